@@ -5,6 +5,7 @@ and says how many examples came out where it can.  A kind lists the types of exc
 """
 
 import bz2
+import functools
 import gzip
 import io
 import json
@@ -925,6 +926,64 @@ def feed_settings(folder: Path) -> object:
     )
 
 
+RUNS = {"loop": str(Path(__file__).parent / "configs/smallest.py"), "transfer": "transfer/stickers_linear"}
+NUMBERS = (0, 1, 3, -1, 2**31, 2**63, -(2**63), 10**30)
+
+
+def is_whole(config, name: str) -> bool:
+    """Whether a field is a whole number or a tuple of them, with or without a value."""
+    *groups, last = name.split(".")
+    group = functools.reduce(lambda group, part: group[part], groups, config)
+    first, *_ = group[last] if isinstance(group[last], tuple) and group[last] else [group[last]]
+    return type(first) is int or group.get_type(last) is int
+
+
+def make_fields(rng: Rng, folder: Path) -> None:
+    """A whole number that a user may write behind --config.NAME=."""
+    from detailclip_jax.config import run_config
+
+    run = one_of(rng, list(RUNS))
+    config = run_config.load(RUNS[run])
+    names = [name for name in run_config.flatten(config) if is_whole(config, name)]
+    (folder / "field").write_text(json.dumps([run, one_of(rng, names), one_of(rng, NUMBERS)]))
+
+
+def feed_fields(folder: Path) -> object:
+    import importlib
+
+    from detailclip_jax.config import run_config, settings
+
+    run, name, number = json.loads((folder / "field").read_text())
+    config = run_config.load(RUNS[run])
+    is_tuple = isinstance(run_config.flatten(config)[name], tuple)
+    settings.set_fields({name: (number,) * len(run_config.flatten(config)[name]) if is_tuple else number})(config)
+    return importlib.import_module(f"detailclip_jax.run.{run}").prepare(config, folder / "run", [name]).workdir
+
+
+def make_classes(rng: Rng, folder: Path) -> None:
+    """A folder of images and masks with a class list of any length, and the sparse file of one."""
+    for kind in ("images", "masks"):
+        (folder / kind / "train").mkdir(parents=True)
+        Image.fromarray(np.full((4, 4), rng.integers(2**15), np.uint16)).save(folder / kind / "train/a.png")
+    num = int(one_of(rng, (1, 2, 255, 256, 2**15, 2**15 + 1, 2**16, 2**16 + 1, 10**6)))
+    names = "\n".join(map(str, range(num))) if rng.random() < 0.5 else one_of(rng, ("\n", "a\n", "\r\n")) * num
+    (folder / "classes.txt").write_bytes(damaged(rng, names.encode(one_of(rng, TEXT_FORMS), "replace")))
+    if rng.random() < 0.2:
+        os.truncate(folder / "classes.txt", 40 * 2**30)
+
+
+def feed_classes(folder: Path) -> object:
+    from detailclip_jax.data.semantic.layouts import open_set
+    from detailclip_jax.data.sources import BadRecord
+
+    found = open_set("folders", str(folder), "train")
+    try:
+        return found.source[0]["mask"].max()
+    except BadRecord as error:
+        assert str(error)
+        return len(found.classes)
+
+
 KINDS = {
     "image": Kind(make_image, feed_image, image_refusals),
     "tar": Kind(make_tar, feed_tar, prepare_refusals),
@@ -942,5 +1001,7 @@ KINDS = {
     "results": Kind(make_results, feed_results, weight_refusals),
     "ids": Kind(make_ids, feed_ids, prepare_refusals),
     "settings": Kind(make_settings, feed_settings, weight_refusals),
+    "fields": Kind(make_fields, feed_fields, weight_refusals),
+    "classes": Kind(make_classes, feed_classes, weight_refusals),
     "checkpoint": Kind(make_checkpoint, feed_checkpoint, checkpoint_refusals),
 }

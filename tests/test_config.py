@@ -16,6 +16,7 @@ from detailclip_jax import methods
 from detailclip_jax.config import config_files, run_config
 from detailclip_jax.config.config_files import find
 from detailclip_jax.config.run_config import ABSENT, check_overrides, claim_workdir, differences, load, resolve
+from detailclip_jax.models import sizes
 from detailclip_jax.run.validation import validate
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +43,8 @@ CASES = {
     "vitb16_yfcc-epochs=50": "vitb16_yfcc.py:epochs=50",
     "vitb16_yfcc-preset=reference": "vitb16_yfcc.py:preset=reference",
 }
+
+TINY = sizes.SIZES["tiny"]._asdict()
 
 
 def config_of(spec="stickers.py", **fields):
@@ -380,16 +383,22 @@ def test_groups_of_free_names_take_them_and_groups_are_replaced_whole():
         ({"views.cutmix": 1.0}, "views.cutmix 1.0 .* method detailclip has no term 'labels'"),
         ({"views.mixup": -0.2}, "views.mixup -0.2 must be at least 0"),
         ({"total_steps": -1}, "total_steps -1 must be at least 1"),
+        ({"total_steps": 2**63}, "total_steps 9223372036854775808 must be from 0 to 2147483647"),
+        ({"model.custom": {**TINY, "depth": 5000}, "model.size": "custom"}, "custom.depth .* from 1 to 1000"),
+        ({"model.custom": {**TINY, "num_heads": 0}, "model.size": "custom"}, "custom.num_heads 0 must be .* from 1 to"),
+        ({"model.vocab_size": -1}, "model.vocab_size -1 must be at least 1"),
+        ({"model.num_classes": -1}, "model.num_classes -1 must be from 0 to 2147483647"),
+        ({"data.text_buckets": (32, 2**31)}, r"data.text_buckets 2147483648 must be from 0 to 2147483647"),
         ({"optimizer.betas": (0.9,)}, r"optimizer.betas \(0.9,\) must have 2 numbers"),
         ({"model.drop_path": 1.0}, r"model.drop_path 1.0 must be less than 1"),
         ({"optimizer.betas": (0.9, 1.0)}, r"optimizer.betas \(0.9, 1.0\) must be less than 1"),
         ({"views.crops.large.scale": ("a", "b")}, "views.crops.large.scale .* must have 2 numbers"),
         ({"views.crops.large.blur_p": (0.1,)}, "blur_p"),
         ({"best_metric": "zero_shot/ema/top1"}, "set evaluate_every"),
-        ({"seed": -1}, "seed -1 must be at least 0"),
+        ({"seed": -1}, "seed -1 must be from 0 to 2147483647"),
         ({"model.context_length": 2}, "model.context_length 2 must be at least 3"),
         ({"model.dtype": "float16"}, "unknown model.dtype 'float16'"),
-        ({"evaluate_every": -1}, "evaluate_every -1 must be at least 0"),
+        ({"evaluate_every": -1}, "evaluate_every -1 must be from 0 to 2147483647"),
         ({"masking.ratio": 1.5}, "masking.ratio 1.5 must be from 0 to 1"),
         ({"data.reducing_gap": 0.5}, r"^data.reducing_gap 0.5 must be 0 \(all pixels are decoded\) or at least 1"),
         ({"data.max_bad_ratio": 2.0}, "data.max_bad_ratio 2.0 must be from 0 to 1"),
@@ -398,16 +407,16 @@ def test_groups_of_free_names_take_them_and_groups_are_replaced_whole():
         ({"views.crops.large.blur_p": (0.1, 1.1)}, r"blur_p \(0.1, 1.1\) must be from 0 to 1"),
         ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate 0.0 must be greater than 0"),
         ({"losses.patch_temperature": (0.04, 0.0)}, "patch_temperature .* must be greater than 0"),
-        ({"losses.clip_block": -5}, "losses.clip_block -5 must be at least 0"),
+        ({"losses.clip_block": -5}, "losses.clip_block -5 must be from 0 to 2147483647"),
         ({"evaluators": {"zero_shot": {"scenes": 3}}}, "unknown option of evaluator zero_shot: 'scenes'"),
         ({"views.crops.large.blur_p": ("high",)}, r"blur_p \('high',\) must have only numbers"),
         ({"views.crops.large.blur_sigma": (0.0, 2.0)}, r"blur_sigma \(0.0, 2.0\) must be greater than 0"),
         ({"data.text_buckets": ("off",)}, r"data.text_buckets \('off',\) must have whole numbers, for example"),
         ({"data.text_buckets": (32.5,)}, r"data.text_buckets \(32.5,\) must have whole numbers"),
         ({"data.stickers.num_scenes": 0}, "data.stickers.num_scenes 0 must be at least 1"),
-        ({"data.stickers.seed": -1}, "data.stickers.seed -1 must be at least 0"),
+        ({"data.stickers.seed": -1}, "data.stickers.seed -1 must be from 0 to 2147483647"),
         ({"optimizer.frozen_prototype_epochs": -1.0}, "optimizer.frozen_prototype_epochs -1.0 must be at least 0"),
-        ({"optimizer.warmup_steps": -10}, "optimizer.warmup_steps -10 must be at least 0"),
+        ({"optimizer.warmup_steps": -10}, "optimizer.warmup_steps -10 must be from 0 to 2147483647"),
         ({"optimizer.layer_decay": 0.0}, "optimizer.layer_decay 0.0 must be greater than 0"),
         ({"optimizer.loaded_rate": -0.1}, "optimizer.loaded_rate -0.1 must be at least 0"),
         ({"optimizer.weight_decay_end": -0.4}, "optimizer.weight_decay_end -0.4 must be at least 0"),
@@ -427,7 +436,7 @@ def test_what_cannot_be_meant_is_refused(fields, message):
         ("local.ratio", (1.0,), r"views.crops.local.ratio \(1.0,\) must have 2 numbers"),
         ("local.jitter", (0.4,), r"views.crops.local.jitter \(0.4,\) must have 4 numbers"),
         ("large.mask_ratio", (0.3,), r"views.crops.large.mask_ratio \(0.3,\) must have 2 numbers"),
-        ("large.mask_grid", -1, "views.crops.large.mask_grid -1 must be at least 0"),
+        ("large.mask_grid", -1, "views.crops.large.mask_grid -1 must be from 0 to 2147483647"),
     ],
 )
 def test_one_number_for_a_pair_is_refused_in_every_crop(field, value, message):

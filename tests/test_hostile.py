@@ -4,7 +4,7 @@ import hostile
 import pytest
 from hostile_inputs import KINDS
 
-QUICK = [name for name in KINDS if name not in ("checkpoint", "config", "torch", "safetensors")]
+QUICK = [name for name in KINDS if name not in ("checkpoint", "config", "fields", "torch", "safetensors")]
 
 
 @pytest.fixture(scope="module", autouse=True)

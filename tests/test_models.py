@@ -12,7 +12,7 @@ from tiny import noise, tiny_state
 from detailclip_jax import config as config_lib
 from detailclip_jax.detection import backbone
 from detailclip_jax.inference import inspection
-from detailclip_jax.models import block, patches, positions, readouts, towers
+from detailclip_jax.models import block, patches, positions, readouts, registry, sizes, towers
 from detailclip_jax.models import vit as vit_module
 from detailclip_jax.models.decoder import Decoder
 from detailclip_jax.models.heads import PrototypeHead
@@ -291,6 +291,13 @@ def test_sizes_build(name, millions):
         if group != optimizer.FROZEN
     )
     assert millions is None or round(trained / 1e6, 1) == millions
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    config = config_lib.default().model
+    build = registry.Build(config, sizes.size_of(config), jnp.float32)
+    with pytest.raises(ValueError, match="of width 100 cannot have 16 attention heads"):
+        build.kernel(100, 16)
 
 
 def test_size_errors():

@@ -14,7 +14,7 @@ from detailclip_jax.data.regular_files import IN_SETS
 from detailclip_jax.data.semantic import batches, names
 from detailclip_jax.data.semantic.augment import Recipe, augment, distort, draw_crop, resize_image, scaled_size
 from detailclip_jax.data.semantic.labels import IGNORE, check_size, stored_values, table
-from detailclip_jax.data.semantic.layouts import open_pairs, open_set
+from detailclip_jax.data.semantic.layouts import open_pairs, open_set, read_classes
 from detailclip_jax.data.semantic.stickers import open_stickers
 from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.runtime.provenance import data_fingerprint
@@ -221,6 +221,30 @@ def test_a_class_list_is_read_line_by_line(tmp_path):
     put(tmp_path / "classes.txt", b"sea\nland\nsea\n")
     with pytest.raises(ValueError, match=r"classes\.txt has the name 'sea' in several lines"):
         open_set("folders", str(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("\n".join(map(str, range(32_769))).encode(), r"has 32,769 lines; a set can have 32,768 classes"),
+        ("l\u00e4nd".encode("latin-1"), "cannot be read: 'utf-8' codec can't decode byte 0xe4"),
+        (
+            b"a" * (2**24 + 1),
+            r"cannot be read: too large: .*classes\.txt has 16,777,217 bytes, the limit is 16,777,216",
+        ),
+    ],
+)
+def test_what_is_no_class_list_is_refused(content, message, tmp_path):
+    put(tmp_path / "classes.txt", content)
+    with pytest.raises(ValueError, match=rf"classes\.txt {message}"):
+        read_classes(tmp_path / "classes.txt")
+
+
+def test_a_class_list_may_have_as_many_names_as_int16_has_numbers(tmp_path):
+    put(tmp_path / "images/train/b.png", encoded(np.zeros((4, 6, 3), np.uint8)))
+    put(tmp_path / "masks/train/b.png", encoded(np.full((4, 6), 32_767, np.uint16)))
+    put(tmp_path / "classes.txt", "\n".join(map(str, range(32_768))).encode())
+    assert open_set("folders", str(tmp_path), "train").source[0]["mask"].max() == 32_767
 
 
 def test_an_unreadable_image_is_a_bad_record(tmp_path):

@@ -180,6 +180,8 @@ def test_inference_may_change_in_a_workdir(pretrained, tmp_path):
         ("inference.stride", 40, r"inference\.stride 40 is greater than inference\.window 32"),
         ("inference.batch_size", 0, r"inference\.batch_size 0 must be at least 1"),
         ("log_every", 0, "log_every 0 must be at least 1"),
+        ("data.num_val", -1, "data.num_val -1 must be from 0 to 2147483647"),
+        ("total_steps", 2**63, "total_steps 9223372036854775808 must be from 0 to 2147483647"),
         ("optimizer.batch_size", 0, r"optimizer\.batch_size 0 must be at least 1"),
         ("best_metric", "miou", "unknown best_metric 'miou'; did you mean 'mIoU'"),
         ("views.jitter", (2.0, 0.5), r"views\.jitter .* ascending order"),

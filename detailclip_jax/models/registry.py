@@ -25,7 +25,9 @@ class Build(NamedTuple):
     axis: Axis | None = None  # mesh axis over which BatchNorm averages; None if each device has the whole batch
 
     def kernel(self, width: int, num_heads: int) -> Kernel:
-        """Returns the attention kernel for `num_heads` heads of a network of this width."""
+        """Returns the attention kernel for `num_heads` heads of a network of this width, which they must divide."""
+        if width % num_heads:
+            raise ValueError(f"a network of width {width} cannot have {num_heads} attention heads of equal width")
         return choose_kernel(self.model.attention, self.dtype, width // num_heads)
 
 

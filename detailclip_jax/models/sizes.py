@@ -41,6 +41,9 @@ SIZES = {
 
 
 CUSTOM = "custom"
+LARGEST = 2**31 - 1  # of int32, in which steps, token ids and sizes are computed
+MAX_DEPTH = 1000  # blocks; to build more takes hours
+MAY_BE_0 = ("decoder_depth", "mlp_width", "text_mlp_width")
 
 
 def size_named(name: str) -> Size:
@@ -55,7 +58,7 @@ def size_of(model: ConfigDict) -> Size:
 
         model.size, model.custom = "custom", {"patch_size": 14, "width": 1024, "depth": 24, "num_heads": 16}
 
-    Raises ValueError with the names of missing or unknown fields.
+    Raises ValueError with the names of missing or unknown fields, and for a field that cannot be such a size.
     """
     if model.size != CUSTOM:
         return size_named(model.size)
@@ -66,6 +69,10 @@ def size_of(model: ConfigDict) -> Size:
             f"model.custom lacks {sorted(missing)} and has unknown {sorted(given - known)}; its fields are "
             f"{', '.join(Size._fields)}"
         )
+    for name, value in model.custom.items():
+        least, most = int(name not in MAY_BE_0), MAX_DEPTH if name.endswith("depth") else LARGEST
+        if not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"model.custom.{name} {value!r} must be a whole number from {least} to {most}")
     return Size(**model.custom.to_dict())
 
 

@@ -12,7 +12,14 @@ from detailclip_jax.kernels.products import PRECISIONS
 from detailclip_jax.models import sizes
 from detailclip_jax.models.attention import KERNELS
 from detailclip_jax.models.block import REMAT
-from detailclip_jax.run.validation import BELOW_ONE, INFINITE, OPTIMIZER_POSITIVE, OPTIMIZER_RANGES, check_choice
+from detailclip_jax.run.validation import (
+    BELOW_ONE,
+    INFINITE,
+    OPTIMIZER_POSITIVE,
+    OPTIMIZER_RANGES,
+    check_choice,
+    check_whole,
+)
 from detailclip_jax.runtime import wandb_writer
 from detailclip_jax.segmentation.heads import HEADS
 from detailclip_jax.segmentation.inference import MODES
@@ -44,8 +51,6 @@ COMMON_RANGES: Ranges = {
     **OPTIMIZER_RANGES,
     **dict.fromkeys(("batch_size", "total_steps", "log_every", "checkpoint_every", "max_to_keep"), (1, INFINITE)),
     **dict.fromkeys(("mesh.fsdp", "data.canvas", "optimizer.batch_size", "inference.batch_size"), (1, INFINITE)),
-    **dict.fromkeys(("seed", "evaluate_every", "profile_steps"), (0, INFINITE)),
-    **dict.fromkeys([f"data.{name}" for name in ("num_workers", "prefetch", "num_train", "num_val")], (0, INFINITE)),
     **dict.fromkeys(("data.max_bad_ratio", "views.flip", "optimizer.warmup_ratio", "model.drop_path"), (0, 1)),
 }
 COMMON_POSITIVE = (*OPTIMIZER_POSITIVE, "preprocess.std")
@@ -97,6 +102,8 @@ def check_fields(config: ConfigDict, usual: ConfigDict, rules: Rules) -> None:
             _check_tuple(name, fields[name], value, name in rules.any_length)
     for name in (*rules.ranges, *rules.positive):
         _check_numbers(name, fields[name], rules)
+    for name, value in fields.items():
+        check_whole(name, value)
 
 
 def _check_tuple(name: str, value: Any, usual: tuple[Any, ...], any_length: bool) -> None:

@@ -47,7 +47,7 @@ PER_VIEW = (".blur_p", ".solarize_p")  # one number for all views of a crop, or 
 WHOLE = ("data.text_buckets",)  # a tuple of any number of whole numbers
 INFINITE = float("inf")
 OPTIMIZER_RANGES = {  # of every kind of run
-    **dict.fromkeys(("optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm"), (0, INFINITE)),
+    **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm"), (0, INFINITE)),
     **dict.fromkeys(("optimizer.betas", "optimizer.layer_decay"), (0, 1)),
 }
 OPTIMIZER_POSITIVE = ("optimizer.learning_rate", "optimizer.eps", "optimizer.layer_decay")
@@ -55,17 +55,14 @@ RANGES = {  # field, or the end of its name from a dot on: (smallest, largest) v
     **OPTIMIZER_RANGES,
     **dict.fromkeys(("batch_size", "num_epochs", "total_steps", "steps_per_epoch"), (1, INFINITE)),
     **dict.fromkeys(("log_every", "checkpoint_every", "max_to_keep", "accumulation", "mesh.fsdp"), (1, INFINITE)),
-    **dict.fromkeys(("seed", "evaluate_every", "profile_steps", "data.num_workers", "data.held_out"), (0, INFINITE)),
-    "logging.images_every": (0, INFINITE),
-    **dict.fromkeys(("data.prefetch", "losses.chunk_logits", "losses.clip_block"), (0, INFINITE)),
     **dict.fromkeys(("data.text_buckets", "data.stickers.num_scenes"), (1, INFINITE)),
-    "data.stickers.seed": (0, INFINITE),
     "data.max_bad_ratio": (0, 1),
     **dict.fromkeys(("views.mixup", "views.cutmix"), (0, INFINITE)),
     "model.context_length": (3, INFINITE),  # start, a word, end
     **dict.fromkeys(("model.drop_path", "preprocess.crop_ratio"), (0, 1)),
     **dict.fromkeys(("masking.ratio", "masking.drawn_ratio", "masking.probability"), (0, 1)),
-    "model.class_tokens": (1, INFINITE),
+    **dict.fromkeys(("model.class_tokens", "model.vocab_size"), (1, INFINITE)),
+    "model.decoder_depth": (0, sizes.MAX_DEPTH),
     "losses.label_smoothing": (0, 1),
     ".scale": (0, 1),
     **dict.fromkeys(("losses.center_momentum", "ema.start", "ema.end"), (0, 1)),
@@ -75,7 +72,6 @@ RANGES = {  # field, or the end of its name from a dot on: (smallest, largest) v
     **dict.fromkeys(
         [f"optimizer.{name}" for name in ("weight_decay_end", "loaded_rate", "frozen_prototype_epochs")], (0, INFINITE)
     ),
-    ".mask_grid": (0, INFINITE),
     **dict.fromkeys((".flip", ".jitter_p", ".gray_p", ".blur_p", ".solarize_p", ".mask_p", ".mask_ratio"), (0, 1)),
 }
 POSITIVE = (
@@ -97,6 +93,7 @@ def validate(config: ConfigDict) -> None:
     for name, value in fields.items():
         _check_tuple(name, value)
         _check_range(name, value)
+        check_whole(name, value)
     components(config.data)
     check_reducing_gap(config.data.reducing_gap, "data.reducing_gap")
     _check_crops(config)
@@ -127,6 +124,15 @@ def _check_range(name: str, value: Any) -> None:
         raise ValueError(f"{name} {value} must be less than 1")
     if _named(name, ORDERED) and sorted(numbers) != numbers:
         raise ValueError(f"{name} {value} must be in ascending order: write {tuple(sorted(numbers))}")
+
+
+def check_whole(name: str, value: Any) -> None:
+    """Raises ValueError for a whole number, or one in a tuple, that no count, size or seed can be."""
+    if isinstance(value, tuple | list):
+        for entry in value:
+            check_whole(name, entry)
+    elif isinstance(value, int) and not 0 <= value <= sizes.LARGEST:
+        raise ValueError(f"{name} {value} must be from 0 to {sizes.LARGEST}")
 
 
 def _named(name: str, fields: Iterable[str]) -> bool:

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 from detailclip_jax.data.decoding import BadImage, opened
 from detailclip_jax.data.images import SUFFIXES
-from detailclip_jax.data.regular_files import IN_CONFIG, inside, leaving, read_regular
+from detailclip_jax.data.regular_files import IN_CONFIG, TooLarge, inside, leaving, read_regular
 from detailclip_jax.data.semantic import names
 from detailclip_jax.data.semantic.labels import LabelTable, check_size, stored_values, table
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
@@ -38,6 +38,8 @@ from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.terminal import counted
 
 SPLITS = ("train", "val")
+MAX_CLASSES = 2**15  # class numbers are int16
+MAX_LIST_BYTES = 2**24  # of a class list
 NUM_HASHED = 8  # masks whose bytes are in `Pairs.identity`
 PAIRS = "pairs"  # the name of `open_pairs` as a source
 TFDS = (
@@ -260,14 +262,20 @@ def read_classes(file: str | pathlib.Path) -> tuple[str, ...]:
     """Reads a class list: one name per line, the first one for the stored value 0.
 
     Raises MissingData if there is no such file, and ValueError for an empty line before a name, which would shift the
-    values, and for a name that occurs twice: results list the classes by name.
+    values, for a name that occurs twice: results list the classes by name, and for a file that is no such list.
     """
     if not pathlib.Path(file).is_file():
         raise MissingData(
             f"the class list {str(file)!r} is not a file; it has one class name per line, the first one for the stored "
             "value 0"
         )
-    lines = [line.strip() for line in pathlib.Path(file).read_text("utf-8-sig").rstrip().split("\n")]
+    try:
+        text = read_regular(file, MAX_LIST_BYTES).decode("utf-8-sig")
+    except (TooLarge, UnicodeDecodeError) as error:
+        raise ValueError(f"the class list {file} cannot be read: {error}") from error
+    lines = [line.strip() for line in text.rstrip().split("\n")]
+    if len(lines) > MAX_CLASSES:
+        raise ValueError(f"{file} has {len(lines):,} lines; a set can have {MAX_CLASSES:,} classes")
     if "" in lines:
         raise ValueError(
             f"{file} has no name in line {lines.index('') + 1}: line k names the stored value k - 1, so every value "
