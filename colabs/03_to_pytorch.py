@@ -94,17 +94,20 @@ print(largest_difference(tokens[:, 0].numpy(), model.features(images).cls))
 # %% [markdown]
 # ## open_clip: images and texts
 #
-# The folder is loaded by `open_clip.create_model_and_transforms`, with its preprocessing and tokenizer.
+# The folder is loaded by `open_clip.create_model_and_transforms`, with its preprocessing and tokenizer. It is loaded
+# from within, because timm registers no image encoder of this size, and the folder's config names its own subfolder.
 
 # %%
 assert export.main([f"--checkpoint={CHECKPOINT}", "--to=open_clip", f"--out={folder / 'open_clip'}"]) == 0
 
 # %%
+import contextlib
+
 import open_clip
 
-name = f"local-dir:{folder / 'open_clip'}"
-clip, _, preprocess = open_clip.create_model_and_transforms(name)
-tokenize = open_clip.get_tokenizer(name)
+with contextlib.chdir(folder / "open_clip"):
+    clip, _, preprocess = open_clip.create_model_and_transforms("local-dir:.")
+    tokenize = open_clip.get_tokenizer("local-dir:.")
 with torch.inference_mode():
     theirs = clip.eval().encode_image(torch.from_numpy(pixels).permute(0, 3, 1, 2), normalize=True).numpy()
     captions = clip.encode_text(tokenize(texts), normalize=True).numpy()

@@ -240,7 +240,7 @@ def run(
         prepare = importlib.import_module(f"detailclip_jax.run.{module}").prepare
         start_times.ended("imports")
         return loop.prepare_and_train(
-            lambda: prepare(*asked()), lambda run: following(sys.argv[1:], run.workdir, run.config.total_steps)
+            asked, prepare, lambda run: following(sys.argv[1:], run.workdir, run.config.total_steps)
         )
 
     return errors.run(train)

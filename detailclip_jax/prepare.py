@@ -36,8 +36,8 @@ from detailclip_jax.runtime.terminal import counted
 MISSING = "missing file"  # reason of a rejected example
 NO_CAPTIONS = (
     "no example has a caption, which contrastive methods need; --caption-column NAME names the column of a table or "
-    "the field of a json (--help lists the usual names), and CLASS/image.txt is the caption of an imagefolder; then "
-    "prepare the set again with a new --out"
+    "the field of a json (--help lists the usual names), and CLASS/image.txt is the caption of an imagefolder, or "
+    "--caption-template 'a photo of a {}'; then prepare the set again with a new --out"
 )
 BLANK = (
     "the caption {names} is blank in every example; if --caption-column is misspelt, prepare the set again with a new "

@@ -185,20 +185,18 @@ def test_a_finished_split_whose_folder_has_a_new_tar_is_an_error(tars, tmp_path,
     assert f"{source}" in shown and "1 before, 2 now" in shown
 
 
-@pytest.mark.parametrize(
-    ("source", "out"),
-    [("", "out"), ("", ""), ("", "out/deep"), ("link", "out"), ("link", ""), ("", "link"), ("", "link/out")],
-)
-def test_lists_of_rejects_in_the_folder_of_the_source_are_no_change(tmp_path, capsys, source, out):
-    folder = tmp_path / "set"
+@pytest.mark.parametrize("copied", ["", "out", "out/deep"])
+@pytest.mark.parametrize("source", ["set", "set/link"])
+def test_lists_of_rejects_in_the_folder_of_the_source_are_no_change(tmp_path, capsys, source, copied):
+    folder, out = tmp_path / "set", tmp_path / "out"
     trees.write(folder / "a.jpg", trees.jpeg(1))
     trees.write(folder / "t.jsonl", '{"image": "a.jpg", "caption": "one"}\n{')
     (folder / "link").symlink_to(folder)
-    for place in (folder / out, folder / "other"):  # a second set in the folder
-        assert run("jsonl", folder / source, out=place) == 0
-        assert load(str(place))["splits"]["train"]["num_rejected"] == 1
+    assert run("jsonl", tmp_path / source, out=out) == 0
+    assert load(str(out))["splits"]["train"]["num_rejected"] == 1
+    shutil.copytree(out, folder / copied, dirs_exist_ok=True)
     capsys.readouterr()
-    assert run("jsonl", folder / source, out=folder / out) == 0
+    assert run("jsonl", tmp_path / source, out=out) == 0
     assert "nothing to do" in capsys.readouterr().out
 
 
@@ -210,14 +208,15 @@ def test_a_table_that_only_seems_to_be_a_list_of_rejects_is_read(tmp_path):
 
 
 def test_the_figures_of_a_set_below_a_folder_of_images_are_no_change(tmp_path, capsys):
-    add_to_photos(tmp_path / "a", "one", "words")
-    for out in (tmp_path, tmp_path / "a/set"):
-        assert run("imagefolder", tmp_path, out=out) == 0
-        for name in ("statistics", "contact-sheet"):
-            trees.write(out / f"train-{name}.png", trees.jpeg(2))
-        capsys.readouterr()
-        assert run("imagefolder", tmp_path, out=out) == 0
-        assert "nothing to do" in capsys.readouterr().out and len(captions(out)) == 1
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    add_to_photos(photos / "a", "one", "words")
+    assert run("imagefolder", photos, out=out) == 0
+    copied = shutil.copytree(out, photos / "a/set")
+    for name in ("statistics", "contact-sheet"):
+        trees.write(copied / f"train-{name}.png", trees.jpeg(2))
+    capsys.readouterr()
+    assert run("imagefolder", photos, out=out) == 0
+    assert "nothing to do" in capsys.readouterr().out and len(captions(out)) == 1
 
 
 ROWS = "image,caption\na.jpg,one\n"
@@ -554,25 +553,44 @@ def test_a_source_that_is_missing_or_empty_leaves_nothing_behind(tmp_path, monke
 
 
 def test_a_set_within_an_imagefolder_is_no_class(tmp_path):
-    """Neither the output, which begins before the classes are listed, nor a set that was prepared earlier."""
     photos = tmp_path / "photos"
     for number, name in enumerate(("cat", "dog")):
         trees.write(photos / name / "0.jpg", trees.jpeg(number))
     assert run("imagefolder", photos, out=tmp_path / "elsewhere") == 0
     classes = load(str(tmp_path / "elsewhere"))["splits"]["train"]["classes"]
-    for name in ("a_set", "another"):
-        assert run("imagefolder", photos, out=photos / name) == 0
-        assert load(str(photos / name))["splits"]["train"]["classes"] == classes
+    shutil.copytree(tmp_path / "elsewhere", photos / "a_set")
+    assert run("imagefolder", photos, out=tmp_path / "again") == 0
+    assert load(str(tmp_path / "again"))["splits"]["train"]["classes"] == classes
 
 
-def test_a_class_of_an_imagefolder_is_no_output(tmp_path, capsys):
-    """Its images would be left out without a word."""
+@pytest.mark.parametrize("out", ["", "cat", "cat/deep", "new"])
+@pytest.mark.parametrize("kind", ["imagefolder", "webdataset"])
+def test_a_folder_of_the_source_is_no_output(tmp_path, capsys, kind, out):
     photos = tmp_path / "photos"
-    for number, name in enumerate(("cat", "dog")):
-        trees.write(photos / name / "0.jpg", trees.jpeg(number))
-    assert run("imagefolder", photos, out=photos / "cat") == 2
-    assert f"--out {photos}/cat is the folder cat of images in {photos}" in capsys.readouterr().err
-    assert sorted(path.name for path in photos.rglob("*")) == ["0.jpg", "0.jpg", "cat", "dog"]
+    trees.write(photos / "cat/0.jpg", trees.jpeg(0))
+    (tmp_path / "link").symlink_to(photos)
+    assert run(kind, photos, out=tmp_path / "link" / out) == 2
+    shown = capsys.readouterr().err
+    assert f"is in the source {photos}; choose another --out, such as {photos}-records" in shown
+    assert sorted(path.name for path in photos.rglob("*")) == ["0.jpg", "cat"]
+
+
+def test_captions_of_an_imagefolder_are_made_of_the_names_of_its_classes(tmp_path, capsys):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    for name in ("red_fox/0.jpg", "owl/1.jpg", "top.jpg"):
+        trees.write(photos / name, trees.jpeg(0))
+    trees.write(photos / "owl/1.txt", "an owl at night")
+    templates = ["--caption-template", "a photo of a {}", "--caption-template", "{}: {0} {name}"]
+    assert run("imagefolder", photos, *templates, out=out) == 0
+    made = ("a photo of a red fox", "red fox: {0} {name}")
+    assert captions(out) == {"red_fox/0.jpg": made, "owl/1.jpg": ("an owl at night",), "top.jpg": ()}
+    capsys.readouterr()
+    assert run("imagefolder", photos, out=out) == 2
+    assert "caption_templates: ('a photo of a {}', '{}: {0} {name}') before, () now" in capsys.readouterr().err
+    assert run("imagefolder", photos, "--caption-template", "a photo", out=out) == 2
+    assert "--caption-template: 'a photo' has no {} in place of the class name" in capsys.readouterr().err
+    assert run("webdataset", photos, "--caption-template", "a {}", out=out) == 2
+    assert "--caption-template: only the classes of an imagefolder have names" in capsys.readouterr().err
 
 
 def test_a_prepared_set_among_the_images_of_a_class_is_refused(tmp_path, capsys):

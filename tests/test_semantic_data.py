@@ -14,7 +14,7 @@ from detailclip_jax.data.regular_files import IN_SETS
 from detailclip_jax.data.semantic import batches, names
 from detailclip_jax.data.semantic.augment import Recipe, augment, distort, draw_crop, resize_image, scaled_size
 from detailclip_jax.data.semantic.labels import IGNORE, check_size, stored_values, table
-from detailclip_jax.data.semantic.layouts import open_pairs, open_set, read_classes
+from detailclip_jax.data.semantic.layouts import black_and_white, open_pairs, open_set, read_classes
 from detailclip_jax.data.semantic.stickers import open_stickers
 from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.runtime.provenance import data_fingerprint
@@ -207,6 +207,20 @@ def test_any_two_folders_with_a_class_list(tmp_path):
     with pytest.raises(BadRecord, match="the mask have the values 2"):
         found.source[0]
     assert open_pairs(photos, labels, classes, "ignore").source[0]["mask"].max() == -1
+
+
+def test_masks_of_0_and_255_are_warned_of_with_the_way_out(tmp_path):
+    for name in "abc":
+        put(tmp_path / f"photos/{name}.jpg", make_image())
+        put(tmp_path / f"labels/{name}.png", mask(0, 255))
+    open_them = lambda: open_pairs(str(tmp_path / "photos"), str(tmp_path / "labels"), ("ground", "box"))
+    (warning,) = black_and_white(open_them())
+    assert "0 and 255 alone; 255 is ignored" in warning and "every other pixel is 'ground'" in warning
+    assert "// 255).save(MASK) stores 1" in warning
+    put(tmp_path / "labels/b.png", b"damaged")
+    assert black_and_white(open_them())
+    put(tmp_path / "labels/b.png", mask(0, 1, 255))
+    assert not black_and_white(open_them()) and not black_and_white(open_stickers("groups", "val", 48, 2))
 
 
 def test_a_class_list_is_read_line_by_line(tmp_path):

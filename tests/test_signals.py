@@ -159,7 +159,11 @@ def test_outside_of_the_environment_the_way_in_is_named():
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {sys.executable} does not have jax, grain, absl")
-    assert "make demo" in result.stderr and "Traceback" not in result.stderr
+    assert (
+        "make env" in result.stderr
+        and "install detailclip_jax" not in result.stderr
+        and "Traceback" not in result.stderr
+    )
 
 
 def test_make_tells_a_python_that_is_not_there_from_an_older_one(tmp_path):

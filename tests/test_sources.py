@@ -194,6 +194,33 @@ def test_missing_folder_and_missing_split_are_named(tmp_path):
         Records(tmp_path, "train")
 
 
+@pytest.mark.parametrize(
+    ("path", "file", "command"),
+    [
+        ("my photos", "cats/a.JPG", "imagefolder '{0}/my photos' --out '{0}/my photos-records'"),
+        ("mine.csv", "", "csv {0}/mine.csv --out {0}/mine-records"),
+        ("shards", "00000.tar", "webdataset {0}/shards --out {0}/shards-records"),
+        ("tables", "part-0.parquet", "parquet {0}/tables --out {0}/tables-records"),
+    ],
+)
+def test_own_data_that_are_no_records_are_told_the_command_that_makes_them(path, file, command, tmp_path):
+    place = tmp_path / path / file
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.touch()
+    for split, options in (("train", ""), ("val", " --split val")):
+        with pytest.raises(MissingData) as told:
+            Records(tmp_path / path, split)
+        whole = f"python -m detailclip_jax.prepare {command.format(tmp_path)}{options}"
+        assert whole in str(told.value).splitlines()[1] and "bytes" not in str(told.value)
+
+
+def test_a_set_without_the_split_is_not_prepared_again(tmp_path):
+    write_records(tmp_path, examples(1))
+    (tmp_path / "train-rejected.jsonl").touch()
+    with pytest.raises(MissingData, match=r"has only the splits train\.  Set --config\.data\.path to a folder"):
+        Records(tmp_path, "val")
+
+
 def test_broken_shard_is_named(tmp_path):
     write_records(tmp_path, examples(4), shard_size=2)
     (tmp_path / "train-00001.arrayrecord").write_bytes(b"half")

@@ -125,6 +125,29 @@ def test_a_workdir_that_cannot_be_written_is_named(run_of, tmp_path):
         loop.train(run_of()._replace(workdir=tmp_path / "file/run"))
 
 
+def test_a_workdir_in_use_or_that_cannot_be_written_is_refused_before_the_run_is_prepared(tmp_path):
+    def no_prepare(*asked):
+        pytest.fail("the run was prepared")
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"/file/run cannot be written"):
+        loop.prepare_and_train(lambda: ("config", tmp_path / "file/run"), no_prepare, str)
+    with alone(tmp_path / "run" / loop.LOCK), pytest.raises(Busy, match="is writing to"):
+        loop.prepare_and_train(lambda: ("config", str(tmp_path / "run")), no_prepare, str)
+    found = []
+    with pytest.raises(ValueError, match="of the config"):
+        loop.prepare_and_train(lambda: ("config", str(tmp_path / "new"), ["seed"]), refuse(found), str)
+    assert found == [("config", str(tmp_path / "new"), ["seed"])] and not (tmp_path / "new").exists()
+
+
+def refuse(found):
+    def prepare(*asked):
+        found.append(asked)
+        raise ValueError("of the config")
+
+    return prepare
+
+
 def test_a_finished_run_says_so(run_of):
     loop.train(run_of())
     run = run_of()

@@ -306,7 +306,9 @@ def test_masks_of_0_and_255_are_warned_of_by_the_evaluation(tmp_path, capsys):
     pairs = {f"data.{split}_{field}": str(tmp_path / field) for split in ("train", "val") for field in FIELDS}
     data = {"data.source": "pairs", "data.classes": str(tmp_path / "names"), "total_steps": 1, **pairs}
     assert train(tiny(**data), tmp_path / "run") == 0
-    said = capsys.readouterr().out.partition("# linear on")[0]
+    before, _, rest = capsys.readouterr().out.partition("compiled the training step")
+    assert "WARNING: the masks hold the values 0 and 255 alone" in before
+    said = rest.partition("# linear on")[0]
     for text in (said, (tmp_path / "run/report.md").read_text()):
         assert "1 of 2 classes occur in no mask" in text and "(box)" in text and "66.7%" in text
 

@@ -85,7 +85,12 @@ def toy_run(workdir, bad_step=NEVER, stream=None, **fields):
 
 def train(make_run):
     """The exit code of the command for a run, with the messages of its errors."""
-    return errors.run(lambda: loop.prepare_and_train(make_run, lambda run: "complete"))
+
+    def asked():
+        run = make_run()
+        return run, run.workdir
+
+    return errors.run(lambda: loop.prepare_and_train(asked, lambda run, workdir: run, lambda run: "complete"))
 
 
 if __name__ == "__main__":

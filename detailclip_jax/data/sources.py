@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from shlex import quote
 from typing import Any, Protocol, runtime_checkable
 
 import msgpack
@@ -21,6 +22,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.components import Component
+from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.prepare.files import DATASET
 from detailclip_jax.data.prepare.job import PLAN, WORK
 from detailclip_jax.data.stickers.stickers import Stickers
@@ -37,6 +39,7 @@ WAY_OUT = (
 )
 ADDRESS = re.compile(r"[a-z0-9+.-]{2,}:/")  # pathlib collapses the two slashes to one
 NEEDS = "gs:// needs pip install gcsfs and credentials, as gcloud auth application-default login makes them"
+TABLES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet", ".tar": "webdataset"}
 SCHEMA = '{"image": bytes, "captions": [text, ...], "label": int or -1, "key": text}'
 
 
@@ -264,11 +267,34 @@ def _missing_records(path: str | os.PathLike, split: str) -> str:
     else:
         others = sorted({shard.name.rpartition("-")[0] for shard in _folder(path).glob("*-*.arrayrecord")})
         seen = f"{str(path)!r} has " + (f"only the splits {', '.join(others)}" if others else "no shards")
+    if command := command_for(pathlib.Path(path), split) if path else "":
+        way_out = f"Make them with\n  {command}\nand set --config.data.path to that --out"
+    else:
+        way_out = (
+            f"Set --config.data.path to a folder that python -m detailclip_jax.prepare SOURCE ... --out DIR --split "
+            f"{split} has written (--help: sources), or detailclip_jax.data.sources.write_records(path, examples, "
+            f"split={split!r}).  Without own data: --config.data.source=stickers"
+        )
+    return f"no image-text records: looked for {split}-*.arrayrecord, but {seen}.  {way_out}"
+
+
+def command_for(path: pathlib.Path, split: str) -> str:
+    """Returns the command that makes records of a table, of tar shards or of a folder of images; "" for other paths.
+
+    A folder that has records of another split is one of these.
+
+    command_for(Path("photos"), "train") == "python -m detailclip_jax.prepare imagefolder photos --out photos-records"
+    """
+    files = [path] if path.is_file() else sorted(path.glob("*"))
+    kind = next((TABLES[file.suffix] for file in files if file.suffix in TABLES), None)
+    if any(file.suffix == ".arrayrecord" for file in files):
+        return ""
+    if kind is None and not any(file.suffix.lower() in SUFFIXES for file in path.rglob("*")):
+        return ""
+    out = path.with_name(f"{path.stem if path.is_file() else path.name}-records")
+    options = "" if split == "train" else f" --split {split}"
     return (
-        f"no image-text records: looked for {split}-*.arrayrecord, but {seen}.  Set --config.data.path to a folder "
-        f"that python -m detailclip_jax.prepare SOURCE ... --out DIR --split {split} has written (--help: sources), "
-        f"or detailclip_jax.data.sources.write_records(path, examples, split={split!r}); one example "
-        f"is {SCHEMA}.  Without own data: --config.data.source=stickers"
+        f"python -m detailclip_jax.prepare {kind or 'imagefolder'} {quote(str(path))} --out {quote(str(out))}{options}"
     )
 
 

@@ -414,7 +414,7 @@ def open_clip_model(config: ConfigDict, folder: Path) -> dict[str, Any]:
     return {
         "embed_dim": size.joint_width,
         "quick_gelu": spec.text_activation == "quick_gelu",
-        "vision_cfg": _own_tower(spec) if native else _timm_tower(config, folder),
+        "vision_cfg": _own_tower(spec) if native else _timm_tower(config),
         "text_cfg": {
             "context_length": spec.context_length,
             "vocab_size": spec.vocab_size,
@@ -442,11 +442,10 @@ def _own_tower(spec: Spec) -> dict[str, Any]:
     }
 
 
-def _timm_tower(config: ConfigDict, folder: Path) -> dict[str, Any]:
+def _timm_tower(config: ConfigDict) -> dict[str, Any]:
     spec = spec_of(config.model)
-    name = f"{LOCAL}{(folder / TRUNK).absolute()}" if needs_trunk(config) else timm_name(spec)
     return {
-        "timm_model_name": name,
+        "timm_model_name": f"{LOCAL}{TRUNK}" if needs_trunk(config) else timm_name(spec),
         "timm_pool": "token",
         "timm_proj": "linear",
         "image_size": spec.image_size,

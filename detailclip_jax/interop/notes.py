@@ -90,8 +90,9 @@ def open_clip_notes(config: ConfigDict, path: Path) -> list[str]:
     lines = []
     if hub.needs_trunk(config):
         lines += [
-            "timm registers no architecture of this size: open_clip finds the image encoder's config by its path",
-            f"{(path / hub.TRUNK).absolute()}; after moving it, set timm_model_name in {hub.OPEN_CLIP}",
+            f"timm registers no architecture of this size: its config is in {path / hub.TRUNK}, and open_clip looks",
+            f"for {hub.TRUNK} in the working directory: load local-dir:. in {path}, or set the whole path as",
+            f"timm_model_name in {hub.OPEN_CLIP}",
         ]
     if hub_vocabulary.fits(config):
         return [*lines, f"on the Hub, hf_tokenizer_name in {hub.OPEN_CLIP} must be the name of the repository"]

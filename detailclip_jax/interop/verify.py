@@ -3,6 +3,7 @@
 PyTorch and these libraries come with the extra `torch`, so they are imported only where they are used.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -205,7 +206,8 @@ def open_clip_features(path: Path, config: ConfigDict, batch: Inputs) -> Feature
     import open_clip
     import torch
 
-    model: Any = open_clip.create_model_and_transforms(f"local-dir:{path}")[0].eval()
+    with contextlib.chdir(path):  # where the image encoder's config may be, see `hub.needs_trunk`
+        model: Any = open_clip.create_model_and_transforms("local-dir:.")[0].eval()
     with torch.inference_mode():
         image, text = model.encode_image(_images(batch)), model.encode_text(_text(batch))
         return {"image": image.numpy(), "text": text.numpy()}

@@ -80,12 +80,22 @@ def open_source(config: ConfigDict) -> pipeline.Source:
         raise ValueError(f"data.source {config.data.source!r}: {error}") from error
 
 
-def prepare_and_train(prepare: Callable[[], Run], following: Callable[[Run], str]) -> int:
+def prepare_and_train(
+    asked: Callable[[], tuple[Any, ...]], prepare: Callable[..., Run], following: Callable[[Run], str]
+) -> int:
     """Prepares a run on all processes and trains it; prints `following` of a finished run; returns the exit code.
 
+    `asked` gives the arguments of `prepare`: the config, the workdir, and others.
     Raises the error of `prepare` on all processes if one of them refuses the run, and the errors of `train`.
     """
-    run = processes.agreed(prepare)
+
+    def prepared() -> Run:
+        config, workdir, *others = asked()
+        with workdir_alone(Path(workdir)):  # refused before the model is built, which can take minutes
+            pass
+        return prepare(config, workdir, *others)
+
+    run = processes.agreed(prepared)
     start_times.ended("data and shapes")
     with processes.leaving_at_once(), at_work():
         code = train(run)

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import TracebackType
 
 NEEDED = ("jax", "grain", "absl")
-OUTSIDE = """error: {python} does not have {missing}, which detailclip_jax needs. In a checkout, make the environment
-with make demo and take its Python: . .venv/bin/activate (or .venv/bin/python -m ...). Without make: pip install -e .
-Without a checkout: pip install detailclip_jax"""
+OUTSIDE = """error: {python} does not have {missing}, which detailclip_jax needs. In the checkout, make the
+environment with make env and take its Python: . .venv/bin/activate (or .venv/bin/python -m ...). Without make:
+pip install -e '.[demo]' there, in an environment of your own"""
 USAGE_ERROR = 2
 MODULE = re.compile("-[bBdEiIOPqsSuvx]*m(.*)")  # -m, alone or after flags of the interpreter without values
 CACHE = "JAX_COMPILATION_CACHE_DIR"  # jax reads it when it is imported

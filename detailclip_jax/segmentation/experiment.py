@@ -15,7 +15,15 @@ from ml_collections import ConfigDict
 from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.semantic.augment import Recipe
 from detailclip_jax.data.semantic.batches import SemanticStream, examples
-from detailclip_jax.data.semantic.layouts import PAIRS, SemanticSet, check_links, open_pairs, open_set, read_classes
+from detailclip_jax.data.semantic.layouts import (
+    PAIRS,
+    SemanticSet,
+    black_and_white,
+    check_links,
+    open_pairs,
+    open_set,
+    read_classes,
+)
 from detailclip_jax.data.semantic.stickers import open_stickers
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.inference.encoders import arrays_of, load_encoder
@@ -174,7 +182,7 @@ class Experiment(fine_tuning.Experiment):
             groups_of.table_text(self.state_shapes.params, fine_tuning.rules(config)),
             fine_tuning.table_text(self.state_shapes.params, config),
         ]
-        return lines, fine_tuning.warnings_of(config)
+        return lines, [*fine_tuning.warnings_of(config), *black_and_white(self.sets.train)]
 
 
 def build(

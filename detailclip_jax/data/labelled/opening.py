@@ -162,10 +162,11 @@ def classes_of_your_own(folder: pathlib.Path, split: str) -> str:
 
 
 def captions_of_your_own(folder: pathlib.Path, split: str) -> str:
-    """Returns the command that makes a set with captions in `folder`."""
+    """Returns the command that makes a set with captions in `folder`, or beside a folder that exists, and its name."""
+    out = shlex.quote(str(folder.with_name(f"{folder.name}-records") if folder.exists() else folder))
     return (
-        f"images with captions: python -m detailclip_jax.prepare csv mine.csv --out {shlex.quote(str(folder))} "
-        f"--split {split}, where mine.csv has the columns image and caption"
+        f"images with captions: python -m detailclip_jax.prepare csv mine.csv --out {out} --split {split}, where "
+        f"mine.csv has the columns image and caption, and retrieval:folder:{out}"
     )
 
 

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+from collections.abc import Iterable
 
 from detailclip_jax.data.prepare import columns
 from detailclip_jax.data.prepare.cleaning import CLEANING
@@ -55,6 +56,13 @@ def split_name(text: str) -> str:
     return text
 
 
+def template_text(text: str) -> str:
+    """Checks a caption with a place for the class name, as the `type` of a flag."""
+    if "{}" not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} has no {{}} in place of the class name, as in 'a photo of a {{}}'")
+    return text
+
+
 def _add_tables(command: flags.Parser) -> None:
     add = command.add_argument
     add("--images", default="", metavar="ROOT", help="folder or zip of the images that a table names")
@@ -81,6 +89,11 @@ def _add_tables(command: flags.Parser) -> None:
         f"--config.data.caption of training selects them (default: {captions})"
     )
     add("--caption-column", action="append", default=[], metavar="NAME", help=help)
+    template = (
+        "imagefolder: caption of the images that have no text file, with the name of the class in place of {}, as in "
+        "'a photo of a {}'; may be repeated, an image then has all of them"
+    )
+    add("--caption-template", action="append", default=[], type=template_text, metavar="TEXT", help=template)
     key = f"{first} {', '.join(columns.KEY)}, else file and line"
     add("--key-column", default="", metavar="NAME", help=f"{tables}: name of an example ({key})")
     label = f"{first} {', '.join(columns.LABEL)}, else none"
@@ -121,9 +134,20 @@ def request_of(arguments: argparse.Namespace) -> Request:
     check_no_file(arguments.out)
     if arguments.images and not os.path.exists(arguments.images):
         raise FileNotFoundError(f"--images {arguments.images}: this folder or zip does not exist")
+    if arguments.caption_template and arguments.source != "imagefolder":
+        raise ValueError("--caption-template: only the classes of an imagefolder have names; leave it out")
     out, paths = os.path.abspath(arguments.out), located(arguments.source, arguments.paths)
+    check_beside(out, paths)
     request = Request(arguments.source, paths, out, arguments.split, "", _options(arguments))
     return dataclasses.replace(request, dataset=arguments.dataset or source.dataset(request))
+
+
+def check_beside(out: str, paths: Iterable[str]) -> None:
+    """Raises ValueError if the output is one of the source's folders or in it, where the next run would read it."""
+    real = os.path.realpath(out)
+    for path in filter(os.path.isdir, paths):
+        if os.path.commonpath([real, os.path.realpath(path)]) == os.path.realpath(path):
+            raise ValueError(f"--out {out} is in the source {path}; choose another --out, such as {path}-records")
 
 
 def check_local(path: str) -> None:
@@ -139,7 +163,8 @@ def _options(arguments: argparse.Namespace) -> Options:
     # A restart may run in another working directory
     images = os.path.abspath(arguments.images) if arguments.images else ""
     ids = tuple(map(os.path.abspath, arguments.ids))
-    named = {"images": images, "caption_columns": tuple(arguments.caption_column), "ids": ids}
+    texts = {"caption_columns": tuple(arguments.caption_column), "caption_templates": tuple(arguments.caption_template)}
+    named = {"images": images, "ids": ids, **texts}
     clean = arguments.clean or source_of(arguments.source).clean
     others = {field.name for field in dataclasses.fields(Options)} - {*named, "clean"}
     return Options(**named, clean=clean, **{name: getattr(arguments, name) for name in others})

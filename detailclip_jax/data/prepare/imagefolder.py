@@ -3,13 +3,13 @@
 import errno
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.labelled import folders
 from detailclip_jax.data.prepare import rows
 from detailclip_jax.data.prepare.files import DATASET, is_own
-from detailclip_jax.data.prepare.job import Request
+from detailclip_jax.data.prepare.job import Options, Request
 from detailclip_jax.data.prepare.plan import Plan
 from detailclip_jax.data.prepare.rows import Row
 from detailclip_jax.data.regular_files import (
@@ -29,7 +29,7 @@ def plan(request: Request) -> Plan:
     """Plans the images of one folder, sorted by path; class i is the i-th folder by name, as in torchvision.
 
     Raises ValueError if the subfolders are splits (train/, test/; see `labelled.folders.splits_in`) and not classes,
-    and if images would be left out: the output, or a folder with a prepared set, has images.
+    and if images would be left out: a folder with a prepared set has images.
     Hidden files and folders (.ipynb_checkpoints, ._image.jpg), __MACOSX and prepared sets are skipped.
     """
     if len(request.paths) != 1:
@@ -43,25 +43,24 @@ def plan(request: Request) -> Plan:
             f"{request.paths[0]} has the splits {', '.join(splits)}, not classes; prepare each by itself: "
             f"imagefolder {one} --split {splits[0]}"
         )
-    classes = _classes(root, request)
+    classes = _classes(root)
     _check_left_out(root, classes, request)
-    return Plan(rows.chunked(request, _rows(root, classes, request.options.follow_links)), classes)
+    return Plan(rows.chunked(request, _rows(root, classes, request.options)), classes)
 
 
 def files(request: Request) -> Iterator[str]:
     """Yields the paths of a folder's images, and of the texts next to them; FileNotFoundError without the folder."""
     for folder in request.paths:
         walk = Walk(pathlib.Path(folder), request.options.follow_links)
-        images = (walk.root / name for part in ("", *_classes(walk.root, request)) for name in _images(walk, part))
+        images = (walk.root / name for part in ("", *_classes(walk.root)) for name in _images(walk, part))
         for image in images:
             text = image.with_suffix(".txt")
             yield from map(str, [image, text] if text.exists() else [image])
 
 
-def _classes(root: pathlib.Path, request: Request) -> tuple[str, ...]:
-    """Returns the names of the subfolders, without hidden ones, sets that `prepare` has written, and the output."""
-    out = os.path.realpath(request.out)
-    return tuple(name for name in _folders(root) if not _is_set(root / name) and os.path.realpath(root / name) != out)
+def _classes(root: pathlib.Path) -> tuple[str, ...]:
+    """Returns the names of the subfolders, without hidden ones and sets that `prepare` has written."""
+    return tuple(name for name in _folders(root) if not _is_set(root / name))
 
 
 def _folders(root: pathlib.Path) -> list[str]:
@@ -74,28 +73,24 @@ def _is_set(folder: pathlib.Path) -> bool:
 
 
 def _check_left_out(root: pathlib.Path, classes: tuple[str, ...], request: Request) -> None:
-    """Raises ValueError if a subfolder that is no class has images: the output, or one with a prepared set in it."""
-    walk, out = Walk(root, request.options.follow_links), os.path.realpath(request.out)
+    """Raises ValueError if a subfolder that is no class has images: one with a prepared set in it."""
+    walk = Walk(root, request.options.follow_links)
     for name in _folders(root):
         if name in classes or not _images(walk, name):
             continue
-        if os.path.realpath(root / name) == out:
-            raise ValueError(
-                f"--out {request.out} is the folder {name} of images in {root}, which would be left out; choose "
-                "another --out"
-            )
         raise ValueError(
             f"{root / name} has images and, from prepare, a set: its images would be left out; move the set "
             f"({DATASET} and the files it lists) to another folder"
         )
 
 
-def _rows(root: pathlib.Path, classes: tuple[str, ...], follow_links: bool) -> Iterator[Row]:
+def _rows(root: pathlib.Path, classes: tuple[str, ...], options: Options) -> Iterator[Row]:
     """Yields the images, and a refused row for each folder that is a link out of the root."""
-    walk = Walk(root, follow_links)
+    walk = Walk(root, options.follow_links)
     for label, folder in [(-1, ""), *enumerate(classes)]:
+        named = [text.replace("{}", folder.replace("_", " ")) for text in options.caption_templates if folder]
         for name in _images(walk, folder):
-            yield _row(root, name, label, follow_links)
+            yield _row(root, name, label, options.follow_links, named)
     for name, reason in walk.left_out.items():
         yield Row(name or ".", refused=reason if ": " in reason else f"unreadable folder: {reason}")
 
@@ -114,12 +109,12 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _row(root: pathlib.Path, name: str, label: int, follow_links: bool) -> Row:
-    """Returns an image with the text file next to it, if any; refused if that file may not be read."""
+def _row(root: pathlib.Path, name: str, label: int, follow_links: bool, captions: Sequence[str]) -> Row:
+    """Returns an image with the text file next to it, or these captions; refused if that file may not be read."""
     try:
         text = read_regular(inside(root, pathlib.PurePath(name).with_suffix(".txt"), follow_links), MAX_TEXT_BYTES)
     except FileNotFoundError:
-        return Row(name, [(name,)], label=label, root=str(root))
+        return Row(name, [(name,)], captions, label=label, root=str(root))
     except (LeavesFolder, NotRegular, TooLarge) as error:
         return Row(name, refused=str(error))
     except OSError as error:

@@ -21,6 +21,7 @@ class Options:
 
     images: folder or zip of the images that a table names.
     image_column, key_column, label_column, caption_columns: of tables; "" and () look for the usual names.
+    caption_templates: captions of the images of an imagefolder that have no text, with {} in place of the class name.
     ids: lists of ids that select photos of YFCC100M.
     subset: split of a Karpathy file or a tfds set.
     clean: how captions are cleaned, see `cleaning`.
@@ -36,6 +37,7 @@ class Options:
     key_column: str = ""
     label_column: str = ""
     caption_columns: tuple[str, ...] = ()
+    caption_templates: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
     subset: str = ""
     clean: str = "none"

@@ -28,11 +28,13 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from detailclip_jax.data.decoding import BadImage, opened
 from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.regular_files import IN_CONFIG, TooLarge, inside, leaving, read_regular
 from detailclip_jax.data.semantic import names
-from detailclip_jax.data.semantic.labels import LabelTable, check_size, stored_values, table
+from detailclip_jax.data.semantic.labels import IGNORE, LabelTable, check_size, stored_values, table
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.terminal import counted
@@ -40,7 +42,7 @@ from detailclip_jax.runtime.terminal import counted
 SPLITS = ("train", "val")
 MAX_CLASSES = 2**15  # class numbers are int16
 MAX_LIST_BYTES = 2**24  # of a class list
-NUM_HASHED = 8  # masks whose bytes are in `Pairs.identity`
+NUM_HASHED = 8  # masks whose bytes are in `Pairs.identity`, and that `black_and_white` looks at
 PAIRS = "pairs"  # the name of `open_pairs` as a source
 TFDS = (
     "data.source 'tfds': TFDS's scene_parse150 holds instance maps, not the 150 class labels of the benchmark, so a "
@@ -94,7 +96,7 @@ class Pairs:
         names = [f"{image} {mask} {_size(self.files.masks / mask)}" for image, mask in self.files.names]
         digest = hashlib.sha256("\n".join([*names, self.labels.unknown]).encode(errors="surrogatepass"))
         digest.update(self.labels.values.tobytes())
-        for number in sorted({len(self) * n // NUM_HASHED for n in range(NUM_HASHED)}):
+        for number in _spread(len(self)):
             with contextlib.suppress(OSError):  # an unreadable record is reported when it is read
                 digest.update(self._read(self.files.masks, self.files.names[number][1]))
         return digest.hexdigest()
@@ -194,6 +196,28 @@ def check_links(found: SemanticSet, indices: Iterable[int]) -> SemanticSet:
     if refused:
         raise MissingData(f"{counted(len(refused), 'file')} of {found.name} refused; the first is an {refused[0]}")
     return found
+
+
+def black_and_white(found: SemanticSet) -> list[str]:
+    """Returns a warning, with the way out, if the masks of a set of your own hold 0 and 255 alone; looks at some."""
+    if found.name not in (PAIRS, "folders") or len(found.classes) > 255:
+        return []
+    seen: set[int] = set()
+    for number in _spread(len(found.source)):
+        with contextlib.suppress(BadRecord):  # reported when it is read
+            seen.update(np.unique(found.source[number]["mask"]).tolist())
+    if seen != {0, IGNORE}:
+        return []
+    return [
+        f"the masks hold the values 0 and 255 alone; 255 is ignored, so every other pixel is {found.classes[0]!r} and "
+        "nothing is learnt; store the number of a line of the class list in place of 255, counted from 0, in Python: "
+        "Image.fromarray(np.asarray(Image.open(MASK)) // 255).save(MASK) stores 1"
+    ]
+
+
+def _spread(count: int) -> list[int]:
+    """Evenly spaced numbers of some of `count` examples."""
+    return sorted({count * n // NUM_HASHED for n in range(NUM_HASHED)})
 
 
 Layout = tuple[Files, tuple[str, ...], dict[int, int], tuple[int, ...]]
