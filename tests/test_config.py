@@ -13,15 +13,17 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import config as base
 from detailclip_jax import methods
-from detailclip_jax.config import config_files, run_config
+from detailclip_jax.config import config_files, run_config, transfer
 from detailclip_jax.config.config_files import find
 from detailclip_jax.config.run_config import ABSENT, check_overrides, claim_workdir, differences, load, resolve
 from detailclip_jax.models import sizes
 from detailclip_jax.run.validation import validate
+from detailclip_jax.training import workdirs
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden/configs"
 YFCC15M = 14_689_580
+TRANSFER = sorted((ROOT / "configs/transfer").glob("*.py"))
 METHODS = ("clip", "slip", "maskclip", "aclip", "mae", "dino", "ibot", "attmask", "supervised")
 BEYOND = ("siglip", "silc", "tips", "tipsv2", "siglip2", "cosmos", "flair")
 CONTINUED = ("siglip", "silc", "tips", "tipsv2", "siglip2")
@@ -610,3 +612,55 @@ def test_a_damaged_config_json_is_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=rf"^(workdir )?{tmp_path}(/config.json is damaged: .*copy it again| belongs)"):
         claim_workdir(tmp_path, config)
+
+
+WRONG = [
+    ("seed", "x"),
+    ("seed", {"a": 1}),
+    ("batch_size", True),
+    ("optimizer.learning_rate", None),
+    ("model.size", 16),
+    ("total_steps", 1.5),
+    ("preprocess.mean", ["a", 0, 0]),
+    ("views.crops.large.blur_p", ["a"]),
+    ("data.text_buckets", [[1]]),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_value_of_another_type_in_config_json_is_named(tmp_path, name, value):
+    saved = config_of().to_dict()
+    *groups, field = name.split(".")
+    functools.reduce(lambda group, part: group[part], groups, saved)[field] = value
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/config.json is damaged: .*\b{name}\b.*copy it again"):
+        claim_workdir(tmp_path, config_of())
+
+
+def test_the_types_of_a_dense_run_are_those_of_its_own_fields(tmp_path):
+    saved = transfer.segmentation().to_dict()
+    saved["head"]["name"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=r"is damaged: head.name has the value 3, of another type than 'upernet'"):
+        run_config.read(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("config", [*CASES.values(), *(f"transfer/{path.name}" for path in TRANSFER)])
+def test_every_config_can_be_read_back(config):
+    config = load(str(ROOT / "configs" / config))
+    assert run_config.differences(run_config.from_json(run_config.to_json(config)), config) == {}
+
+
+SPECIAL = {
+    "is a FIFO": os.mkfifo,
+    "is a character device": lambda file: file.symlink_to("/dev/zero"),
+    "has 42,949,672,960 bytes, the limit is": lambda file: (file.touch(), os.truncate(file, 40 * 2**30)),
+}
+
+
+@pytest.mark.parametrize("said", SPECIAL)
+def test_a_config_json_that_is_no_small_file_is_refused(tmp_path, said):
+    SPECIAL[said](tmp_path / "config.json")
+    with pytest.raises(ValueError, match=rf"config.json is damaged: .*{said}.*; copy it again"):
+        claim_workdir(tmp_path, config_of())
+    assert not workdirs.has_config(tmp_path)

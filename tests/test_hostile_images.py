@@ -31,8 +31,8 @@ from detailclip_jax.data.prepare import sources
 from detailclip_jax.data.prepare.finish import NothingAccepted
 from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.preprocessing import Transform
-from detailclip_jax.data.regular_files import LeavesFolder, NotRegular, TooLarge, Walk, inside, read_regular
 from detailclip_jax.data.sources import BadRecord, MissingData
+from detailclip_jax.runtime.regular_files import LeavesFolder, NotRegular, TooLarge, Walk, inside, read_regular
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Beginnings that Pillow has a decoder for, beside those that are read

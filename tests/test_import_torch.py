@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+import os
 import pathlib
 import pickle
 import tarfile
@@ -138,6 +139,14 @@ def test_configs_of_other_models(tmp_path, content, match):
     files.write(tmp_path / "model.safetensors", {"a": np.zeros(1, np.float32)})
     (tmp_path / "open_clip_config.json").write_text(content)
     with pytest.raises(ValueError, match=match):
+        interop.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "open_clip_config.json", "model.safetensors.json"])
+def test_a_config_beside_weights_that_is_no_file_is_refused(tmp_path, name):
+    files.write(tmp_path / "model.safetensors", {"a": np.zeros(1, np.float32)})
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/{name} is not JSON: .* is a FIFO"):
         interop.load(tmp_path)
 
 

@@ -72,7 +72,9 @@ def test_squash_resizes_both_sides(filter):
         ({"crop_ratio": 1.2}, r"crop_ratio 1.2 must be above 0 and at most 1 \(--crop-ratio\)"),
         ({"crop_ratio": 0.0}, "crop_ratio 0.0 must be above 0"),
         ({"mean": (0.5,)}, r"preprocess.mean \(0.5,\) must be three numbers"),
-        ({"std": (0.5, 0.0, 0.5)}, "must be three numbers above 0"),
+        ({"std": (0.5, 0.0, 0.5)}, "must be three numbers from 1e-06 to 1000"),
+        ({"std": (9 * 10**18,) * 3}, r"preprocess.std \(9000000000000000000, .* must be three numbers"),
+        ({"mean": (0.5, float("nan"), 0.5)}, r"preprocess.mean \(0.5, nan, 0.5\) must be three numbers"),
         ({"fliter": "bicubic"}, "'fliter'; did you mean 'filter'"),
     ],
 )

@@ -10,7 +10,6 @@ from PIL import Image
 
 from detailclip_jax.data.decoding import decode_whole
 from detailclip_jax.data.held_out import Picked
-from detailclip_jax.data.regular_files import IN_SETS
 from detailclip_jax.data.semantic import batches, names
 from detailclip_jax.data.semantic.augment import Recipe, augment, distort, draw_crop, resize_image, scaled_size
 from detailclip_jax.data.semantic.labels import IGNORE, check_size, stored_values, table
@@ -18,6 +17,7 @@ from detailclip_jax.data.semantic.layouts import black_and_white, open_pairs, op
 from detailclip_jax.data.semantic.stickers import open_stickers
 from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.runtime.provenance import data_fingerprint
+from detailclip_jax.runtime.regular_files import IN_SETS
 
 RNG = np.random.default_rng(0)
 

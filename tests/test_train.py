@@ -91,6 +91,15 @@ def test_a_second_run_in_the_workdir_is_kept_out(run_of):
     assert loop.train(run) == 0 and not (run.workdir / loop.LOCK).exists()
 
 
+@pytest.mark.parametrize("make", [os.symlink, os.link, lambda other, lock: os.mkfifo(lock)])
+def test_a_lock_that_is_another_file_is_refused_and_not_emptied(tmp_path, make):
+    (tmp_path / "other").write_text("text")
+    make(tmp_path / "other", tmp_path / ".lock")
+    with pytest.raises(RunError, match=rf"^{tmp_path}/.lock is a link .*; remove it$"), alone(tmp_path / ".lock"):
+        pass
+    assert (tmp_path / "other").read_text() == "text" and (tmp_path / ".lock").exists()
+
+
 def test_a_run_that_is_kept_out_leaves_the_config_of_the_other(run_of):
     before = run_config.to_json((first := run_of(total_steps=4)).config)
     second = first._replace(config=run_config.resolve(changed(first.config, total_steps=9), 2**24))

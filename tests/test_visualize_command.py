@@ -16,13 +16,13 @@ from tiny import looped, noise_state, on_one_device
 from detailclip_jax import visualize
 from detailclip_jax.config import run_config
 from detailclip_jax.data.decoding import BadImage
-from detailclip_jax.data.regular_files import LeavesFolder
 from detailclip_jax.detection import experiment as detection
 from detailclip_jax.inference.model import Features, Model, load
 from detailclip_jax.interop import store
 from detailclip_jax.run import figure_files, transfer
 from detailclip_jax.run import visualize as drawing
 from detailclip_jax.runtime.progress import Console
+from detailclip_jax.runtime.regular_files import LeavesFolder
 from detailclip_jax.segmentation import experiment as segmentation
 from detailclip_jax.training.checkpoint import Checkpoints
 

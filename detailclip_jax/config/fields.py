@@ -4,6 +4,7 @@ Config files under `configs/` start from `default()` and set the fields that dif
 after the colon of `--config=configs/vitb16_yfcc.py:epochs=50`.
 """
 
+import functools
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+PER_VIEW = (".blur_p", ".solarize_p")  # one number for all views of a crop, or one per view; the crop counts them
 OPEN = ("evaluators", "stickers", "crops", "custom", "part_rates", "options")  # groups that accept fields of any name
 
 
@@ -73,6 +75,22 @@ class Field(NamedTuple):
         if self.kind:
             return placeholder(self.kind)
         return ConfigDict(self.default) if isinstance(self.default, dict) else self.default
+
+    def takes(self, value: Any) -> bool:
+        """Whether a value has the type of the field's values; only a field without a default may be None."""
+        if self.kind:
+            return value is None or _is_like(self.kind(), value)
+        return _is_like(self.default, value)
+
+
+def _is_like(usual: Any, value: Any) -> bool:
+    """Whether a value has the type of another one; an int is a float too, True is no number, () is one of integers."""
+    if isinstance(usual, tuple):
+        first = usual[0] if usual else 0
+        return isinstance(value, tuple) and all(_is_like(first, each) for each in value)
+    if isinstance(value, bool):
+        return isinstance(usual, bool)
+    return isinstance(value, int | float if isinstance(usual, float) else type(usual))
 
 
 OURS = "ours"  # specific to this implementation, or a number that neither the paper nor the code states
@@ -439,6 +457,7 @@ def new_name(name: str) -> str:
     return f"{RENAMED[former]}{name.removeprefix(former)}" if former else ""
 
 
+@functools.cache
 def fields() -> dict[str, Field]:
     """Returns dotted name -> field, for all fields."""
     return {f"{group}.{name}".lstrip("."): field for group, table in GROUPS.items() for name, field in table.items()}

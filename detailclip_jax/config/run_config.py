@@ -8,16 +8,18 @@ import functools
 import importlib.util
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from detailclip_jax.config import dense
 from detailclip_jax.config.components import KINDS, components, is_endless, ratios
 from detailclip_jax.config.config_files import METHOD_FOLDERS, find
-from detailclip_jax.config.fields import CLIP_MEAN, default, new_name
+from detailclip_jax.config.fields import CLIP_MEAN, PER_VIEW, Field, default, field_of, new_name
 from detailclip_jax.runtime.files import replace_text
+from detailclip_jax.runtime.regular_files import read_json
 
 # Length, intervals and paths: fields that may change when a run is continued (a trailing dot: all fields below).
 MAY_DIFFER = (
@@ -197,12 +199,29 @@ def from_json(text: str) -> ConfigDict:
     """Converts the text of `to_json` to a config; lists become tuples again.
 
     Fields that are missing in the text of an earlier version get their default.  Raises ValueError if the text is not
-    a JSON object.
+    a JSON object, or if a field has a value of another type than in its declaration.
     """
-    fields = json.loads(text)
+    return _of_fields(json.loads(text))
+
+
+def _of_fields(fields: Any) -> ConfigDict:
     if not isinstance(fields, dict):
         raise ValueError(f"it contains a {type(fields).__name__}, not an object with all fields of a config")
-    return ConfigDict(_over(default().to_dict(), _with_preprocess(_tuples(fields))))
+    fields = _with_preprocess(_tuples(fields))
+    merged = _over(default().to_dict(), fields)
+    _check_types(fields, dense.FIELDS.get(str(merged["method"]), field_of))
+    return ConfigDict(merged)
+
+
+def _check_types(fields: Mapping[str, Any], declaration: Callable[[str], Field | None], above: str = "") -> None:
+    """Raises ValueError for the first declared field whose value has another type than in its declaration."""
+    for name, value in fields.items():
+        declared, per_view = declaration(above + name), f".{name}" in PER_VIEW and not isinstance(value, tuple)
+        if declared and not declared.takes((value,) if per_view else value):
+            usual = declared.kind.__name__ if declared.kind else repr(declared.default)
+            raise ValueError(f"{above}{name} has the value {value!r:.40}, of another type than {usual:.40}")
+        if declared is None and isinstance(value, dict):
+            _check_types(value, declaration, f"{above}{name}.")
 
 
 def _with_preprocess(fields: dict[str, Any]) -> dict[str, Any]:
@@ -230,8 +249,8 @@ def _at_or(missing: Any, fields: Any, *names: str) -> Any:
 def read(file: Path) -> ConfigDict:
     """Loads a config.json.  Raises ValueError that names the file if it is invalid."""
     try:
-        return from_json(file.read_text())
-    except (ValueError, RecursionError) as error:
+        return _of_fields(read_json(file))
+    except (ValueError, KeyError, RecursionError) as error:  # KeyError: a field with the name of a method of ConfigDict
         way_out = "copy it again from its source (the `run` of a checkpoint has a copy), or choose another --workdir"
         raise ValueError(f"{file} is damaged: {error}; {way_out}") from error
 

@@ -14,7 +14,7 @@ import numpy as np
 from detailclip_jax.data.decoding import BadImage, decoded_for_use
 from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.preprocessing import Transform
-from detailclip_jax.data.regular_files import Walk, inside, read_regular
+from detailclip_jax.runtime.regular_files import Walk, inside, read_regular
 
 MAX_NAMED = 5  # folders named in a message
 

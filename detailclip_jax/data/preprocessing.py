@@ -21,6 +21,7 @@ from detailclip_jax.runtime.errors import unknown
 
 RESIZES = ("shorter_side", "squash")
 FIELDS = ("filter", "resize", "crop_ratio", "decoding", "mean", "std")
+PIXELS = {"mean": (-1e3, 1e3), "std": (1e-6, 1e3)}  # smallest and largest value; (pixel - mean) / std stays finite
 ROUNDING = 1e-6  # 224 / (224 / 246) is slightly below 246
 
 
@@ -70,9 +71,9 @@ def check(fields: ConfigDict) -> None:
         raise ValueError(f"preprocess.crop_ratio {fields.crop_ratio} must be above 0 and at most 1 (--crop-ratio)")
     if fields.decoding not in DECODINGS:
         raise ValueError(f"{unknown('preprocess.decoding', fields.decoding, DECODINGS)} (--decoding)")
-    for name in ("mean", "std"):
-        if len(fields[name]) != 3 or (name == "std" and not min(fields[name]) > 0):
-            raise ValueError(f"preprocess.{name} {fields[name]} must be three numbers{' above 0' * (name == 'std')}")
+    for name, (low, high) in PIXELS.items():
+        if len(fields[name]) != 3 or not all(low <= number <= high for number in fields[name]):
+            raise ValueError(f"preprocess.{name} {fields[name]} must be three numbers from {low:g} to {high:g}")
 
 
 def add_flags(parser: argparse.ArgumentParser, default: str = "as the model's config says") -> None:

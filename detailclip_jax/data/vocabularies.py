@@ -24,8 +24,8 @@ from jaxtyping import Int32
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.fields import AT_EOT, MEAN
-from detailclip_jax.data.regular_files import NotRegular, TooLarge, read_regular
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS, PAD, Tokenizer
+from detailclip_jax.runtime.regular_files import NotRegular, TooLarge, read_regular
 
 CLIP = "clip"  # data.tokenizer for CLIP's byte pairs
 MAX_BYTES = 64 * 2**20  # of a tokenizer's file; that of Gemma's 256,000 pieces has about 34 MB

@@ -10,7 +10,6 @@ from jaxtyping import Integer
 
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.labelled.contents import fingerprint
-from detailclip_jax.data.regular_files import IN_SETS
 from detailclip_jax.data.semantic.labels import IGNORE
 from detailclip_jax.data.semantic.layouts import SemanticSet, check_links, open_set
 from detailclip_jax.data.semantic.stickers import open_stickers
@@ -20,6 +19,7 @@ from detailclip_jax.evaluation.sets import LIMITED, Sets, drawn
 from detailclip_jax.inference.dense import DEFAULT_READOUT, check_readout
 from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.runtime.errors import unknown
+from detailclip_jax.runtime.regular_files import IN_SETS
 
 NUM_SCENES = 500  # stickers
 FOLDER = "folder:"

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from detailclip_jax.data.image_files import Found, ImageFileBatches
-from detailclip_jax.data.regular_files import read_stream
 from detailclip_jax.inference import embeddings
 from detailclip_jax.inference.embeddings import IMAGE, TEXT, Key, Origin, Table
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.progress import Console, Meter
+from detailclip_jax.runtime.regular_files import read_stream
 from detailclip_jax.runtime.terminal import complain, printable
 
 if TYPE_CHECKING:  # --help is fast without jax and the networks

@@ -11,8 +11,8 @@ from PIL import Image
 
 from detailclip_jax import methods
 from detailclip_jax.data.decoding import BUDGET, decode_whole
-from detailclip_jax.data.regular_files import read_regular
 from detailclip_jax.inference.model import choose_weights, pixels
+from detailclip_jax.runtime.regular_files import read_regular
 from detailclip_jax.training import checkpoint, dense_encoder, experiment, fine_tuning
 from detailclip_jax.training.train_state import TrainState
 

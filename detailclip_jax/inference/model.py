@@ -30,7 +30,6 @@ from detailclip_jax import methods
 from detailclip_jax.data import preprocessing
 from detailclip_jax.data.decoding import BUDGET, UPRIGHT, BadImage, decode, rgb_of
 from detailclip_jax.data.preprocessing import Transform
-from detailclip_jax.data.regular_files import read_regular
 from detailclip_jax.data.tokenizer import VOCAB_SIZE
 from detailclip_jax.data.vocabularies import CLIP, digest_of, tokenizer_of
 from detailclip_jax.inference.batching import SHAPES, chunks, filled, in_turn
@@ -50,6 +49,7 @@ from detailclip_jax.methods.masking import RemovalRule, attention_low
 from detailclip_jax.models import sizes
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.towers import Networks
+from detailclip_jax.runtime.regular_files import read_regular
 from detailclip_jax.training import checkpoint, ema
 from detailclip_jax.training.workdirs import pick_step
 from detailclip_jax.types import Array, Params

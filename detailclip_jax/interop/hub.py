@@ -1,6 +1,5 @@
 """The config files stored with weights of open_clip, timm and transformers: writes ours, reads theirs."""
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from detailclip_jax.data.tokenizer import VOCAB_SIZE
 from detailclip_jax.interop import hub_vocabulary
 from detailclip_jax.interop.measure import Spec, spec_of
 from detailclip_jax.models.vit import Style
+from detailclip_jax.runtime.regular_files import read_json
 from detailclip_jax.training import workdirs
 
 OPEN_CLIP, HUGGINGFACE = "open_clip_config.json", "config.json"
@@ -61,7 +61,7 @@ def sidecar_options(file: Path) -> dict[str, Any]:
     """
     try:
         return _checked(_sidecar_options(file))
-    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"the config file of {file} is invalid: {error!r}") from None
 
 
@@ -98,22 +98,22 @@ def config_beside(file: Path) -> Path | None:
     folder, card = file.parent, card_of(file)
     if is_card(card):
         return card
-    if (folder / OPEN_CLIP).is_file():
+    if (folder / OPEN_CLIP).exists():
         return folder / OPEN_CLIP
-    is_named = file.name in ("model.safetensors", "pytorch_model.bin") and (folder / HUGGINGFACE).is_file()
+    is_named = file.name in ("model.safetensors", "pytorch_model.bin") and (folder / HUGGINGFACE).exists()
     return folder / HUGGINGFACE if is_named and not workdirs.has_config(folder) else None
 
 
 def is_card(path: Path) -> bool:
     """Whether a file is the card of an export; other programs may write files of that name."""
-    content = _json(path) if path.is_file() else {}
+    content = _json(path) if path.exists() else {}
     return "create_model" in content or {"preprocessing", "bytes"} <= content.keys()
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:
     """The image processor's config: its own file or, as newer versions write it, an entry of the processor's config."""
     for name in (PREPROCESSOR, PROCESSOR):
-        if (folder / name).is_file():
+        if (folder / name).exists():
             content = _json(folder / name)
             return content.get("image_processor", content)
     return {}
@@ -133,15 +133,15 @@ def _trunk_options(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
     file, image = folder / TRUNK / HUGGINGFACE, content.get("model_cfg", content).get("vision_cfg", {})
     named = str(image.get("timm_model_name")).startswith(LOCAL)
-    heads = _json(file).get("model_args", {}).get("num_heads") if named and file.is_file() else None
+    heads = _json(file).get("model_args", {}).get("num_heads") if named and file.exists() else None
     return {} if heads is None else {"num_heads": heads}
 
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
-    except (ValueError, RecursionError):
-        raise ValueError(f"{file} is not JSON") from None
+        content = read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file} is not a JSON dictionary")
     return content

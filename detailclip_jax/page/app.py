@@ -38,7 +38,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from detailclip_jax.data.decoding import BUDGET, BadImage, decode, decoded_for_use
-from detailclip_jax.data.regular_files import inside, read_regular
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.data.stickers.stickers import Stickers, noun_names, zero_shot_prompts
 from detailclip_jax.inference import embeddings
@@ -46,6 +45,7 @@ from detailclip_jax.inference.embeddings import IMAGE, Named
 from detailclip_jax.inference.model import Model
 from detailclip_jax.page import answers
 from detailclip_jax.page.guard import Guard, Refused, body_of, error_response, json_of
+from detailclip_jax.runtime.regular_files import inside, read_regular
 from detailclip_jax.runtime.terminal import printable
 
 MAX_UPLOAD = 32 * 2**20  # bytes of an image file; pixels are limited as in training, see `data.decoding`

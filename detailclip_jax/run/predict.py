@@ -19,7 +19,6 @@ from PIL import Image
 from detailclip_jax.config import detection as detection_fields
 from detailclip_jax.data.decoding import BadImage, decode_whole
 from detailclip_jax.data.image_files import Found as Files
-from detailclip_jax.data.regular_files import inside, read_regular
 from detailclip_jax.detection.predict import Found
 from detailclip_jax.detection.scoring import results_of
 from detailclip_jax.figures import boxes, labels, plots
@@ -31,6 +30,7 @@ from detailclip_jax.run import transfer
 from detailclip_jax.run.detection import objects_of
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.progress import Console
+from detailclip_jax.runtime.regular_files import inside, read_regular
 from detailclip_jax.runtime.terminal import counted
 from detailclip_jax.training.checkpoint import is_of_dense_task
 from detailclip_jax.training.train_state import TrainState

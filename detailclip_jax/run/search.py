@@ -16,9 +16,9 @@ from jaxtyping import UInt8
 
 from detailclip_jax.data.decoding import BadImage, decoded_for_use
 from detailclip_jax.data.images import evaluation_view
-from detailclip_jax.data.regular_files import inside, read_regular
 from detailclip_jax.figures import contact_sheet
 from detailclip_jax.inference.embeddings import Match
+from detailclip_jax.runtime.regular_files import inside, read_regular
 from detailclip_jax.runtime.terminal import LINES, printable
 
 

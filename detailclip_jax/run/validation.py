@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import evaluation, methods
 from detailclip_jax.config import field_of
 from detailclip_jax.config.components import KINDS, components
+from detailclip_jax.config.fields import PER_VIEW
 from detailclip_jax.config.run_config import flatten
 from detailclip_jax.data.caption_rules import num_captions
 from detailclip_jax.data.decoding import DECODINGS
@@ -43,7 +44,6 @@ CHOICES: dict[str, Iterable[str]] = {
     "preprocess.resize": RESIZES,
     "preprocess.decoding": DECODINGS,
 }
-PER_VIEW = (".blur_p", ".solarize_p")  # one number for all views of a crop, or one per view; the crop counts them
 WHOLE = ("data.text_buckets",)  # a tuple of any number of whole numbers
 INFINITE = float("inf")
 OPTIMIZER_RANGES = {  # of every kind of run

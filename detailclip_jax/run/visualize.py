@@ -20,7 +20,6 @@ from detailclip_jax.config.detection import METHOD as DETECTION
 from detailclip_jax.config.transfer import METHOD as SEGMENTATION
 from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.data.image_files import find
-from detailclip_jax.data.regular_files import inside, read_regular
 from detailclip_jax.data.sources import indices_to_show
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.data.stickers.stickers import Stickers, noun_names
@@ -33,6 +32,7 @@ from detailclip_jax.inference.patches import pca_colours, similarity
 from detailclip_jax.models import sizes
 from detailclip_jax.run import transfer
 from detailclip_jax.run.detection import figure_of as figure_of_detection
+from detailclip_jax.runtime.regular_files import inside, read_regular
 from detailclip_jax.training.workdirs import no_run
 
 SPLIT = "held_out_pairs"  # scenes of nouns that training never shows together

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pathlib
 import socket
+import stat
 from collections.abc import Iterator
 from typing import IO
 
@@ -14,6 +15,7 @@ from absl import logging
 from detailclip_jax.runtime.errors import RunError
 
 WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}  # errors of some mounts
+NO_LOCK = "{path} is a link to another file, or not a regular file, and not the lock of a run; remove it"
 
 
 class Busy(RunError):
@@ -45,7 +47,7 @@ def alone(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
 def _locked(path: pathlib.Path, wait: bool) -> IO[str] | None:
     """The open, locked file with this process's id and host in it; None if the disk has no locks."""
     while True:
-        file = open(path, "a+")  # noqa: SIM115  the holder of the lock closes it
+        file = open(path, "a+", opener=_of_its_own)  # noqa: SIM115  the holder of the lock closes it
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
@@ -58,6 +60,18 @@ def _locked(path: pathlib.Path, wait: bool) -> IO[str] | None:
             print(f"process {os.getpid()} on {socket.gethostname()}", file=file, end="", flush=True)
             return file
         file.close()  # the holder removed the file between open and flock
+
+
+def _of_its_own(path: str, flags: int) -> int:
+    """Opens a lock file.  Raises RunError for a link, a FIFO or a device: another file would be locked and emptied."""
+    if os.path.islink(path):
+        raise RunError(NO_LOCK.format(path=path))
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(descriptor)
+        raise RunError(NO_LOCK.format(path=path))
+    return descriptor
 
 
 def _refused(path: pathlib.Path, holder: str, error: OSError) -> None:

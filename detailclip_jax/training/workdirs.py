@@ -2,13 +2,13 @@
 
 import contextlib
 import difflib
-import json
 import os
 import shlex
 from pathlib import Path
 
 from detailclip_jax.runtime import weight_files
 from detailclip_jax.runtime.errors import near_folder
+from detailclip_jax.runtime.regular_files import read_json
 
 FOLDER = "checkpoints"  # in a workdir
 CONFIG = "config.json"
@@ -90,8 +90,8 @@ def _inside(path: Path, run: Path) -> str:
 def has_config(folder: Path) -> bool:
     """Whether a folder has the config.json of a run; other programs write files of this name without a `method`."""
     try:
-        config = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError, RecursionError):
+        config = read_json(folder / CONFIG)
+    except (OSError, ValueError):
         return False
     return isinstance(config, dict) and "method" in config
 

@@ -37,9 +37,9 @@ from jaxtyping import Bool, Float, Int
 
 from detailclip_jax.data.detection.sets import MOST, DetectionSet, is_number
 from detailclip_jax.data.detection.shapes import Shape, read_shape
-from detailclip_jax.data.regular_files import IN_CONFIG, inside, leaving, read_regular
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
 from detailclip_jax.runtime.errors import unknown
+from detailclip_jax.runtime.regular_files import IN_CONFIG, inside, leaving, read_regular
 from detailclip_jax.runtime.terminal import counted
 
 SPLITS = ("train", "val")

@@ -5,8 +5,8 @@ import pathlib
 
 from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.labelled.contents import Contents, file_identity, split_names
-from detailclip_jax.data.regular_files import IN_SETS, LeavesFolder, Walk, inside, is_folder, read_regular
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
+from detailclip_jax.runtime.regular_files import IN_SETS, LeavesFolder, Walk, inside, is_folder, read_regular
 
 MAX_NAMED = 5  # folders named in a message
 SPLIT_FOLDERS = ("train", *split_names("test"))

@@ -8,8 +8,8 @@ import pathlib
 from typing import Any
 
 from detailclip_jax.data.labelled.contents import Contents, sizes_of
-from detailclip_jax.data.regular_files import IN_SETS, inside, read_regular
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
+from detailclip_jax.runtime.regular_files import IN_SETS, inside, read_regular
 
 FOLDERS = ("", "images", "flickr30k-images", "flickr30k_images")
 SPLITS = {"train": ("train", "restval")}  # COCO's training images have either name

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 from detailclip_jax.data.prepare.records import Rejected
-from detailclip_jax.data.regular_files import MAX_BYTES, NotRegular, check_regular, open_regular
 from detailclip_jax.runtime.files import written_atomically
+from detailclip_jax.runtime.regular_files import MAX_BYTES, NotRegular, check_regular, open_regular
 from detailclip_jax.runtime.terminal import json_escaped
 
 MAX_LINE = 2**20  # characters of a table's line or field

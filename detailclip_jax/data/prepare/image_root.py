@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from detailclip_jax.data.prepare.files import MAX_BYTES, read_limited
 from detailclip_jax.data.prepare.records import Rejected
-from detailclip_jax.data.regular_files import LeavesFolder, NotRegular, TooLarge, inside, read_regular
+from detailclip_jax.runtime.regular_files import LeavesFolder, NotRegular, TooLarge, inside, read_regular
 
 Place = Sequence[str]  # (path,) of a file, or (path of a zip, name in the zip)
 MAX_OPEN = 4

@@ -12,7 +12,7 @@ from detailclip_jax.data.prepare.files import DATASET, is_own
 from detailclip_jax.data.prepare.job import Options, Request
 from detailclip_jax.data.prepare.plan import Plan
 from detailclip_jax.data.prepare.rows import Row
-from detailclip_jax.data.regular_files import (
+from detailclip_jax.runtime.regular_files import (
     LeavesFolder,
     NotRegular,
     TooLarge,

@@ -13,7 +13,7 @@ from typing import IO, Any, NoReturn
 from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.prepare.rows import Row
 from detailclip_jax.data.prepare.yfcc import line_places
-from detailclip_jax.data.regular_files import open_regular
+from detailclip_jax.runtime.regular_files import open_regular
 
 FIELDS = (3, 4)
 PUTS = ("PUT", "BINPUT", "LONG_BINPUT")  # store into a numbered place of the memo, a table that grows up to that number

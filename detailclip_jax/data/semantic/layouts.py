@@ -32,11 +32,11 @@ import numpy as np
 
 from detailclip_jax.data.decoding import BadImage, opened
 from detailclip_jax.data.images import SUFFIXES
-from detailclip_jax.data.regular_files import IN_CONFIG, TooLarge, inside, leaving, read_regular
 from detailclip_jax.data.semantic import names
 from detailclip_jax.data.semantic.labels import IGNORE, LabelTable, check_size, stored_values, table
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
 from detailclip_jax.runtime.errors import unknown
+from detailclip_jax.runtime.regular_files import IN_CONFIG, TooLarge, inside, leaving, read_regular
 from detailclip_jax.runtime.terminal import counted
 
 SPLITS = ("train", "val")

@@ -7,15 +7,18 @@ Any of these may have an image's name: a FIFO or a device blocks the reader, /de
 import collections
 import fnmatch
 import io
+import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 ALLOW = "allow it with --follow-links"  # of a command that reads images
 IN_CONFIG = "allow it with --config.data.follow_links=True"  # in a training of `transfer`
 IN_SETS = 'allow it with --follow-links of evaluate, or "follow_links": True among the options of an evaluator'
 MAX_BYTES = 256 * 2**20  # per image file, text or archive header; larger ones are rejected before reading
+MAX_JSON = 16 * 2**20  # bytes of a JSON file of settings, such as config.json
 KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
@@ -69,6 +72,17 @@ def read_regular(path: str | os.PathLike, limit: int = MAX_BYTES) -> bytes:
     if max(size, len(data)) > limit:
         raise TooLarge(f"too large: {os.fspath(path)} has {max(size, len(data)):,} bytes, the limit is {limit:,}")
     return data
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Returns the content of a JSON file.
+
+    Raises ValueError if it is not a regular file, has more than MAX_JSON bytes or is not JSON, and OSError as `open`.
+    """
+    try:
+        return json.loads(read_regular(path, MAX_JSON))
+    except (NotRegular, TooLarge, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 def read_stream(path: str | os.PathLike, limit: int) -> bytes:
