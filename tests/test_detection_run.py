@@ -222,15 +222,12 @@ def test_a_missing_package_is_said_before_the_run(tmp_path, monkeypatch, package
 def test_every_shape_of_batches_is_compiled_once_and_the_programs_are_counted(tmp_path, capsys):
     compiled = []
 
-    class Lowered:
-        def lower(self, state, shapes):
+    class Program:
+        def compile(self, state, shapes):
             compiled.append(shapes)
-            return self
-
-        def compile(self):
             return lambda state, batch: (state, {})
 
-    made = types.SimpleNamespace(batch_shapes=lambda bucket: bucket, train_step=Lowered(), put=lambda batch: batch)
+    made = types.SimpleNamespace(batch_shapes=lambda bucket: bucket, train_step=Program(), put=lambda batch: batch)
     run = Run(tiny(), tmp_path, made, None, Console(), detection.DETECTION)
     step = detection.compile_step(run, Clock(), empty_state())
     for side in (48, 32, 48, 32):

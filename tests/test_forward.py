@@ -109,5 +109,6 @@ def test_lowering_for_accelerators(platform, monkeypatch):
     config.batch_size, config.total_steps, config.steps_per_epoch = 2, 10, 5
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), experiment.dummy_batch(config, 2))
-    lowered = jax.export.export(exp.train_step, platforms=[platform], disabled_checks=checks)(exp.state_shapes, shapes)
+    exported = jax.export.export(exp.train_step.program, platforms=[platform], disabled_checks=checks)
+    lowered = exported(exp.state_shapes, shapes, exp.schedules)
     assert ("__cudnn$fmhaSoftmax" in lowered.mlir_module()) == (platform == "cuda")

@@ -62,7 +62,7 @@ OWN_NETWORKS = {  # networks that the method of INITIAL lacks, by the method fro
 def method(request):
     """One method after the other; steps that other tests compiled do not count."""
     trained.cache_clear()
-    tiny_experiment(request.param).train_step.clear_cache()
+    tiny_experiment(request.param).train_step.program.clear_cache()
     return request.param
 
 
@@ -214,7 +214,7 @@ def test_a_checkpoint_gives_the_whole_state_back(method, tmp_path):
 
 def test_the_step_compiles_once(method):
     trained(method)
-    assert tiny_experiment(method).train_step._cache_size() == 1
+    assert tiny_experiment(method).train_step.program._cache_size() == 1
 
 
 # What only some methods have: these tests come after those of every method, whose compiled steps they take.

@@ -33,7 +33,8 @@ def lowered(function, platforms, *arguments):
 
 
 def step_of(exp, *platforms):
-    return precisions(lowered(exp.train_step, platforms, exp.state_shapes, exp.put(tiny_batch(0, exp.config))))
+    given = exp.state_shapes, exp.put(tiny_batch(0, exp.config)), exp.schedules
+    return precisions(lowered(exp.train_step.program, platforms, *given))
 
 
 @functools.cache

@@ -1,9 +1,14 @@
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_segmentation_step import tiny as tiny_segmentation
+from tiny import tiny_config
 
-from detailclip_jax.training import schedules
+from detailclip_jax.segmentation import experiment as segmentation
+from detailclip_jax.training import experiment, fine_tuning, mesh, schedules
 
 
 def reference_learning_rate(t, warmup, total, start=1e-6, peak=5e-4, end=1e-5):
@@ -50,3 +55,67 @@ def test_warmup_is_shortened_where_it_does_not_fit():
     assert schedules.clamp_warmup(10, 100) == 10
     assert schedules.clamp_warmup(100, 100) == 10
     assert schedules.clamp_warmup(3586, 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "other"),
+    [
+        (schedules.warmup_cosine, (1e-6, 5e-4, 1e-5, 10, 100), (0.0, 1e-3, 1e-6, 0, 30, False)),
+        (schedules.cosine, (0.996, 1.0, 100), (0.98, 0.99, 30)),
+        (schedules.epoch_warmup, (0.04, 0.07, 1, 10), (0.05, 0.06, 4, 3)),
+        (fine_tuning.stepwise, (1e-4, [80, 110], 5, 0.001), (2e-4, [8, 11], 0, 0.1)),
+    ],
+)
+def test_other_numbers_of_a_schedule_are_the_same_program(make, given, other):
+    step = jax.jit(lambda schedule, step: schedule(step))
+    values = [[float(step(make(*numbers), jnp.int32(t))) for t in (0, 1, 50, 99)] for numbers in (given, other)]
+    assert step._cache_size() == 1
+    expected = [[float(make(*numbers)(t)) for t in (0, 1, 50, 99)] for numbers in (given, other)]
+    np.testing.assert_allclose(values, expected, rtol=2e-6)
+
+
+def test_the_number_of_a_step_is_divided_as_xla_divides_by_a_constant():
+    """Programs with the numbers as constants, as runs of before had them, compute the same bits."""
+    steps = jnp.arange(1.0, 1000.0)
+    for value, num_steps in ((np.pi, 540), (2e-3, 59), (0.03, 7)):
+        constant = jax.jit(lambda t, value=value, num_steps=num_steps: np.float32(value) * t / num_steps)(steps)
+        np.testing.assert_array_equal(jax.jit(jnp.multiply)(steps, schedules.per_step(value, num_steps)), constant)
+
+
+OTHER_RUN = {
+    "total_steps": 37,
+    "steps_per_epoch": 7,
+    "seed": 5,
+    "optimizer.learning_rate": 3e-3,
+    "optimizer.learning_rate_end": 2e-5,
+    "optimizer.warmup_steps": 4,
+    "optimizer.weight_decay": 0.07,
+    "ema.start": 0.9,
+    "losses.teacher_temperature": (0.05, 0.06),
+    "losses.temperature_epochs": 3,
+}
+
+
+def program_of(method, changes):
+    config = tiny_config(method)
+    config.update_from_flattened_dict(changes)
+    built = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+    shapes = jax.eval_shape(lambda: experiment.dummy_batch(config, config.batch_size))
+    return built.train_step.lower(built.state_shapes, shapes).as_text()
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("method", ["detailclip", "dino"])
+def test_a_run_of_another_length_rate_or_seed_has_the_same_program(method):
+    """DINO's has a scheduled weight decay, and a last layer that waits."""
+    assert program_of(method, {}) == program_of(method, OTHER_RUN)
+
+
+@pytest.mark.check
+def test_a_dense_run_of_another_length_or_rate_has_the_same_program():
+    changes = {"total_steps": 9, "optimizer.learning_rate": 1e-3, "optimizer.weight_decay": 0.3, "seed": 3}
+    programs = []
+    for fields in ({}, changes | {"optimizer.warmup_steps": 3}):
+        built = segmentation.build(tiny_segmentation(**fields), mesh.make_mesh(jax.devices()[:1]))
+        programs.append(built.train_step.lower(built.state_shapes, built.batch_shapes()).as_text())
+    assert programs[0] == programs[1]

@@ -21,6 +21,7 @@ from detailclip_jax import config
 from detailclip_jax.benchmarks import timing
 from detailclip_jax.data import lengths
 from detailclip_jax.training import ema, experiment, mesh, optimizer
+from detailclip_jax.training.schedules import ScheduledStep
 
 START, END = 49406, 49407
 
@@ -36,8 +37,8 @@ def build(size, batch):
 def straightforward_step(exp):
     """A whole step on the loss without savings: the same optimiser, teacher and centers."""
 
-    def step(state, batch):
-        setup = exp.setup
+    def step(state, batch, given):
+        setup = exp.setup._replace(schedules=given)
         moved = ema.update(state.ema_params, state.params, setup.schedules.ema_momentum(state.step))
         temperatures = {name: at(state.step) for name, at in setup.schedules.temperatures.items()}
 
@@ -57,7 +58,7 @@ def straightforward_step(exp):
         )
         return after, {"loss": value, "grad_norm": optax.tree.norm(gradients)}
 
-    return jax.jit(step, donate_argnums=0)
+    return ScheduledStep(jax.jit(step, donate_argnums=0), exp.schedules)
 
 
 def example(exp, words):
@@ -74,19 +75,19 @@ def example(exp, words):
 class Stepper:
     """A compiled step with its state and batch; every call is one step."""
 
-    def __init__(self, name, jitted, exp, batch):
+    def __init__(self, name, step, exp, batch):
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-        lowered = jitted.lower(exp.state_shapes, shapes)
+        lowered, self.schedules = step.lower(exp.state_shapes, shapes), step.schedules
         self.program, self.batch, self.state = lowered.compile(), exp.put(batch), exp.init(0)
         self.seconds = []  # by the clock
-        self.state, metrics = self.program(self.state, self.batch)
+        self.state, metrics = self.program(self.state, self.batch, self.schedules)
         loss, norm, flops = metrics["loss"], metrics["grad_norm"], lowered.cost_analysis()["flops"]
         each = flops / exp.config.batch_size / 1e9
         print(f"{name}: {each:.1f} GFLOP/pair, first loss {loss:.6f}, gradient {norm:.6f}", flush=True)
 
     def __call__(self):
         began = time.perf_counter()
-        self.state, _ = self.program(self.state, self.batch)
+        self.state, _ = self.program(self.state, self.batch, self.schedules)
         jax.block_until_ready(self.state)
         self.seconds.append(time.perf_counter() - began)
 

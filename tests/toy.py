@@ -20,6 +20,7 @@ from detailclip_jax.run.session import Run
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training.mesh import make_mesh, put, replicated
+from detailclip_jax.training.schedules import ScheduledStep
 from detailclip_jax.training.train_state import TrainState
 
 SMALLEST = Path(__file__).parent / "configs/smallest.py"
@@ -41,7 +42,8 @@ class Experiment:
         self.method = Method({"clip": None, "cls": None})
         self.encode = None
         everywhere = replicated(self.mesh)
-        self.train_step = jax.jit(lambda *args: self._step(*args, bad_step), donate_argnums=0)
+        step = jax.jit(lambda state, batch, _: self._step(state, batch, bad_step), donate_argnums=0)
+        self.train_step = ScheduledStep(step, ())
         self.state_shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(self._state)
         )

@@ -107,7 +107,7 @@ def training(built: fine_tuning.Experiment, shapes: Any, batch: Callable[[], Any
         put, holder = built.put(batch()), [built.init(0)]
 
         def call() -> Any:
-            holder[0], _ = compiled(holder[0], put)
+            holder[0], _ = compiled(holder[0], put, built.train_step.schedules)
             return jax.block_until_ready(holder[0])
 
         return call

@@ -281,7 +281,7 @@ def other_stepper(target: Target, variant: Variant, options: Mapping[str, Any] |
 def copied(target: Target, experiment: Experiment, program: Any) -> Stepper:
     """A stepper with the variant's batch and a copy of its state, after its first call."""
     stepper = Stepper.__new__(Stepper)
-    stepper.step, stepper.batch = program, target.stepper.batch
+    stepper.step, stepper.schedules, stepper.batch = program, experiment.schedules, target.stepper.batch
     stepper.state = jax.tree.map(jnp.copy, target.stepper.state)
     stepper()
     return stepper

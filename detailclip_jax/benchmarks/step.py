@@ -114,12 +114,12 @@ class Stepper:
         """Creates the state and the batch; the first call warms up."""
         shapes = counting.batch_shapes(variant.config, variant.batch, variant.words, experiment.mesh)
         self.step, self.state = step, experiment.init(variant.config.seed)
-        self.batch = experiment.put(counting.example_batch(shapes))
+        self.batch, self.schedules = experiment.put(counting.example_batch(shapes)), experiment.schedules
 
     def __call__(self, steps: int = 1) -> None:
         """Runs the given number of steps and waits for the last."""
         for _ in range(steps):
-            self.state, _ = self.step(self.state, self.batch)
+            self.state, _ = self.step(self.state, self.batch, self.schedules)
         jax.block_until_ready(self.state)
 
 

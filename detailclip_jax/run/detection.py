@@ -63,7 +63,7 @@ class Steps:
         run, began = self._run, time.perf_counter()
         run.console.live(f"compiling the training step for {height} x {width} pixels ...")
         shapes = run.experiment.batch_shapes((height, width))
-        program = run.experiment.train_step.lower(self._state, shapes).compile()
+        program = run.experiment.train_step.compile(self._state, shapes)
         programs = f"program {len(self._programs) + 1} of {len(run.config.views.buckets)}"
         took = time.perf_counter() - began
         run.console.say(f"compiled the training step for {height} x {width} in {took:.1f} s ({programs})")

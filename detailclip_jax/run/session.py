@@ -264,7 +264,7 @@ class Step:
     def _compile(self, length: int) -> Callable[..., Any]:
         run, began = self._run, time.perf_counter()
         run.console.live("compiling the training step: seconds for a tiny model, minutes for a large one ...")
-        program = run.experiment.train_step.lower(self._state, batch_shapes(run, length)).compile()
+        program = run.experiment.train_step.compile(self._state, batch_shapes(run, length))
         start_times.ended("compiled step")
         words = f" for captions of up to {length} tokens" if len(self.lengths) > 1 else ""
         run.console.say(f"compiled the training step{words} in {time.perf_counter() - began:.1f} s")

@@ -116,7 +116,7 @@ def compile_step(run: Run, clock: Clock, state: TrainState) -> TrainStep:
     run.console.live("compiling the training step ...")
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     with clock.paused():
-        program: Callable[..., Any] = run.experiment.train_step.lower(shapes, run.experiment.batch_shapes()).compile()
+        program: Callable[..., Any] = run.experiment.train_step.compile(shapes, run.experiment.batch_shapes())
     run.console.say(f"compiled the training step in {time.perf_counter() - began:.1f} s")
     return lambda state, batch: program(state, run.experiment.put(batch))
 

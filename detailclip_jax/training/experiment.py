@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -22,6 +23,7 @@ from detailclip_jax.models.towers import Networks
 from detailclip_jax.training import forward_pass, mixing, optimizer, schedules, sharding, train_state
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training.forward_pass import ForwardPass, make_keys
+from detailclip_jax.training.schedules import ScheduledStep
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.training.train_step import Schedules, StepLayout, StepSetup, combined_loss, train_step
 from detailclip_jax.types import Array, Axis, Batch, Int, Params
@@ -41,7 +43,7 @@ class Experiment(NamedTuple):
     layout: StepLayout  # where it computes it
     state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
     weights: jax.stages.Wrapped  # seed -> state of step 0 without optimizer moments
-    train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `state` is donated
+    train_step: ScheduledStep  # (state, batch) -> (state, metrics); `state` is donated
     forward: jax.stages.Wrapped  # (state, batch) -> Forward: masks, tokens, predicted pixels; for figures
     encode: Encode
 
@@ -57,7 +59,7 @@ class Experiment(NamedTuple):
 
     @property
     def schedules(self) -> Schedules:
-        """Learning rate, teacher momentum and teacher temperatures as functions of the step."""
+        """Learning rate, weight decay, teacher momentum and teacher temperatures as functions of the step."""
         return self.setup.schedules
 
     def init(self, seed: int) -> TrainState:
@@ -124,12 +126,16 @@ def group_rules(config: ConfigDict, networks: Mapping[str, Network]) -> tuple[op
 def build_setup(config: ConfigDict, given: ForwardPass, params: Params) -> StepSetup:
     """Builds what a step computes; `params` are the parameters or their shapes."""
     networks, plan = given.method.networks, build_schedules(config, given.method)
-    groups, late = optimizer.labels(params, group_rules(config, networks)), optimizer.late(params, networks)
-    waiting = round(config.optimizer.frozen_prototype_epochs * steps_of_epoch(config))
-    adamw = optimizer.build(config.optimizer, plan.learning_rate, groups, build_weight_decay(config), waiting, late)
+    groups = optimizer.labels(params, group_rules(config, networks))
+    late = optimizer.late(params, networks) if plan.wait else None
+
+    def adamw(plan: Schedules) -> optax.GradientTransformation:
+        built = optimizer.build(config.optimizer, plan.learning_rate, plan.weight_decay, groups, plan.wait, late)
+        return optimizer.scaled_rates(built, params, config.optimizer)
+
     return StepSetup(
         given,
-        optimizer=optimizer.scaled_rates(adamw, params, config.optimizer),
+        adamw=adamw,
         groups=groups,
         schedules=plan,
         center_momentum=config.losses.center_momentum,
@@ -185,19 +191,16 @@ def build_schedules(config: ConfigDict, method: Method) -> Schedules:
     if total is None:
         raise ValueError("total_steps is not set; set config.total_steps, or call run_config.resolve(config, examples)")
     warmup = schedules.clamp_warmup(warmup_steps(config), total)
+    end, decay = opt.weight_decay_end, opt.weight_decay
     return Schedules(
         schedules.warmup_cosine(
             opt.warmup_start, opt.learning_rate, opt.learning_rate_end, warmup, total, opt.peak_twice
         ),
+        np.float32(decay) if end is None else schedules.cosine(decay, end, total),
         schedules.cosine(config.ema.start, config.ema.end, total),
         build_temperatures(config.losses, steps_of_epoch(config), method.centers),
+        np.int32(round(opt.frozen_prototype_epochs * steps_of_epoch(config))),
     )
-
-
-def build_weight_decay(config: ConfigDict) -> schedules.Schedule | None:
-    """Builds the weight-decay schedule; None if `weight_decay_end` is not set and the decay is constant."""
-    start, end = config.optimizer.weight_decay, config.optimizer.weight_decay_end
-    return None if end is None else schedules.cosine(start, end, config.total_steps)
 
 
 def build_temperatures(losses: ConfigDict, steps_per_epoch: int, terms: Iterable[str]) -> dict[str, schedules.Schedule]:
@@ -266,14 +269,13 @@ def _places(shapes: TrainState) -> TrainState:
     return jax.tree.map(lambda shape: shape.sharding, shapes)
 
 
-def _compiled_step(
-    setup: StepSetup, layout: StepLayout, places: TrainState, precision: str | None
-) -> jax.stages.Wrapped:
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+def _compiled_step(setup: StepSetup, layout: StepLayout, places: TrainState, precision: str | None) -> ScheduledStep:
+    def step(state: TrainState, batch: Batch, given: Schedules) -> tuple[TrainState, dict[str, Array]]:
         with matmul_precision(precision):
-            return train_step(state, batch, setup, layout)
+            return train_step(state, batch, setup._replace(schedules=given), layout)
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(places, meshes.replicated(layout.mesh)))
+    out = places, meshes.replicated(layout.mesh)
+    return ScheduledStep(jax.jit(step, donate_argnums=0, out_shardings=out), setup.schedules)
 
 
 def _compiled_forward(given: ForwardPass, precision: str | None) -> jax.stages.Wrapped:

@@ -26,9 +26,9 @@ from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.models.vit import NETWORKS
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training import optimizer, sharding
-from detailclip_jax.training.schedules import Schedule
+from detailclip_jax.training.schedules import Number, Schedule, ScheduledStep, Step, of_numbers, per_step
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.types import BATCH, Array, Batch, Params, PyTree, Scalar
+from detailclip_jax.types import BATCH, Array, Batch, Float, Params, PyTree, Scalar
 
 EVERYTHING = optimizer.DecayRule(r".*", optimizer.DECAYED)
 ENCODER = optimizer.DecayRule(r"image/.*", optimizer.FROZEN)
@@ -43,12 +43,13 @@ def polynomial(peak: float, total: int, warmup: int, ratio: float, power: float 
 
     T is `total`, W `warmup`; `ratio` is the first factor of the warm-up.
     """
+    shape = functools.partial(_polynomial, power)  # no argument of the program: x^1 costs nothing there, x^p does
+    return of_numbers(shape, peak, total, per_step(1, total), _warmup(warmup, ratio))
 
-    def schedule(step: Any) -> Array:
-        t = jnp.asarray(step, jnp.float32)
-        return peak * jnp.maximum((total - t) / total, 0) ** power * _warmup(t, warmup, ratio)
 
-    return schedule
+def _polynomial(power: float, peak: Number, total: Number, share: Number, warmup: Schedule, step: Step) -> Scalar:
+    t = jnp.asarray(step, jnp.float32)
+    return peak * jnp.maximum((total - t) * share, 0) ** power * warmup(t)
 
 
 def stepwise(peak: float, ends: Sequence[int], warmup: int, ratio: float, factor: float = 0.1) -> Schedule:
@@ -56,17 +57,22 @@ def stepwise(peak: float, ends: Sequence[int], warmup: int, ratio: float, factor
 
     lr(t) = peak factor^(number of ends <= t),   times  ratio + (1 - ratio) t / W  for t < W
     """
-
-    def schedule(step: Any) -> Array:
-        t = jnp.asarray(step, jnp.float32)
-        reached = sum((t >= end).astype(jnp.float32) for end in ends)
-        return peak * jnp.asarray(factor) ** reached * _warmup(t, warmup, ratio)
-
-    return schedule
+    return of_numbers(_stepwise, peak, factor, np.asarray(ends, np.float32), _warmup(warmup, ratio))
 
 
-def _warmup(t: Array, steps: int, ratio: float) -> Array:
-    return jnp.where(t < steps, ratio + (1 - ratio) * t / max(steps, 1), 1.0)
+def _stepwise(
+    peak: Number, factor: Number, ends: Float[Array | np.ndarray, "E"], warmup: Schedule, step: Step
+) -> Scalar:
+    t = jnp.asarray(step, jnp.float32)
+    return peak * factor ** (t >= ends).sum().astype(jnp.float32) * warmup(t)
+
+
+def _warmup(steps: int, ratio: float) -> Schedule:
+    return of_numbers(_rising, steps, ratio, per_step(1 - ratio, max(steps, 1)))
+
+
+def _rising(steps: Number, ratio: Number, slope: Number, t: Scalar) -> Scalar:
+    return jnp.where(t < steps, ratio + slope * t, 1.0)
 
 
 def learning_rate(config: ConfigDict) -> tuple[float, str]:
@@ -141,11 +147,22 @@ def _rates(config: ConfigDict) -> ConfigDict:
     return ConfigDict({"part_rates": {"image": 1.0}, "layer_decay": config.optimizer.layer_decay})
 
 
-def build(params: Params, config: ConfigDict) -> tuple[optax.GradientTransformation, Schedule, PyTree]:
-    """Builds AdamW with one factor per layer; returns it with the schedule and the group of every parameter."""
-    schedule, groups = schedule_of(config), optimizer.labels(params, rules(config))
-    adamw = optimizer.build(config.optimizer, schedule, groups)
-    return optimizer.scaled_rates(adamw, params, _rates(config)), schedule, groups
+class Schedules(NamedTuple):
+    """The hyperparameters that depend on the step: a pytree of their numbers."""
+
+    learning_rate: Schedule
+    weight_decay: np.float32  # constant
+
+
+def build(params: Params, config: ConfigDict) -> tuple[Callable[[Schedules], optax.GradientTransformation], PyTree]:
+    """Returns AdamW with one factor per layer, built for schedules, and the group of every parameter."""
+    groups = optimizer.labels(params, rules(config))
+
+    def adamw(given: Schedules) -> optax.GradientTransformation:
+        built = optimizer.build(config.optimizer, *given, groups)
+        return optimizer.scaled_rates(built, params, _rates(config))
+
+    return adamw, groups
 
 
 def table_text(params: Params, config: ConfigDict) -> str:
@@ -172,11 +189,16 @@ class TaskSetup(NamedTuple):
     config: ConfigDict
     model: Any
     variables: Variables
-    optimizer: optax.GradientTransformation
-    schedule: Schedule
+    adamw: Callable[[Schedules], optax.GradientTransformation]
+    schedules: Schedules
     groups: PyTree
     mesh: Mesh
     placed: TrainState  # a PartitionSpec for every array of the state
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """AdamW with the setup's schedules."""
+        return self.adamw(self.schedules)
 
 
 Loss = Callable[[Params, Params, Batch, Array, TaskSetup], tuple[Scalar, dict[str, Array], Params]]
@@ -186,9 +208,10 @@ def set_up(config: ConfigDict, model: Any, variables: Variables, mesh: Mesh) -> 
     """Builds optimiser and placement; returns them with the shapes and shardings of the state."""
     variables = jax.jit(variables)  # traced once, here, for the shapes of the state and for its values
     params, _ = jax.eval_shape(variables, jax.random.key(0))
-    adamw, schedule, groups = build(params, config)
-    shapes, specs = state_shapes(functools.partial(create, variables=variables, adamw=adamw), mesh)
-    return TaskSetup(config, model, variables, adamw, schedule, groups, mesh, specs), shapes
+    adamw, groups = build(params, config)
+    plan = Schedules(schedule_of(config), np.float32(config.optimizer.weight_decay))
+    shapes, specs = state_shapes(functools.partial(create, variables=variables, adamw=adamw(plan)), mesh)
+    return TaskSetup(config, model, variables, adamw, plan, groups, mesh, specs), shapes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -200,7 +223,7 @@ class Experiment(abc.ABC):
     classes: tuple[str, ...]
     given: Any  # training and evaluation set; None: opened when `sets` is first used
     state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
-    train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `state` is donated
+    train_step: ScheduledStep  # (state, batch) -> (state, metrics); `state` is donated
 
     @property
     def mesh(self) -> Mesh:
@@ -248,11 +271,14 @@ class Experiment(abc.ABC):
         )
 
 
-def jitted(loss: Loss, setup: TaskSetup, shapes: TrainState) -> jax.stages.Wrapped:
+def jitted(loss: Loss, setup: TaskSetup, shapes: TrainState) -> ScheduledStep:
     """The compiled `train_step` of (state, batch); `state` is donated."""
+
+    def step(state: TrainState, batch: Batch, given: Schedules) -> tuple[TrainState, dict[str, Array]]:
+        return train_step(state, batch, loss, setup._replace(schedules=given))
+
     out = places_of(shapes), meshes.replicated(setup.mesh)
-    step = functools.partial(train_step, loss=loss, setup=setup)
-    return jax.jit(step, donate_argnums=0, out_shardings=out)
+    return ScheduledStep(jax.jit(step, donate_argnums=0, out_shardings=out), setup.schedules)
 
 
 def train_step(state: TrainState, batch: Batch, loss: Loss, setup: TaskSetup) -> tuple[TrainState, dict[str, Array]]:
@@ -264,7 +290,7 @@ def train_step(state: TrainState, batch: Batch, loss: Loss, setup: TaskSetup) ->
     taken = functools.partial(combined_loss, state=state, batch=batch, loss=loss, setup=setup)
     with matmul_precision(setup.config.model.matmul_precision):
         (_, (values, stats)), grads = jax.value_and_grad(taken, has_aux=True)(state.params)
-    state, more = updated(state, grads, stats, setup.optimizer, setup.schedule)
+    state, more = updated(state, grads, stats, setup.optimizer, setup.schedules.learning_rate)
     return state, values | more
 
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.models import registry, stacking
 from detailclip_jax.models.registry import COMMON, Network, own_rules
-from detailclip_jax.training.schedules import Schedule
+from detailclip_jax.training.schedules import Number, Schedule, Step
 from detailclip_jax.types import Array, Params, PyTree
 
 FROZEN, PLAIN, DECAYED = "frozen", "plain", "decayed"
@@ -74,35 +74,34 @@ def labels(params: Params, table: tuple[DecayRule, ...]) -> PyTree:
 def build(
     config: ConfigDict,
     learning_rate: Schedule,
+    weight_decay: Schedule | Number | float,
     groups: PyTree,
-    weight_decay: Schedule | None = None,
-    wait: int = 0,
+    wait: Step = 0,
     late: PyTree | None = None,
 ) -> optax.GradientTransformation:
     """Builds AdamW for all parameters that are not frozen.
 
         p <- p - lr (m / (sqrt(v) + eps) + wd p)        wd = 0 outside the group `DECAYED`
 
-    Frozen parameters have no moments.  A `weight_decay` schedule replaces the config's constant.  The parameters at
-    which the tree `late` is True are not updated in the first `wait` steps, as if they had no gradient (DINO: the last
-    layer of the prototype head); `late` is required if `wait` is not 0.
+    Frozen parameters have no moments.  The parameters at which the tree `late` is True are not updated in the first
+    `wait` steps, as if they had no gradient (DINO: the last layer of the prototype head).
     """
     decayed = jax.tree.map(lambda group: group == DECAYED, groups)
 
-    def adamw(start: int) -> optax.GradientTransformation:
-        decay = later(weight_decay, start) if weight_decay else config.weight_decay
+    def adamw(start: Step) -> optax.GradientTransformation:
+        decay: Any = later(weight_decay, start) if callable(weight_decay) else weight_decay
         rate = later(learning_rate, start)
         return optax.adamw(rate, *config.betas, eps=config.eps, weight_decay=decay, mask=decayed)
 
     kinds: dict[Hashable, optax.GradientTransformation] = {"trained": adamw(0), "frozen": optax.set_to_zero()}
     names = jax.tree.map(lambda group: "frozen" if group == FROZEN else "trained", groups)
-    if wait:
+    if late is not None:
         kinds["late"] = optax.conditionally_mask(adamw(wait), lambda step, **_: jnp.asarray(step) >= wait)
         names = jax.tree.map(lambda name, waits: "late" if waits and name == "trained" else name, names, late)
     return optax.chain(clipping(config), optax.partition(kinds, names))
 
 
-def later(schedule: Schedule, start: int) -> Schedule:
+def later(schedule: Schedule, start: Step) -> Schedule:
     """Shifts a schedule for a transformation whose own step count begins at step `start` of the run."""
     return lambda step: schedule(step + start)
 

@@ -1,14 +1,22 @@
-"""Schedules over steps, with the reference's exact formulas: step t from 0, T steps in total, W warm-up steps."""
+"""Schedules over steps, with the reference's exact formulas: step t from 0, T steps in total, W warm-up steps.
+
+A schedule is a pytree of its numbers, so that they are arguments of the compiled training step (`ScheduledStep`) and a
+run of another length or another rate compiles nothing.
+"""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
 
-from detailclip_jax.types import Array, Int, Scalar
+from detailclip_jax.types import Array, Batch, Int, PyTree, Scalar
 
-Step: TypeAlias = Int[Array, ""] | int
+Step: TypeAlias = Int[Array, ""] | np.int32 | int
 Schedule: TypeAlias = Callable[[Any], Any]  # step -> float32 scalar
+Number: TypeAlias = Scalar | np.float32  # of a schedule: an argument of the compiled step, or a constant outside of it
 
 
 def warmup_cosine(
@@ -22,16 +30,17 @@ def warmup_cosine(
     As in the reference, the peak is reached twice (t = W - 1 and t = W) and `end` is never reached.  Without
     `peak_twice` the warm-up divides by W, as in MAE's code: the peak is reached at t = W only.
     """
-    rise = max(warmup_steps - peak_twice, 1)
+    slope = per_step(peak - start, max(warmup_steps - peak_twice, 1))
+    turn = per_step(np.pi, max(total_steps - warmup_steps, 1))
+    return of_numbers(_warmup_cosine, start, slope, warmup_steps, end, (peak - end) / 2, turn)
 
-    def schedule(step: Step) -> Scalar:
-        t = jnp.asarray(step, jnp.float32)
-        rising = start + (peak - start) * t / rise
-        angle = jnp.pi * (t - warmup_steps) / max(total_steps - warmup_steps, 1)
-        falling = end + (peak - end) / 2 * (1 + jnp.cos(angle))
-        return jnp.where(t < warmup_steps, rising, falling)
 
-    return schedule
+def _warmup_cosine(
+    start: Number, slope: Number, warmup_steps: Number, end: Number, height: Number, turn: Number, step: Step
+) -> Scalar:
+    t = jnp.asarray(step, jnp.float32)
+    falling = end + height * (1 + jnp.cos(turn * (t - warmup_steps)))
+    return jnp.where(t < warmup_steps, start + slope * t, falling)
 
 
 def cosine(start: float, end: float, total_steps: int) -> Schedule:
@@ -39,12 +48,11 @@ def cosine(start: float, end: float, total_steps: int) -> Schedule:
 
     end - (end - start) / 2 (1 + cos(pi t / T))
     """
+    return of_numbers(_cosine, end, (end - start) / 2, per_step(np.pi, total_steps))
 
-    def schedule(step: Step) -> Scalar:
-        t = jnp.asarray(step, jnp.float32)
-        return end - (end - start) / 2 * (1 + jnp.cos(jnp.pi * t / total_steps))
 
-    return schedule
+def _cosine(end: Number, height: Number, turn: Number, step: Step) -> Scalar:
+    return end - height * (1 + jnp.cos(turn * jnp.asarray(step, jnp.float32)))
 
 
 def epoch_warmup(start: float, end: float, num_epochs: int, steps_per_epoch: int) -> Schedule:
@@ -53,13 +61,48 @@ def epoch_warmup(start: float, end: float, num_epochs: int, steps_per_epoch: int
     With one epoch, as in the reference (patches: .04, .07), it is `start` in epoch 0 and `end` from epoch 1 on.
     iBOT uses 30 epochs.
     """
+    numbers = start, per_step(end - start, max(num_epochs - 1, 1)), end, num_epochs
+    return of_numbers(_epoch_warmup, np.int32(steps_per_epoch), *numbers)
 
-    def schedule(step: Step) -> Scalar:
-        epoch = jnp.asarray(step) // steps_per_epoch
-        rising = start + (end - start) * epoch / max(num_epochs - 1, 1)
-        return jnp.where(epoch < num_epochs, rising, end).astype(jnp.float32)
 
-    return schedule
+def _epoch_warmup(
+    steps_per_epoch: Step, start: Number, slope: Number, end: Number, num_epochs: Number, step: Step
+) -> Scalar:
+    epoch = jnp.asarray(step) // steps_per_epoch
+    return jnp.where(epoch < num_epochs, start + slope * epoch, end)
+
+
+def of_numbers(function: Callable[..., Scalar], *numbers: Any) -> Schedule:
+    """Returns the schedule step -> function(*numbers, step); Python's numbers become float32."""
+    return Partial(function, *(np.float32(x) if isinstance(x, int | float) else x for x in numbers))
+
+
+def per_step(value: float | int, num_steps: int) -> np.float32:
+    """Returns value / num_steps as XLA divides by a constant: times the reciprocal, both rounded to float32."""
+    return np.float32(value) * (np.float32(1) / np.float32(num_steps))
+
+
+class ScheduledStep(NamedTuple):
+    """A jitted step (state, batch, schedules) -> (state, metrics), with the schedules of a run.
+
+    The schedules are arguments of the program: runs with other numbers in them share one compiled program.
+    """
+
+    program: jax.stages.Wrapped
+    schedules: PyTree
+
+    def __call__(self, state: PyTree, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
+        """Computes the next state and the scalars of the step."""
+        return self.program(state, batch, self.schedules)
+
+    def lower(self, state: PyTree, batch: Batch) -> jax.stages.Lowered:
+        """Lowers the step for these arrays or their shapes; the result takes the schedules as third argument."""
+        return self.program.lower(state, batch, self.schedules)
+
+    def compile(self, state: PyTree, batch: Batch) -> Callable[[PyTree, Batch], tuple[PyTree, dict[str, Array]]]:
+        """Compiles the step for these arrays or their shapes; returns a function of (state, batch)."""
+        compiled = self.lower(state, batch).compile()
+        return lambda state, batch: compiled(state, batch, self.schedules)
 
 
 def clamp_warmup(warmup_steps: int, total_steps: int) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -19,24 +20,31 @@ from detailclip_jax.types import BATCH, Array, Batch, Keys, Params, PyTree, Scal
 
 
 class Schedules(NamedTuple):
-    """The hyperparameters that depend on the step."""
+    """The hyperparameters that depend on the step: a pytree of their numbers."""
 
     learning_rate: Schedule
+    weight_decay: Schedule | np.float32  # a number: constant
     ema_momentum: Schedule
     temperatures: Mapping[str, Schedule]  # of the teacher, for "cls" and "patch"
+    wait: np.int32  # first step that updates the last layers, see `optimizer.build`
 
 
 class StepSetup(NamedTuple):
     """What a training step computes: its constant inputs."""
 
     forward_pass: ForwardPass
-    optimizer: optax.GradientTransformation
+    adamw: Callable[[Schedules], optax.GradientTransformation]
     groups: PyTree  # the group of each parameter, see `optimizer.labels`
     schedules: Schedules
     center_momentum: float
     clip_block: int
     chunks: int  # of the batch on each device, see `accumulation`
     mix: Callable[[Batch, Array], Batch]  # (global batch, key of the step) -> batch: mixup and CutMix
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """AdamW with the setup's schedules."""
+        return self.adamw(self.schedules)
 
 
 class StepLayout(NamedTuple):
