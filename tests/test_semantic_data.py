@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from detailclip_jax.data.decoding import decode_whole
+from detailclip_jax.data.detection import stickers as detection_stickers
 from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.semantic import batches, names
 from detailclip_jax.data.semantic.augment import Recipe, augment, distort, draw_crop, resize_image, scaled_size
 from detailclip_jax.data.semantic.labels import IGNORE, check_size, stored_values, table
 from detailclip_jax.data.semantic.layouts import black_and_white, open_pairs, open_set, read_classes
-from detailclip_jax.data.semantic.stickers import open_stickers
+from detailclip_jax.data.semantic.stickers import LABELS, open_stickers
 from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.runtime.provenance import data_fingerprint
 from detailclip_jax.runtime.regular_files import IN_SETS
@@ -342,17 +343,25 @@ def test_the_name_lists_have_the_published_lengths_and_no_doubles():
 # --- stickers
 
 
-def test_stickers_have_two_label_sets_on_the_same_scenes():
-    groups, nouns = (open_stickers(labels, "val", 64, 3).source[1] for labels in ("groups", "nouns"))
-    np.testing.assert_array_equal(groups["image"], nouns["image"])
-    np.testing.assert_array_equal(groups["mask"] > 0, nouns["mask"] > 0)
+def test_stickers_have_three_label_sets_on_the_same_scenes():
+    objects, groups, nouns = (open_stickers(labels, "val", 64, 3).source[1] for labels in LABELS)
+    for other in (groups, nouns):
+        np.testing.assert_array_equal(objects["image"], other["image"])
+        np.testing.assert_array_equal(objects["mask"], other["mask"] > 0)
     np.testing.assert_array_equal(groups["mask"], groups["segmentation"])
     for number, noun in enumerate(nouns["nouns"], 1):
         assert (nouns["mask"][nouns["instances"] == number] == 1 + noun).all()
-    assert len(open_stickers("groups", "train", 64).classes) == 25
-    assert len(open_stickers("nouns", "train", 64).classes) == 97
+    assert [len(open_stickers(labels, "train", 64).classes) for labels in LABELS] == [2, 25, 97]
     with pytest.raises(ValueError, match="did you mean 'nouns'"):
         open_stickers("noun", "train", 64)
+
+
+def test_the_objects_of_segmentation_are_those_of_detection_and_of_the_figure_iou():
+    scene = open_stickers("objects", "val", 64, 3).source[2]
+    detected = detection_stickers.open_stickers("objects", "val", 64, 3).source[2]
+    np.testing.assert_array_equal(scene["mask"], np.any(detected["shapes"], axis=0))
+    np.testing.assert_array_equal(scene["mask"], scene["segmentation"] > 0)  # `evaluation.segmentation.over_figure`
+    assert open_stickers("objects", "val", 64).classes[1:] == detection_stickers.LABELS["objects"]
 
 
 # --- augmentation

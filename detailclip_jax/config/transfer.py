@@ -44,7 +44,7 @@ DATA: Group = {
     "val_masks": Field("", "pairs: folder of their masks", OURS),
     "classes": Field("", "pairs: text with one class name per line, the first one for the stored value 0", OURS),
     "follow_links": Field(False, "whether links among the images and masks may lead out of their folders", OURS),
-    "labels": Field("groups", "stickers: groups (24 classes) or nouns (96)", OURS),
+    "labels": Field("groups", "stickers: objects (1 class), groups (24) or nouns (96), besides the background", OURS),
     "unknown_labels": Field("refuse", "label values that the set does not list: refuse, or ignore", OURS),
     "train_split": Field("train", "split to train on", MMSEG),
     "val_split": Field("val", "split to evaluate on", MMSEG),

@@ -1,4 +1,4 @@
-"""Sticker scenes with their exact masks, as a segmentation set with two label sets: 24 groups, or 96 nouns."""
+"""Sticker scenes with their exact masks, as a segmentation set: objects against background, 24 groups, or 96 nouns."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from detailclip_jax.data.semantic.layouts import SemanticSet
 from detailclip_jax.data.stickers.stickers import Stickers, class_names, noun_names
 from detailclip_jax.runtime.errors import unknown
 
-LABELS = ("groups", "nouns")
+LABELS = {"objects": ("background", "object"), "groups": class_names(), "nouns": ("background", *noun_names())}
 SPLITS = {"train": "train", "val": "held_out_scenes"}
 
 
 class StickerMasks:
-    """Scenes with "mask" int16 [H, W]: 0 is background, then the groups (mammal, bird, ...) or the nouns."""
+    """Scenes with "mask" int16 [H, W]: 0 is background, then the classes of one of LABELS."""
 
     def __init__(self, scenes: Stickers, labels: str):
         self.scenes, self.labels = scenes, labels
@@ -23,10 +23,8 @@ class StickerMasks:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         scene = self.scenes[index]
-        if self.labels == "nouns":
-            mask = np.concatenate([[0], 1 + scene["nouns"]]).astype(np.int16)[scene["instances"]]
-        else:
-            mask = scene["segmentation"].astype(np.int16)
+        numbers = {"objects": 0 * scene["classes"], "groups": scene["classes"], "nouns": scene["nouns"]}
+        mask = np.concatenate([[0], 1 + numbers[self.labels]]).astype(np.int16)[scene["instances"]]
         return {**scene, "mask": mask}
 
 
@@ -34,7 +32,7 @@ def names_of(labels: str) -> tuple[str, ...]:
     """The classes of one of LABELS, with the background.  Raises ValueError for another."""
     if labels not in LABELS:
         raise ValueError(unknown("data.labels", labels, LABELS))
-    return class_names() if labels == "groups" else ("background", *noun_names())
+    return LABELS[labels]
 
 
 def open_stickers(labels: str, split: str, size: int, num_scenes: int = 2**24) -> SemanticSet:
