@@ -22,7 +22,7 @@ from image_cases import claims_to_be, encoded, huge_jpeg, make_image
 from PIL import Image
 from test_prepare import keys, prepared
 
-from detailclip_jax.data import decoding, regular_files
+from detailclip_jax.data import decoding
 from detailclip_jax.data.budget import Budget
 from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.data.image_files import ImageFileBatches, find
@@ -32,6 +32,7 @@ from detailclip_jax.data.prepare.finish import NothingAccepted
 from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord, MissingData
+from detailclip_jax.runtime import regular_files
 from detailclip_jax.runtime.regular_files import LeavesFolder, NotRegular, TooLarge, Walk, inside, read_regular
 
 ROOT = pathlib.Path(__file__).parents[1]
