@@ -19,6 +19,7 @@ import tiny
 from PIL import Image
 
 from detailclip_jax import demo
+from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.evaluation.kept_objects import lowest
 from detailclip_jax.inference import embeddings
 from detailclip_jax.inference import model as inference
@@ -255,9 +256,8 @@ def test_an_image_is_resized_once_for_each_preprocessing_and_the_values_are_thos
     pixels = np.random.default_rng(5).integers(0, 256, (90, 130, 3), np.uint8)
     asked = [models[0], models[1], models[0].preprocessed({"crop_ratio": 0.875})]
     expected = [(m.encode_image([pixels])[0], m.attention(pixels), m.features([pixels]).patches[0]) for m in asked]
-    sizes, view = [], answers.evaluation_view
-    monkeypatch.setattr(answers, "evaluation_view", lambda *given: sizes.append(given[1]) or view(*given))
-    monkeypatch.setattr(inference, "evaluation_view", None)  # not called
+    sizes, view = [], Transform.view
+    monkeypatch.setattr(Transform, "view", lambda self, image: sizes.append(self.size) or view(self, image))
     seen = answers.look(asked, pixels)
     assert sizes == [models[0].config.model.image_size, answers.SHOWN_SIDE] * 2
     for one, (embedding, attention, patches) in zip(seen, expected):
