@@ -31,6 +31,7 @@ from detailclip_jax.config.dense import is_dense
 from detailclip_jax.runtime import arguments, errors, processes, start_times
 from detailclip_jax.runtime.exit import leave
 from detailclip_jax.runtime.files import with_home
+from detailclip_jax.runtime.progress import Console
 
 READERS = {transfer.METHOD: "ade20k", detection.METHOD: "coco"}  # a data.source of the task that reads data.path
 
@@ -234,6 +235,8 @@ def run(
 
     def train() -> int:
         check_no_others(argv)
+        if processes.is_first(_PROCESS_ID.value):
+            Console().say(f"{command_line.spec_of(sys.argv)}: importing jax and opening the data ...")
         join_processes()
         from detailclip_jax.run import loop  # imports jax: only after the flags are parsed, so that --help is quick
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from launching import QUICK
 
+from detailclip_jax import main
 from detailclip_jax.config import default
 from detailclip_jax.config.command_line import check_names, with_recipe
 from detailclip_jax.config.components import check_path_is_read
@@ -216,6 +217,15 @@ def test_a_run_ends_and_goes_on_for_more_steps(tmp_path):
         assert run.returncode == 0, run.stderr
         assert ("resuming from the checkpoint of step 2" in run.stdout + run.stderr) == (steps == 4)
         assert len(trajectory(tmp_path)) == steps and (tmp_path / f"checkpoints/{steps}").is_dir()
+
+
+def test_the_command_speaks_before_it_imports_jax(monkeypatch, capsys):
+    """Importing jax and opening the data takes seconds, on a busy machine a minute."""
+    said = []
+    monkeypatch.setattr(main, "join_processes", lambda: said.append(capsys.readouterr().out) or sys.exit(7))
+    monkeypatch.setattr(sys, "argv", ["main", "--config=configs/stickers.py"])
+    assert main.main(["main"]) == 7
+    assert said == ["configs/stickers.py: importing jax and opening the data ...\n"]
 
 
 def test_mistakes_that_need_the_parts_get_a_message(tmp_path):

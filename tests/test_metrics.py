@@ -119,7 +119,8 @@ def test_clock_measures_speed_and_waiting_and_leaves_pauses_out():
         time.seconds += 3
         with clock.paused():
             time.seconds += 100 + lap
-        assert clock.lap(num_images=80) == {"images_per_second": 20.0, "data_wait": 0.25}
+        speed = {"images_per_second": 20.0, "data_wait": 0.25}
+        assert clock.speed(num_images=80) == clock.lap(num_images=80) == speed
 
 
 def test_progress_line():

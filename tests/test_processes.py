@@ -30,6 +30,21 @@ def test_launchers_are_recognised(variables, several):
     assert launched_as_several(variables) is several
 
 
+@pytest.mark.parametrize(
+    ("index", "variables", "first"),
+    [
+        (None, {}, True),
+        (0, {"SLURM_PROCID": "3"}, True),
+        (1, {}, False),
+        (None, {"SLURM_PROCID": "3"}, False),
+        (None, {"JAX_PROCESS_ID": "0", "TPU_WORKER_ID": "0"}, True),
+        (None, {"TPU_WORKER_ID": "1"}, False),
+    ],
+)
+def test_the_first_process_is_known_before_jax(index, variables, first):
+    assert processes.is_first(index, variables) is first
+
+
 def test_devices_of_several_processes_need_them_to_have_met():
     check_joined(1, joined=False)
     check_joined(16, joined=True)

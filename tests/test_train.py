@@ -65,6 +65,27 @@ def test_a_run_logs_saves_and_ends(run_of):
     assert "step 12/12 | eta 0:00 | " in text_of(run)
 
 
+def test_a_run_says_what_it_does_from_the_first_step_on(run_of):
+    """Also where the first log is far away; what it says between two logs is not a metric."""
+    run = run_of(total_steps=5, log_every=4, checkpoint_every=3, evaluate_at_end=True)
+    quick = {"evaluate": lambda run, *_: run.console.say("scores") or {}, "finish": lambda *_: None}
+    loop.train(run._replace(task=run.task._replace(**quick)))
+    begun = "computing the initial state", "compiling the training step", "compiled the training step", "step 1/5 | "
+    saved = "saving the checkpoint of step 3", "step 4/5 | ", "step 5/5 | ", "saving the checkpoint of step 5"
+    in_order = *begun, *saved, "evaluating step 5", "scores"
+    places = [text_of(run).find(words) for words in in_order]
+    assert -1 not in places and places == sorted(places), text_of(run)
+    assert "step 2/5" not in text_of(run) and [line["step"] for line in lines_of(run)] == [4, 5]
+
+
+def test_slow_steps_are_shown_between_two_logs_without_waiting_for_the_newest(run_of, monkeypatch):
+    monkeypatch.setattr(session, "QUIET", (-1.0, -1.0))  # every step comes after a pause
+    run = run_of(total_steps=7, log_every=7, checkpoint_every=7)
+    loop.train(run)
+    shown = [int(line.split("/")[0].removeprefix("step ")) for line in text_of(run).splitlines() if line[:5] == "step "]
+    assert shown == [1, 2, 3, 4, 7]
+
+
 def test_the_last_step_is_logged_and_saved_off_the_intervals(run_of):
     run = run_of(total_steps=5)
     loop.train(run)

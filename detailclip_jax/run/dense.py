@@ -210,6 +210,7 @@ def write_results(
 
 def draw(run: Run, state: TrainState, step: int, figure_of: Callable[..., Any]) -> None:
     """Writes figures/METHOD.png, the predictions for images at equal distances of the evaluation set."""
+    run.console.live("drawing the figure ...")
     try:
         figure = figure_of({f"step {step}": (run.experiment, state, step)}, SHOWN)
         if jax.process_index() == 0:

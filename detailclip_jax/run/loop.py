@@ -20,6 +20,7 @@ from detailclip_jax.run import init_from
 from detailclip_jax.run.session import Run, Session, Task, TrainStep, compiled_step, count_data, slower
 from detailclip_jax.run.validation import validate
 from detailclip_jax.runtime import processes, provenance, start_times
+from detailclip_jax.runtime.compiler import without_alarm
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.errors import RunError, at_work
 from detailclip_jax.runtime.interrupt import Interrupt
@@ -317,7 +318,9 @@ def restore_or_init(run: Run, checkpoints: Checkpoints) -> Start:
     """Restores the newest readable checkpoint, or initialises a fresh state."""
     restored = checkpoints.restore(run.experiment.state_shapes)
     if restored is None:
-        return Start(run.task.fresh(run), step=0, data={"examples": 0})
+        run.console.live("computing the initial state ...")
+        with without_alarm():
+            return Start(run.task.fresh(run), step=0, data={"examples": 0})
     run.console.say(f"resuming from the checkpoint of step {restored.step}")
     before, now = restored.run["data_fingerprint"], provenance.data_fingerprint(run.source)
     if before != now:
@@ -374,6 +377,8 @@ def loop(session: Session, start: Start, train_step: TrainStep | None, interrupt
             if last or step % config.log_every == 0:
                 session.log(step)
                 start_times.ended("first step")
+            else:
+                session.show(step)
             if draws(config, step):
                 session.draw(step, state)
             scored = evaluates(config, step)
@@ -464,6 +469,7 @@ def write_results(run: Run, state: TrainState, step: int, scores: Mapping[str, f
     """Writes the table and the figures of pretraining; `data` says what the data cost."""
     if jax.process_index() == 0:
         run.console.say(report.write(run.workdir, scores, run.config, step, data))
+    run.console.live("drawing the figures ...")
     try:
         figures = evaluation.figures.write(run.workdir, run.experiment, run.experiment.replicated(state))
         run.console.say("".join(f"{file}\n" for file in figures))

@@ -16,6 +16,7 @@ from detailclip_jax.data.named_sets import named_sets
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.runtime import provenance, start_times
+from detailclip_jax.runtime.compiler import without_alarm
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.metrics import MetricWriter, NonFiniteError, NoWriter, check_finite
@@ -30,6 +31,7 @@ from detailclip_jax.types import Array, PyTree
 COUNTS = ("bad_records", "truncated_captions")
 MUCH_WAITING = 0.2  # share of the time spent waiting for data above which a warning is printed
 RUN_AHEAD = 2  # steps that may be queued on the device, so that the next batch is transferred during a step
+QUIET = 30.0, 1.0  # seconds without a progress line after which one is printed between two logs: else, on a terminal
 PROFILE_AFTER = 5  # steps before a profile starts, so that it shows the steady state
 
 
@@ -91,6 +93,7 @@ class Session:
         self._pending: list[tuple[int, Mapping[str, Array]]] = []
         self._last: dict[str, float] = {}
         self._start = self._logged = self.step = start
+        self._shown = start, time.monotonic()  # step of the last progress line, and when it was printed
         self._tracing = False
         self._record = run_record(run)
         self._writer = open_writer(run, start) if jax.process_index() == 0 else NoWriter()
@@ -162,8 +165,25 @@ class Session:
         self._logged = step
         self._writer.write("metrics", step, values)
         self.checkpoints.check()
-        console, size = self.run.console, config.batch_size
+        self._print(step, values)
+
+    def show(self, step: int) -> None:
+        """Prints the progress line between two logs: of the first step, and of a finished one after a pause."""
+        shown, at = self._shown
+        paused = time.monotonic() - at > QUIET[self.run.console.width is not None]
+        if not self._pending or not (paused or step == self._start + 1):
+            return
+        done, values = self._pending[max(len(self._pending) - 1 - RUN_AHEAD, 0)]
+        if done > shown:
+            scalars = {name: float(value) for name, value in jax.device_get(values).items()}
+            speed = self.clock.speed((done - self._logged) * self.run.config.batch_size)
+            self._print(done, {"loss": scalars["loss"]} | scalars | speed)
+
+    def _print(self, step: int, values: Mapping[str, float]) -> None:
+        console, config = self.run.console, self.run.config
+        size = config.batch_size
         console.live(progress_line(step, config.total_steps, values, self.run.terms, size, console.width))
+        self._shown = step, time.monotonic()
 
     def _warn_of_waiting(self, share: float) -> None:
         """Warns once of waiting for data; not in the first interval, in which the data pipeline starts."""
@@ -183,7 +203,8 @@ class Session:
         """
         if self.scores is None or self.scores[0] != step:
             config = self.run.config
-            with self.clock.paused(), self.interrupt.during_evaluation():
+            self.run.console.live(f"evaluating step {step}: the first batch waits until its program is compiled ...")
+            with self.clock.paused(), self.interrupt.during_evaluation(), without_alarm():
                 scores = self.run.task.evaluate(self.run, self.interrupt, state, step)
             self._writer.write_anew("evaluations", step, scores)
             self.scores = step, scores
@@ -203,6 +224,7 @@ class Session:
         """Starts to write a checkpoint, after checking that all steps so far were finite."""
         self._read()
         data = {"examples": step * self.run.config.batch_size, **self.counts()}
+        self.run.console.live(f"saving the checkpoint of step {step} ...")
         with self.clock.paused():
             self.checkpoints.save(step, state, data, self._record)
 

@@ -27,6 +27,7 @@ PARTING = 120  # seconds that a process waits for the others at its exit
 Made = TypeVar("Made")
 STATUS = re.compile("[A-Z_]+: ")  # start of the ValueError ("UNKNOWN: ...") that jax raises for some lost connections
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+RANKS = ("JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "TPU_WORKER_ID")
 
 NOT_MET = """
 error: {who} ended while it waited for the other processes: one of them did not start, or failed (see its log)."""
@@ -152,6 +153,12 @@ def _checked(coordinator: str, count: str, index: str) -> tuple[str, int, int]:
     if not (host and port.isdecimal()):
         raise ValueError(f"--coordinator {coordinator!r} must be HOST:PORT of process 0")
     return coordinator, int(count), int(index)
+
+
+def is_first(index: int | None, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is process 0 by --process-id, or else by its launcher: known before jax is imported."""
+    numbers = [environment.get(name, "0") for name in RANKS] if index is None else [str(index)]
+    return set(numbers) == {"0"}
 
 
 def launched_as_several(environment: Mapping[str, str]) -> bool:

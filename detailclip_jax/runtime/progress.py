@@ -80,10 +80,14 @@ class Clock:
         yield
         self._paused += self._now() - start
 
-    def lap(self, num_images: int) -> dict[str, float]:
-        """Returns `images_per_second` and `data_wait` (share, 0 to 1) since the last lap; starts a new interval."""
+    def speed(self, num_images: int) -> dict[str, float]:
+        """Returns `images_per_second` and `data_wait` (share, 0 to 1) of `num_images` since the last lap."""
         seconds = max(self._now() - self._start - self._paused, 1e-9)
-        values = {"images_per_second": num_images / seconds, "data_wait": self._waited / seconds}
+        return {"images_per_second": num_images / seconds, "data_wait": self._waited / seconds}
+
+    def lap(self, num_images: int) -> dict[str, float]:
+        """Returns what `speed` does, and starts a new interval."""
+        values = self.speed(num_images)
         self._start, self._waited, self._paused = self._now(), 0.0, 0.0
         return values
 

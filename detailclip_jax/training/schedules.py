@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from detailclip_jax.runtime.compiler import without_alarm
 from detailclip_jax.types import Array, Batch, Int, PyTree, Scalar
 
 Step: TypeAlias = Int[Array, ""] | np.int32 | int
@@ -101,7 +102,8 @@ class ScheduledStep(NamedTuple):
 
     def compile(self, state: PyTree, batch: Batch) -> Callable[[PyTree, Batch], tuple[PyTree, dict[str, Array]]]:
         """Compiles the step for these arrays or their shapes; returns a function of (state, batch)."""
-        compiled = self.lower(state, batch).compile()
+        with without_alarm():
+            compiled = self.lower(state, batch).compile()
         return lambda state, batch: compiled(state, batch, self.schedules)
 
 

@@ -1,0 +1,60 @@
+"""What XLA's compiler writes on standard error."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from detailclip_jax.runtime import compiler
+
+ALARM = """
+import contextlib, os, signal, subprocess, sys, time
+import jax, jax.numpy as jnp
+from detailclip_jax.runtime.compiler import without_alarm
+
+def deep(x):
+    for _ in range(3000):
+        x = jnp.sin(x @ x)
+    return x
+
+lowered = jax.jit(deep).lower(jnp.ones((8, 8)))
+pause = f"sleep 1; kill -STOP {os.getpid()}; sleep 125; kill -CONT {os.getpid()}"
+with (without_alarm if sys.argv[1] == "quiet" else contextlib.nullcontext)(), subprocess.Popen(["sh", "-c", pause]):
+    lowered.compile()
+"""
+
+
+@pytest.fixture
+def levels(monkeypatch):
+    """The levels that XLA's log is set to."""
+    from jaxlib import utils
+
+    found = []
+    monkeypatch.setattr(utils, "absl_set_min_log_level", found.append)
+    return found
+
+
+def test_xla_s_log_is_quiet_in_the_context_and_as_before_after_an_error(levels, monkeypatch):
+    monkeypatch.setenv(compiler.LEVEL, str(compiler.USUAL))
+    with pytest.raises(KeyError), compiler.without_alarm():
+        assert levels == [compiler.FATAL]
+        raise KeyError
+    assert levels == [compiler.FATAL, compiler.USUAL]
+
+
+def test_a_level_that_the_user_has_set_stays(levels, monkeypatch):
+    monkeypatch.setenv(compiler.LEVEL, "0")
+    with compiler.without_alarm():
+        pass
+    assert levels == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", ["quiet", "usual"])
+def test_a_compilation_of_minutes_prints_no_alarm(state):
+    """The process sleeps through the two minutes after which XLA raises it."""
+    command = [sys.executable, "-c", ALARM, state]
+    environ = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_FLAGS": ""}
+    done = subprocess.run(command, env=environ, check=True, capture_output=True, text=True)
+    assert ("Very slow compile" in done.stderr) == (state == "usual"), done.stderr
