@@ -876,6 +876,120 @@ def feed_ids(folder: Path) -> object:
 SETTINGS = ("seed", "masking.ratio", "model.size", "views.crops", "evaluators", "data.path", "optimizer", "nothing", "")
 
 
+def segmentation(rng: Rng, height: int, width: int):
+    """A mask: polygons, or run lengths as numbers or text, of which some state or reach much more than there is."""
+    most = int(one_of(rng, (width, width, width, 10**5, 10**9, 2**31, 2**62)))
+    points = rng.integers(0, most, int(one_of(rng, (6, 8, 7, 1000)))).tolist()
+    runs = rng.multinomial(height * width, [0.1] * 10).tolist() if height * width < 2**31 else [height * width]
+    counts = one_of(
+        rng, (runs, [height * width], [2**62] * 4, [-1, height * width + 1], "0" * 99, "PP`0", text(rng)[:99])
+    )
+    sizes = [height, width], [width, height], [2**31, 2**31], None
+    forms = {"size": sizes[min(int(rng.integers(9)), 3) % 4 if rng.random() < 0.3 else 0], "counts": counts}
+    return one_of(rng, ([points], [points, points], forms, forms, forms, None, [[1.5, float("nan")] * 3]))
+
+
+def make_detection(rng: Rng, folder: Path) -> None:
+    """A set in COCO's format whose images may be far smaller than it states."""
+    height, width = (int(side) for side in rng.integers(5, 60, 2))
+    (folder / "a.png").write_bytes(encoded_as(rng, height, width))
+    if rng.random() < 0.3:
+        height, width = one_of(rng, [(13_000, 13_700), (10**9 - 1, 10**9 - 1), (1, 10**9 - 1), (8_000, 8_000)])
+    masks = [segmentation(rng, height, width) for _ in range(rng.integers(1, 3))]
+    annotations = [
+        {
+            "id": number,
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": [1, 1, int(one_of(rng, (3, 30, 10**8))), 3],
+            "iscrowd": int(rng.random() < 0.1),
+            "segmentation": one_of(rng, masks),
+        }
+        for number in range(int(one_of(rng, (1, 2, 60))))
+    ]
+    images = [{"id": 1, "file_name": "a.png", "height": height, "width": width}]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
+    (folder / "set.json").write_bytes(
+        changed_json(rng, content) if rng.random() < 0.4 else json.dumps(content).encode()
+    )
+
+
+def encoded_as(rng: Rng, height: int, width: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def feed_detection(folder: Path) -> object:
+    from detailclip_jax.data.bad_records import TooManyBadRecords
+    from detailclip_jax.data.detection import coco
+    from detailclip_jax.data.detection.augment import Recipe
+    from detailclip_jax.data.detection.batches import DetectionStream, examples
+    from detailclip_jax.detection.scoring import score
+
+    train, found = (coco.open_format(folder / "set.json", folder, training=training) for training in (True, False))
+    try:
+        assert DetectionStream(train.source, Recipe((32,), 64), ((64, 64),), 1)[0]["image"].shape == (64, 64, 3)
+    except TooManyBadRecords as error:
+        assert str(error)
+    num = sum(len(example["shapes"]) for example, _ in examples(found.source))
+    return num, score(found, [])[0]["segm_AP"]
+
+
+def detection_refusals():
+    from detailclip_jax.data.sources import BadRecord, MissingData
+
+    return (MissingData, BadRecord)
+
+
+STEPS = [{"type": kind} for kind in ("NFC", "NFKD", "Lowercase", "StripAccents", "ByteLevel", "Nmt")]
+STEPS += [
+    {"type": "Replace", "pattern": {kind: pattern}, "content": content}
+    for kind in ("String", "Regex")
+    for pattern in ("a", " ", "b+", "(?=a)", "(a|a)*$", ".", "")
+    for content in ("", "aa", "\u2581", "a" * 50)
+]
+STEPS += [{"type": "Prepend", "prepend": "a" * number} for number in (1, 100_000)]
+BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": False}
+BEFORE = (None, {"type": "Whitespace"}, BYTES, {"type": "Sequence", "pretokenizers": [BYTES] * 40})
+WORDS = {"a": 0, "</s>": 1, "aa": 2}
+PIECES = {"continuing_subword_prefix": "##", "max_input_chars_per_word": 10**9}
+MODELS = (
+    {"type": "WordLevel", "vocab": WORDS, "unk_token": "</s>"},
+    {"type": "BPE", "vocab": WORDS, "merges": [["a", "a"]], "dropout": None},
+    {"type": "WordPiece", "vocab": WORDS | {"##a": 3}, "unk_token": "</s>"} | PIECES,
+)
+
+
+def make_tokenizer(rng: Rng, folder: Path) -> None:
+    """A vocabulary of few words, whose steps may make much of little."""
+    steps = [one_of(rng, STEPS) for _ in range(rng.integers(0, 4))] * int(one_of(rng, (1, 1, 2, 40)))
+    around = {"type": "TemplateProcessing", "pair": [], "special_tokens": {}}
+    content = {
+        "version": "1.0",
+        "added_tokens": [],
+        "padding": None,
+        "normalizer": {"type": "Sequence", "normalizers": steps} if steps else None,
+        "pre_tokenizer": one_of(rng, BEFORE),
+        "post_processor": around | {"single": [{"Sequence": {"id": "A", "type_id": 0}}] * int(rng.integers(1, 3))},
+        "decoder": {"type": "Sequence", "decoders": [one_of(rng, STEPS[6:-2])] * int(one_of(rng, (1, 40)))},
+        "model": one_of(rng, MODELS),
+    }
+    data = json.dumps(content).encode()
+    (folder / "tokenizer.json").write_bytes(changed_json(rng, content) if rng.random() < 0.3 else data)
+    beside = {"pad_token": "</s>"}
+    (folder / "tokenizer_config.json").write_bytes(
+        changed_json(rng, beside) if rng.random() < 0.2 else json.dumps(beside).encode()
+    )
+
+
+def feed_tokenizer(folder: Path) -> object:
+    from detailclip_jax.data.vocabularies import FileTokenizer
+
+    ours = FileTokenizer(str(folder / "tokenizer.json"), 16, 1000, "last")
+    return len(ours.decode(ours(["a cat, \u00e9 \u4e2d \ufdfa\taaa" * 9])[0]))
+
+
 def make_settings(rng: Rng, folder: Path) -> None:
     """What a user may write behind --set, --tasks and --texts."""
     values = (
@@ -1000,6 +1114,8 @@ KINDS = {
     "hub": Kind(make_hub, feed_hub, weight_refusals),
     "results": Kind(make_results, feed_results, weight_refusals),
     "ids": Kind(make_ids, feed_ids, prepare_refusals),
+    "detection": Kind(make_detection, feed_detection, detection_refusals),
+    "tokenizer": Kind(make_tokenizer, feed_tokenizer, weight_refusals),
     "settings": Kind(make_settings, feed_settings, weight_refusals),
     "fields": Kind(make_fields, feed_fields, weight_refusals),
     "classes": Kind(make_classes, feed_classes, weight_refusals),

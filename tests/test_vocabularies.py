@@ -126,6 +126,16 @@ def test_a_file_that_makes_much_of_little_is_refused_before_the_first_text(tmp_p
     check_names(error.value, str(file), "bytes of each one of a text", "4096", "model's own tokenizer")
 
 
+def test_a_text_that_the_library_panics_at_is_an_error_that_names_the_file(tmp_path):
+    """A panic is no Exception, so it would pass by all that catches one."""
+    backtracking = tokenizers.normalizers.Replace(tokenizers.Regex("(?:x|x)*[bc]$"), "")
+    file = word_file(tmp_path, padding="</s>", then=lambda made: setattr(made, "normalizer", backtracking))
+    ours = tokenizer_of(config_with(file))
+    assert ours.decode(ours.encode("a frog")) == "a frog"
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not .* tokenizers: .*retry-limit"):
+        ours.encode("c" + "x" * 60)
+
+
 def test_the_growth_of_published_steps_is_allowed():
     steps = tokenizers.normalizers
     blanks = steps.Replace(tokenizers.Regex(" {2,}"), " ")

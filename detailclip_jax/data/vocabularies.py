@@ -232,12 +232,15 @@ def from_json(path: Path) -> Pieces:
             f"data.tokenizer: {path} makes up to {grown:.3g} bytes of each one of a text, the limit is {MAX_GROWTH}; "
             "give the file of the model's own tokenizer"
         )
+
+    def words(text: str) -> Sequence[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
     with _damage_is_named(path):
         stored = tokenizer.padding
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True
-        words = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
         refused = refusal(words)
         found = None if refused else around(tokenizer.encode("a").ids, words("a"))
     if refused:
@@ -252,7 +255,8 @@ def from_json(path: Path) -> Pieces:
         )
     padding = stored["pad_id"] if stored else padding_beside(path, tokenizer)
     size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-    return Pieces(words, tokenizer.decode, size, *found, padding)
+    named = _damage_is_named(path)  # a text may be the first that the library panics at
+    return Pieces(named(words), named(tokenizer.decode), size, *found, padding)
 
 
 @contextlib.contextmanager
