@@ -96,9 +96,9 @@ def refused(config, error, match):
         tokenizer_of(config).check()
 
 
-def charsmap(text):
+def charsmap(text, size=4):
     """A table of one text for characters, with an index of one unit."""
-    return struct.pack("<II", 4, 0) + text + b"\0"
+    return struct.pack("<II", size, 0) + text + b"\0"
 
 
 def doubling():
@@ -112,6 +112,11 @@ def doubling():
         "before a text": ("normalizer", steps.Prepend("a" * 10_000)),
         "bytes": ("normalizer", steps.Sequence([steps.ByteLevel()] * 40)),
         "table": ("normalizer", steps.Sequence([steps.Precompiled(charsmap(b"a" * 100))] * 5)),
+        "table of none": (
+            "normalizer",
+            steps.Sequence([steps.Precompiled(charsmap(b""))] + [steps.Prepend("aa")] * 40),
+        ),
+        "odd table": ("normalizer", steps.Sequence([steps.Precompiled(charsmap(b"aaa", 7))] * 40)),
         "pre-tokenizer": ("pre_tokenizer", before.Sequence([before.ByteLevel(use_regex=False)] * 40)),
         "decoder": ("decoder", after.Sequence([after.Replace("a", "aa")] * 40)),
     }

@@ -62,9 +62,7 @@ from detailclip_jax.data.resizing import Box, Number
 
 MAX_PIXELS = 64_000_000  # of a decoded image: 192 MB
 MAX_FILE_PIXELS = 178_956_970  # of a file: twice Pillow's MAX_IMAGE_PIXELS, where Pillow raises DecompressionBombError
-MAX_PIXELS_AT_ONCE = (
-    2 * MAX_PIXELS
-)  # per process, during decoding and use: 7 bytes of each in Pillow, 10 while it is turned
+MAX_PIXELS_AT_ONCE = 2 * MAX_PIXELS  # per process, until they are used: 7 bytes each in Pillow, 10 while turned
 BUDGET = Budget(MAX_PIXELS_AT_ONCE)
 STRIP = 2**18  # pixels that Pillow converts at once, since it holds up to four copies of them
 MAX_READS = 500_000  # reads of a file by Pillow, each of one part of it; a PNG of 256 MiB takes about 100,000

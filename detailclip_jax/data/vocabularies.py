@@ -287,7 +287,8 @@ def _steps(state: dict[str, Any]) -> list[dict[str, Any]]:
 def _growth(step: dict[str, Any]) -> int | float:
     if "precompiled_charsmap" in step:  # the size of an index, the index, and what stands in place of characters
         charsmap = base64.b64decode(step["precompiled_charsmap"])
-        return max(map(len, charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0")))
+        texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") // 4 * 4 :]
+        return max(1, *map(len, texts.split(b"\0")))
     added = len((step.get("content") or step.get("prepend") or "").encode())
     replaced = len(step.get("pattern", {}).get("String", "").encode())
     # what may be put between any two characters: before a text, or in place of a regular expression of no length
