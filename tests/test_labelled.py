@@ -168,7 +168,8 @@ def test_a_set_of_your_own_without_captions_names_the_way_to_them(tmp_path):
     (empty := tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match=r"mine has classes and no captions.*prepare csv mine\.csv .*--split test"):
         Sets(tmp_path).captioned("mine")
-    with pytest.raises(MissingData, match=rf"Do one of these:\n.*prepare csv .* --out {empty} --split test"):
+    way_out = rf"Do one of these:\n.*prepare csv .* --out {empty}-records --split .*retrieval:folder:{empty}-records"
+    with pytest.raises(MissingData, match=way_out):  # not among the photos of a folder that exists
         Sets(tmp_path).captioned(f"folder:{empty}")
     with pytest.raises(MissingData, match=rf"prepare csv .* --out {tmp_path}/fresh --split test"):
         Sets(tmp_path).captioned("fresh")
