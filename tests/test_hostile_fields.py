@@ -221,6 +221,8 @@ def test_prepare_keeps_the_beginning_of_a_long_caption_and_says_so(tmp_path, cap
     [
         ("views.crops=None", "views.crops is a group, not a value"),
         ("optimizer=3", "optimizer is a group, not a value"),
+        ("optimizer={}", "optimizer is a group, not a value"),
+        ("data={'path': 'x'}", "data is a group, not a value"),
         ("data.path=None", "data.path is a text"),
         ("masking.ratio=None", "masking.ratio is a number, 0.5 now; None is not"),
         ("masking=" + "(" * 5000, "masking is a group"),

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import run_config
-from detailclip_jax.config.fields import field_of
+from detailclip_jax.config.fields import Fields, field_of
 
 Change = Callable[[ConfigDict], None]
 
@@ -31,7 +31,7 @@ def set_fields(fields: Mapping[str, Any]) -> Change:
 
 def _check_kind(name: str, old: Any, new: Any) -> None:
     """Raises ValueError for a value in place of a group of fields, and for None in place of a text or a number."""
-    if isinstance(old, ConfigDict) and not isinstance(new, Mapping):
+    if isinstance(old, Fields) or (isinstance(old, ConfigDict) and not isinstance(new, Mapping)):
         raise ValueError(is_a_group(name, new))
     if isinstance(old, str) and new is None:
         raise ValueError(f"{name} is a text; None is not")
