@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from detailclip_jax.runtime import start
-from detailclip_jax.runtime.exit import leave
 from detailclip_jax.version import __version__
 
 CONSOLE_SCRIPT = "detailclip"
@@ -87,7 +86,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
 
 def command() -> None:
     """Runs the command of `sys.argv` and ends the process."""
-    leave(main())
+    sys.exit(main())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import jax
 from detailclip_jax.benchmarks import options, report, variants
 from detailclip_jax.config.settings import parse_setting
 from detailclip_jax.runtime import errors
-from detailclip_jax.runtime.exit import leave
 
 FLAGS = ("method", "size", "dtype", "remat", "scan", "batch", "text_length")
 BATCH, PER_DEVICE = 32, 256  # of most commands; of gpu-day
@@ -136,4 +135,4 @@ def _explained(error: RuntimeError) -> str:
 
 
 if __name__ == "__main__":
-    leave(main())
+    sys.exit(main())

@@ -12,6 +12,7 @@ comparison.json and comparison.png.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from detailclip_jax.config.settings import parse_setting, split_list
 from detailclip_jax.run.entries import CONTROLS, Plan, parse_entry, sweep_entries
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
-from detailclip_jax.runtime.exit import leave
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,4 +78,4 @@ def gflop_per_image(config: ConfigDict) -> float:
 
 
 if __name__ == "__main__":
-    leave(main())
+    sys.exit(main())

@@ -10,6 +10,7 @@ checkpoints are shown side by side.  Ctrl-C ends the server.
 
 import argparse
 import socket
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -17,12 +18,10 @@ from pathlib import Path
 
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
-from detailclip_jax.runtime.exit import leave
 from detailclip_jax.runtime.progress import Console
 
 PORT = 8462
 HOST = "127.0.0.1"
-SHUTDOWN = 2  # seconds that unfinished answers have after Ctrl-C
 NO_CHECKPOINT = (
     "give --checkpoint=WORKDIR, the workdir of a trained model. To get one: detailclip train --config=stickers "
     "--workdir=runs/stickers (about ten minutes on two cores), or detailclip import ViT-B-16.pt --out=runs/openai for "
@@ -101,28 +100,23 @@ def listening(number: int) -> socket.socket:
 
 
 def serve(application, at: socket.socket, console: Console) -> None:
-    """Serves until an interrupt, which ends the server before it goes on."""
+    """Serves until the process ends."""
     import uvicorn
 
     from detailclip_jax.page.guard import Timed
 
     options = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none", "http": Timed}
-    config = uvicorn.Config(application, timeout_graceful_shutdown=SHUTDOWN, **options)
+    config = uvicorn.Config(application, **options)
     server = uvicorn.Server(config)
-    # In a thread of its own, uvicorn leaves the signals to `errors.run`.
+    # In a thread of its own, uvicorn leaves the signals alone.
     thread = threading.Thread(target=server.run, kwargs={"sockets": [at]}, daemon=True)
     thread.start()
-    try:
-        while not server.started and thread.is_alive():
-            time.sleep(0.01)
-        if not server.started:
-            raise errors.RunError("the page's server could not start; its error is printed above")
-        console.say(f"the page is at http://localhost:{at.getsockname()[1]} (Ctrl-C ends it)")
-        while thread.is_alive():
-            thread.join(0.5)
-    finally:
-        server.should_exit = True
-        thread.join(SHUTDOWN + 1)
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    if not server.started:
+        raise errors.RunError("the page's server could not start; its error is printed above")
+    console.say(f"the page is at http://localhost:{at.getsockname()[1]} (Ctrl-C ends it)")
+    thread.join()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,4 +125,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    sys.exit(main())

@@ -18,7 +18,6 @@ from typing import NoReturn
 
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors, machine
-from detailclip_jax.runtime.exit import leave
 
 FOR = {
     "beam": "prepare --engine=beam",
@@ -82,7 +81,7 @@ def check_launch(given: Sequence[str]) -> NoReturn:
     from detailclip_jax import main as training
 
     command, sys.argv[1:] = launch_of(given)
-    app.run(lambda argv: leave(training.preflight(argv, command=command)), flags_parser=training.parse_flags)
+    app.run(lambda argv: training.preflight(argv, command=command), flags_parser=training.parse_flags)
 
 
 def launch_of(given: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -108,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0 if nothing is missing, 1 if something is missing, 2 for invalid usage."""
     given = list(sys.argv[1:] if argv is None else argv)
     if any(map(is_launch, given)) and not {"-h", "--help"} & {*given}:
-        check_launch(given)  # has a signal guard of its own
+        check_launch(given)
     return errors.run(lambda: _report(parser().parse_args(given)))
 
 
@@ -119,4 +118,4 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    sys.exit(main())

@@ -26,7 +26,6 @@ from detailclip_jax.inference.embeddings import Table
 from detailclip_jax.run import search
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors, files
-from detailclip_jax.runtime.exit import leave
 from detailclip_jax.runtime.progress import Console
 
 if TYPE_CHECKING:
@@ -128,4 +127,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    sys.exit(main())

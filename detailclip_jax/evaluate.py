@@ -38,13 +38,13 @@ JAX_PROCESS_ID.  Exit status: 0; 1 if a task failed or nothing was measured; 2 f
 """
 
 import argparse
+import sys
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
-from detailclip_jax.runtime.exit import leave
 
 if TYPE_CHECKING:
     from detailclip_jax.evaluation import session
@@ -125,4 +125,4 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    sys.exit(main())

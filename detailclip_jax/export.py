@@ -27,6 +27,7 @@ and the attention heads, which import_torch reads.  The written model is loaded 
 """
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,7 @@ from detailclip_jax.interop.notes import notes
 from detailclip_jax.interop.verify import rows
 from detailclip_jax.models.positions import RECIPES
 from detailclip_jax.runtime import arguments as flags
-from detailclip_jax.runtime import errors
-from detailclip_jax.runtime.exit import leave
+from detailclip_jax.runtime import errors, signals
 from detailclip_jax.runtime.files import nothing_left
 from detailclip_jax.training import workdirs
 
@@ -87,23 +87,22 @@ def _run(arguments: argparse.Namespace) -> int:
     print(f"preprocess  {preprocessing.description(export.config)}")
     for note in notes(arguments.to, export, path):
         print(f"note        {note}")
-    if arguments.verify:
-        print("\n".join(rows(verified(fmt, export, path))))
-    print(f"written to {path}")
+    with signals.if_ended(lambda: f"{path} is written, but was not verified"):
+        if arguments.verify:
+            print("\n".join(rows(verified(fmt, export, path))))
+        print(f"written to {path}")
     return 0
 
 
 def verified(fmt: formats.Format, export: Export, path: Path) -> Any:
     """Verifies the written model and returns the measured differences.
 
-    Raises ImportError or KeyboardInterrupt with the message that the file is written but not verified.
+    Raises ImportError with the message that the file is written but not verified.
     """
     try:
         return fmt.verify(export, path)
     except ImportError as error:
         raise ImportError(f"{path} is written, but could not be verified: {error}") from error
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{path} is written, but was not verified") from None
 
 
 def _check_out(path: Path, directory: bool) -> None:
@@ -127,4 +126,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    sys.exit(main())

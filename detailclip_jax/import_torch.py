@@ -13,6 +13,7 @@ shapes.  Only tensors are loaded: a file that would execute code is refused.  To
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models.vit import Style
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
-from detailclip_jax.runtime.exit import leave
 from detailclip_jax.runtime.files import nothing_left
 from detailclip_jax.types import Params
 
@@ -129,4 +129,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    sys.exit(main())

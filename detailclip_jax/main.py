@@ -29,7 +29,6 @@ from detailclip_jax.config import command_line, default, detection, help_text, r
 from detailclip_jax.config.components import check_path_is_read
 from detailclip_jax.config.dense import is_dense
 from detailclip_jax.runtime import arguments, errors, processes, start_times
-from detailclip_jax.runtime.exit import leave
 from detailclip_jax.runtime.files import with_home
 from detailclip_jax.runtime.progress import Console
 
@@ -276,7 +275,7 @@ def next_commands(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
 
 def command() -> None:
     """Runs the command with the arguments in `sys.argv` and exits."""
-    app.run(lambda argv: leave(main(argv)), flags_parser=parse_flags)
+    app.run(main, flags_parser=parse_flags)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ from detailclip_jax.data.prepare.passes import UNREADABLE
 from detailclip_jax.data.prepare.verify import problems
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
-from detailclip_jax.runtime.exit import leave
 from detailclip_jax.runtime.locks import alone
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.terminal import counted
@@ -168,4 +167,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    sys.exit(main())

@@ -33,7 +33,6 @@ from detailclip_jax.config import transfer as config
 from detailclip_jax.data.image_files import find
 from detailclip_jax.runtime import arguments as flags_of
 from detailclip_jax.runtime import errors, files
-from detailclip_jax.runtime.exit import leave
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.terminal import counted
 
@@ -126,8 +125,8 @@ def main(argv: Sequence[str]) -> int:
 def command() -> None:
     """Runs the command with the arguments in `sys.argv` and exits."""
     if any(re.match(r"--?predict(=|$)", argument) for argument in sys.argv[1:]):
-        leave(predict(sys.argv[1:]))
-    app.run(lambda argv: leave(main(argv)), flags_parser=lambda argv: train.parse_flags(argv, usage()))
+        sys.exit(predict(sys.argv[1:]))
+    app.run(main, flags_parser=lambda argv: train.parse_flags(argv, usage()))
 
 
 if __name__ == "__main__":

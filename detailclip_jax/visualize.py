@@ -27,6 +27,7 @@ in `visualize` of the first checkpoint's workdir.
 
 import argparse
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +35,6 @@ from typing import TYPE_CHECKING
 from detailclip_jax.data import preprocessing
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors, files
-from detailclip_jax.runtime.exit import leave
 from detailclip_jax.runtime.progress import Console
 
 if TYPE_CHECKING:
@@ -196,4 +196,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    sys.exit(main())

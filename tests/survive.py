@@ -1,13 +1,14 @@
 """Kills, stops and damaged checkpoints: a tiny run has to survive all of them, or to say what is wrong.
 
-    python tests/survive.py --kills=100 --stops=30 --damaged=100 --seed=0
+    python tests/survive.py --kills=100 --stops=30 --damaged=100 --signals=100 --seed=0
 
 kills: SIGKILL at random moments, up to nine in a row, then the same command to the end: its numbers and its last state
 equal those of a run that nothing disturbed.  stops: SIGTERM or SIGINT, once or twice, at random moments, also in an
 evaluation, up to three in a row: each ends within 10 s with the signal's status, then as above.  Status 0 is right only
 where the run was complete before the signal.  damaged: one file of the newest checkpoint's folder is deleted, cut,
 emptied, flipped or renamed, or the folder renamed: the restore names it and takes the one before, and `checkpoint.load`
-refuses it with a message.
+refuses it with a message.  signals: SIGTERM or SIGINT to evaluate, embed, transfer and prepare, from their first
+millisecond on, to the process or to its group; see `Commands`.
 
 No process may hold more than 1 GB beyond one that has imported the command and opened its data.  That, what `import
 jax` alone takes, and the undisturbed run are measured first and printed: the tiny run's state is 61 MB, the rest are
@@ -52,8 +53,9 @@ from detailclip_jax.config import run_config
 from detailclip_jax.run import loop
 loop.open_source(run_config.load("{ROOT}/tests/configs/smallest.py"))"""
 IN_A_ROW = {"kills": 9, "stops": 3}
-COMPLETE = "to measure:"  # begins the last line of a complete run
-NOISE = ("Traceback", "Exception ignored", "Event loop is closed")
+COMPLETE = "on your data:"  # begins the last line of a complete run
+NOISE = ("Traceback", "Exception ignored", "Event loop is closed", "Fatal", "leaked")
+PARTING = 3.0  # seconds until the workers of a process that has ended have noticed it
 
 
 class Case(NamedTuple):
@@ -92,8 +94,12 @@ class Process:
 
     def __init__(self, words: list[str], environment: dict[str, str], log: Path):
         self.log = log
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process inherits what is ignored
         with log.open("wb") as file:
-            self.process = subprocess.Popen(words, env=environment, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                words, env=environment, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        signal.signal(signal.SIGINT, before)
 
     @property
     def output(self) -> str:
@@ -117,6 +123,20 @@ class Process:
         """Sends a signal; nothing if it ended already but was not waited for."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, number)
+
+    def signal_group(self, number: int) -> bool:
+        """Sends a signal to the process and its workers, as a terminal does; whether there was any of them."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+            return True
+        return False
+
+    def left_behind(self) -> bool:
+        """Whether a worker goes on after its process has ended; such workers are killed."""
+        end = time.monotonic() + PARTING
+        while self.signal_group(0) and time.monotonic() < end:
+            time.sleep(0.02)
+        return self.signal_group(signal.SIGKILL)
 
 
 class Trial:
@@ -236,6 +256,150 @@ class Trial:
         """Half checkpoints, which a signal leaves none of."""
         left = [entry.name for entry in (workdir / "checkpoints").glob("*tmp*")]
         return f"left {left}" if left else ""
+
+
+class Commands:
+    """Commands that a signal ends at once, or after what they save: evaluate, embed, transfer and prepare.
+
+    Up to three signals in a row, each at a random moment of the whole command.  Each ends it within LIMIT seconds with
+    the status 128 + its number, without a traceback or a worker that goes on, and leaves no file that is not whole.
+    Then the same command runs to the end, and its files equal those of a command that nothing disturbed.
+    """
+
+    def __init__(self, trial: Trial, names: Iterable[str] = ("evaluate", "embed", "transfer", "prepare")):
+        """Makes the images, and what each command writes when nothing disturbs it."""
+        self.trial, self.images = trial, trial.folder / "toys"
+        write_images(self.images)
+        self.durations: dict[str, float] = {}
+        for name in names:
+            began = time.monotonic()
+            ended = trial.wait(self.start(name, self.whole(name)))
+            self.durations[name] = time.monotonic() - began
+            if ended.code:
+                raise SystemExit(f"the undisturbed {name} failed:\n{ended.output}")
+
+    def whole(self, name: str) -> Path:
+        """The output of a command that nothing disturbed."""
+        return self.trial.folder / f"{name}-whole"
+
+    def start(self, name: str, out: Path) -> Process:
+        """A command, running."""
+        module, words = {
+            "evaluate": ("evaluate", ["--tasks=zero_shot:toys;knn:toys", f"--data-dir={self.images.parent}"]),
+            "embed": ("embed", [f"--images={self.images}", "--text=a frog"]),
+            "prepare": ("prepare", ["imagefolder", f"{self.images}/train", "--shards=4", "--workers=2"]),
+            "transfer": (
+                "transfer",
+                [
+                    f"--config={ROOT}/configs/transfer/stickers_linear.py",
+                    f"--config.init={self.trial.reference}",
+                    *(f"--config.{field}" for field in ("total_steps=4", "checkpoint_every=2", "batch_size=2")),
+                    *(f"--config.{field}" for field in ("log_every=1", "evaluate_every=2", "evaluate_at_end=False")),
+                ],
+            ),
+        }[name]
+        if name in ("evaluate", "embed"):
+            words.append(f"--checkpoint={self.trial.reference}")
+        to = {"transfer": f"--workdir={out}", "embed": f"--out={out}/rows.npz"}
+        words.append(to.get(name, f"--out={out}"))
+        words = [sys.executable, "-m", f"detailclip_jax.{module}", *words]
+        return Process(words, self.trial.environment, self.trial.folder / "log")
+
+    def signals(self, num: int) -> Iterator[Case]:
+        """One signal `num` times: up to three in a row, each a case, then to the end."""
+        while num > 0:
+            name, done = self.trial.rng.choice([*self.durations]), 0
+            out = self.trial.folder / f"{name}-stopped"
+            shutil.rmtree(out, ignore_errors=True)
+            for _ in range(min(num, self.trial.rng.randint(1, IN_A_ROW["stops"]))):
+                done += 1
+                yield self.stop(name, out)
+            num -= done
+            ended = self.trial.wait(self.start(name, out))
+            wrong = f"status {ended.code}: {ended.output[-300:]}" if ended.code else noise(ended.output)
+            wrong = wrong or self.unlike(name, out, complete=True)
+            if wrong:
+                yield Case(f"{name} after {done} signals", wrong, False, 0.0)
+
+    def stop(self, name: str, out: Path) -> Case:
+        """A signal at a random moment, to the process alone or to its group."""
+        rng = self.trial.rng
+        number, group, moment = (
+            rng.choice([signal.SIGTERM, signal.SIGINT]),
+            rng.random() < 0.5,
+            rng.uniform(0, self.durations[name]),
+        )
+        what = f"{name}: {number.name}{' to the group' if group else ''} after {moment:.2f} s"
+        process = self.start(name, out)
+        if ended := process.ended_within(moment):
+            return Case(f"{what}: complete before it", f"status {ended.code}" if ended.code else "", False, 0.0)
+        began = time.monotonic()
+        (process.signal_group if group else process.signal)(number)
+        ended = self.trial.wait(process)
+        seconds = time.monotonic() - began
+        wrong = "" if of_python(ended, number) else noise(ended.output) or unlike_a_stop(ended, number)
+        wrong = wrong or (f"{seconds:.1f} s to the end" if seconds > LIMIT else "")
+        wrong = wrong or ("a worker goes on" if process.left_behind() else "")
+        return Case(what, wrong or self.unlike(name, out, complete=ended.code == 0), False, seconds)
+
+    def unlike(self, name: str, out: Path, complete: bool) -> str:
+        """What is wrong with the files after a signal: those of the undisturbed command, or those it resumes from."""
+        expected, found = contents(self.whole(name)), contents(out)
+        for file, content in found.items():
+            if is_unfinished(file):
+                continue
+            whole = expected.get(file, b"")
+            grows = file.endswith(".jsonl") and not complete
+            if content != (whole[: len(content)] if grows else whole):
+                return f"left {file}, which is not whole"
+        missing = [file for file in expected if file not in found]
+        return f"lacks {missing}" if complete and missing else ""
+
+
+def write_images(folder: Path) -> None:
+    """A training and a test split of two classes, six images of noise each."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for label in ("frog", "bus"):
+            (folder / split / label).mkdir(parents=True)
+            for number in range(6):
+                pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / split / label / f"{number}.png")
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """The files that a command writes for its user: bytes, or the lines of a log without what was measured in seconds.
+
+    Of the workdir of a run: the logs alone, as `Trial` compares the rest.
+    """
+    is_run, found = (folder / "config.json").exists(), {}
+    for file in folder.rglob("*"):
+        if file.is_file() and (file.suffix == ".jsonl" if is_run else True):
+            found[str(file.relative_to(folder))] = lines(file) if is_run else file.read_bytes()
+    return found
+
+
+def is_unfinished(file: str) -> bool:
+    """Whether the name says that a file is not the result: what `prepare` and `embed` go on with."""
+    return file.startswith(".prepare-") or file == "rows.partial.npz"
+
+
+def of_python(ended: Ended, number: signal.Signals) -> bool:
+    """Whether the signal came before the first line of the package: Python's own handlers end the process then."""
+    own = ended.output.replace(str(ROOT / "detailclip_jax/__init__.py"), "")
+    raised = not own or ("KeyboardInterrupt" in own and str(ROOT / "detailclip_jax") not in own)
+    return raised and ended.code in ((1, -number) if number == signal.SIGINT else (-number,))
+
+
+def unlike_a_stop(ended: Ended, number: signal.Signals) -> str:
+    """What is wrong about the exit status; 0, or the end by Python's own handlers, is right after the last line."""
+    complete = ended.output.strip().split("\n")[-1].startswith(("written to", "to compare runs"))
+    if ended.code == 128 + number or (complete and ended.code in (0, -number)):
+        return ""
+    return f"status {ended.code} after {number.name}: {ended.output[-300:]}"
 
 
 def unexpected(number: signal.Signals, ended: Ended, complete: bool) -> str:
@@ -384,7 +548,7 @@ def own_memory() -> int:
 def main(argv: list[str] | None = None) -> int:
     """The command: 0, or 1 where anything failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("kills", 100), ("stops", 30), ("damaged", 100), ("seed", 0)):
+    for name, default in (("kills", 100), ("stops", 30), ("damaged", 100), ("signals", 100), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args(argv)
     failed = 0
@@ -403,6 +567,9 @@ def main(argv: list[str] | None = None) -> int:
             trial.most = 0
             if number := getattr(given, kind):
                 failed += report(kind, cases(number), lambda: trial.most)
+        if given.signals:
+            trial.most = 0
+            failed += report("signals", Commands(trial).signals(given.signals), lambda: trial.most)
     return 1 if failed else 0
 
 

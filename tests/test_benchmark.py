@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import signal
 from pathlib import Path
 
 import jax
@@ -31,7 +30,6 @@ from detailclip_jax.benchmarks import (
 from detailclip_jax.inference import batching
 from detailclip_jax.models import sizes
 from detailclip_jax.models.layers import activation_named
-from detailclip_jax.runtime.signals import Stopped, prompt
 from detailclip_jax.training.mesh import make_mesh
 
 ROOT = Path(__file__).parents[1]
@@ -246,35 +244,6 @@ def test_variants_run_in_turn_and_each_is_first_as_often_as_last():
     assert [len(row) for row in times] == [3, 3]
     ratio = timing.ratios(*times)
     assert ratio.low <= 2.0 <= ratio.high and ratio.median == pytest.approx(2.0, rel=0.01)
-
-
-def test_a_measurement_that_is_interrupted_keeps_whole_rounds():
-    machine, heard = Machine(), []
-    report = lambda done, seconds: heard.append(done)
-
-    def stops():
-        if len(machine.order) > 2:
-            raise KeyboardInterrupt
-        machine.call("b", 1.0)()
-
-    times = timing.interleaved([machine.call("a", 1.0), stops], 5, machine.clock, report)
-    assert [len(row) for row in times] == [2, 2] and heard == [1, 2]
-    with pytest.raises(KeyboardInterrupt):
-        timing.interleaved([stops], 5, machine.clock, report)
-
-
-@pytest.mark.parametrize("number, report", [(signal.SIGTERM, print), (signal.SIGINT, None)])
-def test_a_measurement_is_not_shortened_by_sigterm_nor_where_nothing_said_so(number, report):
-    rounds = []
-
-    def stops():
-        rounds.append(len(rounds))
-        if len(rounds) == 3:
-            signal.raise_signal(number)
-
-    with pytest.raises(Stopped) as stopped, prompt():
-        timing.interleaved([stops], 5, report=report)
-    assert stopped.value.exit_code == 128 + number and len(rounds) == 3
 
 
 def test_spread_and_steps():

@@ -1,9 +1,7 @@
 """The data benchmark: the same views as the pipeline's, stages that add up, a fake clock, JSON, messages."""
 
 import json
-import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -107,23 +105,6 @@ def test_shares_add_up_and_go_to_json(tmp_path, capsys):
     assert found["pipeline"]["workers"] == 1 and found["pipeline"]["images_per_second"] > 0
     shown = capsys.readouterr().out
     assert "JPEG of 500 x 375" in shown and "H100 SXM" in shown and "the whole pipeline with 1 workers" in shown
-
-
-def test_ctrl_c_keeps_the_rounds_that_are_done_and_leaves_the_rest_out(monkeypatch, capsys):
-    prepare, calls = stages.prepare, []
-
-    def interrupted(*arguments, **options):
-        calls.append(prepare(*arguments, **options))
-        if len(calls) == 4:  # the first is not measured: round 3
-            signal.raise_signal(signal.SIGINT)
-        return calls[-1]
-
-    monkeypatch.setattr(stages, "prepare", interrupted)
-    monkeypatch.setattr(data, "pipeline_rate", lambda *arguments: time.sleep(5))
-    assert command.main(["data", "--examples=2", "--workers=1", "--rounds=5"]) == 0
-    shown = capsys.readouterr()
-    assert "images/s per core" in shown.out and "whole pipeline" not in shown.out
-    assert "stopped after 2 of 5 rounds; only the stages were measured" in shown.err and len(calls) == 4
 
 
 def test_images_are_made_at_the_size_that_is_asked_for(capsys):

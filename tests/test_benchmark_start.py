@@ -2,14 +2,15 @@
 
 import json
 import pathlib
-import subprocess
+import sys
+import threading
 
 import launching
 import pytest
 
 from detailclip_jax import benchmark
 from detailclip_jax.benchmarks import start as measured
-from detailclip_jax.runtime import start, start_times
+from detailclip_jax.runtime import errors, signals, start, start_times
 
 SMALLEST = f"--config={launching.ROOT / 'tests/configs/smallest.py'}"
 PARTS = ["imports", "data and shapes", "initial state", "compiled step", "first step", "all"]
@@ -41,12 +42,32 @@ def test_the_command_uses_a_cache_of_its_own():
     assert given == start.DEFAULTS | own
 
 
-@pytest.mark.parametrize(("code", "exit_code"), [(2, 2), (1, 1), (-9, 1)])
-def test_a_command_that_fails_says_why(code, exit_code, monkeypatch, capsys):
-    ended = subprocess.CompletedProcess([], code, "", "error: model.sise is unknown\n")
-    monkeypatch.setattr(subprocess, "run", lambda *given, **more: ended)
+@pytest.fixture
+def interpreter(tmp_path, monkeypatch):
+    """Makes a shell script the interpreter of the measured command."""
+
+    def script(text):
+        file = tmp_path / "python"
+        file.write_text(f"#!/bin/sh\n{text}\n")
+        file.chmod(0o700)
+        monkeypatch.setattr(sys, "executable", str(file))
+
+    return script
+
+
+@pytest.mark.parametrize(("end", "exit_code"), [("exit 2", 2), ("exit 1", 1), ("kill -KILL $$", 1)])
+def test_a_command_that_fails_says_why(end, exit_code, interpreter, capsys):
+    interpreter(f"echo error: model.sise is unknown >&2\n{end}")
     assert benchmark.main(["start", SMALLEST, "--rounds=1"]) == exit_code
     assert "model.sise is unknown" in capsys.readouterr().err
+
+
+def test_a_signal_ends_the_measured_command_and_removes_its_folder(interpreter, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    interpreter("exec sleep 60")
+    threading.Timer(0.5, signals.clean_up).start()
+    assert benchmark.main(["start", SMALLEST, "--rounds=1"]) == errors.RUN_ERROR
+    assert "ended with -9" in capsys.readouterr().err and [file.name for file in tmp_path.iterdir()] == ["python"]
 
 
 @pytest.mark.slow

@@ -32,15 +32,6 @@ def test_every_command_has_a_module(name):
     assert importlib.util.find_spec(f"detailclip_jax.{door.COMMANDS[name].module}")
 
 
-@pytest.mark.parametrize("module", ["__main__", *(command.module for command in door.COMMANDS.values())])
-def test_every_command_ends_its_process_by_leave(module):
-    """Else a signal during a compilation ends it with a crash, see `runtime.exit`."""
-    source = (ROOT / f"detailclip_jax/{module}.py").read_text()
-    last = source[source.index('if __name__ == "__main__":') :]
-    assert "leave(main())" in last or ("command()" in last and "leave(main(" in source)
-    assert source.count("app.run(") == source.count("app.run(lambda argv: leave(")
-
-
 def test_an_unknown_command_is_answered_with_the_known_ones(capsys):
     assert door.main(["trian"]) == errors.USAGE_ERROR
     error = capsys.readouterr().err

@@ -213,7 +213,7 @@ def test_the_command_of_a_launch_may_be_a_word_of_its_own(monkeypatch, given, co
     found = []
     monkeypatch.setattr(sys, "argv", ["doctor"])
     monkeypatch.setattr(main, "preflight", preflight)
-    monkeypatch.setattr(app, "run", lambda command, flags_parser: command(sys.argv))
+    monkeypatch.setattr(app, "run", lambda command, flags_parser: sys.exit(command(sys.argv)))
     with pytest.raises(SystemExit, match="7"):
         doctor.main(given)
     assert found == [(command, left)]

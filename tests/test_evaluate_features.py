@@ -14,8 +14,8 @@ from sklearn.linear_model import LogisticRegression
 
 from detailclip_jax.evaluation import knn, linear
 from detailclip_jax.runtime.errors import Unmeasurable
-from detailclip_jax.runtime.interrupt import Interrupt, pause_point
-from detailclip_jax.runtime.signals import Stopped
+from detailclip_jax.runtime.interrupt import Interrupt
+from detailclip_jax.runtime.signals import Stopped, pause_point
 
 
 def rng(seed=0):

@@ -10,6 +10,7 @@ import pytest
 
 from detailclip_jax import doctor, embed
 from detailclip_jax.config import default, transfer
+from detailclip_jax.runtime import signals
 from detailclip_jax.runtime.files import check_writable, nothing_left, replace_text, with_home, written_atomically
 
 
@@ -79,23 +80,37 @@ def test_a_file_that_nobody_wrote_is_an_error(tmp_path):
     assert entries(tmp_path) == []
 
 
-def test_what_failed_to_be_made_goes_and_what_was_there_stays(tmp_path):
+@pytest.mark.parametrize("end", ["an error", "a signal"])
+def test_what_failed_to_be_made_goes_and_what_was_there_stays(tmp_path, end):
+    """`clean_up` is what a signal calls before it ends the process."""
+
+    def fail():
+        said.append(signals.clean_up() if end == "a signal" else "interrupted")
+        left.append(entries(tmp_path))
+        raise KeyboardInterrupt
+
+    said, left = [], []
     for name in ("new", "old"):
         folder = tmp_path / name
         if name == "old":
             folder.mkdir()
-        with pytest.raises(KeyboardInterrupt) as interrupted, nothing_left(folder):
+        with pytest.raises(KeyboardInterrupt), nothing_left(folder):
             folder.mkdir(exist_ok=True)
             (folder / "half").write_text("")
-            raise KeyboardInterrupt
-        said = f"{folder} existed before and may now be incomplete" if name == "old" else ""
-        assert str(interrupted.value) == said
-    with pytest.raises(ValueError), nothing_left(tmp_path / "file"):
+            fail()
+    with pytest.raises(KeyboardInterrupt), nothing_left(tmp_path / "file"):
         (tmp_path / "file").write_text("half")
-        raise ValueError
+        fail()
+    with pytest.raises(KeyboardInterrupt), written_atomically(tmp_path / "whole") as partial:
+        partial.write_text("half")
+        fail()
     with nothing_left(tmp_path / "made"):
         (tmp_path / "made").mkdir()
     assert entries(tmp_path) == ["made", "old"] and entries(tmp_path / "old") == ["half"]
+    if end == "a signal":
+        assert left == [[], ["old"], ["old"], ["old"]]
+        assert said[1] == f"interrupted; {tmp_path / 'old'} existed before and may now be incomplete"
+        assert {said[0], *said[2:]} == {"interrupted"}
 
 
 @pytest.mark.parametrize(

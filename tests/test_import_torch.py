@@ -339,18 +339,6 @@ def test_what_ends_the_writing_leaves_nothing(tmp_path, capsys, monkeypatch, err
     assert capsys.readouterr().err.endswith(message) and not (tmp_path / "run").exists()
 
 
-def test_an_interrupt_says_what_may_be_left_in_a_folder_that_was_there(tmp_path, capsys, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(import_torch.store, "save", interrupted)
-    (tmp_path / "run").mkdir()
-    path = save(clip_module().state_dict(), tmp_path / "clip.pt")
-    assert import_torch.main(["--from=open_clip", "--activation=gelu", str(path), f"--out={tmp_path}/run"]) == 130
-    said = f"interrupted; {tmp_path}/run existed before and may now be incomplete\n"
-    assert capsys.readouterr().err.endswith(said)
-
-
 def test_the_command_says_what_it_took_from_the_published_code(tmp_path, capsys):
     with np.load(pathlib.Path(__file__).parent / "golden/tiny_detailclip.npz") as file:
         tensors = {key.removeprefix("sd/"): torch.from_numpy(file[key]) for key in file if key.startswith("sd/")}

@@ -42,8 +42,15 @@ def test_damaged_checkpoints_are_refused_and_named(small_run):
     assert [case for case in cases if case.wrong] == [] and len({case.what for case in cases}) == 10
 
 
+@pytest.mark.check
+def test_signals_from_the_first_millisecond_on_end_prepare(tmp_path):
+    """The command that has workers, and that starts without jax."""
+    commands = survive.Commands(survive.Trial(tmp_path, random.Random(0)), ["prepare"])
+    assert [case for case in commands.signals(6) if case.wrong] == []
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["--kills=100", "--stops=30", "--damaged=100"])
+@pytest.mark.parametrize("part", ["--kills=100", "--stops=30", "--damaged=100", "--signals=100"])
 def test_a_run_survives(part):
-    none = [f"--{name}=0" for name in ("kills", "stops", "damaged") if name not in part]
+    none = [f"--{name}=0" for name in ("kills", "stops", "damaged", "signals") if name not in part]
     assert survive.main([part, *none, "--seed=1"]) == 0

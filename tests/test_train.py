@@ -29,10 +29,11 @@ from detailclip_jax.run import loop, preflight, session
 from detailclip_jax.run.session import Run
 from detailclip_jax.runtime import metrics
 from detailclip_jax.runtime.errors import RunError
-from detailclip_jax.runtime.interrupt import TOGETHER, Interrupt
+from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.locks import Busy, alone
 from detailclip_jax.runtime.metrics import NonFiniteError, read_lines, read_scores
 from detailclip_jax.runtime.progress import Console
+from detailclip_jax.runtime.signals import TOGETHER
 from detailclip_jax.training import checkpoint
 from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, StorageError
 
@@ -385,8 +386,8 @@ def test_a_profile_is_written(run_of):
 class StoppedAt(Interrupt):
     """A signal that arrives during a step."""
 
-    def __init__(self, step, at_once):
-        super().__init__(at_once)
+    def __init__(self, step):
+        super().__init__()
         self.step = step
 
     def reached(self):
@@ -396,7 +397,7 @@ class StoppedAt(Interrupt):
 
 
 def test_a_signal_saves_and_ends_with_its_number(run_of, monkeypatch):
-    monkeypatch.setattr(loop, "Interrupt", lambda at_once: StoppedAt(5, at_once))
+    monkeypatch.setattr(loop, "Interrupt", lambda: StoppedAt(5))
     run = run_of()
     assert loop.train(run) == 143
     assert "SIGTERM: saved at step 5 of 12; the same command resumes from there" in text_of(run)
@@ -406,37 +407,34 @@ def test_a_signal_saves_and_ends_with_its_number(run_of, monkeypatch):
 
 def test_a_second_signal_is_heard_until_the_last_save_is_on_the_disk(run_of, monkeypatch):
     """Else it would raise in the wait for the writer, whose threads then find the interpreter gone."""
-    events, save, wait = [], Checkpoints.save, Checkpoints.wait
+    before, events, save, wait = signal.getsignal(signal.SIGTERM), [], Checkpoints.save, Checkpoints.wait
 
     def noting(self):
-        events.append(("wait", getattr(signal.getsignal(signal.SIGTERM), "__name__", "")))
+        events.append(("wait", signal.getsignal(signal.SIGTERM) is not before))
         wait(self)
 
     def saving(self, *args):
         save(self, *args)
-        events.append(("save", ""))
+        events.append(("save", False))
 
-    monkeypatch.setattr(loop, "Interrupt", lambda at_once: StoppedAt(5, at_once))
+    monkeypatch.setattr(loop, "Interrupt", lambda: StoppedAt(5))
     monkeypatch.setattr(Checkpoints, "wait", noting)
     monkeypatch.setattr(Checkpoints, "save", saving)
     assert loop.train(run_of()) == 143
-    last = len(events) - 1 - events[::-1].index(("save", ""))
-    assert events[last + 1] == ("wait", "_note")
+    last = len(events) - 1 - events[::-1].index(("save", False))
+    assert events[last + 1] == ("wait", True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_noted_and_a_second_one_ends_at_once(number, capfd, monkeypatch):
-    before, ended = signal.getsignal(number), []
-    monkeypatch.setattr(os, "_exit", ended.append)
-    with Interrupt(lambda: ended.append("removed")) as interrupt:
+def test_a_signal_is_noted(number, capfd):
+    before = signal.getsignal(number)
+    with Interrupt() as interrupt:
         assert not interrupt.reached()
+        time.sleep(TOGETHER)
         os.kill(os.getpid(), number)
-        assert interrupt.reached() and not ended
-        time.sleep(2 * TOGETHER)
-        os.kill(os.getpid(), number)
-        assert ended == ["removed", 128 + number]
+        assert interrupt.reached()
     assert (interrupt.exit_code, signal.getsignal(number)) == (128 + number, before)
-    assert f"{number.name}: saving after this step" in capfd.readouterr().err
+    assert f"{number.name}: saving after this step (repeat to stop at once)" in capfd.readouterr().err
 
 
 def test_a_missing_package_is_said(tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ class Versus(NamedTuple):
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measures, prints the tables, and returns the records for JSON; Ctrl-C in the stages leaves the rest out."""
+    """Measures, prints the tables, and returns the records for JSON."""
     console = Console(stream=arguments.progress)
     config = config_of(arguments)
     source = open_source(config, arguments.size)
@@ -49,12 +49,9 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     indices = [int(order[position]) for position in range(arguments.examples)]
     rounds = measure(source, indices, recipe, arguments.rounds, console)
     seconds = {stage: timing.median_range([one[stage] for one in rounds]) for stage in STAGES}
-    whole = len(rounds) == arguments.rounds
-    against = compare(source, indices, recipe, theirs, arguments.rounds, console) if whole and arguments.against else {}
-    rate = pipeline_rate(config, source, arguments, console) if whole and arguments.workers else None
+    against = compare(source, indices, recipe, theirs, arguments.rounds, console) if arguments.against else {}
+    rate = pipeline_rate(config, source, arguments, console) if arguments.workers else None
     console.end_live()
-    if not whole:
-        console.say(f"stopped after {len(rounds)} of {arguments.rounds} rounds; only the stages were measured")
     print(text(source, config, seconds, against, rate, arguments.workers))
     return records(seconds, against, rate, arguments.workers)
 
@@ -93,7 +90,7 @@ def recipe_of(config: ConfigDict) -> Recipe:
 def measure(
     source: Source, indices: Sequence[int], recipe: Recipe, rounds: int, console: Console
 ) -> list[dict[str, float]]:
-    """Seconds per image in every stage, for each round that Ctrl-C left; raises ValueError if no record can be read."""
+    """Seconds per image in every stage, for each round; raises ValueError if no record can be read."""
     cv2.setNumThreads(0)  # one core
     if not stages.prepare(source, indices, recipe, Stopwatch()):
         raise ValueError(f"none of the {len(indices)} records sampled from {_name(source)} is readable")
@@ -104,8 +101,8 @@ def measure(
         count = stages.prepare(source, indices, recipe, watch, seed=len(per_image))
         per_image.append({stage: seconds / count for stage, seconds in watch.seconds.items()})
 
-    (times,) = timing.interleaved([once], rounds, report=report_round)
-    return per_image[: len(times)]
+    timing.interleaved([once], rounds, report=report_round)
+    return per_image
 
 
 def compare(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detailclip_jax.benchmarks import report, timing
-from detailclip_jax.runtime import errors, start, start_times
+from detailclip_jax.runtime import errors, signals, start, start_times
 from detailclip_jax.runtime.progress import Console
 
 FIELDS = ("total_steps=1", "log_every=1", "evaluate_every=0", "evaluate_at_end=False", "logging.wandb=")
@@ -37,7 +37,8 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rounds: list[dict[str, Seconds]] = []
     kept = Kept(0, 0)
     for number in range(arguments.rounds):
-        with tempfile.TemporaryDirectory(prefix="detailclip-start-") as folder:
+        made = tempfile.TemporaryDirectory(prefix="detailclip-start-")
+        with made as folder, signals.if_ended(made.cleanup):
             found = {}
             for state in STATES:
                 console.live(f"round {number + 1}/{arguments.rounds}: {state}")
@@ -58,11 +59,16 @@ def once(config: str, settings: Sequence[str], folder: Path, name: str) -> Secon
     fields = [f"--config.{setting}" for setting in (*settings, *FIELDS)]
     words = [sys.executable, "-m", "detailclip_jax.main", f"--config={config}", f"--workdir={folder / name}", *fields]
     began = time.time()
-    done = subprocess.run(words, env=environment(os.environ, folder, file), capture_output=True, text=True)
-    if done.returncode == errors.USAGE_ERROR:
-        raise ValueError(done.stderr.strip().removeprefix("error: "))
-    if done.returncode:
-        raise errors.RunError(f"{' '.join(words[1:])} ended with {done.returncode}:\n{done.stderr.strip()[-2000:]}")
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with (
+        subprocess.Popen(words, env=environment(os.environ, folder, file), **pipes) as process,
+        signals.if_ended(process.kill),
+    ):
+        said = process.communicate()[1].strip()
+    if process.returncode == errors.USAGE_ERROR:
+        raise ValueError(said.removeprefix("error: "))
+    if process.returncode:
+        raise errors.RunError(f"{' '.join(words[1:])} ended with {process.returncode}:\n{said[-2000:]}")
     return parts_of(start_times.read(file), began)
 
 

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from detailclip_jax.runtime import signals
 from detailclip_jax.runtime.progress import Console, duration
 
 Clock = Callable[[], float]
@@ -36,24 +35,19 @@ def interleaved(
 ) -> list[list[float]]:
     """Seconds of every call in every round: first to last in even rounds, last to first in odd ones.
 
-    After each round, calls `report(number of rounds done, seconds of this round)`, which tells the user that Ctrl-C
-    ends the measurement: complete rounds are then returned.  Without any, or without `report`, Ctrl-C ends the command.
+    After each round, calls `report(number of rounds done, seconds of this round)`.
     """
     done: list[list[float]] = []
-    try:
-        for number in range(rounds):
-            order = range(len(calls)) if number % 2 == 0 else range(len(calls) - 1, -1, -1)
-            times = dict.fromkeys(order, 0.0)
-            for index in order:
-                began = clock()
-                calls[index]()
-                times[index] = clock() - began
-            done.append([times[index] for index in range(len(calls))])
-            if report:
-                report(number + 1, sum(times.values()))
-    except KeyboardInterrupt as interrupt:
-        if not (report and done and signals.taken(interrupt)):
-            raise
+    for number in range(rounds):
+        order = range(len(calls)) if number % 2 == 0 else range(len(calls) - 1, -1, -1)
+        times = dict.fromkeys(order, 0.0)
+        for index in order:
+            began = clock()
+            calls[index]()
+            times[index] = clock() - began
+        done.append([times[index] for index in range(len(calls))])
+        if report:
+            report(number + 1, sum(times.values()))
     return [list(column) for column in zip(*done)]
 
 
@@ -72,6 +66,6 @@ def reporter(console: Console, rounds: int) -> Callable[[int, float], None]:
 
     def report(done: int, seconds: float) -> None:
         left = duration((rounds - done) * seconds)
-        console.live(f"round {done}/{rounds} | {seconds:.3g} s per round | {left} left | Ctrl-C stops here")
+        console.live(f"round {done}/{rounds} | {seconds:.3g} s per round | {left} left")
 
     return report

@@ -17,7 +17,7 @@ from detailclip_jax.evaluation.metrics import (
     similarity_blocks,
 )
 from detailclip_jax.runtime.errors import Unmeasurable
-from detailclip_jax.runtime.interrupt import pause_point
+from detailclip_jax.runtime.signals import pause_point
 
 METRICS = ("accuracy", "mean_per_class", "roc_auc", "mean_of_top1_and_top5")
 TOP = (1, 5)

@@ -12,7 +12,7 @@ from detailclip_jax.evaluation.classification import score_metrics
 from detailclip_jax.evaluation.metrics import Metric, normalise
 from detailclip_jax.inference.batching import fill
 from detailclip_jax.runtime.errors import Unmeasurable
-from detailclip_jax.runtime.interrupt import pause_point
+from detailclip_jax.runtime.signals import pause_point
 
 NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from detailclip_jax.evaluation.classification import score_metrics
 from detailclip_jax.evaluation.metrics import BLOCK, Metric
-from detailclip_jax.runtime.interrupt import pause_point
+from detailclip_jax.runtime.signals import pause_point
 
 STRENGTHS = tuple(10.0**power for power in range(-3, 4))  # C
 VALIDATION_SHARE = 0.2

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from detailclip_jax.runtime.errors import Unmeasurable
-from detailclip_jax.runtime.interrupt import pause_point
+from detailclip_jax.runtime.signals import pause_point
 
 BLOCK = 256  # queries per block of similarities
 Blocks = Iterable[tuple[slice, np.ndarray]]  # a slice of the queries, and their scores [b, G]

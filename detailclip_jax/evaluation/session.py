@@ -16,7 +16,7 @@ from detailclip_jax.evaluation.protocols import PROTOCOLS
 from detailclip_jax.evaluation.sets import Sets
 from detailclip_jax.evaluation.subject import from_checkpoint
 from detailclip_jax.evaluation.tasks import Task
-from detailclip_jax.runtime import files, processes
+from detailclip_jax.runtime import files, processes, signals
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.terminal import counted
 from detailclip_jax.training.workdirs import pick_step
@@ -81,13 +81,19 @@ def run(request: Request) -> int:
 
 @contextlib.contextmanager
 def noting_what_is_kept(out: Path) -> Iterator[None]:
-    """Context that adds a note to an error: results and embeddings in `out` are kept, if there are any."""
-    try:
-        yield
-    except BaseException as error:
+    """Context that adds to an error, and to what a signal prints: results in `out` are kept, if there are any."""
+
+    def kept() -> str:
         with contextlib.suppress(OSError):
-            if any(out.iterdir()):
-                error.add_note(KEPT)
+            return KEPT if any(out.iterdir()) else ""
+        return ""
+
+    try:
+        with signals.if_ended(kept):
+            yield
+    except BaseException as error:
+        if note := kept():
+            error.add_note(note)
         raise
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 
+from detailclip_jax.runtime.files import written_atomically
+
 INK, MUTED, FAINT = "#222222", "#777777", "#CCCCCC"
 BLUE = "#0072B2"
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
@@ -34,10 +36,11 @@ def blank(width: float, height: float) -> Any:
 
 
 def save(figure: Any, path: str | Path) -> Path:
-    """Writes the figure in the format of the path's suffix, creating the folder if needed; returns the path."""
+    """Writes the figure atomically, in the format of its suffix, creating the folder if needed; returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with written_atomically(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:])
     return path
 
 

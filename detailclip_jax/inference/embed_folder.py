@@ -14,11 +14,11 @@ from detailclip_jax.inference.embeddings import IMAGE, TEXT, Key, Origin, Table
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.progress import Console, Meter
 from detailclip_jax.runtime.regular_files import read_stream
+from detailclip_jax.runtime.signals import Saving
 from detailclip_jax.runtime.terminal import complain, printable
 
 if TYPE_CHECKING:  # --help is fast without jax and the networks
     from detailclip_jax.inference.model import Model
-    from detailclip_jax.runtime.interrupt import Interrupt
 
 RUN_ERROR = 1
 BATCH_SIZE, TEXT_BLOCK = 64, 1024
@@ -152,21 +152,19 @@ def update(model: "Model", request: Request, console: Console) -> tuple[Table, i
     Rows that the file already holds for the same model are not computed again. Raises ValueError if the file is of
     another model or folder.
     """
-    from detailclip_jax.runtime.interrupt import Interrupt
-
     root = str(request.found.root.resolve()) if request.found else ""
     known = recall(request.out, embeddings.origin_of(model)._replace(root=root))
     left_out = dict(request.found.left_out) if request.found else {}
     keys, collected = wanted(request, list(known.rows)), Collected(dict(known.rows), left_out)
-    with Interrupt() as interrupt:
+    with Saving("saving after this batch") as asked:
         embed_missing(
-            model, request, keys, collected, interrupt, console, lambda: save(request.out, known.origin, collected)
+            model, request, keys, collected, asked, console, lambda: save(request.out, known.origin, collected)
         )
     table = Table(known.origin, {key: collected.rows[key] for key in keys if key in collected.rows})
     warn_of_bad(collected.bad, console)
-    if interrupt.received:
+    if asked.received:
         stopped(request.out, known.origin, collected, len(keys), console)
-        return table, interrupt.exit_code
+        return table, asked.exit_code
     if request.found and not any(key.kind == IMAGE for key in table.rows):
         complain(f"error: none of the {len(request.found.names)} images is readable")
         return table, RUN_ERROR
@@ -180,7 +178,7 @@ def embed_missing(
     request: Request,
     keys: Sequence[Key],
     collected: Collected,
-    interrupt: "Interrupt",
+    asked: Saving,
     console: Console,
     save: Callable[[], None],
 ) -> None:
@@ -193,8 +191,8 @@ def embed_missing(
         stages.append(("texts", embed_texts(model, texts), len(texts)))
     for noun, batches, total in stages:
         with contextlib.closing(batches):
-            if not interrupt.received:
-                collect(batches, Meter(console, noun, total), collected, lambda: interrupt.reached(), save)
+            if not asked.received:
+                collect(batches, Meter(console, noun, total), collected, lambda: bool(asked.received), save)
     console.end_live()
 
 

@@ -27,7 +27,7 @@ from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.locks import alone
 from detailclip_jax.runtime.metrics import read_scores
 from detailclip_jax.runtime.progress import Console
-from detailclip_jax.runtime.signals import Stopped
+from detailclip_jax.runtime.signals import Stopped, if_ended
 from detailclip_jax.runtime.terminal import counted, plain
 from detailclip_jax.training import experiment
 from detailclip_jax.training.checkpoint import Checkpoints, StorageError
@@ -169,7 +169,7 @@ def _train(run: Run) -> int:
     ):
         start = restore_or_init(run, checkpoints)
         start_times.ended("initial state")
-        interrupt = Interrupt(checkpoints.abandon)
+        interrupt = Interrupt()
         with Session(run, checkpoints, start.step, interrupt) as session:
             step = loop_and_finish(session, start, interrupt)
     if interrupt.received:
@@ -182,7 +182,8 @@ def _train(run: Run) -> int:
 def loop_and_finish(session: Session, start: "Start", interrupt: Interrupt) -> int:
     """Runs all steps and the final evaluation; returns the last step, also if a signal ended the run."""
     train_step = None if start.step >= session.run.config.total_steps else session.compile(start.state)
-    with interrupt:  # only now: signals during compilation end the run at once, as there is nothing to save
+    # Only now: a signal during the compilation ends the run at once, as there is nothing to save.
+    with interrupt, if_ended(session.checkpoints.abandon):
         try:
             state = loop(session, start, train_step, interrupt)
             if not interrupt.received:

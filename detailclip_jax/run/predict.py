@@ -28,7 +28,7 @@ from detailclip_jax.figures.style import own_size
 from detailclip_jax.inference import model as inference
 from detailclip_jax.run import transfer
 from detailclip_jax.run.detection import objects_of
-from detailclip_jax.runtime.files import replace_text
+from detailclip_jax.runtime.files import replace_text, written_atomically
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.regular_files import inside, read_regular
 from detailclip_jax.runtime.terminal import counted
@@ -248,7 +248,8 @@ def _segmented(
 ) -> dict[str, Any]:
     size, count = _size(pixels, labels.PANEL), len(classes)
     plots.save(label_figure([pixels], [], {"prediction": [found]}, count, names=classes, size=size), drawing)
-    index_image(found, count).save(label_map)
+    with written_atomically(label_map) as partial:
+        index_image(found, count).save(partial, "PNG")
     counts = np.bincount(found.ravel(), minlength=count)
     shares = {classes[k]: round(float(counts[k] / found.size), 5) for k in np.argsort(-counts) if counts[k]}
     return {"height": found.shape[0], "width": found.shape[1], "shares": shares}

@@ -16,7 +16,6 @@ from pathlib import Path
 from absl import flags, logging
 
 from detailclip_jax.runtime import signals
-from detailclip_jax.runtime.exit import Interrupted
 from detailclip_jax.runtime.terminal import complain
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130  # 130, as a shell reports SIGINT; 143 after SIGTERM
@@ -48,15 +47,15 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
 
 
 def run(command: Callable[[], int], kept: str = "") -> int:
-    """Runs a command under the signal guard; returns its exit code, or the code of its error, after a message.
+    """Runs a command; returns its exit code, or the code of its error, after a message.
 
-    `kept` says what remains and how to continue; it is appended to the message of an interrupt and of an OSError.
+    `kept` says what remains and how to continue; it is appended to the message of a signal and of an OSError.
     An argument parser may exit inside (`--help`, invalid usage); its exit code is returned.  Raises what CODES lacks.
     """
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the checkpoint library logs many info messages
     try:
-        with signals.prompt():
+        with signals.if_ended(lambda: kept):
             return command()
     except SystemExit as end:
         return _exit_code(end)
@@ -75,15 +74,14 @@ def explain(error: BaseException, kept: str = "") -> int | None:
         return None
     logging.debug("the error was raised here", exc_info=error)  # -v 1 of `main` shows it
     complain(message(error, kept))
-    code = getattr(error, "exit_code", code)
-    return Interrupted(code) if isinstance(error, KeyboardInterrupt) else code
+    return getattr(error, "exit_code", code)
 
 
 def message(error: BaseException, kept: str = "") -> str:
     """Returns the text for the user: "error: ...", or "interrupted; ..." on a line of its own, below the ^C."""
     notes = [*getattr(error, "__notes__", ()), *([kept] if kept else [])]
     if isinstance(error, KeyboardInterrupt):
-        return "\n" + "; ".join(["interrupted", *([str(error)] if str(error) else notes)])
+        return "\n" + "; ".join(["interrupted", *notes])
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
         return "error: " + "; ".join([_os_error(error), *notes])
     said = getattr(error, "__notes__", ()) if isinstance(error, RunError) else ()  # the work had begun

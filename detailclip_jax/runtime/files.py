@@ -1,6 +1,7 @@
 """Files and folders: `~` in their names, and atomic writing: a file is written completely or not at all."""
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from detailclip_jax.runtime import signals
 from detailclip_jax.runtime.terminal import LINES, printable
 
 HOME = re.compile(r"(?<![^=,:])~[\w.-]*(?![^/,:@])")  # ~ or ~USER, at the start or after one of = , : as in a shell
@@ -28,17 +30,20 @@ def written_atomically(path: Path, partial: Path | None = None) -> Iterator[Path
         with written_atomically(file) as partial, partial.open("wb") as stream:
             stream.write(...)
 
-    After a kill or a power cut `path` is the old file or the complete new one.  After an error it is the old file, and
-    the temporary file is removed.  `partial` must be on the same disk; the default is `path` with .partial appended.
+    After a kill or a power cut `path` is the old file or the complete new one.  After an error or a signal it is the
+    old file, and the temporary file is removed.  `partial` must be on the same disk; the default is `path` with
+    .partial appended.
     """
     partial = partial or path.with_name(path.name + ".partial")
+    remove = functools.partial(partial.unlink, missing_ok=True)
     try:
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())  # else the disk may have the new name before the bytes
-        partial.replace(path)
+        with signals.if_ended(remove):
+            yield partial
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())  # else the disk may have the new name before the bytes
+            partial.replace(path)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
+        remove()
         if isinstance(error, OSError) and error.filename == str(partial):
             error.filename = str(path)  # the caller does not know the temporary name
         raise
@@ -73,17 +78,20 @@ def check_writable(folder: Path) -> None:
 
 @contextlib.contextmanager
 def nothing_left(path: Path) -> Iterator[None]:
-    """Context that creates a file or folder `path`; after an error `path` is removed, unless it existed before.
+    """Context that creates a file or folder `path`; after an error or a signal it is removed, unless it existed before.
 
-    An existing folder and its contents stay.  After a Ctrl-C the KeyboardInterrupt then says that the folder may hold a
-    part of the output.
+    An existing folder and its contents stay; after a signal a message says that it may hold a part of the output.
     """
     was_there, was_folder = path.exists(), path.is_dir()
+
+    def remove() -> str | None:
+        if was_there:
+            return f"{path} existed before and may now be incomplete" if was_folder else None
+        path.unlink(missing_ok=True) if path.is_file() else shutil.rmtree(path, ignore_errors=True)
+
     try:
-        yield
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and was_folder:
-            raise KeyboardInterrupt(f"{path} existed before and may now be incomplete") from None
-        if not was_there:
-            path.unlink(missing_ok=True) if path.is_file() else shutil.rmtree(path, ignore_errors=True)
+        with signals.if_ended(remove):
+            yield
+    except BaseException:
+        remove()
         raise

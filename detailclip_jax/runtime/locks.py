@@ -12,6 +12,7 @@ from typing import IO
 
 from absl import logging
 
+from detailclip_jax.runtime import signals
 from detailclip_jax.runtime.errors import RunError
 
 WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}  # errors of some mounts
@@ -33,15 +34,20 @@ def alone(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
     missing = [folder for folder in path.parents if not folder.exists()]  # the innermost first
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _locked(path, wait)
-    try:
-        yield
-    finally:
+
+    def release() -> None:
         if file:
             path.unlink(missing_ok=True)
             file.close()
         with contextlib.suppress(OSError):  # the first folder that holds something, or that is gone
             for folder in missing:
                 folder.rmdir()
+
+    try:
+        with signals.if_ended(release):
+            yield
+    finally:
+        release()
 
 
 def _locked(path: pathlib.Path, wait: bool) -> IO[str] | None:

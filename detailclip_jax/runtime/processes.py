@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Int64
 
-from detailclip_jax.runtime import errors
+from detailclip_jax.runtime import errors, signals
 from detailclip_jax.runtime.terminal import complain
 
 HEARTBEAT = 30  # seconds without a heartbeat after which a process counts as lost
@@ -175,17 +175,22 @@ def launched_as_several(environment: Mapping[str, str]) -> bool:
 
 @contextlib.contextmanager
 def last_words(text: str) -> Iterator[None]:
-    """Prints `text` on standard error if this process ends inside the block, even by a signal or an abort.
+    """Prints `text` on standard error if this process ends inside the block, even by a kill or an abort.
 
     jax aborts a process that has lost the others, and Python cannot catch an abort.  A shell that waits for this
     process prints the text.
     """
     shell = ["sh", "-c", 'read -r word || echo "$0" >&2', text]
     with subprocess.Popen(shell, stdin=subprocess.PIPE, start_new_session=True) as waiting:
-        try:
-            yield
-        finally:
+
+        def part() -> None:
             waiting.communicate(b"ended well\n")
+
+        try:
+            with signals.if_ended(part):
+                yield
+        finally:
+            part()
 
 
 @contextlib.contextmanager

@@ -1,111 +1,162 @@
-"""Signal handling of commands that have nothing to save: SIGTERM and Ctrl-C end them at once and are never lost."""
+"""Ctrl-C and SIGTERM: they end a command at once, with exit code 128 + the signal's number, or stop work to save it.
+
+No exception is raised where a signal happens to arrive: that may be inside an import, a destructor or a callback of a
+library, which lose an exception or crash.  The handler itself removes what is unfinished (`if_ended`), prints one line
+and ends the process.  Inside `Saving` the first signal is only noted, and `pause_point` raises Stopped where the work
+can stop; a second signal ends the process.
+
+Imports only the standard library, and little of it: a command calls `handle` before all other imports.
+"""
 
 import contextlib
+import os
+import select
 import signal
-import sys
 import threading
-import weakref
-from collections.abc import Callable, Iterator
-from types import FrameType
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-AGAIN = 0.2  # seconds between two checks for a lost interrupt
+TOGETHER = 0.1  # seconds within which two signals count as one: `timeout` sends its signal twice
+_SAVING: list["Saving"] = []  # those whose context is entered
+_CLEANING: list[Callable[[], str | None]] = []  # of `if_ended`
+_ACTING = threading.RLock()
+_last, _ending = -TOGETHER, False
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised by a signal to end the current work; `except Exception` does not catch it."""
+    """Raised by `pause_point` after a signal; `except Exception` does not catch it."""
 
-    def __init__(self, number: int, forget: Callable[[], None] = lambda: None):
-        """Stores the exit code, and the function after which the signal is not raised again."""
+    def __init__(self, number: int):
+        """Stores the exit code."""
         super().__init__()
-        self.exit_code, self.forget = 128 + number, forget
+        self.exit_code = 128 + number
 
 
-def taken(interrupt: KeyboardInterrupt) -> bool:
-    """Returns whether the command may go on with what it has: True for Ctrl-C, which is then not raised again.
+def handle(numbers: Sequence[int] = SIGNALS) -> Callable[[], None]:
+    """Handles the signals from now on; returns a function that restores what was before.  For the main thread.
 
-    Call it in the `except` of work that Ctrl-C shortens. False for SIGTERM, which ends the command: raise it again.
+    The system writes the number of a signal into a pipe as it arrives.  Python runs handlers in the main thread only,
+    which may wait for a device, so a thread reads the pipe too: the first of the two acts, and the other one waits.
     """
-    if isinstance(interrupt, Stopped):
-        if interrupt.exit_code != 128 + signal.SIGINT:
-            return False
-        interrupt.forget()
-    return True
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
 
+    def look(*_: object) -> bool:
+        arrived = b"?"
+        with _ACTING, contextlib.suppress(BlockingIOError):
+            while arrived := os.read(reader, 1):
+                _act(arrived[0])
+        return bool(arrived)  # nothing once the writer is closed
 
-@contextlib.contextmanager
-def prompt() -> Iterator[None]:
-    """Context of a command: both signals raise Stopped inside it, repeatedly until one is not lost.
+    def watch() -> None:
+        while select.select([reader], [], []) and look():
+            pass
+        os.close(reader)
 
-    Destructors, callbacks from C++ and libraries with a bare `except:` drop an exception that is raised in them, so an
-    interrupt can get lost.  A dropped exception is garbage-collected; a weak reference detects that.  Nothing is
-    printed about it.  An extension that is being imported raises an ImportError instead, so after a signal any error
-    that leaves the context becomes Stopped.  Work that Ctrl-C only shortens says so with `taken`.
-    """
-    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
-        yield
-        return
-    raised: list[weakref.ref[Stopped]] = []
-    asked = signal.SIGINT
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = signal.Signals(number)
-        again()
-
-    def again() -> None:
-        error = Stopped(asked, forget)
-        raised[:] = [weakref.ref(error)]
-        signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
-        try:
-            raise error
-        finally:
-            del error  # else this frame, which its traceback has, would keep it until the next garbage collection
-
-    def forget() -> None:
-        raised.clear()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def look(number: int, frame: FrameType | None) -> None:
-        if raised and raised[0]() is None:
-            again()
-
-    def dropped(unraisable: "sys.UnraisableHookArgs") -> None:
-        if not isinstance(unraisable.exc_value, Stopped):  # Python would print "Exception ignored in ..."
-            show(unraisable)
-
-    previous = {number: signal.signal(number, stop) for number in SIGNALS} | {
-        signal.SIGALRM: signal.signal(signal.SIGALRM, look)
-    }
-    show, sys.unraisablehook = sys.unraisablehook, dropped
-    try:
-        try:
-            yield
-        except Exception:
-            if not raised:
-                raise
-        if raised:
-            raise Stopped(asked)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        sys.unraisablehook = show
-        for number, handler in previous.items():
+    def restore() -> None:
+        signal.set_wakeup_fd(descriptor)
+        for number, handler in handlers.items():
             signal.signal(number, handler)
+        os.close(writer)
+
+    handlers = {number: signal.signal(number, look) for number in numbers}
+    descriptor = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=watch, daemon=True).start()
+    return restore
+
+
+def _act(number: int) -> None:
+    global _last
+    now = time.monotonic()
+    if number not in SIGNALS or now - _last < TOGETHER:
+        return
+    _last = now
+    if _SAVING and _SAVING[-1].received is None:
+        _SAVING[-1].note(number)
+    else:
+        _end(number)
+
+
+def _end(number: int) -> None:
+    global _ending
+    if not _ending:
+        _ending, console = True, -1
+        with contextlib.suppress(OSError):  # standard error may be closed
+            console = os.dup(2)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # other threads complain about files that are gone
+        line = clean_up()
+        with contextlib.suppress(OSError):
+            os.write(console, f"\n{line}\n".encode())
+    os._exit(128 + number)
+
+
+def clean_up() -> str:
+    """Calls the functions of `if_ended`, the innermost first; returns the line that a signal prints."""
+    said = ["interrupted"]
+    for clean in reversed([*_CLEANING]):
+        with contextlib.suppress(Exception):
+            said += filter(None, [clean()])
+    return "; ".join(said[:2])
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[None]:
-    """Delays Ctrl-C until the end of the block; processes that are started inside the block never get it.
+def if_ended(clean: Callable[[], str | None]) -> Iterator[None]:
+    """Context in which a signal that ends the process calls `clean` first.
 
-    A child process that is still starting has no signal handler yet and would print a traceback.
+    `clean` removes what is unfinished, or returns what is printed behind "interrupted"; of several, the innermost's.
     """
-    heard: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # children inherit it
+    _CLEANING.append(clean)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        signal.signal(signal.SIGINT, handler)
-        if heard:
-            signal.raise_signal(signal.SIGINT)
+        _CLEANING.remove(clean)
+
+
+class Saving:
+    """Context of work that is saved: the first signal sets `received`, a second one ends the process.
+
+        with Saving("stopping after this batch") as asked:
+            for batch in batches:
+                ...
+                if asked.received: break
+
+    Also outside of a command, such as in a notebook.
+    """
+
+    def __init__(self, doing: str, numbers: Sequence[int] = SIGNALS):
+        """Stores what the first signal prints, and the signals to handle."""
+        self.doing, self._numbers = doing, numbers
+        self.received: signal.Signals | None = None
+
+    def __enter__(self):
+        """Handles the signals."""
+        self._restore = handle(self._numbers)
+        _SAVING.append(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Restores what handled them before."""
+        self._restore()
+        _SAVING.remove(self)
+
+    def note(self, number: int) -> None:
+        """Stores the first signal, and says what it does."""
+        self.received = signal.Signals(number)
+        with contextlib.suppress(OSError):  # no print: the signal may have interrupted one
+            os.write(2, f"\n{self.received.name}: {self.doing} (repeat to stop at once)\n".encode())
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as a shell reports it; 0 without a signal."""
+        return 0 if self.received is None else 128 + self.received
+
+
+def pause_point() -> None:
+    """Raises Stopped if the work of this process received a signal; does nothing outside of `Saving`.
+
+    Long work, e.g. the search of a linear probe, calls it every second or so.
+    """
+    if _SAVING and _SAVING[-1].received is not None:
+        raise Stopped(_SAVING[-1].received)

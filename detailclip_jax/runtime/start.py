@@ -6,6 +6,7 @@ Imports only the standard library.
 """
 
 import hashlib
+import io
 import itertools
 import os
 import platform
@@ -14,7 +15,6 @@ import sys
 from collections.abc import MutableMapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 
 NEEDED = ("jax", "grain", "absl")
 OUTSIDE = """error: {python} does not have {missing}, which detailclip_jax needs. In the checkout, make the
@@ -27,14 +27,15 @@ DEFAULTS = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}  # jax's own de
 
 
 def check() -> None:
-    """Exits with a message if a required package is missing; from here on Ctrl-C prints one line, no traceback.
+    """Exits with a message if a required package is missing, and names jax's folder of compiled programs.
 
-    Also names the folder where jax keeps compiled programs (see `keep_programs`).
+    Standard output is written line by line from here on, as a signal ends the process without a flush.
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         print(OUTSIDE.format(python=sys.executable, missing=", ".join(missing)), file=sys.stderr)
         sys.exit(USAGE_ERROR)
-    sys.excepthook = _show
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     keep_programs(os.environ)
 
 
@@ -82,10 +83,3 @@ def _instructions() -> str:
     except OSError:
         return platform.machine()
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
-
-
-def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if issubclass(kind, KeyboardInterrupt):
-        print("\ninterrupted", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)

@@ -212,7 +212,6 @@ class Checkpoints:
         The writer's threads go on meanwhile: they may create or rename a folder after it was looked for.  So this looks
         again for ABANDONING seconds.
         """
-        logging.set_verbosity(logging.FATAL)  # the writer's threads would log errors about the missing folder
         end = time.monotonic() + ABANDONING
         while time.monotonic() < end:
             for unfinished in self.folder.glob(f"*{_UNFINISHED}*"):

@@ -11,6 +11,7 @@ from detailclip_jax.data.prepare.job import Job, Options, Request, Shard
 from detailclip_jax.data.prepare.sources import source_of
 from detailclip_jax.data.sources import shards_of
 from detailclip_jax.runtime.errors import RunError
+from detailclip_jax.runtime.files import nothing_left
 
 MAX_SHARDS = 1024  # default limit
 
@@ -76,9 +77,14 @@ def _resumed(request: Request, num_shards: int) -> Job:
         raise RunError(
             f"since {request.work} was started, {changed}; remove {_written(request)}, or choose another --out"
         )
+    remove_partial(request)
+    return job
+
+
+def remove_partial(request: Request) -> None:
+    """Removes the files that workers were writing when they were killed."""
     for partial in request.work.glob("*.partial"):
         partial.unlink(missing_ok=True)
-    return job
 
 
 def _changed(request: Request, *before: Any) -> str:
@@ -97,20 +103,17 @@ def _planned(request: Request, num_shards: int) -> Job:
             f"{foreign[0]} already exists, and was not written by this command; choose another --out or --split"
         )
     shutil.rmtree(request.work, ignore_errors=True)
-    request.work.mkdir(parents=True)
-    try:
+    with nothing_left(request.work):
+        request.work.mkdir(parents=True)
         source = source_of(request.kind)
         folders = listings(request, source.files)  # before the plan: what changes while it is made is noticed
         plan = source.plan(request)
         if not plan.shards:
             raise ValueError(f"{request.kind} {' '.join(request.paths)}: the source has no example")
         _check_names(plan.shards)
-    except BaseException:
-        shutil.rmtree(request.work, ignore_errors=True)
-        raise
-    count = num_shards or min(len(plan.shards), MAX_SHARDS)
-    job = Job(request, count, plan.shards, plan.classes, stamps(request, plan.shards), folders)
-    jobs.save(job)
+        count = num_shards or min(len(plan.shards), MAX_SHARDS)
+        job = Job(request, count, plan.shards, plan.classes, stamps(request, plan.shards), folders)
+        jobs.save(job)
     return job
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from detailclip_jax.data.prepare import job as jobs
 from detailclip_jax.data.prepare import passes
+from detailclip_jax.data.prepare.begin import remove_partial
 from detailclip_jax.data.prepare.job import Job, Request
 from detailclip_jax.data.prepare.plan import PER_SHARD
 from detailclip_jax.runtime import signals
@@ -26,29 +27,28 @@ BATCH = 32  # examples between two reports of a worker
 PASSES: dict[str, Callable[[Job, int, passes.Tell], None]] = {"read": passes.split, "write": passes.gather}
 
 
-class Stopped(Exception):
-    """Raised in a worker that has to stop."""
-
-
 def run(job: Job, workers: int, console: Console) -> None:
     """Runs the unfinished parts of both passes.
 
-    Raises KeyboardInterrupt after Ctrl-C once the workers have ended; finished shards are kept.
+    Raises Stopped after a signal once the workers have ended; finished shards are kept.
     """
     for name, todo, weights in (
         ("read", passes.unsplit(job), [shard.weight for shard in job.shards]),
         ("write", passes.ungathered(job), [1] * job.num_shards),
     ):
         progress = Progress(name, weights, todo, console)
-        if workers == 1 or len(todo) <= 1:
-            _in_turn(job, name, todo, progress)
-        else:
-            _at_once(job, name, todo, progress, min(workers, len(todo)))
+        with signals.Saving("stopping after the current examples"):
+            if workers == 1 or len(todo) <= 1:
+                _in_turn(job, name, todo, progress)
+            else:
+                _at_once(job, name, todo, progress, min(workers, len(todo)))
+            signals.pause_point()
         progress.end()
 
 
 def _in_turn(job: Job, name: str, todo: Sequence[int], progress: "Progress") -> None:
     def tell(*counts: int) -> None:
+        signals.pause_point()
         progress.add(*counts)
         progress.show()
 
@@ -59,22 +59,33 @@ def _in_turn(job: Job, name: str, todo: Sequence[int], progress: "Progress") -> 
 
 def _at_once(job: Job, name: str, todo: Sequence[int], progress: "Progress", workers: int) -> None:
     context = multiprocessing.get_context("spawn")  # fork is unsafe with threads
-    counts = [context.Value("q", 0) for _ in range(3)]
-    stop = context.Event()
-    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _init_worker, (counts, stop, os.getpid()))
+    counts, others = [context.Value("q", 0) for _ in range(3)], multiprocessing.active_children()
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _init_worker, (counts, os.getpid()))
+
+    def kill() -> None:
+        for worker in {*multiprocessing.active_children()}.difference(others):
+            worker.kill()
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the workers inherit it, and never get Ctrl-C
     try:
-        with signals.held_back():  # the workers start with the first tasks
+        with signals.if_ended(kill):
             tasks = {pool.submit(_task, name, str(job.request.work), number): number for number in todo}
-        _wait(tasks, progress, counts)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)  # all workers have started, with the first task
+            _wait(tasks, progress, counts)
+    except BaseException:
+        kill()  # what is kept are finished shards
+        raise
     finally:
-        stop.set()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         pool.shutdown(cancel_futures=True)
+        remove_partial(job.request)
 
 
 def _wait(tasks: dict[Any, int], progress: "Progress", counts: "list[Synchronized[int]]") -> None:
     left = set(tasks)
     while left:
         finished, left = concurrent.futures.wait(left, EVERY, concurrent.futures.FIRST_COMPLETED)
+        signals.pause_point()
         for task in finished:
             task.result()
             progress.done(tasks[task])
@@ -85,11 +96,10 @@ def _wait(tasks: dict[Any, int], progress: "Progress", counts: "list[Synchronize
 _worker: dict[str, Any] = {}
 
 
-def _init_worker(counts: "list[Synchronized[int]]", stop: Any, parent: int) -> None:
-    """Leaves Ctrl-C to the main process; a worker exits by itself if the main process was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _init_worker(counts: "list[Synchronized[int]]", parent: int) -> None:
+    """Lets a worker exit by itself if the main process is gone."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _worker.update(counts=counts, stop=stop)
+    _worker.update(counts=counts)
 
 
 def _end_with(parent: int) -> None:
@@ -100,16 +110,16 @@ def _end_with(parent: int) -> None:
 
 def _task(name: str, work: str, number: int) -> None:
     """Processes one shard of a pass in a worker."""
-    report = Report(_worker["counts"], _worker["stop"])
+    report = Report(_worker["counts"])
     PASSES[name](jobs.load(work), number, report)
     report.flush()
 
 
 class Report:
-    """Sums up a worker's counts and sends them to the main process regularly; raises Stopped if the run is to stop."""
+    """Sums up a worker's counts and sends them to the main process regularly."""
 
-    def __init__(self, counts: "list[Synchronized[int]]", stop: Any):
-        self._counts, self._stop, self._new = counts, stop, [0, 0, 0]
+    def __init__(self, counts: "list[Synchronized[int]]"):
+        self._counts, self._new = counts, [0, 0, 0]
 
     def __call__(self, num: int, num_bytes: int, num_rejected: int) -> None:
         """Adds the counts since the last call."""
@@ -119,8 +129,6 @@ class Report:
 
     def flush(self) -> None:
         """Sends the counts to the main process."""
-        if self._stop.is_set():
-            raise Stopped
         for count, new in zip(self._counts, self._new):
             with count.get_lock():
                 count.value += new

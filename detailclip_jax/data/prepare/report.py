@@ -17,6 +17,7 @@ from detailclip_jax.data.prepare.finish import load, reasons_in
 from detailclip_jax.data.prepare.known import comparison
 from detailclip_jax.data.prepare.statistics import SIDE_STEP, quantile
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS
+from detailclip_jax.runtime.files import written_atomically
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.terminal import counted
 
@@ -33,7 +34,9 @@ def show(folder: str, console: Console) -> None:
         if not record["num_examples"]:
             continue
         sheet, figure = (pathlib.Path(folder) / f"{split}{ending}" for ending in FIGURES)
-        contact_sheet([str(pathlib.Path(folder) / shard["name"]) for shard in record["shards"]]).save(sheet)
+        drawn = contact_sheet([str(pathlib.Path(folder) / shard["name"]) for shard in record["shards"]])
+        with written_atomically(sheet) as partial:
+            drawn.save(partial, "PNG")
         histograms(record, figure)
         console.say(f"figures: {figure}, {sheet}")
 
@@ -116,7 +119,8 @@ def histograms(record: Mapping[str, Any], path: pathlib.Path) -> None:
         axes[panels - 1].set_title("rejected")
     for axis in axes[panels:]:
         axis.set_axis_off()
-    figure.savefig(path)
+    with written_atomically(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _draw(axis: Any, name: str, histogram: Mapping[str, int]) -> None:
