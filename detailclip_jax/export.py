@@ -53,8 +53,7 @@ WAYS_OUT = {"onnx": "pip install jax2onnx onnxruntime, in an environment of its 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
     command = flags.parser("export", __doc__)
-    words = formats.RENAMED, OTHER_NAMES
-    add, known = command.add_argument, flags.one_of("format", formats.FORMATS, *words)
+    add, known = command.add_argument, flags.one_of("format", formats.FORMATS, OTHER_NAMES)
     flags.add_checkpoint(command)
     add("--to", required=True, type=known, metavar="FORMAT", help=", ".join(formats.FORMATS))
     add("--out", required=True, metavar="PATH", help="file or directory to write, see above")

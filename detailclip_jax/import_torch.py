@@ -38,7 +38,7 @@ from detailclip_jax.types import Params
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
     command = flags.parser("import_torch", __doc__)
-    add, layout = command.add_argument, flags.one_of("layout", interop.NAMES, meant=OTHER_NAMES)
+    add, layout = command.add_argument, flags.one_of("layout", interop.NAMES, OTHER_NAMES)
     activation = flags.one_of("activation", ACTIVATIONS)
     files = "a PyTorch, TorchScript, safetensors or npz file, the folder of one, or the folder of TIPS's two files"
     add("file", metavar="FILE", help=files)

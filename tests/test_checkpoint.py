@@ -396,13 +396,6 @@ def test_a_damaged_manifest_is_named(tmp_path, text):
     assert "manifest.json is damaged" in manifest.problem(tmp_path / "1")
 
 
-def test_a_checkpoint_of_an_earlier_version_says_the_way_out(tmp_path):
-    (tmp_path / "1").mkdir()
-    assert "an earlier version wrote this checkpoint (that version reads it; import_torch" in manifest.problem(
-        tmp_path / "1"
-    )
-
-
 def test_the_one_that_is_asked_for_is_refused_with_the_others_named(saved_run, tmp_path):
     shutil.copytree(saved_run[0], tmp_path / "run")
     flip_bit(tmp_path / "run/checkpoints/2/data/metadata")

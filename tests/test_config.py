@@ -318,7 +318,6 @@ def test_config_file_without_its_function(tmp_path, text, message):
             "views.crops.larg.size",
             "did you mean 'views.crops.large.size'.*Known fields of 'views.crops': large",
         ),
-        ("views.crops.global.size", "'views.crops.global.size' .*'views.crops.large.size'"),
         ("modle.size", "did you mean 'model.size'.*Known fields of 'model': attention"),
         ("optim.lr", "did you mean 'optimizer'.*Known fields of 'optimizer': betas"),
         ("optimizer.lr", r"unknown config field 'optimizer.lr'\. Known fields of 'optimizer': betas"),

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -181,20 +180,6 @@ def test_names_are_strings_for_numpy_and_pandas(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     embeddings.write(tmp_path / "t.parquet", table)
     assert str(parquet.read_table(tmp_path / "t.parquet").schema.field("name").type) == "string"
-
-
-def test_a_file_of_an_earlier_version_is_read(tmp_path):
-    """Names were numpy's strings, then JSON."""
-    origin = Origin("runs/clip", 3, "ema", "0123456789ab", "/photos")
-    columns = {"name": np.array(["ü.png", "a frog"]), "kind": np.array(["image", "text"]), "modified": np.array([7, 0])}
-    about = np.array(json.dumps(origin._asdict()))
-    np.savez(tmp_path / "t.npz", **columns, embedding=np.eye(2, dtype=np.float32), detailclip_jax=about)
-    read = embeddings.read(tmp_path / "t.npz")
-    assert read.origin == origin and list(read.rows) == [Key("image", "ü.png", 7), Key("text", "a frog", 0)]
-    np.testing.assert_array_equal(np.stack(list(read.rows.values())), np.eye(2))
-    columns["name"] = np.frombuffer(json.dumps(columns["name"].tolist()).encode(), np.uint8)
-    np.savez(tmp_path / "later.npz", **columns, embedding=np.eye(2, dtype=np.float32), detailclip_jax=about)
-    assert list(embeddings.read(tmp_path / "later.npz").rows) == list(read.rows)
 
 
 # search

@@ -726,11 +726,6 @@ def test_a_remark_on_a_metric_is_kept_and_shown(tmp_path):
     outcome = results.Outcome(again, {}, {}, {}, [], subject, {})
     assert "- linear:pets ema: the linear probe did not converge" in results.screen(outcome)
     assert "- linear:pets ema: the linear probe did not converge" in results.markdown(again, outcome)
-    before = {
-        name: each for name, each in again[0].items() if name not in results.LATER_FIELDS
-    }  # as an earlier version wrote it
-    (tmp_path / "results.jsonl").write_text(json.dumps(before) + "\n")
-    assert results.read(tmp_path / "results.jsonl") == [before | dict.fromkeys(results.LATER_FIELDS)]
 
 
 # several processes

@@ -455,12 +455,6 @@ def test_a_card_of_another_file_is_not_believed(backbone, tmp_path):
     assert interop.load(file)[2].model.image_size == 32
 
 
-def test_an_earlier_name_of_a_format_is_answered_with_the_new_one(capsys):
-    with pytest.raises(SystemExit) as end:
-        export.parser().parse_args(["--checkpoint=runs/x", "--to=reference_backbone", "--out=backbone.pth"])
-    assert end.value.code == 2 and "'timm'" in capsys.readouterr().err
-
-
 def test_image_encoders_alone(backbone, tmp_path, capsys):
     for to, name in (("timm", "vit.pth"), ("safetensors", "own.safetensors")):
         assert run(backbone, to, tmp_path / name) == 0

@@ -101,18 +101,6 @@ def test_one_file_named_from_two_folders_is_one_request(tmp_path, capsys, monkey
     check_names(capsys.readouterr().err, "different request", str(own / "t.csv"), str(tmp_path / "t.csv"), "--out")
 
 
-def test_a_split_of_an_earlier_version_has_its_paths_as_they_were_typed(tmp_path, capsys, monkeypatch):
-    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
-    trees.write(tmp_path / "t.csv", "path,caption\na.jpg,one\n")
-    monkeypatch.chdir(tmp_path)
-    assert run("csv", "t.csv", out="out") == 0
-    described = json.loads(Path("out/dataset.json").read_text())
-    described["splits"]["train"]["source"]["paths"] = ["t.csv"]
-    trees.write_json(tmp_path / "out/dataset.json", described)
-    assert run("csv", "t.csv", out="out") == 0
-    assert "nothing to do" in capsys.readouterr().out
-
-
 def test_a_pattern_in_a_folder_with_brackets(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "set[1]"
     trees.webdataset(folder, num_tars=2)

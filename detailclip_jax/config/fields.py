@@ -445,17 +445,6 @@ GROUPS: dict[str, Group] = {
     "ema": EMA,
 }
 
-RENAMED = {"views.crops.global": "views.crops.large"}  # former names of fields or groups, for messages only
-
-
-def new_name(name: str) -> str:
-    """Returns the name that a renamed field has now; "" if it was not renamed.
-
-    new_name("views.crops.global.size") == "views.crops.large.size"
-    """
-    former = next((old for old in RENAMED if f"{name}.".startswith(f"{old}.")), None)
-    return f"{RENAMED[former]}{name.removeprefix(former)}" if former else ""
-
 
 @functools.cache
 def fields() -> dict[str, Field]:

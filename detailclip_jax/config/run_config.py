@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config import dense
 from detailclip_jax.config.components import KINDS, components, is_endless, ratios
 from detailclip_jax.config.config_files import METHOD_FOLDERS, find
-from detailclip_jax.config.fields import CLIP_MEAN, PER_VIEW, Field, default, field_of, new_name
+from detailclip_jax.config.fields import CLIP_MEAN, PER_VIEW, Field, default, field_of
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.regular_files import read_json
 
@@ -147,8 +147,6 @@ def _check_override(config: ConfigDict, name: str) -> None:
 
 def _unknown_field(config: ConfigDict, name: str, node: ConfigDict, above: str) -> str:
     """The message for an unknown field: the nearest name, and the fields of the group that was reached or suggested."""
-    if renamed := new_name(name):
-        return f"config field {name!r} is now named {renamed!r}"
     guess = _nearest_field(config, name, node, above)
     if guess and not above and "." in name:
         above = guess if isinstance(_at(config, guess), ConfigDict) else guess.rpartition(".")[0]

@@ -20,8 +20,8 @@ PaperResults = Mapping[str, Mapping[paper.Measurement, float]]  # label -> measu
 FIELDS = ("task", "dataset", "weights", "metric", "value", "n", "chance", "low", "high")
 MARKS = ("protocol", "fingerprint", "step", "expected", "unreadable", "truncated", "checkpoint", "digest")
 OTHER_FIELDS = ("method",)
-LATER_FIELDS = ("remark", "n_train")  # files of earlier versions lack these
-ALL_FIELDS = (*FIELDS, *MARKS, *OTHER_FIELDS, *LATER_FIELDS)
+OF_METRIC = ("remark", "n_train")
+ALL_FIELDS = (*FIELDS, *MARKS, *OTHER_FIELDS, *OF_METRIC)
 MAX_LISTED = 20
 NAMES = LABELS | {
     "top1": "top-1",
@@ -51,7 +51,7 @@ NOTES = {
 
 def record(identity: Mapping[str, Any], metric: str, value: float) -> Record:
     """One line of results.jsonl: one metric of one set of weights on one set, with the facts needed to judge it."""
-    judged = {name: getattr(value, name, None) for name in ("n", "chance", "low", "high", *LATER_FIELDS)}
+    judged = {name: getattr(value, name, None) for name in ("n", "chance", "low", "high", *OF_METRIC)}
     every = {**identity, "metric": metric, "value": float(value), **judged}
     return {name: every.get(name) for name in ALL_FIELDS}
 
@@ -128,7 +128,7 @@ def read(file: Path) -> list[Record]:
     """The records of a results.jsonl; empty if there is no file. Raises ValueError for a file with other content."""
     try:
         every = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-        return [{name: (dict.fromkeys(LATER_FIELDS) | each)[name] for name in ALL_FIELDS} for each in every]
+        return [{name: each[name] for name in ALL_FIELDS} for each in every]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{file} is not a results.jsonl of this command ({reason}); choose another --out") from error

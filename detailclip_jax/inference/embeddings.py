@@ -188,9 +188,8 @@ def _read_npz(file: Path) -> tuple[Columns, str]:
 
 
 def _names(names: np.ndarray, uncut: np.ndarray | None) -> list[str]:
-    """The full names; files of an earlier version store all of them as JSON."""
-    as_json = names if names.dtype.kind != "U" else uncut
-    return names.tolist() if as_json is None else json.loads(bytes(as_json))
+    """The full names: long ones are cut in `names`, and `uncut` has all of them as JSON."""
+    return names.tolist() if uncut is None else json.loads(bytes(uncut))
 
 
 def _claim_of_npz(file: Path) -> int:

@@ -65,7 +65,6 @@ NEEDS = {
     "dense": ("image", "image_projection", "text", "text_projection"),
 }
 OF_TRANSFER = {"detect": "detection", "segment": "segmentation"}  # method -> kind of the runs of transfer that have it
-USUAL_GEOMETRY = ("bilinear", "shorter_side", 1.0)
 EMBEDDING_NETWORKS = ("image", "image_projection", "text", "text_projection")
 
 
@@ -497,16 +496,9 @@ def _reading(config: ConfigDict) -> list[Any]:
     heads = size.num_heads, size.text_heads
     style = sorted(model.image_style.to_dict().items())
     kinds = model.image_size, model.context_length, model.text_activation, model.dtype
-    geometry = fields.filter, fields.resize, fields.crop_ratio
-    # Earlier versions did not hash the geometry. The usual one is left out, so that their fingerprints stay valid.
-    own = [] if geometry == USUAL_GEOMETRY else [geometry]
-    own += [fields.decoding] if fields.decoding != UPRIGHT else []
-    own += filter(None, [model.matmul_precision])
-    # For the same reason CLIP's text encoder and tokenizer are left out.
-    text = TextStyle(**model.text_style)
-    own += [text] if text != TextStyle() else []
-    own += [_tokenizer_digest(config)] if config.data.tokenizer != CLIP else []
-    return [heads, style, *kinds, tuple(fields.mean), tuple(fields.std), *own]
+    geometry = fields.filter, fields.resize, fields.crop_ratio, fields.decoding, tuple(fields.mean), tuple(fields.std)
+    tokenizer = _tokenizer_digest(config) if config.data.tokenizer != CLIP else CLIP
+    return [heads, style, *kinds, *geometry, model.matmul_precision, TextStyle(**model.text_style), tokenizer]
 
 
 def _tokenizer_digest(config: ConfigDict) -> str:

@@ -226,7 +226,6 @@ def in_layout(name: str) -> Callable[[ConfigDict], Collection[str]]:
     return lambda config: networks_in(config, name)
 
 
-RENAMED = {"reference_backbone": "timm"}  # earlier names of formats
 FORMATS = {
     "reference": Format(write_reference, verify_reference, in_layout("reference"), holds_teacher=True),
     "slip": Format(write_slip, partial(verify_with, verify.slip_features), lambda c: networks_in(c, slip_layout(c))),

@@ -7,7 +7,7 @@ usage with one message and exit code 2.
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from detailclip_jax.runtime.errors import USAGE_ERROR, Meant, near, unknown
@@ -76,19 +76,14 @@ def parser(module: str, description: str | None, **options: Any) -> Parser:
     return Parser(prog(module), description=description, **options)
 
 
-def one_of(
-    kind: str, names: Iterable[str], renamed: Mapping[str, str] | None = None, meant: Meant | None = None
-) -> Callable[[str], str]:
+def one_of(kind: str, names: Iterable[str], meant: Meant | None = None) -> Callable[[str], str]:
     """Returns the `type` of a flag that takes one of these names.
 
-    An unknown name is answered with what is `meant` by it (see `errors.near`), else with the nearest name; an earlier
-    name with the one in its place, from `renamed`.
+    An unknown name is answered with what is `meant` by it (see `errors.near`), else with the nearest name.
     """
     names = tuple(names)
 
     def checked(text: str) -> str:
-        if new := (renamed or {}).get(text):
-            raise argparse.ArgumentTypeError(f"{kind} {text!r} is called {new!r} now")
         if text not in names:
             raise argparse.ArgumentTypeError(unknown(kind, text, names, meant))
         return text

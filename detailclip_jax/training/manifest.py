@@ -13,10 +13,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "manifest.json"
-NO_MANIFEST = (
-    "the file was deleted, or an earlier version wrote this checkpoint (that version reads it; import_torch takes what "
-    "its `export --to=safetensors` writes)"
-)
+NO_MANIFEST = "the file was deleted, or this is not a checkpoint of detailclip_jax"
 
 
 def write(folder: Path, name: str) -> None:

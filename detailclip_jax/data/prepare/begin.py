@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from detailclip_jax.data.prepare import job as jobs
 from detailclip_jax.data.prepare.changes import difference, listings, stamps
 from detailclip_jax.data.prepare.finish import identity, known_split
-from detailclip_jax.data.prepare.job import Job, Options, Request, Shard
+from detailclip_jax.data.prepare.job import Job, Request, Shard
 from detailclip_jax.data.prepare.sources import source_of
 from detailclip_jax.data.sources import shards_of
 from detailclip_jax.runtime.errors import RunError
@@ -45,12 +45,10 @@ def refuse_finished(request: Request) -> None:
 
 def _refuse_finished(request: Request, record: dict[str, Any]) -> NoReturn:
     there = f"{request.out} already has the split {request.split}"
-    options = {**vars(Options()), **record["options"]}  # a set prepared by an earlier version lacks newer options
     now = identity(request)
-    others = jobs.differing({**record["source"], **options}, {**now["source"], **now["options"]})
+    others = jobs.differing({**record["source"], **record["options"]}, {**now["source"], **now["options"]})
     if not others:
-        # Sets that an earlier version prepared have neither
-        if changed := _changed(request, record.get("source_files", {}), record.get("source_folders", {})):
+        if changed := _changed(request, record["source_files"], record["source_folders"]):
             raise RunError(
                 f"{there}, and since then {changed}; choose another --out, or remove {request.out} with all its splits "
                 "and repeat the command"

@@ -125,7 +125,7 @@ def reasons_in(rejected: Mapping[str, int], first: Mapping[str, Sequence[str]]) 
     """
     ordered = sorted(rejected, key=lambda reason: -rejected[reason])
     listed = ", ".join(f"{rejected[reason]:,} x {reason}" for reason in ordered)
-    if not ordered or ordered[0] not in first:  # an earlier version wrote no examples
+    if not ordered:
         return listed
     key, detail = first[ordered[0]]
     return f"{listed}, for example {key}" + (f": {detail[:MAX_DETAIL]}" if detail else "")

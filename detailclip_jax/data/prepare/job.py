@@ -128,9 +128,7 @@ def load(work: str) -> Job:
     """Returns the plan of a work folder, as `save` wrote it."""
     fields = json.loads((pathlib.Path(work) / PLAN).read_text())
     shards = tuple(Shard(**shard) for shard in fields["shards"])
-    files, folders = (
-        _tuples(fields.get(name, {})) for name in ("files", "folders")
-    )  # not in plans of earlier versions
+    files, folders = _tuples(fields["files"]), _tuples(fields["folders"])
     return Job(_request(fields["request"]), fields["num_shards"], shards, tuple(fields["classes"]), files, folders)
 
 
@@ -164,7 +162,7 @@ def differences(old: Request, new: Request) -> list[str]:
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Returns the fields of `old` that have another value in `new`, one line each; "kind" and "paths" are among them.
 
-    A list equals a tuple, and a relative path, which earlier versions saved, one from the root.
+    A list equals a tuple.
     """
     before, after = _comparable(old), _comparable(new)
     return [
