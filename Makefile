@@ -40,9 +40,8 @@ docs: $(VENV)/dev.stamp  ## the documentation site, in build/site; links and hea
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "written to build/site; open build/site/index.html in a browser"
 
-# `make numbers` makes the old ones that take at most an hour, ONLY=NAME,... these, ALL=1 those of hours too.
-numbers: $(VENV)/dev.stamp  ## make the measured numbers of README and docs again; docs/measure.py --list says which are old
-	$(BIN)/python docs/measure.py $(if $(ONLY),--only=$(ONLY)) $(if $(ALL),--all)
+numbers: $(VENV)/dev.stamp  ## lists the measured numbers of README and docs; ONLY="NAME ..." measures these again
+	$(BIN)/python tools/page_numbers.py $(ONLY)
 
 constraints:  ## write constraints.txt from .venv, which needs Python 3.11
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "that takes Python 3.11"; exit 1; }

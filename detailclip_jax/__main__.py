@@ -36,7 +36,7 @@ COMMANDS = {
     "compare": Command("compare", "train several methods at one budget and compare them"),
     "visualize": Command("visualize", "draw attention, removal, reconstructions, features and predictions"),
     "demo": Command("demo", "open a local page: captions, heat maps, attention, similar patches, search"),
-    "benchmark": Command("benchmark", "measure a step, the losses, the data, the collectives"),
+    "benchmark": Command("benchmark", "measure the training step, its data and its start"),
     "doctor": Command("doctor", "show what this machine and installation can do"),
 }
 

@@ -1,4 +1,4 @@
-"""Measures the cost of a training step, its losses, collectives and data, and of dense tasks; checks a GPU.
+"""Measures the cost of a training step, of its data and of its start.
 
 python -m detailclip_jax.benchmark COMMAND --help
 """
@@ -7,7 +7,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from detailclip_jax.config.settings import parse_setting
 from detailclip_jax.runtime import errors
 
 FLAGS = ("method", "size", "dtype", "remat", "scan", "batch", "text_length")
-BATCH, PER_DEVICE = 32, 256  # of most commands; of gpu-day
+BATCH = 32
 CACHE = "jax_enable_compilation_cache"
 FORCED = "xla_force_host_platform_device_count"  # jax accepts either this or jax_num_cpu_devices
 
@@ -25,18 +25,16 @@ FORCED = "xla_force_host_platform_device_count"  # jax accepts either this or ja
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the changes of the config by flags and --set: short name or dotted field -> value."""
     given = {name: value for name in FLAGS if (value := getattr(arguments, name)) is not None}
-    batch = PER_DEVICE * len(devices_for(arguments.devices)) if arguments.command == "gpu-day" else BATCH
-    return {"batch": batch, **given, **dict(map(parse_setting, arguments.set))}
+    return {"batch": BATCH, **given, **dict(map(parse_setting, arguments.set))}
 
 
 def check_named(arguments: argparse.Namespace, size: str) -> None:
     """Raises ValueError if a step would run whose model nobody named: the default is the paper's ViT-B/16."""
     runs = not (arguments.count_only or arguments.compile_only)
     if runs and not (arguments.config or arguments.method or arguments.size or arguments.set):
-        other = ", or take --count-only or --compile-only" if arguments.command == "step" else ""
         raise ValueError(
             f"without a name this would train {size} of configs/vitb16_yfcc.py for some steps; say what to run with "
-            f"--config, --method or --size{other}"
+            "--config, --method or --size, or take --count-only or --compile-only"
         )
 
 
@@ -65,47 +63,20 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         from detailclip_jax.benchmarks import start
 
         return start.run(arguments)
-    if arguments.command == "segmentation":
-        from detailclip_jax.benchmarks import dense, segmentation
+    from detailclip_jax.benchmarks import step
 
-        return dense.run(segmentation.TASK, devices_for(arguments.devices), arguments)
-    if arguments.command == "detection":
-        from detailclip_jax.benchmarks import dense, detection
-
-        return dense.run(detection.TASK, devices_for(arguments.devices), arguments)
-    against = getattr(arguments, "against", None)
-    found = variants.pair(arguments.config, settings(arguments), against, arguments.image_size)
+    found = variants.pair(arguments.config, settings(arguments), arguments.against, arguments.image_size)
     devices = devices_for(arguments.devices)
-    if arguments.command == "step":
-        check_named(arguments, found[0].config.model.size)
-        from detailclip_jax.benchmarks import step
-
-        return step.run(found, devices, arguments)
-    if arguments.command == "gpu-day":
-        if devices[0].platform == "cpu":
-            check_named(arguments, found[0].config.model.size)
-        from detailclip_jax.benchmarks import gpu_day
-
-        return gpu_day.run(found[0], settings(arguments), devices, arguments)
-    if arguments.command == "texts":
-        from detailclip_jax.benchmarks import texts
-
-        return texts.run(found[0], devices, arguments)
-    if arguments.command == "loss":
-        from detailclip_jax.benchmarks import loss
-
-        return loss.run(found[0], devices, arguments)
-    from detailclip_jax.benchmarks import collectives
-
-    return collectives.run(found[0], devices, arguments)
+    check_named(arguments, found[0].config.model.size)
+    return step.run(found, devices, arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; errors that a user can correct are printed without a traceback."""
-    return errors.run(lambda: _measure(options.parse(argv)))
+    return errors.run(lambda: write(options.parse(argv), measure))
 
 
-def _measure(arguments: argparse.Namespace) -> int:
+def write(arguments: argparse.Namespace, measure: Callable[[argparse.Namespace], list[dict[str, Any]]]) -> int:
     """Measures and writes the results.  Raises RunError for an error of the devices, mostly out of memory."""
     arguments.progress = sys.stderr
     try:

@@ -1,23 +1,16 @@
-"""Makes the marked numbers of the README and of docs/ again, and says which are older than the code they measure.
+"""Measures the marked numbers of the README and of docs/ again.
 
-    python docs/measure.py --list              # every number: minutes, date, commit, up to date or old
-    make numbers                               # makes the old ones that take at most an hour each, cheapest first
-    make numbers ONLY=demo,evaluation          # these, whatever their age and cost
-    make numbers ALL=1                         # all old ones, also those that take hours
+    python tools/page_numbers.py                       # lists every number: minutes, date, commit, what
+    python tools/page_numbers.py demo evaluation       # measures these
+    make numbers ONLY="demo evaluation"                # the same, in the environment of the tests
 
 `NUMBERS` says how each one is made; docs/numbers.json holds what was measured, with date, commit, machine and versions.
 In README.md and docs/*.md a measured text stands between `<!-- numbers NAME -->` and `<!-- end -->`, exactly as the
-data file has it (a test).  A number is old when a file that it measures differs from the one it was made
-with: the files of `paths` that its commands import.  Comments, docstrings and the texts of messages and errors do not
-count.
-What was made is kept after each number, and the commands go on where they were stopped, in runs/numbers/NAME-DIGEST.
+data file has it (a test).  The commands write to runs/numbers/COMMIT/NAME, and resume there after an interrupt.
 """
 
 import argparse
-import ast
 import datetime
-import functools
-import glob
 import hashlib
 import itertools
 import json
@@ -29,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,10 +36,7 @@ DATA = ROOT / "docs/numbers.json"
 RUNS = ROOT / "runs/numbers"
 DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("data", "detection", "evaluation", "experiments")))
 DOCUMENTS += tuple(f"docs/{name}.md" for name in ("first_run", "performance", "pytorch", "python", "segmentation"))
-PACKAGE = "detailclip_jax"
-MESSAGES = ("complain", "debug", "fail", "_fail", "info", "live", "print", "say", "warn", "warning")  # functions
 WIDTH = 120  # of the documents' lines
-LONG = 60  # minutes; longer ones are made only when named or with --all
 MARKS = re.compile(r"<!-- numbers (?P<name>\S+) -->\n(?P<text>.*?)\n<!-- end -->", re.DOTALL)
 VERSIONS = ("jax", "flax", "numpy", "Pillow", "opencv-python-headless")
 GIB = 2**30
@@ -57,68 +47,33 @@ Made = dict[str, list[str]]  # name of a mark -> the lines between
 class Number(NamedTuple):
     """What is measured together.
 
-    paths: globs of the files whose change makes it old, where the commands import them.
     commands: what is run, in this order; `{out}` is its own folder, `{NAME}` that of another number.
     blocks: the texts, from the folder.
-    files: files of the repository, and where they lie in the folder.
+    files: files of the repository, and where they are in the folder.
     after: numbers whose folders the commands read.
     """
 
     name: str
     what: str
     minutes: int
-    paths: tuple[str, ...]
     commands: tuple[str, ...]
     blocks: Callable[[Path], Made]
     files: Mapping[str, str] = {}
     after: tuple[str, ...] = ()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Lists or makes numbers; the exit status."""
-    asked = parser().parse_args(arguments)
-    try:
-        known = [number for number in NUMBERS if chosen(number, asked)]
-        if asked.list:
-            return show(listed(known))
-        return make_all(known, asked)
-    except NumbersError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-def show(text: str) -> int:
-    """Prints a text; a reader that ended before it, such as `head`, is no error."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # the interpreter would flush to the closed pipe again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
-
-
-class NumbersError(Exception):
-    """What cannot be made or read, and the way out."""
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser("python docs/measure.py", description=__doc__.splitlines()[0], allow_abbrev=False)
-    made.add_argument("--list", action="store_true", help="list the numbers and their age, make none")
-    made.add_argument("--only", type=lambda text: text.split(","), metavar="NAME,...", help="these, whatever their age")
-    made.add_argument("--all", action="store_true", help=f"also old ones that take more than {LONG} minutes")
-    return made
-
-
-def chosen(number: Number, asked: argparse.Namespace) -> bool:
-    """Whether --only names it; NumbersError for a name that there is not."""
-    names = [number.name for number in NUMBERS]
-    for name in asked.only or []:
-        if name not in names:
-            raise NumbersError(f"unknown number {name!r}; known: {', '.join(names)}")
-    return not asked.only or number.name in asked.only
-
-
-# --- what there is
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Lists the numbers, or measures the named ones, cheapest first."""
+    numbers = sorted(NUMBERS, key=lambda number: number.minutes)
+    parser = argparse.ArgumentParser("python tools/page_numbers.py", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="what to measure (default: list all)")
+    names = parser.parse_args(arguments).names
+    if unknown := {*names} - {number.name for number in numbers}:
+        parser.error(f"unknown numbers: {', '.join(sorted(unknown))}")
+    if not names:
+        print(listed(numbers))
+    for number in (number for number in numbers if number.name in names):
+        make(number)
 
 
 def read_data() -> dict[str, Any]:
@@ -126,168 +81,21 @@ def read_data() -> dict[str, Any]:
     return json.loads(DATA.read_text())
 
 
-def write_data(data: Mapping[str, Any]) -> None:
-    """Replaces the data file in one piece."""
-    partial = DATA.with_suffix(".partial")
-    partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-    partial.replace(DATA)
-
-
-def digest(number: Number) -> str:
-    """Twelve hexadecimal digits of what the files that the number measures compute."""
-    names = measured(number)
-    if not names:
-        raise NumbersError(f"{number.name}: no file is called {', '.join(number.paths)}")
-    return digest_of((name, (ROOT / name).read_bytes()) for name in names)
-
-
-def measured(number: Number) -> list[str]:
-    """The files of `paths`; of the package's modules those that the commands import, directly or through others."""
-    names = sorted({name for path in number.paths for name in glob.glob(path, root_dir=ROOT, recursive=True)})
-    imported = imports(number)
-    return [name for name in names if not name.startswith(f"{PACKAGE}/") or name in imported]
-
-
-def imports(number: Number) -> set[str]:
-    """The package's files that the commands import, also within functions."""
-    before = [each for each in NUMBERS if each.name in number.after]
-    commands = [command for each in (number, *before) for command in each.commands]
-    words = [word for command in commands for word in shlex.split(command)]
-    modules = [module_file(name) for command in commands for name in re.findall(rf"{PACKAGE}(?:\.\w+)+", command)]
-    todo = [*modules, *(word for word in words if word.endswith(".py") and (ROOT / word).is_file())]
-    found: set[str] = set()
-    while todo:
-        name = todo.pop()
-        if name and name not in found:
-            found.add(name)
-            todo += imported_by(ROOT / name)
-    return found
-
-
-@functools.cache
-def imported_by(file: Path) -> list[str]:
-    """The package's files that a file imports, with the packages that contain them."""
-    names = set()
-    for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    parts = [name.split(".") for name in names if name.split(".")[0] == PACKAGE]
-    return [module_file(".".join(part[:length])) for part in parts for length in range(1, len(part) + 1)]
-
-
-def module_file(module: str) -> str:
-    """The file of a module, relative to the root; "" if there is none."""
-    path = module.replace(".", "/")
-    return next((name for name in (f"{path}.py", f"{path}/__init__.py") if (ROOT / name).is_file()), "")
-
-
-def digest_of(files: Iterable[tuple[str, bytes]]) -> str:
-    """Of names and contents, in their order; of Python files without what computes nothing."""
-    total = hashlib.sha256()
-    for name, content in files:
-        counted = computing(content) if name.endswith(".py") else content
-        total.update(f"{name} {hashlib.sha256(counted).hexdigest()}\n".encode())
-    return total.hexdigest()[:12]
-
-
-@functools.cache
-def computing(source: bytes) -> bytes:
-    """A Python file without comments, layout, docstrings, and the texts of errors and messages."""
-    return ast.unparse(Silent().visit(ast.parse(source))).encode()
-
-
-class Silent(ast.NodeTransformer):
-    """Removes texts that are only read by people: bare strings, and those within `raise` and calls of MESSAGES."""
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        """Visits the children; `pass` takes the place of a body that is left empty."""
-        node = super().generic_visit(node)
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.body:
-            node.body = [ast.Pass()]
-        return node
-
-    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        """Drops docstrings and other bare strings."""
-        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        return None if is_text else self.generic_visit(node)
-
-    def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        """Empties the texts of an error."""
-        return _Mute().visit(node)
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        """Empties the texts of a message."""
-        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-        return _Mute().visit(node) if name in MESSAGES else self.generic_visit(node)
-
-
-class _Mute(ast.NodeTransformer):
-    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
-        return ast.Constant("")
-
-    def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        return ast.Constant("") if isinstance(node.value, str) else node
-
-
-def is_old(number: Number, data: Mapping[str, Any]) -> bool:
-    """Whether it was never made, or made with other files."""
-    return data.get(number.name, {}).get("digest") != digest(number)
-
-
 def listed(numbers: Sequence[Number]) -> str:
-    """A line per number, the cheapest first."""
+    """A line per number."""
     data = read_data()
-    rows = [["number", "minutes", "made", "commit", "state", "what"]]
-    for number in by_cost(numbers):
+    rows = [["number", "minutes", "made", "commit", "what"]]
+    for number in numbers:
         made = data.get(number.name, {})
-        state = state_of(number, data)
-        rows.append(
-            [number.name, str(number.minutes), made.get("date", ""), made.get("commit", ""), state, number.what]
-        )
+        rows.append([number.name, str(number.minutes), made.get("date", ""), made.get("commit", ""), number.what])
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
-def state_of(number: Number, data: Mapping[str, Any]) -> str:
-    """In words."""
-    if number.name not in data:
-        return "never made"
-    if not data[number.name]["digest"]:
-        return "by hand, before this script had it"
-    return "older than its code" if is_old(number, data) else "up to date"
-
-
-def by_cost(numbers: Iterable[Number]) -> list[Number]:
-    """The cheapest first."""
-    return sorted(numbers, key=lambda number: number.minutes)
-
-
-# --- making
-
-
-def make_all(numbers: Sequence[Number], asked: argparse.Namespace) -> int:
-    """Makes the old (or the named) numbers, lists the old ones that it did not make, and returns 1 after a failure."""
-    data, failed = read_data(), []
-    old = [number for number in by_cost(numbers) if asked.only or is_old(number, data)]
-    wanted = [number for number in old if asked.only or asked.all or number.minutes <= LONG]
-    for number in wanted:
-        try:
-            make(number)
-        except (NumbersError, OSError, KeyError, ValueError) as error:
-            print(f"{number.name}: not made: {error}", file=sys.stderr)
-            failed.append(number.name)
-    for number in (number for number in old if number not in wanted):
-        print(f"{number.name} is older than its code: about {number.minutes} minutes, make numbers ONLY={number.name}")
-    if not old:
-        print("every number is as new as the code that it measures")
-    return 1 if failed else 0
-
-
 def make(number: Number) -> None:
     """Runs the commands; then puts the texts into the data file and the documents."""
-    clean(number)
+    if changed := git("status", "--porcelain", "--", "detailclip_jax", "configs", "tools", "tests"):
+        sys.exit(f"commit first, the number would be of no commit:\n{changed}")
     for before in (each for each in NUMBERS if each.name in number.after):
         run(before)
     folder = run(number)
@@ -299,35 +107,17 @@ def make(number: Number) -> None:
         write_document(ROOT / document, blocks)
 
 
-def clean(number: Number) -> None:
-    """NumbersError where a measured file has changes that no commit holds: the commit would not say what ran."""
-    text = git("status", "--porcelain", "--", *(f":(glob){path}" for path in number.paths))
-    if text:
-        raise NumbersError(f"commit first, the number would be of no commit:\n{text}")
-
-
 def git(*arguments: str) -> str:
     """What git prints in the repository."""
-    command = ["git", "-C", str(ROOT), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip("\n")
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise NumbersError(f"{shlex.join(command)} failed: {getattr(error, 'stderr', '') or error}") from error
-
-
-def named(name: str) -> Number:
-    """The number of that name."""
-    return next(number for number in NUMBERS if number.name == name)
-
-
-def folder_of(number: Number) -> Path:
-    """Where its results lie; other code has another folder, so nothing of an older run is taken for new."""
-    return RUNS / f"{number.name}-{digest(number)}"
+    return subprocess.run(
+        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def run(number: Number) -> Path:
     """Runs the commands in the repository's root, each once, and returns the folder of the results."""
-    folder, folders = folder_of(number), {each.name: str(folder_of(each)) for each in NUMBERS}
+    commit = RUNS / git("rev-parse", "--short", "HEAD")
+    folder, folders = commit / number.name, {each.name: str(commit / each.name) for each in NUMBERS}
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for place, command in enumerate(number.commands):
@@ -336,9 +126,7 @@ def run(number: Number) -> Path:
             continue
         print(f"{number.name}: {shlex.join(words)}", flush=True)
         words = [sys.executable, *words[1:]] if words[0] == "python" else words
-        code = subprocess.run(words, cwd=ROOT, env=environment).returncode
-        if code:
-            raise NumbersError(f"exit status {code} of {shlex.join(words)}; the same command goes on")
+        subprocess.run(words, cwd=ROOT, env=environment, check=True)
         done.touch()
     return folder
 
@@ -349,13 +137,12 @@ def keep(number: Number, blocks: Made) -> None:
     made = {
         "date": datetime.date.today().isoformat(),
         "commit": git("rev-parse", "--short", "HEAD"),
-        "digest": digest(number),
         "machine": f"{os.cpu_count()} x {processor()}, {platform.system()}",
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONS}},
         "files": hashes,
         "blocks": blocks,
     }
-    write_data({**read_data(), number.name: made})
+    DATA.write_text(json.dumps({**read_data(), number.name: made}, indent=1, ensure_ascii=False) + "\n")
 
 
 def processor() -> str:
@@ -391,51 +178,9 @@ def write_document(file: Path, blocks: Made) -> None:
 
 # --- the numbers
 
-COMPUTED = tuple(f"detailclip_jax/{room}/*.py" for room in ("kernels", "losses", "methods", "models"))
-LEARNING = (
-    "configs/stickers.py",
-    "detailclip_jax/config/fields.py",
-    "detailclip_jax/data/stickers/*.py",
-    *COMPUTED,
-    *(
-        f"detailclip_jax/data/{name}.py"
-        for name in ("caption_rules", "images", "pipeline", "resizing", "tokenizer", "views")
-    ),
-    *(
-        f"detailclip_jax/training/{name}.py"
-        for name in (
-            "ema",
-            "experiment",
-            "forward_pass",
-            "optimizer",
-            "schedules",
-            "train_state",
-            "train_step",
-        )
-    ),
-)
-JUDGING = tuple(
-    f"detailclip_jax/evaluation/{name}.py"
-    for name in (
-        *("classification", "kept_objects", "metrics", "retrieval", "segmentation", "stickers", "zero_shot"),
-        *("knn", "linear", "sets"),
-    )
-)
-DENSE_READING = tuple(
-    f"detailclip_jax/{name}.py" for name in ("evaluation/dense", "inference/dense", "models/readouts")
-)
-COUNTING = (
-    *COMPUTED,
-    *(f"detailclip_jax/benchmarks/{name}.py" for name in ("counting", "step", "theory", "variants")),
-    *(f"detailclip_jax/training/{name}.py" for name in ("forward_pass", "optimizer", "train_step")),
-)
-DENSE_BENCHMARKS = tuple(f"detailclip_jax/benchmarks/{name}.py" for name in ("dense", "detection", "segmentation"))
-DECODING = (
-    *(f"detailclip_jax/data/{name}.py" for name in ("decoding", "images", "resizing", "views")),
-    *(f"detailclip_jax/benchmarks/{name}.py" for name in ("data", "synthetic_images", "stages")),
-)
 OVERVIEW = "--what=overview --num-images=4"
 BENCHMARK = "python -m detailclip_jax.benchmark"
+COST = "python tools/cost.py"
 MAIN = "python -m detailclip_jax.main --config=configs/stickers.py"
 COMPARE = "python -m detailclip_jax.compare"
 TRANSFER = "python -m detailclip_jax.transfer --config=configs/transfer"
@@ -564,7 +309,6 @@ METRICS = {  # heading -> task/metric
     "kept objects": "kept_objects/share",
 }
 PAGES = {"small": "glibc.malloc.hugetlb=0", "large": "glibc.malloc.hugetlb=1"}  # GLIBC_TUNABLES
-THEORY_SIZES = ("S", "B", "L")
 MEMORY_ROWS = tuple(itertools.product(("dots", "full"), (32, 64)))  # remat, pairs
 SIZES, GAPS = ("1024x768", "2000x1500", "4000x3000"), (0, 2)
 STAGES = {
@@ -597,7 +341,7 @@ def demo(folder: Path) -> Made:
     """The table of the report.  NumbersError if a row was not measured, such as because a font is not installed."""
     lines = (folder / "report.md").read_text().splitlines()
     if missing := next((line for line in lines if line.startswith("Not measured:")), ""):
-        raise NumbersError(f"{folder}/report.md says: {missing}")
+        sys.exit(f"{folder}/report.md says: {missing}")
     return {"demo.table": [line for line in lines if line.startswith("|")]}
 
 
@@ -620,7 +364,7 @@ def grounds(folder: Path) -> Made:
             for one in json.loads(file.read_text())["results"]
             if one["weights"] == "ema"
         }
-        for file in (folder / "results.json", folder_of(named("demo")) / "results.json")
+        for file in (folder / "results.json", folder.parent / "demo" / "results.json")
     ]
     lines = ["| | textured grounds, large objects | plain grounds and any size too |", "|---|---:|---:|"]
     for name, metric in GROUNDS_ROWS.items():
@@ -652,14 +396,14 @@ def read(folder: Path, name: str) -> Any:
 
 def flop(folder: Path) -> Made:
     """The table of the performance page, and its summary."""
-    lines = ["| method, size | masking | batch | text tokens | counted | theoretical |", "|---|---|---|---|---|---|"]
+    lines = ["| method, size | masking | batch | text tokens | counted |", "|---|---|---|---|---|"]
     counts = {}
     for place, (name, masking, flags) in enumerate(FLOP_ROWS):
         (record,) = read(folder, str(place))
         batch = re.search(r"--batch=(\d+)", flags)
         text = re.search(r"--text-length=(\d+)", flags)
-        counted, paper = (f"{record[key] / 1e9:.1f}" for key in ("flops_per_pair", "flops_per_pair_on_paper"))
-        cells = [name, masking, batch[1] if batch else "", text[1] if text else "77", f"{counted} G", f"{paper} G"]
+        counted = f"{record['flops_per_pair'] / 1e9:.1f}"
+        cells = [name, masking, batch[1] if batch else "", text[1] if text else "77", f"{counted} G"]
         lines.append(f"| {' | '.join(cells)} |")
         counts[name, masking, cells[3]] = counted
     patch, cells2 = (counts["DetailCLIP B/16", masking, "77"] for masking in ("patch", "2x2 cells"))
@@ -670,27 +414,6 @@ def flop(folder: Path) -> Made:
         f"{plain:.1f}."
     )
     return {"flop.table": lines, "flop.sentence": textwrap.wrap(sentence, WIDTH)}
-
-
-def theory(folder: Path) -> Made:
-    """The cost of each component in theory, for three sizes."""
-    sizes = {size: read(folder, size)[0] for size in THEORY_SIZES}
-    lines = [f"| GFLOP/pair: forward, backward, other (MB) | {' | '.join(f'ViT-{size}/16' for size in sizes)} |"]
-    lines.append("|---|---|---|---|")
-    for name in next(iter(sizes.values()))["work_by_component"]:
-        works = [record["work_by_component"][name] for record in sizes.values()]
-        cells = [
-            ", ".join(f"{work[kind] / 1e9:.2f}" for kind in ("forward", "backward", "elementwise"))
-            + f" ({work['bytes'] / 1e6:.0f})"
-            for work in works
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    sums = [
-        f"**{record['flops_per_pair_on_paper'] / 1e9:.1f}** "
-        f"({sum(work['bytes'] for work in record['work_by_component'].values()) / 1e6:,.0f})"
-        for record in sizes.values()
-    ]
-    return {"theory.table": [*lines, f"| **sum** | {' | '.join(sums)} |"]}
 
 
 def memory(folder: Path) -> Made:
@@ -988,7 +711,7 @@ def factors(folder: Path) -> Made:
 def segmentation(folder: Path) -> Made:
     """Heads on stickers, with the demo's encoder and with an untrained one, and supervised encoders."""
     rows = {(head, *row): folder / f"{head}-{place}" for head in HEADS for place, row in enumerate(SEGMENTERS)}
-    supervised = folder_of(named("probe"))
+    supervised = folder.parent / "probe"
     rows |= {("linear", "trained by the masks", f"{count} scenes"): supervised / str(place) for place, count in SCENES}
     lines = [f"| head | encoder | scenes | {' | '.join(SCORES)} |", "|---|---|---|" + "---:|" * len(SCORES)]
     for row, place in rows.items():
@@ -1150,7 +873,6 @@ NUMBERS = (
         "demo",
         "the demo's table and figures",
         15,
-        (*LEARNING, *JUDGING),
         (f"{MAIN} --workdir={{out}}",),
         demo,
         {f"docs/{name}.png": f"figures/{name}.png" for name in ("attention", "reconstructions")},
@@ -1159,11 +881,6 @@ NUMBERS = (
         "overview",
         "the first figure of the README, from the demo's checkpoint",
         1,
-        (
-            *(f"detailclip_jax/figures/{name}.py" for name in ("maps", "plots", "style")),
-            *(f"detailclip_jax/inference/{name}.py" for name in ("dense", "inspection")),
-            "detailclip_jax/run/visualize.py",
-        ),
         (f"python -m detailclip_jax.visualize --checkpoint={{demo}} {OVERVIEW} --formats=png --out={{out}}",),
         overview,
         {"docs/overview.png": "overview.png"},
@@ -1173,7 +890,6 @@ NUMBERS = (
         "examples",
         "what the Python of docs/first_run.md prints, and cosines of a map per text, with the demo's checkpoint",
         1,
-        (*LEARNING, *(f"detailclip_jax/inference/{name}.py" for name in ("dense", "inspection", "model"))),
         (f"python -c {shlex.quote(EXAMPLES)}",),
         examples,
         after=("demo",),
@@ -1182,7 +898,6 @@ NUMBERS = (
         "grounds",
         "what plain grounds in training change",
         15,
-        (*LEARNING, *JUDGING),
         (f"{MAIN} --config.data.stickers.scenes=textured --workdir={{out}}",),
         grounds,
         after=("demo",),
@@ -1191,7 +906,6 @@ NUMBERS = (
         "evaluation",
         "the demo's checkpoint by the command `evaluate`",
         10,
-        (*LEARNING, *JUDGING),
         (
             "python -m detailclip_jax.evaluate --checkpoint={demo} --out={out} --weights=student "
             "'--tasks=zero_shot:stickers,stickers_style;knn:stickers;linear:stickers'",
@@ -1203,7 +917,6 @@ NUMBERS = (
         "flop",
         "FLOP of a step per pair, counted",
         6,
-        COUNTING,
         (
             *(
                 f"{BENCHMARK} step --count-only {flags} --json={{out}}/{i}.json"
@@ -1214,37 +927,23 @@ NUMBERS = (
         flop,
     ),
     Number(
-        "theory",
-        "work and traffic of a step's components, theoretical",
-        3,
-        COUNTING,
-        tuple(
-            f"{BENCHMARK} step --count-only --size={size}/16 --batch=256 --json={{out}}/{size}.json"
-            for size in THEORY_SIZES
-        ),
-        theory,
-    ),
-    Number(
         "contrastive",
         "memory of the contrastive loss, planned by the compiler",
         1,
-        COUNTING,
-        (f"{BENCHMARK} loss --term=clip --batch=65536 --width=512 --devices=8 --json={{out}}/clip.json",),
+        (f"{COST} loss --term=clip --batch=65536 --width=512 --devices=8 --json={{out}}/clip.json",),
         contrastive,
     ),
     Number(
         "collectives",
         "what devices send in a step of the demo",
         2,
-        (*COUNTING, "detailclip_jax/benchmarks/collectives.py", "detailclip_jax/benchmarks/hlo.py"),
-        (f"{BENCHMARK} collectives --config=configs/stickers.py --batch=16 --devices=8 --json={{out}}/step.json",),
+        (f"{COST} collectives --config=configs/stickers.py --batch=16 --devices=8 --json={{out}}/step.json",),
         collectives,
     ),
     Number(
         "scenes",
         "scenes of stickers that a core draws in a second",
         2,
-        ("detailclip_jax/data/stickers/*.py",),
         tuple(
             f"{BENCHMARK} data --config=configs/stickers.py --set data.stickers.scenes={kind} --examples=256 "
             f"--json={{out}}/{kind}.json"
@@ -1256,7 +955,6 @@ NUMBERS = (
         "start",
         "from the demo's command to its first step",
         4,
-        (*LEARNING, "detailclip_jax/benchmarks/start.py", "detailclip_jax/run/*.py"),
         (f"{BENCHMARK} start --config=configs/stickers.py --rounds=3 --json={{out}}/start.json",),
         start,
     ),
@@ -1264,11 +962,10 @@ NUMBERS = (
         "rates",
         "a step's share of the machine's product rate, and texts per second",
         6,
-        (*COUNTING, "detailclip_jax/benchmarks/product_rate.py", "detailclip_jax/benchmarks/texts.py"),
         (
             f"{BENCHMARK} step --size=B/16 --batch=4 --dtype=float32 --scan=true --remat=dots --set "
             "masking.granularity=cell2x2 --against=dtype=bfloat16 --rounds=5 --json={out}/step.json",
-            f"{BENCHMARK} texts --size=tiny --rounds=9 --json={{out}}/texts.json",
+            f"{COST} texts --size=tiny --rounds=9 --json={{out}}/texts.json",
         ),
         rates,
     ),
@@ -1276,7 +973,6 @@ NUMBERS = (
         "continue_memory",
         "memory of a step of the configs that continue a training, planned by the compiler",
         20,
-        (*COUNTING, "configs/beyond/continue_*.py", "configs/vitb16_continue.py"),
         tuple(
             f"{BENCHMARK} step --config=configs/beyond/continue_{name}.py --batch=512 --compile-only{fields} "
             f"--json={{out}}/{name}.json"
@@ -1288,11 +984,10 @@ NUMBERS = (
         "segmentation_cost",
         "FLOP and memory of segmentation, counted and planned by the compiler",
         15,
-        (*COUNTING, "detailclip_jax/segmentation/**/*.py", *DENSE_BENCHMARKS),
         (
-            f"{BENCHMARK} segmentation --batch=2 --json={{out}}/upernet.json",
-            f"{BENCHMARK} segmentation --batch=2 --remat=dots --json={{out}}/dots.json",
-            f"{BENCHMARK} segmentation --batch=2 --config=configs/transfer/ade20k_linear.py --count-only "
+            f"{COST} segmentation --batch=2 --json={{out}}/upernet.json",
+            f"{COST} segmentation --batch=2 --remat=dots --json={{out}}/dots.json",
+            f"{COST} segmentation --batch=2 --config=configs/transfer/ade20k_linear.py --count-only "
             "--json={out}/linear.json",
         ),
         segmentation_cost,
@@ -1301,11 +996,10 @@ NUMBERS = (
         "dense_rates",
         "how fast heads on stickers train and predict",
         5,
-        (*COUNTING, "detailclip_jax/segmentation/**/*.py", "detailclip_jax/detection/*.py", *DENSE_BENCHMARKS),
         (
-            f"{BENCHMARK} segmentation --config=configs/transfer/stickers_upernet.py --run --rounds=7 "
+            f"{COST} segmentation --config=configs/transfer/stickers_upernet.py --run --rounds=7 "
             "--json={out}/segmentation.json",
-            f"{BENCHMARK} detection --config=configs/transfer/stickers_detection.py --run --rounds=7 "
+            f"{COST} detection --config=configs/transfer/stickers_detection.py --run --rounds=7 "
             "--json={out}/detection.json",
         ),
         dense_rates,
@@ -1314,11 +1008,10 @@ NUMBERS = (
         "detection_cost",
         "FLOP and memory of detection, counted and planned by the compiler",
         30,
-        (*COUNTING, "detailclip_jax/detection/*.py", *DENSE_BENCHMARKS),
         (
-            f"{BENCHMARK} detection --batch=1 --image-size=1024 --count-only --json={{out}}/counted.json",
+            f"{COST} detection --batch=1 --image-size=1024 --count-only --json={{out}}/counted.json",
             *(
-                f"{BENCHMARK} detection --batch={batch} --image-size=1024 --dtype=float32 --remat=full "
+                f"{COST} detection --batch={batch} --image-size=1024 --dtype=float32 --remat=full "
                 f"--json={{out}}/{batch}.json"
                 for batch in (1, 2)
             ),
@@ -1329,7 +1022,6 @@ NUMBERS = (
         "pages",
         "a step of the demo with large pages",
         3,
-        COUNTING,
         tuple(
             f"env GLIBC_TUNABLES={value} {BENCHMARK} step --config=configs/stickers.py --batch=128 --rounds=7 "
             f"--json={{out}}/{name}.json"
@@ -1341,7 +1033,6 @@ NUMBERS = (
         "comparison",
         "methods at one budget, from scratch",
         180,
-        (*LEARNING, *JUDGING),
         (f"{COMPARE} --methods={','.join(COMPARED)} --seeds=3 --budget=300 --workdir={{out}}/rows",),
         comparison,
     ),
@@ -1349,7 +1040,6 @@ NUMBERS = (
         "later",
         "the methods after DetailCLIP at one budget, from scratch",
         480,
-        (*LEARNING, *JUDGING, *DENSE_READING),
         later_commands(LATER_SEEDS, 300),
         later,
     ),
@@ -1357,7 +1047,6 @@ NUMBERS = (
         "later_longer",
         "the methods after DetailCLIP at eight times that budget",
         960,
-        (*LEARNING, *JUDGING, *DENSE_READING),
         later_commands(LATER_LONGER_SEEDS, 2400),
         later_longer,
     ),
@@ -1365,7 +1054,6 @@ NUMBERS = (
         "longer",
         "CLIP and DetailCLIP at eight times that budget",
         90,
-        (*LEARNING, *JUDGING),
         (f"{COMPARE} --methods=clip,detailclip --seeds=1 --budget=2400 --workdir={{out}}/rows",),
         longer,
     ),
@@ -1373,7 +1061,6 @@ NUMBERS = (
         "probe",
         "probes from the floor to the ceiling",
         45,
-        (*LEARNING, *JUDGING, "detailclip_jax/evaluation/probes.py", "detailclip_jax/segmentation/**/*.py"),
         (
             *(
                 f"{MAIN}:method={method} --config.total_steps=300 --workdir={{out}}/{method}"
@@ -1393,7 +1080,6 @@ NUMBERS = (
         "segmentation",
         "heads on stickers, with the demo's encoder and with an untrained one",
         20,
-        (*LEARNING, "detailclip_jax/segmentation/**/*.py", "detailclip_jax/data/semantic/*.py"),
         tuple(
             f"{TRANSFER}/{config}{init} --workdir={{out}}/{head}-{place}"
             for head, config in HEADS.items()
@@ -1406,7 +1092,6 @@ NUMBERS = (
         "background",
         "a segmentation of stickers that is background everywhere",
         1,
-        ("detailclip_jax/data/stickers/*.py", "detailclip_jax/segmentation/metrics.py"),
         (f"python -c {shlex.quote(BACKGROUND)}",),
         background,
     ),
@@ -1414,7 +1099,6 @@ NUMBERS = (
         "long_upernet",
         "UPerNet on ten times the scenes of the study of probes",
         100,
-        (*LEARNING, *JUDGING, "detailclip_jax/evaluation/probes.py", "detailclip_jax/segmentation/**/*.py"),
         (
             f"{TRANSFER}/stickers_upernet.py --config.total_steps=3000 --config.optimizer.learning_rate=1e-3 "
             "--config.batch_size=64 --config.optimizer.batch_size=64 --workdir={out}/run",
@@ -1427,7 +1111,6 @@ NUMBERS = (
         "detection",
         "detectors on stickers, with the demo's encoder and with an untrained one",
         30,
-        (*LEARNING, "detailclip_jax/detection/*.py", "detailclip_jax/data/detection/*.py"),
         tuple(
             f"{TRANSFER}/stickers_detection.py{flags} --workdir={{out}}/{place}"
             for place, (*_, flags) in enumerate(detectors())
@@ -1439,7 +1122,6 @@ NUMBERS = (
         "readouts",
         "the dense read-outs with the demo's student",
         3,
-        (*LEARNING, *DENSE_READING),
         (
             "python -m detailclip_jax.evaluate --checkpoint={demo} --weights=student --tasks=dense:stickers:all "
             "--num-examples=100 --out={out}",
@@ -1451,7 +1133,6 @@ NUMBERS = (
         "continued",
         "methods at one budget, from one CLIP",
         110,
-        (*LEARNING, *JUDGING, "detailclip_jax/run/init_from.py"),
         (
             f"{MAIN}:method=clip --config.seed=100 --workdir={{out}}/clip",
             f"{COMPARE} --init={{out}}/clip --methods={','.join(COMPARED)} --seeds=1 --budget=300 {GENTLY} "
@@ -1463,7 +1144,6 @@ NUMBERS = (
         "factors",
         "DetailCLIP by one factor at a time",
         200,
-        (*LEARNING, *JUDGING, "detailclip_jax/run/init_from.py"),
         (
             f"{COMPARE} --methods={','.join(FACTORS)} --budget=300 {TEXTURED} --workdir={{out}}/scratch",
             f"{COMPARE} --methods={','.join(LONG_ROWS)} --budget=600 {TEXTURED} --workdir={{out}}/long",
@@ -1477,7 +1157,6 @@ NUMBERS = (
         "stages",
         "the data pipeline by stage",
         5,
-        DECODING,
         (f"{BENCHMARK} data --rounds=9 --against=torchvision --workers=2 --json={{out}}/data.json",),
         stages,
     ),
@@ -1485,7 +1164,6 @@ NUMBERS = (
         "originals",
         "decoding large originals",
         10,
-        DECODING,
         tuple(
             f"{BENCHMARK} data --rounds=7 --size={size} --set data.reducing_gap={gap} --json={{out}}/{size}-{gap}.json"
             for size in SIZES
@@ -1497,7 +1175,6 @@ NUMBERS = (
         "straightforward",
         "a step compared with the straightforward one",
         30,
-        (*COUNTING, "tests/straightforward.py", "tests/time_straightforward.py"),
         tuple(f"{STEP_TIMES} {flags} --json={{out}}/{i}.json" for i, (_, flags) in enumerate(STEP_ROWS)),
         straightforward,
     ),
@@ -1505,7 +1182,6 @@ NUMBERS = (
         "memory",
         "memory of a step, planned by the compiler",
         10,
-        COUNTING,
         tuple(
             f"{BENCHMARK} step --batch={batch} --compile-only --remat={remat} --set masking.granularity=cell2x2 "
             f"--json={{out}}/{remat}-{batch}.json"
@@ -1516,4 +1192,4 @@ NUMBERS = (
 )
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

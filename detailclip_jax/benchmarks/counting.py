@@ -93,6 +93,12 @@ def count_parameters(experiment: Experiment) -> dict[str, int]:
     return {name: int(sum(jax.tree.leaves(tree))) for name, tree in numbers.items()}
 
 
+def state_bytes(experiment: Experiment) -> dict[str, int]:
+    """Bytes of the float32 state: parameters, teacher, both moments of AdamW."""
+    counts = count_parameters(experiment)
+    return {"parameters": 4 * counts["all"], "teacher": 4 * counts["ema"], "moments": 8 * counts["trained"]}
+
+
 def compile(lowered: jax.stages.Lowered) -> Compiled:
     """Compiles a step and queries its memory and cost."""
     began, busy = time.perf_counter(), time.process_time()

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from detailclip_jax.benchmarks import peaks, report, stages, theory, timing, torchvision_views, variants
+from detailclip_jax.benchmarks import counting, peaks, report, stages, timing, torchvision_views, variants
 from detailclip_jax.benchmarks.stages import STAGES, Recipe, Stopwatch
 from detailclip_jax.benchmarks.synthetic_images import SyntheticImages
 from detailclip_jax.benchmarks.timing import MedianRange
@@ -205,9 +205,9 @@ def _against_text(against: dict[str, Versus]) -> str:
 
 def feeds(config: ConfigDict, rate: float) -> str:
     """The devices that one core, and this machine, can feed with data for the config's training step."""
-    flops = sum(w.flops for w in theory.components(config, config.batch_size, config.model.context_length).values())
+    flops = counting.count_flops(variants.Variant("fed", config, config.model.context_length))
     cores = usable_cores()
-    step = f"{config.method} {config.model.size}, {flops / 1e9:.4g} GFLOP per pair (theoretical), bfloat16"
+    step = f"{config.method} {config.model.size}, {flops / 1e9:.4g} GFLOP per pair (counted), bfloat16"
     rows = [[f"device at {UTILISATION:.0%} of its peak", "pairs/s", "cores needed", f"share that {cores} cores feed"]]
     for device in (device for device in peaks.DEVICES if device.name in SHOWN):
         asked = UTILISATION * 1e12 * device.bfloat16 / flops

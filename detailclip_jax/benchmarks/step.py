@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from detailclip_jax.benchmarks import counting, peaks, report, theory, timing
+from detailclip_jax.benchmarks import counting, peaks, report, timing
 from detailclip_jax.benchmarks.counting import Compiled
 from detailclip_jax.benchmarks.product_rate import DTYPES, Product
 from detailclip_jax.benchmarks.timing import MedianRange
 from detailclip_jax.benchmarks.variants import Variant
-from detailclip_jax.benchmarks.work import Work
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import experiment as experiments
 from detailclip_jax.training import mesh as meshes
@@ -26,7 +25,6 @@ class Result(NamedTuple):
     variant: Variant
     experiment: Experiment
     flops: float  # per pair, counted by XLA on the straight step
-    components: Mapping[str, Work]  # theoretical work per component
     state: Mapping[str, int]  # bytes
     compiled: Compiled | None = None
     seconds: MedianRange | None = None  # of a step
@@ -39,11 +37,6 @@ class Result(NamedTuple):
     def devices(self) -> list[Any]:
         """The devices of the mesh."""
         return list(self.experiment.mesh.devices.flat)
-
-    @property
-    def theory(self) -> int | float:
-        """Theoretical FLOP per pair."""
-        return sum(work.flops for work in self.components.values())
 
     @property
     def pairs_per_second(self) -> float | None:
@@ -91,10 +84,7 @@ def analyse(variant: Variant, devices: Sequence[Any], arguments: argparse.Namesp
     console.live(f"{variant.name}: counting (a few seconds)")
     flops = counting.count_flops(variant)
     experiment = experiments.build(variant.config, make_mesh(variant, devices))
-    parameters = counting.count_parameters(experiment)
-    components = theory.components(variant.config, batch, variant.words)
-    components["optimiser"] = theory.optimiser(parameters, batch)
-    result = Result(variant, experiment, flops, components, theory.state_bytes(parameters), peak=peak)
+    result = Result(variant, experiment, flops, counting.state_bytes(experiment), peak=peak)
     if not arguments.count_only:
         console.live(f"{variant.name}: compiling (a minute for ViT-B/16 on a CPU)")
         result = result._replace(compiled=counting.compile(counting.lower(experiment, batch, variant.words)))
@@ -167,7 +157,7 @@ def text(results: Sequence[Result], faster: MedianRange | None) -> str:
         blocks.append(peaks.unknown_peak(kinds[0]))
     if faster:
         blocks.append(f"{results[1].variant.name} is {faster} times as fast, measured in turn")
-    return "\n\n".join([*blocks, *(components_text(result) for result in results)])
+    return "\n\n".join(blocks)
 
 
 def _of_compiled(form: Callable[[Compiled], str]) -> Callable[[Result], str]:
@@ -188,7 +178,6 @@ MEASUREMENTS: dict[str, Callable[[Result], str]] = {
     "what": _settings,
     "batch, text tokens": lambda r: f"{r.variant.batch}, {r.variant.words}",
     "GFLOP/pair, counted": lambda r: report.number(r.flops, 1e9),
-    "GFLOP/pair, theoretical": lambda r: report.number(r.theory, 1e9),
     "state": lambda r: report.bytes_text(sum(r.state.values())),
     "arguments per device": _of_compiled(lambda c: report.bytes_text(c.memory.arguments)),
     "temporaries per device": _of_compiled(lambda c: report.bytes_text(c.memory.temporaries)),
@@ -203,28 +192,6 @@ MEASUREMENTS: dict[str, Callable[[Result], str]] = {
     "products of bfloat16, GFLOP/s (range)": lambda r: _rate(r, "bfloat16"),
     "share of product rate (range)": lambda r: str(r.product_share) if r.product_share else "-",
 }
-
-
-def moved(result: Result, name: str) -> float:
-    """Bytes per pair that the products of a component read and write at least."""
-    itemsize = 2 if result.variant.config.model.dtype == "bfloat16" else 4
-    return result.components[name].traffic(result.variant.batch, 4 if name == "optimiser" else itemsize)
-
-
-def work_record(result: Result, name: str) -> dict[str, float]:
-    """Operations and bytes per pair of a component, theoretical."""
-    work = result.components[name]
-    operations = {"forward": work.forward, "backward": work.backward, "elementwise": work.elementwise}
-    return operations | {"bytes": moved(result, name)}
-
-
-def components_text(result: Result) -> str:
-    """A table of the theoretical cost of each component and its share."""
-    rows = [["theoretical, per pair", "products, forward", "backward", "other", "GFLOP", "share", "MB"]]
-    for name, work in result.components.items():
-        numbers = [f"{value / 1e9:.3f}" for value in (work.forward, work.backward, work.elementwise, work.flops)]
-        rows.append([name, *numbers, f"{work.flops / result.theory:.1%}", f"{moved(result, name) / 1e6:.1f}"])
-    return f"{result.variant.name}\n{report.table(rows)}"
 
 
 def record(result: Result, faster: MedianRange | None) -> dict[str, Any]:
@@ -243,9 +210,6 @@ def record(result: Result, faster: MedianRange | None) -> dict[str, Any]:
         "device": result.devices[0].device_kind,
         "num_devices": len(result.devices),
         "flops_per_pair": result.flops,
-        "flops_per_pair_on_paper": result.theory,
-        "flops_by_component": {name: work.flops for name, work in result.components.items()},
-        "work_by_component": {name: work_record(result, name) for name in result.components},
         "state_bytes": sum(result.state.values()),
         "argument_bytes": compiled and compiled.memory.arguments,
         "temp_bytes": compiled and compiled.memory.temporaries,

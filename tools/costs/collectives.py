@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from detailclip_jax.benchmarks import counting, hlo, report
-from detailclip_jax.benchmarks.hlo import Collective
+from costs import hlo
+from costs.hlo import Collective
+from detailclip_jax.benchmarks import counting, report
 from detailclip_jax.benchmarks.step import make_mesh
 from detailclip_jax.benchmarks.variants import Variant
 from detailclip_jax.runtime.progress import Console

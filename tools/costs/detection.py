@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from detailclip_jax.benchmarks import counting, dense
+from costs import dense
+from detailclip_jax.benchmarks import counting
 from detailclip_jax.config.detection import METHOD
 from detailclip_jax.data.detection.buckets import Bucket
 from detailclip_jax.data.detection.stickers import names_of

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from detailclip_jax.benchmarks import counting, dense
+from costs import dense
+from detailclip_jax.benchmarks import counting
 from detailclip_jax.config.transfer import METHOD
 from detailclip_jax.data.semantic.layouts import SemanticSet
 from detailclip_jax.data.semantic.stickers import names_of

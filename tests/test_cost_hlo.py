@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import cost as command
 import jax
 import pytest
+from costs import hlo
+from costs.hlo import Collective
 
-from detailclip_jax import benchmark as command
-from detailclip_jax.benchmarks import counting, hlo, step, variants
-from detailclip_jax.benchmarks.hlo import Collective
+from detailclip_jax.benchmarks import counting, step, variants
 from detailclip_jax.runtime import errors
 
 SMALLEST = str(Path(__file__).parent / "configs/smallest.py")

@@ -2,12 +2,12 @@
 
 import json
 
+import cost
 import jax
 import jax.numpy as jnp
 import pytest
+from costs import dense, options, segmentation
 
-from detailclip_jax import benchmark
-from detailclip_jax.benchmarks import dense, options, segmentation
 from detailclip_jax.models import sizes
 from detailclip_jax.training import mesh as meshes
 
@@ -67,7 +67,7 @@ def test_the_command_prints_and_writes_what_it_measures(tmp_path, capsys):
         f"--json={file}",
         "--set=model.remat=dots",
     ]
-    assert benchmark.main(["segmentation", LINEAR, *flags]) == 0
+    assert cost.main(["segmentation", LINEAR, *flags]) == 0
     (found,) = json.loads(file.read_text())
     assert found["devices"] == 8 and found["classes"] == 5 and found["step"]["images"] == 8
     for part in ("step", "evaluation"):
@@ -83,7 +83,7 @@ def test_images_per_second_are_of_the_wall_clock_alone(clock, monkeypatch, tmp_p
     programs = dict.fromkeys(segmentation.TASK.programs, program)
     monkeypatch.setattr(segmentation, "TASK", segmentation.TASK._replace(programs=programs))
     file = tmp_path / "out.json"
-    assert benchmark.main(["segmentation", LINEAR, "--run", f"--clock={clock}", f"--json={file}"]) == 0
+    assert cost.main(["segmentation", LINEAR, "--run", f"--clock={clock}", f"--json={file}"]) == 0
     (found,) = json.loads(file.read_text())
     measured, other = ("seconds", "cpu_seconds") if clock == "wall" else ("cpu_seconds", "seconds")
     for part in ("step", "evaluation"):
@@ -103,5 +103,5 @@ def test_images_per_second_are_of_the_wall_clock_alone(clock, monkeypatch, tmp_p
     ],
 )
 def test_mistakes_end_with_a_message_and_code_2(flags, message, capsys):
-    assert benchmark.main(["segmentation", *flags]) == 2
+    assert cost.main(["segmentation", *flags]) == 2
     assert message in capsys.readouterr().err

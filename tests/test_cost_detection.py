@@ -3,13 +3,13 @@
 import functools
 import json
 
+import cost
 import jax
 import numpy as np
 import pytest
+from costs import dense, detection, options
 from tiny import looped
 
-from detailclip_jax import benchmark
-from detailclip_jax.benchmarks import dense, detection, options
 from detailclip_jax.detection import experiment
 from detailclip_jax.training import mesh as meshes
 
@@ -90,7 +90,7 @@ def test_synthetic_objects_are_valid_and_fill_every_slot():
 def test_the_command_prints_and_writes_what_it_measures(tmp_path, capsys):
     file = tmp_path / "found.json"
     flags = ["--batch=1", "--classes=5", "--run", "--rounds=1", "--devices=1", f"--json={file}"]
-    assert benchmark.main(["detection", STICKERS, *flags]) == 0
+    assert cost.main(["detection", STICKERS, *flags]) == 0
     (found,) = json.loads(file.read_text())
     assert found["command"] == "detection" and found["shape"] == [64, 64] and found["step"]["images"] == 1
     for part in ("step", "evaluation"):
@@ -108,5 +108,5 @@ def test_the_command_prints_and_writes_what_it_measures(tmp_path, capsys):
     ],
 )
 def test_mistakes_end_with_a_message_and_code_2(flags, message, capsys):
-    assert benchmark.main(["detection", *flags]) == 2
+    assert cost.main(["detection", *flags]) == 2
     assert message in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""What the commands of tools/cost.py measure."""
