@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from typing import Any
 
-from detailclip_jax.data.prepare import arguments, local, report, to_tfds
-from detailclip_jax.data.prepare.begin import AlreadyThere, begin, refuse_finished
-from detailclip_jax.data.prepare.finish import NothingAccepted, finish
-from detailclip_jax.data.prepare.job import Request
-from detailclip_jax.data.prepare.passes import UNREADABLE
-from detailclip_jax.data.prepare.verify import problems
+from detailclip_jax.convert import arguments, local, report, to_tfds
+from detailclip_jax.convert.begin import AlreadyThere, begin, refuse_finished
+from detailclip_jax.convert.finish import NothingAccepted, finish
+from detailclip_jax.convert.job import Request
+from detailclip_jax.convert.passes import UNREADABLE
+from detailclip_jax.convert.verify import problems
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.locks import alone
@@ -83,7 +83,7 @@ def _made(request: Request, given: argparse.Namespace, beam_options: Sequence[st
     with local.planning(request, console):
         job = begin(request, given.shards)
     if given.engine == "beam":
-        from detailclip_jax.data.prepare import beam
+        from detailclip_jax.convert import beam
 
         beam.run(job, beam_options)
     else:

@@ -354,10 +354,10 @@ def read_all(folder: Path) -> int:
 
 def taken_by_prepare(kind: str, path: Path, out: Path, **options) -> int:
     """How many examples of a source `prepare` takes, in this process."""
-    from detailclip_jax.data.prepare import passes
-    from detailclip_jax.data.prepare.begin import begin
-    from detailclip_jax.data.prepare.finish import NothingAccepted, finish
-    from detailclip_jax.data.prepare.job import Options, Request
+    from detailclip_jax.convert import passes
+    from detailclip_jax.convert.begin import begin
+    from detailclip_jax.convert.finish import NothingAccepted, finish
+    from detailclip_jax.convert.job import Options, Request
 
     job = begin(Request(kind, (str(path),), str(out), options=Options(**options)), 1)
     for number in range(len(job.shards)):
@@ -508,8 +508,8 @@ def make_caption(rng: Rng, folder: Path) -> None:
 
 
 def feed_caption(folder: Path) -> object:
-    from detailclip_jax.data.prepare.cleaning import slip
-    from detailclip_jax.data.prepare.records import valid_text
+    from detailclip_jax.convert.cleaning import slip
+    from detailclip_jax.convert.records import valid_text
     from detailclip_jax.data.tokenizer import EOT, SOT, Tokenizer
 
     caption = (folder / "x.txt").read_bytes().decode("utf-8", "surrogatepass")
@@ -863,7 +863,7 @@ def make_ids(rng: Rng, folder: Path) -> None:
 
 
 def feed_ids(folder: Path) -> object:
-    from detailclip_jax.data.prepare.yfcc_ids import Ids
+    from detailclip_jax.convert.yfcc_ids import Ids
 
     for path in (next(folder.glob("ids.txt*")), folder / "ids.npy"):
         try:

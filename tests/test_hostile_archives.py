@@ -12,9 +12,9 @@ import numpy as np
 import prepare_trees as trees
 import pytest
 
+from detailclip_jax.convert import coco, files, parquet, tables, tars, yfcc_ids
+from detailclip_jax.convert.job import Options, Request, Shard
 from detailclip_jax.data.labelled import tars as labelled_tars
-from detailclip_jax.data.prepare import coco, files, parquet, tables, tars, yfcc_ids
-from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.inference import embeddings
 
@@ -317,7 +317,7 @@ def parquet_set(folder, values, **options):
 
 
 def test_a_column_of_parquet_that_is_a_bomb_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("detailclip_jax.data.prepare.pyarrow_files.FREE_BYTES", 1000)
+    monkeypatch.setattr("detailclip_jax.convert.pyarrow_files.FREE_BYTES", 1000)
     path = parquet_set(tmp_path, [bytes(200_000)] * 4, compression="zstd", use_dictionary=False)
     with pytest.raises(ValueError, match="column jpg unpacks to more than 100 times its size"):
         list(parquet.read(Shard("x", path), Options()))

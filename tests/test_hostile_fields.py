@@ -11,12 +11,12 @@ import pytest
 
 from detailclip_jax import config
 from detailclip_jax.config import run_config, settings
+from detailclip_jax.convert import cleaning, columns, tables, yfcc_ids
+from detailclip_jax.convert.finish import load
+from detailclip_jax.convert.job import Request
+from detailclip_jax.convert.records import MAX_LABEL, Rejected
 from detailclip_jax.data import tokenizer as tokenizer_lib
 from detailclip_jax.data.pipeline import Pipeline, evaluation_batches
-from detailclip_jax.data.prepare import cleaning, columns, tables, yfcc_ids
-from detailclip_jax.data.prepare.finish import load
-from detailclip_jax.data.prepare.job import Request
-from detailclip_jax.data.prepare.records import MAX_LABEL, Rejected
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord, Records, write_records
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS, Tokenizer

@@ -22,14 +22,14 @@ from image_cases import claims_to_be, encoded, huge_jpeg, make_image
 from PIL import Image
 from test_prepare import keys, prepared
 
+from detailclip_jax.convert import sources
+from detailclip_jax.convert.finish import NothingAccepted
+from detailclip_jax.convert.job import Request
 from detailclip_jax.data import decoding
 from detailclip_jax.data.budget import Budget
 from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.data.image_files import ImageFileBatches, find
 from detailclip_jax.data.labelled import folders, open_set
-from detailclip_jax.data.prepare import sources
-from detailclip_jax.data.prepare.finish import NothingAccepted
-from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.runtime import regular_files

@@ -10,13 +10,13 @@ import pytest
 from image_cases import Case, cases, encoded, huge_jpeg, make_image, oriented
 from PIL import Image
 
+from detailclip_jax.convert import image_checks
+from detailclip_jax.convert.image_checks import QUALITY, checked
+from detailclip_jax.convert.job import Options
+from detailclip_jax.convert.records import Rejected
 from detailclip_jax.data.decoding import MAX_PIXELS, decode, opened
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.pipeline import Pipeline, Stream, evaluation_batches
-from detailclip_jax.data.prepare import image_checks
-from detailclip_jax.data.prepare.image_checks import QUALITY, checked
-from detailclip_jax.data.prepare.job import Options
-from detailclip_jax.data.prepare.records import Rejected
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import Records, write_records
 from detailclip_jax.data.tokenizer import Tokenizer

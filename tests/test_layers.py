@@ -8,7 +8,8 @@ ROOT = pathlib.Path(__file__).parent.parent / "detailclip_jax"
 PACKAGE = ROOT.name
 BASE = ("version", "types")  # files at the top that are no commands
 ROOMS = (  # in the order of the data; a room imports only rooms that stand before it
-    *("runtime", "config", "data", "kernels", "losses", "models", "methods", "training", "inference", "interop"),
+    *("runtime", "config", "data", "convert", "kernels", "losses", "models", "methods", "training"),
+    *("inference", "interop"),
     *("figures", "segmentation", "detection", "evaluation", "page", "run", "benchmarks"),
 )
 COMMANDS = (
@@ -94,6 +95,11 @@ def test_losses_and_models_do_not_know_each_other():
         if {room(name), room(other)} == {"losses", "models"}
     ]
     assert not across
+
+
+def test_nothing_but_its_command_imports_convert():
+    readers = [name for name, others in IMPORTS.items() if any(room(other) == "convert" for other in others)]
+    assert {room(name) for name in readers} <= {"convert", "prepare"}
 
 
 def test_data_knows_no_jax():

@@ -8,13 +8,13 @@ import pytest
 from test_prepare import QUIET
 
 from detailclip_jax.config import default
+from detailclip_jax.convert import local
+from detailclip_jax.convert.begin import begin
+from detailclip_jax.convert.finish import finish
+from detailclip_jax.convert.job import Request
+from detailclip_jax.convert.known import KNOWN
 from detailclip_jax.data import mixture
 from detailclip_jax.data.named_sets import named_sets
-from detailclip_jax.data.prepare import local
-from detailclip_jax.data.prepare.begin import begin
-from detailclip_jax.data.prepare.finish import finish
-from detailclip_jax.data.prepare.job import Request
-from detailclip_jax.data.prepare.known import KNOWN
 from detailclip_jax.evaluation import report
 from detailclip_jax.run import loop
 from detailclip_jax.run.session import Run, run_record

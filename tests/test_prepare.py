@@ -11,7 +11,7 @@ import prepare_trees as trees
 import pytest
 from PIL import Image
 
-from detailclip_jax.data.prepare import (
+from detailclip_jax.convert import (
     arguments,
     cleaning,
     files,
@@ -24,10 +24,10 @@ from detailclip_jax.data.prepare import (
     spill,
     statistics,
 )
-from detailclip_jax.data.prepare.begin import AlreadyThere, begin
-from detailclip_jax.data.prepare.finish import finish, load
-from detailclip_jax.data.prepare.job import Options, Request
-from detailclip_jax.data.prepare.records import Raw, bucket_of, pack
+from detailclip_jax.convert.begin import AlreadyThere, begin
+from detailclip_jax.convert.finish import finish, load
+from detailclip_jax.convert.job import Options, Request
+from detailclip_jax.convert.records import Raw, bucket_of, pack
 from detailclip_jax.data.sources import Records, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.prepare import main

@@ -6,10 +6,10 @@ import prepare_trees as trees
 import pytest
 from test_prepare import Killed, contents, prepared, run_until_killed
 
-from detailclip_jax.data.prepare import beam
-from detailclip_jax.data.prepare.begin import begin
-from detailclip_jax.data.prepare.finish import finish
-from detailclip_jax.data.prepare.job import Request
+from detailclip_jax.convert import beam
+from detailclip_jax.convert.begin import begin
+from detailclip_jax.convert.finish import finish
+from detailclip_jax.convert.job import Request
 from detailclip_jax.prepare import main
 
 

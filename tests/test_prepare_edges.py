@@ -12,10 +12,10 @@ import prepare_trees as trees
 import pytest
 from tiny import check_names
 
-from detailclip_jax.data.prepare.begin import begin
-from detailclip_jax.data.prepare.finish import load
-from detailclip_jax.data.prepare.job import Request
-from detailclip_jax.data.prepare.report import summary
+from detailclip_jax.convert.begin import begin
+from detailclip_jax.convert.finish import load
+from detailclip_jax.convert.job import Request
+from detailclip_jax.convert.report import summary
 from detailclip_jax.data.sources import MissingData, Records
 from detailclip_jax.prepare import main
 from detailclip_jax.runtime import locks

@@ -12,8 +12,8 @@ import prepare_trees as trees
 import pytest
 from test_prepare import contents, prepared
 
+from detailclip_jax.convert import local, to_tfds
 from detailclip_jax.data.labelled import open_set
-from detailclip_jax.data.prepare import local, to_tfds
 from detailclip_jax.data.sources import Records, TfdsRecords
 from detailclip_jax.prepare import main
 

@@ -19,13 +19,13 @@ import prepare_trees as trees
 import pytest
 from test_prepare import keys, prepared
 
-from detailclip_jax.data.prepare import files, image_root, slip_pickle, tars, yfcc_ids
-from detailclip_jax.data.prepare.begin import begin
-from detailclip_jax.data.prepare.files import is_inside
-from detailclip_jax.data.prepare.finish import NothingAccepted
-from detailclip_jax.data.prepare.job import Options, Request
-from detailclip_jax.data.prepare.records import Rejected
-from detailclip_jax.data.prepare.sources import DAMAGE
+from detailclip_jax.convert import files, image_root, slip_pickle, tars, yfcc_ids
+from detailclip_jax.convert.begin import begin
+from detailclip_jax.convert.files import is_inside
+from detailclip_jax.convert.finish import NothingAccepted
+from detailclip_jax.convert.job import Options, Request
+from detailclip_jax.convert.records import Rejected
+from detailclip_jax.convert.sources import DAMAGE
 from detailclip_jax.prepare import main
 
 
@@ -335,7 +335,7 @@ def test_a_path_with_a_null_byte_is_a_reject(tmp_path):
 
 
 def test_a_field_without_end_is_an_error_of_the_table(tmp_path, monkeypatch):
-    monkeypatch.setattr("detailclip_jax.data.prepare.tables.MAX_FIELD", 1000)
+    monkeypatch.setattr("detailclip_jax.convert.tables.MAX_FIELD", 1000)
     path = trees.write(tmp_path / "t.csv", 'image,caption\n"' + "x" * 2000)
     with pytest.raises(ValueError, match=r"t\.csv, line"):
         prepared(path, tmp_path / "out", kind="csv")

@@ -13,14 +13,14 @@ import pytest
 from test_prepare import keys, prepared
 from tiny import check_names
 
+from detailclip_jax.convert import arguments, coco, tars, yfcc, yfcc_ids
+from detailclip_jax.convert.begin import AlreadyThere, begin
+from detailclip_jax.convert.finish import NothingAccepted, load
+from detailclip_jax.convert.job import Options, Request, Shard
+from detailclip_jax.convert.records import Reject
+from detailclip_jax.convert.report import summary
+from detailclip_jax.convert.sources import SOURCES
 from detailclip_jax.data.caption_rules import captions_of
-from detailclip_jax.data.prepare import arguments, coco, tars, yfcc, yfcc_ids
-from detailclip_jax.data.prepare.begin import AlreadyThere, begin
-from detailclip_jax.data.prepare.finish import NothingAccepted, load
-from detailclip_jax.data.prepare.job import Options, Request, Shard
-from detailclip_jax.data.prepare.records import Reject
-from detailclip_jax.data.prepare.report import summary
-from detailclip_jax.data.prepare.sources import SOURCES
 from detailclip_jax.data.sources import Records
 from detailclip_jax.runtime.errors import RunError
 
@@ -850,7 +850,7 @@ def test_every_source_is_in_the_help_and_says_what_it_takes():
 
 
 def test_long_tables_are_cut_into_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr("detailclip_jax.data.prepare.rows.PER_SHARD", 3)
+    monkeypatch.setattr("detailclip_jax.convert.rows.PER_SHARD", 3)
     write_images(tmp_path, *(f"{n}.jpg" for n in range(7)))
     rows = "".join(f"{n}.jpg,caption {n}\n" for n in range(7))
     path = trees.write(tmp_path / "t.csv", "image,caption\n" + rows)

@@ -26,8 +26,8 @@ from detailclip_jax import main as train
 from detailclip_jax.benchmarks import options
 from detailclip_jax.config import run_config
 from detailclip_jax.config.detection import SHAPES
+from detailclip_jax.convert import arguments as prepare
 from detailclip_jax.data.detection import buckets
-from detailclip_jax.data.prepare import arguments as prepare
 from detailclip_jax.interop import store
 from detailclip_jax.training import class_names, experiment
 from detailclip_jax.training.checkpoint import Checkpoints

@@ -11,9 +11,9 @@ from absl import logging
 from image_cases import encoded, make_image
 from test_prepare import prepared
 
+from detailclip_jax.convert.files import write_json
 from detailclip_jax.data.bad_records import BadRecords
 from detailclip_jax.data.pipeline import EvaluationBatches
-from detailclip_jax.data.prepare.files import write_json
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.inference import embed_folder

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from costs import collectives, dense, detection, gpu_day, loss, options, segmentation, texts
+from detailclip_jax.runtime.exit import leave
 
 from detailclip_jax import benchmark
 from detailclip_jax.benchmarks import variants
 from detailclip_jax.runtime import errors
-from detailclip_jax.runtime.exit import leave
 
 PER_DEVICE = 256  # pairs, of gpu-day
 TASKS = {"segmentation": segmentation.TASK, "detection": detection.TASK}

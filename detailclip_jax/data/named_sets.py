@@ -12,7 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.components import KINDS, components
-from detailclip_jax.data.prepare.files import DATASET
+from detailclip_jax.data.sources import DATASET
 
 
 def named_sets(data: ConfigDict) -> list[dict[str, str]]:

@@ -23,13 +23,14 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.components import Component
 from detailclip_jax.data.images import SUFFIXES
-from detailclip_jax.data.prepare.files import DATASET
-from detailclip_jax.data.prepare.job import PLAN, WORK
 from detailclip_jax.data.stickers.stickers import Stickers
 from detailclip_jax.runtime.errors import first_line
 from detailclip_jax.runtime.files import written_atomically
 
 Example = dict[str, Any]
+DATASET = "dataset.json"  # beside the shards: what `prepare` says of them
+PLAN = "plan.json"  # in the folder of an unfinished split, whose name is WORK and the split
+WORK = ".prepare-"
 CAPTION_FIELDS = ("title", "description", "captions", "caption", "text")  # TFDS fields, in this order
 KEY_FIELDS = ("key", "id", "image_id", "file_name", "filename", "image/filename")
 BUCKETS = "gs://"  # remote storage that ArrayRecord reads

@@ -10,9 +10,9 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from detailclip_jax.data.prepare import job as jobs
-from detailclip_jax.data.prepare import passes
-from detailclip_jax.data.prepare.job import Job
+from detailclip_jax.convert import job as jobs
+from detailclip_jax.convert import passes
+from detailclip_jax.convert.job import Job
 
 
 def run(job: Job, options: Sequence[str] = ()) -> None:

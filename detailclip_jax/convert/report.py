@@ -11,11 +11,11 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image, ImageDraw
 
+from detailclip_jax.convert.files import FIGURES
+from detailclip_jax.convert.finish import load, reasons_in
+from detailclip_jax.convert.known import comparison
+from detailclip_jax.convert.statistics import SIDE_STEP, quantile
 from detailclip_jax.data.decoding import BadImage, decoded_for_use
-from detailclip_jax.data.prepare.files import FIGURES
-from detailclip_jax.data.prepare.finish import load, reasons_in
-from detailclip_jax.data.prepare.known import comparison
-from detailclip_jax.data.prepare.statistics import SIDE_STEP, quantile
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS
 from detailclip_jax.runtime.files import written_atomically
 from detailclip_jax.runtime.progress import Console

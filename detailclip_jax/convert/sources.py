@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from detailclip_jax.data.prepare import (
+from detailclip_jax.convert import (
     coco,
     imagefolder,
     img2dataset,
@@ -24,10 +24,10 @@ from detailclip_jax.data.prepare import (
     tfds,
     yfcc,
 )
-from detailclip_jax.data.prepare.files import READ_ERRORS
-from detailclip_jax.data.prepare.job import Options, Request, Shard
-from detailclip_jax.data.prepare.plan import Plan
-from detailclip_jax.data.prepare.records import Raw, Reject
+from detailclip_jax.convert.files import READ_ERRORS
+from detailclip_jax.convert.job import Options, Request, Shard
+from detailclip_jax.convert.plan import Plan
+from detailclip_jax.convert.records import Raw, Reject
 from detailclip_jax.runtime.errors import unknown
 
 # zipfile raises NotImplementedError for unsupported compression.

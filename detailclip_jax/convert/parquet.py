@@ -5,13 +5,13 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from detailclip_jax.data.prepare import columns, pyarrow_files
-from detailclip_jax.data.prepare.columns import Columns
-from detailclip_jax.data.prepare.files import MAX_BYTES, expand
-from detailclip_jax.data.prepare.image_root import ImageRoot
-from detailclip_jax.data.prepare.job import Options, Request, Shard
-from detailclip_jax.data.prepare.plan import Plan, limited, of_files
-from detailclip_jax.data.prepare.records import Raw, Reject, Rejected
+from detailclip_jax.convert import columns, pyarrow_files
+from detailclip_jax.convert.columns import Columns
+from detailclip_jax.convert.files import MAX_BYTES, expand
+from detailclip_jax.convert.image_root import ImageRoot
+from detailclip_jax.convert.job import Options, Request, Shard
+from detailclip_jax.convert.plan import Plan, limited, of_files
+from detailclip_jax.convert.records import Raw, Reject, Rejected
 
 SUFFIXES = (".parquet",)
 BATCH = 64  # rows in memory at once, in addition to what pyarrow holds of a row group

@@ -13,11 +13,11 @@ import sqlite3
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from detailclip_jax.data.prepare.files import complete_lines, expand, open_text
-from detailclip_jax.data.prepare.image_root import Place
-from detailclip_jax.data.prepare.job import Request
-from detailclip_jax.data.prepare.rows import Row, contained
-from detailclip_jax.data.prepare.yfcc_ids import Ids
+from detailclip_jax.convert.files import complete_lines, expand, open_text
+from detailclip_jax.convert.image_root import Place
+from detailclip_jax.convert.job import Request
+from detailclip_jax.convert.rows import Row, contained
+from detailclip_jax.convert.yfcc_ids import Ids
 
 WITH_LINE, WITHOUT_LINE = 25, 23  # columns
 TITLE, DESCRIPTION, MARKER = 6, 7, 22  # offsets in tables without line number and hash; those with them add 2

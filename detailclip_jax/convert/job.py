@@ -8,11 +8,10 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from detailclip_jax.data.prepare.files import absolute, write_json
+from detailclip_jax.convert.files import absolute, write_json
+from detailclip_jax.data.sources import PLAN, WORK
 
 FORMAT = "detailclip_jax image-text records 1"
-PLAN = "plan.json"
-WORK = ".prepare-"  # begins the name of the folder of unfinished files, before that of the split
 
 
 @dataclasses.dataclass(frozen=True)

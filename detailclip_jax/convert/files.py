@@ -14,7 +14,8 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
-from detailclip_jax.data.prepare.records import Rejected
+from detailclip_jax.convert.records import Rejected
+from detailclip_jax.data.sources import DATASET
 from detailclip_jax.runtime.files import written_atomically
 from detailclip_jax.runtime.regular_files import MAX_BYTES, NotRegular, check_regular, open_regular
 from detailclip_jax.runtime.terminal import json_escaped
@@ -26,7 +27,6 @@ MAX_RATIO, FREE_BYTES = 100, 64 * 2**20  # a file may unpack to the larger of MA
 LINES_PER_BYTE, FREE_LINES = 8, 100_000
 MAX_READS_AT_END = 1000  # tarfile skips a member by reading on, also behind the end: 400,000 times for 4 GiB
 VALUES_PER_BYTE, FREE_VALUES = 8, 2_000_000  # of JSON; a value takes up to 100 bytes of memory
-DATASET = "dataset.json"
 REJECTED, FIGURES = "-rejected.jsonl", ("-contact-sheet.png", "-statistics.png")  # behind the split
 COMPRESSED = {".gz": gzip.GzipFile, ".tgz": gzip.GzipFile, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
 STREAM_ERRORS = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)  # raised for damaged compressed files

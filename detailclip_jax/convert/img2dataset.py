@@ -10,11 +10,11 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from detailclip_jax.data.prepare import parquet, pyarrow_files, tars
-from detailclip_jax.data.prepare.columns import texts_in
-from detailclip_jax.data.prepare.job import Options, Request, Shard
-from detailclip_jax.data.prepare.plan import Plan, limited, of_files
-from detailclip_jax.data.prepare.records import Named, Raw, Reject, Rejected, several
+from detailclip_jax.convert import parquet, pyarrow_files, tars
+from detailclip_jax.convert.columns import texts_in
+from detailclip_jax.convert.job import Options, Request, Shard
+from detailclip_jax.convert.plan import Plan, limited, of_files
+from detailclip_jax.convert.records import Named, Raw, Reject, Rejected, several
 
 SUCCESS = "success"
 IMAGE = "jpg"  # image column of img2dataset's parquet output

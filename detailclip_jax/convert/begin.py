@@ -4,12 +4,12 @@ import collections
 import shutil
 from typing import Any, NoReturn
 
-from detailclip_jax.data.prepare import job as jobs
-from detailclip_jax.data.prepare.changes import difference, listings, stamps
-from detailclip_jax.data.prepare.finish import identity, known_split
-from detailclip_jax.data.prepare.job import Job, Request, Shard
-from detailclip_jax.data.prepare.sources import source_of
-from detailclip_jax.data.sources import shards_of
+from detailclip_jax.convert import job as jobs
+from detailclip_jax.convert.changes import difference, listings, stamps
+from detailclip_jax.convert.finish import identity, known_split
+from detailclip_jax.convert.job import Job, Request, Shard
+from detailclip_jax.convert.sources import source_of
+from detailclip_jax.data.sources import PLAN, shards_of
 from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.files import nothing_left
 
@@ -31,7 +31,7 @@ def begin(request: Request, num_shards: int = 0) -> Job:
         # A run may be killed after its last write and before its clean-up
         shutil.rmtree(request.work, ignore_errors=True)
         _refuse_finished(request, record)
-    if (request.work / jobs.PLAN).exists():
+    if (request.work / PLAN).exists():
         return _resumed(request, num_shards)
     return _planned(request, num_shards)
 

@@ -5,12 +5,12 @@ import dataclasses
 import os
 from collections.abc import Iterable
 
-from detailclip_jax.data.prepare import columns
-from detailclip_jax.data.prepare.cleaning import CLEANING
-from detailclip_jax.data.prepare.image_checks import CHECKS
-from detailclip_jax.data.prepare.job import Options, Request, located
-from detailclip_jax.data.prepare.known import KNOWN
-from detailclip_jax.data.prepare.sources import SOURCES, source_of
+from detailclip_jax.convert import columns
+from detailclip_jax.convert.cleaning import CLEANING
+from detailclip_jax.convert.image_checks import CHECKS
+from detailclip_jax.convert.job import Options, Request, located
+from detailclip_jax.convert.known import KNOWN
+from detailclip_jax.convert.sources import SOURCES, source_of
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.files import check_no_file

@@ -7,7 +7,7 @@ from typing import Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from detailclip_jax.data.prepare.finish import load
+from detailclip_jax.convert.finish import load
 
 
 def problems(folder: str, tell: Callable[[str], None]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from detailclip_jax.data.prepare.spill import Entry
+from detailclip_jax.convert.spill import Entry
 
 SIDE_STEP = 32  # pixels per bin
 MAX_SIDE_BIN = 8192

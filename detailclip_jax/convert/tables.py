@@ -9,12 +9,12 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from detailclip_jax.data.prepare import columns
-from detailclip_jax.data.prepare.columns import Columns
-from detailclip_jax.data.prepare.files import MAX_LINE, common_folder, complete_lines, expand, lines, open_text
-from detailclip_jax.data.prepare.job import Request
-from detailclip_jax.data.prepare.records import Rejected
-from detailclip_jax.data.prepare.rows import Row
+from detailclip_jax.convert import columns
+from detailclip_jax.convert.columns import Columns
+from detailclip_jax.convert.files import MAX_LINE, common_folder, complete_lines, expand, lines, open_text
+from detailclip_jax.convert.job import Request
+from detailclip_jax.convert.records import Rejected
+from detailclip_jax.convert.rows import Row
 
 MAX_FIELD = MAX_LINE  # characters
 MAX_ROW = 4 * MAX_LINE  # quoted fields may contain line ends

@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from detailclip_jax.data.prepare import statistics
-from detailclip_jax.data.prepare.files import DATASET, REJECTED, atomic_file, write_json
-from detailclip_jax.data.prepare.job import FORMAT, WORK, Job, Request
-from detailclip_jax.data.prepare.known import KNOWN
-from detailclip_jax.data.prepare.records import SCHEMA
+from detailclip_jax.convert import statistics
+from detailclip_jax.convert.files import REJECTED, atomic_file, write_json
+from detailclip_jax.convert.job import FORMAT, Job, Request
+from detailclip_jax.convert.known import KNOWN
+from detailclip_jax.convert.records import SCHEMA
+from detailclip_jax.data.sources import DATASET, WORK
 from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.locks import alone
 

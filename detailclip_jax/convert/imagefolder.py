@@ -5,13 +5,14 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
+from detailclip_jax.convert import rows
+from detailclip_jax.convert.files import is_own
+from detailclip_jax.convert.job import Options, Request
+from detailclip_jax.convert.plan import Plan
+from detailclip_jax.convert.rows import Row
 from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.labelled import folders
-from detailclip_jax.data.prepare import rows
-from detailclip_jax.data.prepare.files import DATASET, is_own
-from detailclip_jax.data.prepare.job import Options, Request
-from detailclip_jax.data.prepare.plan import Plan
-from detailclip_jax.data.prepare.rows import Row
+from detailclip_jax.data.sources import DATASET
 from detailclip_jax.runtime.regular_files import (
     LeavesFolder,
     NotRegular,

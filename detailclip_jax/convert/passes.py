@@ -18,12 +18,12 @@ from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from detailclip_jax.data.prepare import statistics
-from detailclip_jax.data.prepare.cleaning import CLEANING
-from detailclip_jax.data.prepare.files import atomic_file, partial_of, write_json
-from detailclip_jax.data.prepare.image_checks import checked
-from detailclip_jax.data.prepare.job import Job, Options
-from detailclip_jax.data.prepare.records import (
+from detailclip_jax.convert import statistics
+from detailclip_jax.convert.cleaning import CLEANING
+from detailclip_jax.convert.files import atomic_file, partial_of, write_json
+from detailclip_jax.convert.image_checks import checked
+from detailclip_jax.convert.job import Job, Options
+from detailclip_jax.convert.records import (
     Raw,
     Reject,
     Rejected,
@@ -34,8 +34,8 @@ from detailclip_jax.data.prepare.records import (
     several,
     valid_text,
 )
-from detailclip_jax.data.prepare.sources import source_of
-from detailclip_jax.data.prepare.spill import Entry, Spill, SpillWriter
+from detailclip_jax.convert.sources import source_of
+from detailclip_jax.convert.spill import Entry, Spill, SpillWriter
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS, Tokenizer
 from detailclip_jax.runtime.files import written_atomically
 

@@ -10,9 +10,9 @@ import reprlib
 from collections.abc import Iterator
 from typing import IO, Any, NoReturn
 
-from detailclip_jax.data.prepare.job import Request
-from detailclip_jax.data.prepare.rows import Row
-from detailclip_jax.data.prepare.yfcc import line_places
+from detailclip_jax.convert.job import Request
+from detailclip_jax.convert.rows import Row
+from detailclip_jax.convert.yfcc import line_places
 from detailclip_jax.runtime.regular_files import open_regular
 
 FIELDS = (3, 4)

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
-from detailclip_jax.data.prepare import job as jobs
-from detailclip_jax.data.prepare import passes
-from detailclip_jax.data.prepare.begin import remove_partial
-from detailclip_jax.data.prepare.job import Job, Request
-from detailclip_jax.data.prepare.plan import PER_SHARD
+from detailclip_jax.convert import job as jobs
+from detailclip_jax.convert import passes
+from detailclip_jax.convert.begin import remove_partial
+from detailclip_jax.convert.job import Job, Request
+from detailclip_jax.convert.plan import PER_SHARD
 from detailclip_jax.runtime import signals
 from detailclip_jax.runtime.progress import Console, duration
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from detailclip_jax.data.prepare.job import Request, Shard
+from detailclip_jax.convert.job import Request, Shard
 
 Files = Callable[[Request], Iterable[str]]  # the paths that a source reads for a request, see `sources.Source`
 ABSENT = (-1, -1)  # the stamp of a link that leads nowhere

@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from detailclip_jax.data.prepare.columns import text_of
-from detailclip_jax.data.prepare.files import open_text
-from detailclip_jax.data.prepare.image_root import Place
-from detailclip_jax.data.prepare.job import Request
-from detailclip_jax.data.prepare.records import Rejected
-from detailclip_jax.data.prepare.rows import Row, contained
+from detailclip_jax.convert.columns import text_of
+from detailclip_jax.convert.files import open_text
+from detailclip_jax.convert.image_root import Place
+from detailclip_jax.convert.job import Request
+from detailclip_jax.convert.records import Rejected
+from detailclip_jax.convert.rows import Row, contained
 
 MAX_JSON = 512 * 2**20  # characters; COCO's own files have less than 150 million
 FOLDERS = re.compile(r"(train|val|test)\d{4}")
