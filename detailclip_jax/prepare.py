@@ -9,9 +9,9 @@
     python -m detailclip_jax.prepare to-tfds DIR --name NAME   the same data as detailclip_image_text/NAME
 
 Image files are stored unchanged; each is decoded once as a check.  Unreadable examples are left out, counted by reason
-and listed in SPLIT-rejected.jsonl; dataset.json describes the set.  The shard of an example depends only on its key, so
-the output does not depend on the number of workers.  The same command continues where it was stopped or killed, and
-produces the same bytes.  Train with --config.data.source=records --config.data.path=DIR.
+and listed in SPLIT-rejected.jsonl; dataset.json describes the set.  Each shard of the source, and each 10,000 rows of a
+table, become one shard, so the output does not depend on the number of workers.  The same command continues where it
+was stopped or killed, and produces the same bytes.  Train with --config.data.source=records --config.data.path=DIR.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from detailclip_jax.convert import arguments, local, report, to_tfds
 from detailclip_jax.convert.begin import AlreadyThere, begin, refuse_finished
 from detailclip_jax.convert.finish import NothingAccepted, finish
 from detailclip_jax.convert.job import Request
-from detailclip_jax.convert.passes import UNREADABLE
+from detailclip_jax.convert.shard import UNREADABLE
 from detailclip_jax.convert.verify import problems
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
@@ -79,7 +79,7 @@ def prepare(argv: Sequence[str]) -> int:
 
 
 def _made(request: Request, given: argparse.Namespace, beam_options: Sequence[str], console: Console) -> dict[str, Any]:
-    """Plans or resumes the job, runs both passes and finishes it; returns the description of the split."""
+    """Plans or resumes the job, converts its shards and finishes it; returns the description of the split."""
     with local.planning(request, console):
         job = begin(request, given.shards)
     if given.engine == "beam":

@@ -354,15 +354,13 @@ def read_all(folder: Path) -> int:
 
 def taken_by_prepare(kind: str, path: Path, out: Path, **options) -> int:
     """How many examples of a source `prepare` takes, in this process."""
-    from detailclip_jax.convert import passes
+    from detailclip_jax.convert import shard
     from detailclip_jax.convert.begin import begin
     from detailclip_jax.convert.finish import NothingAccepted, finish
     from detailclip_jax.convert.job import Options, Request
 
     job = begin(Request(kind, (str(path),), str(out), options=Options(**options)), 1)
-    for number in range(len(job.shards)):
-        passes.split(job, number)
-    passes.gather(job, 0)
+    shard.convert(job, 0)
     try:
         return finish(job)["num_examples"]
     except NothingAccepted as error:

@@ -1,6 +1,5 @@
-"""The passes against a plain loop, restarts, what dataset.json says, and the command."""
+"""The conversion against a plain loop, restarts, what dataset.json says, and the command."""
 
-import hashlib
 import io
 import json
 import pathlib
@@ -18,16 +17,15 @@ from detailclip_jax.convert import (
     image_checks,
     known,
     local,
-    passes,
     records,
     report,
-    spill,
+    shard,
     statistics,
 )
 from detailclip_jax.convert.begin import AlreadyThere, begin
 from detailclip_jax.convert.finish import finish, load
-from detailclip_jax.convert.job import Options, Request
-from detailclip_jax.convert.records import Raw, bucket_of, pack
+from detailclip_jax.convert.job import Job, Options, Request, Shard
+from detailclip_jax.convert.records import Raw, pack
 from detailclip_jax.data.sources import Records, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.prepare import main
@@ -78,18 +76,6 @@ def test_captions_are_cleaned_as_slip_cleans_them(metadata, caption):
     assert cleaning.slip(metadata) == caption
 
 
-def test_the_shard_of_a_key_is_a_stable_hash():
-    """Golden: computed once with hashlib from the definition; a change would reshuffle every prepared set."""
-    digest = hashlib.blake2b(b"00000/000000007", digest_size=8).digest()
-    assert bucket_of("00000/000000007", 1000) == int.from_bytes(digest, "big") % 1000 == 799
-    assert bucket_of("Ünïcode", 1000) == 544
-
-
-def test_shards_are_of_like_sizes():
-    sizes = np.bincount([bucket_of(f"{n:09d}", 8) for n in range(8000)], minlength=8)
-    assert np.all(np.abs(sizes - 1000) < 5 * np.sqrt(8000 * 1 / 8 * 7 / 8))
-
-
 def test_a_record_has_named_texts_beside_the_captions():
     raw = Raw("k", b"jpeg", texts={"title": "one", "description": "two", "image": "not me"}, label=3)
     fields = msgpack.unpackb(pack(raw))
@@ -110,25 +96,29 @@ def test_a_label_that_is_none_is_refused(label):
 
 
 def test_lone_surrogates_are_made_valid():
-    raw = passes.cleaned(Raw("k\udcff", b"", ("a\ud800b",), {"title": "\udfff"}), "none")
+    raw = shard.cleaned(Raw("k\udcff", b"", ("a\ud800b",), {"title": "\udfff"}), "none")
     assert (raw.key, raw.captions, raw.texts) == ("k\\udcff", ("a?b",), {"title": "?"})
     pack(raw)
 
 
-# The passes
+# The shards
 
 
-@pytest.mark.parametrize("num_shards", [1, 3, 8])
-@pytest.mark.parametrize("run_bytes", [1, 2000, 2**26])
-def test_shard_i_has_the_keys_that_hash_to_i_in_the_order_of_the_source(
-    tars, tmp_path, monkeypatch, num_shards, run_bytes
-):
-    monkeypatch.setattr(spill, "RUN_BYTES", run_bytes)
+SOURCE = [f"{tar:05d}/{tar:05d}{n:04d}" for tar in range(3) for n in range(7)]
+
+
+@pytest.mark.parametrize(("num_shards", "expected"), [(0, [7, 7, 7]), (1, [21]), (2, [7, 14]), (8, [7, 7, 7])])
+def test_shards_have_the_examples_of_the_source_in_its_order(tars, tmp_path, num_shards, expected):
     part = prepared(tars, tmp_path / "out", num_shards)
-    source = [f"{tar:05d}/{tar:05d}{n:04d}" for tar in range(3) for n in range(7)]
-    expected = [[key for key in source if bucket_of(key, num_shards) == shard] for shard in range(num_shards)]
-    assert [shard["num_examples"] for shard in part["shards"]] == list(map(len, expected))
-    assert keys(tmp_path / "out") == trees.flat(expected)
+    assert [one["num_examples"] for one in part["shards"]] == expected
+    assert keys(tmp_path / "out") == SOURCE
+
+
+def test_a_source_of_many_shards_has_at_most_1024(tmp_path):
+    shards = tuple(Shard(f"{n}", f"{n}.tar") for n in range(2500))
+    planned = Job(Request("webdataset", (), str(tmp_path)), 1024, shards)
+    groups = [planned.inputs(number) for number in range(1024)]
+    assert tuple(trees.flat(groups)) == shards and {len(group) for group in groups} == {2, 3}
 
 
 def test_images_and_captions_are_those_of_the_source(tars, tmp_path):
@@ -147,6 +137,47 @@ def test_of_equal_keys_the_first_is_kept(tmp_path):
     assert part["rejected"] == {"duplicate key": 1}
     assert keys(tmp_path / "out") == ["x/a", "x/b"]
     assert Records(tmp_path / "out", "train")[0]["captions"] == ("first",)
+
+
+def repeating(folder, rng):
+    """Five tables in which keys occur several times; returns the captions that a plain loop keeps."""
+    kept = {}
+    trees.write(folder / "a.jpg", trees.jpeg(1))
+    for table in range(5):
+        names = [f"k{n}" for n in rng.integers(0, 30, 20)]
+        rows = [f"a.jpg,{name},{table}-{place}\n" for place, name in enumerate(names)]
+        trees.write(folder / f"{table}.csv", "image,key,caption\n" + "".join(rows))
+        for place, name in enumerate(names):
+            kept.setdefault(name, f"{table}-{place}")
+    return kept
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_of_keys_that_shards_repeat_the_first_is_kept(tmp_path, monkeypatch, seed):
+    monkeypatch.setattr("detailclip_jax.convert.rows.PER_SHARD", 7)
+    kept = repeating(tmp_path / "in", np.random.default_rng(seed))
+    part = prepared(tmp_path / "in", tmp_path / "out", kind="csv", key_column="key")
+    found = Records(tmp_path / "out", "train")
+    assert {found[n]["key"]: found[n]["captions"][0] for n in range(len(found))} == kept
+    assert len(found) == len(kept) == part["num_examples"] == part["statistics"]["images"]
+    assert part["rejected"] == {"duplicate key": 100 - len(kept)}
+
+
+def test_a_kill_between_both_conversions_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("detailclip_jax.convert.rows.PER_SHARD", 7)
+    repeating(tmp_path / "in", np.random.default_rng(0))
+    prepared(tmp_path / "in", tmp_path / "whole", kind="csv", key_column="key")
+    options = Options(key_column="key")
+    request = Request("csv", (str(tmp_path / "in"),), str(tmp_path / "out"), options=options)
+    started = begin(request)
+    for number in shard.unconverted(started):
+        shard.convert(started, number)
+    again = shard.exclude_repeated(started)
+    assert len(again) > 5 and shard.unconverted(started) == again
+    shard.convert(started, again[0])  # and killed here
+    local.run(begin(request), 1, QUIET)
+    finish(begin(request))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_statistics_are_those_of_a_plain_count(tmp_path):
@@ -238,9 +269,10 @@ def test_a_limit_takes_the_first_examples(tars, tmp_path, limit):
 
 
 def test_shards_without_examples_are_read(tars, tmp_path):
-    part = prepared(tars, tmp_path / "out", 64)
-    assert 0 in [shard["num_examples"] for shard in part["shards"]]
-    assert len(keys(tmp_path / "out")) == 21
+    trees.write_tar(tars / "00001.tar", [("a.jpg", b"no image")])
+    part = prepared(tars, tmp_path / "out")
+    assert [one["num_examples"] for one in part["shards"]] == [7, 0, 7]
+    assert len(keys(tmp_path / "out")) == 14
 
 
 # Restarts
@@ -261,49 +293,45 @@ def interrupted_after(num_calls):
 
 
 def run_until_killed(job, num_calls):
-    """Both passes, as far as so many examples go."""
+    """Converts as far as so many examples go."""
     tell = interrupted_after(num_calls)
-    for number in passes.unsplit(job):
-        passes.split(job, number, tell)
-    for number in passes.ungathered(job):
-        passes.gather(job, number, tell)
+    for number in shard.unconverted(job):
+        shard.convert(job, number, tell)
 
 
 def test_wherever_it_is_killed_a_restart_ends_with_the_same_bytes(tars, tmp_path):
-    prepared(tars, tmp_path / "whole", 4)
+    prepared(tars, tmp_path / "whole")
     expected = contents(tmp_path / "whole")
-    for num_calls in range(0, 42, 3):
+    for num_calls in range(0, 21, 2):
         out = tmp_path / f"killed-{num_calls}"
         request = Request("webdataset", (str(tars),), str(out))
         with pytest.raises(Killed):
-            run_until_killed(begin(request, 4), num_calls)
-        job = begin(request, 4)
+            run_until_killed(begin(request), num_calls)
+        job = begin(request)
         local.run(job, 1, QUIET)
         finish(job)
         assert contents(out) == expected
         assert not request.work.exists()
 
 
-def test_finished_shards_are_not_done_again(tars, tmp_path, monkeypatch):
+def test_finished_shards_are_not_done_again(tars, tmp_path):
     request = Request("webdataset", (str(tars),), str(tmp_path / "out"))
     with pytest.raises(Killed):
-        run_until_killed(begin(request, 4), 7 + 7 + 3)
-    done = []
-    monkeypatch.setitem(
-        local.PASSES, "read", lambda job, number, tell: (done.append(number), passes.split(job, number))
-    )
-    job = begin(request, 4)
+        run_until_killed(begin(request), 7 + 7 + 3)
+    job = begin(request)
+    assert shard.unconverted(job) == [2]
+    written = [job.output(number).stat().st_mtime_ns for number in range(2)]
     local.run(job, 1, QUIET)
-    assert done == [2]
+    assert [job.output(number).stat().st_mtime_ns for number in range(2)] == written
     assert finish(job)["num_examples"] == 21
 
 
 def test_a_lost_output_shard_is_made_again(tars, tmp_path):
     request = Request("webdataset", (str(tars),), str(tmp_path / "out"))
-    job = begin(request, 4)
+    job = begin(request)
     local.run(job, 1, QUIET)
     job.output(2).unlink()
-    assert passes.ungathered(job) == [2]
+    assert shard.unconverted(job) == [2]
 
 
 def test_shards_that_another_wrote_are_not_mixed_with(tars, tmp_path):
@@ -343,33 +371,29 @@ def test_the_disk_s_errors_stop_the_run_and_damage_does_not(tars, tmp_path, monk
     job = begin(Request("webdataset", (str(tars),), str(tmp_path / "out")))
     monkeypatch.setattr("os.fsync", raise_full)
     with pytest.raises(OSError, match="No space left"):
-        passes.split(job, 0)
-    assert passes.unsplit(job) == [0, 1, 2]
+        shard.convert(job, 0)
+    assert shard.unconverted(job) == [0, 1, 2]
     assert not list(job.request.work.glob("*.partial"))
 
 
 def test_a_shard_that_cannot_be_written_is_an_error_of_the_disk(tars, tmp_path, monkeypatch):
-    job = begin(Request("webdataset", (str(tars),), str(tmp_path / "out")), 1)
-    for number in range(len(job.shards)):
-        passes.split(job, number)
+    job = begin(Request("webdataset", (str(tars),), str(tmp_path / "out")))
     full = tmp_path / "full"
     full.symlink_to("/dev/full")
-    monkeypatch.setattr(passes, "partial_of", lambda *places: full)
+    monkeypatch.setattr(shard, "partial_of", lambda *places: full)
     with pytest.raises(OSError, match=r"full cannot be written: .*No space left"):
-        passes.gather(job, 0)
-    assert passes.ungathered(job) == [0]
+        shard.convert(job, 0)
+    assert shard.unconverted(job) == [0, 1, 2]
 
 
 def test_a_shard_that_is_interrupted_leaves_nothing(tars, tmp_path):
-    job = begin(Request("webdataset", (str(tars),), str(tmp_path / "out")), 1)
-    for number in range(len(job.shards)):
-        passes.split(job, number)
+    job = begin(Request("webdataset", (str(tars),), str(tmp_path / "out")))
 
     def stop(*counts):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        passes.gather(job, 0, stop)
+        shard.convert(job, 0, stop)
     assert not list(job.request.work.glob("*.partial"))
 
 
@@ -416,11 +440,11 @@ def test_known_counts_are_compared():
 
 
 def test_progress_says_rates_and_what_is_left():
-    progress = local.Progress("read", [10, 10, 20], [0, 1, 2], QUIET)
+    progress = local.Progress([10, 10, 20], [0, 1, 2], QUIET)
     progress.add(100, 2_000_000, 3)
     assert progress.line(2.0).endswith("100 examples | 50 images/s | 1.0 MB/s | eta ? | 3 rejected")
     progress.done(0)
-    assert progress.line(2.0).startswith("read 1/3 shards")
+    assert progress.line(2.0).startswith("1/3 shards")
     assert "eta 0:06" in progress.line(2.0)  # a quarter took two seconds
 
 
@@ -490,7 +514,8 @@ def test_nothing_accepted_is_a_failure(tmp_path, capsys):
 
 def test_verify_finds_what_changed(tars, tmp_path, capsys):
     out = tmp_path / "out"
-    prepared(tars, out, 4)
+    trees.write_tar(tars / "00003.tar", trees.sample("z", 1))
+    prepared(tars, out)
     assert main(["verify", str(out)]) == 0
     (out / "train-00007.arrayrecord").write_bytes((out / "train-00000.arrayrecord").read_bytes())
     (out / "train-00001.arrayrecord").unlink()

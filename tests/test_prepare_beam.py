@@ -1,4 +1,4 @@
-"""The passes on Apache Beam: its DirectRunner, and its portable runner, the way onto Flink, Spark and Dataflow."""
+"""The conversion on Apache Beam: its DirectRunner, and its portable runner, the way onto Flink, Spark and Dataflow."""
 
 import sys
 
@@ -41,18 +41,18 @@ class TestBeam:
     )
     def test_the_output_is_that_of_the_local_engine(self, tmp_path, runner):
         trees.webdataset(tmp_path / "in", num_tars=4)
-        prepared(tmp_path / "in", tmp_path / "local", 3)
-        command = ["webdataset", str(tmp_path / "in"), "--out", str(tmp_path / "beam"), "--shards", "3"]
+        prepared(tmp_path / "in", tmp_path / "local")
+        command = ["webdataset", str(tmp_path / "in"), "--out", str(tmp_path / "beam")]
         assert main([*command, "--engine", "beam", "--", *runner]) == 0
         assert contents(tmp_path / "beam") == contents(tmp_path / "local")
 
     def test_it_takes_up_what_another_engine_left(self, tmp_path):
         trees.webdataset(tmp_path / "in")
-        prepared(tmp_path / "in", tmp_path / "local", 3)
+        prepared(tmp_path / "in", tmp_path / "local")
         request = Request("webdataset", (str(tmp_path / "in"),), str(tmp_path / "beam"))
         with pytest.raises(Killed):
-            run_until_killed(begin(request, 3), 10)
-        job = begin(request, 3)
+            run_until_killed(begin(request), 10)
+        job = begin(request)
         beam.run(job, ["--runner=DirectRunner"])
         finish(job)
         assert contents(tmp_path / "beam") == contents(tmp_path / "local")

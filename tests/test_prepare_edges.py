@@ -254,7 +254,7 @@ def test_a_started_split_whose_source_has_changed_begins_again_where_the_message
     request = Request("webdataset", (str(tars),), str(tmp_path / "out"))
     job = begin(request)
     assert begin(request) == job
-    if writing:  # killed in the second pass
+    if writing:  # killed after the first shard
         trees.write(job.output(0), "")
     (tar,) = tars.iterdir()
     os.utime(tar, ns=(1, 1))
@@ -279,7 +279,7 @@ def test_a_started_split_whose_folder_has_a_new_tar_is_not_continued(tars, tmp_p
 def test_the_next_start_removes_what_a_kill_left_half_written(tars, tmp_path):
     request = Request("webdataset", (str(tars),), str(tmp_path / "out"))
     begin(request)
-    (request.work / "in-00000.spill.0123.partial").write_bytes(b"half of it")
+    (request.work / "train-00000.arrayrecord.0123.partial").write_bytes(b"half of it")
     begin(request)
     assert [file.name for file in request.work.iterdir()] == ["plan.json"]
 

@@ -45,14 +45,14 @@ def source(tmp_path_factory):
 def expected(source, tmp_path_factory):
     """Made in this process, by one worker."""
     out = tmp_path_factory.mktemp("out")
-    prepared(source, out, 4)
+    prepared(source, out)
     return contents(out)
 
 
 @pytest.mark.check
 @pytest.mark.parametrize("workers", ["2", pytest.param("3", marks=pytest.mark.slow)])
 def test_the_output_does_not_depend_on_the_workers(source, expected, tmp_path, workers):
-    process = start(source, tmp_path, "--shards", "4", "--workers", workers)
+    process = start(source, tmp_path, "--workers", workers)
     said, _ = process.communicate()
     assert process.returncode == 0, said
     assert contents(tmp_path) == expected
@@ -61,16 +61,16 @@ def test_the_output_does_not_depend_on_the_workers(source, expected, tmp_path, w
 @pytest.mark.check
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_killed_and_started_again_it_ends_with_the_same_bytes(source, expected, tmp_path, workers):
-    process = start(source, tmp_path, "--shards", "4", "--workers", workers)
+    process = start(source, tmp_path, "--workers", workers)
     work = tmp_path / ".prepare-train"
-    wait_for(lambda: len(list(work.glob("in-*.json"))) >= 2, process)
+    wait_for(lambda: len(list(work.glob("0*.json"))) >= 2, process)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    done = len(list(work.glob("in-*.json")))
+    done = len(list(work.glob("0*.json")))
     assert done >= 2
     assert not (tmp_path / "dataset.json").exists()
-    again = start(source, tmp_path, "--shards", "4", "--workers", workers)
+    again = start(source, tmp_path, "--workers", workers)
     said, _ = again.communicate()
     assert again.returncode == 0, said
     assert contents(tmp_path) == expected
@@ -82,8 +82,8 @@ def test_ctrl_c_ends_with_a_message(tmp_path):
     for tar in range(20):
         members = [[(f"{tar:02}{n:03}.jpg", image), (f"{tar:02}{n:03}.txt", b"a frog")] for n in range(40)]
         trees.write_tar(tars / f"{tar:05}.tar", itertools.chain(*members))
-    process = start(tars, out, "--shards", "4", "--workers", "2")
-    wait_for(lambda: list((out / ".prepare-train").glob("in-*.json")), process)
+    process = start(tars, out, "--workers", "2")
+    wait_for(lambda: list((out / ".prepare-train").glob("0*.json")), process)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130
@@ -92,8 +92,8 @@ def test_ctrl_c_ends_with_a_message(tmp_path):
 
 
 def test_workers_end_where_the_main_process_was_killed(source, tmp_path):
-    process = start(source, tmp_path, "--shards", "4", "--workers", "2")
-    wait_for(lambda: list((tmp_path / ".prepare-train").glob("in-*.json")), process)
+    process = start(source, tmp_path, "--workers", "2")
+    wait_for(lambda: list((tmp_path / ".prepare-train").glob("0*.json")), process)
     workers = [int(pid) for pid in children(process.pid)]
     assert workers
     process.kill()
@@ -105,8 +105,8 @@ def test_workers_end_where_the_main_process_was_killed(source, tmp_path):
 
 
 def test_a_worker_that_is_killed_is_a_message(source, tmp_path):
-    process = start(source, tmp_path, "--shards", "4", "--workers", "2")
-    wait_for(lambda: list((tmp_path / ".prepare-train").glob("in-*.json")), process)
+    process = start(source, tmp_path, "--workers", "2")
+    wait_for(lambda: list((tmp_path / ".prepare-train").glob("0*.json")), process)
     for pid in children(process.pid):
         if b"spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(int(pid), signal.SIGKILL)

@@ -36,11 +36,10 @@ def parser(description: str) -> flags.Parser:
 
 def _add_output(command: flags.Parser) -> None:
     add = command.add_argument
-    out = "folder of the shards; needs twice their size on the disk while it is written"
-    add("--out", required=True, metavar="DIR", help=out)
+    add("--out", required=True, metavar="DIR", help="folder of the shards")
     split = "shards are named NAME-00000.arrayrecord (default: train)"
     add("--split", type=split_name, default="train", metavar="NAME", help=split)
-    shards = "number of shards (default: as many as the source has, at most 1024)"
+    shards = "number of shards, at most as many as the source has (default: these, at most 1024)"
     add("--shards", type=flags.positive, default=0, metavar="N", help=shards)
     known = flags.one_of("known set", KNOWN)
     add("--dataset", type=known, metavar="SET", help="known set, whose counts are compared at the end")

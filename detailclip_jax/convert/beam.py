@@ -1,4 +1,4 @@
-"""Runs the two passes on Apache Beam: locally with DirectRunner, or on Dataflow, Flink or Spark.
+"""Converts the shards on Apache Beam: locally with DirectRunner, or on Dataflow, Flink or Spark.
 
     python -m detailclip_jax.prepare ... --engine beam -- --runner=DirectRunner --direct_num_workers=4
 
@@ -11,51 +11,39 @@ from collections.abc import Sequence
 from typing import Any
 
 from detailclip_jax.convert import job as jobs
-from detailclip_jax.convert import passes
+from detailclip_jax.convert import shard as shards
 from detailclip_jax.convert.job import Job
 
 
 def run(job: Job, options: Sequence[str] = ()) -> None:
-    """Runs the unfinished parts of both passes; `options` are Beam's.  ImportError without Beam."""
+    """Converts the unconverted shards, and once more those that repeat keys; `options` are Beam's.
+
+    Raises ImportError without Beam.
+    """
+    _convert(job, options)
+    while shards.exclude_repeated(job):
+        _convert(job, options)
+
+
+def _convert(job: Job, options: Sequence[str]) -> None:
     beam, pipeline_options = _beam()
     with beam.Pipeline(options=pipeline_options(list(options))) as pipeline:
         build(pipeline, job)
 
 
 def build(pipeline: Any, job: Job) -> Any:
-    """Adds both passes to a Beam pipeline; the second starts when the first is complete.
-
-    The result is the collection of output shard numbers.
-    """
+    """Adds the conversion to a Beam pipeline.  The result is the collection of numbers of the converted shards."""
     beam, _ = _beam()
-    work = str(job.request.work)
-    split = (
-        pipeline
-        | "input shards" >> beam.Create(passes.unsplit(job))
-        | "spread the reading" >> beam.Reshuffle()
-        | "read" >> beam.Map(_split, work)
-        | "all are read" >> beam.combiners.Count.Globally()
-    )
     return (
-        split
-        | "output shards" >> beam.FlatMap(_ungathered, work)
-        | "spread the writing" >> beam.Reshuffle()
-        | "write" >> beam.Map(_gather, work)
+        pipeline
+        | "shards" >> beam.Create(shards.unconverted(job))
+        | "spread" >> beam.Reshuffle()
+        | "convert" >> beam.Map(_task, str(job.request.work))
     )
 
 
-def _split(number: int, work: str) -> int:
-    passes.split(jobs.load(work), number)
-    return number
-
-
-def _ungathered(num_split: int, work: str) -> list[int]:
-    del num_split
-    return passes.ungathered(jobs.load(work))
-
-
-def _gather(number: int, work: str) -> int:
-    passes.gather(jobs.load(work), number)
+def _task(number: int, work: str) -> int:
+    shards.convert(jobs.load(work), number)
     return number
 
 

@@ -13,7 +13,7 @@ from detailclip_jax.data.sources import PLAN, shards_of
 from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.files import nothing_left
 
-MAX_SHARDS = 1024  # default limit
+MAX_SHARDS = 1024
 
 
 class AlreadyThere(ValueError):
@@ -21,7 +21,7 @@ class AlreadyThere(ValueError):
 
 
 def begin(request: Request, num_shards: int = 0) -> Job:
-    """Returns the job of a request; with `num_shards` 0 it makes as many shards as the source has, up to 1024.
+    """Returns the job of a request, with as many shards as the source has, up to `num_shards` (0: 1024).
 
     The caller holds the lock of the request.  A plan left by an earlier run of the same request is resumed.  Raises
     AlreadyThere if that run finished, RunError if its source has changed since, ValueError if the folder has a split or
@@ -64,8 +64,8 @@ def _resumed(request: Request, num_shards: int) -> Job:
     """Returns the job that an earlier run left, without the files that it was writing when it was killed."""
     job = jobs.load(str(request.work))
     others = jobs.differences(job.request, request)
-    if num_shards and num_shards != job.num_shards:
-        others.append(f"shards: {job.num_shards} before, {num_shards} now")
+    if num_shards and (now := _limited(num_shards, job.shards)) != job.num_shards:
+        others.append(f"shards: {job.num_shards} before, {now} now")
     if others:
         raise ValueError(
             f"{request.work} was started by a different request ({'; '.join(others)}); "
@@ -109,10 +109,14 @@ def _planned(request: Request, num_shards: int) -> Job:
         if not plan.shards:
             raise ValueError(f"{request.kind} {' '.join(request.paths)}: the source has no example")
         _check_names(plan.shards)
-        count = num_shards or min(len(plan.shards), MAX_SHARDS)
-        job = Job(request, count, plan.shards, plan.classes, stamps(request, plan.shards), folders)
+        count, files = _limited(num_shards, plan.shards), stamps(request, plan.shards)
+        job = Job(request, count, plan.shards, plan.classes, files, folders)
         jobs.save(job)
     return job
+
+
+def _limited(num_shards: int, shards: tuple[Shard, ...]) -> int:
+    return min(num_shards or MAX_SHARDS, len(shards))
 
 
 def _check_names(shards: tuple[Shard, ...]) -> None:

@@ -55,12 +55,11 @@ def finish(job: Job) -> dict[str, Any]:
 
     Raises NothingAccepted if there is no example; then only the list of rejects is kept.
     """
-    reports = [json.loads(job.gather_report(number).read_text()) for number in range(job.num_shards)]
-    splits = [json.loads(job.split_report(number).read_text()) for number in range(len(job.shards))]
+    reports = [json.loads(job.report(number).read_text()) for number in range(job.num_shards)]
     rejected, first = _write_rejected(job)
     record = _split_record(job, reports, rejected) | {
         "first_rejected": first,
-        "cut_captions": sum(split.get("cut_captions", 0) for split in splits),
+        "cut_captions": sum(report["cut_captions"] for report in reports),
     }
     if record["num_examples"]:
         _enter(job, record)
@@ -133,7 +132,7 @@ def reasons_in(rejected: Mapping[str, int], first: Mapping[str, Sequence[str]]) 
 
 
 def _write_rejected(job: Job) -> tuple[dict[str, int], dict[str, tuple[str, str]]]:
-    """Writes all rejects, those of the source first and in its order.
+    """Writes all rejects in the order of the source.
 
     Returns the count of each reason, and key and detail of its first reject.
     """
@@ -149,6 +148,5 @@ def _write_rejected(job: Job) -> tuple[dict[str, int], dict[str, tuple[str, str]
 
 
 def _rejects(job: Job) -> Iterator[list[str]]:
-    paths = [job.split_report(number) for number in range(len(job.shards))]
-    for path in [*paths, *(job.gather_report(number) for number in range(job.num_shards))]:
-        yield from json.loads(path.read_text())["rejected"]
+    for number in range(job.num_shards):
+        yield from json.loads(job.report(number).read_text())["rejected"]

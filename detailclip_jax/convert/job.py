@@ -86,7 +86,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A request with the shards of its source; `num_shards` is the number of output shards.
+    """A request with the shards of its source, which become `num_shards` output shards.
 
     files: size in bytes and modification time in ns of the source's files when the job was planned, and
     folders: number and digest of the files of its folders and patterns, see `changes`.
@@ -99,21 +99,26 @@ class Job:
     files: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
     folders: Mapping[str, Sequence[int | str]] = dataclasses.field(default_factory=dict)
 
-    def spill(self, number: int) -> pathlib.Path:
-        """Path of an input shard's examples, grouped by output shard."""
-        return self.request.work / f"in-{number:05d}.spill"
-
-    def split_report(self, number: int) -> pathlib.Path:
-        """Path of the report that marks an input shard as done and lists its rejects."""
-        return self.request.work / f"in-{number:05d}.json"
+    def inputs(self, number: int) -> tuple[Shard, ...]:
+        """Returns the shards of the source that become an output shard: consecutive ones, in their order."""
+        count = len(self.shards)
+        return self.shards[number * count // self.num_shards : (number + 1) * count // self.num_shards]
 
     def output(self, number: int) -> pathlib.Path:
-        """Path of a finished output shard."""
+        """Path of an output shard."""
         return pathlib.Path(self.request.out) / f"{self.request.split}-{number:05d}.arrayrecord"
 
-    def gather_report(self, number: int) -> pathlib.Path:
-        """Path of the report that marks an output shard as done and describes its contents."""
-        return self.request.work / f"out-{number:05d}.json"
+    def report(self, number: int) -> pathlib.Path:
+        """Path of the report that marks a shard as done, describes it and lists its rejects."""
+        return self.request.work / f"{number:05d}.json"
+
+    def keys(self, number: int) -> pathlib.Path:
+        """Path of the digests of an output shard's keys."""
+        return self.request.work / f"{number:05d}-keys.npy"
+
+    def repeated(self, number: int) -> pathlib.Path:
+        """Path of the digests of keys that this shard leaves out, as earlier ones have them; absent without any."""
+        return self.request.work / f"{number:05d}-repeated.npy"
 
 
 def save(job: Job) -> None:

@@ -1,4 +1,4 @@
-"""Runs the two passes on this machine with several processes; shows progress and can be interrupted and resumed."""
+"""Converts the shards on this machine with several processes; shows progress and can be interrupted and resumed."""
 
 import concurrent.futures
 import contextlib
@@ -9,12 +9,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
 from detailclip_jax.convert import job as jobs
-from detailclip_jax.convert import passes
+from detailclip_jax.convert import shard as shards
 from detailclip_jax.convert.begin import remove_partial
 from detailclip_jax.convert.job import Job, Request
 from detailclip_jax.convert.plan import PER_SHARD
@@ -24,40 +24,42 @@ from detailclip_jax.runtime.progress import Console, duration
 EVERY = 1.0  # seconds between progress lines on a terminal
 EVERY_PLAIN = 10.0  # the same where every line is kept, as in a log
 BATCH = 32  # examples between two reports of a worker
-PASSES: dict[str, Callable[[Job, int, passes.Tell], None]] = {"read": passes.split, "write": passes.gather}
 
 
 def run(job: Job, workers: int, console: Console) -> None:
-    """Runs the unfinished parts of both passes.
+    """Converts the unconverted shards, and once more those that repeat keys of earlier ones.
 
     Raises Stopped after a signal once the workers have ended; finished shards are kept.
     """
-    for name, todo, weights in (
-        ("read", passes.unsplit(job), [shard.weight for shard in job.shards]),
-        ("write", passes.ungathered(job), [1] * job.num_shards),
-    ):
-        progress = Progress(name, weights, todo, console)
-        with signals.Saving("stopping after the current examples"):
-            if workers == 1 or len(todo) <= 1:
-                _in_turn(job, name, todo, progress)
-            else:
-                _at_once(job, name, todo, progress, min(workers, len(todo)))
-            signals.pause_point()
-        progress.end()
+    _convert(job, workers, console)
+    while shards.exclude_repeated(job):
+        _convert(job, workers, console)
 
 
-def _in_turn(job: Job, name: str, todo: Sequence[int], progress: "Progress") -> None:
+def _convert(job: Job, workers: int, console: Console) -> None:
+    todo = shards.unconverted(job)
+    progress = Progress([sum(shard.weight for shard in job.inputs(n)) for n in range(job.num_shards)], todo, console)
+    with signals.Saving("stopping after the current examples"):
+        if workers == 1 or len(todo) <= 1:
+            _in_turn(job, todo, progress)
+        else:
+            _at_once(job, todo, progress, min(workers, len(todo)))
+        signals.pause_point()
+    progress.end()
+
+
+def _in_turn(job: Job, todo: Sequence[int], progress: "Progress") -> None:
     def tell(*counts: int) -> None:
         signals.pause_point()
         progress.add(*counts)
         progress.show()
 
     for number in todo:
-        PASSES[name](job, number, tell)
+        shards.convert(job, number, tell)
         progress.done(number)
 
 
-def _at_once(job: Job, name: str, todo: Sequence[int], progress: "Progress", workers: int) -> None:
+def _at_once(job: Job, todo: Sequence[int], progress: "Progress", workers: int) -> None:
     context = multiprocessing.get_context("spawn")  # fork is unsafe with threads
     counts, others = [context.Value("q", 0) for _ in range(3)], multiprocessing.active_children()
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, _init_worker, (counts, os.getpid()))
@@ -69,7 +71,7 @@ def _at_once(job: Job, name: str, todo: Sequence[int], progress: "Progress", wor
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the workers inherit it, and never get Ctrl-C
     try:
         with signals.if_ended(kill):
-            tasks = {pool.submit(_task, name, str(job.request.work), number): number for number in todo}
+            tasks = {pool.submit(_task, str(job.request.work), number): number for number in todo}
             signal.pthread_sigmask(signal.SIG_SETMASK, before)  # all workers have started, with the first task
             _wait(tasks, progress, counts)
     except BaseException:
@@ -108,10 +110,10 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _task(name: str, work: str, number: int) -> None:
-    """Processes one shard of a pass in a worker."""
+def _task(work: str, number: int) -> None:
+    """Converts one shard in a worker."""
     report = Report(_worker["counts"])
-    PASSES[name](jobs.load(work), number, report)
+    shards.convert(jobs.load(work), number, report)
     report.flush()
 
 
@@ -136,10 +138,10 @@ class Report:
 
 
 class Progress:
-    """Progress of a pass, shown as one line."""
+    """Progress of the conversion, shown as one line."""
 
-    def __init__(self, name: str, weights: Sequence[int], todo: Sequence[int], console: Console):
-        self._name, self._weights, self._console = name, weights, console
+    def __init__(self, weights: Sequence[int], todo: Sequence[int], console: Console):
+        self._weights, self._console = weights, console
         self._start = self._shown = time.monotonic()
         self._shards = len(weights) - len(todo)
         self._todo = max(1, sum(weights[number] for number in todo))
@@ -173,13 +175,13 @@ class Progress:
             self._console.end_live()
 
     def line(self, seconds: float) -> str:
-        """Returns "read 12/331 shards | 120,000 examples | 812 images/s | 33.1 MB/s | eta 0:12 | 17 rejected"."""
+        """Returns "12/331 shards | 120,000 examples | 812 images/s | 33.1 MB/s | eta 0:12 | 17 rejected"."""
         num, num_bytes, rejected = self.counts
         seconds = max(seconds, 1e-9)
         left = self._todo - self._finished
         eta = duration(seconds * left / self._finished) if self._finished else "?"
         return (
-            f"{self._name} {self._shards}/{len(self._weights)} shards | {num:,} examples | "
+            f"{self._shards}/{len(self._weights)} shards | {num:,} examples | "
             f"{num / seconds:,.0f} images/s | {num_bytes / seconds / 1e6:.1f} MB/s | eta {eta} | {rejected:,} rejected"
         )
 

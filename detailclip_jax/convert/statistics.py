@@ -1,9 +1,7 @@
 """Counts of a record, a shard or a set: nested dicts of integers that can be added."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-from detailclip_jax.convert.spill import Entry
+from typing import Any, NamedTuple
 
 SIDE_STEP = 32  # pixels per bin
 MAX_SIDE_BIN = 8192
@@ -11,6 +9,16 @@ MAX_TOKENS_BIN = 256
 MAX_BYTES_BIN = 2**24
 
 Counts = dict[str, Any]
+
+
+class Entry(NamedTuple):
+    """Counted properties of a record; `tokens` holds caption lengths by name, 0 for a blank caption."""
+
+    key: str
+    image_bytes: int
+    width: int
+    height: int
+    tokens: Mapping[str, list[int]]
 
 
 def of_entry(entry: Entry, context_length: int) -> Counts:

@@ -1,0 +1,208 @@
+"""Makes one output shard: a pure function of a job and the number of the shard.
+
+    convert(job, n)     reads the input shards of output shard n, writes their accepted examples, and a report
+
+It may run on any machine that sees the folders, in any order, and again after a failure: an output shard gets its name
+when it is complete, and its report after that.  `finish.finish` then writes dataset.json and the list of rejects.
+
+Of equal keys the first in the order of the source is kept.  Within a shard `convert` sees that itself; where shards
+repeat keys of earlier ones, `exclude_repeated` says so after all are converted, and these are converted again.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from jaxtyping import UInt64
+
+from detailclip_jax.convert import statistics
+from detailclip_jax.convert.cleaning import CLEANING
+from detailclip_jax.convert.files import atomic_file, partial_of, write_json
+from detailclip_jax.convert.image_checks import checked
+from detailclip_jax.convert.job import Job, Options, Request, Shard
+from detailclip_jax.convert.records import (
+    Raw,
+    Reject,
+    Rejected,
+    converted,
+    digest_of,
+    escaped,
+    pack,
+    several,
+    valid_text,
+)
+from detailclip_jax.convert.sources import source_of
+from detailclip_jax.convert.statistics import Entry
+from detailclip_jax.data.tokenizer import MAX_CHARACTERS, Tokenizer
+from detailclip_jax.runtime.files import written_atomically
+
+ARRAY_RECORD = "group_size:1,uncompressed"  # one record per block gives random access; images are compressed already
+COUNTED_CHARACTERS = 2000  # per caption: its number of tokens is counted on this beginning
+UNREADABLE = "damaged shard"
+
+Tell = Callable[[int, int, int], None]  # examples seen, bytes, rejected since the last call
+
+
+def nobody(num: int, num_bytes: int, num_rejected: int) -> None:
+    """Ignores the counts."""
+
+
+def unconverted(job: Job) -> list[int]:
+    """Returns the numbers of the shards still to convert."""
+    return [n for n in range(job.num_shards) if not (job.report(n).exists() and job.output(n).exists())]
+
+
+def convert(job: Job, number: int, tell: Tell = nobody) -> None:
+    """Writes the accepted examples of the input shards of an output shard, in their order, and a report."""
+    path, options = job.output(number), job.request.options
+    found = Found(options.context_length, _digests(job, number).tolist())
+    with written_atomically(path, partial_of(path, job.request.work)) as partial:
+        with _writer(partial) as writer:
+            for item in itertools.chain.from_iterable(read(shard, job.request) for shard in job.inputs(number)):
+                record = found.accepted(item, options)
+                if record is not None:
+                    writer.write(record)
+                tell(1, len(record or b""), record is None)
+        description = {"name": path.name, "num_examples": len(found.keys), **_sealed(partial)}
+    with atomic_file(job.keys(number)) as file:
+        np.save(file, np.array(sorted(found.keys), np.uint64))
+    rejected = list(map(columns_of, found.rejected))
+    report = {"shard": description, "statistics": found.counts, "rejected": rejected, "cut_captions": found.num_cut}
+    write_json(job.report(number), report, indent=None)
+
+
+class Found:
+    """Keys, statistics and rejects of a shard; `repeated` are digests of keys that earlier shards have."""
+
+    def __init__(self, context_length: int, repeated: Iterable[int] = ()):
+        self._tokenizer, self._context_length = Tokenizer(context_length), context_length
+        self._repeated = frozenset(repeated)
+        self.keys: set[int] = set()
+        self.counts: statistics.Counts = {}
+        self.rejected: list[Reject] = []
+        self.num_cut = 0
+
+    def accepted(self, item: Raw | Reject, options: Options) -> bytes | None:
+        """Returns the record of an example; None, and its entry in `rejected`, if it is not accepted."""
+        try:
+            record, entry = admit(item, options, self._tokenizer)
+            digest = digest_of(entry.key)
+            if digest in self.keys or digest in self._repeated:
+                raise Rejected("duplicate key")
+        except Rejected as refusal:
+            self.rejected.append(refusal.of(escaped(item.key)))
+            return None
+        self.keys.add(digest)
+        self.num_cut += num_long(item)
+        statistics.add(self.counts, statistics.of_entry(entry, self._context_length))
+        return record
+
+
+def exclude_repeated(job: Job) -> list[int]:
+    """Returns the numbers of converted shards that repeat keys of earlier ones; they count as unconverted then.
+
+    Converted again, they leave these keys out.
+    """
+    keys = [np.load(job.keys(number)) for number in range(job.num_shards)]
+    shards, keys = np.repeat(np.arange(len(keys)), list(map(len, keys))), np.concatenate(keys)
+    order = np.argsort(keys, kind="stable")  # of equal keys, that of the earlier shard comes first
+    repeated = order[1:][keys[order[1:]] == keys[order[:-1]]]
+    again = np.unique(shards[repeated]).tolist()
+    for number in again:
+        with atomic_file(job.repeated(number)) as file:
+            np.save(file, np.union1d(keys[repeated[shards[repeated] == number]], _digests(job, number)))
+        job.report(number).unlink()
+    return again
+
+
+def _digests(job: Job, number: int) -> UInt64[np.ndarray, "N"]:
+    path = job.repeated(number)
+    return np.load(path) if path.exists() else np.empty(0, np.uint64)
+
+
+def columns_of(reject: Reject) -> tuple[str, str, str]:
+    """Returns a line of the list of rejects; `dataclasses.astuple` would copy each text and take ten times as long."""
+    return reject.key, reject.reason, reject.detail
+
+
+def read(shard: Shard, request: Request) -> Iterator[Raw | Reject]:
+    """Yields the examples of an input shard; if the shard is damaged, ends with a reject that says so.
+
+    An error from the operating system (a lost mount, a full disk) is not damage and stops the run.
+    """
+    source = source_of(request.kind)
+    try:
+        yield from source.read(shard, request.options)
+    except source.damage() as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        yield Reject(shard.name, UNREADABLE, f"{type(error).__name__}: {error}")
+
+
+def admit(item: Raw | Reject, options: Options, tokenizer: Tokenizer) -> tuple[bytes, Entry]:
+    """Returns the record of an example and its counted properties; Rejected with the reason if it is not accepted."""
+    if isinstance(item, Reject):
+        raise Rejected(f"{item.reason}: {item.detail}")
+    raw = cleaned(item, options.clean)
+    tokens = lengths(raw, tokenizer)
+    if options.require_caption and not any(map(any, tokens.values())):
+        raise Rejected("no caption")
+    image, width, height = checked(raw.image, options)
+    record = pack(dataclasses.replace(raw, image=image))
+    return record, Entry(raw.key, len(image), width, height, tokens)
+
+
+def cleaned(raw: Raw, rule: str) -> Raw:
+    """Returns the example with captions cut to MAX_CHARACTERS and cleaned, and with all text in valid UTF-8."""
+    clean = CLEANING[rule]
+
+    def convert(text: str) -> str:
+        return valid_text(clean(text[:MAX_CHARACTERS]))
+
+    texts, captions = converted(raw.texts, convert), tuple(map(convert, raw.captions))
+    return dataclasses.replace(raw, key=escaped(raw.key), texts=texts, captions=captions)
+
+
+def num_long(item: Raw | Reject) -> int:
+    """Returns how many captions of an example are longer than MAX_CHARACTERS."""
+    return 0 if isinstance(item, Reject) else sum(len(text) > MAX_CHARACTERS for text in item.all_captions)
+
+
+def lengths(raw: Raw, tokenizer: Tokenizer) -> dict[str, list[int]]:
+    """Returns the number of tokens of each caption by name, with start and end token; 0 for a blank caption."""
+    named = {name: [_length(text, tokenizer) for text in several(texts)] for name, texts in raw.texts.items()}
+    return named | ({"captions": [_length(text, tokenizer) for text in raw.captions]} if raw.captions else {})
+
+
+def _length(text: str, tokenizer: Tokenizer) -> int:
+    return len(tokenizer.encode(text[:COUNTED_CHARACTERS])) if text.strip() else 0
+
+
+@contextlib.contextmanager
+def _writer(path: pathlib.Path) -> Iterator[ArrayRecordWriter]:
+    """Opens a shard for writing and removes it on failure; OSError if the disk cannot take more."""
+    writer = ArrayRecordWriter(str(path), ARRAY_RECORD)
+    try:
+        yield writer
+        writer.close()
+    except BaseException as error:
+        with contextlib.suppress(RuntimeError):
+            writer.close()
+        path.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError):  # the only exception type of the library
+            raise OSError(f"{path} cannot be written: {error}") from error
+        raise
+
+
+def _sealed(path: pathlib.Path) -> dict[str, Any]:
+    """Returns size and checksum of a file after flushing it to disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
