@@ -1,5 +1,5 @@
 """Converts data sets to ArrayRecord shards in one pass.
 
-`sources` is the table of readers; `passes` has one function per input shard (`split`) and one per output shard
-(`gather`), which any engine may run in any order; `job` defines what is converted and where to.
+`sources` is the table of readers; `shard.convert` makes one output shard, on any machine and in any order; `job` defines
+what is converted and where to.
 """
