@@ -49,6 +49,7 @@ def program() -> str:
 def usage() -> str:
     """Returns the usage text with the list of commands."""
     lines = [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
+    lines.append("  version    print the version")
     return "\n".join([f"usage: {program()} COMMAND [--help] [flags]", "", *lines])
 
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in ("-h", "--help"):
         print(usage())
         return 0
-    if name == "--version":
+    if name in ("--version", "version"):
         print(f"detailclip_jax {__version__}")
         return 0
     start.check()

@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     add = command.add_argument
     what = "workdir of a run, or of `import_torch`; may be repeated"
     add("--checkpoint", action="append", default=[], metavar="WORKDIR", help=what)
+    add("--step", type=int, metavar="N", help="step of the checkpoints (default: the last)")
     add("--embeddings", type=Path, metavar="FILE", help="search this file, which `embed --out=FILE` wrote")
     links = "show found images that are links out of the embedded folder, as `embed --follow-links` reads them"
     add("--follow-links", action="store_true", help=links)
@@ -59,7 +60,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         from detailclip_jax.inference import model as inference
         from detailclip_jax.page import app
 
-        models = [inference.load(path, arguments.weights) for path in arguments.checkpoint]
+        models = [inference.load(path, arguments.weights, arguments.step) for path in arguments.checkpoint]
         for model in models:
             console.say(f"{model.path}: {model.config.method}, step {model.step}, {model.weights} weights")
         given = arguments.embeddings, models, arguments.follow_links

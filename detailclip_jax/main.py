@@ -255,7 +255,7 @@ def check_no_others(argv: Sequence[str]) -> None:
 
 
 def next_commands(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
-    """Returns commands to run next: train twice as long with the same flags, search with the model, evaluate it."""
+    """Returns commands to run next: train twice as long with the same flags; look at, search with, evaluate, export."""
     length = re.compile(r"--?config\.(?:total_steps|num_epochs)(=.*)?")
     kept, skipped = [], False
     for flag in flags:
@@ -267,9 +267,11 @@ def next_commands(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
     there = shlex.quote(str(workdir))
     return (
         f"to train on:   python -m detailclip_jax.main {loop}\n"
+        f"to explore:    python -m detailclip_jax.demo --checkpoint={there}\n"
         f"to search:     python -m detailclip_jax.embed --checkpoint={there} --images=FOLDER --query=TEXT\n"
         f"on stickers:   python -m detailclip_jax.evaluate --checkpoint={there}\n"
-        f"on your data:  python -m detailclip_jax.evaluate --checkpoint={there} --tasks=zero_shot:folder:PATH"
+        f"on your data:  python -m detailclip_jax.evaluate --checkpoint={there} --tasks=zero_shot:folder:PATH\n"
+        f"to PyTorch:    python -m detailclip_jax.export --checkpoint={there} --to=safetensors --out=model.safetensors"
     )
 
 

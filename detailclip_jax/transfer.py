@@ -5,7 +5,7 @@
         --config.data.path=/data/ADEChallengeData2016 --workdir=runs/ade20k_upernet
     python -m detailclip_jax.transfer --config=configs/transfer/coco_cascade.py --config.init=runs/vitb16_yfcc \\
         --config.data.path=/data/coco --workdir=runs/coco_cascade
-    python -m detailclip_jax.transfer --predict=photos --workdir=runs/coco_cascade --out=runs/drawn
+    python -m detailclip_jax.transfer --predict=photos --checkpoint=runs/coco_cascade --out=runs/drawn
 
 --config.init names the workdir of a trained encoder, or of an imported one (import_torch); without it the encoder is
 untrained.  --config.NAME=VALUE sets a field; --help-config with --config lists them with meaning and source.
@@ -47,7 +47,7 @@ def following(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
     """Returns what to do next with a finished run."""
     there = shlex.quote(str(workdir))
     return (
-        f"to predict: python -m detailclip_jax.transfer --predict=IMAGES --workdir={there} --out=FOLDER\n"
+        f"to predict: python -m detailclip_jax.transfer --predict=IMAGES --checkpoint={there} --out=DIR\n"
         f"to compare runs in one figure, in Python: from detailclip_jax.run import transfer; "
         f"transfer.compare({{'this': {there!r}, 'other': ...}}, {str(workdir / 'figures/compared.png')!r})"
     )
@@ -56,18 +56,18 @@ def following(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
 def predict_parser() -> argparse.ArgumentParser:
     """Returns the argument parser of predictions."""
     command = flags_of.parser("transfer", __doc__)
-    workdir = "workdir of a run of segmentation or detection"
-    command.add_argument("--workdir", required=True, type=Path, metavar="WORKDIR", help=workdir)
     add_predict_flags(command, required=True)
     return command
 
 
 def add_predict_flags(to: flags_of.Parser, required: bool = False) -> None:
-    """Adds the flags of predictions but --workdir, in a group of their own; `required`: --predict and --out are."""
-    add = to.add_argument_group("to draw predictions of the run in --workdir").add_argument
+    """Adds the flags of predictions in a group of their own; `required`: those without a default are."""
+    add = to.add_argument_group("to draw predictions of a finished run").add_argument
     add("--predict", required=required, metavar="FOLDER_OR_GLOB", help="images, or one image")
+    workdir = "workdir of a run of segmentation or detection"
+    add("--checkpoint", required=required, type=Path, metavar="WORKDIR", help=workdir)
     out = "folder for the drawings and predictions.json"
-    add("--out", required=required, type=Path, metavar="FOLDER", help=out)
+    add("--out", required=required, type=Path, metavar="DIR", help=out)
     add("--step", type=int, metavar="N", help="step of the checkpoint (default: the last)")
     add("--score", type=score, default=0.3, metavar="S", help="least score that is drawn (default: 0.3)")
     add("--follow-links", action="store_true", help=flags_of.FOLLOW_LINKS)
@@ -87,8 +87,8 @@ def score(text: str) -> float:
 def refuse_config(flag: str) -> NoReturn:
     """Raises the ValueError of a flag of training next to --predict."""
     raise ValueError(
-        f"--predict draws with the run in --workdir and its own config; leave {flag.partition('=')[0]} away, or train "
-        "the run first, without --predict"
+        f"--predict draws with the run of --checkpoint and its own config; leave {flag.partition('=')[0]} out, or "
+        "train the run first, without --predict"
     )
 
 
@@ -106,8 +106,8 @@ def predict(argv: Sequence[str]) -> int:
         console = Console()
         for _, reason in found.left_out:
             console.say(f"left out: {reason}")
-        loaded = predictions.model(arguments.workdir, arguments.step)
-        console.say(f"{arguments.workdir}: step {loaded.step}, {counted(len(loaded.classes), 'class', 'classes')}")
+        loaded = predictions.model(arguments.checkpoint, arguments.step)
+        console.say(f"{arguments.checkpoint}: step {loaded.step}, {counted(len(loaded.classes), 'class', 'classes')}")
         written = predictions.write(loaded, found, arguments.out, arguments.score, console)
         console.say(f"{counted(written.drawn, 'image')} drawn in {arguments.out}, and {predictions.FILE}")
         if written.scores is not None:

@@ -3,8 +3,8 @@
     python -m detailclip_jax.visualize --checkpoint=runs/stickers
     python -m detailclip_jax.visualize --checkpoint=runs/clip --checkpoint=runs/stickers --images=photos \\
         --what=attention,removal,pca --num-images=4 --out=runs/figures
-    python -m detailclip_jax.visualize --checkpoint=runs/stickers --images=park.jpg --what=words --texts="a dog" \\
-        --texts=grass --out=runs/figures
+    python -m detailclip_jax.visualize --checkpoint=runs/stickers --images=park.jpg --what=words --text="a dog" \\
+        --text=grass --out=runs/figures
     python -m detailclip_jax.visualize --checkpoint=runs/stickers_linear --what=segmentation --out=runs/figures
 
 --what names figures, comma-separated:
@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     add("--first", type=int, metavar="N", help=first)
     names = comma_separated(flags.one_of("figure", (*MODEL_FIGURES, *PREDICTIONS)))
     add("--what", type=names, metavar="NAME,...", help="figures (default: all that one of the checkpoints can have)")
-    add("--texts", action="append", default=[], metavar="TEXT", help="text for words and overview; may be repeated")
+    add("--text", action="append", default=[], metavar="TEXT", help="text for words and overview; may be repeated")
     add("--readout", default="naclip", metavar="NAME", help="read-out of patch features for words (default: naclip)")
     patch = "patch for similarity, in the grid of the first checkpoint (default: the most attended one)"
     add("--patch", type=place, metavar="ROW,COLUMN", help=patch)
@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
     kinds = comma_separated(flags.one_of("format", FORMATS))
     add("--formats", type=kinds, default=list(FORMATS), metavar="NAME,...", help="png, svg or both (default: png,svg)")
     out = f"folder to write the figures to (default: {FOLDER} in the first checkpoint's workdir)"
-    add("--out", type=Path, metavar="FOLDER", help=out)
+    add("--out", type=Path, metavar="DIR", help=out)
     preprocessing.add_flags(command)
     return command
 
@@ -167,7 +167,7 @@ def request_of(arguments: argparse.Namespace) -> "figure_files.Request":
         scenes=scenes,
         num_images=arguments.num_images,
         first=arguments.first,
-        texts=arguments.texts,
+        texts=arguments.text,
         follow_links=arguments.follow_links,
         step=arguments.step,
         weights=arguments.weights,

@@ -453,7 +453,7 @@ def test_the_command_draws_predictions_and_writes_them(finished, load_once, tmp_
     (tmp_path / "photos/more").mkdir(parents=True)
     for name in ("a.png", "more/b.png"):
         Image.fromarray(rng.integers(0, 256, (50, 70, 3)).astype(np.uint8)).save(tmp_path / "photos" / name)
-    flags = [f"--predict={tmp_path / 'photos'}", f"--workdir={finished}", f"--out={tmp_path / 'out'}"]
+    flags = [f"--predict={tmp_path / 'photos'}", f"--checkpoint={finished}", f"--out={tmp_path / 'out'}"]
     assert command.predict(flags) == 0
     found = json.loads((tmp_path / "out/predictions.json").read_text())
     assert [image["file_name"] for image in found["images"]] == ["a.png", "more/b.png"]
@@ -463,7 +463,7 @@ def test_the_command_draws_predictions_and_writes_them(finished, load_once, tmp_
     assert (drawn if scores else "no detections") in capsys.readouterr().out
     (tmp_path / "photos/c.png").write_bytes(b"<html>")
     assert command.predict(flags) == 1 and "c.png: not an image" in capsys.readouterr().out
-    assert command.predict([*flags[:1], f"--workdir={tmp_path}", *flags[2:]]) == 2
+    assert command.predict([*flags[:1], f"--checkpoint={tmp_path}", *flags[2:]]) == 2
 
 
 @pytest.mark.check

@@ -128,7 +128,7 @@ def photos(tmp_path):
 
 def test_the_command_draws_and_says_how_many(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(predictions, "model", lambda *_: segmenter())
-    flags = [f"--predict={photos / 'a.png'}", "--workdir=runs/any", f"--out={tmp_path / 'out'}"]
+    flags = [f"--predict={photos / 'a.png'}", "--checkpoint=runs/any", f"--out={tmp_path / 'out'}"]
     assert command.predict(flags) == 0 and f"1 image drawn in {tmp_path / 'out'}" in capsys.readouterr().out
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.png", "a_labels.png", "predictions.json"]
     (described,) = json.loads((tmp_path / "out/predictions.json").read_text())["images"]
@@ -141,7 +141,7 @@ def test_drawings_never_replace_the_images(photos, tmp_path, monkeypatch, capsys
     (photos / "b.png").write_bytes((photos / "more/b.png").read_bytes())
     monkeypatch.setattr(predictions, "model", lambda *_: segmenter())
     before = {file: file.read_bytes() for file in photos.rglob("*.png")}
-    assert command.predict([f"--predict={photos}", "--workdir=runs/any", f"--out={tmp_path / out}"]) == 2
+    assert command.predict([f"--predict={photos}", "--checkpoint=runs/any", f"--out={tmp_path / out}"]) == 2
     assert "the drawings would replace the image" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in photos.rglob("*.png")} == before
 
@@ -149,5 +149,5 @@ def test_drawings_never_replace_the_images(photos, tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize("value", ["50", "-.1", "nan", "much"])
 def test_a_score_that_is_none_is_refused(capsys, value):
     with pytest.raises(SystemExit) as end:
-        command.predict(["--predict=photos", "--workdir=runs/any", "--out=runs/drawn", f"--score={value}"])
+        command.predict(["--predict=photos", "--checkpoint=runs/any", "--out=runs/drawn", f"--score={value}"])
     assert end.value.code == 2 and f"'{value}' must be a number from 0 to 1" in capsys.readouterr().err

@@ -138,7 +138,7 @@ def test_of_the_figures_asked_for_those_that_a_checkpoint_can_have_are_drawn(wor
         ("clip", ["--what=segmentation", "--weights=ema"], "--weights has no effect on --what=segmentation"),
         ("clip", ["--what=detection", "--patch=1,2"], "--patch has no effect on --what=detection"),
         ("clip", ["--what=segmentation", "--crop-ratio=.9"], "--crop-ratio has no effect on --what=segmentation"),
-        ("clip", ["--what=segmentation", "--texts=a cat"], "--texts has no effect on --what=segmentation"),
+        ("clip", ["--what=segmentation", "--text=a cat"], "--text has no effect on --what=segmentation"),
     ],
 )
 def test_what_is_refused_says_why(workdirs, photo, tmp_path, capsys, method, flags, message):

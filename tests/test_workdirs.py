@@ -177,7 +177,7 @@ COMMANDS = {
     "visualize": lambda path, here: visualize.main([f"--checkpoint={path}", f"--out={here}/out"]),
     "segmentation": lambda path, here: visualize.main([f"--checkpoint={path}", "--what=segmentation"]),
     "transfer": lambda path, here: transfer.predict(
-        [f"--workdir={path}", f"--predict={here}/image.png", f"--out={here}/out"]
+        [f"--checkpoint={path}", f"--predict={here}/image.png", f"--out={here}/out"]
     ),
     "demo": lambda path, here: demo.main([f"--checkpoint={path}", "--port=0"]),
     "init": lambda path, here: errors.run(lambda: bool(init_from.config_of(str(path)))),

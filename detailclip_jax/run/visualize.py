@@ -137,7 +137,7 @@ def refusal(what: str, models: Mapping[str, Model], shown: Shown) -> str:
         need, (names, lack) = NEEDS[what], _lacking(what, models)
         return f"--what={what} needs {need.networks}, which {names} {lack}; {need.way_out}"
     if what == "words" and not all(shown.texts):
-        return "--what=words needs texts for these images: --texts='a dog' --texts=grass"
+        return "--what=words needs texts for these images: --text='a dog' --text=grass"
     return ""
 
 
