@@ -394,9 +394,9 @@ def test_the_package_loads_a_finished_run_to_predict(pretrained, tmp_path):
 
 
 def test_predictions_take_no_config(capsys):
-    flags = ["--predict=photos", "--config=stickers", "--workdir=runs/x", "--out=y"]
+    flags = ["--predict=photos", "--config=stickers", "--checkpoint=runs/x", "--out=y"]
     assert transfer_command.predict(flags) == 2
-    assert "leave --config away" in capsys.readouterr().err
+    assert "leave --config out" in capsys.readouterr().err
 
 
 def test_other_configs_and_a_missing_init_are_refused(pretrained, tmp_path):
