@@ -65,9 +65,9 @@ Dropping()
     "words", [["-m", "detailclip_jax.evaluate"], pytest.param(["detailclip", "evaluate"], marks=pytest.mark.check)]
 )
 def test_a_signal_during_an_import_ends_a_command(tmp_path, words, number):
-    """Extensions turn an exception that is raised then into their own error, or crash."""
+    """Before `errors.run` too.  Extensions turn an exception that is raised then into their own error, or crash."""
     (tmp_path / "detailclip").write_text("from detailclip_jax.__main__ import command\ncommand()\n")
-    (tmp_path / "ml_collections.py").write_text(
+    (tmp_path / "absl.py").write_text(
         f"import os, time\ntry:\n    os.kill(os.getpid(), {int(number)})\n    time.sleep(5)\n"
         "except BaseException:\n    raise ImportError('while initializing the extension') from None\n"
     )
