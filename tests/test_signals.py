@@ -159,6 +159,23 @@ for _ in range(3):
     assert code == 0 and said.count("heard ") == 3 and said.count("repeat") == 3
 
 
+def test_a_signal_of_a_forked_child_is_its_own():
+    """As in the pools of a library."""
+    script = """
+reader, writer = os.pipe()
+if not (child := os.fork()):
+    os.write(writer, b"here")
+    time.sleep(60)
+    os._exit(1)
+os.read(reader, 4)
+os.kill(child, signal.SIGTERM)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+time.sleep(0.1)
+os.write(2, b"goes on")
+"""
+    assert run_script("import warnings\nwarnings.simplefilter('ignore')" + script) == (0, "goes on")
+
+
 def test_results_are_printed_line_by_line():
     """A signal ends the process without a flush."""
     script = """

@@ -21,6 +21,7 @@ TOGETHER = 0.1  # seconds within which two signals count as one: `timeout` sends
 _SAVING: list["Saving"] = []  # those whose context is entered
 _CLEANING: list[Callable[[], str | None]] = []  # of `if_ended`
 _ACTING = threading.RLock()
+_RESTORE: list[Callable[[], None]] = []  # what `handle` returned
 _last, _ending = -TOGETHER, False
 
 
@@ -60,11 +61,17 @@ def handle(numbers: Sequence[int] = SIGNALS) -> Callable[[], None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         os.close(writer)
+        _RESTORE.remove(restore)
 
     handlers = {number: signal.signal(number, look) for number in numbers}
     descriptor = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=watch, daemon=True).start()
+    _RESTORE.append(restore)
     return restore
+
+
+# A forked child has its parent's pipe, and would tell the parent of its own signals.
+os.register_at_fork(after_in_child=lambda: [restore() for restore in reversed([*_RESTORE])])
 
 
 def _act(number: int) -> None:
