@@ -51,7 +51,8 @@ def test_the_projection_is_images_times_flop_over_peak_and_utilisation():
 
 
 def test_a_config_of_stickers_has_its_own_number_of_classes():
-    assert segmentation.num_classes(config_of()) == 25  # 24 groups and the background
+    assert segmentation.num_classes(config_of()) == 2  # objects and the background
+    assert segmentation.num_classes(config_of("--set=data.labels=groups")) == 25
     assert segmentation.num_classes(dense.config_of(segmentation.TASK, options.parse(["segmentation"]))) == 150
 
 

@@ -106,6 +106,17 @@ def test_the_configs_of_ade20k_are_the_protocol_s(name):
     assert config.model.dtype == "bfloat16"
 
 
+@pytest.mark.parametrize("head", ["upernet", "linear"])
+def test_the_configs_of_stickers_take_objects_and_more_scenes_for_more_classes(head):
+    config = run_config.load(f"configs/transfer/stickers_{head}.py")
+    assert config.data.labels == "objects" and config.total_steps * config.batch_size == 3200
+    assert config.encoder.frozen is (head == "linear")
+    for labels in ("groups", "nouns"):
+        config = run_config.load(f"configs/transfer/stickers_{head}.py:labels={labels}")
+        assert config.data.labels == labels and config.total_steps * config.batch_size == 192_000
+        assert config.optimizer.batch_size == config.batch_size and not config.encoder.frozen
+
+
 def test_the_stepwise_schedule_is_mmcv_s():
     schedule = fine_tuning.stepwise(1e-4, [8 * 7330, 11 * 7330], 500, 0.001)
     for step, regular in ((0, 1e-4), (250, 1e-4), (500, 1e-4), (58_639, 1e-4), (58_640, 1e-5), (80_630, 1e-6)):

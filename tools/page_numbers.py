@@ -203,10 +203,10 @@ LATER = {  # the same for the methods after DetailCLIP
 }
 LATER_SEEDS, LATER_LONGER_SEEDS = 3, 1  # at one budget, at eight times that budget
 LATER_READOUTS = ("plain", "naclip")
-SUPERVISED = {  # name in the study -> what differs from configs/transfer/stickers_linear.py; 19,200 scenes, ten times
-    "linear": "stickers_linear.py --config.encoder.frozen=False --config.total_steps=300",
-    "UPerNet": "stickers_upernet.py --config.total_steps=300",
-    "linear, ten times the scenes": "stickers_linear.py --config.encoder.frozen=False --config.total_steps=3000",
+SUPERVISED = {  # name in the study -> config and flags; 19,200 scenes, ten times
+    "linear": "stickers_linear.py:labels=groups --config.total_steps=300",
+    "UPerNet": "stickers_upernet.py:labels=groups --config.total_steps=300",
+    "linear, ten times the scenes": "stickers_linear.py:labels=groups",
 }
 STUDY = """
 import pathlib
@@ -240,8 +240,6 @@ AP = {  # heading -> score
     "ceiling, mask AP": "ceiling_AP",
 }
 HEADS = {"linear": "stickers_linear.py", "UPerNet": "stickers_upernet.py"}
-SEGMENTERS = {("the demo", "9,600 scenes"): " --config.init={demo}", ("untrained", "9,600 scenes"): ""}
-SCENES = ((0, "19,200"), (2, "192,000"))  # places of SUPERVISED
 LONG_UPERNET = """
 import pathlib
 import detailclip_jax.evaluation.probes as probes
@@ -253,11 +251,14 @@ import json, pathlib
 import numpy as np
 import detailclip_jax.data.semantic.stickers as stickers
 import detailclip_jax.segmentation.metrics as metrics
-scenes = stickers.open_stickers("groups", "val", size=80, num_scenes=200)
-counts = metrics.no_counts(len(scenes.classes))
-for scene in scenes.source:
-    counts = counts.plus(metrics.counts_of(scene["mask"], np.zeros_like(scene["mask"]), len(scenes.classes)))
-pathlib.Path("{out}/results.json").write_text(json.dumps(metrics.scores(counts)))
+for labels in ("objects", "groups"):
+    scenes = stickers.open_stickers(labels, "val", size=80, num_scenes=200)
+    counts = metrics.no_counts(len(scenes.classes))
+    for scene in scenes.source:
+        counts = counts.plus(metrics.counts_of(scene["mask"], np.zeros_like(scene["mask"]), len(scenes.classes)))
+    folder = pathlib.Path("{out}") / labels
+    folder.mkdir(exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(metrics.scores(counts)))
 """
 SCORES = ("mIoU", "mAcc", "aAcc", "boundary_mIoU")
 READOUTS = ("plain", "maskclip", "maskclip_bare", "sclip", "naclip", "clearclip", "gem", "tips")
@@ -634,7 +635,9 @@ def probe(folder: Path) -> Made:
     for encoder in dict.fromkeys(row[1] for row in rows):
         others = [", ".join(found.get((name, encoder), [])[:2]) for name in probes[1:]]
         lines.append(f"| {encoder} | {' | '.join([*found[probes[0], encoder], *others])} |")
-    return {"probe.table": lines}
+    few, many = (segmented(folder / str(place)) for place, name in enumerate(SUPERVISED) if name.startswith("linear"))
+    heads = f"The linear head and the encoder, trained on 19,200 scenes: {few}; on 192,000 scenes: {many}."
+    return {"probe.table": lines, "probe.heads": textwrap.wrap(heads, WIDTH)}
 
 
 def detectors() -> Iterator[tuple[str, str, str]]:
@@ -645,16 +648,42 @@ def detectors() -> Iterator[tuple[str, str, str]]:
                 yield row, encoder, f"{flags}{init} --config.seed={seed}"
 
 
+def segmenters() -> Iterator[tuple[str, str, str]]:
+    """Name of the head and of the encoder, config and flags, of every run; equal names are seeds."""
+    for head, config in HEADS.items():
+        for encoder, init in ENCODERS.items():
+            for seed in range(3):
+                yield head, encoder, f"{config}{init} --config.seed={seed}"
+
+
+def table_of_seeds(
+    folder: Path, first: str, runs: Iterator[tuple[str, str, str]], scores: Mapping[str, str]
+) -> list[str]:
+    """A row of `scores` (heading -> name in results.json) for each pair of names; folders are numbered as the runs."""
+    found: dict[tuple[str, str], list[Any]] = {}
+    for place, (row, encoder, _) in enumerate(runs):
+        found.setdefault((row, encoder), []).append(read(folder / str(place), "results"))
+    lines = [f"| {first} | encoder | {' | '.join(scores)} |", "|---|---|" + "---:|" * len(scores)]
+    for (row, encoder), results in found.items():
+        cells = [mean_and_spread([each[name] for each in results]) for name in scores.values()]
+        lines.append(f"| {row} | {encoder} | {' | '.join(cells)} |")
+    return lines
+
+
 def detection(folder: Path) -> Made:
     """Detectors on stickers, from a pretrained and from an untrained encoder."""
-    found: dict[tuple[str, str], list[Any]] = {}
-    for place, (row, encoder, _) in enumerate(detectors()):
-        found.setdefault((row, encoder), []).append(read(folder / str(place), "results"))
-    lines = [f"| steps | encoder | {' | '.join(AP)} |", "|---|---|" + "---:|" * len(AP)]
-    for (row, encoder), runs in found.items():
-        cells = [mean_and_spread([run[score] for run in runs]) for score in AP.values()]
-        lines.append(f"| {row} | {encoder} | {' | '.join(cells)} |")
-    return {"detection.table": lines}
+    return {"detection.table": table_of_seeds(folder, "steps", detectors(), AP)}
+
+
+def segmentation(folder: Path) -> Made:
+    """Objects against background on stickers, from a pretrained and from an untrained encoder."""
+    return {"segmentation.table": table_of_seeds(folder, "head", segmenters(), dict(zip(SCORES, SCORES)))}
+
+
+def segmented(workdir: Path) -> str:
+    """The scores of a run of segmentation, in words."""
+    scores = read(workdir, "results")
+    return ", ".join(f"{name} {scores[name]:.1f}" for name in SCORES)
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
@@ -708,34 +737,20 @@ def factors(folder: Path) -> Made:
     }
 
 
-def segmentation(folder: Path) -> Made:
-    """Heads on stickers, with the demo's encoder and with an untrained one, and supervised encoders."""
-    rows = {(head, *row): folder / f"{head}-{place}" for head in HEADS for place, row in enumerate(SEGMENTERS)}
-    supervised = folder.parent / "probe"
-    rows |= {("linear", "trained by the masks", f"{count} scenes"): supervised / str(place) for place, count in SCENES}
-    lines = [f"| head | encoder | scenes | {' | '.join(SCORES)} |", "|---|---|---|" + "---:|" * len(SCORES)]
-    for row, place in rows.items():
-        scores = read(place, "results")
-        lines.append(f"| {' | '.join(row)} | {' | '.join(f'{scores[name]:.1f}' for name in SCORES)} |")
-    return {"segmentation.table": lines}
-
-
 def background(folder: Path) -> Made:
     """The scores of a prediction that is background everywhere."""
-    scores = read(folder, "results")
-    shown = ", ".join(f"{name} {scores[name]:.1f}" for name in SCORES)
-    return {"background.sentence": textwrap.wrap(f"A prediction of background everywhere has {shown}.", WIDTH)}
+    objects, groups = (segmented(folder / labels) for labels in ("objects", "groups"))
+    sentence = f"A prediction of background everywhere has {objects}; with the 24 groups as classes {groups}."
+    return {"background.sentence": textwrap.wrap(sentence, WIDTH)}
 
 
 def long_upernet(folder: Path) -> Made:
     """UPerNet at ten times the budget of the study: its own scores, and those of the probe of its encoder."""
-    scores = read(folder / "run", "results")
-    shown = ", ".join(f"{name} {scores[name]:.1f}" for name in SCORES)
     rows = [line.split("|") for line in (folder / "study.md").read_text().splitlines() if "supervised, UPerNet" in line]
     (figure, groups), own = ([cell.strip() for cell in row[3:5]] for row in rows)
     sentence = (
-        f"UPerNet, end to end on 192,000 scenes: {shown}; in the table above it would have figure IoU {figure} and "
-        f"mIoU of groups {groups}, and with its own head {', '.join(own)}."
+        f"UPerNet, end to end on 192,000 scenes: {segmented(folder / 'run')}; in the table above it would have "
+        f"figure IoU {figure} and mIoU of groups {groups}, and with its own head {', '.join(own)}."
     )
     return {"long_upernet.sentence": textwrap.wrap(sentence, WIDTH)}
 
@@ -1066,11 +1081,7 @@ NUMBERS = (
                 f"{MAIN}:method={method} --config.total_steps=300 --workdir={{out}}/{method}"
                 for method in ("clip", "detailclip")
             ),
-            *(
-                f"{TRANSFER}/{flags} --config.optimizer.learning_rate=1e-3 --config.batch_size=64 "
-                f"--config.optimizer.batch_size=64 --workdir={{out}}/{place}"
-                for place, flags in enumerate(SUPERVISED.values())
-            ),
+            *(f"{TRANSFER}/{flags} --workdir={{out}}/{place}" for place, flags in enumerate(SUPERVISED.values())),
             f"python -c {shlex.quote(STUDY)}",
         ),
         probe,
@@ -1079,14 +1090,10 @@ NUMBERS = (
     Number(
         "segmentation",
         "heads on stickers, with the demo's encoder and with an untrained one",
-        20,
-        tuple(
-            f"{TRANSFER}/{config}{init} --workdir={{out}}/{head}-{place}"
-            for head, config in HEADS.items()
-            for place, init in enumerate(SEGMENTERS.values())
-        ),
+        25,
+        tuple(f"{TRANSFER}/{flags} --workdir={{out}}/{place}" for place, (*_, flags) in enumerate(segmenters())),
         segmentation,
-        after=("demo", "probe"),
+        after=("demo",),
     ),
     Number(
         "background",
@@ -1100,8 +1107,7 @@ NUMBERS = (
         "UPerNet on ten times the scenes of the study of probes",
         100,
         (
-            f"{TRANSFER}/stickers_upernet.py --config.total_steps=3000 --config.optimizer.learning_rate=1e-3 "
-            "--config.batch_size=64 --config.optimizer.batch_size=64 --workdir={out}/run",
+            f"{TRANSFER}/stickers_upernet.py:labels=groups --workdir={{out}}/run",
             f"python -c {shlex.quote(LONG_UPERNET)}",
         ),
         long_upernet,

@@ -1,7 +1,7 @@
 """A study of probes on sticker scenes: which one has the widest range from untrained to supervised features.
 
     from detailclip_jax.evaluation import probes
-    print(probes.study({"the demo": "runs/stickers"}, supervised={"linear": "runs/seg_linear"}))
+    print(probes.study({"the demo": "runs/stickers"}, supervised={"linear": "runs/seg_groups"}))
 
 The encoders are raw pixels and an untrained one (the floors), those of checkpoints, and those that the command
 `transfer` trained end to end on the masks (the ceilings), whose heads are evaluated as well. Every encoder runs once
