@@ -148,6 +148,7 @@ def value(rng: Rng):
         -1,
         2**31,
         2**63 - 1,
+        9 * 10**18,
         -(2**63),
         1e308,
         float("inf"),
@@ -595,22 +596,59 @@ def weight_refusals():
 
 # Files of a workdir
 
+NO_FILES = (
+    os.mkfifo,
+    os.mkdir,
+    lambda path: path.symlink_to("/dev/zero"),
+    lambda path: path.symlink_to(path),
+    lambda path: (path.touch(), os.truncate(path, 40 * 2**30)),
+)
+
+
+def settings_file(rng: Rng, path: Path, content) -> None:
+    """JSON, changed or damaged; now and then a FIFO, a folder, a link without end or a sparse file of 40 GB."""
+    if rng.random() < 0.1:
+        one_of(rng, NO_FILES)(path)
+    else:
+        path.write_bytes(changed_json(rng, content))
+
 
 def make_config(rng: Rng, folder: Path) -> None:
-    from detailclip_jax.config import default, run_config
+    """The config of a run of any kind; mostly with one or two values of other types."""
+    from detailclip_jax.config import default, detection, run_config, transfer
 
-    (folder / "config.json").write_bytes(changed_json(rng, json.loads(run_config.to_json(default()))))
+    made = one_of(rng, (default, default, transfer.segmentation, detection.detection))()
+    settings_file(rng, folder / "config.json", json.loads(run_config.to_json(made)))
+    (folder / "checkpoints/3").mkdir(parents=True)
     line = {"step": 3, "loss": 0.5}
     (folder / "metrics.jsonl").write_bytes(b"\n".join(changed_json(rng, line) for _ in range(3)))
 
 
 def feed_config(folder: Path) -> object:
+    """Every command that reads the config of a run: it resumes, starts from it, compares it or draws with it."""
     from detailclip_jax.config import default, run_config
+    from detailclip_jax.run import compare, dense, init_from, visualize
+    from detailclip_jax.run.validation import validate
     from detailclip_jax.runtime import metrics
 
-    lines = metrics.read_lines(folder / "metrics.jsonl")
-    run_config.check_workdir(folder, default())
-    return len(lines)
+    started = default()
+    started.init = str(folder)
+    read = 0
+    for command in (
+        lambda: metrics.read_lines(folder / "metrics.jsonl"),
+        lambda: run_config.check_workdir(folder, default()),
+        lambda: validate(init_from.adopt(started)),
+        lambda: validate(init_from.adopt(started, (), folder)),
+        lambda: compare.check_same_run(default(), folder),
+        lambda: dense.config_in(folder),
+        lambda: visualize.check_task("segmentation", folder),
+    ):
+        try:
+            command()
+            read += 1
+        except MESSAGES as error:
+            assert str(error)
+    return read
 
 
 def make_checkpoint(rng: Rng, folder: Path) -> None:
@@ -794,13 +832,18 @@ def make_hub(rng: Rng, folder: Path) -> None:
     kinds = {"open_clip_config.json": OPEN_CLIP, "config.json": TIMM, "preprocessor_config.json": PROCESSOR}
     for name, content in (kinds | {"config.json": one_of(rng, (TIMM, CLIP_MODEL))}).items():
         if name != "open_clip_config.json" or rng.random() < 0.4:
-            (folder / name).write_bytes(changed_json(rng, content))
+            settings_file(rng, folder / name, content)
 
 
 def feed_hub(folder: Path) -> object:
-    from detailclip_jax.interop import hub
+    from detailclip_jax.config import default
+    from detailclip_jax.data import preprocessing
+    from detailclip_jax.interop import convert, hub, layouts
 
-    return len(hub.sidecar_options(folder / "model.safetensors"))
+    options = hub.sidecar_options(folder / "model.safetensors")
+    options = {name: value for name, value in options.items() if value is not None}
+    preprocessing.changed(default(), convert.preprocess_of(layouts.LAYOUTS[0], options))
+    return len(options)
 
 
 RESULT = {"task": "zero_shot", "dataset": "pets", "metric": "top1", "weights": "student", "value": 0.5, "n": 3}

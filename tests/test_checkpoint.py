@@ -3,9 +3,13 @@
 import contextlib
 import functools
 import gc
+import logging
+import resource
 import shutil
 import threading
 import time
+from contextlib import closing
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,6 +21,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from detailclip_jax import config as base
+from detailclip_jax.config import run_config
 from detailclip_jax.config.run_config import to_json
 from detailclip_jax.training import checkpoint, experiment, manifest
 from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, StorageError, checksums, load
@@ -96,6 +101,43 @@ def test_a_save_that_fails_in_the_background_is_known_before_the_next_one(tmp_pa
         time.sleep(0.01)
     with pytest.raises(StorageError, match="No space left on device"):
         store.check()
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, caplog):
+    """A limit on the size of a file makes writes fail as a full disk does, in the middle of some hundred arrays."""
+    state = State(np.int32(0), {f"{n}": np.random.default_rng(n).random((50, 100)) for n in range(200)}, ())
+    store, (soft, hard) = Checkpoints(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    try:
+        with pytest.raises(
+            StorageError, match=r"a checkpoint cannot be written: .*\nIn .* there is no checkpoint. Free"
+        ):
+            store.save(1, state, {"examples": 8}, {"config": "{}"})
+            store.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    del store
+    gc.collect()
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_asyncio_is_silent_about_the_writer_s_tasks_alone(tmp_path, caplog):
+    Checkpoints(tmp_path).close()
+    never = "Task exception was never retrieved\nfuture: <Task finished coro=<{}() done> exception=OSError(28)>"
+    for name in ("/orbax/checkpoint/serialization.py:126", "/page/app.py:3"):
+        logging.getLogger("asyncio").error(never.format(name))
+    assert [record.getMessage() for record in caplog.records] == [never.format("/page/app.py:3")]
+
+
+def test_no_save_begins_without_room_for_the_state(opened, monkeypatch):
+    state = state_of()
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: SimpleNamespace(free=49_000))
+    checkpoints, _ = opened()
+    assert checkpoint.room(checkpoints.folder, state) == (49_000, 4 + 64 * 128 * 6 + 8 * 4)
+    with pytest.raises(StorageError, match=r"^step 1 is not saved: .* has 0 MiB free, and a checkpoint takes 0\nIn "):
+        checkpoints.save(1, state, {}, {})
+    assert checkpoints.steps() == []
 
 
 @pytest.mark.parametrize("devices", [1, 4])
@@ -429,3 +471,56 @@ def test_checksums_see_the_order_of_values():
         assert checksums(changed)[".params['kernel']"] != checksums(state)[".params['kernel']"]
     zeros = State(jnp.int32(0), {"a": jnp.zeros(4)}, ())
     assert checksums(zeros) != checksums(zeros.replace(params={"a": jnp.zeros(5)}))
+
+
+def run_in(workdir, seed=0, steps=(1, 2)):
+    """A workdir with the config of a run and its checkpoints."""
+    config = base.default()
+    config.seed = seed
+    run_config.claim_workdir(workdir, config)
+    checkpoints = Checkpoints(workdir)
+    for step in steps:
+        checkpoints.save(step, state_of(seed), {"examples": 8}, {"config": to_json(config)})
+    checkpoints.close()
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("seed", "said"), [(1, "seed: 1 in the checkpoint, 0 in the workdir"), (0, "id: [0-9a-f]{32}")]
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, seed, said):
+    own, other = run_in(tmp_path / "own"), run_in(tmp_path / "other", seed, steps=[3])
+    copied = shutil.copytree(other / "checkpoints/3", own / "checkpoints/3")
+    said = (
+        rf"(?s)^checkpoint 3 in .* of another run .*{said}.*\nMove {copied} away, .*--config.init, and another --work"
+    )
+    for read in (lambda: load(own), lambda: checkpoint.load_state(own, target_of(state_of()))):
+        with pytest.raises(CheckpointError, match=said):
+            read()
+    with closing(Checkpoints(own, max_to_keep=3)) as checkpoints, pytest.raises(CheckpointError, match=said):
+        checkpoints.restore(target_of(state_of()))
+    shutil.rmtree(copied)
+    with closing(Checkpoints(own)) as checkpoints:
+        assert checkpoints.restore(target_of(state_of())).step == 2
+
+
+def test_a_workdir_that_is_copied_or_has_lost_its_id_is_resumed(tmp_path):
+    own = run_in(tmp_path / "own")
+    moved = shutil.copytree(own, tmp_path / "moved")
+    shutil.copytree(own / "checkpoints", run_in(tmp_path / "new", steps=()) / "checkpoints", dirs_exist_ok=True)
+    (tmp_path / "new/run_id.txt").unlink()
+    for workdir in (moved, tmp_path / "new"):
+        with closing(Checkpoints(workdir)) as checkpoints:
+            assert checkpoints.restore(target_of(state_of())).step == 2
+        assert (workdir / "run_id.txt").read_text() == (own / "run_id.txt").read_text()
+
+
+def test_without_ids_the_configs_are_compared(tmp_path):
+    own = run_in(tmp_path / "own", steps=())
+    shutil.copytree(run_in(tmp_path / "other", seed=1) / "checkpoints", own / "checkpoints", dirs_exist_ok=True)
+    (own / "run_id.txt").unlink()
+    with (
+        closing(Checkpoints(own)) as checkpoints,
+        pytest.raises(CheckpointError, match="seed: 1 in the checkpoint, 0 "),
+    ):
+        checkpoints.restore(target_of(state_of()))

@@ -22,7 +22,7 @@ from detailclip_jax.data import labelled
 from detailclip_jax.run import preflight, transfer
 from detailclip_jax.run.session import Run
 from detailclip_jax.runtime import machine
-from detailclip_jax.training import experiment, sharding
+from detailclip_jax.training import checkpoint, experiment, sharding
 from detailclip_jax.training.mesh import make_mesh
 
 
@@ -311,6 +311,17 @@ def test_each_check_that_fails_is_named(capsys, tmp_path, monkeypatch):
     assert failed == ["memory", "workdir", "shared"]
     assert "process 0: memory: ValueError: at least" in said.err and "--config.accumulation=2" in said.err
     assert "process 0: workdir: FileExistsError" in said.err
+
+
+def test_a_disk_without_room_for_a_checkpoint_fails(tmp_path, monkeypatch):
+    shapes = {"kernel": jax.ShapeDtypeStruct((2**20, 4), np.float32)}
+    built = types.SimpleNamespace(state_shapes=shapes)
+    plan = Run(smallest(), tmp_path, built, None, None, None)
+    free = iter([16 * 2**20, 15 * 2**20])
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=next(free)))
+    assert preflight.workdir(plan).text == f"{tmp_path} is writable; 16 MiB are free, and a checkpoint takes 16"
+    with pytest.raises(OSError, match="15 MiB are free, and a checkpoint takes 16: free disk space, or choose another"):
+        preflight.workdir(plan)
 
 
 def test_processes_that_found_different_things_fail(capsys, tmp_path, monkeypatch):

@@ -125,6 +125,11 @@ def test_open_clip_folder(tmp_path, quick_gelu):
         ("[]", "is not a JSON dictionary"),
         ('{"vision_cfg": {}, "text_cfg": {}}', "is invalid: KeyError"),
         ('{"vision_cfg": {"width": 48, "head_width": 0}}', "is invalid: ZeroDivisionError"),
+        (
+            '{"vision_cfg": {"width": 48}, "preprocess_cfg": {"interpolation": 3}}',
+            "is invalid: TypeError.*resize_filter",
+        ),
+        ('{"vision_cfg": {"width": 48}, "text_cfg": {"heads": "8"}}', "is invalid: TypeError.*text_heads"),
         ('{"vision_cfg": {"width": 48, "pool_type": "attn"}}', "unsupported image pooling of open_clip: 'attn'"),
         ('{"vision_cfg": {"width": 48, "act_kwargs": {"approximate": "tanh"}}}', "image encoder of .* act_kwargs"),
         (

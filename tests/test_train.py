@@ -577,15 +577,23 @@ def test_a_stop_is_honoured_between_batches_of_an_evaluation(run_of, monkeypatch
 
 def test_a_full_disk_is_one_message_with_the_last_good_step(run_of, monkeypatch):
     run = run_of()
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
+    free = iter([2**40, 2**40, 100])  # at the start, and before each save
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: SimpleNamespace(free=next(free)))
     with pytest.raises(StorageError) as raised:
         loop.train(run)
     assert issubclass(StorageError, RunError)
     said = str(raised.value)
-    assert said.startswith(
-        f"step 8 is not saved: {run.workdir}/checkpoints has 0 MiB free, and the last checkpoint took"
-    )
+    assert said.startswith(f"step 8 is not saved: {run.workdir}/checkpoints has 0 MiB free, and a checkpoint takes ")
     assert "the last good checkpoint is step 4. Free disk space" in said and "the same command continues from" in said
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_said_before_the_training(run_of, monkeypatch):
+    run = run_of()
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    monkeypatch.setattr(session.Session, "compile", None)
+    with pytest.raises(StorageError, match=r"^the training does not start: .* 0 MiB free, and a checkpoint takes \d"):
+        loop.train(run)
+    assert not any((run.workdir / "checkpoints").iterdir())
 
 
 @pytest.mark.check

@@ -318,15 +318,19 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     """Raises ValueError if the workdir has a run of another config (names the fields), or a damaged config.json."""
     file = workdir / "config.json"
     if file.exists() and (changed := differences(read(file), config)):
-        names = sorted(changed, key=lambda name: name != "method")  # the method explains most of the others
-        lines = "\n".join(
-            f"  {name}: {changed[name][0]!r} in the workdir, {changed[name][1]!r} now" for name in names[:MAX_LISTED]
-        )
-        lines += f"\n  and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
         raise ValueError(
-            f"workdir {workdir} belongs to a run with another config. Fields that differ:\n{lines}\n"
+            f"workdir {workdir} belongs to a run with another config. Fields that differ:\n"
+            f"{listed(changed, 'in the workdir', 'now')}\n"
             "Choose another --workdir, give the workdir's values (--config.NAME=VALUE), or delete this workdir."
         )
+
+
+def listed(changed: Mapping[str, tuple[Any, Any]], old: str, new: str) -> str:
+    """Formats `differences`, one per line; `old` and `new` say where the two values stand."""
+    names = sorted(changed, key=lambda name: name != "method")  # the method explains most of the others
+    lines = [f"  {name}: {changed[name][0]!r} {old}, {changed[name][1]!r} {new}" for name in names[:MAX_LISTED]]
+    more = [f"  and {len(names) - MAX_LISTED} more"] if len(names) > MAX_LISTED else []
+    return "\n".join(lines + more)
 
 
 def count_epochs(config: ConfigDict, given: Iterable[str], written: ConfigDict | None = None) -> ConfigDict:

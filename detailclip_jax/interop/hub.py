@@ -51,6 +51,7 @@ HEADS = ("num_heads", "text_heads")  # attention heads, which the shapes of the 
 ALL_HEADS = (*HEADS, "decoder_heads")
 LEGACY_END = 2  # eos_token_id of older CLIPModels, which pool at the largest id of a text
 TEXT_END = "text_end"  # option: the end token that a config states, if it is not the largest id
+TEXTS = ("resize_filter", "resize", "activation", "text_activation")  # options
 NUMBERS = ("crop_ratio", "norm_eps", "text_norm_eps", "mean", "std")  # options; the last two may be lists of numbers
 
 
@@ -66,7 +67,10 @@ def sidecar_options(file: Path) -> dict[str, Any]:
 
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
-    """The options; raises TypeError for a text or a list in the place of a number."""
+    """The options; raises TypeError for a value of another type than a text, a number or the number of heads."""
+    for names, kind in ((TEXTS, str), (ALL_HEADS, int)):
+        if wrong := {name: options[name] for name in names if not isinstance(options.get(name), kind | None)}:
+            raise TypeError(str(wrong))
     for name in NUMBERS:
         value = options.get(name)
         numbers = value if isinstance(value, list) and name in ("mean", "std") else [value]

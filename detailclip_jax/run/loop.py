@@ -110,7 +110,7 @@ def train(run: Run) -> int:
 
     Returns the exit code: 0, or 128 + the number of the signal that ended the run early (after saving).
     Raises NonFiniteError that names the loss term and the step, Busy if another run uses the workdir, StorageError if
-    it cannot be written, and the other kinds of RunError.
+    it cannot be written or has no room for a checkpoint, and the other kinds of RunError.
     """
     run.task.introduce(run)
     with workdir_alone(run.workdir):
@@ -160,7 +160,8 @@ def _train(run: Run) -> int:
         if jax.process_index() == 0:
             claim(run)
         scores = read_scores(run.workdir)
-        store = Checkpoints(run.workdir, config.max_to_keep, config.best_metric, run.console.warn, scores)
+        with writable(run.workdir):
+            store = Checkpoints(run.workdir, config.max_to_keep, config.best_metric, run.console.warn, scores)
     with (
         closing(store) as checkpoints,
         processes.together(),
@@ -168,6 +169,8 @@ def _train(run: Run) -> int:
         explained(run, checkpoints),
     ):
         start = restore_or_init(run, checkpoints)
+        if start.step < config.total_steps:
+            checkpoints.check_room(start.state)
         start_times.ended("initial state")
         interrupt = Interrupt()
         with Session(run, checkpoints, start.step, interrupt) as session:

@@ -24,9 +24,10 @@ from detailclip_jax.runtime import processes as several
 from detailclip_jax.runtime import provenance
 from detailclip_jax.runtime.devices import device_memory
 from detailclip_jax.runtime.terminal import LINES, complain, printable
-from detailclip_jax.training import experiment, optimizer, sharding
+from detailclip_jax.training import checkpoint, experiment, optimizer, sharding
 from detailclip_jax.training.experiment import dummy_batch
 from detailclip_jax.training.mesh import fsdp_hosts, make_mesh
+from detailclip_jax.training.workdirs import FOLDER
 
 MARK = ".preflight-"  # name of the files that the processes write into the workdir and look for
 
@@ -217,10 +218,14 @@ def _with(config: ConfigDict, **changes: Any) -> ConfigDict:
 
 
 def workdir(plan: Run) -> Finding:
-    """Checks that this process can write a file into the workdir."""
+    """Checks that this process can write a file into the workdir, and that its disk has room for a checkpoint."""
     plan.workdir.mkdir(parents=True, exist_ok=True)
     (plan.workdir / f"{MARK}{jax.process_index()}").write_text("written by doctor --launch\n")
-    return Finding(f"{plan.workdir.absolute()} is writable")
+    free, needed = (size / 2**20 for size in checkpoint.room(plan.workdir / FOLDER, plan.experiment.state_shapes))
+    text = f"{plan.workdir.absolute()} is writable; {free:,.0f} MiB are free, and a checkpoint takes {needed:,.0f}"
+    if free < needed:
+        raise OSError(f"{text}: free disk space, or choose another --workdir")
+    return Finding(text)
 
 
 def shared(plan: Run) -> Finding:

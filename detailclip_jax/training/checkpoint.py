@@ -2,20 +2,22 @@
 
 A checkpoint is a folder `checkpoints/<step>` with three items: `state` (arrays, Orbax), `data` (the number of examples
 consumed) and `run` (resolved config, git revision, versions, data fingerprint, checksums).  A manifest lists all its
-files and its step.  It is written in the background under a temporary name and renamed when it is complete, so a kill
-at any moment leaves only finished checkpoints under their own names.  Before a checkpoint is read, it is compared with
-its manifest.
+files, its step and the id of its run, which the workdir has too (`run_id.txt`).  A checkpoint is written in the
+background under a temporary name and renamed when it is complete, so a kill at any moment leaves only finished
+checkpoints under their own names.  Before a checkpoint is read, it is compared with its manifest and with the workdir.
 """
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import math
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from logging import ERROR, Filter, LogRecord
+from logging import ERROR, Filter, LogRecord, getLogger
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +35,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.path import atomicity
 
 from detailclip_jax.config.dense import is_dense
-from detailclip_jax.config.run_config import from_json
+from detailclip_jax.config.run_config import differences, from_json, listed, read
 from detailclip_jax.models.sizes import num_side_patches
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.devices import first_device
@@ -41,7 +43,8 @@ from detailclip_jax.runtime.errors import RunError, first_line
 from detailclip_jax.training import dense_encoder, experiment, manifest
 from detailclip_jax.training.mesh import make_mesh, replicated
 from detailclip_jax.training.saved_shapes import other_version, saved_shapes, shapes
-from detailclip_jax.training.workdirs import FOLDER, pick_step, steps_in
+from detailclip_jax.training.sharding import total_bytes
+from detailclip_jax.training.workdirs import CONFIG, FOLDER, give_run_id, pick_step, run_id, steps_in
 from detailclip_jax.types import Params, PyTree
 
 ABANDONING = 0.3  # seconds
@@ -83,7 +86,7 @@ class Sealed(atomicity.AtomicRenameTemporaryPath):
         await super().finalize()
         complete, final = super().get_final(), self.get_final()
         if complete != final:
-            manifest.write(Path(complete), final.name)
+            manifest.write(Path(complete), final.name, run_id(Path(final).parents[1]))
             complete.rename(final)
 
 
@@ -123,11 +126,14 @@ class Checkpoints:
         warn: Callable[[str], None] = logging.warning,
         scores: Mapping[int, Mapping[str, float]] | None = None,
     ):
-        """Opens `workdir/checkpoints` and removes the unfinished checkpoints of a killed run."""
+        """Opens `workdir/checkpoints`, gives the workdir an id, and removes what a killed run left unfinished there."""
         self.folder = Path(workdir).absolute() / FOLDER
         self._warn, self._failed = warn, False
         _hush_writer()
         self._retention = Retention(max_to_keep, best_metric, scores or {})
+        if jax.process_index() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            give_run_id(self.folder.parent)
         removed = _remove_unfinished(self.folder)
         options = ocp.CheckpointManagerOptions(preservation_policy=self._retention, temporary_path_class=Sealed)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -153,7 +159,7 @@ class Checkpoints:
         """Starts to write the checkpoint of `step`; returns as soon as the arrays are copied from the devices.
 
         Raises CheckpointError, and writes nothing, if an array of the state is not finite.  Raises StorageError if the
-        disk has less free space than the last checkpoint takes, or if the previous save failed.
+        disk has less free space than a checkpoint takes, or if the previous save failed.
         """
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(jax.tree.map(of_one_replica, _fields(state))),
@@ -161,20 +167,19 @@ class Checkpoints:
             run=ocp.args.JsonSave({**run, "checksums": checksums(state)}),
         )
         self.wait()
-        self._check_room(step)
+        self.check_room(state, f"step {step} is not saved")
         with self._writing():
             self._manager.save(step, args=args, force=True)
 
-    def _check_room(self, step: int) -> None:
-        """Raises StorageError if the disk has less free space than the last checkpoint takes."""
-        steps = steps_in(self.folder)
-        if not steps or jax.process_index() > 0:
+    def check_room(self, state: PyTree, failed: str = "the training does not start") -> None:
+        """Raises StorageError if the disk has less free space than a checkpoint of the state takes, see `room`."""
+        if jax.process_index() > 0:
             return
-        free, needed = shutil.disk_usage(self.folder).free, _bytes_of(self.folder / str(steps[-1]))
+        free, needed = room(self.folder, state)
         if free < needed:
             raise StorageError(
-                f"step {step} is not saved: {self.folder} has {free / 2**20:,.0f} MiB free, and the last checkpoint "
-                f"took {needed / 2**20:,.0f}\n{self.way_on()}"
+                f"{failed}: {self.folder} has {free / 2**20:,.0f} MiB free, and a checkpoint takes "
+                f"{needed / 2**20:,.0f}\n{self.way_on()}"
             )
 
     @contextlib.contextmanager
@@ -188,7 +193,10 @@ class Checkpoints:
             if jax.process_count() > 1 and not isinstance(error, OSError) and str(self.folder) not in str(error):
                 raise
             self._failed = True
-            raise StorageError(f"a checkpoint cannot be written: {first_line(error)}\n{self.way_on()}") from error
+            self._remove_new()
+            full = os.strerror(errno.ENOSPC)
+            reason = full if full in str(error) else first_line(error)
+            raise StorageError(f"a checkpoint cannot be written: {reason}\n{self.way_on()}") from error
 
     def way_on(self) -> str:
         """Says which step on the disk is the last good one, and how to continue the run."""
@@ -207,7 +215,12 @@ class Checkpoints:
                 self._manager.wait_until_finished()  # Orbax shows the error of a save that has ended only here
 
     def abandon(self) -> None:
-        """Removes the checkpoint that is being written; to be called just before the process ends.
+        """Removes the checkpoint that is being written; to be called just before the process ends."""
+        logging.set_verbosity(logging.FATAL)  # the writer's threads would log errors about the missing folder
+        self._remove_new()
+
+    def _remove_new(self) -> None:
+        """Removes the checkpoint that is being written.
 
         The writer's threads go on meanwhile: they may create or rename a folder after it was looked for.  So this looks
         again for ABANDONING seconds.
@@ -232,7 +245,7 @@ class Checkpoints:
 
         An unreadable checkpoint is renamed with a warning, and the previous one is used.  Without checkpoints it drops
         the scores of earlier runs and returns None.  Raises CheckpointError if no checkpoint can be read, or if one was
-        written by another version with other arrays.
+        written by another version with other arrays, or by another run.
         """
         self.wait()  # a step that is still being written has no manifest yet
         failures: dict[int, str] = {}
@@ -254,6 +267,7 @@ class Checkpoints:
         broken = manifest.problem(self.folder / str(step)) if jax.process_index() == 0 else ""
         if not all_processes(not broken):
             return None, broken or "process 0 found it damaged"
+        _check_run(self.folder, step)
         _check_version(self.folder, step, target)
         try:
             return self._read(step, target), "another process failed to read it"
@@ -293,17 +307,49 @@ class Checkpoints:
             self._manager.close()
 
 
+def _check_run(folder: Path, step: int) -> None:
+    """Raises CheckpointError if a readable checkpoint was copied from the workdir of another run, by id or config."""
+    try:
+        config, run = read(folder.parent / CONFIG), _record(folder / str(step))
+        changed = differences(from_json(run["config"]), config)
+    except Exception:  # no config.json, or a damaged record: reading them reports what is wrong
+        changed = {}
+    ids = manifest.run_of(folder / str(step)), run_id(folder.parent)
+    if changed or (ids[0] != ids[1] and all(ids)):
+        there = listed(changed, "in the checkpoint", "in the workdir") or f"  id: {ids[0]} there, {ids[1]} here"
+        raise CheckpointError(
+            f"checkpoint {step} in {folder} is of another run than the workdir:\n{there}\n"
+            f"Move {folder / str(step)} away, and the same command works without it; to start a run from its networks, "
+            "give the workdir that it is from as --config.init, and another --workdir."
+        )
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """The item `run` of a checkpoint."""
+    return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "run")
+
+
 def _check_version(folder: Path, step: int, target: PyTree) -> None:
     """Raises CheckpointError if the metadata of a checkpoint can be read and lists other arrays than `target`."""
     try:
         saved = saved_shapes(folder / str(step) / "state")
-        run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / str(step) / "run")
+        run = _record(folder / str(step))
     except Exception:  # reading it reports what is wrong
         return
     wanted = shapes(_fields(target))
     wrong = [name for name in saved | wanted if saved.get(name) != wanted.get(name)]
     if wrong:
         raise CheckpointError(other_version(step, folder, run, saved, wanted, wrong))
+
+
+def room(folder: Path, state: PyTree) -> tuple[int, int]:
+    """Returns the bytes that are free on the disk of a folder, and those that a checkpoint in it takes.
+
+    They are those of the last checkpoint there, else of the arrays of a state, or of their shapes.
+    """
+    steps, there = steps_in(folder), next(each for each in (folder, *folder.parents) if each.exists())
+    needed = _bytes_of(folder / str(steps[-1])) if steps else total_bytes(state)
+    return shutil.disk_usage(there).free, needed
 
 
 def _bytes_of(folder: Path) -> int:
@@ -316,20 +362,23 @@ _LOOP_CLOSED = "Event loop is closed"
 def _hush_writer() -> None:
     """Silences the writer's own logs of the errors that `_writing` raises as one message.
 
-    If one of some hundred arrays cannot be written, each of the others prints a traceback about a closed event loop.
+    If one of some hundred arrays cannot be written, each of the others prints a traceback: about itself, from asyncio,
+    or about a closed event loop.
     """
     logger = logging.get_absl_logger()
     if not any(isinstance(known, _NotOrbax) for known in logger.filters):
-        logger.addFilter(_NotOrbax())
+        for each in (logger, getLogger("asyncio")):
+            each.addFilter(_NotOrbax())
         sys.unraisablehook = functools.partial(_show_others, sys.unraisablehook)
 
 
 class _NotOrbax(Filter):
-    """A log filter that drops errors logged by Orbax."""
+    """A log filter that drops errors logged by Orbax, or by asyncio about Orbax's tasks."""
 
     def filter(self, record: LogRecord) -> bool:
         """Whether the record is printed."""
-        return not (record.levelno >= ERROR and "/orbax/" in record.pathname)
+        about = record.getMessage() if record.name == "asyncio" else record.pathname
+        return not (record.levelno >= ERROR and "orbax" in about)
 
 
 def _show_others(show: Callable[[Any], Any], unraisable: Any) -> None:
@@ -510,6 +559,7 @@ def load_saved(path: str | Path, step: int | None = None) -> Saved:
     device = first_device()
     if broken := manifest.problem(folder / str(step)):
         raise CheckpointError(_unreadable(folder, step, broken))
+    _check_run(folder, step)
     try:
         return _load_saved(folder / str(step), device)
     except (jax.errors.JaxRuntimeError, CheckpointError):  # of the devices, the other processes, or the kind of run
@@ -525,7 +575,7 @@ def is_of_dense_task(path: str | Path, step: int | None = None) -> bool:
     """
     folder = Path(path).absolute() / FOLDER / str(pick_step(path, step))
     try:
-        run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "run")
+        run = _record(folder)
         return is_dense(from_json(run["config"]))
     except Exception:  # any error of the reader
         return False
@@ -539,10 +589,11 @@ def load_state(path: str | Path, target: PyTree, step: int | None = None) -> tup
     folder, step = Path(path).absolute() / FOLDER, pick_step(path, step)
     if broken := manifest.problem(folder / str(step)):
         raise CheckpointError(_unreadable(folder, step, broken, "step="))
+    _check_run(folder, step)
     _check_version(folder, step, target)
     try:
         state = target.replace(**_read_part(folder / str(step) / "state", _fields(target)))
-        run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / str(step) / "run")
+        run = _record(folder / str(step))
         _compare_checksums(run["checksums"], checksums(state))
     except jax.errors.JaxRuntimeError:
         raise
@@ -559,7 +610,7 @@ def _unreadable(folder: Path, step: int, reason: str, option: str = "--step=") -
 
 
 def _load_saved(folder: Path, device: Any) -> Saved:
-    run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "run")
+    run = _record(folder)
     config, place = from_json(run["config"]), replicated(make_mesh([device]))
     if is_dense(config):
         return _load_encoder(folder / "state", config, place)

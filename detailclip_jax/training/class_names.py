@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detailclip_jax.runtime.files import replace_text
+from detailclip_jax.runtime.regular_files import read_json
 
 FILE = "classes.json"
 
@@ -15,7 +16,7 @@ def read(workdir: str | Path) -> tuple[str, ...]:
     if not file.exists():
         return ()
     try:
-        found = json.loads(file.read_text())
+        found = read_json(file)
     except ValueError as error:
         raise ValueError(
             f"{file} is damaged: {error}; delete it, and the data of the run are opened instead"

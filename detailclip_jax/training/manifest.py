@@ -1,26 +1,32 @@
-"""A folder's manifest: the length and SHA-256 of every file in the folder, and the name that the folder must have.
+"""A folder's manifest: the length and SHA-256 of every file in it, the name that it must have, and the run's id.
 
-    write(folder, "55")            # folder/manifest.json
+    write(folder, "55", run_id)    # folder/manifest.json
     problem(folder)                # "", or which file is missing, cut or changed, or that the folder was renamed
 
 Files that were added later are ignored, because nothing reads them.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from detailclip_jax.runtime.regular_files import read_json
+
 NAME = "manifest.json"
 NO_MANIFEST = "the file was deleted, or this is not a checkpoint of detailclip_jax"
 
 
-def write(folder: Path, name: str) -> None:
-    """Writes the manifest of a folder whose final name is `name`; syncs the manifest and all files to the disk."""
+def write(folder: Path, name: str, run: str) -> None:
+    """Writes the manifest of a folder whose final name is `name`; syncs the manifest and all files to the disk.
+
+    `run` is the id of the run that wrote the folder.
+    """
     files = {str(file.relative_to(folder)): _entry(file) for file in sorted(folder.rglob("*")) if file.is_file()}
     with (folder / NAME).open("w") as stream:
-        json.dump({"folder": name, "files": files}, stream, indent=1)
+        json.dump({"folder": name, "run": run, "files": files}, stream, indent=1)
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -36,16 +42,23 @@ def problem(folder: Path) -> str:
     if not (folder / NAME).is_file():
         return f"{NAME} is missing: {NO_MANIFEST}"
     try:
-        listed = json.loads((folder / NAME).read_text())
+        listed = read_json(folder / NAME)
         name, files = str(listed["folder"]), dict(listed["files"])
         wrong = next((text for file, entry in files.items() if (text := _difference(folder / file, entry))), "")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         return f"{NAME} is damaged ({type(error).__name__}: {error})"
     except OSError as error:
         return f"{error.filename or folder}: {error.strerror}"
     if name != folder.name:
         return f"this folder was written as {name} and renamed to {folder.name}: rename it to {name}"
     return wrong and f"{wrong.removeprefix(f'{folder}/')}"
+
+
+def run_of(folder: Path) -> str:
+    """Returns the id of the run that wrote a folder; "" if its manifest does not say."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return str(read_json(folder / NAME).get("run", ""))
+    return ""
 
 
 def _difference(file: Path, entry: dict[str, Any]) -> str:

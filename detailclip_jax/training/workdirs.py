@@ -4,14 +4,18 @@ import contextlib
 import difflib
 import os
 import shlex
+import uuid
 from pathlib import Path
 
 from detailclip_jax.runtime import weight_files
 from detailclip_jax.runtime.errors import near_folder
-from detailclip_jax.runtime.regular_files import read_json
+from detailclip_jax.runtime.files import replace_text
+from detailclip_jax.runtime.regular_files import read_json, read_regular
+from detailclip_jax.training import manifest
 
 FOLDER = "checkpoints"  # in a workdir
 CONFIG = "config.json"
+RUN_ID = "run_id.txt"  # in a workdir; the manifests of its checkpoints have the same id
 MAX_NAMED = 5  # runs in a message
 SOURCES = "a workdir is written by detailclip train (--config=stickers is the demo) and by detailclip import"
 
@@ -20,6 +24,21 @@ def steps_in(folder: Path) -> list[int]:
     """Returns the steps of the checkpoints in a folder, ascending; only the names of the folders are checked."""
     names = (entry.name for entry in folder.glob("*") if entry.is_dir())
     return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+
+
+def run_id(workdir: Path) -> str:
+    """Returns the id of the run in a workdir, 32 hexadecimal digits; "" if it has none."""
+    with contextlib.suppress(OSError, ValueError):
+        return uuid.UUID(read_regular(workdir / RUN_ID, limit=64).decode().strip()).hex
+    return ""
+
+
+def give_run_id(workdir: Path) -> None:
+    """Gives a workdir without an id that of its newest checkpoint, which may have been copied there, or a new one."""
+    if not run_id(workdir):
+        steps = reversed(steps_in(workdir / FOLDER))
+        known = (manifest.run_of(workdir / FOLDER / str(step)) for step in steps)
+        replace_text(workdir / RUN_ID, next(filter(None, known), uuid.uuid4().hex) + "\n")
 
 
 def pick_step(path: str | Path, step: int | None = None) -> int:
