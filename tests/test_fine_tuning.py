@@ -111,9 +111,9 @@ def test_the_configs_of_stickers_take_objects_and_more_scenes_for_more_classes(h
     config = run_config.load(f"configs/transfer/stickers_{head}.py")
     assert config.data.labels == "objects" and config.total_steps * config.batch_size == 3200
     assert config.encoder.frozen is (head == "linear")
-    for labels in ("groups", "nouns"):
-        config = run_config.load(f"configs/transfer/stickers_{head}.py:labels={labels}")
-        assert config.data.labels == labels and config.total_steps * config.batch_size == 192_000
+    for kind in ("groups", "nouns"):
+        config = run_config.load(f"configs/transfer/stickers_{head}.py:labels={kind}")
+        assert config.data.labels == kind and config.total_steps * config.batch_size == 192_000
         assert config.optimizer.batch_size == config.batch_size and not config.encoder.frozen
 
 
