@@ -82,6 +82,7 @@ def test_a_state_dict_without_its_config_has_siglips_preprocessing():
         "filter": "bicubic",
         "resize": "squash",
         "crop_ratio": 1.0,
+        "decoding": "upright",
         "mean": (0.5,) * 3,
         "std": (0.5,) * 3,
     }

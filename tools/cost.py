@@ -6,11 +6,11 @@ A training step, its data and its start are measured by `python -m detailclip_ja
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from costs import collectives, dense, detection, gpu_day, loss, options, segmentation, texts
-from detailclip_jax.runtime.exit import leave
 
 from detailclip_jax import benchmark
 from detailclip_jax.benchmarks import variants
@@ -43,4 +43,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    sys.exit(main())
