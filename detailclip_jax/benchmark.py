@@ -22,19 +22,21 @@ CACHE = "jax_enable_compilation_cache"
 FORCED = "xla_force_host_platform_device_count"  # jax accepts either this or jax_num_cpu_devices
 
 
-def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+def settings(arguments: argparse.Namespace, batch: int = BATCH) -> dict[str, Any]:
     """Returns the changes of the config by flags and --set: short name or dotted field -> value."""
     given = {name: value for name in FLAGS if (value := getattr(arguments, name)) is not None}
-    return {"batch": BATCH, **given, **dict(map(parse_setting, arguments.set))}
+    return {"batch": batch, **given, **dict(map(parse_setting, arguments.set))}
 
 
-def check_named(arguments: argparse.Namespace, size: str) -> None:
+def check_named(
+    arguments: argparse.Namespace, size: str, or_else: str = ", or take --count-only or --compile-only"
+) -> None:
     """Raises ValueError if a step would run whose model nobody named: the default is the paper's ViT-B/16."""
     runs = not (arguments.count_only or arguments.compile_only)
     if runs and not (arguments.config or arguments.method or arguments.size or arguments.set):
         raise ValueError(
             f"without a name this would train {size} of configs/vitb16_yfcc.py for some steps; say what to run with "
-            "--config, --method or --size, or take --count-only or --compile-only"
+            f"--config, --method or --size{or_else}"
         )
 
 

@@ -10,8 +10,9 @@
 
 Image files are stored unchanged; each is decoded once as a check.  Unreadable examples are left out, counted by reason
 and listed in SPLIT-rejected.jsonl; dataset.json describes the set.  Each shard of the source, and each 10,000 rows of a
-table, become one shard, so the output does not depend on the number of workers.  The same command continues where it
-was stopped or killed, and produces the same bytes.  Train with --config.data.source=records --config.data.path=DIR.
+table, become one shard (of more than 1,024, consecutive ones together), whatever the number of workers.  The same
+command continues where it was stopped or killed, and produces the same bytes.  Train with --config.data.source=records
+--config.data.path=DIR.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM of commands: never lost, one message; and what is said outside of the environment."""
+"""Ctrl-C and SIGTERM: what ends at once, what is saved, forked children; what is said outside of the environment."""
 
 import os
 import signal

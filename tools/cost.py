@@ -26,14 +26,13 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     devices = benchmark.devices_for(arguments.devices)
     if arguments.command in TASKS:
         return dense.run(TASKS[arguments.command], devices, arguments)
-    settings = benchmark.settings(arguments)
-    if arguments.command == "gpu-day":
-        settings = {**settings, "batch": arguments.batch or PER_DEVICE * len(devices)}
+    batch = PER_DEVICE * len(devices) if arguments.command == "gpu-day" else benchmark.BATCH
+    settings = benchmark.settings(arguments, batch)
     variant = variants.build(arguments.config, settings, arguments.image_size)
     if arguments.command != "gpu-day":
         return OF_A_STEP[arguments.command](variant, devices, arguments)
     if devices[0].platform == "cpu":
-        benchmark.check_named(arguments, variant.config.model.size)
+        benchmark.check_named(arguments, variant.config.model.size, "")
     return gpu_day.run(variant, settings, devices, arguments)
 
 

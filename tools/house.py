@@ -21,8 +21,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "detailclip_jax"
-CORE = ("data", "kernels", "losses", "models", "methods", "training", "inference", "dense", "evaluation")
-CORE += ("segmentation", "detection", "pretraining.py")
+CORE = ("data", "kernels", "losses", "models", "methods", "training", "inference", "evaluation")
+CORE += ("segmentation", "detection")
 LOADED = """
 import importlib, sys, time
 before = time.process_time()

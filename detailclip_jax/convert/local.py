@@ -39,13 +39,14 @@ def run(job: Job, workers: int, console: Console) -> None:
 def _convert(job: Job, workers: int, console: Console) -> None:
     todo = shards.unconverted(job)
     progress = Progress([sum(shard.weight for shard in job.inputs(n)) for n in range(job.num_shards)], todo, console)
-    with signals.Saving("stopping after the current examples"):
+    with signals.Saving("stopping after the current examples") as asked:
         if workers == 1 or len(todo) <= 1:
             _in_turn(job, todo, progress)
         else:
             _at_once(job, todo, progress, min(workers, len(todo)))
-        signals.pause_point()
     progress.end()
+    if asked.received is not None:
+        raise signals.Stopped(asked.received)
 
 
 def _in_turn(job: Job, todo: Sequence[int], progress: "Progress") -> None:
@@ -72,7 +73,7 @@ def _at_once(job: Job, todo: Sequence[int], progress: "Progress", workers: int) 
     try:
         with signals.if_ended(kill):
             tasks = {pool.submit(_task, str(job.request.work), number): number for number in todo}
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)  # all workers have started, with the first task
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)  # each `submit` starts a worker: all have started
             _wait(tasks, progress, counts)
     except BaseException:
         kill()  # what is kept are finished shards

@@ -1,4 +1,4 @@
-"""Defines what readers yield, what a record holds, and which output shard a key belongs to."""
+"""Defines what readers yield and what a record holds."""
 
 import dataclasses
 import hashlib

@@ -41,6 +41,7 @@ WAY_OUT = (
 ADDRESS = re.compile(r"[a-z0-9+.-]{2,}:/")  # pathlib collapses the two slashes to one
 NEEDS = "gs:// needs pip install gcsfs and credentials, as gcloud auth application-default login makes them"
 TABLES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet", ".tar": "webdataset"}
+MAX_LOOKED = 10_000  # files of a folder that a message looks at
 SCHEMA = '{"image": bytes, "captions": [text, ...], "label": int or -1, "key": text}'
 
 
@@ -282,7 +283,7 @@ def _missing_records(path: str | os.PathLike, split: str) -> str:
 def command_for(path: pathlib.Path, split: str) -> str:
     """Returns the command that makes records of a table, of tar shards or of a folder of images; "" for other paths.
 
-    A folder that has records of another split is one of these.
+    Also "" for a folder that has records, of whatever split.
 
     command_for(Path("photos"), "train") == "python -m detailclip_jax.prepare imagefolder photos --out photos-records"
     """
@@ -290,7 +291,9 @@ def command_for(path: pathlib.Path, split: str) -> str:
     kind = next((TABLES[file.suffix] for file in files if file.suffix in TABLES), None)
     if any(file.suffix == ".arrayrecord" for file in files):
         return ""
-    if kind is None and not any(file.suffix.lower() in SUFFIXES for file in path.rglob("*")):
+    if kind is None and not any(
+        file.suffix.lower() in SUFFIXES for file in itertools.islice(path.rglob("*"), MAX_LOOKED)
+    ):
         return ""
     out = path.with_name(f"{path.stem if path.is_file() else path.name}-records")
     options = "" if split == "train" else f" --split {split}"

@@ -84,7 +84,8 @@ class Guard:
 class Timed(H11Protocol):
     """HTTP of uvicorn, which ends a connection that takes longer than SECONDS to send a request or take an answer.
 
-    uvicorn itself has a limit between two requests only. The time of computing an answer does not count.
+    It looks every SECONDS, so a connection may take up to twice that. uvicorn itself has a limit between two requests
+    only. The time of computing an answer does not count.
     """
 
     _timer: Any = None
@@ -105,8 +106,12 @@ class Timed(H11Protocol):
         self._timer = self.loop.call_later(SECONDS, self._end_if_late, self.cycle)
 
     def _end_if_late(self, previous: Any) -> None:
-        if self.cycle is previous or self.cycle.more_body or self.flow.write_paused:
+        now = self.cycle
+        waits = now is None or now.response_complete or now.more_body or self.flow.write_paused
+        if waits and now is previous:
             self.transport.abort()
+        else:
+            self._start_timer()
 
 
 def error_response(status: int, message: str) -> JSONResponse:

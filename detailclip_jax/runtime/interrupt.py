@@ -42,6 +42,11 @@ class Interrupt(Saving):
         finally:
             self.doing = before
 
+    @property
+    def next_ends(self) -> bool:
+        """Whether the next signal ends the process; with several processes, none does: they save together."""
+        return not self._several and super().next_ends
+
     def note(self, number: int) -> None:
         """Stores the first signal; with several processes, passes Ctrl-C on to jax, which handles SIGTERM there."""
         if self._several:

@@ -52,7 +52,9 @@ def handle(numbers: Sequence[int] = SIGNALS) -> Callable[[], None]:
         return bool(arrived)  # nothing once the writer is closed
 
     def watch() -> None:
-        while select.select([reader], [], []) and look():
+        arriving = select.poll()
+        arriving.register(reader, select.POLLIN)
+        while arriving.poll() and look():
             pass
         os.close(reader)
 
@@ -80,7 +82,7 @@ def _act(number: int) -> None:
     if number not in SIGNALS or now - _last < TOGETHER:
         return
     _last = now
-    if _SAVING and _SAVING[-1].received is None:
+    if _SAVING and not _SAVING[-1].next_ends:
         _SAVING[-1].note(number)
     else:
         _end(number)
@@ -145,8 +147,13 @@ class Saving:
 
     def __exit__(self, *error: object) -> None:
         """Restores what handled them before."""
-        self._restore()
         _SAVING.remove(self)
+        self._restore()
+
+    @property
+    def next_ends(self) -> bool:
+        """Whether the next signal ends the process."""
+        return self.received is not None
 
     def note(self, number: int) -> None:
         """Stores the first signal, and says what it does."""

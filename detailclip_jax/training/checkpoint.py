@@ -216,7 +216,6 @@ class Checkpoints:
 
     def abandon(self) -> None:
         """Removes the checkpoint that is being written; to be called just before the process ends."""
-        logging.set_verbosity(logging.FATAL)  # the writer's threads would log errors about the missing folder
         self._remove_new()
 
     def _remove_new(self) -> None:

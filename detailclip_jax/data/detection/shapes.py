@@ -50,7 +50,9 @@ def _polygon(numbers: Any, most: int) -> Float[np.ndarray, "_k 2"]:
     if points.ndim != 1 or len(points) % 2 or len(points) < 6:
         raise ValueError(f"a polygon of {points.size} numbers; three or more points are required")
     if not (np.abs(points) <= most).all():
-        raise ValueError(f"a polygon with numbers that are not finite or above {most}, twice the image's larger side")
+        raise ValueError(
+            f"a polygon with numbers that are not finite or outside of ±{most}, twice the image's larger side"
+        )
     return points.reshape(-1, 2)
 
 
