@@ -22,6 +22,7 @@ from detailclip_jax.runtime.progress import Console
 
 PORT = 8462
 HOST = "127.0.0.1"
+SHUTDOWN = 1  # seconds in which open requests may end
 NO_CHECKPOINT = (
     "give --checkpoint=WORKDIR, the workdir of a trained model. To get one: detailclip train --config=stickers "
     "--workdir=runs/stickers (about ten minutes on two cores), or detailclip import ViT-B-16.pt --out=runs/openai for "
@@ -101,23 +102,27 @@ def listening(number: int) -> socket.socket:
 
 
 def serve(application, at: socket.socket, console: Console) -> None:
-    """Serves until the process ends."""
+    """Serves until the process ends; an error ends the server first."""
     import uvicorn
 
     from detailclip_jax.page.guard import Timed
 
     options = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none", "http": Timed}
-    config = uvicorn.Config(application, **options)
+    config = uvicorn.Config(application, timeout_graceful_shutdown=SHUTDOWN, **options)
     server = uvicorn.Server(config)
     # In a thread of its own, uvicorn leaves the signals alone.
     thread = threading.Thread(target=server.run, kwargs={"sockets": [at]}, daemon=True)
     thread.start()
-    while not server.started and thread.is_alive():
-        time.sleep(0.01)
-    if not server.started:
-        raise errors.RunError("the page's server could not start; its error is printed above")
-    console.say(f"the page is at http://localhost:{at.getsockname()[1]} (Ctrl-C ends it)")
-    thread.join()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        if not server.started:
+            raise errors.RunError("the page's server could not start; its error is printed above")
+        console.say(f"the page is at http://localhost:{at.getsockname()[1]} (Ctrl-C ends it)")
+        thread.join()
+    finally:
+        server.should_exit = True
+        thread.join(SHUTDOWN + 1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
