@@ -46,7 +46,7 @@ def test_damaged_checkpoints_are_refused_and_named(small_run):
 def test_signals_from_the_first_millisecond_on_end_prepare(tmp_path):
     """The command that has workers, and that starts without jax."""
     commands = survive.Commands(survive.Trial(tmp_path, random.Random(0)), ["prepare"])
-    assert [case for case in commands.signals(6) if case.wrong] == []
+    assert [case for case in commands.signals(4) if case.wrong] == []
 
 
 @pytest.mark.slow
