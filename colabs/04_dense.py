@@ -25,9 +25,8 @@ print(f"jax {jax.__version__} on {len(jax.devices())} x {jax.devices()[0].device
 
 # %% [markdown]
 # The next cell trains a model for `STEPS` steps. It continues a training that was interrupted, and the notebooks share
-# the model. The environment variable `MODEL` names another run to load instead: the outputs below are of 300 steps
-# (`detailclip train --config=stickers --config.total_steps=300 --workdir=runs/stickers`, `MODEL=stickers`), which take
-# longer.
+# the model. The environment variable `MODEL` names another run to load instead: the outputs below are of the demo's run
+# of 600 steps (`make demo`, `MODEL=stickers`), which takes longer.
 
 # %%
 from pathlib import Path
@@ -86,10 +85,9 @@ visualize.draw("words", models, three, visualize.Options(readout="naclip"))["wor
 # %% [markdown]
 # ## Masks by a linear head
 #
-# `detailclip transfer` trains a segmentation head on an encoder. Here one linear layer learns 24 groups of objects on
-# the frozen features. The patch grid of this model is 8 x 8, so that borders are coarse, and an encoder of a few
-# hundred steps has hardly learnt the groups: after the 60 steps of `HEAD_STEPS` most of an image is background. The
-# outputs below are of `HEAD_STEPS=300`. docs/segmentation.md has longer trainings.
+# `detailclip transfer` trains a segmentation head on an encoder. Here one linear layer tells objects from the
+# background by the frozen features, on images of twice the size that the encoder was trained on. The outputs below are
+# of `HEAD_STEPS=300`. docs/segmentation.md has UPerNet, and trainings that name the objects.
 
 # %%
 from detailclip_jax.run import transfer

@@ -375,11 +375,11 @@ def test_the_package_loads_a_finished_run_to_predict(pretrained, tmp_path):
     assert not list(tmp_path.iterdir())
     loop.claim(run)
     state = noise_state(run.experiment)
-    with closing(Checkpoints(tmp_path)) as store:
-        store.save(0, state, {"examples": 0}, {"config": run_config.to_json(run.config), "data_fingerprint": ""})
     trained_elsewhere = run.config.copy_and_resolve_references()  # on other devices, with their kernel
     trained_elsewhere.update_from_flattened_dict({"model.attention": "cudnn", "mesh.fsdp": 3, "batch_size": 9})
     (tmp_path / "config.json").write_text(run_config.to_json(trained_elsewhere))
+    with closing(Checkpoints(tmp_path)) as store:
+        store.save(0, state, {"examples": 0}, {"config": run_config.to_json(trained_elsewhere), "data_fingerprint": ""})
     model = detailclip_jax.load(tmp_path)
     image = np.random.default_rng(0).integers(0, 256, (37, 50, 3)).astype(np.uint8)
     np.testing.assert_array_equal(model.segment(image), next(run.experiment.predict(state, [image])))

@@ -1,6 +1,6 @@
 """A linear head on sticker scenes, with a frozen encoder: objects against background, a minute on two cores.
 
-The arguments `labels=groups` (24 classes) and `labels=nouns` (96) need 192,000 scenes instead of 3,200, an encoder that
+The arguments `labels=groups` (24 classes) and `labels=nouns` (96) need 192,000 scenes instead of 4,800, an encoder that
 learns with the head, and hours.
 """
 
@@ -11,5 +11,9 @@ from detailclip_jax.config.transfer import linear, many_classes, objects, segmen
 def get_config(arg=None):
     labels = parse_arg(arg, labels="objects").labels
     c = linear(stickers(segmentation()))
-    c.optimizer.learning_rate = 3e-2  # 3e-3 does not reach the end in 200 steps
-    return objects(c) if labels == "objects" else many_classes(c, labels)
+    c.optimizer.learning_rate = 3e-2
+    if labels != "objects":
+        return many_classes(c, labels)
+    c = objects(c)
+    c.total_steps = 300  # mIoU 77.9; 74.8 after 200
+    return c
