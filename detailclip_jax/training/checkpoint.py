@@ -266,7 +266,7 @@ class Checkpoints:
         broken = manifest.problem(self.folder / str(step)) if jax.process_index() == 0 else ""
         if not all_processes(not broken):
             return None, broken or "process 0 found it damaged"
-        _check_run(self.folder, step)
+        _check_run(self.folder, step, resumes=True)
         _check_version(self.folder, step, target)
         try:
             return self._read(step, target), "another process failed to read it"
@@ -306,15 +306,18 @@ class Checkpoints:
             self._manager.close()
 
 
-def _check_run(folder: Path, step: int) -> None:
-    """Raises CheckpointError if a readable checkpoint was copied from the workdir of another run, by id or config."""
+def _check_run(folder: Path, step: int, resumes: bool = False) -> None:
+    """Raises CheckpointError if a checkpoint was copied from the workdir of another run: the ids differ.
+
+    A run that `resumes` also needs the config that was saved with it; who only reads it takes that config.
+    """
     try:
         config, run = read(folder.parent / CONFIG), _record(folder / str(step))
         changed = differences(from_json(run["config"]), config)
     except Exception:  # no config.json, or a damaged record: reading them reports what is wrong
         changed = {}
     ids = manifest.run_of(folder / str(step)), run_id(folder.parent)
-    if changed or (ids[0] != ids[1] and all(ids)):
+    if (resumes and changed) or (ids[0] != ids[1] and all(ids)):
         there = listed(changed, "in the checkpoint", "in the workdir") or f"  id: {ids[0]} there, {ids[1]} here"
         raise CheckpointError(
             f"checkpoint {step} in {folder} is of another run than the workdir:\n{there}\n"
