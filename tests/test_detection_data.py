@@ -132,7 +132,7 @@ def test_a_polygon_of_many_edges_is_filled_in_parts():
         ([[1, 2, 3, 4]], "a polygon of 4 numbers"),
         ([[1, 2, 3, 4, 5, 6, 7]], "a polygon of 7 numbers"),
         ([[1, 2, 3, float("nan"), 5, 6]], "not finite"),
-        ([[0, 0, 1e8, 0, 0, 5]], "above 12, twice the image's larger side"),
+        ([[0, 0, 1e8, 0, 0, 5]], "outside of ±12, twice the image's larger side"),
         ({"size": [4, 6], "counts": [24]}, r"size \[4, 6\]; the image has \[6, 4\]"),
         ({"size": [6, 4], "counts": [3, 4]}, "sum to 7; the image has 24 pixels"),
         ({"size": [6, 4], "counts": [30, -6]}, "run lengths that sum"),

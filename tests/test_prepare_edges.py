@@ -60,7 +60,7 @@ def test_a_finished_split_needs_no_lock(tars, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     assert run("webdataset", tars, out=out) == 0
 
-    def read_only(path, *arguments):
+    def read_only(path, *arguments, **options):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(locks, "open", read_only, raising=False)

@@ -155,7 +155,7 @@ def stickers(config: ConfigDict) -> ConfigDict:
 
 
 def objects(config: ConfigDict) -> ConfigDict:
-    """Sets what objects against background need of `stickers`: 3,200 scenes at twice the image size, minutes on a CPU.
+    """Sets what objects against background need of `stickers`: few scenes at twice the image size, minutes on a CPU.
 
     At the encoder's own 64 pixels a linear head has 8 x 8 places for an image, and 7 points of mIoU less.
     """
