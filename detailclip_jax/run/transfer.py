@@ -97,8 +97,8 @@ def figure_of(
 ) -> Any:
     """A figure of the label maps that runs of segmentation predict for the same images, with a legend.
 
-    Without `images` these are `count` images of the first run's evaluation set, at equal distances or from number
-    `first` on, with the ground truth and the credit of that set.
+    Without `images` the figure takes `count` images of the first run's evaluation set, evenly spaced, or consecutive
+    from index `first`.  It then also shows the ground truth, and credits the source of that set.
     """
     built, truth = next(iter(runs.values()))[0], []
     if not images:

@@ -373,8 +373,8 @@ def segmentation(
 ) -> Figures:
     """Label maps of segmentation runs on the same images.
 
-    Without `shown` these are images of the first run's evaluation set, with the ground truth: at equal distances, or
-    those from number `first` on. `step` is that of the checkpoints, by default the newest of each run.
+    Without `shown` the figure takes images of the first run's evaluation set and adds the ground truth; they are evenly
+    spaced, or consecutive from index `first`. `step` is that of the checkpoints, by default the newest of each run.
     Raises ValueError for a folder of another kind of run, if the runs have different classes, or if the evaluation set
     has no image number `first`; FileNotFoundError for a missing step.
     """
