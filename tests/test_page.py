@@ -581,6 +581,20 @@ def test_a_request_that_does_not_come_to_its_end_is_ended(page, monkeypatch, sta
     served(page, wait)
 
 
+def test_an_upload_that_begins_late_has_its_whole_time(page, monkeypatch):
+    monkeypatch.setattr(guard, "SECONDS", 0.5)
+
+    def late(number):
+        with begun(number, b"") as client:
+            time.sleep(0.4)
+            client.sendall(UPLOAD)
+            time.sleep(0.3)  # the first limit has passed
+            client.sendall(b"x" * 997)
+            assert client.recv(2**16).startswith(b"HTTP/1.1 4")
+
+    served(page, late)
+
+
 def test_the_time_of_an_answer_does_not_end_a_request(page, monkeypatch):
     monkeypatch.setattr(guard, "SECONDS", 0.1)
     monkeypatch.setattr(page, "about", lambda: time.sleep(0.4) or {"late": True})

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from detailclip_jax.runtime import devices, signals
+from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.training import mesh
 
 ROOT = Path(__file__).parents[1]
@@ -110,6 +111,31 @@ threading.Timer(0.3, os.kill, (os.getpid(), {int(number)})).start()
 deaf()
 """
     assert run_script(script) == (128 + number, "\ninterrupted\n")
+
+
+def test_a_signal_is_heard_in_a_process_with_many_open_files():
+    script = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (2048, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+files = [open(os.devnull) for _ in range(1100)]
+signals.handle()
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+deaf()
+"""
+    assert run_script(script) == (143, "\ninterrupted\n")
+
+
+def test_no_signal_ends_one_of_several_processes_that_save_together(monkeypatch):
+    passed_on, ended = [], []
+    monkeypatch.setattr(signals, "_end", ended.append)
+    with Interrupt() as asked:
+        asked._several = True
+        monkeypatch.setattr(os, "kill", lambda process, number: passed_on.append(number))
+        for _ in range(2):
+            time.sleep(signals.TOGETHER)
+            signal.raise_signal(signal.SIGINT)
+            asked.received = signal.SIGTERM  # as `reached` says once all processes agree
+    assert passed_on == [signal.SIGTERM] * 2 and not ended
 
 
 @CHECKED

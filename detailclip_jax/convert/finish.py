@@ -4,7 +4,7 @@ import collections
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detailclip_jax.convert import statistics
@@ -55,8 +55,7 @@ def finish(job: Job) -> dict[str, Any]:
 
     Raises NothingAccepted if there is no example; then only the list of rejects is kept.
     """
-    reports = [json.loads(job.report(number).read_text()) for number in range(job.num_shards)]
-    rejected, first = _write_rejected(job)
+    reports, rejected, first = _write_rejected(job)
     record = _split_record(job, reports, rejected) | {
         "first_rejected": first,
         "cut_captions": sum(report["cut_captions"] for report in reports),
@@ -131,22 +130,19 @@ def reasons_in(rejected: Mapping[str, int], first: Mapping[str, Sequence[str]]) 
     return f"{listed}, for example {key}" + (f": {detail[:MAX_DETAIL]}" if detail else "")
 
 
-def _write_rejected(job: Job) -> tuple[dict[str, int], dict[str, tuple[str, str]]]:
-    """Writes all rejects in the order of the source.
+def _write_rejected(job: Job) -> tuple[list[dict[str, Any]], dict[str, int], dict[str, tuple[str, str]]]:
+    """Writes all rejects in the order of the source.  There may be millions: those of one shard are in memory at once.
 
-    Returns the count of each reason, and key and detail of its first reject.
+    Returns the reports of the shards without them, the count of each reason, and key and detail of its first reject.
     """
     counts: collections.Counter[str] = collections.Counter()
-    first: dict[str, tuple[str, str]] = {}
-    path = rejected_path(job)
-    with atomic_file(path, job.request.work) as file:
-        for key, reason, detail in _rejects(job):
-            file.write(json.dumps([key, reason, detail]).encode() + b"\n")
-            counts[reason] += 1
-            first.setdefault(reason, (key, detail))
-    return dict(sorted(counts.items())), dict(sorted(first.items()))
-
-
-def _rejects(job: Job) -> Iterator[list[str]]:
-    for number in range(job.num_shards):
-        yield from json.loads(job.report(number).read_text())["rejected"]
+    reports, first = [], {}
+    with atomic_file(rejected_path(job), job.request.work) as file:
+        for number in range(job.num_shards):
+            report = json.loads(job.report(number).read_text())
+            for key, reason, detail in report.pop("rejected"):
+                file.write(json.dumps([key, reason, detail]).encode() + b"\n")
+                counts[reason] += 1
+                first.setdefault(reason, (key, detail))
+            reports.append(report)
+    return reports, dict(sorted(counts.items())), dict(sorted(first.items()))

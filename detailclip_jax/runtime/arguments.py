@@ -37,17 +37,9 @@ class Parser(argparse.ArgumentParser):
         complain(f"error: {message} ({self.prog} --help lists the flags)")
         sys.exit(USAGE_ERROR)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """Parses as argparse does, after `checked`."""
-        return super().parse_args(self.checked(args), namespace)
-
-    def parse_intermixed_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """Parses as `parse_args` does, with positional arguments between the flags."""
-        return super().parse_intermixed_args(self.checked(args), namespace)
-
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Is what argparse calls for the arguments of a subcommand, which are checked here."""
-        return super().parse_known_args(args if args is None else self.checked(args), namespace)
+        """Parses as argparse does, after `checked`.  All other ways to parse come here, and so does a subcommand."""
+        return super().parse_known_args(self.checked(args), namespace)
 
     def checked(self, arguments: Sequence[str] | None) -> list[str]:
         """Returns the arguments with home folders in full, after a look for unknown flags: these are often misspelt."""
