@@ -74,7 +74,7 @@ def test_the_command_prints_and_writes_what_it_measures(tmp_path, capsys):
     for part in ("step", "evaluation"):
         assert all(found[part][name] > 0 for name in ("flops_per_image", "temp_bytes", "seconds"))
     assert found["evaluation"]["flops_per_image"] == pytest.approx(counted(config_of("--batch=8")), rel=0.05)
-    assert "600 steps of 16 on 8 x A100 80GB" in capsys.readouterr().out
+    assert "300 steps of 16 on 8 x A100 80GB" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("clock", ["wall", "cpu"])
