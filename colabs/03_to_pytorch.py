@@ -37,13 +37,14 @@ CHECKPOINT = RUNS / os.environ.get("MODEL", "quickstart")
 
 # %%
 import detailclip_jax
+from detailclip_jax import pretraining
 from detailclip_jax.config import run_config
-from detailclip_jax.run import loop
+from detailclip_jax.training import loop
 
 if "MODEL" not in os.environ:
     config = run_config.load("stickers")
     config.total_steps, config.log_every, config.evaluate_at_end = STEPS, max(STEPS // 10, 1), False
-    assert loop.train(loop.prepare(config, CHECKPOINT)) == 0
+    assert loop.train(pretraining.prepare(config, CHECKPOINT)) == 0
 model = detailclip_jax.load(CHECKPOINT)
 print(f"{model.config.method}, step {model.step}, {model.weights} weights")
 
@@ -54,7 +55,7 @@ import json
 import numpy as np
 
 from detailclip_jax import export
-from detailclip_jax.data.stickers.stickers import Stickers
+from detailclip_jax.data.stickers.scene_source import Stickers
 
 folder = RUNS / "to_pytorch"
 shutil.rmtree(folder, ignore_errors=True)

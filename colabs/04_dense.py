@@ -37,13 +37,14 @@ CHECKPOINT = RUNS / os.environ.get("MODEL", "quickstart")
 
 # %%
 import detailclip_jax
+from detailclip_jax import pretraining
 from detailclip_jax.config import run_config
-from detailclip_jax.run import loop
+from detailclip_jax.training import loop
 
 if "MODEL" not in os.environ:
     config = run_config.load("stickers")
     config.total_steps, config.log_every, config.evaluate_at_end = STEPS, max(STEPS // 10, 1), False
-    assert loop.train(loop.prepare(config, CHECKPOINT)) == 0
+    assert loop.train(pretraining.prepare(config, CHECKPOINT)) == 0
 model = detailclip_jax.load(CHECKPOINT)
 print(f"{model.config.method}, step {model.step}, {model.weights} weights")
 
@@ -90,7 +91,7 @@ visualize.draw("words", models, three, visualize.Options(readout="naclip"))["wor
 # of `HEAD_STEPS=300`. docs/segmentation.md has UPerNet, and trainings that name the objects.
 
 # %%
-from detailclip_jax.run import transfer
+from detailclip_jax.dense.segmentation import segmentation_task
 
 HEAD_STEPS = int(os.environ.get("HEAD_STEPS", 60))
 config = run_config.load("transfer/stickers_linear")
@@ -100,7 +101,7 @@ config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, HEAD_STEPS //
 config.data.num_val, config.evaluate_at_end = 100, True
 workdir = RUNS / "linear"
 shutil.rmtree(workdir, ignore_errors=True)
-assert loop.train(transfer.prepare(config, workdir)) == 0
+assert loop.train(segmentation_task.prepare(config, workdir)) == 0
 
 # %%
 visualize.segmentation({"linear head": workdir}, 6)["segmentation"]

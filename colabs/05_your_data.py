@@ -53,7 +53,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from detailclip_jax.data.stickers.stickers import Stickers, noun_names
+from detailclip_jax.data.stickers.scene_source import Stickers, noun_names
 
 FOLDER = RUNS / "mine"
 NAMES = noun_names()[:12]
@@ -106,13 +106,14 @@ for kind, source in SOURCES.items():
 
 # %%
 import detailclip_jax
+from detailclip_jax import pretraining
 from detailclip_jax.config import run_config
-from detailclip_jax.run import loop
+from detailclip_jax.training import loop
 
 if "MODEL" not in os.environ:
     config = run_config.load("stickers:method=clip")
     config.total_steps, config.log_every, config.evaluate_at_end = STEPS, max(STEPS // 4, 1), False
-    assert loop.train(loop.prepare(config, CLIP)) == 0
+    assert loop.train(pretraining.prepare(config, CLIP)) == 0
 
 # %% [markdown]
 # ## Continue as DetailCLIP
@@ -129,7 +130,7 @@ config.data.path = f"{FOLDER / 'records-csv'}@3,{FOLDER / 'records-webdataset'}@
 config.batch_size, config.optimizer.loaded_rate, config.masking.ratio = 64, 0.3, 0.25
 config.total_steps, config.log_every, config.evaluate_at_end = STEPS, max(STEPS // 4, 1), False
 workdir = FOLDER / "run"
-assert loop.train(loop.prepare(config, workdir)) == 0
+assert loop.train(pretraining.prepare(config, workdir)) == 0
 
 # %% [markdown]
 # ## Before and after

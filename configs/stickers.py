@@ -8,7 +8,7 @@ Results on these scenes cannot be compared with other benchmarks.  Comments expl
 """
 
 from detailclip_jax import config as base
-from detailclip_jax.data.stickers.stickers import noun_names
+from detailclip_jax.data.stickers.scene_source import noun_names
 
 
 def get_config(arg=None):

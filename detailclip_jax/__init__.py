@@ -41,12 +41,12 @@ _PUBLIC = {
     "Method": "detailclip_jax.methods.method",
     "Model": "detailclip_jax.inference.model",
     "SIZES": "detailclip_jax.models.sizes",
-    "Stickers": "detailclip_jax.data.stickers.stickers",
+    "Stickers": "detailclip_jax.data.stickers.scene_source",
     "Tokenizer": "detailclip_jax.data.tokenizer",
     "TrainState": "detailclip_jax.training.train_state",
     "build": "detailclip_jax.training.experiment",
     "default": "detailclip_jax.config",
-    "load": "detailclip_jax.run.predict",
+    "load": "detailclip_jax.dense.predictions",
     "weights": "detailclip_jax.training.train_state",
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from detailclip_jax.benchmarks import options, report, variants
+from detailclip_jax.benchmarks import benchmark_flags, cost_table, variants
 from detailclip_jax.config.settings import parse_setting
 from detailclip_jax.runtime import errors
 
@@ -58,13 +58,13 @@ def devices_for(wanted: int | None) -> Sequence[Any]:
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Runs the command and returns its records."""
     if arguments.command == "data":
-        from detailclip_jax.benchmarks import data
+        from detailclip_jax.benchmarks import data_rate
 
-        return data.run(arguments)
+        return data_rate.run(arguments)
     if arguments.command == "start":
-        from detailclip_jax.benchmarks import start
+        from detailclip_jax.benchmarks import start_time
 
-        return start.run(arguments)
+        return start_time.run(arguments)
     from detailclip_jax.benchmarks import step
 
     found = variants.pair(arguments.config, settings(arguments), arguments.against, arguments.image_size)
@@ -75,7 +75,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; errors that a user can correct are printed without a traceback."""
-    return errors.run(lambda: write(options.parse(argv), measure))
+    return errors.run(lambda: write(benchmark_flags.parse(argv), measure))
 
 
 def write(arguments: argparse.Namespace, measure: Callable[[argparse.Namespace], list[dict[str, Any]]]) -> int:
@@ -83,7 +83,7 @@ def write(arguments: argparse.Namespace, measure: Callable[[argparse.Namespace],
     arguments.progress = sys.stderr
     try:
         with compiling_anew():
-            report.write_json(arguments.json, measure(arguments))
+            cost_table.write_json(arguments.json, measure(arguments))
     except RuntimeError as error:
         raise errors.RunError(_explained(error)) from error
     return 0

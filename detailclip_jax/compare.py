@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.settings import parse_setting, split_list
 from detailclip_jax.run.entries import CONTROLS, Plan, parse_entry, sweep_entries
-from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
+from detailclip_jax.runtime import parser as flags
 
 
 def parser() -> argparse.ArgumentParser:

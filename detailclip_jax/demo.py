@@ -16,8 +16,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
+from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.progress import Console
 
 PORT = 8462

@@ -16,8 +16,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors, machine
+from detailclip_jax.runtime import parser as flags
 
 FOR = {
     "beam": "prepare --engine=beam",

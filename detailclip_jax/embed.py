@@ -24,8 +24,8 @@ from detailclip_jax.data.image_files import find
 from detailclip_jax.inference import embed_folder, embeddings
 from detailclip_jax.inference.embeddings import Table
 from detailclip_jax.run import search
-from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors, files
+from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.progress import Console
 
 if TYPE_CHECKING:

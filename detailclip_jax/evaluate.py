@@ -43,19 +43,19 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
+from detailclip_jax.runtime import parser as flags
 
 if TYPE_CHECKING:
-    from detailclip_jax.evaluation import session
+    from detailclip_jax.evaluation import measurement
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
     from detailclip_jax.data import preprocessing
     from detailclip_jax.data.labelled import KNOWN
+    from detailclip_jax.evaluation.measurement import OUT
     from detailclip_jax.evaluation.protocols import PROTOCOLS
-    from detailclip_jax.evaluation.session import OUT
 
     sets = textwrap.fill(", ".join(KNOWN), 112, subsequent_indent="      ")
     command = flags.parser("evaluate", (__doc__ or "").format(sets=sets))
@@ -87,14 +87,14 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
-def request_of(arguments: argparse.Namespace) -> "session.Request":
+def request_of(arguments: argparse.Namespace) -> "measurement.Request":
     """Returns what the flags ask to evaluate."""
     from detailclip_jax.data import preprocessing
-    from detailclip_jax.evaluation import session
-    from detailclip_jax.evaluation.sets import Sets
+    from detailclip_jax.evaluation import measurement
+    from detailclip_jax.evaluation.evaluation_sets import Sets
 
     limits = {name: getattr(arguments, name) for name in ("num_examples", "num_train_examples")}
-    return session.Request(
+    return measurement.Request(
         checkpoint=arguments.checkpoint,
         tasks=arguments.tasks,
         sets=Sets(arguments.data_dir, style=arguments.style, follow_links=arguments.follow_links, **limits),
@@ -119,9 +119,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from detailclip_jax.runtime import processes
 
     processes.join(distributed=arguments.distributed)
-    from detailclip_jax.evaluation import session
+    from detailclip_jax.evaluation import measurement
 
-    return session.run(request_of(arguments))
+    return measurement.run(request_of(arguments))
 
 
 if __name__ == "__main__":

@@ -36,13 +36,13 @@ import numpy as np
 
 from detailclip_jax.data import preprocessing
 from detailclip_jax.interop import formats
-from detailclip_jax.interop.convert import OTHER_NAMES
-from detailclip_jax.interop.export import Export, load
+from detailclip_jax.interop.exported_model import Export, load
 from detailclip_jax.interop.notes import notes
+from detailclip_jax.interop.state_dicts import OTHER_NAMES
 from detailclip_jax.interop.verify import rows
 from detailclip_jax.models.positions import RECIPES
-from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors, signals
+from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.files import nothing_left
 from detailclip_jax.training import workdirs
 

@@ -21,16 +21,16 @@ from typing import Any
 from detailclip_jax import interop
 from detailclip_jax.data import preprocessing
 from detailclip_jax.interop import own, store
-from detailclip_jax.interop.convert import OPTIONS, OTHER_NAMES
 from detailclip_jax.interop.layouts import NORMALISATIONS
 from detailclip_jax.interop.measure import HEADS
+from detailclip_jax.interop.state_dicts import OPTIONS, OTHER_NAMES
 from detailclip_jax.interop.tables import flatten
 from detailclip_jax.models.layers import ACTIVATIONS
 from detailclip_jax.models.positions import RECIPES
 from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models.vit import Style
-from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
+from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.files import nothing_left
 from detailclip_jax.types import Params
 

@@ -13,7 +13,6 @@ JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).  launch/ has a s
 before the run: python -m detailclip_jax.doctor --launch=main with the same flags.
 """
 
-import importlib
 import os
 import re
 import shlex
@@ -25,14 +24,17 @@ from typing import Any, NamedTuple, NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from detailclip_jax.config import command_line, default, detection, help_text, run_config, transfer
+from detailclip_jax.config import command_line, default, detection_fields, help_text, run_config, segmentation_fields
 from detailclip_jax.config.components import check_path_is_read
-from detailclip_jax.config.dense import is_dense
-from detailclip_jax.runtime import arguments, errors, processes, start_times
+from detailclip_jax.config.dense_methods import is_dense
+from detailclip_jax.runtime import errors, parser, processes, start_times
 from detailclip_jax.runtime.files import with_home
 from detailclip_jax.runtime.progress import Console
 
-READERS = {transfer.METHOD: "ade20k", detection.METHOD: "coco"}  # a data.source of the task that reads data.path
+READERS = {
+    segmentation_fields.METHOD: "ade20k",
+    detection_fields.METHOD: "coco",
+}  # a data.source of the task that reads data.path
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/, or FILE:ARGUMENT (required to train)")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/ and the config's name)")
@@ -55,7 +57,7 @@ class Usage(NamedTuple):
     description: str | None
     config: Callable[[], ConfigDict] = default
     config_note: str = ""
-    add_flags: Callable[[arguments.Parser], None] = lambda _: None
+    add_flags: Callable[[parser.Parser], None] = lambda _: None
 
 
 TRAIN = Usage("main", __doc__)
@@ -105,7 +107,7 @@ def with_underscores(argument: str) -> str:
 
 def _help(usage: Usage) -> NoReturn:
     """Prints what the command does and its flags, in the form of the other commands, and ends the program."""
-    shown = arguments.parser(usage.module, usage.description, epilog="--helpfull lists the flags of all libraries too.")
+    shown = parser.parser(usage.module, usage.description, epilog="--helpfull lists the flags of all libraries too.")
     for name, value in VALUES.items():
         shown.add_argument(f"--{name.replace('_', '-')}", metavar=value, help=flags.FLAGS[name].help)
     shown.add_argument("--distributed", action="store_true", help=flags.FLAGS[_DISTRIBUTED.name].help)
@@ -208,25 +210,26 @@ def preflight(argv: Sequence[str], command: str | None = None) -> int:
         check_no_others(argv)
         given = asked_by(command)  # first of all, as a wrong command is not worth the wait for the other processes
         join_processes()
-        from detailclip_jax.run import preflight
+        from detailclip_jax.training import preflight
 
-        return preflight.run(*given)
+        prepare = prepare_of("transfer" if is_dense(given[0]) else "main")
+        return preflight.run(lambda: prepare(*given))
 
     return errors.run(check)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; errors that a user can correct are printed without a traceback."""
-    return run(argv, "loop", asked, next_commands)
+    return run(argv, "main", asked, next_commands)
 
 
 def run(
     argv: Sequence[str],
-    module: str,
+    command: str,
     asked: Callable[[], tuple[Any, ...]],
     following: Callable[[Sequence[str], Path, int], str],
 ) -> int:
-    """Prepares and trains a run with the `prepare` of a module of the room `run`; returns the exit code.
+    """Prepares and trains a run of a command; returns the exit code.
 
     `asked` gives the arguments of `prepare`; `following` the commands to print when the run has ended, from the flags,
     the workdir and the number of steps.
@@ -237,15 +240,26 @@ def run(
         if processes.is_first(_PROCESS_ID.value):
             Console().say(f"{command_line.spec_of(sys.argv)}: importing jax and opening the data ...")
         join_processes()
-        from detailclip_jax.run import loop  # imports jax: only after the flags are parsed, so that --help is quick
+        from detailclip_jax.training import (
+            loop,  # imports jax: only after the flags are parsed, so that --help is quick
+        )
 
-        prepare = importlib.import_module(f"detailclip_jax.run.{module}").prepare
+        prepare = prepare_of(command)
         start_times.ended("imports")
         return loop.prepare_and_train(
             asked, prepare, lambda run: following(sys.argv[1:], run.workdir, run.config.total_steps)
         )
 
     return errors.run(train)
+
+
+def prepare_of(command: str) -> Callable[..., Any]:
+    """Returns the function that prepares the runs of a command; imports jax."""
+    if command == "transfer":
+        from detailclip_jax.dense.segmentation import segmentation_task as task
+    else:
+        from detailclip_jax import pretraining as task
+    return task.prepare
 
 
 def check_no_others(argv: Sequence[str]) -> None:

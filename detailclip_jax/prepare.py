@@ -21,14 +21,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from typing import Any
 
-from detailclip_jax.convert import arguments, local, report, to_tfds
+from detailclip_jax.convert import local, prepare_flags, set_report, to_tfds
 from detailclip_jax.convert.begin import AlreadyThere, begin, refuse_finished
 from detailclip_jax.convert.finish import NothingAccepted, finish
 from detailclip_jax.convert.job import Request
 from detailclip_jax.convert.shard import UNREADABLE
-from detailclip_jax.convert.verify import problems
-from detailclip_jax.runtime import arguments as flags
+from detailclip_jax.convert.shard_check import problems
 from detailclip_jax.runtime import errors
+from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.locks import alone
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.terminal import counted
@@ -54,12 +54,12 @@ TABLES = ("csv", "tsv", "jsonl", "parquet")  # image paths may be relative to th
 def prepare(argv: Sequence[str]) -> int:
     """Runs `prepare SOURCE PATH ... --out DIR`; returns the exit code."""
     own, beam_options = _divided(argv)
-    parser = arguments.parser(__doc__ or "")
+    parser = prepare_flags.parser(__doc__ or "")
     if not own:
         parser.error("SOURCE is missing, for example: prepare webdataset /data/cc3m --out /data/records/cc3m")
     given = parser.parse_intermixed_args(own)
     console = Console()
-    request = arguments.request_of(given)
+    request = prepare_flags.request_of(given)
     try:
         refuse_finished(request)  # before the lock, as the folder of a finished set may be read-only
         with alone(request.lock):
@@ -72,7 +72,7 @@ def prepare(argv: Sequence[str]) -> int:
     except BrokenExecutor as error:
         lost = "a worker was killed, perhaps for its memory; the same command continues, try fewer --workers"
         raise errors.RunError(lost) from error
-    console.say("\n".join(report.summary(part)))
+    console.say("\n".join(set_report.summary(part)))
     for warning in _warnings(request, part):
         console.warn(warning)
     console.say(f"written to {given.out}; peak memory of a process {local.peak_memory():.0f} MiB")
@@ -102,7 +102,7 @@ def _warnings(request: Request, part: Mapping[str, Any]) -> Iterator[str]:
     if without == num_examples:
         yield NO_CAPTIONS
         return
-    if blank := report.blank_captions(part):
+    if blank := set_report.blank_captions(part):
         yield BLANK.format(names=", ".join(blank))
     if without > MOSTLY * num_examples:
         yield FEW_CAPTIONS.format(without=without, num_examples=num_examples)
@@ -135,7 +135,7 @@ def verify(argv: Sequence[str]) -> int:
 def stats(argv: Sequence[str]) -> int:
     """Runs `prepare stats DIR`: prints the statistics and draws them into DIR; returns 0."""
     folder = _folder_parser("stats", "Prints the statistics; draws them and a contact sheet into DIR.")
-    report.show(folder.parse_args(argv).folder, Console())
+    set_report.show(folder.parse_args(argv).folder, Console())
     return 0
 
 

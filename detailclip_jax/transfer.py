@@ -29,10 +29,10 @@ from typing import NoReturn
 from absl import app
 
 from detailclip_jax import main as train
-from detailclip_jax.config import transfer as config
+from detailclip_jax.config import segmentation_fields as config
 from detailclip_jax.data.image_files import find
-from detailclip_jax.runtime import arguments as flags_of
 from detailclip_jax.runtime import errors, files
+from detailclip_jax.runtime import parser as flags_of
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.terminal import counted
 
@@ -48,7 +48,8 @@ def following(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
     there = shlex.quote(str(workdir))
     return (
         f"to predict: python -m detailclip_jax.transfer --predict=IMAGES --checkpoint={there} --out=DIR\n"
-        f"to compare runs in one figure, in Python: from detailclip_jax.run import transfer; "
+        "to compare runs in one figure, in Python: "
+        "from detailclip_jax.dense.segmentation import segmentation_task as transfer; "
         f"transfer.compare({{'this': {there!r}, 'other': ...}}, {str(workdir / 'figures/compared.png')!r})"
     )
 
@@ -101,7 +102,7 @@ def predict(argv: Sequence[str]) -> int:
     def run() -> int:
         found = find(arguments.predict, arguments.follow_links)
         files.check_writable(arguments.out)
-        from detailclip_jax.run import predict as predictions  # imports jax: only after the flags are parsed
+        from detailclip_jax.dense import predictions  # imports jax: only after the flags are parsed
 
         console = Console()
         for _, reason in found.left_out:

@@ -33,8 +33,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detailclip_jax.data import preprocessing
-from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors, files
+from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.progress import Console
 
 if TYPE_CHECKING:

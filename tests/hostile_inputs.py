@@ -341,10 +341,10 @@ def feed_tar(folder: Path) -> object:
 
 def read_all(folder: Path) -> int:
     """The images of a labelled set of tars; bad records are left out, as in evaluation."""
-    from detailclip_jax.data.labelled import tars
+    from detailclip_jax.data.labelled import labelled_tars
     from detailclip_jax.data.sources import BadRecord
 
-    contents, num = tars.read(folder, "test"), 0
+    contents, num = labelled_tars.read(folder, "test"), 0
     for index in range(len(contents.source) if contents else 0):
         try:
             num += len(contents.source[index]["image"])
@@ -477,7 +477,7 @@ def pickle_safe(fields) -> bytes:
 
 
 def feed_record(folder: Path) -> object:
-    from detailclip_jax.data.labelled import records
+    from detailclip_jax.data.labelled import prepared_records
     from detailclip_jax.data.pipeline import Stream, evaluation_batches
     from detailclip_jax.data.preprocessing import Transform
     from detailclip_jax.data.sources import Records
@@ -485,7 +485,7 @@ def feed_record(folder: Path) -> object:
     from detailclip_jax.data.views import Crop
 
     source = Records(folder, "train")
-    records.read(folder, "train")
+    prepared_records.read(folder, "train")
     stream = Stream(source, {"large": Crop(size=8)}, Tokenizer(16))
     labels = [int(stream[position]["label"]) for position in range(4)]
     batches = list(evaluation_batches(source, Transform(8, 8), Tokenizer(16), batch_size=4))
@@ -508,7 +508,7 @@ def make_caption(rng: Rng, folder: Path) -> None:
 
 def feed_caption(folder: Path) -> object:
     from detailclip_jax.convert.cleaning import slip
-    from detailclip_jax.convert.records import valid_text
+    from detailclip_jax.convert.examples import valid_text
     from detailclip_jax.data.tokenizer import EOT, SOT, Tokenizer
 
     caption = (folder / "x.txt").read_bytes().decode("utf-8", "surrogatepass")
@@ -567,9 +567,9 @@ def repacked(rng: Rng, data: bytes) -> bytes:
 
 
 def feed_weights(folder: Path) -> object:
-    from detailclip_jax.interop import files
+    from detailclip_jax.interop import tensor_files
 
-    return len(files.arrays(files.read(next(folder.glob("w.*")))))
+    return len(tensor_files.arrays(tensor_files.read(next(folder.glob("w.*")))))
 
 
 def make_safetensors(rng: Rng, folder: Path) -> None:
@@ -585,9 +585,9 @@ def make_safetensors(rng: Rng, folder: Path) -> None:
 
 
 def feed_safetensors(folder: Path) -> object:
-    from detailclip_jax.interop import files
+    from detailclip_jax.interop import tensor_files
 
-    return files.metadata(folder / "w.safetensors"), feed_weights(folder)
+    return tensor_files.metadata(folder / "w.safetensors"), feed_weights(folder)
 
 
 def weight_refusals():
@@ -615,9 +615,9 @@ def settings_file(rng: Rng, path: Path, content) -> None:
 
 def make_config(rng: Rng, folder: Path) -> None:
     """The config of a run of any kind; mostly with one or two values of other types."""
-    from detailclip_jax.config import default, detection, run_config, transfer
+    from detailclip_jax.config import default, detection_fields, run_config, segmentation_fields
 
-    made = one_of(rng, (default, default, transfer.segmentation, detection.detection))()
+    made = one_of(rng, (default, default, segmentation_fields.segmentation, detection_fields.detection))()
     settings_file(rng, folder / "config.json", json.loads(run_config.to_json(made)))
     (folder / "checkpoints/3").mkdir(parents=True)
     line = {"step": 3, "loss": 0.5}
@@ -627,20 +627,22 @@ def make_config(rng: Rng, folder: Path) -> None:
 def feed_config(folder: Path) -> object:
     """Every command that reads the config of a run: it resumes, starts from it, compares it or draws with it."""
     from detailclip_jax.config import default, run_config
-    from detailclip_jax.run import compare, dense, init_from, visualize
-    from detailclip_jax.run.validation import validate
-    from detailclip_jax.runtime import metrics
+    from detailclip_jax.dense import dense_runs
+    from detailclip_jax.run import compare, visualize
+    from detailclip_jax.runtime import metric_files
+    from detailclip_jax.training import warm_start
+    from detailclip_jax.training.validation import validate
 
     started = default()
     started.init = str(folder)
     read = 0
     for command in (
-        lambda: metrics.read_lines(folder / "metrics.jsonl"),
+        lambda: metric_files.read_lines(folder / "metrics.jsonl"),
         lambda: run_config.check_workdir(folder, default()),
-        lambda: validate(init_from.adopt(started)),
-        lambda: validate(init_from.adopt(started, (), folder)),
+        lambda: validate(warm_start.adopt(started)),
+        lambda: validate(warm_start.adopt(started, (), folder)),
         lambda: compare.check_same_run(default(), folder),
-        lambda: dense.config_in(folder),
+        lambda: dense_runs.config_in(folder),
         lambda: visualize.check_task("segmentation", folder),
     ):
         try:
@@ -838,11 +840,11 @@ def make_hub(rng: Rng, folder: Path) -> None:
 def feed_hub(folder: Path) -> object:
     from detailclip_jax.config import default
     from detailclip_jax.data import preprocessing
-    from detailclip_jax.interop import convert, hub, layouts
+    from detailclip_jax.interop import hub, layouts, state_dicts
 
     options = hub.sidecar_options(folder / "model.safetensors")
     options = {name: value for name, value in options.items() if value is not None}
-    preprocessing.changed(default(), convert.preprocess_of(layouts.LAYOUTS[0], options))
+    preprocessing.changed(default(), state_dicts.preprocess_of(layouts.LAYOUTS[0], options))
     return len(options)
 
 
@@ -963,12 +965,12 @@ def encoded_as(rng: Rng, height: int, width: int) -> bytes:
 
 def feed_detection(folder: Path) -> object:
     from detailclip_jax.data.bad_records import TooManyBadRecords
-    from detailclip_jax.data.detection import coco
-    from detailclip_jax.data.detection.augment import Recipe
-    from detailclip_jax.data.detection.batches import DetectionStream, examples
-    from detailclip_jax.detection.scoring import score
+    from detailclip_jax.dense.detection import coco_sets
+    from detailclip_jax.dense.detection.coco_scores import score
+    from detailclip_jax.dense.detection.instance_augment import Recipe
+    from detailclip_jax.dense.detection.instance_batches import DetectionStream, examples
 
-    train, found = (coco.open_format(folder / "set.json", folder, training=training) for training in (True, False))
+    train, found = (coco_sets.open_format(folder / "set.json", folder, training=training) for training in (True, False))
     try:
         assert DetectionStream(train.source, Recipe((32,), 64), ((64, 64),), 1)[0]["image"].shape == (64, 64, 3)
     except TooManyBadRecords as error:
@@ -1059,9 +1061,9 @@ def make_settings(rng: Rng, folder: Path) -> None:
 def feed_settings(folder: Path) -> object:
     from detailclip_jax.config import default, settings
     from detailclip_jax.evaluation import tasks
-    from detailclip_jax.evaluation.sets import Sets
+    from detailclip_jax.evaluation.evaluation_sets import Sets
     from detailclip_jax.inference import embed_folder
-    from detailclip_jax.run.validation import validate
+    from detailclip_jax.training.validation import validate
 
     num = 0
     for line in (folder / "settings").read_bytes().decode("utf-8", "surrogatepass").split("\0\0", 3):
@@ -1104,15 +1106,16 @@ def make_fields(rng: Rng, folder: Path) -> None:
 
 
 def feed_fields(folder: Path) -> object:
-    import importlib
-
+    from detailclip_jax import pretraining
     from detailclip_jax.config import run_config, settings
+    from detailclip_jax.dense.segmentation import segmentation_task
 
     run, name, number = json.loads((folder / "field").read_text())
     config = run_config.load(RUNS[run])
     is_tuple = isinstance(run_config.flatten(config)[name], tuple)
     settings.set_fields({name: (number,) * len(run_config.flatten(config)[name]) if is_tuple else number})(config)
-    return importlib.import_module(f"detailclip_jax.run.{run}").prepare(config, folder / "run", [name]).workdir
+    task = segmentation_task if run == "transfer" else pretraining
+    return task.prepare(config, folder / "run", [name]).workdir
 
 
 def make_classes(rng: Rng, folder: Path) -> None:
@@ -1128,8 +1131,8 @@ def make_classes(rng: Rng, folder: Path) -> None:
 
 
 def feed_classes(folder: Path) -> object:
-    from detailclip_jax.data.semantic.layouts import open_set
     from detailclip_jax.data.sources import BadRecord
+    from detailclip_jax.dense.segmentation.segmentation_sets import open_set
 
     found = open_set("folders", str(folder), "train")
     try:

@@ -15,13 +15,13 @@ import numpy as np
 if __name__ == "__main__":
     jax.distributed.initialize(sys.argv[1], *map(int, sys.argv[2:]))
 
-from detailclip_jax.data.detection import batches as detection_batches
-from detailclip_jax.data.detection import stickers as detection_stickers
-from detailclip_jax.data.semantic import batches as semantic_batches
-from detailclip_jax.data.semantic import stickers as semantic_stickers
-from detailclip_jax.detection import experiment as detector
-from detailclip_jax.detection.predict import Found
-from detailclip_jax.segmentation import experiment as segmenter
+from detailclip_jax.dense.detection import detection_experiment as detector
+from detailclip_jax.dense.detection import instance_batches as detection_batches
+from detailclip_jax.dense.detection import sticker_instances as detection_stickers
+from detailclip_jax.dense.detection.detect import Found
+from detailclip_jax.dense.segmentation import label_batches as semantic_batches
+from detailclip_jax.dense.segmentation import segmentation_experiment as segmenter
+from detailclip_jax.dense.segmentation import sticker_labels as semantic_stickers
 from detailclip_jax.training.train_state import TrainState
 
 NO_STATE = TrainState(np.int32(0), {}, {}, {}, (), {}, np.zeros(2, np.uint32))

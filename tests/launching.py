@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from detailclip_jax.runtime.metrics import read_lines
+from detailclip_jax.runtime.metric_files import read_lines
 
 ROOT = Path(__file__).parents[1]
 SMALLEST = "--config=tests/configs/smallest.py"

@@ -50,8 +50,9 @@ LIMIT = 10.0  # seconds from a signal to the end
 MAX_BYTES = 10**9  # of a process, beyond its imports and data
 OPENED = f"""from detailclip_jax import main
 from detailclip_jax.config import run_config
-from detailclip_jax.run import loop
-loop.open_source(run_config.load("{ROOT}/tests/configs/smallest.py"))"""
+from detailclip_jax import pretraining
+from detailclip_jax.training import loop
+pretraining.open_source(run_config.load("{ROOT}/tests/configs/smallest.py"))"""
 IN_A_ROW = {"kills": 9, "stops": 3}
 COMPLETE = "on your data:"  # begins the last line of a complete run
 NOISE = ("Traceback", "Exception ignored", "Event loop is closed", "Fatal", "leaked")

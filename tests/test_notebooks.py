@@ -14,10 +14,11 @@ from launching import QUICK
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from tiny import noise_state, on_one_device
 
+from detailclip_jax import pretraining
 from detailclip_jax.config import run_config
-from detailclip_jax.run import loop
-from detailclip_jax.run.session import run_record
+from detailclip_jax.training import loop
 from detailclip_jax.training.checkpoint import Checkpoints
+from detailclip_jax.training.session import run_record
 
 COLABS = Path(__file__).parent.parent / "colabs"
 NAMES = [path.stem for path in sorted(COLABS.glob("[0-9]*.py"))]
@@ -151,7 +152,7 @@ def store_clip(workdir):
     config = run_config.load(f"{WORKING_DIRECTORY}/configs/stickers.py:method=clip")
     config.total_steps, config.log_every, config.evaluate_at_end = STEPS, 1, False
     with on_one_device():
-        run = loop.prepare(config, workdir)
+        run = pretraining.prepare(config, workdir)
     loop.claim(run)
     with closing(Checkpoints(workdir)) as store:
         state = noise_state(run.experiment).replace(step=jnp.int32(STEPS))

@@ -22,7 +22,7 @@ def test_every_extra_is_explained():
 
 
 def imported():
-    """(page, name) of what the Python of the pages imports from the package, such as detailclip_jax.run.transfer."""
+    """(page, name) of what the Python of the pages imports from the package, such as detailclip_jax.inference.load."""
     for page in (ROOT / "README.md", *DOCS.glob("*.md")):
         for block in re.findall(r"^```py(?:thon)?\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
             for node in ast.walk(ast.parse(block)):

@@ -23,13 +23,14 @@ import detailclip_jax
 from detailclip_jax import __main__ as door
 from detailclip_jax import compare, demo, doctor, embed, evaluate, export, import_torch, transfer, visualize
 from detailclip_jax import main as train
-from detailclip_jax.benchmarks import options
+from detailclip_jax.benchmarks import benchmark_flags
 from detailclip_jax.config import run_config
-from detailclip_jax.config.detection import SHAPES
-from detailclip_jax.convert import arguments as prepare
-from detailclip_jax.data.detection import buckets
+from detailclip_jax.config.detection_fields import SHAPES
+from detailclip_jax.convert import prepare_flags as prepare
+from detailclip_jax.dense import class_names
+from detailclip_jax.dense.detection import buckets
 from detailclip_jax.interop import store
-from detailclip_jax.training import class_names, experiment
+from detailclip_jax.training import experiment
 from detailclip_jax.training.checkpoint import Checkpoints
 from detailclip_jax.training.mesh import make_mesh
 
@@ -61,7 +62,7 @@ PARSERS = {
     "compare": compare.parser,
     "visualize": visualize.parser,
     "demo": demo.parser,
-    "benchmark": options.parser,
+    "benchmark": benchmark_flags.parser,
     "prepare": lambda: prepare.parser(""),
     "doctor": doctor.parser,
 }

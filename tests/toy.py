@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
+from detailclip_jax import pretraining
 from detailclip_jax.config import run_config
-from detailclip_jax.run import loop
-from detailclip_jax.run.session import Run
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.progress import Console
+from detailclip_jax.training import loop
 from detailclip_jax.training.mesh import make_mesh, put, replicated
 from detailclip_jax.training.schedules import ScheduledStep
+from detailclip_jax.training.session import Run
 from detailclip_jax.training.train_state import TrainState
 
 SMALLEST = Path(__file__).parent / "configs/smallest.py"
@@ -81,8 +82,8 @@ def toy_run(workdir, bad_step=NEVER, stream=None, **fields):
     config.update_from_flattened_dict({"total_steps": 12, "log_every": 3, "checkpoint_every": 4} | fields)
     config = run_config.resolve(config, 2**24)
     run_config.claim_workdir(workdir, config)
-    source, console = loop.pipeline.open_source(config), Console(stream=stream or io.StringIO())
-    return Run(config, workdir, Experiment(bad_step), source, console, loop.PRETRAINING)
+    source, console = pretraining.pipeline.open_source(config), Console(stream=stream or io.StringIO())
+    return Run(config, workdir, Experiment(bad_step), source, console, pretraining.PRETRAINING)
 
 
 def train(make_run):

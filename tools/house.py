@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "detailclip_jax"
 CORE = ("data", "kernels", "losses", "models", "methods", "training", "inference", "evaluation")
-CORE += ("segmentation", "detection")
+CORE += ("dense",)
 LOADED = """
 import importlib, sys, time
 before = time.process_time()

@@ -249,8 +249,8 @@ pathlib.Path("{out}/study.md").write_text(probes.study(dict(demo="{demo}"), supe
 BACKGROUND = """
 import json, pathlib
 import numpy as np
-import detailclip_jax.data.semantic.stickers as stickers
-import detailclip_jax.segmentation.metrics as metrics
+import detailclip_jax.dense.segmentation.sticker_labels as stickers
+import detailclip_jax.dense.segmentation.confusion as metrics
 for labels in ("objects", "groups"):
     scenes = stickers.open_stickers(labels, "val", size=80, num_scenes=200)
     counts = metrics.no_counts(len(scenes.classes))

@@ -3,7 +3,7 @@
 The paper says "end-to-end"; iBOT's recipe is frozen.  --config.encoder.frozen=False trains the encoder too.
 """
 
-from detailclip_jax.config.transfer import linear, segmentation
+from detailclip_jax.config.segmentation_fields import linear, segmentation
 
 
 def get_config():

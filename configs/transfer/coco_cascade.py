@@ -5,7 +5,7 @@ ViT-B).  Expect box AP 48.9 and mask AP 42.5 for DetailCLIP after 25 epochs (the
 """
 
 from detailclip_jax.config import parse_arg
-from detailclip_jax.config.detection import detection, schedule
+from detailclip_jax.config.detection_fields import detection, schedule
 
 
 def get_config(arg=None):

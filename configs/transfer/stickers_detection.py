@@ -4,7 +4,7 @@ All objects are of one class.  The argument `labels=groups` takes 24 classes, `l
 """
 
 from detailclip_jax.config import parse_arg
-from detailclip_jax.config.detection import detection, stickers
+from detailclip_jax.config.detection_fields import detection, stickers
 
 
 def get_config(arg=None):

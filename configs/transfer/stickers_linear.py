@@ -5,7 +5,7 @@ learns with the head, and hours.
 """
 
 from detailclip_jax.config import parse_arg
-from detailclip_jax.config.transfer import linear, many_classes, objects, segmentation, stickers
+from detailclip_jax.config.segmentation_fields import linear, many_classes, objects, segmentation, stickers
 
 
 def get_config(arg=None):

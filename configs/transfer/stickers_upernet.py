@@ -4,7 +4,7 @@ The arguments `labels=groups` (24 classes) and `labels=nouns` (96) need 192,000 
 """
 
 from detailclip_jax.config import parse_arg
-from detailclip_jax.config.transfer import many_classes, objects, segmentation, stickers
+from detailclip_jax.config.segmentation_fields import many_classes, objects, segmentation, stickers
 
 
 def get_config(arg=None):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from detailclip_jax.benchmarks import counting, peaks, report, timing
+from detailclip_jax.benchmarks import cost_table, counting, peaks, timing
 from detailclip_jax.benchmarks.counting import Compiled
 from detailclip_jax.benchmarks.product_rate import DTYPES, Product
 from detailclip_jax.benchmarks.timing import MedianRange
@@ -152,7 +152,7 @@ def text(results: Sequence[Result], faster: MedianRange | None) -> str:
     columns = [["", *(result.variant.name for result in results)]]
     rows = ([name, *(form(result) for result in results)] for name, form in MEASUREMENTS.items())
     columns += [row for row in rows if set(row[1:]) != {"-"}]
-    blocks = [f"{len(results[0].devices)} x {', '.join(kinds)}", report.table(columns)]
+    blocks = [f"{len(results[0].devices)} x {', '.join(kinds)}", cost_table.table(columns)]
     if all(result.peak is None for result in results) and results[0].seconds:
         blocks.append(peaks.unknown_peak(kinds[0]))
     if faster:
@@ -177,17 +177,17 @@ def _rate(result: Result, dtype: str) -> str:
 MEASUREMENTS: dict[str, Callable[[Result], str]] = {
     "what": _settings,
     "batch, text tokens": lambda r: f"{r.variant.batch}, {r.variant.words}",
-    "GFLOP/pair, counted": lambda r: report.number(r.flops, 1e9),
-    "state": lambda r: report.bytes_text(sum(r.state.values())),
-    "arguments per device": _of_compiled(lambda c: report.bytes_text(c.memory.arguments)),
-    "temporaries per device": _of_compiled(lambda c: report.bytes_text(c.memory.temporaries)),
-    "both": _of_compiled(lambda c: report.bytes_text(c.memory.total)),
-    "bytes accessed (XLA, loops counted once)": _of_compiled(lambda c: report.bytes_text(c.accessed)),
+    "GFLOP/pair, counted": lambda r: cost_table.number(r.flops, 1e9),
+    "state": lambda r: cost_table.bytes_text(sum(r.state.values())),
+    "arguments per device": _of_compiled(lambda c: cost_table.bytes_text(c.memory.arguments)),
+    "temporaries per device": _of_compiled(lambda c: cost_table.bytes_text(c.memory.temporaries)),
+    "both": _of_compiled(lambda c: cost_table.bytes_text(c.memory.total)),
+    "bytes accessed (XLA, loops counted once)": _of_compiled(lambda c: cost_table.bytes_text(c.accessed)),
     "compile seconds (CPU seconds)": _of_compiled(lambda c: f"{c.seconds:.1f} ({c.cpu_seconds:.1f})"),
     "step seconds (range)": lambda r: str(r.seconds) if r.seconds else "-",
     "step CPU seconds (range)": lambda r: str(r.cpu_seconds) if r.cpu_seconds else "-",
-    "pairs/s": lambda r: report.number(r.pairs_per_second),
-    "utilisation": lambda r: report.number(r.utilisation, 1, ".1%"),
+    "pairs/s": lambda r: cost_table.number(r.pairs_per_second),
+    "utilisation": lambda r: cost_table.number(r.utilisation, 1, ".1%"),
     "products of float32, GFLOP/s (range)": lambda r: _rate(r, "float32"),
     "products of bfloat16, GFLOP/s (range)": lambda r: _rate(r, "bfloat16"),
     "share of product rate (range)": lambda r: str(r.product_share) if r.product_share else "-",

@@ -9,7 +9,7 @@ from detailclip_jax.config import config_files, run_config
 from detailclip_jax.config.settings import parse_setting, set_fields, split_list
 from detailclip_jax.methods import METHODS
 from detailclip_jax.models import sizes
-from detailclip_jax.run.validation import check_choice, validate
+from detailclip_jax.training.validation import check_choice, validate
 
 PAPER = "configs/vitb16_yfcc.py"
 SHORT = {  # short names of fields in --against and in the flags

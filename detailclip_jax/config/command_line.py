@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from detailclip_jax.config import Field, default, dense, field_of, run_config, settings
+from detailclip_jax.config import Field, default, dense_methods, field_of, run_config, settings
 from detailclip_jax.config.config_files import find
 from detailclip_jax.runtime import errors
 
@@ -43,7 +43,7 @@ for _kind, _parser in ((int, flags.IntegerParser()), (float, flags.FloatParser()
 
 def declaration_of(config: ConfigDict) -> Callable[[str], Field | None]:
     """Returns the function that finds the declaration of a field by its dotted name, for this kind of run."""
-    return dense.FIELDS.get(config.get("method") or "", field_of)
+    return dense_methods.FIELDS.get(config.get("method") or "", field_of)
 
 
 def spec_of(argv: Sequence[str]) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.config import dense
+from detailclip_jax.config import dense_methods
 from detailclip_jax.config.components import KINDS, components, is_endless, ratios
 from detailclip_jax.config.config_files import METHOD_FOLDERS, find
 from detailclip_jax.config.fields import CLIP_MEAN, PER_VIEW, Field, default, field_of
@@ -207,7 +207,7 @@ def _of_fields(fields: Any) -> ConfigDict:
         raise ValueError(f"it contains a {type(fields).__name__}, not an object with all fields of a config")
     fields = _with_preprocess(_tuples(fields))
     merged = _over(default().to_dict(), fields)
-    _check_types(fields, dense.FIELDS.get(str(merged["method"]), field_of))
+    _check_types(fields, dense_methods.FIELDS.get(str(merged["method"]), field_of))
     return ConfigDict(merged)
 
 

@@ -8,7 +8,7 @@ from detailclip_jax.convert import job as jobs
 from detailclip_jax.convert.changes import difference, listings, stamps
 from detailclip_jax.convert.finish import identity, known_split
 from detailclip_jax.convert.job import Job, Request, Shard
-from detailclip_jax.convert.sources import source_of
+from detailclip_jax.convert.readers import source_of
 from detailclip_jax.data.sources import PLAN, shards_of
 from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.files import nothing_left

@@ -4,8 +4,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from detailclip_jax.convert.examples import MAX_LABEL, Named, Rejected
 from detailclip_jax.convert.job import Options
-from detailclip_jax.convert.records import MAX_LABEL, Named, Rejected
 
 IMAGE = ("image", "jpg", "filepath", "file_path", "image_path", "path", "filename", "file_name", "image_name")
 CAPTION = ("caption", "captions", "text", "txt", "sentence", "sentences")

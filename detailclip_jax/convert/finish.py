@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detailclip_jax.convert import statistics
-from detailclip_jax.convert.files import REJECTED, atomic_file, write_json
+from detailclip_jax.convert.examples import SCHEMA
 from detailclip_jax.convert.job import FORMAT, Job, Request
-from detailclip_jax.convert.known import KNOWN
-from detailclip_jax.convert.records import SCHEMA
+from detailclip_jax.convert.known_sizes import KNOWN
+from detailclip_jax.convert.limited_files import REJECTED, atomic_file, write_json
 from detailclip_jax.data.sources import DATASET, WORK
 from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.locks import alone

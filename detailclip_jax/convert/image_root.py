@@ -7,8 +7,8 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 
-from detailclip_jax.convert.files import MAX_BYTES, read_limited
-from detailclip_jax.convert.records import Rejected
+from detailclip_jax.convert.examples import Rejected
+from detailclip_jax.convert.limited_files import MAX_BYTES, read_limited
 from detailclip_jax.runtime.regular_files import LeavesFolder, NotRegular, TooLarge, inside, read_regular
 
 Place = Sequence[str]  # (path,) of a file, or (path of a zip, name in the zip)

@@ -10,11 +10,11 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from detailclip_jax.convert import parquet, pyarrow_files, tars
+from detailclip_jax.convert import parquet, pyarrow_files, webdataset
 from detailclip_jax.convert.columns import texts_in
+from detailclip_jax.convert.examples import Named, Raw, Reject, Rejected, several
 from detailclip_jax.convert.job import Options, Request, Shard
 from detailclip_jax.convert.plan import Plan, limited, of_files
-from detailclip_jax.convert.records import Named, Raw, Reject, Rejected, several
 
 SUCCESS = "success"
 IMAGE = "jpg"  # image column of img2dataset's parquet output
@@ -41,10 +41,10 @@ def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
         yield from _from_parquet(shard, options)
         return
     rows = {str(row["key"]): row for row in _rows(shard, options)}
-    for sample in tars.samples(str(_tar(shard.path))):
+    for sample in webdataset.samples(str(_tar(shard.path))):
         row = rows.pop(sample.key, None)
         if row is not None:
-            yield _with_row(tars.example(sample, shard, options), row, options)
+            yield _with_row(webdataset.example(sample, shard, options), row, options)
     yield from (_absent(f"{shard.name}/{key}", row) for key, row in rows.items())
 
 

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from detailclip_jax.convert.files import absolute, write_json
+from detailclip_jax.convert.limited_files import absolute, write_json
 from detailclip_jax.data.sources import PLAN, WORK
 
 FORMAT = "detailclip_jax image-text records 1"

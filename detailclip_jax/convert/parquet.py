@@ -7,11 +7,11 @@ from typing import Any
 
 from detailclip_jax.convert import columns, pyarrow_files
 from detailclip_jax.convert.columns import Columns
-from detailclip_jax.convert.files import MAX_BYTES, expand
+from detailclip_jax.convert.examples import Raw, Reject, Rejected
 from detailclip_jax.convert.image_root import ImageRoot
 from detailclip_jax.convert.job import Options, Request, Shard
+from detailclip_jax.convert.limited_files import MAX_BYTES, expand
 from detailclip_jax.convert.plan import Plan, limited, of_files
-from detailclip_jax.convert.records import Raw, Reject, Rejected
 
 SUFFIXES = (".parquet",)
 BATCH = 64  # rows in memory at once, in addition to what pyarrow holds of a row group

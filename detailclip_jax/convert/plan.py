@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from detailclip_jax.convert.files import common_folder
 from detailclip_jax.convert.job import Shard
+from detailclip_jax.convert.limited_files import common_folder
 
 PER_SHARD = 10_000  # examples, if the source has no shards of its own
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from detailclip_jax.convert.files import FREE_BYTES, MAX_RATIO
+from detailclip_jax.convert.limited_files import FREE_BYTES, MAX_RATIO
 
 
 def parquet_file(path: str) -> Any:

@@ -25,10 +25,7 @@ from jaxtyping import UInt64
 
 from detailclip_jax.convert import statistics
 from detailclip_jax.convert.cleaning import CLEANING
-from detailclip_jax.convert.files import atomic_file, partial_of, write_json
-from detailclip_jax.convert.image_checks import checked
-from detailclip_jax.convert.job import Job, Options, Request, Shard
-from detailclip_jax.convert.records import (
+from detailclip_jax.convert.examples import (
     Raw,
     Reject,
     Rejected,
@@ -39,7 +36,10 @@ from detailclip_jax.convert.records import (
     several,
     valid_text,
 )
-from detailclip_jax.convert.sources import source_of
+from detailclip_jax.convert.image_checks import checked
+from detailclip_jax.convert.job import Job, Options, Request, Shard
+from detailclip_jax.convert.limited_files import atomic_file, partial_of, write_json
+from detailclip_jax.convert.readers import source_of
 from detailclip_jax.convert.statistics import Entry
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS, Tokenizer
 from detailclip_jax.runtime.files import written_atomically

@@ -13,9 +13,9 @@ import sqlite3
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from detailclip_jax.convert.files import complete_lines, expand, open_text
 from detailclip_jax.convert.image_root import Place
 from detailclip_jax.convert.job import Request
+from detailclip_jax.convert.limited_files import complete_lines, expand, open_text
 from detailclip_jax.convert.rows import Row, contained
 from detailclip_jax.convert.yfcc_ids import Ids
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from detailclip_jax.convert.files import complete_lines, open_text
+from detailclip_jax.convert.limited_files import complete_lines, open_text
 
 HASH_LENGTH = 32
 

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.components import Component
 from detailclip_jax.data.images import SUFFIXES
-from detailclip_jax.data.stickers.stickers import Stickers
+from detailclip_jax.data.stickers.scene_source import Stickers
 from detailclip_jax.runtime.errors import first_line
 from detailclip_jax.runtime.files import written_atomically
 

@@ -1,8 +1,8 @@
 """Evaluators, the metrics that they compute, and the final report.
 
     results = evaluation.run_all(experiment.encode, evaluation.all_weights(state), config, step)
-    print(evaluation.report.write(workdir, results, config, step))       # results.json, report.md
-    evaluation.figures.write(workdir, experiment, state)                 # figures/*.png; needs the extra `demo`
+    print(run_report.write(workdir, results, config, step))       # results.json, report.md
+    run_figures.write(workdir, experiment, state)                 # figures/*.png; needs the extra `demo`
 
 A new evaluator is one class (see `evaluators`); pass it to `run` together with the others.
 
@@ -30,11 +30,10 @@ open_clip, write this wrapper:
             return self.network.encode_text(torch.from_numpy(tokens).long()).numpy()
 """
 
-from detailclip_jax.evaluation import figures, report
+from detailclip_jax.evaluation.evaluation_sets import Sets
 from detailclip_jax.evaluation.evaluators import (
     EVALUATORS,
     Evaluator,
-    EvaluatorError,
     all_weights,
     build_all,
     check,
@@ -44,9 +43,9 @@ from detailclip_jax.evaluation.evaluators import (
 )
 from detailclip_jax.evaluation.metrics import Metric
 from detailclip_jax.evaluation.runner import Outcome, run_tasks
-from detailclip_jax.evaluation.sets import Sets
 from detailclip_jax.evaluation.subject import Subject, from_checkpoint, of_model
 from detailclip_jax.evaluation.tasks import parse
+from detailclip_jax.runtime.errors import EvaluatorError
 
 __all__ = [
     "EVALUATORS",
@@ -59,12 +58,10 @@ __all__ = [
     "all_weights",
     "build_all",
     "check",
-    "figures",
     "from_checkpoint",
     "of_model",
     "parse",
     "plan",
-    "report",
     "run",
     "run_all",
     "run_tasks",

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from detailclip_jax.evaluation import report
+from detailclip_jax.evaluation import run_report
 from detailclip_jax.evaluation.metrics import split_name
 from detailclip_jax.figures import style
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.terminal import complain
 
 METRICS = {  # task/metric -> heading, the label in report.md
-    name: report.LABELS[name.partition("/")[2]]
+    name: run_report.LABELS[name.partition("/")[2]]
     for name in (
         "zero_shot/top1",
         "retrieval/image_to_text_r1",

@@ -27,17 +27,17 @@ from ml_collections import ConfigDict
 from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.data.stickers.sprites import sprites
 from detailclip_jax.data.vocabularies import tokenizer_of
-from detailclip_jax.evaluation import held_out, sets, stickers, tasks
+from detailclip_jax.evaluation import evaluation_sets, held_out_scores, sticker_scores, tasks
 from detailclip_jax.evaluation.bench import Bench
+from detailclip_jax.evaluation.evaluation_sets import Sets
 from detailclip_jax.evaluation.kept_objects import KeptObjects
+from detailclip_jax.evaluation.patch_probe import LinearSegmentation
 from detailclip_jax.evaluation.protocols import PROTOCOLS
 from detailclip_jax.evaluation.retrieval import Retrieval
-from detailclip_jax.evaluation.segmentation import LinearSegmentation
-from detailclip_jax.evaluation.sets import Sets
 from detailclip_jax.evaluation.subject import weights_of
 from detailclip_jax.evaluation.tasks import KINDS, Prepared, Setting
 from detailclip_jax.evaluation.zero_shot import ZeroShot
-from detailclip_jax.runtime.errors import RunError, unknown
+from detailclip_jax.runtime.errors import EvaluatorError, unknown
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import Params
 
@@ -54,10 +54,6 @@ class Evaluator(Protocol):
     def run(self, params: Params) -> Iterator[tuple[str, float]]:
         """Yields (metric, value). A value may be a `metrics.Metric`, which also holds chance level and interval."""
         ...
-
-
-class EvaluatorError(RunError):
-    """Raised when an evaluator fails; the message names the evaluator, the weights and the step."""
 
 
 class OnSet:
@@ -84,7 +80,7 @@ EVALUATORS: dict[str, Any] = {
     "segmentation": LinearSegmentation,
 }
 BY_NAME: dict[str, Any] = {**EVALUATORS, "held_out": OnSet}
-OPTIONS: dict[str, Callable[..., dict[str, Any]]] = {**stickers.OPTIONS, "held_out": held_out.retrieval}
+OPTIONS: dict[str, Callable[..., dict[str, Any]]] = {**sticker_scores.OPTIONS, "held_out": held_out_scores.retrieval}
 
 
 def on_set(
@@ -94,9 +90,9 @@ def on_set(
     num_examples: int | None = 1000,
     num_train_examples: int | None = 1000,
     protocol: str = PROTOCOLS[0],
-    style: str = sets.DEFAULT_STYLE,
+    style: str = evaluation_sets.DEFAULT_STYLE,
     follow_links: bool = False,
-    batch_size: int = stickers.BATCH_SIZE,
+    batch_size: int = sticker_scores.BATCH_SIZE,
 ) -> dict[str, Any]:
     """Options of `OnSet` for a task such as "zero_shot:pets", with at most `num_examples` of the evaluated split.
 
@@ -133,7 +129,7 @@ def usual(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """The default evaluators, for a config that names none."""
     if config.data.source == "stickers":
         return {name: {} for name in EVALUATORS}
-    return {"held_out": {}} if held_out.find(config) else {}
+    return {"held_out": {}} if held_out_scores.find(config) else {}
 
 
 def _takes_all(config: ConfigDict) -> bool:
@@ -150,7 +146,7 @@ def absent(config: ConfigDict) -> dict[str, str]:
     if not _takes_all(config):
         return {}
     try:
-        sprites(sets.DEFAULT_STYLE)
+        sprites(evaluation_sets.DEFAULT_STYLE)
         return {}
     except (FileNotFoundError, ValueError) as error:
         return {"other_drawings": str(error)}
@@ -184,10 +180,10 @@ def check(config: ConfigDict) -> None:
         if ":" in name:
             on_set(config, name, **options)
         elif name == "held_out":
-            held_out.retrieval(config, **options)
+            held_out_scores.retrieval(config, **options)
         else:
-            style = options.get("style", sets.DEFAULT_STYLE) if name == "other_drawings" else None
-            sets.drawn(lambda style=style: stickers.scenes(config, "train", 1, style=style))
+            style = options.get("style", evaluation_sets.DEFAULT_STYLE) if name == "other_drawings" else None
+            evaluation_sets.drawn(lambda style=style: sticker_scores.scenes(config, "train", 1, style=style))
 
 
 def build_all(encode: Any, config: ConfigDict) -> dict[str, Evaluator]:
@@ -209,7 +205,7 @@ def _present(config: ConfigDict) -> dict[str, dict[str, Any]]:
 def _build(encode: Any, config: ConfigDict, name: str, options: Mapping[str, Any]) -> Evaluator:
     if ":" in name:
         return OnSet(encode, **on_set(config, name, **options))
-    return BY_NAME[name](encode, **sets.drawn(lambda: OPTIONS[name](config, **options)))
+    return BY_NAME[name](encode, **evaluation_sets.drawn(lambda: OPTIONS[name](config, **options)))
 
 
 def run(

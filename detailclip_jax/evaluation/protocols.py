@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from detailclip_jax.data.labelled.contents import fingerprint
-from detailclip_jax.evaluation.class_names import match
+from detailclip_jax.evaluation.class_matching import match
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
 PROTOCOLS = ("slip", "clip_benchmark")

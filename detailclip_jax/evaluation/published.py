@@ -4,7 +4,7 @@ From the READMEs of the papers' repositories. The numbers are of OpenAI's weight
 refinement of the maps that is not part of this package.
 """
 
-from detailclip_jax.evaluation.paper import Measurement
+from detailclip_jax.dense.paper import Measurement
 
 SETS = ("voc21", "voc20", "context59", "coco_object", "coco_stuff171", "ade150", "cityscapes")
 RESULTS = {

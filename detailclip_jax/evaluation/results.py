@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from detailclip_jax.evaluation import paper
-from detailclip_jax.evaluation.report import ALWAYS, LABELS, WEIGHTS, aligned, pooling_of, size_text
-from detailclip_jax.evaluation.sets import is_limited
+from detailclip_jax.dense import paper
+from detailclip_jax.evaluation.evaluation_sets import is_limited
+from detailclip_jax.evaluation.run_report import ALWAYS, LABELS, WEIGHTS, aligned, pooling_of, size_text
 from detailclip_jax.runtime.files import replace_text
 
 FILES = ("results.jsonl", "results.md", "results.csv")

@@ -16,13 +16,14 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from detailclip_jax.data.sources import MissingData
-from detailclip_jax.evaluation import paper, published
+from detailclip_jax.dense import paper
+from detailclip_jax.evaluation import published
 from detailclip_jax.evaluation.bench import BATCH_SIZE, Bench, Watch, counted
 from detailclip_jax.evaluation.cache import Cache, NoCache
+from detailclip_jax.evaluation.evaluation_sets import Sets
 from detailclip_jax.evaluation.protocols import PROTOCOLS
-from detailclip_jax.evaluation.report import size_text
 from detailclip_jax.evaluation.results import Outcome, PaperResults, Record, Results, percent, record
-from detailclip_jax.evaluation.sets import Sets
+from detailclip_jax.evaluation.run_report import size_text
 from detailclip_jax.evaluation.subject import Subject
 from detailclip_jax.evaluation.tasks import KINDS, Prepared, Setting, Task
 from detailclip_jax.inference.batching import PaddedBatch

@@ -9,17 +9,18 @@ from ml_collections import ConfigDict
 from detailclip_jax.data.labelled import KNOWN, LabelledSet
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import Source
-from detailclip_jax.data.stickers.stickers import zero_shot_prompts
-from detailclip_jax.evaluation import dense, dense_sets, dense_setups, knn, linear, paper, stickers
+from detailclip_jax.data.stickers.scene_source import zero_shot_prompts
+from detailclip_jax.dense import paper
+from detailclip_jax.evaluation import knn, linear_probe, readout_scores, readout_sets, readout_setups, sticker_scores
 from detailclip_jax.evaluation.bench import Bench
 from detailclip_jax.evaluation.classification import accuracies, usual_top
+from detailclip_jax.evaluation.evaluation_sets import STICKERS, Sets, drawn, fingerprint
 from detailclip_jax.evaluation.image_batches import Subset, captions_at, cropped
 from detailclip_jax.evaluation.kept_objects import KeptObjects
 from detailclip_jax.evaluation.metrics import Metric
+from detailclip_jax.evaluation.patch_probe import LinearSegmentation
 from detailclip_jax.evaluation.protocols import NUM_CAPTIONS, PROTOCOLS, ZeroShotTask, zero_shot_task
 from detailclip_jax.evaluation.retrieval import recalls
-from detailclip_jax.evaluation.segmentation import LinearSegmentation
-from detailclip_jax.evaluation.sets import STICKERS, Sets, drawn, fingerprint
 from detailclip_jax.runtime.errors import unknown
 
 Measured = Iterator[tuple[str, Metric]]
@@ -107,10 +108,10 @@ def nearest_neighbours(setting: Setting, name: str) -> Prepared:
     return _on_features(setting, name, knn.knn_metrics, f"cosine, T {knn.TEMPERATURE}")
 
 
-def linear_probe(setting: Setting, name: str) -> Prepared:
+def linear(setting: Setting, name: str) -> Prepared:
     """Logistic regression on the class token before the projection."""
     protocol = "logistic regression, L-BFGS, C on a fifth of train"
-    return _on_features(setting, name, linear.linear_metrics, protocol)
+    return _on_features(setting, name, linear_probe.linear_metrics, protocol)
 
 
 def _on_features(setting: Setting, name: str, judge: Callable[..., Measured], protocol: str) -> Prepared:
@@ -162,11 +163,11 @@ def _in_training(setting: Setting, name: str, kind: str, evaluator: Any) -> Prep
     if setting.config is None:
         raise ValueError(f"{kind} needs the patch tokens of a run of this package: give --checkpoint")
     config, few = setting.config, few_scenes(setting.sets, fitted=kind == "segmentation")
-    scenes = drawn(lambda: stickers.SCENES[kind](config, **few))
+    scenes = drawn(lambda: sticker_scores.SCENES[kind](config, **few))
     data = LabelledSet(name, scenes[-1], (), "+".join(map(fingerprint, scenes)), len(scenes[-1]))
 
     def measure(bench: Bench) -> Measured:
-        return evaluator(bench.encode, **stickers.OPTIONS[kind](config, **few)).run(bench.params)
+        return evaluator(bench.encode, **sticker_scores.OPTIONS[kind](config, **few)).run(bench.params)
 
     return Prepared(data, "stickers", evaluator.needs, measure)
 
@@ -175,21 +176,23 @@ def few_scenes(sets: Sets, fitted: bool) -> dict[str, int]:
     """Options of `stickers` that limit the evaluated scenes and, if a probe is fitted, the scenes of the fit."""
     options = {"num_scenes": sets.num_examples}
     if fitted:
-        options["num_train_scenes"] = sets.num_train_examples or stickers.NUM_FITTED
+        options["num_train_scenes"] = sets.num_train_examples or sticker_scores.NUM_FITTED
     return {name: count for name, count in options.items() if count is not None}
 
 
 def dense_readout(setting: Setting, name: str) -> Prepared:
     """Training-free segmentation by a read-out, such as "voc20:naclip"."""
-    dataset, readout = dense_sets.split_name(name)
+    dataset, readout = readout_sets.split_name(name)
     if setting.config is None:
         raise ValueError(f"dense:{name} changes the last block of a run of this package: give it a checkpoint")
-    data, config = dense_sets.open_dense(dataset, setting.sets), setting.config
-    found = dense_setups.setup(dataset, readout, data.classes)
-    encoder = functools.cache(lambda: dense.encoder_of(config, readout))  # compiled once for all sets of weights
+    data, config = readout_sets.open_dense(dataset, setting.sets), setting.config
+    found = readout_setups.setup(dataset, readout, data.classes)
+    encoder = functools.cache(
+        lambda: readout_scores.encoder_of(config, readout)
+    )  # compiled once for all sets of weights
 
     def measure(bench: Bench) -> Measured:
-        return dense.measure(bench, config, data, found, encoder())
+        return readout_scores.measure(bench, config, data, found, encoder())
 
     return Prepared(data, found.description(config.model), JOINT, measure)
 
@@ -198,7 +201,7 @@ KINDS: dict[str, Callable[[Setting, str], Prepared]] = {
     "zero_shot": zero_shot,
     "retrieval": retrieval,
     "knn": nearest_neighbours,
-    "linear": linear_probe,
+    "linear": linear,
     "kept_objects": kept_objects,
     "segmentation": segmentation,
     DENSE: dense_readout,
@@ -256,7 +259,7 @@ def _no_kind(entry: str, kind: str, colon: str) -> str:
 def expand(kind: str, name: str) -> Sequence[str]:
     """The sets that "paper" or "all" stands for, else the name itself; of dense, with the read-out."""
     if kind == DENSE:
-        return dense_sets.spelled_out(name)
+        return readout_sets.spelled_out(name)
     captioned = kind == "retrieval"
     if name == "paper":
         return paper.retrieval_sets() if captioned else paper.zero_shot_sets()
@@ -268,7 +271,7 @@ def expand(kind: str, name: str) -> Sequence[str]:
 def check(kind: str, name: str, sets: Sets) -> None:
     """Raises ValueError for a set that does not exist or that this task cannot use."""
     if kind == DENSE:
-        dense_sets.split_name(name)
+        readout_sets.split_name(name)
         return
     sets.check(name)
     if name in KNOWN and KNOWN[name].captioned != (kind == "retrieval"):

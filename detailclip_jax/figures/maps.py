@@ -118,8 +118,8 @@ def pca_figure(
 ) -> Any:
     """The first three principal components of patch features as red, green and blue; a row per model.
 
-    The images of a model share the components (see `inference.patches.pca_colours`): equal colours are like features.
-    Colours of different models do not correspond.
+    The images of a model share the components (`inference.similar_patches.pca_colours`): equal colours are like
+    features.  Colours of different models do not correspond.
     """
     rows = ["image", *colours]
     figure, axes = panels(rows, len(images), "Principal components of the patch features", credit)

@@ -33,7 +33,8 @@ from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.tokenizer import VOCAB_SIZE
 from detailclip_jax.data.vocabularies import CLIP, digest_of, tokenizer_of
 from detailclip_jax.inference.batching import SHAPES, chunks, filled, in_turn
-from detailclip_jax.inference.dense import (
+from detailclip_jax.inference.inspection import head_attention, paste, paste_options, pixel_predictor
+from detailclip_jax.inference.readout_maps import (
     DEFAULT_READOUT,
     PIPELINES,
     check_readout,
@@ -42,7 +43,6 @@ from detailclip_jax.inference.dense import (
     mean_of_templates,
     prompts,
 )
-from detailclip_jax.inference.inspection import head_attention, paste, paste_options, pixel_predictor
 from detailclip_jax.methods.components import mask_rule
 from detailclip_jax.methods.encode import Encode, encoders
 from detailclip_jax.methods.masking import RemovalRule, attention_low
@@ -295,7 +295,7 @@ class Model:
         TIPS's takes the softmax in each window instead, before the mean over windows; an evaluation of `tips` does so.
 
         `readout` is one of `models.readouts.READOUTS`: plain, maskclip, maskclip_bare, sclip, naclip, clearclip, gem,
-        tips. Each resizes and cuts the image as its published code does, see `inference.dense.Pipeline`;
+        tips. Each resizes and cuts the image as its published code does, see `inference.readout_maps.Pipeline`;
         `config.preprocess` contributes mean and standard deviation alone. With several `templates`, a text's embedding
         is the mean over them.
 

@@ -4,6 +4,6 @@ model, variables, config = interop.load("checkpoint.pt")    # layout and sizes a
 state_dict = interop.to_state_dict(variables, config, "timm")
 """
 
-from detailclip_jax.interop.convert import NAMES, load, to_state_dict
+from detailclip_jax.interop.state_dicts import NAMES, load, to_state_dict
 
 __all__ = ["NAMES", "load", "to_state_dict"]

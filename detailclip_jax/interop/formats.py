@@ -8,9 +8,19 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.interop import cosmos, files, functions, hub, hub_tokenizer, hub_vocabulary, model_card, own, verify
-from detailclip_jax.interop.convert import networks_in, to_state_dict
-from detailclip_jax.interop.export import Export
+from detailclip_jax.interop import (
+    cosmos_names,
+    functions,
+    hub,
+    hub_tokenizer,
+    hub_vocabulary,
+    model_card,
+    own,
+    tensor_files,
+    verify,
+)
+from detailclip_jax.interop.exported_model import Export
+from detailclip_jax.interop.state_dicts import networks_in, to_state_dict
 from detailclip_jax.interop.verify import Difference, Features
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.training import ema
@@ -36,7 +46,7 @@ def write_file(
     path: Path, tensors: Mapping[str, Any], card: Mapping[str, Any], parts: Sequence[str] = ()
 ) -> Mapping[str, Any]:
     """Writes a state dict, and beside it the card with what the state dict has no place for; returns the tensors."""
-    files.write(path, tensors, {"format": "pt"}, parts)
+    tensor_files.write(path, tensors, {"format": "pt"}, parts)
     _write_json(hub.card_of(path), {**card, "bytes": path.stat().st_size})
     return tensors
 
@@ -69,7 +79,7 @@ def write_cosmos(export: Export, path: Path) -> Mapping[str, Any]:
     """Writes the state dicts of student and teacher; raises ValueError for another method."""
     check_method(export.config, "cosmos")
     tensors = to_state_dict(export.variables, export.config, "cosmos")
-    return write_file(path, tensors, hub.state_dict_card(export.config), cosmos.PARTS)
+    return write_file(path, tensors, hub.state_dict_card(export.config), cosmos_names.PARTS)
 
 
 def write_flair(export: Export, path: Path) -> Mapping[str, Any]:
@@ -116,7 +126,7 @@ def write_huggingface(export: Export, path: Path) -> Mapping[str, Any]:
 
 def write_weights(file: Path, tensors: Mapping[str, Any]) -> None:
     """Writes the weights of a folder; removes the card of an earlier export of this name, a single file."""
-    files.write(file, tensors, {"format": "pt"})
+    tensor_files.write(file, tensors, {"format": "pt"})
     if hub.is_card(hub.card_of(file)):
         hub.card_of(file).unlink()
 
@@ -199,7 +209,7 @@ def verify_cosmos(export: Export, path: Path) -> dict[str, Difference]:
     batch, student = verify.inputs(export.config), export.variables["params"]
     teacher = ema.overlay(student, export.variables["ema_params"])
     expected: Features = {}
-    for name, params in {cosmos.STUDENT: student, cosmos.TEACHER: teacher}.items():
+    for name, params in {cosmos_names.STUDENT: student, cosmos_names.TEACHER: teacher}.items():
         features = verify.ours(export.model, params, batch)
         expected |= {f"{feature} ({name})": value for feature, value in features.items()}
     return verify.compare(verify.cosmos_features(path, export.config, batch), expected)
@@ -216,7 +226,7 @@ def verify_flair(export: Export, path: Path) -> dict[str, Difference]:
 def verify_safetensors(export: Export, path: Path) -> dict[str, Difference]:
     """Reads the file again and compares the features of our networks."""
     batch = verify.inputs(export.config, largest_id(export))
-    read, _ = own.split(files.read(path))
+    read, _ = own.split(tensor_files.read(path))
     expected = verify.ours(export.model, export.params, batch)
     return verify.compare(verify.ours(export.model, read, batch), expected)
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, reference_preset
 from detailclip_jax.config.fields import AT_LAST, MEAN
-from detailclip_jax.interop import cosmos, flair, huggingface, openai, reference, timm_vit, tips
+from detailclip_jax.interop import cosmos_names, flair_names, huggingface, openai, reference, timm_vit, tips_names
 from detailclip_jax.interop.measure import (
     HEADS,
     SLIP_HEADS,
@@ -247,7 +247,9 @@ COSMOS = OPENAI._replace(
     positions="student.visual.positional_embedding",
     blocks="student.visual.transformer.resblocks",
 )
-PAIR = Tower(f"{tips.VISION}.{VIT.kernel}", f"{tips.VISION}.{VIT.positions}", f"{tips.VISION}.{VIT.blocks}")
+PAIR = Tower(
+    f"{tips_names.VISION}.{VIT.kernel}", f"{tips_names.VISION}.{VIT.positions}", f"{tips_names.VISION}.{VIT.blocks}"
+)
 TRUNK = Tower("visual.trunk.patch_embed.proj.weight", "visual.trunk.pos_embed", "visual.trunk.blocks")
 HF_VIT = Tower(
     "vision_model.embeddings.patch_embeddings.projection.weight",
@@ -272,13 +274,15 @@ HF_TEXT = {
     "token_embedding": "text_model.embeddings.token_embedding.weight",
     "joint": "text_projection.weight",
 }
-FLAIR_TEXT = CLIP_TEXT | {"joint": flair.TEXT_PROJECTION}
-COSMOS_TEXT = {name: f"{cosmos.STUDENT}.{key}" for name, key in CLIP_TEXT.items()}
-TIPS_TEXT_KEYS = {name: f"{tips.TEXT}.{key}" for name, key in (CLIP_TEXT | {"joint": "positional_embedding"}).items()}
+FLAIR_TEXT = CLIP_TEXT | {"joint": flair_names.TEXT_PROJECTION}
+COSMOS_TEXT = {name: f"{cosmos_names.STUDENT}.{key}" for name, key in CLIP_TEXT.items()}
+TIPS_TEXT_KEYS = {
+    name: f"{tips_names.TEXT}.{key}" for name, key in (CLIP_TEXT | {"joint": "positional_embedding"}).items()
+}
 TIPS_MLP = "blocks.0.mlp.fc1.weight"
 TIPS_MLPS = {
-    "mlp_width": f"{tips.VISION}.{TIPS_MLP}",
-    "text_mlp_width": f"{tips.TEXT}.transformer.resblocks.0.mlp.c_fc.weight",
+    "mlp_width": f"{tips_names.VISION}.{TIPS_MLP}",
+    "text_mlp_width": f"{tips_names.TEXT}.transformer.resblocks.0.mlp.c_fc.weight",
 }
 SIGLIP_TEXT_KEYS = {**HF_TEXT, "joint": "text_model.head.weight"}
 SIGLIP_MLPS = {
@@ -331,9 +335,9 @@ LAYOUTS = (
     TensorLayout(
         "flair",
         "flair",
-        ("visual.class_embedding", "visual_proj.ln_v.weight", flair.IMAGE_PROJECTION),
+        ("visual.class_embedding", "visual_proj.ln_v.weight", flair_names.IMAGE_PROJECTION),
         OPENAI,
-        flair.flair_table,
+        flair_names.flair_table,
         FLAIR_TEXT,
         style=GELU_STYLE,
         text_activation="gelu",
@@ -395,7 +399,7 @@ LAYOUTS = (
         "cosmos",
         ("student.visual.class_embedding", "student.visual.attn_cross_pool.ln_q.weight", "teacher.visual.proj"),
         COSMOS,
-        cosmos.cosmos_table,
+        cosmos_names.cosmos_table,
         COSMOS_TEXT,
         style=GELU_STYLE,
         text_activation="gelu",
@@ -403,8 +407,8 @@ LAYOUTS = (
         normalisation="clip",
         filter="bicubic",
         interpolation="ibot",
-        parts=cosmos.PARTS,
-        drops=tuple(rf"{cosmos.TEACHER}\.{name}" for name in cosmos.UNUSED),
+        parts=cosmos_names.PARTS,
+        drops=tuple(rf"{cosmos_names.TEACHER}\.{name}" for name in cosmos_names.UNUSED),
         published=published_cosmos,
     ),
     TensorLayout(
@@ -467,19 +471,19 @@ LAYOUTS = (
     TensorLayout(
         "tips",
         "clip",
-        (f"{tips.VISION}.register_tokens", f"{tips.TEXT}.token_embedding.weight"),
+        (f"{tips_names.VISION}.register_tokens", f"{tips_names.TEXT}.token_embedding.weight"),
         PAIR,
-        tips.pair_table,
+        tips_names.pair_table,
         TIPS_TEXT_KEYS,
         text_style=TIPS_TEXT,
         text_activation="relu",
         image_is_embedding=True,
         mlps=TIPS_MLPS,
         parts=weight_files.PARTS,
-        prepare=tips.plain_pair,
+        prepare=tips_names.plain_pair,
         read_only=True,
         class_tokens=2,
-        drops=(rf"{tips.VISION}\.mask_token",),
+        drops=(rf"{tips_names.VISION}\.mask_token",),
         **TIPS_EVAL,
     ),
     TensorLayout(
@@ -487,9 +491,9 @@ LAYOUTS = (
         "image_encoder",
         ("cls_token", "register_tokens", "blocks.0.ls1.gamma"),
         VIT,
-        tips.vision_table,
+        tips_names.vision_table,
         mlps={"mlp_width": TIPS_MLP},
-        prepare=tips.plain,
+        prepare=tips_names.plain,
         shared_with="DINOv2 with register tokens",
         read_only=True,
         class_tokens=2,

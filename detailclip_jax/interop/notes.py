@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import methods
 from detailclip_jax.interop import formats, hub, hub_tokenizer, hub_vocabulary, measure
-from detailclip_jax.interop.export import Export
+from detailclip_jax.interop.exported_model import Export
 from detailclip_jax.interop.formats import Format
 from detailclip_jax.training import dense_encoder
 

@@ -14,7 +14,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import run_config
-from detailclip_jax.interop import files
+from detailclip_jax.interop import tensor_files
 from detailclip_jax.interop.tables import flatten
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.training import experiment
@@ -28,13 +28,13 @@ def write(path: Path, params: Params, config: ConfigDict, batch_stats: Params | 
     """Writes one set of weights and its running statistics; returns the written tensors."""
     both = {**params, STATS: batch_stats} if batch_stats else params
     tensors = {name: np.asarray(value) for name, value in flatten(both).items()}
-    files.write(path, tensors, {"format": FORMAT, "config": run_config.to_json(config)})
+    tensor_files.write(path, tensors, {"format": FORMAT, "config": run_config.to_json(config)})
     return tensors
 
 
 def is_own_format(path: Path) -> bool:
     """Whether `write` wrote the file."""
-    return path.suffix == ".safetensors" and path.is_file() and files.metadata(path).get("format") == FORMAT
+    return path.suffix == ".safetensors" and path.is_file() and tensor_files.metadata(path).get("format") == FORMAT
 
 
 def read(path: Path) -> tuple[Networks, dict[str, Params], ConfigDict]:
@@ -44,11 +44,14 @@ def read(path: Path) -> tuple[Networks, dict[str, Params], ConfigDict]:
     lists the tensors which the config's networks and the file do not share.
     """
     try:
-        config = run_config.from_json(files.metadata(path)["config"])
+        config = run_config.from_json(tensor_files.metadata(path)["config"])
         model, shapes = experiment.build_networks(config), experiment.weight_shapes(config)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the header of {path} does not describe a model of this version: {error}") from None
-    tensors, expected = files.read(path), flatten(shapes.params) | flatten({STATS: shapes.batch_stats["student"]})
+    tensors, expected = (
+        tensor_files.read(path),
+        flatten(shapes.params) | flatten({STATS: shapes.batch_stats["student"]}),
+    )
     if wrong := sorted(_shapes(tensors).items() ^ _shapes(expected).items()):
         raise ValueError(f"the tensors of {path} do not fit its own config: {wrong[:10]}")
     params, stats = split(tensors)

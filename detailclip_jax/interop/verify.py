@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from detailclip_jax import methods
-from detailclip_jax.interop import cosmos, files, flair, hub, hub_vocabulary
+from detailclip_jax.interop import cosmos_names, flair_names, hub, hub_vocabulary, tensor_files
 from detailclip_jax.interop.measure import Spec, spec_of
 from detailclip_jax.kernels.products import EXACT
 from detailclip_jax.models.cross_pool import NUM_HEADS
@@ -128,7 +128,7 @@ def difference(theirs: Float[np.ndarray, "..."], expected: Float[np.ndarray, "..
 def _tensors(path: Path, prefix: str = "") -> dict[str, Any]:
     import torch
 
-    tensors = files.read(path)
+    tensors = tensor_files.read(path)
     chosen = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     return {key: torch.from_numpy(np.array(value)) for key, value in chosen.items()}
 
@@ -218,9 +218,9 @@ def cosmos_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
     import open_clip
     import torch
 
-    content, found = files.read(path), {}
-    for part in cosmos.PARTS:
-        tensors = {key: torch.from_numpy(np.array(value)) for key, value in files.part_of(content, part).items()}
+    content, found = tensor_files.read(path), {}
+    for part in cosmos_names.PARTS:
+        tensors = {key: torch.from_numpy(np.array(value)) for key, value in tensor_files.part_of(content, part).items()}
         model: Any = open_clip.model.CLIP(**hub.open_clip_model(config, path)).eval()
         model.load_state_dict({key: tensors[key] for key in model.state_dict()}, strict=True)
         with torch.inference_mode():
@@ -237,8 +237,15 @@ def flair_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
     tensors, content = _tensors(path), hub.open_clip_model(config, path)
     content["vision_cfg"]["output_tokens"] = True
     model: Any = open_clip.model.CLIP(**content).eval()
-    pool = {key.removeprefix(f"{flair.POOL}."): value for key, value in tensors.items() if key.startswith(flair.POOL)}
-    named = {"visual.proj": tensors[flair.IMAGE_PROJECTION], "text_projection": tensors[flair.TEXT_PROJECTION]}
+    pool = {
+        key.removeprefix(f"{flair_names.POOL}."): value
+        for key, value in tensors.items()
+        if key.startswith(flair_names.POOL)
+    }
+    named = {
+        "visual.proj": tensors[flair_names.IMAGE_PROJECTION],
+        "text_projection": tensors[flair_names.TEXT_PROJECTION],
+    }
     model.load_state_dict({key: (tensors | named)[key] for key in model.state_dict()}, strict=True)
     with torch.inference_mode():
         image, patches = model.visual(_images(batch))

@@ -38,8 +38,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from detailclip_jax.data.decoding import BUDGET, BadImage, decode, decoded_for_use
+from detailclip_jax.data.stickers.scene_source import Stickers, noun_names, zero_shot_prompts
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
-from detailclip_jax.data.stickers.stickers import Stickers, noun_names, zero_shot_prompts
 from detailclip_jax.inference import embeddings
 from detailclip_jax.inference.embeddings import IMAGE, Named
 from detailclip_jax.inference.model import Model

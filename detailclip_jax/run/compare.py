@@ -25,17 +25,17 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from detailclip_jax import methods
+from detailclip_jax import methods, pretraining
 from detailclip_jax.config import run_config
 from detailclip_jax.config.components import check_path_is_read
 from detailclip_jax.evaluation import comparison, floors
 from detailclip_jax.methods import METHODS
-from detailclip_jax.run import init_from, loop
 from detailclip_jax.run.entries import CONTROLS, Plan, config_of, given_fields, parse_entry, workdirs_of
-from detailclip_jax.run.validation import validate
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.files import replace_text
-from detailclip_jax.runtime.metrics import read_lines
+from detailclip_jax.runtime.metric_files import read_lines
+from detailclip_jax.training import loop, warm_start
+from detailclip_jax.training.validation import validate
 
 Count = Callable[[ConfigDict], float]  # the GFLOP of a run's training step per image
 COUNTED = "steps_per_epoch"  # `run_config.resolve` writes it to config.json if the config does not set it
@@ -58,7 +58,7 @@ def check(plan: Plan) -> None:
         for seed, workdir in enumerate(workdirs[entry.name]):
             asked, given = config_of(plan, entry, seed), given_fields(plan, entry)
             check_path_is_read(asked.data, given, flag="--set=")
-            config = init_from.adopt(asked, given, workdir)
+            config = warm_start.adopt(asked, given, workdir)
             validate(config)
             methods.build(config)
             check_same_run(config, workdir)
@@ -150,7 +150,7 @@ def train_one(config: ConfigDict, workdir: Path, given: Sequence[str], count: Co
     if is_measured(config, workdir, given):
         return 0
     try:
-        run = loop.prepare(config, workdir, given)
+        run = pretraining.prepare(config, workdir, given)
     except (ValueError, OSError) as error:
         raise CannotBegin(f"{workdir}: {error}") from error
     (workdir / RESULTS).unlink(missing_ok=True)  # of another evaluation; if this one is stopped, it is repeated
@@ -165,7 +165,7 @@ def is_measured(config: ConfigDict, workdir: Path, given: Sequence[str]) -> bool
     """Whether the run is finished and has scores of the same evaluators and preprocessing as `config`."""
     if finished_steps(workdir) < config.total_steps:
         return False
-    configs = run_config.read(workdir / "config.json"), init_from.adopt(config, given, workdir)
+    configs = run_config.read(workdir / "config.json"), warm_start.adopt(config, given, workdir)
     there, now = (json.loads(run_config.to_json(each)) for each in configs)
     return all(there[group] == now[group] for group in MEASURED)
 

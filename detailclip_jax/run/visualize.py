@@ -16,22 +16,22 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from detailclip_jax.config import run_config
-from detailclip_jax.config.detection import METHOD as DETECTION
-from detailclip_jax.config.transfer import METHOD as SEGMENTATION
+from detailclip_jax.config.detection_fields import METHOD as DETECTION
+from detailclip_jax.config.segmentation_fields import METHOD as SEGMENTATION
 from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.data.image_files import find
 from detailclip_jax.data.sources import indices_to_show
+from detailclip_jax.data.stickers.scene_source import Stickers, noun_names
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
-from detailclip_jax.data.stickers.stickers import Stickers, noun_names
-from detailclip_jax.evaluation import stickers
+from detailclip_jax.dense.detection.detection_task import figure_of as figure_of_detection
+from detailclip_jax.dense.segmentation import segmentation_task
+from detailclip_jax.evaluation import sticker_scores
 from detailclip_jax.figures import maps, plots
 from detailclip_jax.figures.maps import Overview, Words
-from detailclip_jax.inference.dense import DEFAULT_READOUT
 from detailclip_jax.inference.model import Model, pixels
-from detailclip_jax.inference.patches import pca_colours, similarity
+from detailclip_jax.inference.readout_maps import DEFAULT_READOUT
+from detailclip_jax.inference.similar_patches import pca_colours, similarity
 from detailclip_jax.models import sizes
-from detailclip_jax.run import transfer
-from detailclip_jax.run.detection import figure_of as figure_of_detection
 from detailclip_jax.runtime.regular_files import inside, read_regular
 from detailclip_jax.training.workdirs import no_run
 
@@ -73,7 +73,7 @@ def scenes(config: ConfigDict, count: int, first: int = 0, texts: Sequence[str] 
 
     Without `texts` the texts of a scene are its own nouns, and their maps are relative to those of all 96 nouns.
     """
-    found = stickers.scenes(config, SPLIT, first + count)
+    found = sticker_scores.scenes(config, SPLIT, first + count)
     chosen, names = [found[i] for i in range(first, first + count)], noun_names()
     own = [[f"a {names[noun]}" for noun in dict.fromkeys(scene["nouns"].tolist())] for scene in chosen]
     images = [scene["image"] for scene in chosen]
@@ -378,7 +378,7 @@ def segmentation(
     Raises ValueError for a folder of another kind of run, if the runs have different classes, or if the evaluation set
     has no image number `first`; FileNotFoundError for a missing step.
     """
-    return _predictions(SEGMENTATION, transfer.figure_of, workdirs, count, shown, first, step)
+    return _predictions(SEGMENTATION, segmentation_task.figure_of, workdirs, count, shown, first, step)
 
 
 def detection(
@@ -420,8 +420,8 @@ def _loaded(task: str, workdirs: Mapping[str, str | Path], step: int | None) -> 
     """Experiment, state and step of every run of one task; ValueError if their classes differ."""
     for workdir in workdirs.values():
         check_task(task, workdir)
-    runs = {name: transfer.load(workdir, step) for name, workdir in workdirs.items()}
-    transfer.check_same_classes(runs)
+    runs = {name: segmentation_task.load(workdir, step) for name, workdir in workdirs.items()}
+    segmentation_task.check_same_classes(runs)
     return runs
 
 

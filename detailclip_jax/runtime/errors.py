@@ -26,6 +26,10 @@ class RunError(RuntimeError):
     """The work failed and the user can act on it; the message says how."""
 
 
+class EvaluatorError(RunError):
+    """An evaluator failed; the message names it, the weights and the step."""
+
+
 class Unmeasurable(ValueError):
     """The data, or the weights on these data, cannot be measured; the message says why.
 

@@ -34,7 +34,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.path import atomicity
 
-from detailclip_jax.config.dense import is_dense
+from detailclip_jax.config.dense_methods import is_dense
 from detailclip_jax.config.run_config import differences, from_json, listed, read
 from detailclip_jax.models.sizes import num_side_patches
 from detailclip_jax.models.towers import Networks

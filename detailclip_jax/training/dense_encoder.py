@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from detailclip_jax.config import default, transfer
+from detailclip_jax.config import default, segmentation_fields
 from detailclip_jax.config.run_config import flatten
 from detailclip_jax.models import positions, stacking
 from detailclip_jax.models.sizes import size_of
@@ -105,7 +105,7 @@ def grid_of(config: ConfigDict) -> tuple[int, int]:
     They are those of a square crop in segmentation, and of `encoder.grid` or the detector's own option in detection.
     """
     patch = size_of(config.model).patch_size
-    if config.method == transfer.METHOD:
+    if config.method == segmentation_fields.METHOD:
         return config.views.crop // patch, config.views.crop // patch
     height, width = config.encoder.grid
     own = config.detector.options.get("positions", (height // patch, width // patch))

@@ -6,7 +6,7 @@ from typing import Any
 
 from costs import hlo
 from costs.hlo import Collective
-from detailclip_jax.benchmarks import counting, report
+from detailclip_jax.benchmarks import cost_table, counting
 from detailclip_jax.benchmarks.step import make_mesh
 from detailclip_jax.benchmarks.variants import Variant
 from detailclip_jax.runtime.progress import Console
@@ -45,8 +45,10 @@ def text(found: Sequence[Collective], num_devices: int, variant: Variant) -> str
     for kind in dict.fromkeys(c.kind for c in found):
         mine = [c for c in found if c.kind == kind]
         result, moved = sum(c.result * c.times for c in mine), sum(c.moved for c in mine)
-        kinds.append([kind, str(sum(c.times for c in mine)), report.bytes_text(result), report.bytes_text(moved)])
-    lines = ([c.origin or "-", c.kind, c.times, c.group, report.bytes_text(c.result)] for c in found[:SHOWN])
+        kinds.append(
+            [kind, str(sum(c.times for c in mine)), cost_table.bytes_text(result), cost_table.bytes_text(moved)]
+        )
+    lines = ([c.origin or "-", c.kind, c.times, c.group, cost_table.bytes_text(c.result)] for c in found[:SHOWN])
     largest = [["from", "kind", "times", "devices", "result"], *lines]
     rest = [f"... and {len(found) - SHOWN} smaller ones"] if len(found) > SHOWN else []
-    return "\n".join([title, "", report.table(kinds), "", report.table(largest), *rest])
+    return "\n".join([title, "", cost_table.table(kinds), "", cost_table.table(largest), *rest])

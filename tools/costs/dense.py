@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from detailclip_jax.benchmarks import counting, peaks, report, timing
+from detailclip_jax.benchmarks import cost_table, counting, peaks, timing
 from detailclip_jax.benchmarks.counting import Compiled
 from detailclip_jax.config import run_config
 from detailclip_jax.config.settings import parse_setting, set_fields
+from detailclip_jax.dense import fine_tuning
 from detailclip_jax.runtime.progress import Console
-from detailclip_jax.training import fine_tuning
 from detailclip_jax.training import mesh as meshes
 
 FLAGS = {"size": "model.size", "dtype": "model.dtype", "remat": "model.remat", "batch": "batch_size"}
@@ -162,12 +162,12 @@ def text(task: Task, built: fine_tuning.Experiment, parts: Sequence[Part], argum
     hours = projected_hours(parts[0].flops, config, arguments.projected, arguments.utilisation)
     height, width = task.shape(config)
     what = f"{task.head(config)}, {config.model.size}, {height} x {width} px, {config.model.dtype}, "
-    counts = (f"{name} {report.number(count, 1e6)} M" for name, count in parameters(built).items())
+    counts = (f"{name} {cost_table.number(count, 1e6)} M" for name, count in parameters(built).items())
     return "\n\n".join(
         [
             what + f"{len(built.classes)} classes, encoder {'frozen' if config.encoder.frozen else 'trained'}",
             f"parameters: {', '.join(counts)}",
-            report.table(rows),
+            cost_table.table(rows),
             f"{config.total_steps:,} steps of {config.optimizer.batch_size} on {arguments.projected} x {PROJECTED}: "
             f"{hours:.3g} hours if a step uses {arguments.utilisation:.0%} of the peak (assumed, not measured)",
         ]
@@ -179,14 +179,14 @@ def _row(part: Part) -> dict[str, str]:
     per_second = part.seconds and part.images / part.seconds.median
     return {
         "images": str(part.images),
-        "GFLOP per image, counted": report.number(part.flops, 1e9),
-        "arguments per device": report.bytes_text(memory.arguments) if memory else "-",
-        "temporaries per device": report.bytes_text(memory.temporaries) if memory else "-",
+        "GFLOP per image, counted": cost_table.number(part.flops, 1e9),
+        "arguments per device": cost_table.bytes_text(memory.arguments) if memory else "-",
+        "temporaries per device": cost_table.bytes_text(memory.temporaries) if memory else "-",
         "compile seconds": f"{part.compiled.seconds:.1f}" if part.compiled else "-",
         "seconds (range)": str(part.seconds or "-"),
         "CPU seconds (range)": str(part.cpu_seconds or "-"),
-        "calls per second": report.number(part.seconds and 1 / part.seconds.median),
-        "images per second": report.number(per_second),
+        "calls per second": cost_table.number(part.seconds and 1 / part.seconds.median),
+        "images per second": cost_table.number(per_second),
     }
 
 

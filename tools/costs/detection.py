@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 
 from costs import dense
 from detailclip_jax.benchmarks import counting
-from detailclip_jax.config.detection import METHOD
-from detailclip_jax.data.detection.buckets import Bucket
-from detailclip_jax.data.detection.stickers import names_of
-from detailclip_jax.detection import experiment as experiments
-from detailclip_jax.detection.experiment import Experiment
-from detailclip_jax.run.detection_checks import check_values
+from detailclip_jax.config.detection_fields import METHOD
+from detailclip_jax.dense.detection import detection_experiment as experiments
+from detailclip_jax.dense.detection.buckets import Bucket
+from detailclip_jax.dense.detection.detection_checks import check_values
+from detailclip_jax.dense.detection.detection_experiment import Experiment
+from detailclip_jax.dense.detection.sticker_instances import names_of
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.types import Batch
 

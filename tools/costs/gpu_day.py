@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import config as configs
 from detailclip_jax import interop
-from detailclip_jax.benchmarks import counting, data, peaks, report, step, timing, variants
+from detailclip_jax.benchmarks import cost_table, counting, data_rate, peaks, step, timing, variants
 from detailclip_jax.benchmarks.product_rate import DTYPES, Product
 from detailclip_jax.benchmarks.step import Stepper
 from detailclip_jax.benchmarks.variants import Variant
@@ -104,7 +104,7 @@ def run(
         target.console.live(f"{section.name} | {used / 60:.1f} of {arguments.minutes:g} minutes")
         late = used > 60 * arguments.minutes
         records.append(measured(section, target) if not late else record(section, "left out", {"reason": "time limit"}))
-        report.write_json(str(out / "results.json"), records)
+        cost_table.write_json(str(out / "results.json"), records)
         replace_text(out / "page.md", page(variant, devices, records))
     target.console.end_live()
     print(page(variant, devices, records))
@@ -290,8 +290,8 @@ def copied(target: Target, experiment: Experiment, program: Any) -> Stepper:
 def pipeline_rate(target: Target) -> Values:
     """Images per second of the data pipeline on this host, and the share of time that the step would wait for it."""
     given = argparse.Namespace(examples=64, rounds=3, workers=max(1, usable_cores() - 1))
-    source = data.open_source(target.variant.config)
-    rate = data.pipeline_rate(target.variant.config, source, given, target.console)
+    source = data_rate.open_source(target.variant.config)
+    rate = data_rate.pipeline_rate(target.variant.config, source, given, target.console)
     wanted = target.variant.batch / timing.median_range(timing.interleaved([target.stepper], 3)[0]).median
     return {
         "images_per_second": list(rate),

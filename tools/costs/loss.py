@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from detailclip_jax.benchmarks import counting, report, timing
+from detailclip_jax.benchmarks import cost_table, counting, timing
 from detailclip_jax.benchmarks.variants import Variant
 from detailclip_jax.methods.method import Context, Forward, Loss, WholeBatch
 from detailclip_jax.models import sizes
@@ -41,13 +41,13 @@ def run(variant: Variant, devices: Sequence[Any], arguments: argparse.Namespace)
     rows = [
         ("term", arguments.term),
         ("pairs, devices", f"{variant.batch}, {len(devices)} x {devices[0].device_kind}"),
-        ("arguments per device", report.bytes_text(memory.arguments)),
-        ("gradients per device", report.bytes_text(memory.outputs)),
-        ("temporaries per device", report.bytes_text(memory.scratch)),
+        ("arguments per device", cost_table.bytes_text(memory.arguments)),
+        ("gradients per device", cost_table.bytes_text(memory.outputs)),
+        ("temporaries per device", cost_table.bytes_text(memory.scratch)),
         ("compile seconds", f"{compiled.seconds:.1f}"),
         ("seconds (range)", str(seconds) if seconds else "-"),
     ]
-    print(report.table(rows))
+    print(cost_table.table(rows))
     return [found]
 
 

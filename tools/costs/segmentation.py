@@ -9,12 +9,12 @@ from ml_collections import ConfigDict
 
 from costs import dense
 from detailclip_jax.benchmarks import counting
-from detailclip_jax.config.transfer import METHOD
-from detailclip_jax.data.semantic.layouts import SemanticSet
-from detailclip_jax.data.semantic.stickers import names_of
-from detailclip_jax.run.transfer_checks import check
-from detailclip_jax.segmentation import experiment as experiments
-from detailclip_jax.segmentation.experiment import Experiment, Sets
+from detailclip_jax.config.segmentation_fields import METHOD
+from detailclip_jax.dense.segmentation import segmentation_experiment as experiments
+from detailclip_jax.dense.segmentation.segmentation_checks import check
+from detailclip_jax.dense.segmentation.segmentation_experiment import Experiment, Sets
+from detailclip_jax.dense.segmentation.segmentation_sets import SemanticSet
+from detailclip_jax.dense.segmentation.sticker_labels import names_of
 from detailclip_jax.training import mesh as meshes
 
 

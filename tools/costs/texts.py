@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from detailclip_jax.benchmarks import counting, report, timing
+from detailclip_jax.benchmarks import cost_table, counting, timing
 from detailclip_jax.benchmarks.step import make_mesh
 from detailclip_jax.benchmarks.variants import Variant
 from detailclip_jax.evaluation.bench import BATCH_SIZE
@@ -43,7 +43,7 @@ def run(variant: Variant, devices: Sequence[Any], arguments: argparse.Namespace)
     rates = [timing.median_range([len(tokens) / seconds for seconds in row]) for row in times]
     faster = timing.ratios(*times)
     rows = [["texts/s", *encoders], [f"{config.model.size}, {config.model.context_length} tokens", *map(str, rates)]]
-    print(f"{report.table(rows)}\n\ncut is {faster} times as fast, measured in turn")
+    print(f"{cost_table.table(rows)}\n\ncut is {faster} times as fast, measured in turn")
     found = dict(zip(encoders, map(list, rates)))
     return [{"command": "texts", "texts_per_second": found, "times_as_fast": list(faster)}]
 

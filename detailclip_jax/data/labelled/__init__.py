@@ -9,7 +9,7 @@ split files.  `KNOWN` lists the known sets and their sizes; any other folder is 
 """
 
 from detailclip_jax.data.labelled.contents import LabelledSet
-from detailclip_jax.data.labelled.known import KNOWN, Known
+from detailclip_jax.data.labelled.known_sets import KNOWN, Known
 from detailclip_jax.data.labelled.opening import Readiness, captions_of_your_own, open_set, ready
 
 __all__ = ["KNOWN", "Known", "LabelledSet", "Readiness", "captions_of_your_own", "open_set", "ready"]

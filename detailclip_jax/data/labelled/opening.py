@@ -8,9 +8,9 @@ from typing import NamedTuple
 from absl import logging
 
 from detailclip_jax.data.caption_rules import not_blank
-from detailclip_jax.data.labelled import builders, folders, karpathy, records, tars
+from detailclip_jax.data.labelled import builders, folders, karpathy, labelled_tars, prepared_records
 from detailclip_jax.data.labelled.contents import Contents, LabelledSet, fingerprint
-from detailclip_jax.data.labelled.known import KNOWN, Known, ways_to_get
+from detailclip_jax.data.labelled.known_sets import KNOWN, Known, ways_to_get
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
 from detailclip_jax.runtime.errors import near_folder
 
@@ -109,8 +109,8 @@ def contents_of(folder: pathlib.Path, split: str, known: Known | None, follow_li
 
 def readings(folder: pathlib.Path, split: str, known: Known | None, follow_links: bool) -> Iterator[Contents | None]:
     """Yields each reader's result; class folders come last, since every folder looks like them."""
-    yield records.read(folder, split)
-    yield tars.read(folder, split)
+    yield prepared_records.read(folder, split)
+    yield labelled_tars.read(folder, split)
     yield builders.read(folder, split, known.tfds_splits if known else None)
     yield karpathy.read(folder, split, follow_links)
     if not (known and known.captioned):

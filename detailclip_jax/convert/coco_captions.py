@@ -1,0 +1,139 @@
+"""Reads COCO's caption files and Karpathy's split files (COCO, Flickr30K); one example holds all captions of an image.
+
+Sources: COCO's data format (images: id, file_name; annotations: image_id, caption); Karpathy's dataset.json (images:
+filename, filepath, split, sentences with raw, cocoid).  The train split of COCO includes Karpathy's "restval".
+"""
+
+import collections
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from detailclip_jax.convert.columns import text_of
+from detailclip_jax.convert.examples import Rejected
+from detailclip_jax.convert.image_root import Place
+from detailclip_jax.convert.job import Request
+from detailclip_jax.convert.limited_files import open_text
+from detailclip_jax.convert.rows import Row, contained
+
+MAX_JSON = 512 * 2**20  # characters; COCO's own files have less than 150 million
+FOLDERS = re.compile(r"(train|val|test)\d{4}")
+FLICKR_FOLDERS = ("flickr30k-images", "flickr30k_images", "images")
+
+
+def rows_of(request: Request) -> Iterator[Row]:
+    """Yields the images of caption files or of Karpathy files; the content decides which kind a file is."""
+    for path in request.paths:
+        content = load(path)
+        yield from karpathy(content, path, request) if _is_karpathy(content) else captions(content, path)
+
+
+def karpathy_rows(request: Request) -> Iterator[Row]:
+    """Yields the images of Karpathy files."""
+    for path in request.paths:
+        content = load(path)
+        if not _is_karpathy(content):
+            raise ValueError(f"{path} is not a Karpathy file: it has no images with sentences and a split")
+        yield from karpathy(content, path, request)
+
+
+def load(path: str) -> dict[str, Any]:
+    """Returns the JSON of a file; ValueError if it is not valid JSON or has no list of images."""
+    try:
+        with open_text(path, is_json=True) as file:
+            text = file.read(MAX_JSON + 1)
+        if len(text) > MAX_JSON:
+            raise ValueError(f"it has more than {MAX_JSON:,} characters")
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not readable as JSON: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise ValueError(f"{path} has no list 'images'; expected captions_*.json or Karpathy's dataset_*.json")
+    return content
+
+
+def _is_karpathy(content: dict[str, Any]) -> bool:
+    return all(isinstance(image, dict) and image.keys() >= {"sentences", "split"} for image in content["images"][:1])
+
+
+def captions(content: dict[str, Any], path: str) -> Iterator[Row]:
+    """Yields the images of a captions file in its order, each with all its captions in theirs."""
+    texts: dict[Any, list[Any]] = collections.defaultdict(list)
+    try:
+        for annotation in content["annotations"]:
+            texts[annotation["image_id"]].append(annotation["caption"])
+        for image in content["images"]:
+            name = str(image["file_name"])
+            yield _row(str(image["id"]), _coco_places(name, _folder(path, name)), texts[image["id"]])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a captions file: {error!r} in an image or annotation") from error
+
+
+def _row(key: str, places: list[Place], texts: Iterable[Any]) -> Row:
+    """Returns an image with its captions; a refused one if a caption is no text (a null is an empty one)."""
+    try:
+        return contained(Row(key, places, [text_of(text) for text in texts]))
+    except Rejected as refusal:
+        return Row(key, refused=str(refusal))
+
+
+def _folder(path: str, name: str) -> str:
+    """Returns "train2017" for captions_train2017.json, else the folder in an image name COCO_train2014_..., else ""."""
+    match = FOLDERS.search(path.replace("\\", "/").rpartition("/")[2]) or FOLDERS.search(name)
+    return match.group() if match else ""
+
+
+def _coco_places(name: str, folder: str) -> list[Place]:
+    """Returns where COCO's releases store an image: in its folder, next to the other images, or in the folder's zip."""
+    if not folder:
+        return [(name,)]
+    return [(f"{folder}/{name}",), (name,), (f"{folder}.zip", f"{folder}/{name}")]
+
+
+def karpathy(content: dict[str, Any], path: str, request: Request) -> Iterator[Row]:
+    """Yields the images of one split."""
+    wanted = subset_of(request)
+    try:
+        for image in content["images"]:
+            if image.get("split") in wanted:
+                yield _karpathy_row(image)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is not a Karpathy file: {error} in an image or sentence") from error
+
+
+def _karpathy_row(image: dict[str, Any]) -> Row:
+    name, folder = str(image.get("filename", "")), str(image.get("filepath", ""))
+    texts = [sentence.get("raw", "") for sentence in image.get("sentences", ())]
+    return _row(str(image.get("cocoid", name)), _coco_places(name, folder) if folder else _flickr_places(name), texts)
+
+
+def subset_of(request: Request) -> tuple[str, ...]:
+    """Returns the requested splits: those of `--subset`, joined by "+", else the output's.
+
+    "train" includes COCO's "restval".
+    """
+    wanted = request.options.subset or request.split
+    return ("train", "restval") if wanted == "train" else tuple(wanted.split("+"))
+
+
+def _flickr_places(name: str) -> list[Place]:
+    return [(name,), *((f"{folder}/{name}",) for folder in FLICKR_FOLDERS)]
+
+
+def dataset_of(request: Request) -> str:
+    """Returns "coco-train2017" for captions_train2017.json, "coco-karpathy-train" for dataset_coco.json, else ""."""
+    if len(request.paths) != 1:
+        return ""
+    if folder := _folder(request.paths[0], ""):
+        return f"coco-{folder}"
+    return f"coco-karpathy-{_split(request)}" if "dataset_coco" in request.paths[0] else ""
+
+
+def flickr_dataset_of(request: Request) -> str:
+    """Returns "flickr30k-train" and the like."""
+    return f"flickr30k-{_split(request)}"
+
+
+def _split(request: Request) -> str:
+    return request.options.subset or request.split

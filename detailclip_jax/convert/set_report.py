@@ -1,0 +1,157 @@
+"""Shows the contents of a prepared set: text summary, histograms, contact sheet."""
+
+import math
+import pathlib
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from PIL import Image, ImageDraw
+
+from detailclip_jax.convert.finish import load, reasons_in
+from detailclip_jax.convert.known_sizes import comparison
+from detailclip_jax.convert.limited_files import FIGURES
+from detailclip_jax.convert.statistics import SIDE_STEP, quantile
+from detailclip_jax.data.decoding import BadImage, decoded_for_use
+from detailclip_jax.data.tokenizer import MAX_CHARACTERS
+from detailclip_jax.runtime.files import written_atomically
+from detailclip_jax.runtime.progress import Console
+from detailclip_jax.runtime.terminal import counted
+
+SHARES = (0.05, 0.5, 0.95)
+COLUMNS, ROWS = 8, 4  # of the contact sheet
+TILE, TEXT = 160, 44  # pixels
+LINE = 26  # characters per line
+
+
+def show(folder: str, console: Console) -> None:
+    """Prints the summary of every split and writes SPLIT-statistics.png and SPLIT-contact-sheet.png."""
+    for split, record in load(folder)["splits"].items():
+        console.say("\n".join([f"{split}:", *summary(record)]))
+        if not record["num_examples"]:
+            continue
+        sheet, figure = (pathlib.Path(folder) / f"{split}{ending}" for ending in FIGURES)
+        drawn = contact_sheet([str(pathlib.Path(folder) / shard["name"]) for shard in record["shards"]])
+        with written_atomically(sheet) as partial:
+            drawn.save(partial, "PNG")
+        histograms(record, figure)
+        console.say(f"figures: {figure}, {sheet}")
+
+
+def summary(record: Mapping[str, Any]) -> list[str]:
+    """Returns the lines that describe a split."""
+    counts = record["statistics"]
+    shards = counted(len(record["shards"]), "shard")
+    lines = [
+        f"examples    {record['num_examples']:,} in {shards}, {record['bytes'] / 1e6:,.1f} MB",
+        f"rejected    {_rejects(record)}",
+    ]
+    if expected := comparison(record["dataset"], record["num_examples"], record["num_rejected"]):
+        lines.append(f"expected    {expected}")
+    if not record["num_examples"]:
+        return lines
+    lines += [f"{name:<12}{_quantiles(counts[name], name)}" for name in ("width", "height", "bytes")]
+    lines += [f"{name:<12}{_captions(field)}" for name, field in counts["captions"].items()]
+    if num_cut := record.get("cut_captions"):
+        lines.append(f"cut         {num_cut:,} captions, to their first {MAX_CHARACTERS:,} characters")
+    return lines + ([f"no caption  {counts['without_caption']:,}"] if counts["without_caption"] else [])
+
+
+def blank_captions(record: Mapping[str, Any]) -> list[str]:
+    """Returns the names that the user has given to captions and that are blank in every example of a split."""
+    counts, named = record["statistics"]["captions"], record["options"]["caption_columns"]
+    return [name for name in named if name in counts and counts[name].get("empty", 0) == counts[name].get("count", 0)]
+
+
+def _rejects(record: Mapping[str, Any]) -> str:
+    """Returns "21 of 60: 21 x bad row, for example t#2: 3 cells, 2 columns; all are in train-rejected.jsonl"."""
+    num = record["num_rejected"]
+    if not num:
+        return "0"
+    reasons = reasons_in(record["rejected"], record.get("first_rejected", {}))
+    return f"{num:,} of {num + record['num_examples']:,}: {reasons}; all are in {record['rejected_list']}"
+
+
+def _quantiles(histogram: Mapping[str, int], name: str) -> str:
+    """Returns 5 %, median and 95 %, given by the bins that contain them."""
+    low, middle, high = (quantile(histogram, share) for share in SHARES)
+    last = high + _bin_width(name, high) - 1
+    return f"median {_bin(name, middle)}, 5-95 % {low:,} to {last:,}"
+
+
+def _bin(name: str, low: int) -> str:
+    width = _bin_width(name, low)
+    return f"{low:,}" if width == 1 else f"{low:,}-{low + width - 1:,}"
+
+
+def _bin_width(name: str, low: int) -> int:
+    return {"width": SIDE_STEP, "height": SIDE_STEP, "bytes": max(low, 1)}.get(name, 1)
+
+
+def _captions(field: Mapping[str, Any]) -> str:
+    if not field.get("count"):  # a column of empty lists
+        return "none"
+    return (
+        f"{field['count']:,}, of {_quantiles(field['tokens'], 'tokens')} tokens, "
+        f"{field['empty'] / field['count']:.1%} empty, {field['truncated'] / field['count']:.1%} truncated"
+    )
+
+
+def histograms(record: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Draws histograms of sizes, caption lengths and rejects; ImportError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install 'detailclip_jax[demo]'") from error
+    counts = record["statistics"]
+    drawn = {"width": counts["width"], "height": counts["height"], "bytes": counts["bytes"]}
+    drawn |= {f"tokens: {name}": field["tokens"] for name, field in counts["captions"].items() if field}
+    panels = len(drawn) + bool(record["rejected"])
+    figure = Figure(figsize=(12, 3 * math.ceil(panels / 3)), layout="constrained")
+    axes = figure.subplots(math.ceil(panels / 3), 3, squeeze=False).ravel()
+    for axis, (name, histogram) in zip(axes, drawn.items()):
+        _draw(axis, name, histogram)
+    if record["rejected"]:
+        axes[panels - 1].barh(list(record["rejected"]), list(record["rejected"].values()))
+        axes[panels - 1].set_title("rejected")
+    for axis in axes[panels:]:
+        axis.set_axis_off()
+    with written_atomically(path) as partial:
+        figure.savefig(partial, format="png")
+
+
+def _draw(axis: Any, name: str, histogram: Mapping[str, int]) -> None:
+    lows = np.array(sorted(map(int, histogram)))
+    widths = [_bin_width(name, int(low)) for low in lows]
+    axis.bar(lows, [histogram[str(low)] for low in lows], width=widths, align="edge")
+    axis.set_title(name)
+    if name == "bytes":
+        axis.set_xscale("log", base=2)
+
+
+def contact_sheet(paths: Sequence[str]) -> Image.Image:
+    """Returns evenly spaced images of the shards with their first captions."""
+    records = ArrayRecordDataSource(list(paths))
+    chosen = np.unique(np.linspace(0, len(records) - 1, COLUMNS * ROWS).astype(int)).tolist()
+    sheet = Image.new("RGB", (COLUMNS * TILE, math.ceil(len(chosen) / COLUMNS) * (TILE + TEXT)), "white")
+    for place, record in enumerate(records.__getitems__(chosen)):
+        row, column = divmod(place, COLUMNS)
+        _paste(sheet, msgpack.unpackb(record), column * TILE, row * (TILE + TEXT))
+    return sheet
+
+
+def _paste(sheet: Image.Image, example: Mapping[str, Any], left: int, top: int) -> None:
+    try:
+        with decoded_for_use(example["image"]) as pixels:
+            tile = Image.fromarray(pixels)
+            tile.thumbnail((TILE - 4, TILE - 4))
+    except BadImage:  # accepted by its header alone, or damaged later
+        tile = Image.new("RGB", (TILE - 4, TILE - 4), "gray")
+    sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
+    caption = next((text for text in example["captions"] if text.strip()), example["key"])
+    text = " ".join(caption.split()).encode("ascii", "replace").decode()  # Pillow's default font has only Latin letters
+    lines = textwrap.wrap(text, LINE)[:3]
+    ImageDraw.Draw(sheet).text((left + 2, top + TILE), "\n".join(lines), fill="black")

@@ -1,0 +1,200 @@
+"""Reads csv, tsv and jsonl: one image per row, named by its path, with one or more captions."""
+
+import csv
+import functools
+import io
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from detailclip_jax.convert import columns
+from detailclip_jax.convert.columns import Columns
+from detailclip_jax.convert.examples import Rejected
+from detailclip_jax.convert.job import Request
+from detailclip_jax.convert.limited_files import MAX_LINE, common_folder, complete_lines, expand, lines, open_text
+from detailclip_jax.convert.rows import Row
+
+MAX_FIELD = MAX_LINE  # characters
+MAX_ROW = 4 * MAX_LINE  # quoted fields may contain line ends
+KEPT = "surrogateescape"  # Python's handler that keeps bytes which are not UTF-8 recognisable
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+CAUSES = {  # of a row with more cells than columns
+    ",": "a caption with a comma needs quotes",
+    "\t": "a caption with a tab is read as two cells, replace the tab",
+}
+REMEDIES = {
+    ",": "use prepare csv",
+    ";": "save it with commas (quotes around cells with commas)",
+    "\t": "use prepare tsv",
+}
+COMPRESSIONS = ("", ".gz", ".bz2", ".xz")
+
+
+def csv_rows(request: Request) -> Iterator[Row]:
+    """Yields the rows of comma-separated files; the first line names the columns, quoting follows RFC 4180."""
+    return _separated(request, ".csv", {"delimiter": ",", "strict": True})
+
+
+def tsv_rows(request: Request) -> Iterator[Row]:
+    """Yields the rows of tab-separated files; the first line names the columns, and quotes are ordinary characters."""
+    return _separated(request, ".tsv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE})
+
+
+def _separated(request: Request, suffix: str, dialect: dict[str, Any]) -> Iterator[Row]:
+    csv.field_size_limit(MAX_FIELD)
+    tables = _tables(request, suffix)
+    for path, name in tables.items():
+        with open_text(path, errors=KEPT) as file:
+            counted = _Lines(file, path)
+            reader = csv.DictReader(counted, **dialect)
+            try:
+                header = list(reader.fieldnames or ())
+                _check_separator(header, dialect["delimiter"], request.options.image_column, path)
+                chosen = columns.choose(header, request.options, path)
+                _check_name(path, tables, chosen)
+                for cells in reader:
+                    counted.held = 0
+                    place, more = f"{name}#{reader.line_num}", cells.pop(None, ())  # of a line longer than the header
+                    if any(map(str.strip, more)):
+                        counts = f"{len(header) + len(more)} cells, {len(header)} columns"
+                        yield Row(place, refused=f"bad row: {counts}; {CAUSES[dialect['delimiter']]}")
+                        continue
+                    values = {column: cell for column, cell in cells.items() if cell is not None}  # None: a short line
+                    yield _row(values, chosen, path, place)
+            except csv.Error as error:
+                raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _check_separator(header: Sequence[str], delimiter: str, image_column: str, path: str) -> None:
+    """Raises ValueError if the only column of a table seems to be several with another separator."""
+    if len(header) != 1 or header[0] == image_column:
+        return
+    (column,) = header
+    found = max((one for one in SEPARATORS if one != delimiter), key=column.count)
+    if found in column:
+        raise ValueError(
+            f"{path} seems to be separated by {SEPARATORS[found]}, not by {SEPARATORS[delimiter]}: its only column is "
+            f"{column!r}; {REMEDIES[found]}"
+        )
+
+
+def _check_utf8(line: str, path: str, number: int) -> None:
+    """Raises ValueError that names the first byte of a line, read with KEPT, that is not UTF-8."""
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(line[error.start]) - 0xDC00  # KEPT gives the byte 0xFC as U+DCFC
+        raise ValueError(
+            f"{path}, line {number}: the byte 0x{byte:02X} at character {error.start + 1} is not UTF-8, so the "
+            "captions would be damaged; save the table as UTF-8 (Excel: the type 'CSV UTF-8')"
+        ) from None
+
+
+class _Lines:
+    """Yields a table's lines; ValueError if a line is not UTF-8 or is too long.
+
+    ValueError too if `held`, the characters of one row, becomes too large.
+    """
+
+    def __init__(self, file: io.TextIOWrapper, path: str):
+        self._path, self._lines, self.held, self._number = path, complete_lines(file, path), 0, 0
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self._number += 1
+        _check_utf8(line, self._path, self._number)
+        self.held += len(line)
+        if self.held > MAX_ROW:
+            raise ValueError(
+                f"{self._path} has a row of more than {MAX_ROW:,} characters; check for a missing closing quote"
+            )
+        return line
+
+
+def jsonl_rows(request: Request) -> Iterator[Row]:
+    """Yields the objects of files with one object per line; the first object's fields are the columns.
+
+    An invalid line becomes a reject.  A null or NaN is an empty text, a null no label.
+    """
+    tables = _tables(request, ".jsonl")
+    for path, name in tables.items():
+        chosen = None
+        with open_text(path, errors=KEPT) as file:
+            for number, line in enumerate(lines(file), 1):
+                _check_utf8(line or "", path, number)
+                values = _object(line) if line is not None else None
+                if values is None:
+                    why = f"bad json: {line[:60]!r}" if line is not None else f"too large: over {MAX_LINE:,} characters"
+                    yield Row(f"{name}#{number}", refused=why)
+                    continue
+                if chosen is None:
+                    chosen = columns.choose(list(values), request.options, path)
+                    _check_name(path, tables, chosen)
+                yield _row(values, chosen, path, f"{name}#{number}")
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def files(suffix: str, request: Request) -> list[str]:
+    """Returns the tables of a request, sorted by name: in a folder those with the suffix, plain or compressed."""
+    return expand(request.paths, _endings(suffix))
+
+
+def _endings(suffix: str) -> tuple[str, ...]:
+    return tuple(suffix + compression for compression in COMPRESSIONS)
+
+
+def _tables(request: Request, suffix: str) -> dict[str, str]:
+    """Returns the tables and their names: paths below their common folder, without suffix.
+
+    The keys of rows begin with the name if the table has no column of keys.
+    """
+    endings, paths = _endings(suffix), files(suffix, request)
+    folder, tables = common_folder(paths), {}
+    for path in paths:
+        below = pathlib.Path(os.path.relpath(path, folder)).as_posix()
+        name = next((below.removesuffix(each) for each in endings if below.endswith(each)), below)
+        tables[path] = name
+    return tables
+
+
+def _check_name(path: str, tables: Mapping[str, str], chosen: Columns) -> None:
+    """Raises ValueError if another table has the name of this one, and their rows would have the same keys."""
+    same = [other for other, name in tables.items() if name == tables[path]]
+    if len(same) > 1 and not chosen.key:
+        raise ValueError(
+            f"several tables have the name {tables[path]}: {', '.join(same)}; rename them, or name a column of keys "
+            "with --key-column"
+        )
+
+
+@functools.cache
+def _folder(path: str) -> str:
+    return os.path.dirname(os.path.abspath(path))
+
+
+def _row(values: dict[str, Any], chosen: Columns, path: str, place: str) -> Row:
+    """Returns a row of a table, whose key is `place` if it has no other; refused if it lacks a column."""
+    key = place
+    try:
+        key = columns.key_of(values, chosen, place)
+        missing = [name for name in chosen.wanted if name not in values]
+        image = columns.text_of(values.get(chosen.image))
+        if missing or not image:
+            return Row(key, refused=f"bad row: no {', '.join(missing) or chosen.image}")
+        captions, texts = columns.captions_in(values, chosen.captions)
+        label = columns.cell_label(values[chosen.label]) if chosen.label else -1
+    except Rejected as refusal:
+        return Row(key, refused=str(refusal))
+    return Row(key, [(image,)], captions, texts, label, root=_folder(path))

@@ -1,0 +1,196 @@
+"""Reads webdataset shards: tars in which the files of an example are consecutive and share a name up to the first dot.
+
+Nothing is extracted to disk: members are read in order, and their names serve only as keys.  Members that are not files
+(links, devices, pipes) and names that would leave a folder are refused.
+"""
+
+import contextlib
+import json
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from detailclip_jax.convert import columns
+from detailclip_jax.convert.examples import Named, Raw, Reject, Rejected
+from detailclip_jax.convert.job import Options, Request, Shard
+from detailclip_jax.convert.limited_files import MAX_BYTES, READ_ERRORS, expand, is_compressed, is_inside, open_bytes
+from detailclip_jax.convert.plan import Plan, limited, of_files
+from detailclip_jax.data import tar_archive
+from detailclip_jax.data.images import SUFFIXES as IMAGE_SUFFIXES
+from detailclip_jax.data.tar_archive import Archive, Stream
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz")
+IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
+TEXTS = ("txt", "text", "caption")
+LABEL_FIELDS = ("label", "cls")
+USED = (*IMAGES, *TEXTS, "json", "cls")
+MAX_TEXT_BYTES = 4 * 2**20  # of a member other than an image
+
+
+class Sample(NamedTuple):
+    """The files of one example by suffix, or the reason why it is refused."""
+
+    key: str
+    files: Mapping[str, bytes]
+    refused: str = ""
+
+
+def files(request: Request) -> list[str]:
+    """Returns the tars of a request, sorted by name."""
+    return expand(request.paths, SUFFIXES)
+
+
+def plan(request: Request) -> Plan:
+    """Plans one shard per tar, sorted by name."""
+    shards = of_files(files(request))
+    return Plan(limited(shards, lambda shard: _num_samples(shard.path), request.options.limit))
+
+
+def _num_samples(path: str) -> int:
+    """Returns the number of samples before the end or the first damage, which `read` reports."""
+    count = 0
+    with contextlib.suppress(tarfile.TarError, *READ_ERRORS):
+        for _ in samples(path):
+            count += 1
+    return count
+
+
+def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
+    """Yields the examples of a tar."""
+    for number, sample in enumerate(samples(shard.path)):
+        if shard.stop and number >= shard.stop:
+            return
+        yield example(sample, shard, options)
+
+
+def example(sample: Sample, shard: Shard, options: Options) -> Raw | Reject:
+    """Returns a sample as an example; its key is the name of the tar and its own name."""
+    key = f"{shard.name}/{sample.key}"
+    try:
+        image = image_of(sample)
+        fields = _json(sample.files.get("json", b"{}"))
+        captions, texts = sample_captions(sample.files, fields, options)
+        return Raw(key, image, captions, texts, sample_label(sample.files, fields, options))
+    except Rejected as refusal:
+        return refusal.of(key)
+
+
+def image_of(sample: Sample) -> bytes:
+    """Returns the image file; Rejected if there is none."""
+    if sample.refused:
+        raise Rejected(sample.refused)
+    for suffix in IMAGES:
+        if suffix in sample.files:
+            return sample.files[suffix]
+    raise Rejected(f"no image: only {', '.join(sorted(sample.files))}")
+
+
+def sample_captions(
+    files: Mapping[str, bytes], fields: Mapping[str, Any], options: Options
+) -> tuple[tuple[str, ...], Named]:
+    """Returns unnamed and named captions: those named in the options, else a text member, else the usual json fields.
+
+    A name in the options is that of a json field; if the json lacks it, it is the suffix of a text member.  The usual
+    json fields are the usual columns of a table (`columns.usual_captions`).
+    """
+    if options.caption_columns:
+        return (), {name: _named(name, files, fields) for name in options.caption_columns}
+    for suffix in TEXTS:
+        if suffix in files:
+            return (_decoded(files[suffix]),), {}
+    return columns.captions_in(fields, columns.usual_captions(fields))
+
+
+def _named(name: str, files: Mapping[str, bytes], fields: Mapping[str, Any]) -> str | tuple[str, ...]:
+    is_member = name not in fields and name in TEXTS and name in files
+    return _decoded(files[name]) if is_member else columns.texts_in(fields.get(name))
+
+
+def _decoded(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def sample_label(files: Mapping[str, bytes], fields: Mapping[str, Any], options: Options) -> int:
+    """Returns the label of a cls member or a json field, -1 without one; Rejected if it is not a number."""
+    named = [fields[name] for name in (options.label_column, *LABEL_FIELDS) if name in fields]
+    return columns.number_of(_decoded(files["cls"]) if "cls" in files else named[0] if named else -1)
+
+
+def _json(data: bytes) -> Mapping[str, Any]:
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Rejected(f"bad json: {error}") from error
+    if not isinstance(fields, dict):
+        raise Rejected(f"bad json: {type(fields).__name__} instead of an object")
+    return fields
+
+
+def samples(path: str) -> Iterator[Sample]:
+    """Yields the samples of a tar; a sample with a refused member is refused.
+
+    A key with dots is cut at the first, so that its image has no known suffix: if no other image belongs to the cut
+    key, each such image is a refused sample of its own.
+    Raises tarfile.TarError, or the exception of its compression, if the tar is damaged.  The sample being read is then
+    dropped, since it may be incomplete.
+    """
+    for key, group in tar_archive.samples(members(path)):
+        yield from _samples(key, group)
+
+
+def _samples(key: str, group: Iterable[tuple[str, bytes | Rejected | None]]) -> Iterator[Sample]:
+    files, refused, dotted = {}, "", []
+    for suffix, data in group:
+        if isinstance(data, bytes):
+            files[suffix] = data
+        elif data is None:
+            dotted.append(suffix)
+        else:
+            refused = refused or str(data)
+    if not dotted or refused or not files.keys().isdisjoint(IMAGES):
+        yield Sample(key, files, refused)
+        return
+    for suffix in dotted:
+        yield Sample(f"{key}.{suffix}", {}, f"no image: only {suffix}; the key ends at the first dot, rename the files")
+
+
+def members(path: str) -> Iterator[tuple[str, bytes | Rejected | None]]:
+    """Yields (name, bytes) of each usable member, or the reason why it is refused in place of the bytes.
+
+    An image file with a longer suffix, such as `one.seg.png`, is not read; its value is None.
+    """
+    # in a stream, skipped members are read as well
+    kind, mode = (Stream, "r|") if is_compressed(path) else (Archive, "r:")
+    with open_bytes(path) as file, kind.open(fileobj=file, mode=mode) as tar:
+        for member in tar:
+            _, suffix = tar_archive.key_and_suffix(member.name)
+            if not member.isdir() and (suffix in USED or not _is_plain(member)):
+                yield member.name, _bytes(tar, member, MAX_BYTES if suffix in IMAGES else MAX_TEXT_BYTES)
+            elif not member.isdir() and _is_shown_image(member.name):
+                yield member.name, None
+            # otherwise tarfile keeps every header in memory
+            tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _is_shown_image(name: str) -> bool:
+    """Returns whether a name is that of an image; not for a hidden one, such as macOS' `._one.jpg` beside `one.jpg`."""
+    file = name.rpartition("/")[2]
+    return file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
+
+
+def _is_plain(member: tarfile.TarInfo) -> bool:
+    return member.isreg() and not member.issparse() and is_inside(member.name)
+
+
+def _bytes(tar: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes | Rejected:
+    if not member.isreg() or member.issparse():
+        return Rejected(f"not a file: member {member.name!r} of type {member.type!r}")
+    if not is_inside(member.name):
+        return Rejected(f"unsafe path: member {member.name!r}")
+    if member.size > limit:
+        return Rejected(f"too large: member {member.name!r} claims {member.size} bytes")
+    file = tar.extractfile(member)
+    data = file.read() if file else b""
+    if len(data) < member.size:
+        raise tarfile.ReadError(f"{member.name!r} ends after {len(data)} of {member.size} bytes")
+    return data

@@ -1,0 +1,182 @@
+"""The built-in data set: scenes composed on the fly from drawings, with captions, masks and boxes; needs no network.
+
+    source = Stickers(split="train", size=80)
+    source[0]["image"], source[0]["captions"]     # uint8 [80, 80, 3], ("a frog above a camera", ...)
+
+Results on these scenes compare only with each other.  Scenes of the held-out splits are new renderings of the same
+drawings; to test on new drawings, use another artist's (`style`).
+"""
+
+import dataclasses
+import functools
+import hashlib
+import operator
+from typing import Any, SupportsIndex
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from detailclip_jax.data.stickers.nouns import CLASS_OF_NOUN, CLASSES, NOUNS
+from detailclip_jax.data.stickers.scene_captions import captions, long_caption, prompts
+from detailclip_jax.data.stickers.scenes import VARIETIES, Scene, alone_on_white, compose
+from detailclip_jax.data.stickers.sprites import sprites
+from detailclip_jax.runtime.errors import unknown
+
+SPLITS = ("train", "held_out_scenes", "held_out_pairs")
+NUM_OBJECTS = (0.4, 0.3, 0.2, 0.1)  # probability of 1, 2, 3 and 4 objects
+COPY_SHARE = 0.2  # of the objects after the first: a copy of a noun already chosen
+HELD_OUT_EVERY = 10  # one of this many pairs of nouns is held out from training
+MIN_SIZE = 32
+ON_WHITE = "on_white"  # in addition to the names of `VARIETIES`
+WHITE_SIDES = (0.25, 0.5, 0.75, 0.95)  # of the canvas: the longer side of scene i is entry i modulo 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Stickers:
+    """Random access to `num_scenes` scenes; scene i depends only on (seed, split, i) and the options.
+
+    split: "train" and "held_out_scenes" never show both nouns of a held-out pair together and use separate random
+        streams; every scene of "held_out_pairs" shows at least one held-out pair.
+    size: side of the canvas in pixels, at least 32.
+    single_object: one object per scene, for zero-shot classification.
+    style: source of the drawings; see `sprites`.
+    scenes: "textured" (large objects on textured grounds, used in evaluation), "mixed" (used in training: adds plain
+        grounds, mostly white, and objects of any size), or "on_white" (one unchanged drawing on plain white; its longer
+        side takes the shares `WHITE_SIDES` of the canvas in turn).
+
+    An example holds:
+    "image", "captions", "key"
+    "long": a caption of several sentences, for caption rules that name this field
+    "label": noun index of the object with most visible pixels
+    "segmentation" uint8 [H, W]: 0 = background, 1 + index into `CLASSES`
+    "instances" uint8 [H, W]: 0 = background, 1 + i for object i
+    "boxes" float32 [n, 4] (xyxy, pixels), "classes" int32 [n] and "nouns" int32 [n]: one entry per object
+
+    Raises ValueError for an unknown split, a canvas that is too small, or an invalid combination of options (such as
+    single objects of held-out pairs), and whatever `sprites` raises.
+    """
+
+    split: str = "train"
+    size: int = 80
+    num_scenes: int = 2**24
+    seed: int = 0
+    single_object: bool = False
+    style: str | None = None
+    scenes: str = "textured"
+
+    def __post_init__(self):
+        if self.split not in SPLITS:
+            raise ValueError(f"unknown split {self.split!r} of stickers; known: {', '.join(SPLITS)}")
+        if self.size < MIN_SIZE:
+            raise ValueError(f"stickers need a canvas of at least {MIN_SIZE} pixels, not size={self.size}")
+        if self.single_object and self.split == "held_out_pairs":
+            raise ValueError("split 'held_out_pairs' has two objects per scene: use it with single_object=False")
+        if self.scenes not in (*VARIETIES, ON_WHITE):
+            raise ValueError(unknown("scenes of stickers", self.scenes, (*VARIETIES, ON_WHITE)))
+        if self.scenes == ON_WHITE and not self.single_object:
+            raise ValueError(f"scenes {ON_WHITE!r} have one object each: use them with single_object=True")
+        sprites(self.style)  # raises here what would otherwise fail in a worker
+
+    @property
+    def name(self) -> str:
+        """Name of the source in messages."""
+        return "stickers"
+
+    def __len__(self) -> int:
+        return self.num_scenes
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        index = operator.index(index)
+        if not 0 <= index < self.num_scenes:
+            raise IndexError(f"scene {index} of {self.num_scenes}")
+        rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
+        nouns = self._nouns(rng)
+        scene = self._scene(rng, nouns.tolist(), index)
+        classes = _class_of_noun()[nouns]
+        return {
+            "image": scene.image,
+            "captions": captions(rng, nouns, scene.boxes, self.size),
+            "long": long_caption(nouns, scene.boxes, self.size),
+            "label": int(nouns[np.argmax(scene.areas)]),
+            "key": f"stickers/{self.split}/{self.seed}/{index}",
+            "segmentation": np.concatenate([[0], 1 + classes]).astype(np.uint8)[scene.instances],
+            "instances": scene.instances,
+            "boxes": scene.boxes,
+            "classes": classes,
+            "nouns": nouns,
+        }
+
+    def _scene(self, rng: np.random.Generator, nouns: list[int], index: int) -> Scene:
+        drawings = sprites(self.style)
+        if self.scenes == ON_WHITE:
+            return alone_on_white(rng, drawings, nouns[0], self.size, WHITE_SIDES[index % len(WHITE_SIDES)])
+        return compose(rng, drawings, nouns, self.size, VARIETIES[self.scenes])
+
+    def _nouns(self, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
+        if self.split == "held_out_pairs":
+            return draw_held_out(rng)
+        return draw_nouns(rng, 1 if self.single_object else draw_count(rng))
+
+
+def draw_count(rng: np.random.Generator, least: int = 1) -> int:
+    """Draws a number of objects with the probabilities `NUM_OBJECTS`, given that it is at least `least`."""
+    share = np.array(NUM_OBJECTS[least - 1 :])
+    return least + int(rng.choice(len(share), p=share / share.sum()))
+
+
+def draw_nouns(rng: np.random.Generator, count: int) -> Int[np.ndarray, " n"]:
+    """Draws the nouns of a scene without a held-out pair; a noun may occur several times."""
+    chosen = [int(rng.integers(len(NOUNS)))]
+    for _ in range(count - 1):
+        allowed = ~held_out_pairs()[chosen].any(0)
+        chosen.append(_next(rng, chosen, np.flatnonzero(allowed)))
+    return np.array(chosen, np.int32)
+
+
+def draw_held_out(rng: np.random.Generator) -> Int[np.ndarray, " n"]:
+    """Draws the nouns of a scene with a held-out pair and up to two further objects, in random order."""
+    pairs = np.argwhere(held_out_pairs())
+    chosen = pairs[rng.integers(len(pairs))].tolist()
+    for _ in range(draw_count(rng, least=2) - 2):
+        chosen.append(_next(rng, chosen, np.arange(len(NOUNS))))
+    return rng.permutation(np.array(chosen, np.int32))
+
+
+def _next(rng: np.random.Generator, chosen: list[int], allowed: Int[np.ndarray, " allowed"]) -> int:
+    return int(rng.choice(chosen if rng.random() < COPY_SHARE else allowed))
+
+
+@functools.cache
+def held_out_pairs() -> Bool[np.ndarray, "nouns nouns"]:
+    """Returns which pairs of nouns are held out: symmetric, False on the diagonal; shared, do not write to it.
+
+    A pair is held out by a hash of its two names (SHA-256 of "camera|frog", sorted, divisible by `HELD_OUT_EVERY`), so
+    the choice does not depend on the order of the table or on other nouns.
+    """
+    names = [noun.name for noun in NOUNS]
+    return np.array([[_is_held_out(first, second) for second in names] for first in names])
+
+
+def _is_held_out(first: str, second: str) -> bool:
+    digest = hashlib.sha256("|".join(sorted((first, second))).encode()).digest()
+    return first != second and int.from_bytes(digest, "big") % HELD_OUT_EVERY == 0
+
+
+@functools.cache
+def _class_of_noun() -> Int[np.ndarray, " nouns"]:
+    return np.array(CLASS_OF_NOUN, np.int32)
+
+
+def zero_shot_prompts() -> tuple[tuple[str, ...], ...]:
+    """Returns for every noun the captions that name it alone ("a frog", "a picture of a frog", ...)."""
+    return tuple(prompts(noun) for noun in range(len(NOUNS)))
+
+
+def noun_names() -> tuple[str, ...]:
+    """Returns the names of the labels, in order."""
+    return tuple(noun.name for noun in NOUNS)
+
+
+def class_names() -> tuple[str, ...]:
+    """Returns the names of a segmentation map's values: "background", then the classes."""
+    return ("background", *CLASSES)

@@ -1,0 +1,1 @@
+"""Dense tasks: segmentation and detection on the patch features of any image encoder."""

@@ -1,0 +1,109 @@
+"""The maps of a plain ViT for images that are padded to a common shape.
+
+A ViT attends to all tokens, so padding would change what it computes for the image. Here an image of h x w pixels
+counts as ceil(h / 2p) x ceil(w / 2p) squares of 2p x 2p pixels for a patch size p (32 for 16), its `extent`; this is
+the padding that mmdet gives to an image alone. Within the extent all is as in mmdet for that image alone: pixels of
+padding are 0, tokens of padding take part in attention, positions are interpolated to the extent's grid. Tokens outside
+the extent are masked in attention. mmdet pads the images of a batch to the largest one, attends to all padding and
+interpolates positions to the batch's grid; there the result depends on the neighbours (training only, as it tests with
+one image at a time).
+
+Tokens of the extent are sorted to the front, so that attention needs only the number of tokens of each image, which
+fused kernels accept.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from detailclip_jax.dense.detection.padded_positions import interpolated
+from detailclip_jax.dense.taps import outputs
+from detailclip_jax.models.patches import patchify, take
+from detailclip_jax.models.vit import VisionTransformer
+from detailclip_jax.types import Array, Bool, Float, Int
+
+FLAX = ("parent", "name")  # fields of every Flax module
+
+
+def extents(size: Int[Array, "B 2"], patch_size: int) -> Int[Array, "B 2"]:
+    """Rounds heights and widths in pixels up to multiples of 2 x patch size."""
+    return -(-size // (2 * patch_size)) * 2 * patch_size
+
+
+def check_shape(height: int, width: int, patch_size: int) -> None:
+    """Raises ValueError, with the nearest sizes, if an image's sides are not multiples of 2 x patch size."""
+    unit = 2 * patch_size
+    for name, side in (("height", height), ("width", width)):
+        if side % unit or not side:
+            below = side // unit * unit
+            sizes = f"{below} and {below + unit}" if below else f"{unit}"
+            raise ValueError(f"image {name} {side} is not a multiple of 2 x patch size = {unit}; nearest: {sizes}")
+
+
+def backbone(
+    vit: VisionTransformer,
+    images: Float[Array, "B H W 3"],
+    extent: Int[Array, "B 2"],
+    blocks: Sequence[int],
+    norm: bool = False,
+    keys: Array | None = None,
+) -> tuple[list[Float[Array, "B h w D"]], Bool[Array, "B h w"]]:
+    """Returns one map per block, 0 outside the extent, and which places lie in the extent.
+
+    Must be called in a Flax module that owns `vit`, or with a bound one. `images` are normalised, with 0 in padding.
+    `keys` [B] enable drop path. Raises ValueError for stacked blocks, sides that are not multiples of 2 x patch size,
+    and blocks that do not exist.
+    """
+    if vit.scan:
+        raise ValueError(
+            "detection needs separate blocks; clone the encoder with scan=False and unstack its parameters"
+        )
+    if wrong := [block for block in blocks if not 0 <= block < vit.depth]:
+        raise ValueError(f"blocks {wrong}: the encoder has {vit.depth} blocks, 0 to {vit.depth - 1}")
+    check_shape(images.shape[1], images.shape[2], vit.patch_size)
+    rows, columns = images.shape[1] // vit.patch_size, images.shape[2] // vit.patch_size
+    counts = extent // vit.patch_size
+    valid = (jnp.arange(rows) < counts[:, :1])[:, :, None] & (jnp.arange(columns) < counts[:, 1:])[:, None]
+    order = jnp.argsort(~valid.reshape(valid.shape[0], -1), axis=1, stable=True)
+    back = jnp.argsort(order, axis=1)
+    patches = vit.patch_embed(patchify(images, vit.patch_size))
+    old = positions_grid(vit)
+    own = interpolated(vit.table[vit.style.num_cls :].reshape(*old, -1), counts, (rows, columns), vit.interpolation)
+    patches = patches + own.reshape(patches.shape).astype(vit.dtype)
+    x = jnp.concatenate([*vit.classes(images.shape[0]), take(patches, order)], 1)
+    x = vit.pre_norm(x) if vit.style.pre_norm else x
+    found = outputs(vit, x, keys, vit.num_class_tokens + valid.sum((1, 2), dtype=jnp.int32))
+
+    def as_map(tokens: Array) -> Array:
+        tokens = take(vit.norm(tokens) if norm else tokens, vit.num_class_tokens + back)
+        return jnp.where(valid[..., None], tokens.reshape(*valid.shape, -1), 0)
+
+    return [as_map(found[block]) for block in blocks], valid
+
+
+class WideVit(VisionTransformer):
+    """A ViT with learnt positions on a grid that is not square, as a detector trains them; `image_size` is not used."""
+
+    grid: tuple[int, int] = (1, 1)  # rows and columns
+
+    @nn.nowrap
+    def param(self, name: str, init_fn: Any, *args: Any, **options: Any) -> Any:
+        """Creates a parameter; the table of positions has one entry per cell, after that of the class token."""
+        if name == "positions":
+            args = ((self.grid[0] * self.grid[1] + self.style.num_cls, self.width),)
+        return super().param(name, init_fn, *args, **options)
+
+
+def widened(vit: VisionTransformer, grid: tuple[int, int]) -> VisionTransformer:
+    """Returns the same encoder with learnt positions on a grid of (rows, columns)."""
+    fields = {field.name: getattr(vit, field.name) for field in dataclasses.fields(vit) if field.name not in FLAX}
+    return WideVit(**fields | {"style": vit.style._replace(positions="learnt"), "grid": grid})
+
+
+def positions_grid(vit: VisionTransformer) -> tuple[int, int]:
+    """Returns rows and columns of the grid to which the encoder's positions belong."""
+    side = vit.image_size // vit.patch_size
+    return vit.grid if isinstance(vit, WideVit) else (side, side)

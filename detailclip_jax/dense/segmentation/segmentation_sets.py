@@ -1,0 +1,343 @@
+"""Semantic segmentation sets as their authors publish them: folders of images and index masks.
+
+    found = open_set("ade20k", "/data/ADEChallengeData2016", "val")
+    found.source[0]         # {"image": bytes, "mask": int16 [H, W], "key": ..., "captions": (), "label": -1}
+    found.classes[found.source[0]["mask"].max()]
+    found = open_pairs("/data/photos", "/data/labels", read_classes("/data/classes.txt"))    # any two folders
+
+name        | folders below the path                                                    | classes
+----------- | -------------------------------------------------------------------------- | --------------------------
+ade20k      | images/{training,validation}, annotations/{training,validation}            | 150; stored 0 is ignored
+voc         | JPEGImages, SegmentationClass, ImageSets/Segmentation/{train,val}.txt       | 21; 255 is ignored
+voc_aug     | the same with SegmentationClassAug and trainaug.txt (validation is voc's)   | 21
+context     | JPEGImages, SegmentationClassContext, ImageSets/SegmentationContext/*.txt   | 59; stored 0 is ignored
+context60   | the same                                                                    | 60: 0 is background
+coco_stuff  | images/{train,val}2017, annotations/{train,val}2017 (or stuffthingmaps/)    | 171
+cityscapes  | leftImg8bit/{train,val}/CITY, gtFine/{train,val}/CITY                       | 19
+folders     | images/SPLIT, masks/SPLIT, classes.txt (line 1 names the value 0)           | as listed; 255 is ignored
+
+A listed name that leads out of the folder of images or of masks is refused, and so is a link, unless `follow_links`.
+The folders of the table may be links themselves.
+"""
+
+import collections
+import contextlib
+import functools
+import hashlib
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from detailclip_jax.data.decoding import BadImage, opened
+from detailclip_jax.data.images import SUFFIXES
+from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
+from detailclip_jax.dense.segmentation import set_classes
+from detailclip_jax.dense.segmentation.index_masks import IGNORE, LabelTable, check_size, stored_values, table
+from detailclip_jax.runtime.errors import unknown
+from detailclip_jax.runtime.regular_files import IN_CONFIG, TooLarge, inside, leaving, read_regular
+from detailclip_jax.runtime.terminal import counted
+
+SPLITS = ("train", "val")
+MAX_CLASSES = 2**15  # class numbers are int16
+MAX_LIST_BYTES = 2**24  # of a class list
+NUM_HASHED = 8  # masks whose bytes are in `Pairs.identity`, and that `black_and_white` looks at
+PAIRS = "pairs"  # the name of `open_pairs` as a source
+TFDS = (
+    "data.source 'tfds': TFDS's scene_parse150 holds instance maps, not the 150 class labels of the benchmark, so a "
+    "score on it would be no ADE20K score; download ADEChallengeData2016, and name the source ade20k with the path of "
+    "that folder"
+)
+COCO_UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)  # of the stored values 0 to 181 in stuffthingmaps
+CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+CITYSCAPES_VOID = (*(v for v in range(34) if v not in CITYSCAPES_IDS), 255)
+
+
+class SemanticSet(NamedTuple):
+    """A set: its examples, and its class names in the order of the class numbers."""
+
+    name: str
+    source: Source
+    classes: tuple[str, ...]
+
+
+class Files(NamedTuple):
+    """The files of a set: (image, mask) names within the folder of images and that of masks."""
+
+    images: pathlib.Path
+    masks: pathlib.Path
+    names: Sequence[tuple[str, str]]
+
+    def paths(self) -> list[tuple[pathlib.Path, pathlib.Path]]:
+        """Returns the paths of every image and its mask."""
+        return [(self.images / image, self.masks / mask) for image, mask in self.names]
+
+
+class Pairs:
+    """Examples of an image file and a mask file; the mask's stored values are mapped to class numbers.
+
+    `allow` ends the message about a link, see `regular_files.inside`.
+    """
+
+    def __init__(self, name: str, files: Files, labels: LabelTable, follow_links: bool = False, allow: str = IN_CONFIG):
+        self.name, self.files, self.labels = name, files, labels
+        self.follow_links, self.allow = follow_links, allow
+
+    def __len__(self) -> int:
+        return len(self.files.names)
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """A hash of all names and mask sizes, of some evenly spaced masks, and of the table of labels.
+
+        By it a run notices that the masks changed.
+        """
+        names = [f"{image} {mask} {_size(self.files.masks / mask)}" for image, mask in self.files.names]
+        digest = hashlib.sha256("\n".join([*names, self.labels.unknown]).encode(errors="surrogatepass"))
+        digest.update(self.labels.values.tobytes())
+        for number in _spread(len(self)):
+            with contextlib.suppress(OSError):  # an unreadable record is reported when it is read
+                digest.update(self._read(self.files.masks, self.files.names[number][1]))
+        return digest.hexdigest()
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns one example; raises BadRecord if the mask is invalid (see `labels`) or a file cannot be read."""
+        image_name, mask_name = self.files.names[index]
+        key = f"{self.name}/{pathlib.PurePath(image_name).name}"
+        try:
+            image = self._read(self.files.images, image_name)
+            stored = stored_values(self._read(self.files.masks, mask_name), key)
+            header = opened(image)
+            size = header.height, header.width  # of a PNG these may read all of it
+        except (OSError, BadImage) as error:
+            raise BadRecord(f"{key}: {error}") from error
+        check_size(size, stored.shape, key)
+        mask = self.labels(stored, key)
+        return {"image": image, "mask": mask, "key": key, "captions": (), "label": -1}
+
+    def _read(self, folder: pathlib.Path, name: str) -> bytes:
+        return read_regular(inside(folder, name, self.follow_links, allow=self.allow))
+
+
+def _size(file: pathlib.Path) -> int:
+    with contextlib.suppress(OSError):
+        return file.stat().st_size
+    return -1
+
+
+def open_set(
+    name: str,
+    path: str,
+    split: str,
+    unknown_labels: str = "refuse",
+    follow_links: bool = False,
+    allow: str = IN_CONFIG,
+) -> SemanticSet:
+    """Opens a set of the table above; `split` is "train" or "val" (any folder's name for "folders").
+
+    `allow` ends the message about a link, see `regular_files.inside`.
+
+    Raises ValueError for an unknown set or split, for TFDS (with the reason), and MissingData that names the folder or
+    the first images without a mask.
+    """
+    if name == "tfds" or "scene_parse150" in str(path):
+        raise ValueError(TFDS)
+    if name not in LAYOUTS:
+        raise ValueError(unknown("data.source", name, ("stickers", PAIRS, *LAYOUTS)))
+    if name != "folders" and split not in SPLITS:
+        raise ValueError(unknown("split", split, SPLITS))
+    root = pathlib.Path(path)
+    if not path or not root.is_dir():
+        raise MissingData(f"{path!r}, the path of {name}, is not a folder")
+    files, classes, values, ignored = LAYOUTS[name](root, split)
+    if not files.names:
+        raise MissingData(
+            f"{root}: no image of split {split} of {name}; its folders are listed in docs/segmentation.md"
+        )
+    _check_masks(files, root)
+    labels = table(values, ignored, unknown_labels)
+    return SemanticSet(name, Pairs(name, files, labels, follow_links, allow), classes)
+
+
+def open_pairs(
+    images: str, masks: str, classes: tuple[str, ...], unknown_labels: str = "refuse", follow_links: bool = False
+) -> SemanticSet:
+    """Opens a folder of images and one of masks of the same names (NAME.jpg and NAME.png); see `read_classes`.
+
+    The rules are those of "folders".  Raises MissingData that names the folder or the first image without a mask.
+    """
+    files, names_of, values, ignored = _pairs(pathlib.Path(images), pathlib.Path(masks), classes)
+    if not files.names:
+        raise MissingData(f"{images} has no images; looked for files that end in {', '.join(SUFFIXES)}")
+    _check_masks(files, files.images)
+    return SemanticSet(PAIRS, Pairs(PAIRS, files, table(values, ignored, unknown_labels), follow_links), names_of)
+
+
+def _check_masks(files: Files, root: pathlib.Path) -> None:
+    if lost := [(image, mask) for image, mask in files.paths() if not mask.is_file()]:
+        image, mask = lost[0]
+        raise MissingData(
+            f"{len(lost)} of {len(files.names)} images of {root} have no mask; the first is {image}, without {mask}"
+        )
+
+
+def check_links(found: SemanticSet, indices: Iterable[int]) -> SemanticSet:
+    """Returns a set of `open_set` or `open_pairs` for an evaluation, which a refused image or mask would end.
+
+    `indices`: the examples that are evaluated.  Raises MissingData, with the way out, if an image or mask of them is a
+    link or a listed name that leads out of its folder and is refused for that.
+    """
+    source: Any = found.source
+    names = [source.files.names[index] for index in indices]
+    images, masks = [image for image, _ in names], [mask for _, mask in names]
+    folders = (source.files.images, images), (source.files.masks, masks)
+    refused = [why for folder in folders for why in leaving(*folder, source.follow_links, source.allow)]
+    if refused:
+        raise MissingData(f"{counted(len(refused), 'file')} of {found.name} refused; the first is an {refused[0]}")
+    return found
+
+
+def black_and_white(found: SemanticSet) -> list[str]:
+    """Returns a warning, with the way out, if the masks of a set of your own hold 0 and 255 alone; looks at some."""
+    if found.name not in (PAIRS, "folders") or len(found.classes) > 255:
+        return []
+    seen: set[int] = set()
+    for number in _spread(len(found.source)):
+        with contextlib.suppress(BadRecord):  # reported when it is read
+            seen.update(np.unique(found.source[number]["mask"]).tolist())
+    if seen != {0, IGNORE}:
+        return []
+    return [
+        f"the masks hold the values 0 and 255 alone; 255 is ignored, so every other pixel is {found.classes[0]!r} and "
+        "nothing is learnt; store the number of a line of the class list in place of 255, counted from 0, in Python: "
+        "Image.fromarray(np.asarray(Image.open(MASK)) // 255).save(MASK) stores 1"
+    ]
+
+
+def _spread(count: int) -> list[int]:
+    """Evenly spaced numbers of some of `count` examples."""
+    return sorted({count * n // NUM_HASHED for n in range(NUM_HASHED)})
+
+
+Layout = tuple[Files, tuple[str, ...], dict[int, int], tuple[int, ...]]
+
+
+def _ade20k(root: pathlib.Path, split: str) -> Layout:
+    folder = {"train": "training", "val": "validation"}[split]
+    files = _named_alike(root / "images" / folder, root / "annotations" / folder)
+    return files, set_classes.ADE20K, {k + 1: k for k in range(150)}, (0,)
+
+
+def _voc(root: pathlib.Path, split: str, masks: str = "SegmentationClass", train: str = "train") -> Layout:
+    listed = train if split == "train" else "val"
+    folder = masks if split == "train" else "SegmentationClass"
+    files = _listed(root, f"ImageSets/Segmentation/{listed}.txt", folder)
+    return files, set_classes.VOC, {k: k for k in range(21)}, (255,)
+
+
+def _voc_aug(root: pathlib.Path, split: str) -> Layout:
+    return _voc(root, split, "SegmentationClassAug", "trainaug")
+
+
+def _context(root: pathlib.Path, split: str) -> Layout:
+    files = _listed(root, f"ImageSets/SegmentationContext/{split}.txt", "SegmentationClassContext")
+    return files, set_classes.CONTEXT, {k + 1: k for k in range(59)}, (0, 255)
+
+
+def _context60(root: pathlib.Path, split: str) -> Layout:
+    files = _context(root, split)[0]
+    return files, ("background", *set_classes.CONTEXT), {k: k for k in range(60)}, (255,)
+
+
+def _coco_stuff(root: pathlib.Path, split: str) -> Layout:
+    images = root / "images" / f"{split}2017"
+    masks = next((root / name for name in ("annotations", "stuffthingmaps") if (root / name).is_dir()), root)
+    masks = masks / f"{split}2017"
+    prepared = any((masks / f"{image.stem}_labelTrainIds.png").is_file() for image in _images(images)[:1])
+    files = _named_alike(images, masks, "_labelTrainIds" * prepared)
+    stored = range(171) if prepared else [v for v in range(182) if v not in COCO_UNUSED]
+    return files, set_classes.COCO_STUFF, {v: k for k, v in enumerate(stored)}, (255,)
+
+
+def _cityscapes(root: pathlib.Path, split: str) -> Layout:
+    images, masks, suffix = root / "leftImg8bit" / split, root / "gtFine" / split, "_leftImg8bit.png"
+    found = sorted(images.glob(f"*/*{suffix}"))
+    stems = [f"{image.parent.name}/{image.name.removesuffix(suffix)}" for image in found]
+    prepared = any((masks / f"{stem}_gtFine_labelTrainIds.png").is_file() for stem in stems[:1])
+    kind = "TrainIds" if prepared else "Ids"
+    files = Files(images, masks, [(f"{stem}{suffix}", f"{stem}_gtFine_label{kind}.png") for stem in stems])
+    if prepared:
+        return files, set_classes.CITYSCAPES, {k: k for k in range(19)}, (255,)
+    return files, set_classes.CITYSCAPES, {v: k for k, v in enumerate(CITYSCAPES_IDS)}, CITYSCAPES_VOID
+
+
+def _folders(root: pathlib.Path, split: str) -> Layout:
+    return _pairs(root / "images" / split, root / "masks" / split, read_classes(root / "classes.txt"))
+
+
+def _pairs(images: pathlib.Path, masks: pathlib.Path, classes: tuple[str, ...]) -> Layout:
+    """The pairs of the same name; masks hold class numbers, and the highest value of 8 or 16 bits is ignored."""
+    ignored = (255,) if len(classes) <= 255 else (65535,)
+    return _named_alike(images, masks), classes, {k: k for k in range(len(classes))}, ignored
+
+
+def read_classes(file: str | pathlib.Path) -> tuple[str, ...]:
+    """Reads a class list: one name per line, the first one for the stored value 0.
+
+    Raises MissingData if there is no such file, and ValueError for an empty line before a name, which would shift the
+    values, for a name that occurs twice: results list the classes by name, and for a file that is no such list.
+    """
+    if not pathlib.Path(file).is_file():
+        raise MissingData(
+            f"the class list {str(file)!r} is not a file; it has one class name per line, the first one for the stored "
+            "value 0"
+        )
+    try:
+        text = read_regular(file, MAX_LIST_BYTES).decode("utf-8-sig")
+    except (TooLarge, UnicodeDecodeError) as error:
+        raise ValueError(f"the class list {file} cannot be read: {error}") from error
+    lines = [line.strip() for line in text.rstrip().split("\n")]
+    if len(lines) > MAX_CLASSES:
+        raise ValueError(f"{file} has {len(lines):,} lines; a set can have {MAX_CLASSES:,} classes")
+    if "" in lines:
+        raise ValueError(
+            f"{file} has no name in line {lines.index('') + 1}: line k names the stored value k - 1, so every value "
+            "needs a line; write a name there, or delete the line if it stands for no value"
+        )
+    if repeated := [name for name, count in collections.Counter(lines).items() if count > 1]:
+        raise ValueError(
+            f"{file} has the name {repeated[0]!r} in several lines; results list the classes by name: give each value "
+            "a name of its own"
+        )
+    return tuple(lines)
+
+
+LAYOUTS: dict[str, Callable[[pathlib.Path, str], Layout]] = {
+    "ade20k": _ade20k,
+    "voc": _voc,
+    "voc_aug": _voc_aug,
+    "context": _context,
+    "context60": _context60,
+    "coco_stuff": _coco_stuff,
+    "cityscapes": _cityscapes,
+    "folders": _folders,
+}
+
+
+def _images(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The image files of a folder, sorted by name; empty if there is no such folder."""
+    return sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
+
+
+def _named_alike(images: pathlib.Path, masks: pathlib.Path, suffix: str = "") -> Files:
+    """The images of a folder, each with the mask of its name: NAME.jpg and NAME`suffix`.png."""
+    return Files(images, masks, [(image.name, f"{image.stem}{suffix}.png") for image in _images(images)])
+
+
+def _listed(root: pathlib.Path, names_file: str, masks: str) -> Files:
+    """The pairs of images and masks named in a text file; raises MissingData without the file."""
+    if not (root / names_file).is_file():
+        raise MissingData(f"{root / names_file} is missing: it lists the images of the split")
+    stems = [line.strip() for line in (root / names_file).read_text().splitlines() if line.strip()]
+    return Files(root / "JPEGImages", root / masks, [(f"{stem}.jpg", f"{stem}.png") for stem in stems])

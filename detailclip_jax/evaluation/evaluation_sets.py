@@ -1,0 +1,130 @@
+"""The evaluation sets by name: sets on disk, and the embedded sticker scenes."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detailclip_jax.data import labelled
+from detailclip_jax.data.labelled import LabelledSet
+from detailclip_jax.data.sources import MissingData
+from detailclip_jax.data.stickers.scene_source import Stickers, noun_names
+from detailclip_jax.data.stickers.sprites import LEVELS, sprites
+from detailclip_jax.evaluation.image_batches import Subset
+from detailclip_jax.runtime.errors import unknown
+from detailclip_jax.runtime.provenance import data_fingerprint
+
+STICKERS = {
+    "stickers": "unseen scenes of the training drawings",
+    "stickers_pairs": "scenes of two nouns that never met in training",
+    "stickers_style": "scenes of another artist's drawings",
+}
+NUM_SCENES = {"train": 5000, "test": 2000, "captions": 1000}
+DEFAULT_STYLE = "noto"
+LIMITED = "/"  # in the fingerprint of a part of a set, before the number of its examples
+
+
+class Sets(NamedTuple):
+    """Where evaluation sets come from, and how many examples of them are used.
+
+    data_dir: the folder that holds the sets on disk.
+    image_size: of the model; sticker scenes are drawn on a canvas of 5/4 of it, as in training.
+    style: source of the artwork of "stickers_style": "noto", a font file, or a folder with a drawing for each noun,
+        named owl.png, or 1f989.png or 1f989.webp by its code point.
+    num_examples: maximum number of examples of each evaluated set, evenly spaced; None for all.
+    num_train_examples: the same for the training splits on which k-NN and linear probes are fitted, and the number of
+        training scenes of the task segmentation.
+    follow_links: whether links among the images may lead out of their folder.
+    """
+
+    data_dir: str | Path = "data"
+    image_size: int = 224
+    style: str = DEFAULT_STYLE
+    num_examples: int | None = None
+    num_train_examples: int | None = None
+    follow_links: bool = False
+
+    def labelled(self, name: str, split: str = "test") -> LabelledSet:
+        """Images with classes. Raises MissingData, and ValueError for a set that has captions instead."""
+        if name in STICKERS:
+            return self._limited(self._single_stickers(name, split), split)
+        data = labelled.open_set(name, self.data_dir, split, follow_links=self.follow_links)
+        if not data.classes:
+            raise ValueError(f"{name} has captions and no classes: use it for retrieval")
+        if split != "test":  # files of two splits may have the same names and sizes
+            data = data._replace(fingerprint=f"{split}-{data.fingerprint}")
+        return self._limited(data, split)
+
+    def captioned(self, name: str, num_captions: int | None = 5) -> LabelledSet:
+        """Images with at most `num_captions` captions each.
+
+        Raises MissingData, and ValueError for a set that has classes instead.
+        """
+        if name in STICKERS:
+            return self._limited(self._sticker_scenes(name))
+        data = labelled.open_set(
+            name, self.data_dir, num_captions=num_captions, follow_links=self.follow_links, captioned=True
+        )
+        if data.classes:
+            raise ValueError(
+                f"{name} has classes and no captions: use it for zero_shot, knn or linear; retrieval:folder:mine needs "
+                f"{labelled.captions_of_your_own(Path('mine'), 'test')}"
+            )
+        return self._limited(data)
+
+    def check(self, name: str) -> None:
+        """Raises ValueError with the nearest names if `name` is neither a known set nor an existing folder."""
+        known = (*STICKERS, *labelled.KNOWN)
+        if name in known or name.startswith("folder:"):
+            return
+        folders = (Path(self.data_dir) / name, Path(self.data_dir) / f"wds_{name}", Path(name).expanduser())
+        if not any(folder.is_dir() for folder in folders):
+            raise ValueError(f"{unknown('set', name, known)}, or a folder (in {self.data_dir}, or folder:PATH)")
+
+    def _limited(self, data: LabelledSet, split: str = "test") -> LabelledSet:
+        count = self.num_train_examples if split == "train" else self.num_examples
+        if count is None or count >= len(data.source):
+            return data
+        marks = f"{data.fingerprint}{LIMITED}{count}"
+        return data._replace(source=Subset(data.source, count), fingerprint=marks, expected=None)
+
+    def _single_stickers(self, name: str, split: str) -> LabelledSet:
+        """Scenes of one object. Another artist's artwork is used in the test split only."""
+        if name == "stickers_pairs":
+            raise ValueError("the scenes of stickers_pairs have several objects, for retrieval only; use stickers")
+        style = self.style if (name, split) == ("stickers_style", "test") else None
+        kind = {"train": "train", "test": "held_out_scenes"}[split]
+        return self._stickers(name, kind, NUM_SCENES[split], style, single_object=True)
+
+    def _sticker_scenes(self, name: str) -> LabelledSet:
+        """Scenes of one to four objects, with two captions each."""
+        kind = "held_out_pairs" if name == "stickers_pairs" else "held_out_scenes"
+        style = self.style if name == "stickers_style" else None
+        return self._stickers(name, kind, NUM_SCENES["captions"], style)
+
+    def _stickers(
+        self, name: str, kind: str, count: int, style: str | None, single_object: bool = False
+    ) -> LabelledSet:
+        size = self.image_size * 5 // 4
+        source = drawn(lambda: Stickers(kind, size, count, single_object=single_object, style=style))
+        return LabelledSet(name, source, noun_names() if single_object else (), fingerprint(source), count)
+
+
+def is_limited(fingerprint: str) -> bool:
+    """Whether the fingerprint is that of `num_examples` of a set, as `Sets` gives it."""
+    return LIMITED in fingerprint
+
+
+def drawn(make: Callable[[], Any]) -> Any:
+    """Returns `make()`; raises MissingData with install instructions if the artwork of the scenes is missing."""
+    try:
+        return make()
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        raise MissingData(str(error)) from error
+
+
+def fingerprint(source: Stickers) -> str:
+    """Twelve hexadecimal digits of a hash of the scenes' description, the first image and all drawings."""
+    said = data_fingerprint(source).encode()
+    drawings = sprites(source.style).levels[max(LEVELS)]
+    return hashlib.sha256(said + source[0]["image"].tobytes() + drawings.tobytes()).hexdigest()[:12]

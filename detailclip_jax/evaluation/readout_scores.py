@@ -1,0 +1,267 @@
+"""Training-free dense read-outs on segmentation sets: mean IoU of class names compared with patch features.
+
+    data = open_dense("voc21", sets)
+    found = setup("voc21", "naclip", data.classes)
+    dict(measure(bench, config, data, found, encoder_of(config, "naclip")))["mean_iou"]
+
+`models.readouts` has the formulas, `inference.readout_maps` windows and resizes, and `dense_setups` what each published
+read-out does on a set.
+"""
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Float32, Int, Integer, UInt8
+from ml_collections import ConfigDict
+
+from detailclip_jax.data.decoding import BUDGET
+from detailclip_jax.data.labelled import LabelledSet
+from detailclip_jax.data.sources import Source
+from detailclip_jax.data.stickers.scene_source import zero_shot_prompts
+from detailclip_jax.data.workers import Prefetched
+from detailclip_jax.dense.segmentation.confusion import confusion, label_gaps
+from detailclip_jax.dense.segmentation.label_batches import pixels_of
+from detailclip_jax.evaluation.bench import Bench
+from detailclip_jax.evaluation.image_batches import MAX_AHEAD
+from detailclip_jax.evaluation.metrics import Metric, bootstrap_interval
+from detailclip_jax.evaluation.readout_sets import FOLDER, STICKERS
+from detailclip_jax.evaluation.readout_setups import Setup
+from detailclip_jax.evaluation.zero_shot import owners
+from detailclip_jax.inference.batching import SHAPES, fetch, fill, filled, in_turn, mesh_of, place, valid_rows
+from detailclip_jax.inference.readout_maps import ImageLayout, dense_encoder, layout
+from detailclip_jax.models.towers import build
+from detailclip_jax.runtime.devices import usable_cores
+from detailclip_jax.runtime.errors import Unmeasurable
+from detailclip_jax.training import mesh as meshes
+from detailclip_jax.types import Params
+
+NUM_RESAMPLES = 200
+PARTS = ("image", "image_projection")
+
+
+class Cut(NamedTuple):
+    """One image: how it is cut, its windows, and its labels."""
+
+    layout: ImageLayout
+    windows: list[UInt8[np.ndarray, "h w 3"]]
+    mask: Integer[np.ndarray, "H W"]
+
+
+class Cuts:
+    """Random access to the cut images `rows` of a source."""
+
+    def __init__(self, source: Source, rows: Sequence[int], setup: Setup, model: ConfigDict):
+        self.source, self.rows, self.setup, self.model = source, rows, setup, model
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Cut:
+        with BUDGET.scope():
+            example = self.source[self.rows[number]]
+            image = pixels_of(example)
+            cut = layout(image.shape, self.setup.pipeline, self.model)
+            return Cut(cut, cut.windows(image), example["mask"])
+
+
+def measure(
+    bench: Bench, config: ConfigDict, data: LabelledSet, setup: Setup, function: jax.stages.Wrapped
+) -> Iterator[tuple[str, Metric]]:
+    """Yields mean_iou, mean_accuracy and pixel_accuracy; `function` is the `dense_encoder` of a read-out.
+
+    Their remark names the gaps in the masks of a user's folders (`gaps`).  All processes call this together; each
+    computes its share of the images, and all receive the metrics of all.
+    Raises BadRecord for an unreadable image or mask, since a mean over other images would be another number.
+    """
+    class_of, prompts = queries(data, setup)
+    texts = np.asarray(bench.classes(prompts), np.float32)
+    encode = on_own_devices(function, bench.params)
+    rows = range(jax.process_index(), len(data.source), jax.process_count())
+    counts, ignored = np.zeros((len(rows), 3, len(data.classes)), np.int32), np.zeros(len(rows), np.int32)
+    step = {"valid": np.ones(jax.process_count(), bool)}
+    progress = bench.watch(repeat(step, len(rows)), len(data.source), "images")
+    ahead = min(MAX_AHEAD, max(2, usable_cores()))
+    with contextlib.closing(Prefetched(Cuts(data.source, rows, setup, config.model), prefetch=ahead)) as cuts:
+        watched = (cut for _, cut in zip(progress, cuts))  # `progress` reports an image when it is asked for the next
+        for row, (cut, features) in enumerate(streamed(encode, watched)):
+            found = predicted(maps_of(cut.layout, features, texts, setup), class_of, len(data.classes), setup)
+            counts[row] = counted_pixels(confusion(cut.mask, found, len(data.classes)))
+            ignored[row] = cut.mask.size - counts[row, 1].sum()
+    counts, ignored = (gathered(each, len(data.source)) for each in (counts, ignored))
+    remark = "; ".join(gaps(data, counts, ignored))
+    for name, value in metrics(counts):
+        value.remark = remark
+        yield name, value
+
+
+def gaps(data: LabelledSet, counts: Int[np.ndarray, "M 3 C"], ignored: Int[np.ndarray, " M"]) -> list[str]:
+    """Returns the warnings of `label_gaps` about the masks of a user's folders.
+
+    None for the other sets: their values are known, and some ignore the background, which is most of an image.
+    """
+    if not data.name.startswith(FOLDER):
+        return []
+    return label_gaps(counts[:, 1].sum(0, dtype=np.int64), int(ignored.sum(dtype=np.int64)), data.classes)
+
+
+def queries(data: LabelledSet, setup: Setup) -> tuple[Int[np.ndarray, " T"], Sequence[Sequence[str]]]:
+    """The class of each name, and the prompts of each name."""
+    class_of = owners(setup.names)
+    if data.name == STICKERS:
+        return class_of, zero_shot_prompts()
+    every = [name for own in setup.names for name in own]
+    return class_of, [[template.replace("{}", name) for template in setup.templates] for name in every]
+
+
+def encoder_of(config: ConfigDict, readout: str) -> jax.stages.Wrapped:
+    """The `dense_encoder` of a run's networks, built from its config."""
+    return dense_encoder(build(config.model, PARTS), config, readout)
+
+
+def on_own_devices(function: jax.stages.Wrapped, params: Params) -> Callable[[list[np.ndarray]], jax.Array]:
+    """Applies a `dense_encoder` to windows on the devices of this process, padded to one of SHAPES."""
+    own, mesh = {name: params[name] for name in PARTS}, mesh_of(params)
+    if jax.process_count() > 1:
+        mesh = meshes.make_mesh(jax.local_devices())
+        own = meshes.replicate(jax.tree.map(fetch, own), mesh)
+
+    def encode(windows: list[np.ndarray]) -> jax.Array:
+        batch = filled(windows)
+        return function(own, place({"image": batch, "valid": valid_rows(len(windows), len(batch))}, mesh)["image"])
+
+    return encode
+
+
+def streamed(
+    encode: Callable[[list[np.ndarray]], jax.Array], cuts: Iterable[Cut]
+) -> Iterator[tuple[Cut, Float32[np.ndarray, "n h w E"]]]:
+    """Yields every image with the features of its windows, in order; windows of several images share a batch."""
+    waiting: deque[Cut] = deque()
+
+    def windows() -> Iterator[np.ndarray]:
+        for cut in cuts:
+            waiting.append(cut)
+            yield from cut.windows
+
+    calls = ((encode(batch), len(batch)) for batch in of_one_shape(windows(), SHAPES[-1]))
+    rows: list[np.ndarray] = []
+    for features, count in in_turn(calls):
+        rows.extend(np.asarray(features)[:count])
+        while waiting and len(waiting[0].windows) <= len(rows):
+            cut = waiting.popleft()
+            yield cut, np.stack(rows[: len(cut.windows)])
+            del rows[: len(cut.windows)]
+
+
+def of_one_shape(windows: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """Yields lists of at most `size` consecutive windows of equal shape."""
+    batch: list[np.ndarray] = []
+    for window in windows:
+        if batch and (len(batch) == size or batch[0].shape != window.shape):
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
+
+
+def maps_of(
+    layout: ImageLayout, features: Float32[np.ndarray, "n h w E"], texts: Float32[np.ndarray, "T E"], setup: Setup
+) -> Float32[np.ndarray, "T H W"]:
+    """Cosines of the windows' features with the texts, or the shares of each window, as the setup says."""
+    return layout.shares(features, texts) if setup.pipeline.window_softmax else layout.maps(features, texts)
+
+
+def predicted(
+    maps: Float32[np.ndarray, "T H W"], class_of: Int[np.ndarray, " T"], num_classes: int, setup: Setup
+) -> Int[np.ndarray, "H W"]:
+    """The class of every pixel: the one with the highest share of the softmax over names, or class 0 below a threshold.
+
+    A class has the share of its best name. Without a threshold the softmax changes no argmax and is not computed; the
+    maps may be shares already (`window_softmax`).
+    """
+    if not setup.threshold and not setup.smallest_share:
+        return class_of[maps.argmax(0)]
+    shares = class_shares(maps, class_of, num_classes, setup.pipeline.scale)
+    if setup.smallest_share:
+        drop_small(shares, setup.smallest_share)
+    return np.where(shares.max(0) < setup.threshold, 0, shares.argmax(0))
+
+
+def class_shares(
+    maps: Float32[np.ndarray, "T H W"], class_of: Int[np.ndarray, " T"], num_classes: int, scale: float
+) -> Float32[np.ndarray, "C H W"]:
+    """The highest softmax(scale * map) among the names of each class; 0 for a class without names."""
+    names = np.exp(scale * (maps - maps.max(0)))
+    names /= names.sum(0)
+    shares = np.zeros((num_classes, *maps.shape[1:]), np.float32)
+    for number in np.unique(class_of):
+        shares[number] = names[class_of == number].max(0)
+    return shares
+
+
+def drop_small(shares: Float32[np.ndarray, "C H W"], smallest: float) -> None:
+    """Sets classes but 0 to zero, in place, if their pixels are at most the share `smallest` of all but class 0's."""
+    pixels = np.bincount(shares.argmax(0).reshape(-1), minlength=len(shares))[1:]
+    shares[1:][pixels <= smallest * pixels.sum()] = 0
+
+
+def counted_pixels(confusion: Int[np.ndarray, "C C"]) -> Int[np.ndarray, "3 C"]:
+    """Of each class: the pixels that are right, true and predicted."""
+    return np.stack([np.diag(confusion), confusion.sum(1), confusion.sum(0)])
+
+
+def gathered(counts: Int[np.ndarray, "m ..."], total: int) -> Int[np.ndarray, "M ..."]:
+    """The counts of all images, in their order, from processes that each have every n-th image."""
+    num_processes = jax.process_count()
+    if num_processes == 1:
+        return counts
+    filled_up = fill(counts, -(-total // num_processes) - len(counts))
+    every = np.asarray(multihost_utils.process_allgather(filled_up))
+    return every.swapaxes(0, 1).reshape(-1, *counts.shape[1:])[:total]
+
+
+def metrics(counts: Int[np.ndarray, "M 3 C"]) -> Iterator[tuple[str, Metric]]:
+    """Yields the three metrics over all pixels of all images; intervals resample images.
+
+    Raises Unmeasurable if no pixel has a label.
+    """
+    if not counts[:, 1].any():
+        raise Unmeasurable("no pixel of these masks has a label")
+    for name, statistic in (
+        ("mean_iou", mean_iou),
+        ("mean_accuracy", mean_accuracy),
+        ("pixel_accuracy", pixel_accuracy),
+    ):
+        value = statistic(counts)
+        low, high = bootstrap_interval(statistic, counts, num_resamples=NUM_RESAMPLES)
+        yield name, Metric(value, n=len(counts), low=min(low, value), high=max(high, value))
+
+
+def mean_iou(counts: Int[np.ndarray, "M 3 C"]) -> float:
+    """Mean of summed intersection / summed union over the classes that occur in truth or prediction."""
+    right, true, found = counts.sum(0, dtype=np.int64)
+    return _mean_ratio(right, true + found - right)
+
+
+def mean_accuracy(counts: Int[np.ndarray, "M 3 C"]) -> float:
+    """Mean over the classes that occur of right pixels / true pixels."""
+    right, true, _ = counts.sum(0, dtype=np.int64)
+    return _mean_ratio(right, true)
+
+
+def pixel_accuracy(counts: Int[np.ndarray, "M 3 C"]) -> float:
+    """Right pixels / labelled pixels."""
+    right, true, _ = counts.sum((0, 2), dtype=np.int64)
+    return float(right / true) if true else 0.0
+
+
+def _mean_ratio(counts: Int[np.ndarray, "C"], totals: Int[np.ndarray, "C"]) -> float:
+    known = totals > 0
+    return float((counts[known] / totals[known]).mean()) if known.any() else 0.0

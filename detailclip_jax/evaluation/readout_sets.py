@@ -1,0 +1,169 @@
+"""The segmentation sets of dense read-outs by name: layouts on disk with their labels, a user's folders, stickers."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Integer
+
+from detailclip_jax.data.labelled import LabelledSet
+from detailclip_jax.data.labelled.contents import fingerprint
+from detailclip_jax.data.sources import MissingData, Source
+from detailclip_jax.dense.segmentation.index_masks import IGNORE
+from detailclip_jax.dense.segmentation.segmentation_sets import SemanticSet, check_links, open_set
+from detailclip_jax.dense.segmentation.sticker_labels import open_stickers
+from detailclip_jax.evaluation.evaluation_sets import LIMITED, Sets, drawn
+from detailclip_jax.evaluation.image_batches import Subset
+from detailclip_jax.inference.readout_maps import DEFAULT_READOUT, check_readout
+from detailclip_jax.models.readouts import READOUTS
+from detailclip_jax.runtime.errors import unknown
+from detailclip_jax.runtime.regular_files import IN_SETS
+
+NUM_SCENES = 500  # stickers
+FOLDER = "folder:"
+
+Labels = Integer[np.ndarray, "H W"]
+
+
+def without_background(mask: Labels) -> Labels:
+    """Class 0 is ignored, and the others count from 0."""
+    return np.maximum(mask - 1, IGNORE)
+
+
+def objects_alone(mask: Labels) -> Labels:
+    """COCO-Object from COCO-Stuff's labels: the 80 things count from 1; stuff and unlabelled pixels are background."""
+    return np.where((mask >= 0) & (mask < 80), mask + 1, 0)
+
+
+def unchanged(mask: Labels) -> Labels:
+    """The labels as they are."""
+    return mask
+
+
+class Kind(NamedTuple):
+    """A set of the evaluation: a layout on disk, its usual folders, and how its labels and classes change.
+
+    `expected` is the published number of validation images.
+    """
+
+    layout: str
+    folders: tuple[str, ...]
+    expected: int
+    relabel: Callable[[Labels], Labels] = unchanged
+    classes: Callable[[Sequence[str]], Sequence[str]] = tuple
+
+
+VOC, CONTEXT = ("voc", "VOCdevkit/VOC2012"), ("context", "VOCdevkit/VOC2010")
+COCO = ("coco_stuff", "coco_stuff164k", "coco")
+KINDS = {
+    "voc20": Kind("voc", VOC, 1449, without_background, lambda names: names[1:]),
+    "voc21": Kind("voc", VOC, 1449),
+    "context59": Kind("context", CONTEXT, 5104),
+    "context60": Kind("context60", CONTEXT, 5104),
+    "coco_object": Kind("coco_stuff", COCO, 5000, objects_alone, lambda names: ("background", *names[:80])),
+    "coco_stuff171": Kind("coco_stuff", COCO, 5000),
+    "ade150": Kind("ade20k", ("ade20k", "ADEChallengeData2016", "ade/ADEChallengeData2016"), 2000),
+    "cityscapes": Kind("cityscapes", ("cityscapes",), 500),
+}
+STICKERS = "stickers"
+NAMES = (STICKERS, *KINDS)
+
+
+class Relabelled:
+    """Examples of a source with other labels in "mask"."""
+
+    def __init__(self, source: Source, relabel: Callable[[Labels], Labels]):
+        self.source, self.relabel = source, relabel
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.source[index]
+        return {**example, "mask": self.relabel(example["mask"])}
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Set and read-out of "voc20:naclip"; the default read-out if none is named.
+
+    split_name("folder:/data/mine:gem") == ("folder:/data/mine", "gem")
+
+    Raises ValueError with the nearest names for an unknown set or read-out.
+    """
+    if name.startswith(FOLDER):
+        path, _, last = name.rpartition(":")
+        return (path, last) if last in READOUTS and path != FOLDER[:-1] else (name, DEFAULT_READOUT)
+    dataset, _, readout = name.partition(":")
+    if dataset not in NAMES:
+        raise ValueError(f"{unknown('set of dense', dataset, NAMES)}, or {FOLDER}PATH")
+    check_readout(readout or DEFAULT_READOUT)
+    return dataset, readout or DEFAULT_READOUT
+
+
+def spelled_out(name: str) -> list[str]:
+    """The name with its read-out; one name per read-out for "SET:all", and per set for "all" and "all:READOUT"."""
+    dataset, _, readout = name.partition(":")
+    if dataset == "all":
+        return [each for known in NAMES for each in spelled_out(f"{known}:{readout or DEFAULT_READOUT}")]
+    if readout == "all":
+        return [f"{dataset}:{each}" for each in READOUTS]
+    return [":".join(split_name(name))]
+
+
+def open_dense(name: str, sets: Sets) -> LabelledSet:
+    """Opens the validation split of a set; examples have "image" and "mask" (int16 [H, W], IGNORE where unlabelled).
+
+    Raises MissingData that lists the folders in which the set was looked for, or names a link out of its folder among
+    the examples that `sets` chooses.
+    """
+    links: dict[str, Any] = {"follow_links": sets.follow_links, "allow": IN_SETS}
+    if name == STICKERS:
+        opened, expected = stickers(sets.image_size), NUM_SCENES
+        identity = [
+            f"stickers nouns {sets.image_size}",
+            hashlib.sha256(opened.source[0]["image"].tobytes()).hexdigest(),
+        ]
+    elif name.startswith(FOLDER):
+        opened, expected = _checked(open_set("folders", name.removeprefix(FOLDER), "val", **links), sets), None
+        identity = _file_names(opened.source)
+    else:
+        kind = KINDS[name]
+        found = _checked(open_set(kind.layout, str(_folder(name, kind, sets)), "val", **links), sets)
+        opened = SemanticSet(name, Relabelled(found.source, kind.relabel), tuple(kind.classes(found.classes)))
+        expected, identity = kind.expected, _file_names(found.source)
+    digest = fingerprint([*identity, *opened.classes])
+    data = LabelledSet(name, opened.source, opened.classes, digest, expected)
+    if sets.num_examples is None or sets.num_examples >= len(data.source):
+        return data
+    few = Subset(data.source, sets.num_examples)
+    return data._replace(source=few, fingerprint=f"{digest}{LIMITED}{sets.num_examples}", expected=None)
+
+
+def _checked(found: SemanticSet, sets: Sets) -> SemanticSet:
+    """The whole set, if no link among the examples that `sets` chooses is refused (`check_links`)."""
+    num = len(found.source) if sets.num_examples is None else sets.num_examples
+    chosen = Subset(found.source, num)
+    return check_links(found, map(chosen.place, range(len(chosen))))
+
+
+def stickers(image_size: int) -> SemanticSet:
+    """Held-out scenes whose classes are the nouns; background is ignored, since captions do not name it."""
+    found = drawn(lambda: open_stickers("nouns", "val", image_size * 5 // 4, NUM_SCENES))
+    return found._replace(source=Relabelled(found.source, without_background), classes=found.classes[1:])
+
+
+def _folder(name: str, kind: Kind, sets: Sets) -> Path:
+    places = [Path(sets.data_dir) / folder for folder in kind.folders]
+    if found := next((folder for folder in places if folder.is_dir()), None):
+        return found
+    listed = ", ".join(map(str, places))
+    raise MissingData(
+        f"{name} is not in {listed}; put the set there, with the folders that docs/evaluation.md lists, or give "
+        "another --data-dir"
+    )
+
+
+def _file_names(source: Any) -> list[str]:
+    return [f"{image.name} {image.stat().st_size} {mask.stat().st_size}" for image, mask in source.files.paths()]

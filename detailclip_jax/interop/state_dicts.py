@@ -1,0 +1,481 @@
+"""Converts between PyTorch state dicts and our models: `load` imports, `to_state_dict` exports."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from detailclip_jax.config import crop as crop_config
+from detailclip_jax.config import default
+from detailclip_jax.data import preprocessing, vocabularies
+from detailclip_jax.interop import hub, hub_vocabulary, own, tables, tensor_files, tips_names
+from detailclip_jax.interop.image_size import fit_granularity, resize
+from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, TensorLayout
+from detailclip_jax.interop.measure import Spec, spec_of, write_spec
+from detailclip_jax.interop.tables import Entry, StateDict, Table
+from detailclip_jax.methods.masking import RemovalRule
+from detailclip_jax.models import stacking
+from detailclip_jax.models.sizes import num_side_patches
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.training import experiment
+from detailclip_jax.types import Params
+
+OPTIONS = (
+    *("num_heads", "text_heads", "decoder_heads", "activation", "text_activation", "pooling", "norm_eps"),
+    *("normalisation", "mean", "std", "resize_filter", "resize", "crop_ratio", "image_size", "interpolation"),
+    *("decoding", "tokenizer"),
+)
+OWN = "safetensors"
+NAMES = (*dict.fromkeys(layout.name for layout in LAYOUTS), OWN)
+OTHER_NAMES = {  # what users write for a format or layout whose name is not near
+    "hf": ["huggingface"],
+    "transformers": ["huggingface"],
+    "clip": ["open_clip", "slip"],
+    "laion": ["open_clip"],
+    "vit": ["timm"],
+    "backbone": ["timm"],
+    "jax": [OWN, "stablehlo"],
+    "flax": [OWN, "stablehlo"],
+    **{word: ["open_clip", "huggingface", "timm"] for word in ("torch", "pytorch", "pt", "pth")},
+}
+MAX_LISTED = 20
+
+
+def load(
+    source: str | Path | Mapping[str, Any], layout: str | None = None, **options: Any
+) -> tuple[Networks, dict[str, Params], ConfigDict]:
+    """Loads a model from another library: networks, variables and config from a file, its folder, or a state dict.
+
+    The tensors of a state dict may be arrays or PyTorch tensors; the state dict may be nested in a checkpoint.
+
+        model, variables, config = interop.load("ViT-B-16.pt", "openai")
+        encoders(model, config).image(variables["params"], images)
+
+    Without `layout`, it is inferred from the names of the tensors (an image encoder of TIPS alone needs "tips"). Sizes
+    are inferred from the shapes. `options` supply what neither the shapes nor a config file in the same folder state:
+
+        num_heads, text_heads          default: the usual number for the width
+        decoder_heads                  of DetailCLIP's decoder; default: 16, or 4 for narrow ones
+        activation, text_activation    "gelu" | "quick_gelu" | "gelu_tanh" | "relu"; required for open_clip without its
+                                       config
+        pooling, norm_eps              see models.vit.Style
+        normalisation                  "imagenet" | "clip" | "half" | "none": mean and standard deviation of the pixels
+        resize_filter, resize, crop_ratio    evaluation preprocessing, see config.preprocess; default: the config file
+                                       with the weights, else the usual evaluation of the model family
+        decoding                       "upright" (default) | "pillow", see data.decoding
+        image_size                     interpolates the positions to another image size, now and for good
+        tokenizer                      file of the model's own vocabulary, see the field data.tokenizer
+        interpolation                  of positions, to `image_size` and to other sizes later: "bicubic" | "ibot" |
+                                       "timm" | "tips", see models.positions.RECIPES; default: that of the model's own
+                                       code, and "bicubic" where it has none (OpenAI, SLIP's family)
+
+    For the layouts of DetailCLIP and A-CLIP, the config has the settings of their published code (`reference_preset`).
+    A `mask_ratio` among the flags in such a file is the share of patches that is kept; masking.ratio, the share that is
+    removed, becomes 1 - mask_ratio.
+
+    All tensors are converted to float32. Raises ValueError for tensors that are missing, unknown, of a wrong shape, not
+    finite or not floating-point; the message lists them, with expected and found shapes.
+    """
+    if unknown := set(options) - set(OPTIONS):
+        raise ValueError(f"unknown options {sorted(unknown)}; known: {', '.join(OPTIONS)}")
+    if layout in (None, OWN) and not isinstance(source, Mapping) and own.is_own_format(Path(source)):
+        return _own_file(Path(source), _given(options))
+    tensors, sidecar, config_file = (
+        (tensor_files.arrays(source), {}, None) if isinstance(source, Mapping) else _open(Path(source))
+    )
+    given = _given(options)
+    if "normalisation" in given:
+        sidecar = {name: value for name, value in sidecar.items() if name not in ("mean", "std")}
+    options = {name: value for name, value in (sidecar | given).items() if value is not None}
+    try:
+        chosen, state_dict = choose(tensors, layout)
+        _check_required(chosen, options, config_file)
+        return _converted(chosen, state_dict, options, flags_of(tensors))
+    except ValueError as error:
+        raise ValueError(f"{error}{_other_layout(source, tensors, layout)}") from error
+
+
+def _converted(
+    chosen: TensorLayout, state_dict: StateDict, options: Mapping[str, Any], flags: Mapping[str, Any]
+) -> tuple[Networks, dict[str, Params], ConfigDict]:
+    state_dict = chosen.prepare(state_dict)
+    spec = chosen.measure({key: value.shape for key, value in state_dict.items()}, options)
+    config = config_of(chosen, spec, options)
+    if chosen.keeps_mask_ratio and "mask_ratio" in flags:
+        _set_ratio(config, flags["mask_ratio"])
+    variables = _read(chosen, state_dict, spec, experiment.weight_shapes(config))
+    return _resized(variables, config, options)
+
+
+def flags_of(tensors: Any) -> dict[str, Any]:
+    """The flags of the training script, if the checkpoint contains them."""
+    args = tensors.get("args") if isinstance(tensors, Mapping) else None
+    if isinstance(args, argparse.Namespace):
+        return vars(args)
+    return dict(args) if isinstance(args, Mapping) else {}
+
+
+def _set_ratio(config: ConfigDict, kept: Any) -> None:
+    """Sets masking.ratio, the share removed, from a published mask_ratio, the share kept."""
+    try:
+        removed = 1.0 - kept
+        RemovalRule(num_side_patches(config.model), removed, config.masking.granularity).checked()
+    except (TypeError, ValueError):
+        logging.warning(
+            "mask_ratio %r among the flags of the file is not a valid share of kept patches; "
+            "masking.ratio (the removed share) stays %g",
+            kept,
+            config.masking.ratio,
+        )
+        return
+    config.masking.ratio = removed
+    logging.warning(
+        "mask_ratio %g in the file is the kept share: masking.ratio, the removed share, is %g", kept, removed
+    )
+
+
+def _other_layout(source: Any, tensors: Any, layout: str | None) -> str:
+    """A hint for a user who named a layout: the layout that fits the names of the tensors."""
+    if layout is None:
+        return ""
+    try:
+        is_own = not isinstance(source, Mapping) and own.is_own_format(Path(source))
+        name = OWN if is_own else choose(tensors, None)[0].name
+    except ValueError:
+        return ""
+    return "" if name == layout else f"\nThe tensor names fit another layout: --from={name}"
+
+
+def _own_file(path: Path, options: Mapping[str, Any]) -> tuple[Networks, dict[str, Params], ConfigDict]:
+    """Loads a file written by `export --to=safetensors`.
+
+    The only options are those of the image size, and the tokenizer, whose file may have another place here.
+    """
+    if conflicting := set(options) - {"image_size", "interpolation", "tokenizer"}:
+        raise ValueError(f"{path} already contains {', '.join(sorted(conflicting))}; omit these options")
+    _, variables, config = own.read(path)
+    _set_tokenizer(config, options)
+    config.model.interpolation = options.get("interpolation", config.model.interpolation)
+    return _resized(variables, config, options)
+
+
+def _resized(
+    variables: dict[str, Params], config: ConfigDict, options: Mapping[str, Any]
+) -> tuple[Networks, dict[str, Params], ConfigDict]:
+    if "image_size" in options:
+        variables, config = resize(variables, config, int(options["image_size"]))
+    return experiment.build_networks(config), variables, config
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _open(path: Path) -> tuple[Any, dict[str, Any], Path | None]:
+    """The tensors of a file or folder, and the options from the config file beside them, if there is one."""
+    if path.is_dir() and (pair := tips_names.pair_in(path)):
+        return pair, {}, None
+    file = tensor_files.weights_in(path) if path.is_dir() else path
+    return tensor_files.read(file), hub.sidecar_options(file), hub.config_beside(file)
+
+
+def choose(tensors: Any, name: str | None) -> tuple[TensorLayout, dict[str, np.ndarray]]:
+    """The layout whose `marks` are all present, and the state dict under that layout's keys.
+
+    If no layout of the given name has all its marks, the last one is returned, so that `check` can list what is
+    missing. Raises ValueError for an unknown name, for tensors that fit no layout, and without a name for those of a
+    layout whose keys unsupported models have as well.
+    """
+    if name is not None and name not in NAMES:
+        raise ValueError(f"layout {name!r} is unknown; known: {', '.join(NAMES)}")
+    candidates = [layout for layout in LAYOUTS if name in (None, layout.name)]
+    if not candidates:
+        raise ValueError("the file was not written by `export --to=safetensors`; choose another --from")
+    for layout in candidates:
+        found = _named(_at_root(tensors, layout), layout)
+        if all(mark in found for mark in layout.marks):
+            if name is None and layout.shared_with:
+                raise ValueError(
+                    f"the tensor names are those of layout {layout.name!r}, but also of {layout.shared_with}, which is "
+                    f"not supported; give --from={layout.name} only if the file is of that layout's model"
+                )
+            return layout, _only_tensors(found)
+    found = _only_tensors(_named(_at_root(tensors, candidates[-1]), candidates[-1]))
+    if name is None:
+        raise ValueError(f"no known layout has the tensors {_list(found)}; known layouts: {', '.join(NAMES)}")
+    return candidates[-1], found
+
+
+def _at_root(tensors: Any, layout: TensorLayout) -> Mapping[str, Any]:
+    """The state dict within a checkpoint: at one of the layout's `roots`, its `parts`, or the checkpoint itself."""
+    if layout.parts and isinstance(tensors, Mapping) and all(isinstance(tensors.get(p), Mapping) for p in layout.parts):
+        return {f"{p}.{layout.clean(str(key))}": value for p in layout.parts for key, value in tensors[p].items()}
+    for root in layout.roots:
+        if isinstance(tensors, Mapping) and isinstance(tensors.get(root), Mapping):
+            tensors = tensors[root]
+    if not isinstance(tensors, Mapping) or not tensors:
+        raise ValueError(
+            f"the file has no state dict (looked for named tensors at the top level and under {layout.roots})"
+        )
+    return tensors
+
+
+def _named(tensors: Mapping[str, Any], layout: TensorLayout) -> dict[str, Any]:
+    """The state dict with the prefixes of wrappers removed from its keys."""
+    found: dict[str, Any] = {}
+    for key, value in tensors.items():
+        clean = layout.clean(str(key))
+        if clean in found:
+            raise ValueError(f"two tensors have the name {clean} without the prefixes of wrappers")
+        found[clean] = value
+    return found
+
+
+def _only_tensors(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    if strays := [key for key, value in found.items() if not hasattr(value, "shape")]:
+        raise ValueError(f"the state dict contains entries that are not tensors: {_list(strays)}")
+    return dict(found)
+
+
+def _check_required(layout: TensorLayout, options: Mapping[str, Any], config_file: Path | None) -> None:
+    """Raises ValueError if neither the options nor the config file state what the tensors do not show."""
+    if missing := [name for name in layout.needs if name not in options]:
+        flag = missing[0].replace("_", "-")
+        unread = f"{config_file} does not state it" if config_file else "there is no config file"
+        raise ValueError(
+            f"{' and '.join(missing)} of this {layout.name} model cannot be inferred from the tensors, "
+            f"and {unread}; give --{flag}=gelu (most models of open_clip, timm's names without quickgelu) or "
+            "quick_gelu (OpenAI's weights, names with quickgelu, models of this package)"
+        )
+
+
+def config_of(layout: TensorLayout, spec: Spec, options: Mapping[str, Any]) -> ConfigDict:
+    """The config of an imported model: all that is needed to build it and to preprocess its inputs."""
+    config = default()
+    config.method = layout.method
+    write_spec(spec, config.model)
+    config.model.class_tokens = layout.class_tokens
+    config.model.interpolation = options.get("interpolation", layout.interpolation)
+    config.model.freeze_patch_embed = layout.method in ("detailclip", "aclip")
+    config = preprocessing.changed(config, preprocess_of(layout, options))
+    config.total_steps = config.steps_per_epoch = 1
+    for crop, fields in layout.crops.items():
+        config.views.crops[crop] = crop_config(**fields)
+    config.views.teacher = "enclosing" if "enclosing" in layout.crops else "same"
+    config = layout.published(config)
+    _set_tokenizer(config, options)
+    for crop in config.views.crops.values():
+        crop.size = spec.image_size
+    fit_granularity(config)
+    return config
+
+
+def _set_tokenizer(config: ConfigDict, options: Mapping[str, Any]) -> None:
+    """Records the tokenizer's file of the options, if there is one.
+
+    Raises ValueError for a file that does not fit, and without one if a card states a vocabulary other than CLIP's or a
+    config another end token.
+    """
+    stated = options.get(hub_vocabulary.KEY, {})
+    if "tokenizer" in options:
+        config.data.tokenizer = str(options["tokenizer"])
+        config.data.tokenizer_digest = stated.get("digest", config.data.tokenizer_digest)
+        vocabularies.record(config)
+    elif stated:
+        raise ValueError(
+            f"the texts of this model are tokenized by the file {stated['file']} (digest {stated['digest']}), and not "
+            "by CLIP's tokenizer; give --tokenizer=FILE, the path of that file here"
+        )
+    _check_end(config, options.get(hub.TEXT_END))
+
+
+def _check_end(config: ConfigDict, stated: int | None) -> None:
+    """Raises ValueError unless texts end with the token that a config of transformers states, if it states one."""
+    if stated is not None and stated != hub_vocabulary.end_of(config):
+        raise ValueError(
+            f"this text encoder pools at eos_token_id {stated}, but the last token of a text is "
+            f"{hub_vocabulary.end_of(config)} by data.tokenizer {config.data.tokenizer!r}; give --tokenizer=FILE, the "
+            "tokenizer.json of the model; its end token must be its largest id"
+        )
+
+
+def preprocess_of(layout: TensorLayout, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`config.preprocess` from the options, which include the config file with the weights, or the family's default.
+
+    Raises ValueError for an unknown normalisation.
+    """
+    name = options.get("normalisation", layout.normalisation)
+    if name not in NORMALISATIONS:
+        raise ValueError(f"normalisation {name!r} is unknown; known: {', '.join(NORMALISATIONS)}")
+    mean, std = NORMALISATIONS[name]
+    return {
+        "filter": options.get("resize_filter", layout.filter),
+        "resize": options.get("resize") or layout.resize,
+        "crop_ratio": options.get("crop_ratio", layout.crop_ratio),
+        "decoding": options.get("decoding"),
+        "mean": _per_channel(options.get("mean", mean)),
+        "std": _per_channel(options.get("std", std)),
+    }
+
+
+def _per_channel(value: Any) -> Any:
+    """One number, which the libraries take for all three channels, as three numbers; others unchanged."""
+    return (value,) * 3 if isinstance(value, int | float) else value
+
+
+def _read(layout: TensorLayout, state_dict: StateDict, spec: Spec, own_shapes: Any) -> dict[str, Params]:
+    """Student and teacher of a checked state dict, in newly allocated memory."""
+    table = layout.table(spec)
+    check(layout, table, state_dict, own_shapes)
+    _check_numbers({key: value for key, value in state_dict.items() if key not in table.counters}, layout)
+    _check_known(table, state_dict)
+    variables = {}
+    for name, entries in table.trees().items():
+        empty = {network: {} for network, leaves in getattr(own_shapes, name).items() if not leaves}
+        fixed = tables.unflatten(table.fixed) if name == "params" else {}
+        variables[name] = {**empty, **_own({**tables.read(entries, state_dict), **fixed})}
+    return variables
+
+
+def _own(params: Params) -> Params:
+    return jax.device_put(jax.tree.map(lambda x: np.array(x, np.float32), dict(params)))
+
+
+def expected_shapes(table: Table, own_shapes: Any) -> dict[str, tuple[int, ...]]:
+    """The expected shape of every tensor of a layout, computed from the shapes of our parameters."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, entries in table.trees().items():
+        flat = {path: leaf.shape for path, leaf in tables.flatten(getattr(own_shapes, name)).items()}
+        shapes = tables.shapes(entries, flat) | shapes
+    copies = {copy: shapes[original] for copy, original in table.copies.items()}
+    return shapes | copies | {key: value.shape for key, value in table.constants.items()}
+
+
+def check(layout: TensorLayout, table: Table, state_dict: StateDict, own_shapes: Any) -> None:
+    """Raises ValueError that lists missing, unknown and wrongly shaped tensors."""
+    expected = expected_shapes(table, own_shapes)
+    missing = [f"{key} {expected[key]}" for key in expected if key not in state_dict]
+    known = expected.keys() | table.counters.keys()
+    unknown = [key for key in state_dict if key not in known and not layout.drops_key(key)]
+    wrong = [
+        f"{key}: expected {expected[key]}, found {state_dict[key].shape}"
+        for key in expected
+        if key in state_dict and tuple(state_dict[key].shape) != expected[key]
+    ]
+    faults = {"missing": missing, "unknown": unknown, "with a wrong shape": wrong}
+    if any(faults.values()):
+        lines = "\n".join(f"  {len(names)} {fault}: {_list(names)}" for fault, names in faults.items() if names)
+        raise ValueError(f"the state dict does not fit layout {layout.name!r}:\n{lines}")
+
+
+def _check_known(table: Table, state_dict: StateDict) -> None:
+    """Raises ValueError if a tensor that is determined by others (or is a constant) has another value.
+
+    A constant may differ by the rounding of the precision in which it was saved.
+    """
+    copies = {copy: state_dict[original] for copy, original in table.copies.items()}
+    for key, value in (copies | dict(table.constants)).items():
+        found = np.asarray(state_dict[key])
+        rounding = 1e-5 if key in copies else max(1e-5, float(jnp.finfo(found.dtype).eps))
+        if not np.allclose(found.astype(np.float32), np.asarray(value, np.float32), atol=rounding):
+            what = (
+                f"{table.copies[key]}, of which it must be a copy"
+                if key in table.copies
+                else "its only supported value"
+            )
+            raise ValueError(f"tensor {key} differs from {what}; this package has no parameter for it")
+
+
+def _check_numbers(state_dict: StateDict, layout: TensorLayout) -> None:
+    kept = {key: value for key, value in state_dict.items() if not layout.drops_key(key)}
+    kinds = {key: str(np.asarray(value).dtype) for key, value in kept.items()}
+    floats = ("float64", "float32", "float16", "bfloat16")
+    if other := [f"{key} ({kind})" for key, kind in kinds.items() if kind not in floats]:
+        raise ValueError(f"these tensors are not floating-point: {_list(other)}")
+    if bad := [key for key, value in kept.items() if not np.isfinite(np.asarray(value, np.float32)).all()]:
+        raise ValueError(f"these tensors are not finite: {_list(bad)}")
+    if others := sorted(set(kinds.values()) - {"float32"}):
+        logging.warning("tensors in %s are converted to float32", ", ".join(others))
+    if dropped := [key for key in state_dict if key not in kept]:
+        logging.warning(
+            "%d tensors have no counterpart in this package and are ignored: %s", len(dropped), _list(dropped)
+        )
+
+
+def _list(names: Any) -> str:
+    names = list(names)
+    more = f", ... ({len(names) - MAX_LISTED} more)" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more
+
+
+def to_state_dict(variables: Mapping[str, Params], config: ConfigDict, layout: str) -> dict[str, np.ndarray]:
+    """The state dict of our model in a layout: the inverse of `load`. Accepts stacked parameters.
+
+    A layout with keys for a teacher also uses `variables["ema_params"]`; the others use only `params`. Raises
+    ValueError if the layout cannot represent this model.
+    """
+    chosen, spec = layout_for(config, layout), spec_of(config.model)
+    table = chosen.table(spec)
+    _check_fixed(table, variables, layout)
+    written: dict[str, np.ndarray] = {}
+    for name, entries in table.trees().items():
+        written = tables.write(entries, _tree(variables, name, entries, layout)) | written
+    copies = {copy: written[original] for copy, original in {**table.copies, **table.echoes}.items()}
+    return {**written, **copies, **table.constants, **table.counters}
+
+
+def networks_in(config: ConfigDict, layout: str) -> set[str]:
+    """The networks of a model of which `to_state_dict` writes parameters; raises ValueError as it does."""
+    table = layout_for(config, layout).table(spec_of(config.model))
+    return {path.split("/")[0] for path in (*(entry.path for entry in table.params), *table.fixed)}
+
+
+def _check_fixed(table: Table, variables: Mapping[str, Params], layout: str) -> None:
+    """Raises ValueError if a parameter for which the layout has no tensor differs from the value assumed there."""
+    ours = tables.flatten(variables["params"]) if table.fixed else {}
+    if changed := [path for path, value in table.fixed.items() if not np.array_equal(ours[path], value)]:
+        raise ValueError(f"layout {layout!r} has no tensor for {_list(changed)}, which this model has trained")
+
+
+def _tree(variables: Mapping[str, Params], name: str, entries: Sequence[Entry], layout: str) -> Params:
+    """One tree of the variables, checked to contain every entry that the layout writes."""
+    tree = stacking.unstack(jax.device_get(variables.get(name) or {}))
+    if missing := sorted({entry.path for entry in entries} - tables.flatten(tree).keys()):
+        raise ValueError(
+            f"layout {layout!r} needs tensors of {name} that this model lacks: {_list(missing)}; "
+            "--to=safetensors writes any model, --to=timm an image encoder"
+        )
+    return tree
+
+
+def layout_for(config: ConfigDict, name: str) -> TensorLayout:
+    """The layout of this name that can represent a model; raises ValueError with the reason if there is none."""
+    candidates = [layout for layout in LAYOUTS if layout.name == name]
+    if not candidates:
+        raise ValueError(f"layout {name!r} is unknown; known: {', '.join(NAMES[:-1])}")
+    if all(layout.read_only for layout in candidates):
+        raise ValueError(f"layout {name!r} is only read; --to=safetensors writes any model")
+    if config.model.class_tokens > 1:
+        raise ValueError(
+            f"layout {name!r} has one class token, but this model has {config.model.class_tokens} "
+            "(model.class_tokens); --to=safetensors writes them all"
+        )
+    spec = spec_of(config.model)
+    fitting = [layout for layout in candidates if layout.holds(spec)]
+    if not fitting:
+        raise ValueError(_refusal(name, min((layout.refused(spec) for layout in candidates), key=len), spec))
+    return fitting[0]
+
+
+def _refusal(name: str, needs: Sequence[str], spec: Spec) -> str:
+    """Why no layout of this name can represent a model, and which formats of `export` can."""
+    others = {layout.name for layout in LAYOUTS if layout.name in ("open_clip", "huggingface") and layout.holds(spec)}
+    recipe = f", as configs/beyond/{name}.py has" if name in ("cosmos", "flair") else ""
+    ways = " or ".join([*sorted(others), "safetensors"])
+    return f"layout {name!r} cannot represent these encoders: it needs {', '.join(needs)}{recipe}; use --to={ways}"

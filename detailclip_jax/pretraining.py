@@ -1,0 +1,354 @@
+"""Pretraining as the task of the loop: assembles a run from data, method, evaluators and report."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from detailclip_jax import evaluation
+from detailclip_jax.config import run_config
+from detailclip_jax.config.components import components, is_endless
+from detailclip_jax.data import long_captions, pipeline
+from detailclip_jax.data.caption_rules import num_captions, with_own_number
+from detailclip_jax.data.lengths import lengths_within, trimmed
+from detailclip_jax.data.mixture import check_some_caption, members_of, single_sentences, summary
+from detailclip_jax.data.vocabularies import tokenizer_of
+from detailclip_jax.evaluation import held_out_scores, run_figures, run_report
+from detailclip_jax.models.text import TextStyle
+from detailclip_jax.runtime import provenance, start_times
+from detailclip_jax.runtime.devices import usable_cores
+from detailclip_jax.runtime.interrupt import Interrupt
+from detailclip_jax.runtime.progress import Clock, Console
+from detailclip_jax.runtime.terminal import counted, plain
+from detailclip_jax.training import experiment, warm_start
+from detailclip_jax.training.experiment import dummy_batch
+from detailclip_jax.training.loop import bad_list, usable_workers
+from detailclip_jax.training.mesh import make_mesh, sharded
+from detailclip_jax.training.schedules import clamp_warmup
+from detailclip_jax.training.session import Finding, Run, Task, slower
+from detailclip_jax.training.train_state import TrainState
+from detailclip_jax.training.validation import validate
+from detailclip_jax.types import Array, PyTree
+
+LESS_MEMORY = (
+    "a smaller --config.batch_size, --config.accumulation=2, --config.model.remat=dots or full, "
+    "--config.model.dtype=bfloat16, or --config.mesh.fsdp over several devices"
+)
+
+
+REPEATS = (
+    "a batch of {batch_size} contains some of the {examples} examples{of_set} more than once, and the contrastive loss "
+    "counts their own captions as negatives; with --config.batch_size={enough} or less, only a batch across the end of "
+    "an epoch does"
+)
+
+
+def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) -> Run:
+    """Checks the config and the workdir, opens the data and builds the experiment; writes nothing.
+
+    `given`: dotted names of fields that the user has set (see `init_from.adopt` and `with_own_number`).
+    Raises ValueError or FileNotFoundError, with a message for the user, if the config or the data are invalid or the
+    workdir belongs to a run with another config.
+    """
+    given = list(given)
+    config = warm_start.adopt(with_own_number(config, given), given, workdir)
+    validate(config)
+    evaluation.plan(config)
+    source = open_source(config)
+    evaluation.check(config)
+    config = run_config.resolve(config, len(source))
+    built = experiment.build(config)
+    if built.method.has_text:
+        check_some_caption(source, config.data.caption)
+    run_config.check_workdir(Path(workdir), config)
+    console = Console(enabled=jax.process_index() == 0)
+    return Run(config, Path(workdir), built, source, console, PRETRAINING, given=given)
+
+
+def open_source(config: ConfigDict) -> pipeline.Source:
+    """Opens the data source of the run.  Raises ValueError that says what to install if a package is missing."""
+    try:
+        return pipeline.open_source(config)
+    except ImportError as error:
+        raise ValueError(f"data.source {config.data.source!r}: {error}") from error
+
+
+def introduce(run: Run) -> None:
+    """Prints what is about to run: method, devices, data, length, schedules and parameters."""
+    config, say = run.config, run.console.say
+    devices = jax.devices()
+    say(f"{config.method} {config.model.size} on {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
+    num_seen = config.total_steps * config.batch_size
+    say("\n".join([f"data {config.data.source}: {len(run.source):,} examples", *summary(run.source, num_seen)]))
+    if found := held_out_scores.find(config):
+        say(f"held out from training: {len(found.source):,} examples ({found.origin})")
+    lines = [*first_run_missing(run), *rate_of_another_batch(run), *repeated_captions(run)]
+    for line in (*lines, *cut_captions(run), *same_captions(run)):
+        run.console.warn(line)
+    epochs = run_config.num_epochs(config, len(run.source))
+    say(f"{counted(config.total_steps, 'step')} of {config.batch_size}, {plain(epochs)} epochs; workdir {run.workdir}")
+    asked = experiment.warmup_steps(config)
+    given = clamp_warmup(asked, config.total_steps)
+    shortened = f" ({asked:,} do not fit)" if given != asked else ""
+    warmup = f"{counted(given, 'step')} of warm-up{shortened}"
+    say(f"{counted(config.steps_per_epoch, 'step')} per epoch in the schedules; {warmup}")
+    say(run.experiment.parameter_table())
+    if config.mesh.fsdp > 1:
+        say(run.experiment.sharding_table())
+
+
+def first_run_missing(run: Run) -> list[str]:
+    """Returns a warning if the method continues a run of another one and none is given, else an empty list.
+
+    Stickers are exempt: their config has rates for training from scratch.
+    """
+    config, first = run.config, run.experiment.method.continues
+    if not first or config.init or is_endless(components(config.data)):
+        return []
+    return [
+        f"{config.method} continues a run of {first}, but there is no --config.init: it trains from scratch, at the "
+        f"learning rate {config.optimizer.learning_rate:g}; train {first} first and give --config.init=ITS-WORKDIR"
+    ]
+
+
+def rate_of_another_batch(run: Run) -> list[str]:
+    """Returns a warning if the user has set the batch size and not the learning rate, else an empty list.
+
+    Stickers are exempt: the rates of their config are for runs of minutes, with any batch.
+    """
+    config, given = run.config, run.given
+    if "batch_size" not in given or "optimizer.learning_rate" in given or is_endless(components(config.data)):
+        return []
+    return [
+        f"batch_size {config.batch_size} is set, but optimizer.learning_rate is not: it stays "
+        f"{config.optimizer.learning_rate:g}, also if {config.batch_size} is not the batch size of the config; "
+        "to scale it, give --config.optimizer.learning_rate too"
+    ]
+
+
+def cut_captions(run: Run) -> list[str]:
+    """Returns a warning if many captions of the data are longer than the context, else an empty list."""
+    if not run.experiment.method.has_text or is_endless(components(run.config.data)):
+        return []
+    tokenizer = tokenizer_of(run.config, run.config.data.keep_eot)
+    line = long_captions.warning(run.source, run.config.data.caption, tokenizer, num_captions(run.config.data))
+    return [line] if line else []
+
+
+def same_captions(run: Run) -> list[str]:
+    """Returns a warning if most sampled examples have one sentence for several captions, else an empty list."""
+    rule = run.config.data.caption
+    num_single, num_asked = single_sentences(run.source, rule)
+    if 2 * num_single <= num_asked:
+        return []
+    return [
+        f"the captions of {num_single} of {num_asked} sampled examples have one sentence: all "
+        f"{num_captions(run.config.data)} captions of such an image will be the same; data.caption {rule!r} is for "
+        "captions of several sentences"
+    ]
+
+
+def repeated_captions(run: Run) -> list[str]:
+    """Returns the warnings of `repeats` for a method that compares captions, else an empty list."""
+    return repeats(run.source, run.config.batch_size) if run.experiment.method.has_text else []
+
+
+def repeats(source: pipeline.Source, batch_size: int) -> list[str]:
+    """Returns one warning for every set that has fewer examples than its share of a batch."""
+    members, lines = members_of(source), []
+    total = sum(member.weight for member in members)
+    for member in members:
+        examples, of_set = len(member.source), f" of {member.name}" if len(members) > 1 else ""
+        if member.weight * batch_size > examples * total:
+            enough = examples * total // member.weight
+            lines.append(REPEATS.format(batch_size=batch_size, examples=examples, of_set=of_set, enough=enough))
+    return lines
+
+
+def _fresh(run: Run) -> TrainState:
+    """The state of step 0, with the networks of `config.init` loaded."""
+    state = run.experiment.init(run.config.seed)
+    if not run.config.init:
+        return state
+    state, lines = warm_start.load(run.config, state)
+    run.console.say("\n".join(lines))
+    return state
+
+
+def open_batches(run: Run, examples: int) -> pipeline.Pipeline:
+    """Opens this process's batches; starts after `examples` examples, counted over all processes."""
+    config = ConfigDict(run.config.to_dict())
+    config.data.num_workers = usable_workers(config.data.num_workers, usable_cores())
+    if config.data.num_workers < run.config.data.num_workers:
+        run.console.say(
+            f"data.num_workers reduced from {run.config.data.num_workers} to {config.data.num_workers}: too few cores"
+        )
+    where = jax.process_index(), jax.process_count()
+    return pipeline.open_pipeline(config, run.source, *where, examples, bad_list(run.workdir, *where))
+
+
+def compiled_step(run: Run, clock: Clock, state: TrainState) -> "Step":
+    """Returns the step of pretraining; compiled now for a single caption length, else at the first use of each."""
+    step = Step(run, clock, state)
+    if len(step.lengths) == 1:
+        step.compiled(step.lengths[0])
+    return step
+
+
+class Step:
+    """The step of pretraining; cuts the captions of each batch to a sufficient length, and compiles once per length."""
+
+    def __init__(self, run: Run, clock: Clock, state: PyTree):
+        """Stores shapes and shardings of `state`; compiles nothing yet.  `clock` excludes the time of compiling."""
+        self.lengths = text_lengths(run)
+        self._run, self._clock = run, clock
+        self._state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        self._programs: dict[int, Callable[..., Any]] = {}
+
+    def __call__(self, state: PyTree, batch: Mapping[str, Any]) -> tuple[PyTree, dict[str, Array]]:
+        """Computes the next state and the scalars of the step from this process's part of a batch."""
+        batch = trimmed(batch, self.lengths)
+        program = self.compiled(batch["text"].shape[-1])
+        return program(state, self._run.experiment.put(batch))
+
+    def compiled(self, length: int) -> Callable[..., Any]:
+        """Returns the program for captions of that length; compiles it at the first call and prints the time."""
+        if length not in self._programs:
+            with self._clock.paused():
+                self._programs[length] = self._compile(length)
+        return self._programs[length]
+
+    def _compile(self, length: int) -> Callable[..., Any]:
+        run, began = self._run, time.perf_counter()
+        run.console.live("compiling the training step: seconds for a tiny model, minutes for a large one ...")
+        program = run.experiment.train_step.compile(self._state, batch_shapes(run, length))
+        start_times.ended("compiled step")
+        words = f" for captions of up to {length} tokens" if len(self.lengths) > 1 else ""
+        run.console.say(f"compiled the training step{words} in {time.perf_counter() - began:.1f} s")
+        return program
+
+
+def text_lengths(run: Run) -> tuple[int, ...]:
+    """Returns the lengths that a batch's captions can be cut to.
+
+    Captions are not cut for methods without captions, for text encoders in which padding has an effect, and with
+    several processes, which would have to agree on the length of each batch.
+    """
+    config = run.config
+    trims = run.experiment.method.has_text and TextStyle(**config.model.text_style).trims
+    buckets = config.data.text_buckets if trims else ()
+    lengths = lengths_within(buckets, config.model.context_length)
+    if jax.process_count() == 1:
+        return lengths
+    if len(lengths) > 1:
+        run.console.say(
+            f"several processes: captions keep all {lengths[-1]} tokens (data.text_buckets needs a single process)"
+        )
+    return lengths[-1:]
+
+
+def batch_shapes(run: Run, text_length: int) -> Any:
+    """Returns shapes and shardings of a global batch whose captions have `text_length` tokens."""
+    sharding = sharded(run.experiment.mesh)
+    size = run.config.batch_size
+    batch = jax.eval_shape(lambda: dummy_batch(run.config, size))
+    batch["text"] = batch["text"].update(shape=(*batch["text"].shape[:-1], text_length))
+    return jax.tree.map(lambda x: x.update(sharding=sharding), batch)
+
+
+def evaluate(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Mapping[str, float]:
+    """Runs the evaluators of pretraining on all sets of weights."""
+    weights = evaluation.all_weights(run.experiment.replicated(state))
+    return evaluation.run_all(interrupt.between(run.experiment.encode), weights, run.config, step, run.console.live)
+
+
+def write_results(run: Run, state: TrainState, step: int, scores: Mapping[str, float], data: str) -> None:
+    """Writes the table and the figures of pretraining; `data` says what the data cost."""
+    if jax.process_index() == 0:
+        run.console.say(run_report.write(run.workdir, scores, run.config, step, data))
+    run.console.live("drawing the figures ...")
+    try:
+        figures = run_figures.write(run.workdir, run.experiment, run.experiment.replicated(state))
+        run.console.say("".join(f"{file}\n" for file in figures))
+    except ImportError as error:  # figures need an optional package; the run and its table are complete without
+        run.console.warn(f"no figures: {error}")
+
+
+def images(run: Run, state: TrainState) -> Mapping[str, Any]:
+    """The CLS attention and the kept patches of held-out images, for TensorBoard; none without matplotlib."""
+    try:
+        return run_figures.images(run.experiment, state)
+    except ImportError:  # the end of the run says so
+        return {}
+
+
+def gentler(run: Run) -> str:
+    """Says how to go on from a checkpoint after a loss that is not finite."""
+    return (
+        "The same command would come to the same step.  Start from there with a gentler optimiser: another "
+        f"--workdir, --config.init={run.workdir}, {slower(run)}"
+    )
+
+
+def _origin(run: Run) -> Finding:
+    """Where the networks start, with a warning if the method continues a run that is not given."""
+    origin = f"from {run.config.init}" if run.config.init else "from scratch"
+    return Finding("; WARNING: ".join([origin, *first_run_missing(run)]))
+
+
+def _divided_batch(run: Run) -> Finding:
+    """Checks that the batch divides over processes; devices and chunks are checked when the experiment is built.
+
+    It warns of a learning rate that was chosen for another batch size.
+    """
+    size, chunks, devices = run.config.batch_size, run.config.accumulation, run.experiment.mesh.devices.size
+    if size % jax.process_count():
+        raise ValueError(f"batch_size {size} does not divide over {jax.process_count()} processes")
+    divided = f" in {chunks} chunks of {size // devices // chunks}" if chunks > 1 else ""
+    text = f"{size} pairs: {size // devices} per device{divided}"
+    return Finding("; WARNING: ".join([text, *rate_of_another_batch(run)]))
+
+
+def _readable_data(run: Run) -> Finding:
+    """Checks that this process can read the data, and that the data are the same on all processes.
+
+    It warns of captions that are too long for the context, or too short for a method with several captions.
+    """
+    fingerprint, members = provenance.data_fingerprint(run.source), members_of(run.source)
+    sets = f" ({run.source.name})" if len(members) > 1 else ""
+    ends = accumulate(len(member.source) for member in members)
+    height, width = [pipeline.read(run.source, end - 1)[1].shape[:2] for end in ends][-1]
+    text = f"{run.config.data.source}: {len(run.source):,} examples{sets}, the last image {width} x {height} pixels"
+    lines = [f"{text}, fingerprint {fingerprint}", *cut_captions(run), *same_captions(run)]
+    return Finding("; WARNING: ".join(lines), int(fingerprint, 16))
+
+
+def _share(run: Run) -> tuple[Any, PyTree]:
+    """The experiment of a chunk of a device's part of the batch, on that device, and the shapes of the chunk."""
+    config = ConfigDict(run.config.to_dict())
+    config.batch_size = run.config.batch_size // run.config.accumulation // run.experiment.mesh.devices.size
+    config.accumulation, config.losses.clip_block = 1, 0  # small: all logits at once
+    if run.experiment.setup.forward_pass.model.gathers and run.config.model.remat == "none":
+        config.model.remat = "dots"  # see `models.block.gathered`
+    alone = experiment.build(config, make_mesh(jax.local_devices()[:1]))
+    return alone, jax.eval_shape(lambda: dummy_batch(run.config, config.batch_size))
+
+
+PRETRAINING = Task(
+    terms=lambda run: list(run.experiment.method.terms),
+    introduce=introduce,
+    fresh=_fresh,
+    open_batches=open_batches,
+    compile=compiled_step,
+    evaluate=evaluate,
+    finish=write_results,
+    findings={"start": _origin, "batch": _divided_batch, "data": _readable_data},
+    share=_share,
+    less_memory=LESS_MEMORY,
+    gentler=gentler,
+    images=images,
+)

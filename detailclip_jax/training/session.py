@@ -1,0 +1,290 @@
+"""Logging, checkpoints, evaluations and profiling of a run, and its compiled training step."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from detailclip_jax.config.run_config import flatten, to_json
+from detailclip_jax.data.named_sets import named_sets
+from detailclip_jax.data.pipeline import Pipeline
+from detailclip_jax.runtime import provenance
+from detailclip_jax.runtime.compiler import without_alarm
+from detailclip_jax.runtime.errors import unknown
+from detailclip_jax.runtime.interrupt import Interrupt
+from detailclip_jax.runtime.metric_files import MetricWriter, NonFiniteError, NoWriter, check_finite
+from detailclip_jax.runtime.progress import Clock, Console, progress_line
+from detailclip_jax.runtime.wandb_writer import WandbWriter
+from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints
+from detailclip_jax.training.train_state import TrainState
+from detailclip_jax.types import Array, PyTree
+
+COUNTS = ("bad_records", "truncated_captions")
+MUCH_WAITING = 0.2  # share of the time spent waiting for data above which a warning is printed
+RUN_AHEAD = 2  # steps that may be queued on the device, so that the next batch is transferred during a step
+QUIET = 30.0, 1.0  # seconds without a progress line after which one is printed between two logs: else, on a terminal
+PROFILE_AFTER = 5  # steps before a profile starts, so that it shows the steady state
+
+
+class Finding(NamedTuple):
+    """The result of a check before a launch: text for the table, and a number that is the same on all processes."""
+
+    text: str
+    number: int = 0
+
+
+class Task(NamedTuple):
+    """What a kind of run (pretraining, segmentation) does at the places where the loop leaves it to the experiment.
+
+    The loop itself restores, steps, logs, saves and stops, and is the same for all of them.
+    """
+
+    terms: Callable[["Run"], list[str]]  # the loss terms, by name
+    introduce: Callable[["Run"], None]  # prints what is about to run
+    fresh: Callable[["Run"], TrainState]  # the state of step 0, with everything loaded
+    open_batches: Callable[["Run", int], Pipeline]  # this process's batches after a number of examples
+    compile: Callable[["Run", Clock, TrainState], "TrainStep"]
+    evaluate: Callable[["Run", Interrupt, TrainState, int], Mapping[str, float]]  # scores of the state at a step
+    finish: Callable[["Run", TrainState, int, Mapping[str, float], str], None]  # final table and figures
+    findings: Mapping[str, Callable[["Run"], Finding]]  # checks before a launch, by name (see `preflight`)
+    share: Callable[["Run"], tuple[Any, PyTree]]  # a device's chunk: its experiment on that device, its batch's shapes
+    less_memory: str  # which settings need less memory
+    gentler: Callable[["Run"], str]  # how to go on after a loss that is not finite, if there is a checkpoint
+    images: Callable[["Run", TrainState], Mapping[str, Any]] = lambda run, state: {}  # for TensorBoard, by name
+    claim: Callable[["Run"], None] = lambda run: None  # writes what the workdir holds beside the config
+    counts: tuple[str, str] = COUNTS  # names of the counts of unreadable and of shortened examples
+
+
+TrainStep = Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Mapping[str, Array]]]
+
+
+class Run(NamedTuple):
+    """A prepared and checked run; nothing has been computed yet."""
+
+    config: ConfigDict  # resolved
+    workdir: Path
+    experiment: Any  # of the task: `init`, `put`, `train_step`, `state_shapes`, `mesh`
+    source: Any  # random access to examples
+    console: Console
+    task: Task
+    evaluated: Any = None  # random access to the examples of the evaluation set; None if evaluators open their own
+    given: Sequence[str] = ()  # dotted names of the fields that the user has set
+
+    @property
+    def terms(self) -> list[str]:
+        """The loss terms, by name."""
+        return self.task.terms(self)
+
+
+class Session:
+    """Logs, saves and evaluates; keeps the scalars of the steps on the device until the run logs or saves.
+
+    The scalars of every step are then fetched together and checked.  A non-finite loss is thus reported with its own
+    step although no step waits for the device, and no state after a non-finite step is saved.
+    """
+
+    def __init__(self, run: Run, checkpoints: Checkpoints, start: int, interrupt: Interrupt | None = None):
+        """Opens the metric writer for a run that continues after step `start`."""
+        self.run, self.checkpoints, self.interrupt = run, checkpoints, interrupt or Interrupt()
+        self.clock = Clock()
+        self.scores: tuple[int, Mapping[str, float]] | None = None  # of the last evaluation, and its step
+        self.counts: Callable[[], dict[str, int]] = dict  # of the data, over all processes; see `count_data`
+        self._warned = False
+        self._pending: list[tuple[int, Mapping[str, Array]]] = []
+        self._last: dict[str, float] = {}
+        self._start = self._logged = self.step = start
+        self._shown = start, time.monotonic()  # step of the last progress line, and when it was printed
+        self._tracing = False
+        self._record = run_record(run)
+        self._writer = open_writer(run, start) if jax.process_index() == 0 else NoWriter()
+
+    def __enter__(self) -> "Session":
+        """Returns the session; the writer is already open."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Stops a profile, closes the writer and makes the last progress line permanent."""
+        self.run.console.end_live()
+        self._stop_trace()
+        self._writer.close()
+
+    def compile(self, state: TrainState) -> TrainStep:
+        """Returns the training step of the run's task, and starts the clock of its speed."""
+        self.clock = Clock()
+        return self.run.task.compile(self.run, self.clock, state)
+
+    def add(self, step: int, values: Mapping[str, Array]) -> None:
+        """Stores the scalars of a step that was just started; waits until at most RUN_AHEAD steps are unfinished."""
+        self.step = step
+        self._pending.append((step, values))
+        if len(self._pending) > RUN_AHEAD:
+            jax.block_until_ready(self._pending[-1 - RUN_AHEAD][1])
+        self._profile(step - self._start)
+
+    def _profile(self, done: int) -> None:
+        """Traces `profile_steps` steps, the first ones after PROFILE_AFTER."""
+        steps = self.run.config.profile_steps
+        if steps and done == PROFILE_AFTER:
+            jax.profiler.start_trace(str(self.run.workdir / "profile"))
+            self._tracing = True
+        if done == PROFILE_AFTER + steps:
+            self._stop_trace()
+
+    def _stop_trace(self) -> None:
+        if self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing = False
+            self.run.console.say(f"profile written to {self.run.workdir / 'profile'} (open it in TensorBoard)")
+
+    def _read(self) -> dict[str, float]:
+        """Fetches and checks all pending scalars; returns those of the last step.  Raises NonFiniteError."""
+        for step, values in jax.device_get(self._pending):
+            self._last = {name: float(value) for name, value in values.items()}
+            try:
+                check_finite(step, self._last, self.run.terms)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error}; {self._last_good()}.\n{self._way_on()}") from None
+        self._pending.clear()
+        return self._last
+
+    def _last_good(self) -> str:
+        steps = self.checkpoints.steps()
+        where = f"the last good checkpoint is step {steps[-1]}" if steps else "none yet"
+        return f"checkpoints in {self.checkpoints.folder}: {where}"
+
+    def _way_on(self) -> str:
+        return self.run.task.gentler(self.run) if self.checkpoints.steps() else afresh(self.run)
+
+    def log(self, step: int) -> None:
+        """Writes the scalars of `step` and the speed since the last line; prints the progress line."""
+        config = self.run.config
+        scalars = self._read()
+        speed = self.clock.lap((step - self._logged) * config.batch_size)
+        values = {"loss": scalars["loss"]} | scalars | speed | self.counts()
+        self._warn_of_waiting(speed["data_wait"])
+        self._logged = step
+        self._writer.write("metrics", step, values)
+        self.checkpoints.check()
+        self._print(step, values)
+
+    def show(self, step: int) -> None:
+        """Prints the progress line between two logs: of the first step, and of a finished one after a pause."""
+        shown, at = self._shown
+        paused = time.monotonic() - at > QUIET[self.run.console.width is not None]
+        if not self._pending or not (paused or step == self._start + 1):
+            return
+        done, values = self._pending[max(len(self._pending) - 1 - RUN_AHEAD, 0)]
+        if done > shown:
+            scalars = {name: float(value) for name, value in jax.device_get(values).items()}
+            speed = self.clock.speed((done - self._logged) * self.run.config.batch_size)
+            self._print(done, {"loss": scalars["loss"]} | scalars | speed)
+
+    def _print(self, step: int, values: Mapping[str, float]) -> None:
+        console, config = self.run.console, self.run.config
+        size = config.batch_size
+        console.live(progress_line(step, config.total_steps, values, self.run.terms, size, console.width))
+        self._shown = step, time.monotonic()
+
+    def _warn_of_waiting(self, share: float) -> None:
+        """Warns once of waiting for data; not in the first interval, in which the data pipeline starts."""
+        if share > MUCH_WAITING and not self._warned and self._logged > self._start:
+            self._warned = True
+            data = self.run.config.data
+            self.run.console.warn(
+                f"the devices wait for data {share:.0%} of the time; increase --config.data.num_workers (now "
+                f"{data.num_workers}) or --config.data.prefetch (now {data.prefetch})"
+            )
+
+    def evaluate(self, step: int, state: TrainState) -> Mapping[str, float]:
+        """Runs the evaluators (once per step), writes their scores and returns them.
+
+        Raises EvaluatorError, CheckpointError if `best_metric` is not among the scores, and Stopped between two
+        batches if the run must stop.
+        """
+        if self.scores is None or self.scores[0] != step:
+            config = self.run.config
+            self.run.console.live(f"evaluating step {step}: the first batch waits until its program is compiled ...")
+            with self.clock.paused(), self.interrupt.during_evaluation(), without_alarm():
+                scores = self.run.task.evaluate(self.run, self.interrupt, state, step)
+            self._writer.write_anew("evaluations", step, scores)
+            self.scores = step, scores
+            if config.best_metric and config.best_metric not in scores:
+                raise CheckpointError(unknown("best_metric", config.best_metric, scores))
+            self.checkpoints.score(step, scores)
+        return self.scores[1]
+
+    def draw(self, step: int, state: TrainState) -> None:
+        """Writes the images of the run's task for TensorBoard; all processes must call it."""
+        with self.clock.paused():
+            images = self.run.task.images(self.run, state)
+        if images:
+            self._writer.write_images(step, images)
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts to write a checkpoint, after checking that all steps so far were finite."""
+        self._read()
+        data = {"examples": step * self.run.config.batch_size, **self.counts()}
+        self.run.console.live(f"saving the checkpoint of step {step} ...")
+        with self.clock.paused():
+            self.checkpoints.save(step, state, data, self._record)
+
+
+def afresh(run: Run) -> str:
+    """Says how to begin again after a loss that is not finite, if there is no checkpoint."""
+    return (
+        f"The same command would come to the same step.  Use another --workdir and a gentler optimiser: {slower(run)}"
+    )
+
+
+def slower(run: Run) -> str:
+    """The flags of a gentler optimiser than that of the run."""
+    rate = run.config.optimizer.learning_rate
+    return f"--config.optimizer.learning_rate below {rate:g} or --config.optimizer.clip_norm=1.0"
+
+
+def open_writer(run: Run, start: int) -> MetricWriter:
+    """Opens the metric writer of a run that continues after step `start`, and writes the config as hyper-parameters."""
+    settings, warn = flatten(run.config), run.console.warn
+    project = run.config.get("logging", {}).get("wandb", "")
+    others = [WandbWriter(project, run.workdir, settings, warn)] if project else []
+    writer = MetricWriter(run.workdir, start, warn, others)
+    writer.write_settings(settings)
+    return writer
+
+
+def count_data(
+    batches: Pipeline, before: Mapping[str, int], names: tuple[str, str] = COUNTS
+) -> Callable[[], dict[str, int]]:
+    """Returns a function that counts bad records and shortened examples since step 0 over all processes.
+
+    `names` are those of the two counts.  All processes must call it together.  `before` holds the counts stored in the
+    checkpoint.
+    """
+
+    def counts() -> dict[str, int]:
+        here = np.array([batches.num_bad, batches.num_truncated])
+        everywhere = multihost_utils.process_allgather(here).reshape(-1, len(names)).sum(0)
+        return {name: before.get(name, 0) + int(count) for name, count in zip(names, everywhere)}
+
+    return counts
+
+
+def run_record(run: Run) -> dict[str, Any]:
+    """Returns the provenance that is stored in a checkpoint: config, git revision, versions, data fingerprints.
+
+    "data_sets", the names and variants of the training sets (see `named_sets`), is there only if a set has a name.
+    """
+    sets = named_sets(run.config.data)
+    return {
+        "config": to_json(run.config),
+        "git_revision": provenance.git_revision(),
+        "versions": provenance.versions(),
+        "data_fingerprint": provenance.data_fingerprint(run.source),
+        "evaluation_fingerprint": "" if run.evaluated is None else provenance.data_fingerprint(run.evaluated),
+        **({"data_sets": sets} if sets else {}),
+    }

@@ -1,0 +1,312 @@
+"""Initialisation from the checkpoint of another run or an imported checkpoint: `--config.init=DIR`.
+
+The networks of the checkpoint are loaded, with its teacher, its centers and BatchNorm's running statistics.  Networks
+that the method needs and the checkpoint lacks are initialised; a missing teacher is a copy of the student.  The loaded
+networks keep the sizes and kinds of layers of the checkpoint, and images are normalised as there.
+"""
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from detailclip_jax import methods
+from detailclip_jax.config import run_config
+from detailclip_jax.config.dense_methods import is_dense
+from detailclip_jax.data import preprocessing, vocabularies
+from detailclip_jax.methods import Method
+from detailclip_jax.models import stacking
+from detailclip_jax.models.sizes import size_of
+from detailclip_jax.models.vit import Style
+from detailclip_jax.training import checkpoint, dense_encoder, experiment
+from detailclip_jax.training.schedules import clamp_warmup
+from detailclip_jax.training.train_state import TrainState
+from detailclip_jax.training.workdirs import FOLDER, is_run, no_run
+from detailclip_jax.types import Array, Leaf, Params, PyTree
+
+OF_IMAGES = ("size", "custom", "image_size", "image_style")
+OF_TEXT = ("context_length", "vocab_size", "text_activation", "text_style", "image_is_embedding")
+OF_PROTOTYPES = ("prototypes",)
+OF_DECODER = ("decoder_depth", "decoder_width")
+OF_ITS_WIDTH = ("decoder", "pixel_head")  # networks of the decoder's width
+
+
+def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | None = None) -> ConfigDict:
+    """Returns the config with the fields that `config.init` determines.
+
+    These are the sizes and kinds of the loaded networks, the preprocessing, the tokenizer, and the learning-rate
+    factors of the loaded networks.  The preprocessing and the sizes of crops that the user has set keep their values;
+    `given` has the dotted names of these fields, e.g. "preprocess.filter".  There are at least as many class tokens as
+    in the checkpoint, unless the user has set "model.class_tokens".  The file of a tokenizer gets its absolute path and
+    its digest; apart from that the config is returned unchanged without `init`.  If a run from the same `init` goes on
+    in `workdir`, the fields are those of its own config, and `init` need not exist any more.
+
+    Raises FileNotFoundError if there is no run at `init` or no such file, and ValueError if the config requires an
+    `init` and has none, if the file does not fit, or if a given field of `model` contradicts a loaded network.
+    """
+    if not config.init:
+        _check_not_required(config)
+        return _with_tokenizer(config)
+    (source, brought), adopted = _origin(config, workdir), ConfigDict(config.to_dict())
+    set_by_user = {name.partition("[")[0] for name in given}
+    fields = [*OF_IMAGES, *(OF_TEXT if "text" in brought else ())]
+    _take(adopted, source, [*fields, *(OF_PROTOTYPES if "prototype_head" in brought else ())], set_by_user)
+    if "text" in brought:
+        adopted.data.tokenizer_digest = source.data.tokenizer_digest
+        if "data.tokenizer" not in set_by_user:
+            adopted.data.tokenizer = source.data.tokenizer
+    adopted = _with_tokenizer(adopted)
+    if "model.class_tokens" not in set_by_user:
+        adopted.model.class_tokens = max(config.model.class_tokens, source.model.class_tokens)
+    adopted.preprocess = ConfigDict(source.preprocess.to_dict())
+    for name in adopted.preprocess:
+        if f"preprocess.{name}" in set_by_user:
+            adopted.preprocess[name] = config.preprocess[name]
+    _fit_crops(adopted, config, set_by_user)
+    method = methods.build(adopted)
+    if "decoder" in brought and methods.takes_decoder(method, source.model):
+        _take(adopted, source, OF_DECODER, set_by_user)
+    loaded = [network for network in _usable(method, source.model) if network in brought]
+    rates = adopted.optimizer.part_rates.to_dict()
+    adopted.optimizer.part_rates = ConfigDict(dict.fromkeys(loaded, adopted.optimizer.loaded_rate) | rates)
+    return adopted
+
+
+def _origin(config: ConfigDict, workdir: str | Path | None) -> tuple[ConfigDict, Collection[str]]:
+    """Returns the config whose fields are adopted, and the networks that come with it.
+
+    It is that of `config.init`, or of the run from this `init` that goes on in `workdir`.  With such a run come the
+    networks that it has loaded; fields of networks that its method lacks stay as they are, too.
+    """
+    run = run_of(config, workdir)
+    if run is None:
+        source = config_of(config.init)
+        return source, methods.build(source).networks
+    lacking = {"text", "prototype_head", "decoder"} - {*methods.build(run).networks}
+    return run, {*run.optimizer.part_rates} | lacking
+
+
+def run_of(config: ConfigDict, workdir: str | Path | None) -> ConfigDict | None:
+    """Returns the config of the run in `workdir` if it has a checkpoint, and the method and `init` of `config`."""
+    if workdir is None or not is_run(Path(workdir)):
+        return None
+    run = run_config.read(Path(workdir) / "config.json")
+    return run if (run.method, run.init) == (config.method, config.init) else None
+
+
+def _take(config: ConfigDict, source: ConfigDict, names: Iterable[str], given: Collection[str]) -> None:
+    """Sets these fields of `config.model` to those of `source`; ValueError if one is given with another value."""
+    for name in names:
+        ours, theirs = (run_config.flatten({name: model[name]}, "model.") for model in (config.model, source.model))
+        for field in sorted(ours.keys() | theirs.keys()):
+            asked = any(f"{field}.".startswith(f"{entry}.") for entry in given)
+            if asked and ours.get(field) != theirs.get(field):
+                raise ValueError(
+                    f"{field} {ours.get(field)!r}: config.init {config.init!r} has {field} {theirs.get(field)!r}, "
+                    "which a loaded network keeps; leave that flag out, or train from scratch without --config.init"
+                )
+        config.model[name] = source.model[name]
+
+
+def _usable(method: Method, model: ConfigDict) -> list[str]:
+    """Returns the networks of a method that can be those of a checkpoint with the sizes in `model`.
+
+    A decoder of another width than the encoder serves the reconstruction of pixels, but not a patch term.
+    """
+    takes = methods.takes_decoder(method, model)
+    return [name for name in method.networks if takes or name not in OF_ITS_WIDTH]
+
+
+def _with_tokenizer(config: ConfigDict) -> ConfigDict:
+    """Returns the config with the place and digest of the tokenizer's file, see `vocabularies.record`."""
+    if config.data.tokenizer == vocabularies.CLIP and not config.data.tokenizer_digest:
+        return config
+    config = ConfigDict(config.to_dict())
+    vocabularies.record(config, config.data.keep_eot)
+    return config
+
+
+def _check_not_required(config: ConfigDict) -> None:
+    """Raises ValueError if the config continues a checkpoint: without one, frozen layers would stay random."""
+    if config.init_required:
+        raise ValueError("this config continues a checkpoint: give --config.init=WORKDIR")
+
+
+def _fit_crops(config: ConfigDict, before: ConfigDict, given: Collection[str]) -> None:
+    """Resizes the crops in proportion to the image size, in whole patches, if the image or patch size has changed.
+
+    A size or mask_grid among the `given` fields stays.
+    """
+    new, old = ((c.model.image_size, size_of(c.model).patch_size) for c in (config, before))
+    if new == old:
+        return
+    for name, crop in config.views.crops.items():
+        if f"views.crops.{name}.size" not in given:
+            crop.size = max(round(crop.size * new[0] / old[0] / new[1]), 1) * new[1]
+        if crop.get("mask_grid") and f"views.crops.{name}.mask_grid" not in given:
+            crop.mask_grid = crop.size // new[1]
+
+
+def config_of(workdir: str) -> ConfigDict:
+    """Returns the config of a run or an imported checkpoint; of a run of a dense task that of its encoder alone.
+
+    Raises FileNotFoundError if there is none.
+    """
+    file = Path(workdir) / "config.json"
+    if not file.is_file() or not any((Path(workdir) / FOLDER).glob("*")):
+        raise FileNotFoundError(
+            f"config.init {workdir!r} is not a workdir with a config.json and a checkpoint: {no_run(workdir)}"
+        )
+    config = run_config.read(file)
+    return dense_encoder.config_alone(config) if is_dense(config) else config
+
+
+def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
+    """Loads the networks of `config.init` into a fresh state; returns the state and lines that report the origins.
+
+    A decoder that the method cannot use is not loaded.  Each network of the teacher is loaded from the checkpoint's
+    teacher, or else copied from the student.  Centers are loaded if the checkpoint's teacher has the prototype head.
+    Raises CheckpointError that lists tensors of other shapes.
+    """
+    _, variables, source = checkpoint.load(config.init)
+    method, saved_centers = methods.build(config), variables.pop("centers")
+    networks = method.networks
+    variables = {name: _as_here(tree, state.params) for name, tree in variables.items()}
+    variables |= {name: _with_class_tokens(variables[name], state.params) for name in ("params", "ema_params")}
+    ours = _usable(method, source.model)
+    loaded = {network: variables["params"][network] for network in ours if network in variables["params"]}
+    _check_shapes(config.init, loaded, state.params)
+    params = {
+        network: _like(loaded[network], old) if network in loaded else old for network, old in state.params.items()
+    }
+    theirs = variables["ema_params"]
+    known = {**loaded, **theirs}
+    teacher = {
+        network: _like(known[network], old) if network in known else jax.tree.map(jnp.copy, params[network])
+        for network, old in state.ema_params.items()
+    }
+    found = saved_centers if "prototype_head" in theirs else {}
+    centers = {name: _like(found[name], old) if name in found else old for name, old in state.centers.items()}
+    stats = {
+        "student": _statistics(state.batch_stats["student"], variables["batch_stats"]["student"], {}),
+        "teacher": _statistics(
+            state.batch_stats["teacher"], variables["batch_stats"]["teacher"], variables["batch_stats"]["student"]
+        ),
+    }
+    fresh = [network for network in networks if network not in loaded]
+    lines = report(
+        config, source, list(loaded), fresh, {network: network in theirs for network in networks if network in teacher}
+    )
+    lines += [f"  centers       {', '.join(name for name in centers if name in found) or 'fresh'}"] if centers else []
+    lines += _unused_lines([*variables["params"]], [*loaded], [*theirs], [*teacher])
+    state = state.replace(params=params, ema_params=teacher, batch_stats=stats, centers=centers)
+    return state, lines
+
+
+def _with_class_tokens(tree: Params, params: Params) -> Params:
+    """Gives an image encoder the number of class tokens of the new networks: its first ones, then fresh ones."""
+    name = "extra_tokens"
+    if "image" not in tree:
+        return tree
+    fresh, known = params.get("image", {}).get(name), tree["image"].get(name)
+    kept = {path: leaf for path, leaf in tree["image"].items() if path != name}
+    if fresh is None:
+        return {**tree, "image": kept}
+    if known is None:
+        return {**tree, "image": {**kept, name: fresh}}
+    tokens = np.concatenate([np.asarray(known)[: len(fresh)], np.asarray(fresh)[len(known) :]])
+    return {**tree, "image": {**kept, name: jnp.asarray(tokens)}}
+
+
+def _statistics(old: Params, theirs: Params, student: Params) -> Params:
+    """Running statistics of each network: the checkpoint's, else those of `student`, else the fresh ones."""
+    known = {**student, **theirs}
+    return {network: _like(known[network], leaves) if network in known else leaves for network, leaves in old.items()}
+
+
+def _as_here(tree: Params, params: Params) -> dict[str, Params]:
+    """Stacks or separates the blocks as in the new networks."""
+    return {network: stacking.like(jax.device_get(value), params.get(network, {})) for network, value in tree.items()}
+
+
+def _like(value: PyTree, old: PyTree) -> PyTree:
+    """Copies `value` to new buffers with the shardings of `old`; every process fills its own devices."""
+
+    def place(new: Leaf, leaf: Array) -> Array:
+        host = np.asarray(new)
+        return jax.make_array_from_callback(host.shape, leaf.sharding, lambda index: np.array(host[index]))
+
+    return jax.tree.map(place, value, old)
+
+
+def _check_shapes(init: str, loaded: dict[str, Params], params: Params) -> None:
+    used = {network: params[network] for network in loaded}
+    theirs, ours = (
+        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+        for tree in (loaded, used)
+    )
+    wrong = [
+        f"{path}: {theirs[path].shape if path in theirs else 'missing'} there, {value.shape} here"
+        for path, value in ours.items()
+        if path not in theirs or theirs[path].shape != value.shape
+    ]
+    if wrong:
+        raise checkpoint.CheckpointError(f"the networks of config.init {init!r} do not fit: {'; '.join(wrong[:10])}")
+
+
+def report(
+    config: ConfigDict, source: ConfigDict, loaded: list[str], fresh: list[str], teacher: dict[str, bool]
+) -> list[str]:
+    """Formats which networks are loaded, fresh or copied, and the learning rates.
+
+    `teacher` says for each network of the teacher whether the checkpoint's teacher has it.
+    """
+    warmup = clamp_warmup(experiment.warmup_steps(config), config.total_steps)
+    opt, style = config.optimizer, Style(**config.model.image_style)
+    rates = ", ".join(f"{network} x {opt.part_rates[network]:g}" for network in loaded)
+    start, end = config.ema.start, config.ema.end
+    moving = f"{start:g} -> {end:g}" if start != end else f"with the constant momentum {start:g}"
+    kept = ", ".join(f"{name} {value}" for name, value in style._asdict().items() if name != "init")
+    return [
+        f"starting from {config.init} ({source.method}, {source.model.size})",
+        f"  loaded        {', '.join(loaded) or 'nothing'}",
+        f"  fresh         {', '.join(fresh) or 'nothing'}",
+        *_token_lines(config, source),
+        *_teacher_lines(teacher),
+        f"  learning rate {opt.learning_rate:g} after {warmup} steps of warm-up; {rates}",
+        f"  layer decay   {opt.layer_decay:g} in those",
+        *([f"  teacher moves {moving}"] if teacher else []),
+        f"  image tower   {kept}, interpolation {config.model.interpolation}",
+        f"  preprocess    {preprocessing.description(config)}",
+        *_changed_lines(config, source),
+    ]
+
+
+def _changed_lines(config: ConfigDict, source: ConfigDict) -> list[str]:
+    ours, theirs = config.preprocess.to_dict(), source.preprocess.to_dict()
+    changed = [
+        f"{name} {value} (checkpoint: {theirs.get(name)})" for name, value in ours.items() if value != theirs[name]
+    ]
+    return [f"    set by you: {', '.join(changed)}"] if changed else []
+
+
+def _unused_lines(params: list[str], loaded: list[str], theirs: list[str], teacher: list[str]) -> list[str]:
+    """Names the networks of the checkpoint that are not loaded, and those of its teacher that the method lacks."""
+    unused = [network for network in params if network not in loaded]
+    unused += [f"teacher's {network}" for network in theirs if network not in teacher]
+    return [f"  not used      {', '.join(unused)}"] if unused else []
+
+
+def _token_lines(config: ConfigDict, source: ConfigDict) -> list[str]:
+    ours, theirs = config.model.class_tokens, source.model.class_tokens
+    return [f"  class tokens  {ours} (checkpoint: {theirs})"] if ours != theirs else []
+
+
+def _teacher_lines(teacher: dict[str, bool]) -> list[str]:
+    loaded, copied = ([network for network, along in teacher.items() if along is which] for which in (True, False))
+    lines = [f"{', '.join(loaded)}: loaded"] if loaded else []
+    lines += [f"{', '.join(copied)}: a copy of the student"] if copied else []
+    return [f"  teacher       {line}" for line in lines or ["none"]]

@@ -1,0 +1,414 @@
+"""The comparison: entries, budget, resuming, table; and the linear segmentation it reads."""
+
+import json
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tiny import check_names, on_one_device
+
+from detailclip_jax import compare, pretraining
+from detailclip_jax.config import run_config
+from detailclip_jax.config.settings import split_list
+from detailclip_jax.evaluation import comparison, floors, patch_probe, run_report
+from detailclip_jax.run import compare as runs
+from detailclip_jax.run import entries
+from detailclip_jax.runtime import errors
+from detailclip_jax.training import loop
+
+ROOT = Path(__file__).parents[2]
+METHODS = ("clip", "detailclip")  # of the example
+NANO = """
+from detailclip_jax.config import run_config
+
+def get_config(arg=None):
+    c = run_config.load({path!r} + (f":{{arg}}" if arg else ""))
+    c.evaluators = {{
+        "zero_shot": {{"num_scenes": 8}}, "retrieval": {{"num_scenes": 8}}, "segmentation": {{"num_scenes": 8}}
+    }}
+    return c
+"""
+
+
+@pytest.fixture
+def nano(tmp_path):
+    """A config file whose runs and evaluations take seconds."""
+    file = tmp_path / "nano.py"
+    file.write_text(NANO.format(path=str(ROOT / "tests/configs/smallest.py")))
+    return file
+
+
+@pytest.mark.check
+def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypatch):
+    work = tmp_path / "work"
+    command = ["--methods=clip", "--seeds=1", "--budget=2"]
+    command += [f"--config={nano}", f"--workdir={work}", "--set=checkpoint_every=2", "--set=batch_size=8"]
+    measure, measured = floors.scores, []
+
+    def once(config, num_seeds):
+        """The floors are measured for the first table only, of two."""
+        if not measured:
+            measured.append(measure(config, num_seeds))
+        return measured[0]
+
+    monkeypatch.setattr(floors, "scores", once)
+    with on_one_device():
+        assert compare.main(command) == 0
+    text, printed = (work / "comparison.md").read_text(), capsys.readouterr().out
+    assert text in printed and f"written to {work}: comparison.md, comparison.json, comparison.png" in printed
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]]
+    assert rows == ["clip", "untrained", "raw pixels"]
+    assert "GFLOP/image" in text and (work / "comparison.png").exists()
+    records = json.loads((work / "comparison.json").read_text())
+    assert {r["method"] for r in records["results"]} == set(rows)
+    assert json.loads((work / "clip/seed-0/config.json").read_text())["total_steps"] == 2
+
+    monkeypatch.setattr(loop, "train", lambda run: pytest.fail("a finished run was run again"))
+    assert compare.main(command) == 0
+
+    capsys.readouterr()
+    assert compare.main([*command, "--set=ema.end=0.5", "--budget=1"]) == errors.USAGE_ERROR
+    error = capsys.readouterr().err
+    assert "clip/seed-0 has a run of other settings:\n" in error and "Choose another --workdir" in error
+    assert "  ema.end: 1.0 there, 0.5 now\n" in error and "  total_steps: 2 there, 1 now\n" in error
+
+
+def test_the_example_of_the_room_trains_what_it_plans(monkeypatch, tmp_path, capsys):
+    """The lines of the module's docstring, as they stand there, with a stand-in for the training of one run."""
+    trained = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "train_one", lambda config, workdir, given, count: trained.append((workdir, count)) or 0)
+    monkeypatch.setattr(runs, "write", lambda plan: f"the table of {plan.workdir}")
+    lines = [line for line in runs.__doc__.splitlines() if line.startswith("    ")]
+    exec(textwrap.dedent("\n".join(lines)), {})
+    expected = [(Path(f"runs/compare/{name}/seed-{k}"), compare.gflop_per_image) for k in range(3) for name in METHODS]
+    assert trained == expected and capsys.readouterr().out == "the table of runs/compare\n"
+
+
+@pytest.mark.check
+def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
+    config = entries.config_of(plan("--set=batch_size=8"), entries.parse_entry("clip"), 0)
+    whole = compare.gflop_per_image(config)
+    config.model.scan, config.losses.clip_block = True, 2
+    assert compare.gflop_per_image(config) == whole > 0.01
+    lines = [{"step": 10, "images_per_second": 4.0}, {"step": 20, "images_per_second": 8.0}]
+    lines += [{"step": 20, "images_per_second": 2.0}]  # once more after a restart
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "config.json").write_text(run_config.to_json(config))
+    assert runs.training_seconds(tmp_path) == 10 * 8 / 4 + 10 * 8 / 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to compare: give --methods or --sweep"),
+        (["--methods=detailklip"], "unknown method 'detailklip'; did you mean 'detailclip'"),
+        (["--methods=clip_two_view"], "did you mean 'clip_two_views'? Known: clip, "),
+        (["--methods=clip+ema.ent=1"], "did you mean 'ema.end'"),
+        (["--methods=clip+ema"], "expected FIELD=VALUE, got 'ema'"),
+        (["--methods=clip", "--seeds=0"], "argument --seeds: '0' must be a whole number of at least 1"),
+        (["--methods=detailclip+masking.ratio=1.0"], "masking.ratio 1.0 must be greater than 0 and less than 1"),
+        (["--methods=detailclip+masking.ratio=0.01"], "masking.ratio 0.01 removes no unit"),
+        (["--methods=detailclip+model.freeze_patch_embed=maybe"], "model.freeze_patch_embed: "),
+        (["--methods=clip", "--config=configs/nothing.py"], "nothing.py"),
+        (["--methods=clip", "--set=data.path=runs/mine"], "data.source 'stickers'; add --set=data.source=records"),
+        (["--methods=clip+data.path=runs/mine"], "'runs/mine' is not read with data.source 'stickers'"),
+        (["--methods=clip", "--init=runs/nowhere"], "config.init 'runs/nowhere' is not a workdir"),
+        (["--methods=clip+init=runs/x"], "init is not set for single runs of a comparison; give --init=WORKDIR"),
+        (["--methods=clip", "--set=total_steps=9"], "total_steps is not set .*; give --budget=STEPS"),
+        (["--methods=clip", "--set=num_epochs=9"], "num_epochs is not set .*; give --budget=STEPS"),
+        (["--methods=clip+seed=1"], "seed is not set .*; give --seeds=N"),
+        (["--methods=clip", "--set=method=aclip"], "method is not set .*; name it in --methods"),
+        (["--methods=clip", "--set=evaluate_at_end=False"], "evaluate_at_end is not set .*; leave it out"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert compare.main(arguments) == errors.USAGE_ERROR
+    error = capsys.readouterr().err
+    assert all(part in error for part in message.split(".*"))
+
+
+def test_a_run_that_cannot_begin_is_a_message_and_a_fault_while_training_is_not(monkeypatch, tmp_path, capsys):
+    def refuse(*_):
+        raise ValueError("no drawings here")
+
+    asked = [f"--config={ROOT / 'configs/stickers.py'}", "--methods=clip", "--seeds=1", f"--workdir={tmp_path}"]
+    monkeypatch.setattr(loop, "train", refuse)
+    monkeypatch.setattr(pretraining, "prepare", lambda *_: None)
+    with pytest.raises(ValueError, match="no drawings here"):
+        compare.main(asked)
+    monkeypatch.setattr(pretraining, "prepare", refuse)
+    assert compare.main(asked) == errors.RUN_ERROR
+    assert f"error: {tmp_path / 'clip/seed-0'}: no drawings here" in capsys.readouterr().err
+
+
+def test_flags_are_not_abbreviated(capsys):
+    assert compare.main(["--methods=clip", "--budg=7"]) == errors.USAGE_ERROR
+    assert "unknown flag --budg; did you mean '--budget'?" in capsys.readouterr().err
+
+
+def plan(*extra):
+    flags = [f"--config={ROOT / 'configs/stickers.py'}", "--methods=clip", "--budget=7", *extra]
+    return compare.plan_of(compare.parser().parse_args(flags))
+
+
+def test_commas_in_brackets_separate_no_rows():
+    softer = "detailclip+losses.teacher_temperature=(0.07,0.07)+losses.patch_temperature=(0.07,0.07)"
+    rows = [entries.parse_entry(text) for text in split_list(f"clip,{softer},")]
+    assert [row.name for row in rows] == ["clip", softer]
+    assert entries.config_of(plan(), rows[1], 0).losses.teacher_temperature == (0.07, 0.07)
+
+
+def test_every_run_has_the_budget_the_seed_and_its_row_s_fields():
+    config = entries.config_of(plan("--init=runs/x"), entries.parse_entry("detailclip+ema.end=0.5"), 3)
+    assert (config.total_steps, config.seed, config.init, config.ema.end) == (7, 3, "runs/x", 0.5)
+
+
+def test_a_run_whose_field_was_set_is_not_one_that_leaves_it_open(tmp_path):
+    """But for steps_per_epoch, which a run counts if the config leaves it open."""
+    counted = "--set=steps_per_epoch=None"
+
+    def asked(*extra):
+        flags = ["--methods=dino", "--seeds=1", f"--workdir={tmp_path}", *extra]
+        return plan(*flags)
+
+    def write(given):
+        (tmp_path / "dino/seed-0").mkdir(parents=True, exist_ok=True)
+        config = run_config.resolve(entries.config_of(given, given.entries[0], 0), 1000)
+        (tmp_path / "dino/seed-0/config.json").write_text(run_config.to_json(config))
+
+    write(asked("--set=model.prototypes=64"))
+    with pytest.raises(ValueError, match=r"model\.prototypes: 64 there, None now\nChoose another --workdir"):
+        runs.check(asked())
+    runs.check(asked("--set=model.prototypes=64"))
+    write(asked(counted))
+    runs.check(asked(counted))
+    with pytest.raises(ValueError, match=r"steps_per_epoch: \d+ there, 60 now"):
+        runs.check(asked())
+
+
+def finished(workdir, config):
+    """Writes what a finished run leaves, as far as a comparison reads it."""
+    workdir.mkdir(parents=True)
+    (workdir / "config.json").write_text(run_config.to_json(config))
+    (workdir / "results.json").write_text(json.dumps({"step": config.total_steps, "results": []}))
+    (workdir / "metrics.jsonl").write_text(json.dumps({"step": 7, "images_per_second": 2.0}) + "\n")
+
+
+def test_a_finished_run_is_evaluated_again_by_another_evaluation(tmp_path, monkeypatch):
+    (row, *_), trained = plan().entries, []
+
+    def evaluate(run):
+        trained.append(run)
+        assert not (tmp_path / "run/results.json").exists()  # a kill leaves no scores of the other one
+        return 130
+
+    monkeypatch.setattr(pretraining, "prepare", lambda config, *_: config)
+    monkeypatch.setattr(loop, "train", evaluate)
+    config = entries.config_of(plan(), row, 0)
+    finished(tmp_path / "run", config)
+    train = lambda config, given: runs.train_one(config, tmp_path / "run", given, lambda _: 1.0)
+    assert train(config, []) == 0 and not trained
+    other = plan("--set=preprocess.filter=bicubic")
+    assert train(entries.config_of(other, row, 0), ["preprocess.filter"]) == 130 and len(trained) == 1
+    assert train(config, []) == 130  # the scores are gone
+    other = entries.config_of(plan(), row, 0)
+    other.evaluators = {"zero_shot": {"num_scenes": 8}}
+    finished(tmp_path / "second", config)
+    assert not runs.is_measured(other, tmp_path / "second", [])
+
+
+def test_runs_from_one_init_have_one_preprocessing(tmp_path):
+    """A run keeps its own, one that begins later takes that of `init`."""
+    begun(tmp_path / "init", run_config.load("configs/stickers.py:method=clip"))
+    given = f"--init={tmp_path / 'init'}", "--seeds=1", f"--workdir={tmp_path}"
+    bicubic = plan(*given, "--methods=clip", "--set=preprocess.filter=bicubic")
+    config, fields = entries.config_of(bicubic, bicubic.entries[0], 0), ["preprocess.filter"]
+    begun(tmp_path / "clip/seed-0", runs.warm_start.adopt(config, fields))
+    runs.check(bicubic)
+    runs.check(plan(*given, "--methods=clip"))
+    with pytest.raises(ValueError) as refused:
+        runs.check(plan(*given, "--methods=clip,detailclip"))
+    check_names(refused.value, "seed-0", "preprocess.filter: 'bicubic' there, 'bilinear'", "detailclip", "--set")
+    runs.check(plan(*given, "--methods=clip,detailclip", "--set=preprocess.filter=bicubic"))
+    runs.check(plan(*given, "--methods=clip,detailclip+preprocess.filter=bilinear"))
+
+
+def begun(workdir, config):
+    """A run with a checkpoint, as far as a comparison looks at it."""
+    run_config.claim_workdir(workdir, config)
+    (workdir / "checkpoints/4").mkdir(parents=True)
+
+
+def test_the_cost_is_counted_of_the_run_s_own_config(tmp_path, monkeypatch):
+    """Which needs no folder of `init` any more."""
+    config, counted = entries.config_of(plan("--init=runs/gone"), plan().entries[0], 0), []
+    finished(tmp_path / "other", config)
+    run = SimpleNamespace(config=run_config.read(tmp_path / "other/config.json"))
+    monkeypatch.setattr(pretraining, "prepare", lambda *_: run)
+    monkeypatch.setattr(loop, "train", lambda _: finished(tmp_path / "run", config) or 0)
+    assert runs.train_one(config, tmp_path / "run", [], lambda found: counted.append(found) or 2.0) == 0
+    assert counted == [run.config]
+    assert json.loads((tmp_path / "run/cost.json").read_text())["gflop_per_image"] == 2.0
+
+
+def test_the_floors_of_runs_with_init_are_of_their_encoder(tmp_path, monkeypatch):
+    """Also when the folder of `init` is gone."""
+    given, measured = plan("--init=runs/gone", "--seeds=1", f"--workdir={tmp_path}"), []
+    config = entries.config_of(given, given.entries[0], 0)
+    config.model.size = "S/16"
+    finished(tmp_path / "clip/seed-0", config)
+    monkeypatch.setattr(runs.floors, "scores", lambda config, num: measured.append(config) or {})
+    monkeypatch.setattr(comparison, "write", lambda *_: "the table")
+    assert runs.write(given) == "the table" and measured[0].model.size == "S/16"
+
+
+def test_fields_of_a_row_and_of_set_are_those_that_a_checkpoint_does_not_replace():
+    row = entries.parse_entry("detailclip_random_mask+preprocess.filter=bicubic+preprocess.mean=(.1,.2,.3)")
+    assert entries.given_fields(plan("--set=log_every=9"), row) == ["log_every", "preprocess.filter", "preprocess.mean"]
+    assert entries.given_fields(plan(), entries.parse_entry("clip")) == []
+
+
+def test_controls_change_what_they_say():
+    blind = entries.config_of(plan(), entries.CONTROLS["detailclip_random_mask"], 0)
+    assert blind.method == "detailclip" and blind.masking.strategy == "random"
+    two = entries.config_of(plan(), entries.CONTROLS["clip_two_views"], 0)
+    assert two.method == "clip" and two.views.crops.large.count == 2
+    larger = entries.config_of(plan(), entries.CONTROLS["detailclip_enclosing"], 0)
+    assert larger.views.teacher == "enclosing" and larger.views.crops.enclosing.kind == "enclosing"
+    assert entries.config_of(plan(), entries.CONTROLS["maskclip_weight_1"], 0).losses.weights.patch == 1.0
+
+
+def test_table_4_is_a_sweep_of_five_rows():
+    rows = entries.sweep_entries(str(ROOT / "configs/ablation_table4.py"))
+    configs = [entries.config_of(plan(), row, 0) for row in rows]
+    assert [config.losses.weights.reconstruction for config in configs] == [1.0, 0.0, 2.0, 0.5, 1.0]
+    assert len({entries.file_name(row.name) for row in rows}) == 5
+
+
+def test_the_table_holds_mean_and_spread_over_seeds():
+    seeds = [{"zero_shot/student/top1": value} for value in (0.1, 0.2, 0.3)]
+    table = comparison.tabulate({"clip": seeds, "one": seeds[:1]})
+    value = table["clip", "student"]["zero_shot/top1"]
+    np.testing.assert_allclose(value, (0.2, 0.1, 3))
+    assert str(value) == "20.0 ± 10.0" and str(table["one", "student"]["zero_shot/top1"]) == "10.0"
+    assert "| clip | student | 20.0 ± 10.0 |" in comparison.markdown(table, {})
+    assert "over 3 seeds" in comparison.legend(table) and "one seed" in comparison.legend(comparison.tabulate({}))
+
+
+def test_the_columns_have_the_names_of_the_report():
+    assert set(comparison.METRICS.values()) <= set(run_report.LABELS.values())
+    assert len(set(comparison.METRICS.values())) == len(comparison.METRICS)
+
+
+# linear segmentation
+
+
+def scenes(rng, count=12, side=4, size=16, classes=3):
+    """Maps of whole patches."""
+    main = rng.choice(classes, (count, side, side), p=[0.7, 0.2, 0.1])
+    return main.repeat(size // side, 1).repeat(size // side, 2).astype(np.uint8)
+
+
+class Perfect:
+    """Features that are the classes of the patches (or noise)."""
+
+    def __init__(self, maps, noise=0.0):
+        self.maps, self.rng, self.noise = maps, np.random.default_rng(0), noise
+
+    def patches(self, params, images):
+        shares = patch_probe.class_shares(self.maps[images], 4, 3)
+        return shares * (1 - self.noise) + self.noise * self.rng.standard_normal(shares.shape)
+
+
+def evaluator(noise):
+    maps = scenes(np.random.default_rng(0), 24)
+    batch = lambda rows: [{"image": rows, "segmentation": maps[rows], "valid": np.ones(len(rows), bool)}]
+    return patch_probe.LinearSegmentation(
+        Perfect(maps, noise), train=batch(np.arange(12)), test=batch(np.arange(12, 24)), num_classes=3
+    )
+
+
+def test_features_that_know_the_classes_score_high_and_noise_scores_low():
+    known, noise = (dict(evaluator(level).run({})) for level in (0.0, 1.0))
+    assert set(known) == {"figure_iou", "miou", "balanced_miou", "object_miou"}
+    assert known["object_miou"] == 1.0 and known["miou"] > 0.6 and known["figure_iou"] > 0.8
+    assert all(noise[name] < 0.5 * known[name] for name in known)
+
+
+def test_class_shares_count_pixels():
+    pixels = np.zeros((1, 4, 4), np.uint8)
+    pixels[0, 0, 0] = pixels[0, :2, 2:] = 1
+    np.testing.assert_allclose(patch_probe.class_shares(pixels, 2, 2)[0, :, 1], [0.25, 1.0, 0.0, 0.0])
+
+
+def test_fit_is_weighted_ridge_regression():
+    rng = np.random.default_rng(0)
+    x, y, weight = rng.random((2, 30, 4)), rng.random((2, 30, 3)), rng.random((2, 30))
+    flat = np.concatenate([x.reshape(60, 4), np.ones((60, 1))], 1)
+    a = np.diag(weight.reshape(-1) / weight.sum())
+    gram = flat.T @ a @ flat
+    penalty = patch_probe.RIDGE * np.trace(gram) / 5 * np.eye(5)
+    expected = np.linalg.inv(gram + penalty) @ flat.T @ a @ y.reshape(60, 3)
+    np.testing.assert_allclose(patch_probe.fit(x, y, weight), expected, rtol=1e-8)
+
+
+def test_mean_iou_is_of_sums_over_scenes():
+    truth, predicted = np.array([[0, 0, 1, 1], [1, 1, 1, 0]]), np.array([[0, 1, 1, 1], [1, 1, 0, 0]])
+    expected = np.mean([2 / 4, 4 / 6])
+    assert np.isclose(patch_probe.mean_iou(predicted, truth, 3), expected)
+    valid = truth > 0
+    assert np.isclose(patch_probe.mean_iou(predicted, truth, 3, valid), np.mean([0 / 1, 4 / 5]))
+
+
+def test_the_threshold_is_the_best_of_a_loop_over_all_scores():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        scores, truth = rng.integers(0, 9, (3, 4, 4)) / 8, rng.random((3, 4, 4)) < 0.4
+        every = {t: (truth & (scores >= t)).sum() / (truth | (scores >= t)).sum() for t in np.unique(scores)}
+        found = patch_probe.best_threshold(scores, truth)
+        assert every[found] == max(every.values()) and found == max(t for t in every if every[t] == every[found])
+
+
+def test_figure_iou_is_that_of_a_naive_fit_and_of_a_loop_over_pixels():
+    rng, maps = np.random.default_rng(1), scenes(np.random.default_rng(0), 10)
+    shares = patch_probe.class_shares(maps, 4, 3)
+    features = shares @ rng.standard_normal((3, 5)) + 0.3 * rng.standard_normal((10, 16, 5))
+    train, test = (patch_probe.Patches(features[rows], shares[rows], maps[rows]) for rows in (slice(6), slice(6, 10)))
+
+    def drawn(scene, weights):  # one pixel at a time, bilinear between the centres of patches
+        image, score = np.zeros((16, 16)), (np.append(scene, np.ones((16, 1)), 1) @ weights).reshape(4, 4)
+        for y, x in np.ndindex(16, 16):
+            at = [min(max((side + 0.5) / 4 - 0.5, 0), 3) for side in (y, x)]
+            low = [min(int(side), 2) for side in at]
+            near = [
+                (1 - abs(at[0] - i)) * (1 - abs(at[1] - j)) * score[i, j]
+                for i in (low[0], low[0] + 1)
+                for j in (low[1], low[1] + 1)
+            ]
+            image[y, x] = sum(near)
+        return image
+
+    weights = patch_probe.fit(train.features, train.shares[..., 1:].sum(-1, keepdims=True), np.ones((6, 16)))[:, 0]
+    shown = np.stack([drawn(scene, weights) for scene in train.features])
+    truth = train.pixels > 0
+    best = max(np.unique(shown), key=lambda t: (truth & (shown >= t)).sum() / (truth | (shown >= t)).sum())
+    found, there = np.stack([drawn(scene, weights) for scene in test.features]) >= best, test.pixels > 0
+    value = patch_probe.over_figure(train, test)
+    assert np.isclose(value, (found & there).sum() / (found | there).sum(), atol=2e-3)
+    assert value.low <= value <= value.high and value.n == 4
+
+
+def test_enlarging_a_constant_changes_nothing():
+    np.testing.assert_allclose(patch_probe.enlarge(np.full((2, 16, 3), 0.3), 9), 0.3)
+
+
+def test_different_rows_have_different_folders():
+    names = ["a,b", "a-b", "a/b", "a b", "clip+ema.end=0.99", "clip+views.crops.large.scale=(.2,1.)"]
+    folders = [entries.file_name(name) for name in names]
+    assert len({*folders}) == len(names) and not any("/" in folder for folder in folders)
+    assert entries.file_name("clip+ema.end=0.99") == "clip+ema.end=0.99"

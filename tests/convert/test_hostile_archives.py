@@ -1,0 +1,350 @@
+"""Archives and tables that claim or unpack to more than they are: a message, and neither time nor memory."""
+
+import bz2
+import gzip
+import io
+import itertools
+import lzma
+import tarfile
+import zipfile
+
+import numpy as np
+import prepare_trees as trees
+import pytest
+
+from detailclip_jax.convert import coco_captions, limited_files, parquet, text_tables, webdataset, yfcc_ids
+from detailclip_jax.convert.job import Options, Request, Shard
+from detailclip_jax.data.labelled import labelled_tars
+from detailclip_jax.data.sources import BadRecord, MissingData
+from detailclip_jax.inference import embeddings
+
+# Tars
+
+
+PACKERS = {".gz": lambda data: gzip.compress(data, 9), ".bz2": bz2.compress, ".xz": lzma.compress}
+
+
+def header(name="x.bin", size=0, kind=tarfile.REGTYPE, pax=None):
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.pax_headers = kind, size, pax or {}
+    return info.tobuf(tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT)
+
+
+def tar_bytes(*blocks):
+    return b"".join(blocks) + bytes(1024)
+
+
+def long_names(num, kind=tarfile.GNUTYPE_LONGNAME):
+    return (header("x", 512, kind) + b"x" * 511 + b"\0") * num + header("a.jpg")
+
+
+HOSTILE_TARS = {
+    "a member of 2^40 bytes": tar_bytes(header(size=2**40)),
+    "an image of 2^40 bytes": tar_bytes(header("x.jpg", size=2**40)),
+    "a member of 2^70 bytes": tar_bytes(header(size=2**70)),
+    "long names in a row": tar_bytes(long_names(5000)),
+    "long links in a row": tar_bytes(long_names(5000, tarfile.GNUTYPE_LONGLINK)),
+    "global attributes in a row": tar_bytes(long_names(5000, tarfile.XGLTYPE)),
+    "attributes in a row": tar_bytes((header("x", 512, tarfile.XHDTYPE) + b"12 path=abc\n" + bytes(500)) * 5000),
+    "attributes that state 2^60 bytes": tar_bytes(header(pax={"size": str(2**60)})),
+    "attributes that state a negative size": tar_bytes(header(pax={"size": "-5120"})),
+    "a sparse file whose map does not end": tar_bytes(header(kind=tarfile.GNUTYPE_SPARSE)[:482] + b"\1" + bytes(29)),
+}
+
+
+def one_by_one(path):
+    return list(webdataset.samples(str(path)))
+
+
+@pytest.mark.parametrize("power", range(36, 63))
+def test_a_size_beyond_what_the_file_system_has_is_damage_and_no_error_of_the_system(tmp_path, power):
+    """An error with a number, such as EINVAL of seek, stops `prepare` instead of rejecting the shard."""
+    path = trees.write(tmp_path / "x.tar", tar_bytes(header("a.bin", size=2**power), header("b.bin", size=2**power)))
+    with pytest.raises(tarfile.TarError):
+        one_by_one(path)
+
+
+@pytest.mark.parametrize("size", [2**20, 2**28, 2**32 - 1])
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_skipping_a_member_behind_the_end_of_a_compressed_tar_is_short(tmp_path, monkeypatch, suffix, size):
+    reads, readinto = [], limited_files.Unpacked.readinto
+    monkeypatch.setattr(
+        limited_files.Unpacked, "readinto", lambda self, buffer: reads.append(1) or readinto(self, buffer)
+    )
+    path = trees.write(tmp_path / f"x.tar{suffix}", PACKERS[suffix](tar_bytes(header("a.bin", size=size))))
+    with pytest.raises((tarfile.TarError, EOFError)):
+        one_by_one(path)
+    assert len(reads) <= limited_files.MAX_READS_AT_END + 10
+
+
+def test_places_beyond_every_file_are_damage_however_they_come_about(tmp_path, monkeypatch):
+    monkeypatch.setattr(webdataset.Archive, "max_claim", 2**63)
+    path = trees.write(tmp_path / "x.tar", tar_bytes(header("a.bin", size=2**62), header("b.bin")))
+    with pytest.raises(tarfile.TarError, match=r"which no file has|unexpected end"):
+        one_by_one(path)
+
+
+@pytest.mark.parametrize("name", HOSTILE_TARS)
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_prepare_refuses_a_hostile_tar(tmp_path, name, suffix):
+    data = HOSTILE_TARS[name]
+    path = trees.write(tmp_path / f"x{suffix}", gzip.compress(data) if suffix == ".tar.gz" else data)
+    with pytest.raises((tarfile.TarError, *limited_files.READ_ERRORS)) as error:
+        one_by_one(path)
+    assert str(error.value)
+
+
+@pytest.mark.parametrize("name", HOSTILE_TARS)
+def test_a_labelled_set_of_a_hostile_tar_is_named(tmp_path, name):
+    path = trees.write(tmp_path / "test/0.tar", HOSTILE_TARS[name])
+    trees.write(tmp_path / "classnames.txt", "cat\n")
+    with pytest.raises(MissingData, match=str(path)):
+        labelled_tars.read(tmp_path, "test")
+
+
+@pytest.mark.parametrize("num", [1, 2, 3])
+def test_as_many_headers_as_real_tars_have_are_read(tmp_path, num):
+    data = trees.jpeg(1)
+    padded = data + bytes(-len(data) % 512)
+    long = header("x", 512, tarfile.GNUTYPE_LONGNAME) + b"x" * 500 + b".jpg" + bytes(8)
+    path = trees.write(tmp_path / "x.tar", tar_bytes(long * num, header("x.jpg", len(data)), padded))
+    (sample,) = one_by_one(path)
+    assert (sample.key, sample.files) == ("x" * 500, {"jpg": data})
+
+
+def test_what_is_skipped_in_a_tar_is_not_read(tmp_path, monkeypatch):
+    """A sparse member of 8 GiB that no example can use stands before one that can be used."""
+    path = tmp_path / "x.tar"
+    trees.write_tar(tmp_path / "good.tar", trees.sample("good", 1))
+    with open(path, "wb") as file:
+        file.write(header("x.mp4", 2**33))
+        file.seek(2**33, io.SEEK_CUR)
+        file.write((tmp_path / "good.tar").read_bytes())
+    assert [sample.key for sample in one_by_one(path)] == ["good"]
+
+
+def test_a_member_of_a_labelled_tar_beyond_the_limit_is_a_bad_record(tmp_path, monkeypatch):
+    trees.write_tar(tmp_path / "test/0.tar", [("a.jpg", trees.jpeg(1)), ("a.cls", b"0")])
+    trees.write(tmp_path / "classnames.txt", "cat\n")
+    contents = labelled_tars.read(tmp_path, "test")
+    assert contents is not None and contents.source[0]["label"] == 0
+    monkeypatch.setattr(labelled_tars, "MAX_MEMBER_BYTES", 100)
+    with pytest.raises(BadRecord, match=r"0\.tar:a: .* bytes, more than 100"):
+        contents.source[0]
+
+
+@pytest.mark.parametrize("text", [b"9" * 5000, b"2147483648", b"-1", b"1e3", b""])
+def test_a_label_of_a_labelled_tar_that_is_none_is_a_bad_record(text):
+    with pytest.raises(BadRecord, match="k: label"):
+        labelled_tars.parsed_label(text, "k")
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "10000000000"])
+def test_a_number_of_tars_that_nobody_has_is_refused(tmp_path, text):
+    trees.write(tmp_path / "nshards.txt", text)
+    with pytest.raises(MissingData, match=r"nshards\.txt contains"):
+        labelled_tars.shards_of(tmp_path)
+
+
+# Bombs
+
+
+UNITS = (b"\n", b"x,y\n", b"x")
+BOMBS = [
+    *itertools.product((".gz",), ("csv", "jsonl"), UNITS),
+    *(pytest.param(".gz", "tsv", unit, marks=pytest.mark.slow) for unit in UNITS),
+    *itertools.product((".bz2", ".xz"), ("csv",), UNITS),
+]
+
+
+@pytest.mark.check
+@pytest.mark.parametrize(("suffix", "kind", "unit"), BOMBS)
+def test_a_table_that_is_a_bomb_is_refused(tmp_path, monkeypatch, suffix, kind, unit):
+    monkeypatch.setattr(limited_files, "FREE_BYTES", 10**4)
+    text = {"csv": b"image,caption\n", "tsv": b"image\tcaption\n", "jsonl": b'{"image": "a", "caption": "b"}\n'}[kind]
+    path = trees.write(tmp_path / f"t.{kind}{suffix}", PACKERS[suffix](text + unit * (1_500_000 // len(unit))))
+    made = {"csv": text_tables.csv_rows, "tsv": text_tables.tsv_rows, "jsonl": text_tables.jsonl_rows}[kind]
+    why = r"unpacks to more than 100 times its size|has more than (1,048,576 characters|100,000 lines)"
+    with pytest.raises(ValueError, match=why):
+        for _ in made(Request(kind, (str(path),), str(tmp_path))):
+            pass
+
+
+def test_the_limits_that_tests_lower():
+    assert (limited_files.FREE_LINES, limited_files.FREE_VALUES, limited_files.FREE_BYTES) == (
+        100_000,
+        2_000_000,
+        64 * 2**20,
+    )
+
+
+@pytest.mark.check
+@pytest.mark.parametrize(
+    ("suffix", "unit"), [*((suffix, b"x,y\n") for suffix in PACKERS), (next(iter(PACKERS)), b"\r")]
+)
+def test_rows_of_a_bomb_within_the_limit_of_bytes_are_limited_too(tmp_path, monkeypatch, suffix, unit):
+    monkeypatch.setattr(limited_files, "FREE_LINES", 10_000)
+    text = b'{"image": "a", "caption": "b"}\n' + unit * 100_000
+    assert len(text) < limited_files.FREE_BYTES
+    path, num = trees.write(tmp_path / f"t.jsonl{suffix}", PACKERS[suffix](text)), 0
+    with pytest.raises(ValueError, match=r"10,000 lines .* 8 for each"):
+        for _ in text_tables.jsonl_rows(Request("jsonl", (str(path),), str(tmp_path))):
+            num += 1
+    assert num <= limited_files.FREE_LINES
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+@pytest.mark.parametrize("unit", [b"{},", b"[],", b"1,"])
+def test_values_of_a_json_bomb_are_limited(tmp_path, monkeypatch, suffix, unit):
+    monkeypatch.setattr(limited_files, "FREE_VALUES", 20_000)
+    text = b'{"images": [' + unit * 21_000 + b"{}]}"
+    path = trees.write(tmp_path / f"captions.json{suffix}", PACKERS[suffix](text))
+    with pytest.raises(ValueError, match=r"has more than 20,000 JSON values"):
+        coco_captions.load(str(path))
+
+
+@pytest.mark.check
+def test_rows_that_differ_by_a_number_are_no_bomb(tmp_path, monkeypatch):
+    monkeypatch.setattr(limited_files, "FREE_LINES", 1_000)
+    monkeypatch.setattr(limited_files, "FREE_BYTES", 10_000)
+    rows = "image,caption\n" + "".join(f"{n:07}.jpg,a cat\n" for n in range(20_000))
+    path = trees.write(tmp_path / "t.csv.xz", lzma.compress(rows.encode()))
+    assert sum(1 for _ in text_tables.csv_rows(Request("csv", (str(path),), str(tmp_path)))) == 20_000
+
+
+def test_a_damaged_stream_is_a_message_whatever_the_library_raises(tmp_path):
+    packed = bytearray(bz2.compress(b"image,caption\n" + bytes(range(256)) * 400))
+    messages = []
+    for place in range(0, len(packed), 5):
+        damaged = bytes([*packed[:place], packed[place] ^ 0xFF, *packed[place + 1 :]])
+        path = trees.write(tmp_path / "t.csv.bz2", damaged)
+        with (
+            pytest.raises(ValueError, match=r"t\.csv\.bz2 is truncated or damaged") as error,
+            limited_files.open_text(path) as file,
+        ):
+            file.read()
+        messages.append(str(error.value))
+    assert any("Invalid data stream" in message for message in messages)
+
+
+def test_a_tar_that_is_a_bomb_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(limited_files, "FREE_BYTES", 10**6)
+    path = trees.write(tmp_path / "x.tar.gz", gzip.compress(tar_bytes(header(size=5_000_000), bytes(5_000_256))))
+    with pytest.raises(ValueError, match="unpacks to more than 100 times its size"):
+        one_by_one(path)
+
+
+def test_what_a_table_ordinarily_unpacks_to_is_read(tmp_path):
+    rows = "".join(f'{{"image": "{n}.jpg", "caption": "the same caption"}}\n' for n in range(20_000))
+    path = trees.write(tmp_path / "t.jsonl.xz", lzma.compress(rows.encode()))
+    assert sum(1 for _ in text_tables.jsonl_rows(Request("jsonl", (str(path),), str(tmp_path)))) == 20_000
+
+
+# Lines
+
+
+def test_a_line_of_jsonl_that_is_too_long_is_one_reject(tmp_path, monkeypatch):
+    monkeypatch.setattr(limited_files, "MAX_LINE", 1000)
+    good = '{"image": "a.jpg", "caption": "b"}'
+    path = trees.write(tmp_path / "t.jsonl", f'{good}\n{{"caption": "{"x" * 5000}"}}\r\n{good}')
+    first, long, last = text_tables.jsonl_rows(Request("jsonl", (str(path),), str(tmp_path)))
+    assert (first.key, long.key, last.key) == ("t#1", "t#2", "t#3")
+    assert long.refused.startswith("too large: ") and not first.refused and not last.refused
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n" + "a" * 2000])
+def test_a_line_of_exactly_the_limit_is_read(tmp_path, monkeypatch, end):
+    monkeypatch.setattr(limited_files, "MAX_LINE", 10)
+    path = trees.write(tmp_path / "t.txt", "x" * 9 + "\n" + "y" * 10 + end)
+    with limited_files.open_text(path) as file:
+        found = list(limited_files.lines(file))
+    assert found[0] == "x" * 9 + "\n"
+    assert found[1:] == {"": ["y" * 10], "\n": [None]}.get(end, [None, None])
+
+
+@pytest.mark.parametrize(
+    "text", ['image,caption\n"' + "x\n" * 600, '"' + "x\n" * 600, "image,caption\n" + '"a\n",' * 100]
+)
+def test_a_row_over_many_lines_is_bounded(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(text_tables, "MAX_ROW", 300)
+    path = trees.write(tmp_path / "t.csv", text)
+    with pytest.raises(ValueError, match=r"t\.csv .*300 characters.*quote"):
+        list(text_tables.csv_rows(Request("csv", (str(path),), str(tmp_path))))
+
+
+def test_a_photo_id_beyond_64_bits_is_in_no_list():
+    assert yfcc_ids.Lines(np.arange(3)).find(10**30, 0) is None
+    assert yfcc_ids.Photos(np.arange(3), np.arange(3), np.zeros((3, 32), np.uint8)).find(0, 10**30) is None
+
+
+def test_a_list_of_ids_that_claims_a_shape_is_refused(tmp_path):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (2**40,)})
+    path = trees.write(tmp_path / "ids.npy", file.getvalue() + bytes(80))
+    with pytest.raises(ValueError, match=r"ids\.npy is not readable"):
+        yfcc_ids.Ids.load([str(path)])
+
+
+# Embeddings and parquet
+
+
+def table(num=3):
+    rows = {embeddings.Key("image", f"{n}.jpg", n): np.full(4, n, np.float32) for n in range(num)}
+    return embeddings.Table(embeddings.Origin("run", 1, "ema", "x"), rows)
+
+
+def test_an_npz_that_is_a_bomb_is_refused(tmp_path):
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("embedding.npy", bytes(30_000_000))
+    with pytest.raises(ValueError, match=r"x\.npz is not a file of embeddings.* has 30,000,000 bytes unpacked"):
+        embeddings.read(path)
+
+
+def test_a_parquet_of_embeddings_that_is_a_bomb_is_refused(tmp_path):
+    arrow, writer = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    lists = arrow.FixedSizeListArray.from_arrays(arrow.array(np.zeros(2**22, np.float32)), 64)
+    writer.write_table(arrow.table({"embedding": lists}), tmp_path / "x.parquet", compression="zstd")
+    with pytest.raises(ValueError, match=r"x\.parquet is not a file of embeddings.* bytes unpacked"):
+        embeddings.read(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+@pytest.mark.parametrize("num", [0, 1, 3000])
+def test_embeddings_that_were_written_are_read(tmp_path, suffix, num):
+    embeddings.write(tmp_path / f"x{suffix}", table(num))
+    assert len(embeddings.read(tmp_path / f"x{suffix}").rows) == num
+
+
+def parquet_set(folder, values, **options):
+    arrow, writer = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    writer.write_table(arrow.table({"jpg": values, "caption": ["x"] * len(values)}), folder / "x.parquet", **options)
+    return str(folder / "x.parquet")
+
+
+def test_a_column_of_parquet_that_is_a_bomb_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("detailclip_jax.convert.pyarrow_files.FREE_BYTES", 1000)
+    path = parquet_set(tmp_path, [bytes(200_000)] * 4, compression="zstd", use_dictionary=False)
+    with pytest.raises(ValueError, match="column jpg unpacks to more than 100 times its size"):
+        list(parquet.read(Shard("x", path), Options()))
+
+
+def test_a_value_that_a_dictionary_repeats_is_not_held_many_times(tmp_path, monkeypatch):
+    path = parquet_set(tmp_path, [np.random.default_rng(0).bytes(100_000)] * 20, use_dictionary=True)
+    monkeypatch.setattr(parquet, "MAX_BYTES", 250_000)
+    sizes, original = [], pytest.importorskip("pyarrow.parquet").ParquetFile.iter_batches
+    monkeypatch.setattr(
+        "pyarrow.parquet.ParquetFile.iter_batches",
+        lambda self, batch_size, columns: (sizes.append(batch_size), original(self, batch_size, columns=columns))[1],
+    )
+    assert len(list(parquet.rows(path, ("jpg",)))) == 20
+    assert sizes == [2]
+
+
+@pytest.mark.parametrize("name, value", [("a.jpg", np.nan), ("a.jpg", -np.inf), ("a.jpg", 3e38), ("\udcff.jpg", 1)])
+def test_embeddings_that_no_search_can_answer_are_refused(tmp_path, name, value):
+    rows = {**table().rows, embeddings.Key("image", name): np.array([0, 1, value, 0], np.float32)}
+    embeddings.write(tmp_path / "x.npz", table()._replace(rows=rows))
+    reason = "the embedding of a.jpg is not finite" if name == "a.jpg" else "surrogates not allowed"
+    with pytest.raises(ValueError, match=rf"x\.npz is not a file of embeddings.*{reason}"):
+        embeddings.read(tmp_path / "x.npz")

@@ -1,0 +1,488 @@
+"""What a folder of images or an image's bytes may try: nothing hangs, leaves its folder, or is decoded by others."""
+
+import ast
+import contextlib
+import os
+import pathlib
+import pickle
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from typing import Any
+
+import numpy as np
+import prepare_trees as trees
+import pytest
+from image_cases import claims_to_be, encoded, huge_jpeg, make_image
+from PIL import Image
+from test_prepare import keys, prepared
+
+from detailclip_jax.convert import readers
+from detailclip_jax.convert.finish import NothingAccepted
+from detailclip_jax.convert.job import Request
+from detailclip_jax.data import decoding
+from detailclip_jax.data.budget import Budget
+from detailclip_jax.data.decoding import BadImage
+from detailclip_jax.data.image_files import ImageFileBatches, find
+from detailclip_jax.data.labelled import folders, open_set
+from detailclip_jax.data.preprocessing import Transform
+from detailclip_jax.data.sources import BadRecord, MissingData
+from detailclip_jax.runtime import regular_files
+from detailclip_jax.runtime.regular_files import LeavesFolder, NotRegular, TooLarge, Walk, inside, read_regular
+
+ROOT = pathlib.Path(__file__).parents[2]
+# Beginnings that Pillow has a decoder for, beside those that are read
+OTHERS = {
+    "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n",
+    "EPS for DOS": b"\xc5\xd0\xd3\xc6" + struct.pack("<7I", 32, 99, 0, 0, 0, 0, 0) + b"%!PS-Adobe-3.0 EPSF-3.0\n",
+    "PDF": b"%PDF-1.4\n1 0 obj\n<<>>\nendobj\n",
+    "PSD": b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 9, 9, 8, 3) + bytes(12),
+    "ICO": b"\0\0\1\0\1\0" + bytes([9, 9, 0, 0]) + struct.pack("<HHII", 1, 32, 400, 22) + bytes(400),
+    "ICNS": b"icns" + struct.pack(">I", 100) + bytes(92),
+    "FITS": b"SIMPLE  =                    T".ljust(80) + b"END".ljust(2800),
+    "TGA": bytes([0, 0, 2]) + bytes(9) + struct.pack("<HHBB", 9, 9, 24, 0) + bytes(243),
+    "PCX": b"\n\5\1\x08" + struct.pack("<4H", 0, 0, 8, 8) + bytes(200),
+    "JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(100),
+    "DDS": b"DDS " + struct.pack("<I", 124) + bytes(200),
+    "SGI": b"\x01\xda\0\1\0\3" + bytes(600),
+    "FLI": bytes(4) + b"\x11\xaf" + bytes(200),
+    "WMF": b"\xd7\xcd\xc6\x9a\0\0" + bytes(60),
+    "EMF": b"\1\0\0\0" + bytes(36) + b" EMF" + bytes(60),
+    "GRIB": b"GRIB\0\0\0\1" + bytes(60),
+    "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(60),
+    "AVIF": b"\0\0\0\x1cftypavif" + bytes(60),
+    "XPM": b'/* XPM */\nstatic char * x[] = {\n"1 1 1 1",\n"a c #000000",\n"a"};\n',
+    "QOI": b"qoif" + struct.pack(">IIBB", 9, 9, 3, 0) + bytes(60),
+    "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    "IM": b"Image type: L image\r\nImage size (x*y): 9*9\r\n".ljust(511, b"\0") + b"\x1a",
+}
+
+
+@contextlib.contextmanager
+def within(seconds):
+    """TimeoutError in what waits longer, so that a hang is a failure."""
+
+    def late(number, frame):
+        raise TimeoutError(f"waited for {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# other formats
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_formats_are_refused_by_their_first_bytes(name):
+    with pytest.raises(BadImage, match=r"not an image: .*JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM"):
+        decoding.decode(OTHERS[name])
+
+
+NO_OTHERS = """
+import sys, pickle, subprocess
+from detailclip_jax.data import decoding
+
+def run(*arguments, **options):
+    raise SystemExit("a program was started")
+
+subprocess.Popen = subprocess.check_call = run
+for data in pickle.load(sys.stdin.buffer):
+    try:
+        decoding.decode(data)
+    except decoding.BadImage:
+        continue
+    raise SystemExit(f"decoded {data[:9]}")
+allowed = {"Bmp", "Gif", "Jpeg", "Png", "Ppm", "Tiff", "WebP"}
+ends = "ImagePlugin"
+found = {n[4:].removesuffix(ends) for n in sys.modules if n.startswith("PIL.") and n.endswith(ends)}
+print(*sorted(found - allowed))
+"""
+
+
+def test_no_other_decoder_is_even_imported():
+    """Pillow imports all of them to look for a format, Ghostscript's caller (EPS) among them."""
+    damaged = [bytes([byte]) + data[1:] for data in OTHERS.values() for byte in (0, 255)]
+    told = subprocess.run(
+        [sys.executable, "-c", NO_OTHERS],
+        input=pickle.dumps([*OTHERS.values(), *damaged]),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=False,
+    )
+    assert (told.returncode, told.stdout.decode().strip()) == (0, ""), told.stderr.decode()[-999:]
+
+
+def test_one_function_opens_images():
+    """`Image.open` without its formats would find them all."""
+    callers = [
+        f"{path.name}:{node.lineno}"
+        for path in [*(ROOT / "detailclip_jax").rglob("*.py"), *(ROOT / "configs").rglob("*.py")]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "open" and getattr(node.value, "id", "") == "Image"
+    ]
+    assert [caller.partition(":")[0] for caller in callers] == ["decoding.py"]
+
+
+def test_an_eps_named_jpg_is_a_reject_of_every_source(tmp_path):
+    eps = OTHERS["EPS"]
+    trees.write_tar(tmp_path / "tars/x.tar", [("eps.jpg", eps), *trees.sample("good", 2)])
+    assert prepared(tmp_path / "tars", tmp_path / "a")["rejected"] == {"not an image": 1}
+    trees.write(tmp_path / "tree/cat/eps.jpg", eps)
+    trees.write(tmp_path / "tree/cat/good.jpg", trees.jpeg(1))
+    assert prepared(tmp_path / "tree", tmp_path / "b", kind="imagefolder")["rejected"] == {"not an image": 1}
+    batch = ImageFileBatches(find(str(tmp_path / "tree")), Transform(8, 8), 2)[0]
+    assert [reason[:12] for reason in batch["reason"]] == ["not an image", ""]
+
+
+# scans
+
+
+def scanned(num_scans, height=16, width=16):
+    """A progressive JPEG whose last scan comes again and again, and a preview in its EXIF that has scans too."""
+    data = encoded(Image.new("L", (width, height), 128), progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * (num_scans - decoding.count_scans(data)) + data[-2:]
+
+
+def test_scans_are_counted_by_their_markers():
+    one, preview = encoded(make_image()), encoded(make_image(8, 8), progressive=True)
+    exif = b"\xff\xe1" + struct.pack(">H", 8 + len(preview)) + b"Exif\0\0" + preview
+    assert decoding.count_scans(one) == decoding.count_scans(one[:2] + exif + one[2:]) == 1
+    assert decoding.count_scans(huge_jpeg(160, 32)) == 1  # with restart markers
+    assert decoding.count_scans(scanned(77)) == 77
+    assert decoding.count_scans(one + preview) == 1  # what is behind the end is not read
+
+
+def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(monkeypatch):
+    """300 of 63 megapixels were 20 s of work in 60 kB."""
+    bomb = claims_to_be(scanned(300), 9_000, 7_000)
+    with pytest.raises(BadImage, match=r"scans: 300 .*63000000 pixels.* 31; save"):
+        decoding.opened(bomb)
+    with pytest.raises(BadImage, match="too many scans: 1001 at 256 pixels, the limit is 1000"):
+        decoding.decode(scanned(1001))
+    assert decoding.decode(scanned(300)).shape == (16, 16, 3)
+    assert decoding.opened(claims_to_be(encoded(make_image(64, 64), progressive=True), 8_000, 7_900)).height == 8_000
+
+
+def flood(name):
+    """An image of a few thousand parts, before or behind the beginning of its pixels."""
+    jpeg, png = encoded(make_image(), "JPEG"), encoded(make_image(), "PNG")
+    chunk = struct.pack(">I4sI", 0, b"abCd", zlib.crc32(b"abCd"))
+    scan = jpeg.index(b"\xff\xda")
+    return {
+        "segments": jpeg[:scan] + b"\xff\xe0\x00\x02" * 3_000 + jpeg[scan:],
+        "fill bytes": jpeg[:scan] + b"\xff" * 6_000 + jpeg[scan:],
+        "behind many scans": jpeg[:-2] + b"\xff\xda\x00\x02" * 1_001 + b"\xff\xe0\x00\x02" * 3_000 + jpeg[-2:],
+        "chunks": png[:33] + chunk * 3_000 + png[33:],
+        "GIF's blocks": b"GIF89a\x09\0\x09\0\0\0\0" + b"!\xfe\x01a\0" * 3_000 + b";",
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["segments", "fill bytes", "behind many scans", "chunks", "GIF's blocks"])
+def test_an_image_of_too_many_parts_is_refused(monkeypatch, name):
+    """256 MiB of them kept Pillow's parser, which goes from one to the next in Python, busy for minutes."""
+    monkeypatch.setattr(decoding, "MAX_READS", 2_000)
+    with pytest.raises(BadImage, match="too many parts: more than 2000"):
+        decoding.decode(flood(name))
+
+
+def test_ordinary_images_have_few_parts(monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_READS", 200)
+    for form in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"):
+        assert decoding.decode(encoded(make_image(200, 300), form)).shape == (200, 300, 3)
+
+
+# what is decoded at once
+
+
+def test_a_budget_lets_no_more_in_than_it_has():
+    budget, held, most, lock = Budget(100), [0], [0], threading.Lock()
+
+    def work(amount):
+        with budget.scope():
+            with budget.taken(amount), lock:
+                held[0] += min(amount, 100)
+                most[0] = max(most[0], held[0])
+            time.sleep(0.002)
+            with lock:
+                held[0] -= min(amount, 100)
+
+    threads = [threading.Thread(target=work, args=(amount,)) for amount in (30, 60, 100, 500, 10, 45) * 4]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert 60 <= most[0] <= 100 and budget.free == 100 and not any(thread.is_alive() for thread in threads)
+
+
+def test_a_thread_that_holds_a_part_does_not_wait_for_itself():
+    budget = Budget(10)
+    with within(5), budget.scope():
+        with budget.taken(8), budget.taken(8):
+            assert budget.free == -6
+        with budget.scope():
+            assert budget.free == -6
+        assert budget.free == -6
+    assert budget.free == 10
+    with pytest.raises(ValueError), budget.taken(7):
+        raise ValueError
+    assert budget.free == 10
+
+
+def test_sixteen_threads_do_not_decode_sixteen_large_images_at_once(monkeypatch):
+    budget = Budget(2 * 64 * 96)
+    monkeypatch.setattr(decoding, "BUDGET", budget)
+    free, original = [], decoding.turned
+    monkeypatch.setattr(decoding, "turned", lambda *a: (free.append(budget.free), time.sleep(0.01), original(*a))[2])
+    data = [encoded(make_image(64, 96), format) for format in ("PNG", "JPEG", "BMP", "WEBP")] * 4
+    threads = [threading.Thread(target=decoding.decode, args=(one,)) for one in data]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(free) == 16 and set(free) <= {0, 64 * 96} and 0 in free and budget.free == budget.total
+
+
+def test_pixels_count_until_they_are_used():
+    data = encoded(make_image(64, 96))
+    with decoding.decoded_for_use(data) as pixels:
+        assert decoding.BUDGET.free == decoding.MAX_PIXELS_AT_ONCE - pixels.size // 3
+    assert decoding.BUDGET.free == decoding.MAX_PIXELS_AT_ONCE
+
+
+def test_a_reduced_jpeg_takes_what_comes_out_and_costly_formats_twice():
+    def cost(data, reduction=1):
+        return decoding.opened(data)._cost(reduction)
+
+    assert cost(encoded(make_image(64, 96)), 4) == 16 * 24
+    assert cost(encoded(make_image(64, 96), progressive=True), 4) == 64 * 96
+    assert cost(encoded(np.zeros((64, 96, 4), np.uint8), "PNG"), 4) == 64 * 96
+    assert cost(encoded(make_image(64, 96), "WEBP")) == cost(encoded(Image.new("CMYK", (96, 64)))) == 2 * 64 * 96
+
+
+# what is no regular file
+
+
+def oddities(folder):
+    """A FIFO, a socket, a link to a device, a sparse file of 5 GB and a broken link, all of them called images."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(folder / "fifo.jpg")
+    with contextlib.chdir(folder), socket.socket(socket.AF_UNIX) as made:  # its whole path may be too long
+        made.bind("socket.jpg")
+    (folder / "zero.jpg").symlink_to("/dev/zero")
+    with open(folder / "sparse.jpg", "wb") as file:
+        file.truncate(5 * 2**30)
+    (folder / "broken.jpg").symlink_to("gone.jpg")
+    return folder
+
+
+REASONS = {
+    "broken.jpg": "No such file",
+    "fifo.jpg": "not a file: .*fifo.jpg is a FIFO",
+    "socket.jpg": "not a file: .*socket.jpg is a socket",
+    "sparse.jpg": "too large: .*sparse.jpg has 5,368,709,120 bytes, the limit is 268,435,456",
+    "zero.jpg": "not a file: .*zero.jpg is a character device",
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_only_regular_files_are_read(tmp_path, name):
+    with within(10), pytest.raises(OSError, match=REASONS[name]):
+        read_regular(oddities(tmp_path / "in") / name)
+
+
+def test_a_file_is_read_up_to_its_limit(tmp_path):
+    (tmp_path / "x").write_bytes(b"12345")
+    assert read_regular(tmp_path / "x", 5) == b"12345"
+    with pytest.raises(TooLarge):
+        read_regular(tmp_path / "x", 4)
+    with pytest.raises(NotRegular, match="is a folder"):
+        read_regular(tmp_path)
+
+
+def test_a_folder_of_images_gives_the_good_ones_and_names_the_others(tmp_path):
+    (oddities(tmp_path / "in") / "good.jpg").write_bytes(encoded(make_image()))
+    with within(20):
+        found = find(str(tmp_path / "in"))
+        batch = ImageFileBatches(find(str(tmp_path / "in"), follow_links=True), Transform(8, 8), 6)[0]
+    assert found.names == ("broken.jpg", "fifo.jpg", "good.jpg", "socket.jpg", "sparse.jpg", "zero.jpg")
+    for name, reason in zip(found.names, batch["reason"]):
+        assert bool(reason) == (name != "good.jpg")
+    assert batch["image"][2].any()
+
+
+def test_class_folders_give_a_bad_record_for_each(tmp_path):
+    (oddities(tmp_path / "set/cat") / "good.jpg").write_bytes(encoded(make_image()))
+    (tmp_path / "set/cat/broken.jpg").unlink()
+    source: Any = open_set("set", tmp_path, follow_links=True).source
+    for index, (name, _) in enumerate(source.files):
+        if name == "cat/good.jpg":
+            assert source[index]["key"] == name
+            continue
+        with within(10), pytest.raises(BadRecord, match=r"not a file|too large"):
+            source[index]
+
+
+def test_prepare_rejects_what_is_no_regular_file(tmp_path):
+    (oddities(tmp_path / "in/cat") / "good.jpg").write_bytes(trees.jpeg(1))
+    (tmp_path / "in/cat/odd.jpg").write_bytes(trees.jpeg(2))
+    os.mkfifo(tmp_path / "in/cat/odd.txt")
+    with within(60):
+        part = prepared(tmp_path / "in", tmp_path / "out", kind="imagefolder", follow_links=True)
+    assert part["rejected"] == {"missing file": 1, "not a file": 4, "too large": 1}
+    assert keys(tmp_path / "out") == ["cat/good.jpg"]
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])
+def test_an_input_that_is_no_regular_file_is_a_message(tmp_path, name):
+    (tmp_path / "in").mkdir()
+    os.mkfifo(tmp_path / "in" / name)
+    with within(10), pytest.raises(ValueError, match=f"not a file: .*{name} is a FIFO; .*save it as a file"):
+        prepared(tmp_path / "in", tmp_path / "out")
+
+
+# what leaves its folder
+
+
+def secret(folder):
+    trees.write(folder / "secret/s.jpg", trees.jpeg(7))
+    return folder / "secret/s.jpg"
+
+
+LEAVING = ("{secret}", "../secret/s.jpg", "a/../../secret/s.jpg", "link.jpg", "links/s.jpg", "/dev/zero")
+
+
+def tables(folder, names, kind):
+    rows = [("image", "caption"), *((name, "text") for name in names)]
+    if kind == "jsonl":
+        text = "".join(f'{{"image": "{name}", "caption": "text"}}\n' for name in names)
+    else:
+        text = "".join(({"csv": ",", "tsv": "\t"}[kind]).join(row) + "\n" for row in rows)
+    return trees.write(folder / f"t.{kind}", text.encode())
+
+
+def parquet_of(path, names):
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(
+        pyarrow.table({"image": names, "caption": ["text"] * len(names)}), path
+    )
+    return path
+
+
+@pytest.mark.parametrize("images", [False, True])
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_rows_stay_in_the_folder_of_the_images(tmp_path, kind, images):
+    root, hidden = tmp_path / "root", secret(tmp_path)
+    trees.write(root / "good.jpg", trees.jpeg(1))
+    trees.write(root / "a/deep.jpg", trees.jpeg(2))
+    (root / "link.jpg").symlink_to(hidden)
+    (root / "links").symlink_to(hidden.parent)
+    (root / "inner.jpg").symlink_to("a/deep.jpg")
+    inner = ["good.jpg", "a/../good.jpg", str(root / "good.jpg"), "inner.jpg"]
+    names = [*inner, *(name.format(secret=hidden) for name in LEAVING)]
+    table = parquet_of(root / "t.parquet", names) if kind == "parquet" else tables(root, names, kind)
+    options: Any = {"images": str(root)} if images else {}
+    part = prepared(table, tmp_path / "out", kind=kind, **options)
+    assert part["num_examples"] == len(inner)
+    assert part["rejected"] == {"unsafe link": 2, "unsafe path": 4}
+    followed = prepared(table, tmp_path / "followed", kind=kind, follow_links=True, **options)
+    assert followed["rejected"] == {"unsafe path": 4}
+
+
+def test_the_way_out_is_named(tmp_path):
+    table = tables(tmp_path / "lists", [str(secret(tmp_path))], "csv")
+    with pytest.raises(NothingAccepted):
+        prepared(table, tmp_path / "out", kind="csv")
+    text = (tmp_path / "out/train-rejected.jsonl").read_text()
+    assert "is outside of" in text and "--images" in text
+
+
+def test_links_stay_in_the_folder_of_what_is_embedded(tmp_path):
+    hidden, root = secret(tmp_path), tmp_path / "root"
+    trees.write(root / "good.jpg", trees.jpeg(1))
+    (root / "link.jpg").symlink_to(hidden)
+    (root / "links").symlink_to(hidden.parent)
+    found = find(str(root))
+    assert found.names == ("good.jpg", "link.jpg") and "allow it with --follow-links" in dict(found.left_out)["links"]
+    assert [reason[:11] for reason in ImageFileBatches(found, Transform(8, 8), 2)[0]["reason"]] == ["", "unsafe link"]
+    followed = find(str(root), follow_links=True)
+    assert followed.names == ("good.jpg", "link.jpg", "links/s.jpg") and not followed.left_out
+    assert not any(ImageFileBatches(followed, Transform(8, 8), 3)[0]["reason"])
+    named = find(str(root / "link.jpg"))  # the user's own choice
+    assert not any(ImageFileBatches(named, Transform(8, 8), 1)[0]["reason"])
+
+
+def test_links_stay_in_the_folder_of_class_folders(tmp_path):
+    hidden, root = secret(tmp_path), tmp_path / "data/set"
+    trees.write(root / "cat/good.jpg", trees.jpeg(1))
+    (root / "cat/link.jpg").symlink_to(hidden)
+    source = open_set("set", tmp_path / "data").source
+    with pytest.raises(BadRecord, match=r"unsafe link: .*--follow-links of evaluate, or .*options of an evaluator"):
+        source[1]
+    (root / "dog").symlink_to(hidden.parent)
+    with pytest.raises(MissingData, match=r"unsafe link: .*dog leads to .*secret, outside of .*--follow-links"):
+        open_set("set", tmp_path / "data")
+    followed = open_set("set", tmp_path / "data", follow_links=True).source
+    assert [followed[index]["key"] for index in range(3)] == ["cat/good.jpg", "cat/link.jpg", "dog/s.jpg"]
+
+
+def test_links_stay_in_an_image_folder(tmp_path):
+    hidden, root = secret(tmp_path), tmp_path / "in"
+    trees.write(root / "cat/good.jpg", trees.jpeg(1))
+    (root / "cat/link.jpg").symlink_to(hidden)
+    (root / "dog").symlink_to(hidden.parent)
+    part = prepared(root, tmp_path / "out", kind="imagefolder")
+    assert part["rejected"] == {"unsafe link": 2} and part["num_examples"] == 1
+    followed = prepared(root, tmp_path / "all", kind="imagefolder", follow_links=True)
+    assert followed["rejected"] == {} and followed["num_examples"] == 3
+
+
+def test_links_in_circles_and_fans_end(tmp_path):
+    """30 levels of two links each would be 2^30 paths."""
+    trees.write(tmp_path / "d30/x.jpg", trees.jpeg(1))
+    for level in range(30):
+        for name in "ab":
+            (tmp_path / f"d{level}").mkdir(exist_ok=True)
+            (tmp_path / f"d{level}/{name}").symlink_to(f"../d{level + 1}")
+    (tmp_path / "d30/up").symlink_to("..")
+    with within(20):
+        assert Walk(tmp_path).files("d0") == ["d0/" + "a/" * 30 + "x.jpg"]
+        assert Walk(tmp_path).matching(("d0", "**", "*.jpg")) == ["d0/" + "a/" * 30 + "x.jpg"]
+        assert len(find(f"{tmp_path}/**/*.jpg").names) == len(find(str(tmp_path)).names) == 1
+
+
+def test_inside_follows_what_the_system_opens(tmp_path):
+    (tmp_path / "root/a").mkdir(parents=True)
+    (tmp_path / "alias").symlink_to("root")
+    for name in ("x", "a/../x", str(tmp_path / "root/x"), str(tmp_path / "alias/x")):
+        assert inside(tmp_path / "alias", name) == str(tmp_path / "root/x")
+    for name in ("..", "../rootless", "/", "/etc/passwd"):
+        with pytest.raises(LeavesFolder, match="unsafe path"):
+            inside(tmp_path / "root", name)
+    assert inside("/", "etc") == "/etc"
+    assert regular_files.MAX_BYTES == 2**28
+
+
+def test_a_link_to_itself_among_class_folders_is_no_traceback(tmp_path):
+    for name in ("cat", "dog"):
+        trees.write(tmp_path / "set" / name / "a.jpg", trees.jpeg(1))
+    (tmp_path / "set" / "loop").symlink_to("loop")
+    contents = folders.read(tmp_path / "set", "test")
+    assert contents.classes == ("cat", "dog") and len(contents.source) == 2
+    (tmp_path / "set/cat/loop.jpg").symlink_to("loop.jpg")
+    with pytest.raises(MissingData, match=r"loop\.jpg"):
+        folders.read(tmp_path / "set", "test")
+    (tmp_path / "set/dog/a.txt").symlink_to("a.txt")  # a caption
+    request = Request("imagefolder", (str(tmp_path / "set"),), str(tmp_path))
+    pathlib.Path(request.work).mkdir()
+    assert readers.source_of("imagefolder").plan(request).classes == ("cat", "dog")

