@@ -27,9 +27,10 @@ from ml_collections import ConfigDict, config_flags
 from detailclip_jax.config import command_line, default, detection_fields, help_text, run_config, segmentation_fields
 from detailclip_jax.config.components import check_path_is_read
 from detailclip_jax.config.dense_methods import is_dense
-from detailclip_jax.runtime import errors, parser, processes, start_times
+from detailclip_jax.runtime import errors, parser, processes
 from detailclip_jax.runtime.files import with_home
 from detailclip_jax.runtime.progress import Console
+from detailclip_jax.runtime.start import part_ended
 
 READERS = {
     segmentation_fields.METHOD: "ade20k",
@@ -245,7 +246,7 @@ def run(
         )
 
         prepare = prepare_of(command)
-        start_times.ended("imports")
+        part_ended("imports")
         return loop.prepare_and_train(
             asked, prepare, lambda run: following(sys.argv[1:], run.workdir, run.config.total_steps)
         )

@@ -19,10 +19,11 @@ from detailclip_jax.data.mixture import check_some_caption, members_of, single_s
 from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.evaluation import held_out_scores, run_figures, run_report
 from detailclip_jax.models.text import TextStyle
-from detailclip_jax.runtime import provenance, start_times
+from detailclip_jax.runtime import provenance
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.progress import Clock, Console
+from detailclip_jax.runtime.start import part_ended
 from detailclip_jax.runtime.terminal import counted, plain
 from detailclip_jax.training import experiment, warm_start
 from detailclip_jax.training.experiment import dummy_batch
@@ -226,7 +227,7 @@ class Step:
         run, began = self._run, time.perf_counter()
         run.console.live("compiling the training step: seconds for a tiny model, minutes for a large one ...")
         program = run.experiment.train_step.compile(self._state, batch_shapes(run, length))
-        start_times.ended("compiled step")
+        part_ended("compiled step")
         words = f" for captions of up to {length} tokens" if len(self.lengths) > 1 else ""
         run.console.say(f"compiled the training step{words} in {time.perf_counter() - began:.1f} s")
         return program

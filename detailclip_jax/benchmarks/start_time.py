@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detailclip_jax.benchmarks import cost_table, timing
-from detailclip_jax.runtime import errors, signals, start, start_times
+from detailclip_jax.runtime import errors, signals, start
 from detailclip_jax.runtime.progress import Console
 
 FIELDS = ("total_steps=1", "log_every=1", "evaluate_every=0", "evaluate_at_end=False", "logging.wandb=")
@@ -69,13 +69,13 @@ def once(config: str, settings: Sequence[str], folder: Path, name: str) -> Secon
         raise ValueError(said.removeprefix("error: "))
     if process.returncode:
         raise errors.RunError(f"{' '.join(words[1:])} ended with {process.returncode}:\n{said[-2000:]}")
-    return parts_of(start_times.read(file), began)
+    return parts_of(start.times_in(file), began)
 
 
 def environment(variables: Mapping[str, str], folder: Path, file: Path) -> dict[str, str]:
     """The variables of the command: its own folder of compiled programs, which is used, and the file of the times."""
     usual = {name: value for name, value in variables.items() if name != "JAX_ENABLE_COMPILATION_CACHE"}
-    return start.DEFAULTS | usual | {start.CACHE: str(folder / "programs"), start_times.FILE: str(file)}
+    return start.DEFAULTS | usual | {start.CACHE: str(folder / "programs"), start.TIMES: str(file)}
 
 
 def parts_of(ends: Mapping[str, tuple[float, float]], began: float) -> Seconds:

@@ -1,7 +1,15 @@
-"""The cores and devices that this process may use, and an error with instructions if jax finds no device."""
+"""The cores and devices that this process may use, and messages of jax that users cannot act on.
 
+If jax finds no device, the error says what to do.  The compiler's alarm about long compilations is not printed.
+"""
+
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
+
+LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # of XLA's log; jax sets it to USUAL when it is imported
+USUAL, FATAL = 1, 3
 
 
 def usable_cores() -> int:
@@ -35,3 +43,22 @@ def first_device() -> Any:
             "that exist, or install jax for it: pip install 'jax[cuda13]' (python -m detailclip_jax.doctor lists "
             "the devices)"
         ) from error
+
+
+@contextlib.contextmanager
+def without_alarm() -> Iterator[None]:
+    """Context of work that may compile for minutes: XLA does not print "Very slow compile? If you want to file a bug".
+
+    XLA logs this alarm as an error, after two minutes, and has no flag for it.  So its log shows fatal errors alone
+    inside the context; an error of the work itself is an exception.  Does nothing if the user has set another LEVEL.
+    """
+    from jaxlib import utils  # pyright: ignore[reportAttributeAccessIssue]
+
+    if os.environ.get(LEVEL) != str(USUAL):
+        yield
+        return
+    utils.absl_set_min_log_level(FATAL)
+    try:
+        yield
+    finally:
+        utils.absl_set_min_log_level(USUAL)

@@ -1,6 +1,7 @@
 """Start-up of every command, before the command's own module is imported: needed packages, folder of compiled programs.
 
 `detailclip_jax/__init__.py` calls it for `python -m detailclip_jax.NAME`, `__main__.py` for the console script.
+A training command notes when each part of its start has ended, for `python -m detailclip_jax.benchmark start`.
 
 Imports only the standard library.
 """
@@ -8,10 +9,12 @@ Imports only the standard library.
 import hashlib
 import io
 import itertools
+import json
 import os
 import platform
 import re
 import sys
+import time
 from collections.abc import MutableMapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +26,7 @@ pip install -e '.[demo]' there, in an environment of your own"""
 USAGE_ERROR = 2
 MODULE = re.compile("-[bBdEiIOPqsSuvx]*m(.*)")  # -m, alone or after flags of the interpreter without values
 CACHE = "JAX_COMPILATION_CACHE_DIR"  # jax reads it when it is imported
+TIMES = "DETAILCLIP_START_TIMES"  # names the file of the times; without it nothing is written
 DEFAULTS = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}  # jax's own default leaves out most of a tiny model
 
 
@@ -83,3 +87,18 @@ def _instructions() -> str:
     except OSError:
         return platform.machine()
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+
+
+def part_ended(part: str) -> None:
+    """Appends a line to the file of TIMES: the part, the time of its end, and this process's CPU seconds until then."""
+    if file := os.environ.get(TIMES):
+        with Path(file).open("a") as lines:
+            lines.write(json.dumps({"part": part, "time": time.time(), "cpu": time.process_time()}) + "\n")
+
+
+def times_in(file: Path) -> dict[str, tuple[float, float]]:
+    """Returns the time and the CPU seconds at the first end of every part, in order of time."""
+    found: dict[str, tuple[float, float]] = {}
+    for line in map(json.loads, file.read_text().splitlines()):
+        found.setdefault(line["part"], (line["time"], line["cpu"]))
+    return found

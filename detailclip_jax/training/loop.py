@@ -9,13 +9,14 @@ import jax
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import run_config
-from detailclip_jax.runtime import processes, provenance, start_times
-from detailclip_jax.runtime.compiler import without_alarm
+from detailclip_jax.runtime import processes, provenance
+from detailclip_jax.runtime.devices import without_alarm
 from detailclip_jax.runtime.errors import RunError, at_work
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.locks import alone
 from detailclip_jax.runtime.metric_files import read_scores
 from detailclip_jax.runtime.signals import Stopped, if_ended
+from detailclip_jax.runtime.start import part_ended
 from detailclip_jax.runtime.terminal import counted
 from detailclip_jax.training.checkpoint import Checkpoints, StorageError
 from detailclip_jax.training.session import Run, Session, TrainStep, count_data
@@ -44,7 +45,7 @@ def prepare_and_train(
         return prepare(config, workdir, *others)
 
     run = processes.agreed(prepared)
-    start_times.ended("data and shapes")
+    part_ended("data and shapes")
     with processes.leaving_at_once(), at_work():
         code = train(run)
         if code == 0:
@@ -118,7 +119,7 @@ def _train(run: Run) -> int:
         start = restore_or_init(run, checkpoints)
         if start.step < config.total_steps:
             checkpoints.check_room(start.state)
-        start_times.ended("initial state")
+        part_ended("initial state")
         interrupt = Interrupt()
         with Session(run, checkpoints, start.step, interrupt) as session:
             step = loop_and_finish(session, start, interrupt)
@@ -225,7 +226,7 @@ def loop(session: Session, start: Start, train_step: TrainStep | None, interrupt
             stop, last = interrupt.reached(), step == config.total_steps
             if last or step % config.log_every == 0:
                 session.log(step)
-                start_times.ended("first step")
+                part_ended("first step")
             else:
                 session.show(step)
             if draws(config, step):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from detailclip_jax.runtime.compiler import without_alarm
+from detailclip_jax.runtime.devices import without_alarm
 from detailclip_jax.types import Array, Batch, Int, PyTree, Scalar
 
 Step: TypeAlias = Int[Array, ""] | np.int32 | int

@@ -14,7 +14,7 @@ from detailclip_jax.config.run_config import flatten, to_json
 from detailclip_jax.data.named_sets import named_sets
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.runtime import provenance
-from detailclip_jax.runtime.compiler import without_alarm
+from detailclip_jax.runtime.devices import without_alarm
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.metric_files import MetricWriter, NonFiniteError, NoWriter, check_finite

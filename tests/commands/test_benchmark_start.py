@@ -10,7 +10,7 @@ import pytest
 
 from detailclip_jax import benchmark
 from detailclip_jax.benchmarks import start_time as measured
-from detailclip_jax.runtime import errors, signals, start, start_times
+from detailclip_jax.runtime import errors, signals, start
 
 SMALLEST = f"--config={launching.ROOT / 'tests/configs/smallest.py'}"
 PARTS = ["imports", "data and shapes", "initial state", "compiled step", "first step", "all"]
@@ -27,18 +27,18 @@ def test_seconds_of_parts_lie_between_their_ends():
 
 def test_the_first_end_of_a_part_counts(tmp_path, monkeypatch):
     file = tmp_path / "times.jsonl"
-    start_times.ended("imports")  # no file is named
-    monkeypatch.setenv(start_times.FILE, str(file))
+    start.part_ended("imports")  # no file is named
+    monkeypatch.setenv(start.TIMES, str(file))
     for part in ("imports", "first step", "first step"):
-        start_times.ended(part)
+        start.part_ended(part)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert start_times.read(file) == {line["part"]: (line["time"], line["cpu"]) for line in lines[:2]}
+    assert start.times_in(file) == {line["part"]: (line["time"], line["cpu"]) for line in lines[:2]}
 
 
 def test_the_command_uses_a_cache_of_its_own():
     user = {start.CACHE: "/home/me/programs", "JAX_ENABLE_COMPILATION_CACHE": "false", "HOME": "/home/me"}
     given = measured.environment(user, pathlib.Path("there"), pathlib.Path("there/cold.jsonl"))
-    own = {start.CACHE: "there/programs", start_times.FILE: "there/cold.jsonl", "HOME": "/home/me"}
+    own = {start.CACHE: "there/programs", start.TIMES: "there/cold.jsonl", "HOME": "/home/me"}
     assert given == start.DEFAULTS | own
 
 

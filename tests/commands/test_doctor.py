@@ -22,7 +22,6 @@ from detailclip_jax.data import labelled
 from detailclip_jax.dense.segmentation import segmentation_task
 from detailclip_jax.dense.segmentation.segmentation_task import SEGMENTATION
 from detailclip_jax.pretraining import PRETRAINING
-from detailclip_jax.runtime import machine
 from detailclip_jax.training import checkpoint, experiment, preflight, sharding
 from detailclip_jax.training.mesh import make_mesh
 from detailclip_jax.training.session import Run
@@ -34,21 +33,21 @@ def device(platform="cpu", kind="cpu", memory=None):
 
 
 def test_devices_are_named_and_a_card_that_jax_misses():
-    assert machine.devices([device("gpu", "NVIDIA A100", 40 * 2**30)] * 4, True) == "4 x NVIDIA A100, 40 GiB each"
-    assert 'pip install -U "jax[cuda13]"' in machine.devices([device()], True)
-    assert "not for ViT-B/16" in machine.devices([device()], False)
+    assert doctor.devices([device("gpu", "NVIDIA A100", 40 * 2**30)] * 4, True) == "4 x NVIDIA A100, 40 GiB each"
+    assert 'pip install -U "jax[cuda13]"' in doctor.devices([device()], True)
+    assert "not for ViT-B/16" in doctor.devices([device()], False)
 
 
 def test_little_disk_is_said():
-    assert "takes 9.6 GiB for 4 checkpoints" in machine.disk(9 * 2**30)
-    assert "checkpoints" not in machine.disk(10 * 2**30)
+    assert "takes 9.6 GiB for 4 checkpoints" in doctor.disk(9 * 2**30)
+    assert "checkpoints" not in doctor.disk(10 * 2**30)
 
 
 def test_a_requirement_is_met_missing_or_of_another_version():
     version = importlib.metadata.version("numpy")
-    assert machine._problem(Requirement("numpy>=1.0")) == ""
-    assert machine._problem(Requirement("numpy<1.0")) == f"numpy {version} (needs <1.0)"
-    assert machine._problem(Requirement("no-such-package-here")) == "no-such-package-here"
+    assert doctor._problem(Requirement("numpy>=1.0")) == ""
+    assert doctor._problem(Requirement("numpy<1.0")) == f"numpy {version} (needs <1.0)"
+    assert doctor._problem(Requirement("no-such-package-here")) == "no-such-package-here"
 
 
 def test_extras_are_told_from_what_is_always_needed(monkeypatch):
@@ -61,12 +60,12 @@ def test_extras_are_told_from_what_is_always_needed(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "requires", lambda _: given)
     names = types.SimpleNamespace(get_all=lambda _: ["demo", "dev"])
     monkeypatch.setattr(importlib.metadata, "metadata", lambda _: names)
-    assert machine.requirements() == {"": [], "demo": ["absent-one"], "dev": []}
+    assert doctor.requirements() == {"": [], "demo": ["absent-one"], "dev": []}
 
 
 @pytest.mark.parametrize(("missing", "code"), [({"": [], "demo": ["a"]}, 0), ({"": ["jax"], "demo": []}, 1)])
 def test_the_report_has_a_line_for_each(monkeypatch, capsys, missing, code):
-    monkeypatch.setattr(machine, "requirements", lambda: missing)
+    monkeypatch.setattr(doctor, "requirements", lambda: missing)
     assert doctor.main([]) == code
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
     assert set(lines) == {"versions", "code", "devices", "host", "disk", "programs", "packages", "[demo]"}
@@ -77,14 +76,14 @@ def test_the_report_has_a_line_for_each(monkeypatch, capsys, missing, code):
 
 @pytest.mark.parametrize(("num", "text"), [(1, "1 core, "), (2, "2 cores, ")])
 def test_the_cores_of_the_host_are_counted(monkeypatch, num, text):
-    monkeypatch.setattr(machine, "usable_cores", lambda: num)
-    assert dict(machine.description())["host"].startswith(text)
+    monkeypatch.setattr(doctor, "usable_cores", lambda: num)
+    assert dict(doctor.description())["host"].startswith(text)
 
 
 def test_compiled_programs_are_counted(tmp_path):
     (tmp_path / "a-cache").write_bytes(bytes(3 * 2**20))
-    assert machine.programs(str(tmp_path)) == f"1 compiled program, 3 MiB, in {tmp_path} (can be deleted)"
-    assert "compiled anew" in machine.programs(None)
+    assert doctor.programs(str(tmp_path)) == f"1 compiled program, 3 MiB, in {tmp_path} (can be deleted)"
+    assert "compiled anew" in doctor.programs(None)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'cuda'\nmore"), AssertionError()])
@@ -92,7 +91,7 @@ def test_a_machine_on_which_jax_finds_no_device_is_told_why(monkeypatch, capsys,
     def fail():
         raise error
 
-    monkeypatch.setattr(machine, "requirements", lambda: {"": []})
+    monkeypatch.setattr(doctor, "requirements", lambda: {"": []})
     monkeypatch.setattr(jax, "local_devices", fail)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     assert doctor.main([]) == 1

@@ -1,4 +1,4 @@
-"""What XLA's compiler writes on standard error."""
+"""Which cores a process may use, and what XLA's compiler writes on standard error."""
 
 import os
 import subprocess
@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from detailclip_jax.runtime import compiler
+from detailclip_jax.runtime import devices
 
 ALARM = """
 import contextlib, os, signal, subprocess, sys, time
 import jax, jax.numpy as jnp
-from detailclip_jax.runtime.compiler import without_alarm
+from detailclip_jax.runtime.devices import without_alarm
 
 def deep(x):
     for _ in range(3000):
@@ -36,16 +36,16 @@ def levels(monkeypatch):
 
 
 def test_xla_s_log_is_quiet_in_the_context_and_as_before_after_an_error(levels, monkeypatch):
-    monkeypatch.setenv(compiler.LEVEL, str(compiler.USUAL))
-    with pytest.raises(KeyError), compiler.without_alarm():
-        assert levels == [compiler.FATAL]
+    monkeypatch.setenv(devices.LEVEL, str(devices.USUAL))
+    with pytest.raises(KeyError), devices.without_alarm():
+        assert levels == [devices.FATAL]
         raise KeyError
-    assert levels == [compiler.FATAL, compiler.USUAL]
+    assert levels == [devices.FATAL, devices.USUAL]
 
 
 def test_a_level_that_the_user_has_set_stays(levels, monkeypatch):
-    monkeypatch.setenv(compiler.LEVEL, "0")
-    with compiler.without_alarm():
+    monkeypatch.setenv(devices.LEVEL, "0")
+    with devices.without_alarm():
         pass
     assert levels == []
 
@@ -58,3 +58,11 @@ def test_a_compilation_of_minutes_prints_no_alarm(state):
     environ = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_FLAGS": ""}
     done = subprocess.run(command, env=environ, check=True, capture_output=True, text=True)
     assert ("Very slow compile" in done.stderr) == (state == "usual"), done.stderr
+
+
+def test_the_affinity_counts_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7}, raising=False)
+    assert devices.usable_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert devices.usable_cores() == 12
