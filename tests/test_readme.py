@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import json
 import re
 import shlex
 import shutil
@@ -349,9 +348,3 @@ def test_the_readme_is_short_and_links_every_page():
     text = PAGES["README.md"]
     assert len(text.splitlines()) <= 160
     assert all(f"]({page})" in text for page in PAGES if page != "README.md")
-
-
-def test_pages_have_the_measured_texts_once():
-    marks = [mark for text in PAGES.values() for mark in re.findall(r"<!-- numbers (\S+) -->", text)]
-    held = json.loads((ROOT / "docs/numbers.json").read_text()).values()
-    assert sorted(marks) == sorted(mark for made in held for mark in made["blocks"])

@@ -5,8 +5,8 @@
     make numbers ONLY="demo evaluation"                # the same, in the environment of the tests
 
 `NUMBERS` says how each one is made; docs/numbers.json holds what was measured, with date, commit, machine and versions.
-In README.md and docs/*.md a measured text stands between `<!-- numbers NAME -->` and `<!-- end -->`, exactly as the
-data file has it (a test).  The commands write to runs/numbers/COMMIT/NAME, and resume there after an interrupt.
+In README.md, docs/*.md and tools/measured.md a measured text stands between `<!-- numbers NAME -->` and `<!-- end -->`,
+exactly as the data file has it (a test).  The commands write to runs/numbers/COMMIT/NAME, and resume there after an interrupt.
 """
 
 import argparse
@@ -36,6 +36,7 @@ DATA = ROOT / "docs/numbers.json"
 RUNS = ROOT / "runs/numbers"
 DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("data", "detection", "evaluation", "experiments")))
 DOCUMENTS += tuple(f"docs/{name}.md" for name in ("first_run", "performance", "pytorch", "python", "segmentation"))
+DOCUMENTS += ("tools/measured.md",)
 WIDTH = 120  # of the documents' lines
 MARKS = re.compile(r"<!-- numbers (?P<name>\S+) -->\n(?P<text>.*?)\n<!-- end -->", re.DOTALL)
 VERSIONS = ("jax", "flax", "numpy", "Pillow", "opencv-python-headless")
@@ -305,7 +306,7 @@ METRICS = {  # heading -> task/metric
     "zero-shot": "zero_shot/top1",
     "image to text R@1": "retrieval/image_to_text_r1",
     "text to image R@1": "retrieval/text_to_image_r1",
-    "figure IoU": "segmentation/figure_iou",
+    "foreground IoU": "segmentation/figure_iou",
     "balanced mIoU": "segmentation/balanced_miou",
     "kept objects": "kept_objects/share",
 }
@@ -629,8 +630,8 @@ def probe(folder: Path) -> Made:
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text]
     found = {(name, encoder): scores for name, encoder, *scores in rows}
     probes = list(dict.fromkeys(name for name, *_ in rows))
-    columns = ["figure IoU", "mIoU of groups", "right group on object pixels", "mIoU of nouns"]
-    lines = [f"| encoder | {' | '.join([*columns, *(f'{name}: figure, groups' for name in probes[1:])])} |"]
+    columns = ["foreground IoU", "mIoU of groups", "right group on object pixels", "mIoU of nouns"]
+    lines = [f"| encoder | {' | '.join([*columns, *(f'{name}: foreground, groups' for name in probes[1:])])} |"]
     lines.append("|---|" + "---:|" * (len(columns) + len(probes) - 1))
     for encoder in dict.fromkeys(row[1] for row in rows):
         others = [", ".join(found.get((name, encoder), [])[:2]) for name in probes[1:]]
@@ -721,7 +722,7 @@ def readouts(folder: Path) -> Made:
 def factor_table(folder: Path, head: str, rows: Sequence[str]) -> list[str]:
     """One row per factor: zero-shot, retrieval both ways, segmentation in two ways."""
     records = read(folder, "comparison")["results"]
-    lines = [f"| {head} | zero-shot | R@1, both ways | figure IoU | balanced mIoU |", "|---|" + "---:|" * 4]
+    lines = [f"| {head} | zero-shot | R@1, both ways | foreground IoU | balanced mIoU |", "|---|" + "---:|" * 4]
     for row in rows:
         seen, there, back, figure, detail = (mean_and_std(records, row, metric) for metric in list(METRICS)[:5])
         lines.append(f"| `{row}` | {seen} | {there}, {back} | {figure} | {detail} |")
@@ -750,7 +751,7 @@ def long_upernet(folder: Path) -> Made:
     (figure, groups), own = ([cell.strip() for cell in row[3:5]] for row in rows)
     sentence = (
         f"UPerNet, end to end on 192,000 scenes: {segmented(folder / 'run')}; in the table above it would have "
-        f"figure IoU {figure} and mIoU of groups {groups}, and with its own head {', '.join(own)}."
+        f"foreground IoU {figure} and mIoU of groups {groups}, and with its own head {', '.join(own)}."
     )
     return {"long_upernet.sentence": textwrap.wrap(sentence, WIDTH)}
 
