@@ -6,7 +6,7 @@
 
 `NUMBERS` says how each one is made; docs/numbers.json holds what was measured, with date, commit, machine and versions.
 In README.md, docs/*.md and tools/measured.md a measured text stands between `<!-- numbers NAME -->` and `<!-- end -->`,
-exactly as the data file has it (a test).  The commands write to runs/numbers/COMMIT/NAME, and resume there after an interrupt.
+exactly as the data file has it (a test).  The commands write to runs/numbers/COMMIT/NAME and resume there.
 """
 
 import argparse
