@@ -8,20 +8,162 @@
 Every run sees the same number of images, budget x batch size; the table reports the cost (FLOP per image, seconds).
 Each run is an ordinary run of detailclip_jax.main in WORKDIR/NAME/seed-K, where NAME is its name in the table.
 Finished runs are not trained again, and the same command continues where it was stopped.  Writes comparison.md,
-comparison.json and comparison.png.
+comparison.json and comparison.png.  In Python, `check(plan)`, `train(plan)` and `write(plan)` do the same for a `Plan`.
 """
 
 import argparse
+import itertools
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.config.settings import parse_setting, split_list
-from detailclip_jax.run.entries import CONTROLS, Plan, parse_entry, sweep_entries
+from detailclip_jax import config as base
+from detailclip_jax.config import run_config
+from detailclip_jax.config.components import check_path_is_read
+from detailclip_jax.config.settings import Change, both, parse_setting, set_fields, split_list
+from detailclip_jax.data.caption_rules import with_own_number
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
+from detailclip_jax.runtime.files import replace_text
+from detailclip_jax.runtime.metric_files import read_lines
+
+COUNTED = "steps_per_epoch"  # `run_config.resolve` writes it to config.json if the config does not set it
+RESULTS = "results.json"
+MEASURED = ("evaluators", "preprocess")  # groups of fields that may differ when a run goes on, and change its scores
+OWN = {  # fields that the comparison itself sets for every run, and what to do instead
+    "method": "name it in --methods",
+    "init": "give --init=WORKDIR",
+    "seed": "give --seeds=N, for the seeds 0 to N - 1",
+    "total_steps": "give --budget=STEPS",
+    "num_epochs": "give --budget=STEPS",
+    "evaluate_at_end": "leave it out: every run is evaluated at its end",
+}
+
+
+class Entry(NamedTuple):
+    """One entry of the comparison: a method, and a change of its config."""
+
+    name: str
+    method: str
+    change: Change
+    given: tuple[str, ...] = ()  # dotted names of the fields that its text sets
+
+
+class Plan(NamedTuple):
+    """What a comparison trains: every entry with every seed, all for the same number of steps.
+
+    config: file of every run's config; it must accept the argument method=NAME.
+    workdir: folder of all runs and of the comparison.
+    num_seeds: runs per entry; the seeds are 0, 1, ...
+    budget: steps of every run.
+    init: a run or checkpoint that every run continues from; "" for training from scratch.
+    fields: dotted names -> values of fields of every run's config; those of an entry replace them.
+    """
+
+    entries: Sequence[Entry]
+    config: str
+    workdir: Path
+    num_seeds: int
+    budget: int
+    init: str = ""
+    fields: Mapping[str, Any] = MappingProxyType({})
+
+
+def two_views(config: ConfigDict) -> None:
+    """Changes CLIP's config to two unmasked views, as many as DetailCLIP's student has."""
+    crop = config.views.crops.large
+    crop.count, crop.blur_p, crop.solarize_p = 2, (0.1, 0.1), (0.0, 0.0)
+
+
+def random_mask(config: ConfigDict) -> None:
+    """Changes DetailCLIP's config to a random mask, which does not use the teacher's attention; all losses stay."""
+    config.masking.strategy = "random"
+
+
+def full_weight(config: ConfigDict) -> None:
+    """Changes MaskCLIP's config to weight 1 for distillation, the same as for the contrastive loss."""
+    config.losses.weights.patch = 1.0
+
+
+def larger_teacher(config: ConfigDict) -> None:
+    """Changes DetailCLIP's config so that the teacher gets a crop that encloses both views (paper 4.1.1)."""
+    config.views.teacher = "enclosing"
+    config.views.crops.enclosing = base.crop(size=config.model.image_size, kind="enclosing")
+
+
+CONTROLS = {
+    "clip_two_views": Entry("clip_two_views", "clip", two_views),
+    "detailclip_random_mask": Entry("detailclip_random_mask", "detailclip", random_mask),
+    "detailclip_enclosing": Entry("detailclip_enclosing", "detailclip", larger_teacher),
+    "maskclip_weight_1": Entry("maskclip_weight_1", "maskclip", full_weight),
+}
+
+
+def parse_entry(text: str) -> Entry:
+    """Parses a method or control with optional fields after it: "detailclip+ema.end=0.99+ema.start=0.98"."""
+    name, *settings = text.split("+")
+    known = CONTROLS.get(name, Entry(name, name, lambda config: None))
+    fields = dict(map(parse_setting, settings))
+    return Entry(text, known.method, both(known.change, set_fields(fields)), tuple(fields))
+
+
+def sweep_entries(path: str) -> list[Entry]:
+    """Loads the entries of a config file's SWEEP, a dictionary name -> (method, loss weights)."""
+    module = run_config.module(path)
+    return [
+        Entry(name, method, set_fields({f"losses.weights.{term}": weight for term, weight in weights.items()}))
+        for name, (method, weights) in module.SWEEP.items()
+    ]
+
+
+def given_fields(plan: Plan, entry: Entry) -> list[str]:
+    """Returns the dotted names of the fields that the plan and `entry` set; `init` does not replace their values."""
+    return [*plan.fields, *entry.given]
+
+
+def config_of(plan: Plan, entry: Entry, seed: int) -> ConfigDict:
+    """Returns the config of one run: that of `entry`, with the plan's fields and budget.
+
+    Raises ValueError for an unknown field, an invalid value or a field in OWN, and FileNotFoundError for a missing
+    config file.
+    """
+    check_not_own(given_fields(plan, entry))
+    config = run_config.load(f"{plan.config}:method={entry.method}")
+    set_fields(plan.fields)(config)
+    entry.change(config)
+    config.seed, config.init, config.evaluate_at_end = seed, plan.init, True
+    config.total_steps = plan.budget
+    return with_own_number(config, given_fields(plan, entry))
+
+
+def check_not_own(given: Iterable[str]) -> None:
+    """Raises ValueError for a field that the comparison itself sets, as the value that is given would be ignored."""
+    for name in given:
+        if name in OWN:
+            raise ValueError(f"{name} is not set for single runs of a comparison; {OWN[name]}")
+
+
+def workdirs_of(plan: Plan) -> dict[str, list[Path]]:
+    """Returns the name of each entry -> workdirs of its runs, in the order of the seeds."""
+    seeds = range(plan.num_seeds)
+    return {
+        entry.name: [plan.workdir / file_name(entry.name) / f"seed-{seed}" for seed in seeds] for entry in plan.entries
+    }
+
+
+def file_name(name: str) -> str:
+    """Converts the name of an entry to a folder name; different names give different folders.
+
+    Letters, digits and -_.=+ stay; another character becomes its UTF-8 bytes in hexadecimal, as in a URL: "a,b" gives
+    "a%2Cb", whereas "a-b" stays.
+    """
+    return quote(name, safe="=+")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,13 +191,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compare(plan: Plan) -> int:
     """Checks all runs, then trains and compares them."""
-    from detailclip_jax.run import compare  # imports jax: only after the flags are parsed
-
-    compare.check(plan)
+    check(plan)
     with errors.at_work():
-        code = compare.train(plan, gflop_per_image)
+        code = train(plan)
         if code == 0:
-            print(compare.write(plan))
+            print(write(plan))
         return code
 
 
@@ -75,6 +215,173 @@ def gflop_per_image(config: ConfigDict) -> float:
     from detailclip_jax.benchmarks import counting, variants
 
     return counting.count_flops(variants.Variant(config.method, config, config.model.context_length)) / 1e9
+
+
+class CannotBegin(errors.RunError):
+    """A run is invalid and does not start; the message is that of `detailclip_jax.main`."""
+
+
+def check(plan: Plan) -> None:
+    """Checks the config and workdir of every run before the first one starts.  Raises ValueError."""
+    from detailclip_jax import methods  # imports jax, as below: only after the flags are parsed
+    from detailclip_jax.training import warm_start
+    from detailclip_jax.training.validation import validate
+
+    for entry in plan.entries:
+        if entry.method not in methods.METHODS:
+            raise ValueError(errors.unknown("method", entry.method, (*methods.METHODS, *CONTROLS)))
+    workdirs = workdirs_of(plan)
+    adopted: list[Adopted] = []
+    for entry in plan.entries:
+        for seed, workdir in enumerate(workdirs[entry.name]):
+            asked, given = config_of(plan, entry, seed), given_fields(plan, entry)
+            check_path_is_read(asked.data, given, flag="--set=")
+            config = warm_start.adopt(asked, given, workdir)
+            validate(config)
+            methods.build(config)
+            check_same_run(config, workdir)
+            adopted.append(Adopted(workdir, config.preprocess.to_dict(), given))
+    if plan.init:
+        check_same_preprocessing(adopted)
+
+
+class Adopted(NamedTuple):
+    """What a run takes from `init`, or from its own folder if it has begun, and the fields that the user has given."""
+
+    workdir: Path
+    preprocess: dict[str, Any]
+    given: Sequence[str]
+
+
+def check_same_preprocessing(runs: Sequence[Adopted]) -> None:
+    """Raises ValueError if runs from one `init` would be evaluated on images that are preprocessed in different ways.
+
+    Runs that have begun keep their own preprocessing, and new ones take that of `init`.  Fields that a row sets itself
+    may differ.
+    """
+    first, *others = runs
+    for run in others:
+        own = {*first.given, *run.given}
+        told = [
+            f"  preprocess.{name}: {before!r} there, {run.preprocess[name]!r} in {run.workdir}"
+            for name, before in first.preprocess.items()
+            if before != run.preprocess[name] and f"preprocess.{name}" not in own
+        ]
+        if told:
+            lines = "\n".join(told)
+            raise ValueError(
+                f"{first.workdir} has a run with another preprocessing:\n{lines}\nSet one value with --set."
+            )
+
+
+def check_same_run(config: ConfigDict, workdir: Path) -> None:
+    """Raises ValueError if the workdir has a run of other settings or another length than the requested one."""
+    file = workdir / "config.json"
+    if not file.exists():
+        return
+    there = run_config.read(file)
+    differing = run_config.differences(there, config)
+    if config[COUNTED] is None:
+        differing.pop(COUNTED, None)
+    if there.total_steps != config.total_steps:
+        differing["total_steps"] = there.total_steps, config.total_steps
+    if lines := [f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in differing.items()]:
+        told = "\n".join(lines)
+        raise ValueError(f"{workdir} has a run of other settings:\n{told}\nChoose another --workdir.")
+
+
+def train(plan: Plan) -> int:
+    """Trains and evaluates every unfinished run; returns the exit code, that of `loop.train` if a run was stopped.
+
+    Raises CannotBegin for a run that is refused, and the errors of `loop.train`.
+    """
+    workdirs = workdirs_of(plan)
+    for seed in range(plan.num_seeds):  # seeds outside, so that a stopped comparison has equally many runs per entry
+        for entry in plan.entries:
+            config, given = config_of(plan, entry, seed), given_fields(plan, entry)
+            if code := train_one(config, workdirs[entry.name][seed], given):
+                return code
+    return 0
+
+
+def write(plan: Plan) -> str:
+    """Writes the comparison of the finished runs and of encoders without training; returns what to print."""
+    from detailclip_jax.evaluation import comparison
+
+    workdirs = workdirs_of(plan)
+    results = {name: [read_results(workdir) for workdir in runs] for name, runs in workdirs.items()}
+    results |= comparison.floors(config_of_floors(plan), plan.num_seeds)
+    return comparison.write(plan.workdir, results, {name: cost_text(runs) for name, runs in workdirs.items()})
+
+
+def config_of_floors(plan: Plan) -> ConfigDict:
+    """Returns the config whose encoder is measured without training: that of a finished run if `init` determines it."""
+    if plan.init:
+        first, *_ = workdirs_of(plan).values()
+        return run_config.read(first[0] / "config.json")
+    return config_of(plan, parse_entry("clip"), 0)
+
+
+def train_one(config: ConfigDict, workdir: Path, given: Sequence[str]) -> int:
+    """Trains and evaluates one run unless its scores are there; returns the exit code of `loop.train`.
+
+    A finished run is only evaluated.
+    """
+    from detailclip_jax import pretraining
+    from detailclip_jax.training import loop
+
+    if is_measured(config, workdir, given):
+        return 0
+    try:
+        run = pretraining.prepare(config, workdir, given)
+    except (ValueError, OSError) as error:
+        raise CannotBegin(f"{workdir}: {error}") from error
+    (workdir / RESULTS).unlink(missing_ok=True)  # of another evaluation; if this one is stopped, it is repeated
+    code = loop.train(run)
+    if code == 0:
+        spent = {"seconds": training_seconds(workdir), "gflop_per_image": gflop_per_image(run.config)}
+        replace_text(workdir / "cost.json", json.dumps(spent) + "\n")
+    return code
+
+
+def is_measured(config: ConfigDict, workdir: Path, given: Sequence[str]) -> bool:
+    """Whether the run is finished and has scores of the same evaluators and preprocessing as `config`."""
+    from detailclip_jax.training import warm_start
+
+    if finished_steps(workdir) < config.total_steps:
+        return False
+    configs = run_config.read(workdir / "config.json"), warm_start.adopt(config, given, workdir)
+    there, now = (json.loads(run_config.to_json(each)) for each in configs)
+    return all(there[group] == now[group] for group in MEASURED)
+
+
+def finished_steps(workdir: Path) -> int:
+    """Returns the number of steps of a finished run; 0 if the folder has no results."""
+    results = workdir / RESULTS
+    return json.loads(results.read_text())["step"] if results.exists() else 0
+
+
+def training_seconds(workdir: Path) -> float:
+    """Computes the training time from the speeds in the log, over all restarts; without compiling and evaluation."""
+    config = run_config.read(workdir / "config.json")
+    speeds = {line["step"]: line["images_per_second"] for line in read_lines(workdir / "metrics.jsonl")}
+    steps = sorted(speeds)
+    return sum((to - since) * config.batch_size / speeds[to] for since, to in itertools.pairwise([0, *steps]))
+
+
+def read_results(workdir: Path) -> dict[str, float]:
+    """Reads "task/weights/metric" -> value of a finished run."""
+    records = json.loads((workdir / RESULTS).read_text())["results"]
+    return {f"{r['task']}/{r['weights']}/{r['metric']}": r["value"] for r in records}
+
+
+def cost_text(workdirs: Sequence[Path]) -> str:
+    """Formats GFLOP per image and the mean seconds of the runs; "" without any cost.json."""
+    costs = [json.loads(file.read_text()) for folder in workdirs if (file := folder / "cost.json").exists()]
+    if not costs:
+        return ""
+    seconds = sum(cost["seconds"] for cost in costs) / len(costs)
+    return f"{costs[0]['gflop_per_image']:.3g} GFLOP/image, {seconds:.0f} s"
 
 
 if __name__ == "__main__":

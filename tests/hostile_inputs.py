@@ -628,7 +628,8 @@ def feed_config(folder: Path) -> object:
     """Every command that reads the config of a run: it resumes, starts from it, compares it or draws with it."""
     from detailclip_jax.config import default, run_config
     from detailclip_jax.dense import dense_runs
-    from detailclip_jax.run import compare, visualize
+    from detailclip_jax import compare
+    from detailclip_jax.run import visualize
     from detailclip_jax.runtime import metric_files
     from detailclip_jax.training import warm_start
     from detailclip_jax.training.validation import validate

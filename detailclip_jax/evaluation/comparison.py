@@ -1,4 +1,7 @@
-"""Compares methods trained with the same budget: mean and standard deviation over seeds, as a table and a figure."""
+"""Compares methods trained with the same budget: mean and standard deviation over seeds, as a table and a figure.
+
+Its lower bounds are encoders without training: an untrained one, and raw pixels.
+"""
 
 import json
 import textwrap
@@ -6,13 +9,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
 
-from detailclip_jax.evaluation import run_report
+from detailclip_jax.evaluation import evaluators, run_report
 from detailclip_jax.evaluation.metrics import split_name
 from detailclip_jax.figures import style
+from detailclip_jax.models import sizes
+from detailclip_jax.models.patches import patchify
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.terminal import complain
+from detailclip_jax.training import experiment
 
 METRICS = {  # task/metric -> heading, the label in report.md
     name: run_report.LABELS[name.partition("/")[2]]
@@ -138,3 +147,34 @@ def figure(table: Table):
         panel.grid(axis="x", color="#DDDDDD")
         panel.set_xlim(left=0)
     return canvas
+
+
+class PixelEncoder:
+    """An encoder whose patch features are the pixels of the patch, between 0 and 1."""
+
+    def __init__(self, model: ConfigDict):
+        self.patch_size = sizes.size_of(model).patch_size
+
+    def patches(self, params: Any, images: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B N P"]:
+        """The flattened pixels of each patch, [B, N, P]; `params` is ignored."""
+        return np.asarray(patchify(jnp.asarray(images, jnp.float32) / 255, self.patch_size))
+
+
+def floors(config: ConfigDict, num_seeds: int) -> dict[str, list[dict[str, float]]]:
+    """Measures segmentation without training: features of an untrained encoder (one per seed), and raw pixels.
+
+    Empty if segmentation is not among the evaluators of `config`.
+    """
+    config = ConfigDict(config.to_dict())
+    config.init = ""
+    options = evaluators.plan(config)
+    if "segmentation" not in options:
+        return {}
+    config.evaluators = {"segmentation": options["segmentation"]}
+    built = experiment.build(config)
+    features, pixels = (evaluators.build_all(encode, config) for encode in (built.encode, PixelEncoder(config.model)))
+    untrained = [{"student": built.init(seed).params} for seed in range(num_seeds)]
+    return {
+        "untrained": [evaluators.run(features, params, step=0) for params in untrained],
+        "raw pixels": [evaluators.run(pixels, {"student": {"image": {}}}, step=0)],
+    }

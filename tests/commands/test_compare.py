@@ -1,7 +1,6 @@
 """The comparison: entries, budget, resuming, table; and the linear segmentation it reads."""
 
 import json
-import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,14 +11,11 @@ from tiny import check_names, on_one_device
 from detailclip_jax import compare, pretraining
 from detailclip_jax.config import run_config
 from detailclip_jax.config.settings import split_list
-from detailclip_jax.evaluation import comparison, floors, patch_probe, run_report
-from detailclip_jax.run import compare as runs
-from detailclip_jax.run import entries
+from detailclip_jax.evaluation import comparison, patch_probe, run_report
 from detailclip_jax.runtime import errors
-from detailclip_jax.training import loop
+from detailclip_jax.training import loop, warm_start
 
 ROOT = Path(__file__).parents[2]
-METHODS = ("clip", "detailclip")  # of the example
 NANO = """
 from detailclip_jax.config import run_config
 
@@ -45,7 +41,7 @@ def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypa
     work = tmp_path / "work"
     command = ["--methods=clip", "--seeds=1", "--budget=2"]
     command += [f"--config={nano}", f"--workdir={work}", "--set=checkpoint_every=2", "--set=batch_size=8"]
-    measure, measured = floors.scores, []
+    measure, measured = comparison.floors, []
 
     def once(config, num_seeds):
         """The floors are measured for the first table only, of two."""
@@ -53,7 +49,7 @@ def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypa
             measured.append(measure(config, num_seeds))
         return measured[0]
 
-    monkeypatch.setattr(floors, "scores", once)
+    monkeypatch.setattr(comparison, "floors", once)
     with on_one_device():
         assert compare.main(command) == 0
     text, printed = (work / "comparison.md").read_text(), capsys.readouterr().out
@@ -76,21 +72,9 @@ def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypa
     assert "  ema.end: 1.0 there, 0.5 now\n" in error and "  total_steps: 2 there, 1 now\n" in error
 
 
-def test_the_example_of_the_room_trains_what_it_plans(monkeypatch, tmp_path, capsys):
-    """The lines of the module's docstring, as they stand there, with a stand-in for the training of one run."""
-    trained = []
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "train_one", lambda config, workdir, given, count: trained.append((workdir, count)) or 0)
-    monkeypatch.setattr(runs, "write", lambda plan: f"the table of {plan.workdir}")
-    lines = [line for line in runs.__doc__.splitlines() if line.startswith("    ")]
-    exec(textwrap.dedent("\n".join(lines)), {})
-    expected = [(Path(f"runs/compare/{name}/seed-{k}"), compare.gflop_per_image) for k in range(3) for name in METHODS]
-    assert trained == expected and capsys.readouterr().out == "the table of runs/compare\n"
-
-
 @pytest.mark.check
 def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
-    config = entries.config_of(plan("--set=batch_size=8"), entries.parse_entry("clip"), 0)
+    config = compare.config_of(plan("--set=batch_size=8"), compare.parse_entry("clip"), 0)
     whole = compare.gflop_per_image(config)
     config.model.scan, config.losses.clip_block = True, 2
     assert compare.gflop_per_image(config) == whole > 0.01
@@ -98,7 +82,7 @@ def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
     lines += [{"step": 20, "images_per_second": 2.0}]  # once more after a restart
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "config.json").write_text(run_config.to_json(config))
-    assert runs.training_seconds(tmp_path) == 10 * 8 / 4 + 10 * 8 / 2
+    assert compare.training_seconds(tmp_path) == 10 * 8 / 4 + 10 * 8 / 2
 
 
 @pytest.mark.parametrize(
@@ -158,13 +142,13 @@ def plan(*extra):
 
 def test_commas_in_brackets_separate_no_rows():
     softer = "detailclip+losses.teacher_temperature=(0.07,0.07)+losses.patch_temperature=(0.07,0.07)"
-    rows = [entries.parse_entry(text) for text in split_list(f"clip,{softer},")]
+    rows = [compare.parse_entry(text) for text in split_list(f"clip,{softer},")]
     assert [row.name for row in rows] == ["clip", softer]
-    assert entries.config_of(plan(), rows[1], 0).losses.teacher_temperature == (0.07, 0.07)
+    assert compare.config_of(plan(), rows[1], 0).losses.teacher_temperature == (0.07, 0.07)
 
 
 def test_every_run_has_the_budget_the_seed_and_its_row_s_fields():
-    config = entries.config_of(plan("--init=runs/x"), entries.parse_entry("detailclip+ema.end=0.5"), 3)
+    config = compare.config_of(plan("--init=runs/x"), compare.parse_entry("detailclip+ema.end=0.5"), 3)
     assert (config.total_steps, config.seed, config.init, config.ema.end) == (7, 3, "runs/x", 0.5)
 
 
@@ -178,17 +162,17 @@ def test_a_run_whose_field_was_set_is_not_one_that_leaves_it_open(tmp_path):
 
     def write(given):
         (tmp_path / "dino/seed-0").mkdir(parents=True, exist_ok=True)
-        config = run_config.resolve(entries.config_of(given, given.entries[0], 0), 1000)
+        config = run_config.resolve(compare.config_of(given, given.entries[0], 0), 1000)
         (tmp_path / "dino/seed-0/config.json").write_text(run_config.to_json(config))
 
     write(asked("--set=model.prototypes=64"))
     with pytest.raises(ValueError, match=r"model\.prototypes: 64 there, None now\nChoose another --workdir"):
-        runs.check(asked())
-    runs.check(asked("--set=model.prototypes=64"))
+        compare.check(asked())
+    compare.check(asked("--set=model.prototypes=64"))
     write(asked(counted))
-    runs.check(asked(counted))
+    compare.check(asked(counted))
     with pytest.raises(ValueError, match=r"steps_per_epoch: \d+ there, 60 now"):
-        runs.check(asked())
+        compare.check(asked())
 
 
 def finished(workdir, config):
@@ -209,17 +193,17 @@ def test_a_finished_run_is_evaluated_again_by_another_evaluation(tmp_path, monke
 
     monkeypatch.setattr(pretraining, "prepare", lambda config, *_: config)
     monkeypatch.setattr(loop, "train", evaluate)
-    config = entries.config_of(plan(), row, 0)
+    config = compare.config_of(plan(), row, 0)
     finished(tmp_path / "run", config)
-    train = lambda config, given: runs.train_one(config, tmp_path / "run", given, lambda _: 1.0)
+    train = lambda config, given: compare.train_one(config, tmp_path / "run", given)
     assert train(config, []) == 0 and not trained
     other = plan("--set=preprocess.filter=bicubic")
-    assert train(entries.config_of(other, row, 0), ["preprocess.filter"]) == 130 and len(trained) == 1
+    assert train(compare.config_of(other, row, 0), ["preprocess.filter"]) == 130 and len(trained) == 1
     assert train(config, []) == 130  # the scores are gone
-    other = entries.config_of(plan(), row, 0)
+    other = compare.config_of(plan(), row, 0)
     other.evaluators = {"zero_shot": {"num_scenes": 8}}
     finished(tmp_path / "second", config)
-    assert not runs.is_measured(other, tmp_path / "second", [])
+    assert not compare.is_measured(other, tmp_path / "second", [])
 
 
 def test_runs_from_one_init_have_one_preprocessing(tmp_path):
@@ -227,15 +211,15 @@ def test_runs_from_one_init_have_one_preprocessing(tmp_path):
     begun(tmp_path / "init", run_config.load("configs/stickers.py:method=clip"))
     given = f"--init={tmp_path / 'init'}", "--seeds=1", f"--workdir={tmp_path}"
     bicubic = plan(*given, "--methods=clip", "--set=preprocess.filter=bicubic")
-    config, fields = entries.config_of(bicubic, bicubic.entries[0], 0), ["preprocess.filter"]
-    begun(tmp_path / "clip/seed-0", runs.warm_start.adopt(config, fields))
-    runs.check(bicubic)
-    runs.check(plan(*given, "--methods=clip"))
+    config, fields = compare.config_of(bicubic, bicubic.entries[0], 0), ["preprocess.filter"]
+    begun(tmp_path / "clip/seed-0", warm_start.adopt(config, fields))
+    compare.check(bicubic)
+    compare.check(plan(*given, "--methods=clip"))
     with pytest.raises(ValueError) as refused:
-        runs.check(plan(*given, "--methods=clip,detailclip"))
+        compare.check(plan(*given, "--methods=clip,detailclip"))
     check_names(refused.value, "seed-0", "preprocess.filter: 'bicubic' there, 'bilinear'", "detailclip", "--set")
-    runs.check(plan(*given, "--methods=clip,detailclip", "--set=preprocess.filter=bicubic"))
-    runs.check(plan(*given, "--methods=clip,detailclip+preprocess.filter=bilinear"))
+    compare.check(plan(*given, "--methods=clip,detailclip", "--set=preprocess.filter=bicubic"))
+    compare.check(plan(*given, "--methods=clip,detailclip+preprocess.filter=bilinear"))
 
 
 def begun(workdir, config):
@@ -246,12 +230,13 @@ def begun(workdir, config):
 
 def test_the_cost_is_counted_of_the_run_s_own_config(tmp_path, monkeypatch):
     """Which needs no folder of `init` any more."""
-    config, counted = entries.config_of(plan("--init=runs/gone"), plan().entries[0], 0), []
+    config, counted = compare.config_of(plan("--init=runs/gone"), plan().entries[0], 0), []
     finished(tmp_path / "other", config)
     run = SimpleNamespace(config=run_config.read(tmp_path / "other/config.json"))
     monkeypatch.setattr(pretraining, "prepare", lambda *_: run)
     monkeypatch.setattr(loop, "train", lambda _: finished(tmp_path / "run", config) or 0)
-    assert runs.train_one(config, tmp_path / "run", [], lambda found: counted.append(found) or 2.0) == 0
+    monkeypatch.setattr(compare, "gflop_per_image", lambda found: counted.append(found) or 2.0)
+    assert compare.train_one(config, tmp_path / "run", []) == 0
     assert counted == [run.config]
     assert json.loads((tmp_path / "run/cost.json").read_text())["gflop_per_image"] == 2.0
 
@@ -259,35 +244,35 @@ def test_the_cost_is_counted_of_the_run_s_own_config(tmp_path, monkeypatch):
 def test_the_floors_of_runs_with_init_are_of_their_encoder(tmp_path, monkeypatch):
     """Also when the folder of `init` is gone."""
     given, measured = plan("--init=runs/gone", "--seeds=1", f"--workdir={tmp_path}"), []
-    config = entries.config_of(given, given.entries[0], 0)
+    config = compare.config_of(given, given.entries[0], 0)
     config.model.size = "S/16"
     finished(tmp_path / "clip/seed-0", config)
-    monkeypatch.setattr(runs.floors, "scores", lambda config, num: measured.append(config) or {})
+    monkeypatch.setattr(comparison, "floors", lambda config, num: measured.append(config) or {})
     monkeypatch.setattr(comparison, "write", lambda *_: "the table")
-    assert runs.write(given) == "the table" and measured[0].model.size == "S/16"
+    assert compare.write(given) == "the table" and measured[0].model.size == "S/16"
 
 
 def test_fields_of_a_row_and_of_set_are_those_that_a_checkpoint_does_not_replace():
-    row = entries.parse_entry("detailclip_random_mask+preprocess.filter=bicubic+preprocess.mean=(.1,.2,.3)")
-    assert entries.given_fields(plan("--set=log_every=9"), row) == ["log_every", "preprocess.filter", "preprocess.mean"]
-    assert entries.given_fields(plan(), entries.parse_entry("clip")) == []
+    row = compare.parse_entry("detailclip_random_mask+preprocess.filter=bicubic+preprocess.mean=(.1,.2,.3)")
+    assert compare.given_fields(plan("--set=log_every=9"), row) == ["log_every", "preprocess.filter", "preprocess.mean"]
+    assert compare.given_fields(plan(), compare.parse_entry("clip")) == []
 
 
 def test_controls_change_what_they_say():
-    blind = entries.config_of(plan(), entries.CONTROLS["detailclip_random_mask"], 0)
+    blind = compare.config_of(plan(), compare.CONTROLS["detailclip_random_mask"], 0)
     assert blind.method == "detailclip" and blind.masking.strategy == "random"
-    two = entries.config_of(plan(), entries.CONTROLS["clip_two_views"], 0)
+    two = compare.config_of(plan(), compare.CONTROLS["clip_two_views"], 0)
     assert two.method == "clip" and two.views.crops.large.count == 2
-    larger = entries.config_of(plan(), entries.CONTROLS["detailclip_enclosing"], 0)
+    larger = compare.config_of(plan(), compare.CONTROLS["detailclip_enclosing"], 0)
     assert larger.views.teacher == "enclosing" and larger.views.crops.enclosing.kind == "enclosing"
-    assert entries.config_of(plan(), entries.CONTROLS["maskclip_weight_1"], 0).losses.weights.patch == 1.0
+    assert compare.config_of(plan(), compare.CONTROLS["maskclip_weight_1"], 0).losses.weights.patch == 1.0
 
 
 def test_table_4_is_a_sweep_of_five_rows():
-    rows = entries.sweep_entries(str(ROOT / "configs/ablation_table4.py"))
-    configs = [entries.config_of(plan(), row, 0) for row in rows]
+    rows = compare.sweep_entries(str(ROOT / "configs/ablation_table4.py"))
+    configs = [compare.config_of(plan(), row, 0) for row in rows]
     assert [config.losses.weights.reconstruction for config in configs] == [1.0, 0.0, 2.0, 0.5, 1.0]
-    assert len({entries.file_name(row.name) for row in rows}) == 5
+    assert len({compare.file_name(row.name) for row in rows}) == 5
 
 
 def test_the_table_holds_mean_and_spread_over_seeds():
@@ -409,6 +394,6 @@ def test_enlarging_a_constant_changes_nothing():
 
 def test_different_rows_have_different_folders():
     names = ["a,b", "a-b", "a/b", "a b", "clip+ema.end=0.99", "clip+views.crops.large.scale=(.2,1.)"]
-    folders = [entries.file_name(name) for name in names]
+    folders = [compare.file_name(name) for name in names]
     assert len({*folders}) == len(names) and not any("/" in folder for folder in folders)
-    assert entries.file_name("clip+ema.end=0.99") == "clip+ema.end=0.99"
+    assert compare.file_name("clip+ema.end=0.99") == "clip+ema.end=0.99"
