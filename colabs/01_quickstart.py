@@ -70,11 +70,11 @@ plots.loss_curves(read_lines(metrics)) if metrics.exists() else print("an import
 # The scenes show pairs of objects that training never shows together. Change `first` for other scenes, or `ratio`.
 
 # %%
-from detailclip_jax.run import visualize
+from detailclip_jax.figures import model_figures
 
 models = {"EMA teacher" if model.weights == "ema" else "student": model}
-scenes = visualize.scenes(model.config, count=6, first=0)
-visualize.draw("removal", models, scenes, visualize.Options(ratio=0.5))["removal"]
+scenes = model_figures.scenes(model.config, count=6, first=0)
+model_figures.draw("removal", models, scenes, model_figures.Options(ratio=0.5))["removal"]
 
 # %% [markdown]
 # ## Reconstruction
@@ -83,7 +83,7 @@ visualize.draw("removal", models, scenes, visualize.Options(ratio=0.5))["removal
 # target is normalised per patch: the figure shows the predicted structure.
 
 # %%
-visualize.draw("reconstruction", models, scenes, visualize.Options(ratio=0.5))["reconstruction"]
+model_figures.draw("reconstruction", models, scenes, model_figures.Options(ratio=0.5))["reconstruction"]
 
 # %% [markdown]
 # ## Zero-shot classification

@@ -54,10 +54,9 @@ print(f"{model.config.method}, step {model.step}, {model.weights} weights")
 import jax.numpy as jnp
 import numpy as np
 
-from detailclip_jax.figures import plots, style
-from detailclip_jax.run import visualize
+from detailclip_jax.figures import model_figures, plots, style
 
-scenes = visualize.scenes(model.config, count=4)
+scenes = model_figures.scenes(model.config, count=4)
 student = detailclip_jax.load(CHECKPOINT, weights="student")
 teacher = detailclip_jax.load(CHECKPOINT, weights="ema")
 
@@ -156,7 +155,7 @@ curves(lines, "step", "momentum")
 # Student and teacher attend to similar patches:
 
 # %%
-visualize.draw("removal", {"student": student, "teacher": teacher}, scenes, visualize.Options())["removal"]
+model_figures.draw("removal", {"student": student, "teacher": teacher}, scenes, model_figures.Options())["removal"]
 
 # %% [markdown]
 # ## 3.2.2 Centers and temperatures
@@ -267,7 +266,7 @@ pixels = patchify(record.views["large"].image, model.config.model.image_size // 
 target = normalise_patches(take(pixels, record.hidden.removed), losses.pixel_eps)
 print(f"pixel_loss {pixel_loss(heads['predicted_pixels'], target):.3f}")
 print(f"of a prediction of 0 {pixel_loss(0 * target, target):.3f}")
-visualize.draw("reconstruction", {"model": teacher}, scenes, visualize.Options())["reconstruction"]
+model_figures.draw("reconstruction", {"model": teacher}, scenes, model_figures.Options())["reconstruction"]
 
 # %% [markdown]
 # ## 3.2.3 The attention value, eq. 9: by layer and by head
@@ -288,7 +287,7 @@ query, key = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((1,
 print("one query over five keys:", " ".join(f"{value:.3f}" for value in cls_attention(query, key)[0]))
 values = attention_value(record.targets["full"])
 print(f"values {values.shape}, the sum over patches is {values.sum(-1).mean():.3f}: the rest is the CLS token's own")
-figures = visualize.draw("attention", {"teacher": teacher}, scenes, visualize.Options())
+figures = model_figures.draw("attention", {"teacher": teacher}, scenes, model_figures.Options())
 figures["attention"]
 
 # %%
@@ -306,7 +305,7 @@ figures["attention_heads"]
 from detailclip_jax.methods.masking import RemovalRule, attention_low
 
 values = jnp.asarray(np.stack([teacher.attention(image).ravel() for image in scenes.images]))
-squares = visualize.views({"teacher": teacher}, scenes)
+squares = model_figures.views({"teacher": teacher}, scenes)
 rows = {}
 for ratio, granularity in ((0.25, "patch"), (0.5, "patch"), (0.75, "patch"), (0.5, "cell2x2")):
     removed = np.asarray(attention_low(RemovalRule(side, ratio, granularity), attention=values).mask)

@@ -49,10 +49,10 @@ model = detailclip_jax.load(CHECKPOINT)
 print(f"{model.config.method}, step {model.step}, {model.weights} weights")
 
 # %%
-from detailclip_jax.run import visualize
+from detailclip_jax.figures import model_figures
 
-scenes = visualize.scenes(model.config, count=6)
-models, options = {"model": model}, visualize.Options()
+scenes = model_figures.scenes(model.config, count=6)
+models, options = {"model": model}, model_figures.Options()
 
 # %% [markdown]
 # ## Principal components
@@ -61,7 +61,7 @@ models, options = {"model": model}, visualize.Options()
 # colours are similar features.
 
 # %%
-visualize.draw("pca", models, scenes, options)["pca"]
+model_figures.draw("pca", models, scenes, options)["pca"]
 
 # %% [markdown]
 # ## Similar patches
@@ -70,7 +70,7 @@ visualize.draw("pca", models, scenes, options)["pca"]
 # to choose.
 
 # %%
-visualize.draw("similarity", models, scenes, options)["similarity"]
+model_figures.draw("similarity", models, scenes, options)["similarity"]
 
 # %% [markdown]
 # ## Maps for words, without training
@@ -80,8 +80,8 @@ visualize.draw("similarity", models, scenes, options)["similarity"]
 # ...). Each map is shown relative to the mean over all 96 nouns.
 
 # %%
-three = visualize.scenes(model.config, count=3)
-visualize.draw("words", models, three, visualize.Options(readout="naclip"))["words"]
+three = model_figures.scenes(model.config, count=3)
+model_figures.draw("words", models, three, model_figures.Options(readout="naclip"))["words"]
 
 # %% [markdown]
 # ## Masks by a linear head
@@ -91,6 +91,7 @@ visualize.draw("words", models, three, visualize.Options(readout="naclip"))["wor
 # of `HEAD_STEPS=300`. docs/segmentation.md has UPerNet, and trainings that name the objects.
 
 # %%
+from detailclip_jax.dense import prediction_figures
 from detailclip_jax.dense.segmentation import segmentation_task
 
 HEAD_STEPS = int(os.environ.get("HEAD_STEPS", 60))
@@ -104,4 +105,4 @@ shutil.rmtree(workdir, ignore_errors=True)
 assert loop.train(segmentation_task.prepare(config, workdir)) == 0
 
 # %%
-visualize.segmentation({"linear head": workdir}, 6)["segmentation"]
+prediction_figures.draw({"linear head": workdir})

@@ -148,7 +148,7 @@ for name, model in models.items():
     print(f"{name:>6}: {(cosines.argmax(1) == labels).mean():.1%} of {len(test)} right, chance {1 / len(NAMES):.1%}")
 
 # %%
-from detailclip_jax.run import visualize
+from detailclip_jax.figures import model_figures
 
-shown = visualize.files([str(FOLDER / "images")], count=6)
-visualize.draw("removal", models, shown, visualize.Options(ratio=0.25))["removal"]
+shown = model_figures.files([str(FOLDER / "images")], count=6)
+model_figures.draw("removal", models, shown, model_figures.Options(ratio=0.25))["removal"]

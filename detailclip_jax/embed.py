@@ -14,19 +14,27 @@ images, and links that lead out of the folder (without --follow-links), are skip
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from jaxtyping import UInt8
+
 from detailclip_jax.data import preprocessing
+from detailclip_jax.data.decoding import BadImage, decoded_for_use
 from detailclip_jax.data.image_files import find
+from detailclip_jax.data.images import evaluation_view
+from detailclip_jax.figures import contact_sheet
 from detailclip_jax.inference import embed_folder, embeddings
-from detailclip_jax.inference.embeddings import Table
-from detailclip_jax.run import search
+from detailclip_jax.inference.embeddings import Match, Table
 from detailclip_jax.runtime import errors, files
 from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.progress import Console
+from detailclip_jax.runtime.regular_files import inside, read_regular
+from detailclip_jax.runtime.terminal import LINES, printable
 
 if TYPE_CHECKING:
     from detailclip_jax.inference.model import Model
@@ -109,16 +117,49 @@ def load(arguments: argparse.Namespace) -> "Model":
     return model
 
 
-def show(matches: Sequence[embeddings.Match], table: Table, arguments: argparse.Namespace) -> None:
-    """Prints the matches, and draws them on a contact sheet if there is a file to put it next to, or --sheet."""
-    search.show(matches)
-    sheet = arguments.sheet or search.sheet_file(arguments.source or arguments.out, arguments.query)
+def show(matches: Sequence[Match], table: Table, arguments: argparse.Namespace) -> None:
+    """Prints the matches with rank and cosine; draws them if there is a file to put the sheet next to, or --sheet."""
+    for rank, match in enumerate(matches, 1):
+        print(f"{rank:>4}  {match.cosine:6.3f}  {printable(match.name)}")
+    sheet = arguments.sheet or sheet_file(arguments.source or arguments.out, arguments.query)
     if not sheet:
         print("not drawn; --sheet=FILE.png draws the images on a contact sheet")
         return
     root = Path(arguments.images) if arguments.source and arguments.images else Path(table.origin.root)
     links = arguments.follow_links or os.path.isfile(arguments.images or "")  # a file named directly may be a link
-    search.draw(arguments.query, matches, root, sheet, links)
+    draw(arguments.query, matches, root, sheet, links)
+
+
+def draw(query: str, matches: Sequence[Match], root: Path, sheet: Path, follow_links: bool = False) -> None:
+    """Draws the images, whose names are relative to `root`, on a contact sheet, and prints its path.
+
+    An image that cannot be read any more is an empty tile, as is one whose link leads out of `root` unless
+    `follow_links`.
+    """
+    tiles = [
+        contact_sheet.Tile(
+            thumbnail(root, match.name, follow_links), f"{rank}   {match.cosine:.3f}", printable(match.name)
+        )
+        for rank, match in enumerate(matches, 1)
+    ]
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet.draw(query, tiles).save(sheet)
+    print(printable(f"drawn in {sheet}", LINES))
+
+
+def sheet_file(file: Path | None, query: str) -> Path | None:
+    """Returns the default contact sheet, None without a file: photos.npz, "a red kite" give photos-a-red-kite.png."""
+    slug = re.sub(r"\W+", "-", query.lower()).strip("-")[:60] or "query"
+    return file.with_name(f"{file.stem}-{slug}.png") if file else None
+
+
+def thumbnail(root: Path, name: str, follow_links: bool = False) -> UInt8[np.ndarray, "S S 3"] | None:
+    """Returns the center square of an image; None if it cannot be read any more."""
+    try:
+        with decoded_for_use(read_regular(inside(root, name, follow_links))) as pixels:
+            return evaluation_view(pixels, contact_sheet.SIDE)
+    except (BadImage, OSError):
+        return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,9 +28,9 @@ in `visualize` of the first checkpoint's workdir.
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from detailclip_jax.data import preprocessing
 from detailclip_jax.runtime import errors, files
@@ -38,7 +38,8 @@ from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.progress import Console
 
 if TYPE_CHECKING:
-    from detailclip_jax.run import figure_files
+    from detailclip_jax.figures.model_figures import Figures, Shown
+    from detailclip_jax.inference.model import Model
 
 MODEL_FIGURES = ("overview", "attention", "removal", "reconstruction", "similarity", "pca", "words")
 PREDICTIONS = ("segmentation", "detection")
@@ -57,6 +58,7 @@ USED_BY_PREDICTIONS = (
     "out",
 )
 STICKERS = "stickers"
+CANVAS = 320  # pixels along a side of a scene for predictions of runs on other data
 
 
 def comma_separated(each: Callable[[str], object]) -> Callable[[str], list]:
@@ -152,42 +154,113 @@ def check_unused(arguments: argparse.Namespace) -> None:
             )
 
 
-def request_of(arguments: argparse.Namespace) -> "figure_files.Request":
-    """Returns what the flags ask to draw.  Raises ValueError for a checkpoint that is named twice."""
-    from detailclip_jax.run import figure_files  # imports jax: only after the flags are parsed
-    from detailclip_jax.run.visualize import Options
-
-    names = arguments.labels or figure_files.names_of(arguments.checkpoint)
-    scenes = arguments.images == [STICKERS]
-    return figure_files.Request(
-        paths=dict(zip(names, arguments.checkpoint)),
-        out=arguments.out,
-        what=arguments.what,
-        images=None if scenes else arguments.images,
-        scenes=scenes,
-        num_images=arguments.num_images,
-        first=arguments.first,
-        texts=arguments.text,
-        follow_links=arguments.follow_links,
-        step=arguments.step,
-        weights=arguments.weights,
-        preprocess=preprocessing.given(arguments),
-        options=Options(arguments.layers, arguments.patch, arguments.ratio, arguments.readout),
-        formats=arguments.formats,
-    )
-
-
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Checks the arguments, loads the checkpoints and writes the figures; returns the exit code."""
+    """Checks the arguments, loads the checkpoints and writes the figures; returns the exit code.
+
+    It prints the paths of the files, and which figures and checkpoints are left out.
+    """
     check(arguments)
     workdir = Path(arguments.checkpoint[0])
     if arguments.out or (workdir / "checkpoints").is_dir():  # nothing is made in a folder that has no run
         arguments.out = arguments.out or workdir / FOLDER
         files.check_writable(arguments.out)
-    from detailclip_jax.run import figure_files
-
-    figure_files.write(request_of(arguments), console)
+    paths = dict(zip(arguments.labels or names_of(arguments.checkpoint), arguments.checkpoint))
+    draw = of_predictions if {*(arguments.what or ())} & {*PREDICTIONS} else of_models
+    for figures in draw(paths, arguments, console):
+        save(figures, arguments, console)
     return 0
+
+
+def names_of(checkpoints: Sequence[str]) -> list[str]:
+    """Returns as many last folders of each path as make the names different.  Raises ValueError for a path twice."""
+    parts = [Path(checkpoint).absolute().parts for checkpoint in checkpoints]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(part[-length:]).strip("/") for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    twice = next(path for number, path in enumerate(checkpoints) if parts[number] in parts[:number])
+    raise ValueError(f"two paths are the same folder: {twice}")
+
+
+def of_predictions(paths: Mapping[str, str], arguments: argparse.Namespace, console: Console) -> "Iterator[Figures]":
+    """Draws the predictions of runs of a dense task, by their names in the figure."""
+    from detailclip_jax.dense import prediction_figures  # imports jax, as below: only after the flags are checked
+
+    (what,), count, first, step = arguments.what, arguments.num_images, arguments.first, arguments.step
+    task = prediction_figures.task_of(paths)
+    if task != what:
+        raise ValueError(
+            f"--what={what} shows {what} runs, but {arguments.checkpoint[0]} is one of {task}; --what={task} shows it"
+        )
+    images, credit = images_of(arguments, console) if arguments.images else ((), "")
+    yield {task: prediction_figures.draw(paths, count, images, credit, first, step)}
+
+
+def images_of(arguments: argparse.Namespace, console: Console) -> tuple[Sequence[Any], str]:
+    """Opens the images that predictions are drawn over; returns them and the line below the figure."""
+    if arguments.images != [STICKERS]:
+        return shown_of(arguments, console).images, ""
+    from detailclip_jax.data.stickers.scene_source import Stickers
+    from detailclip_jax.data.stickers.sprites import ATTRIBUTION
+    from detailclip_jax.figures.model_figures import SPLIT
+
+    first, count = arguments.first or 0, arguments.num_images
+    found = Stickers(SPLIT, size=CANVAS, num_scenes=first + count)
+    return [found[number]["image"] for number in range(first, first + count)], ATTRIBUTION
+
+
+def of_models(paths: Mapping[str, str], arguments: argparse.Namespace, console: Console) -> "Iterator[Figures]":
+    """Draws the figures of models; says which it leaves out.  Raises ValueError if none of them can be drawn."""
+    from detailclip_jax.figures import model_figures as drawing
+
+    models = load(paths, arguments, console)
+    drawing.check_same_view(models)
+    if arguments.images and arguments.images != [STICKERS]:
+        shown = shown_of(arguments, console)
+    else:
+        config = next(iter(models.values())).config
+        shown = drawing.scenes(config, arguments.num_images, arguments.first or 0, arguments.text)
+    reasons = {what: drawing.refusal(what, models, shown) for what in arguments.what or drawing.FIGURES}
+    if all(reasons.values()):
+        raise ValueError("\n".join(reasons.values()))
+    for what, reason in reasons.items():
+        if reason:
+            console.say(f"left out: {reason}")
+        elif told := drawing.left_out(what, models):
+            console.say(told)
+    for note in dict.fromkeys(note for what in reasons for note in drawing.notes(what, models)):
+        console.say(note)
+    options = drawing.Options(arguments.layers, arguments.patch, arguments.ratio, arguments.readout)
+    for what in (what for what, reason in reasons.items() if not reason):
+        yield drawing.draw(what, models, shown, options)
+
+
+def load(paths: Mapping[str, str], arguments: argparse.Namespace, console: Console) -> "dict[str, Model]":
+    """Loads the models by name, and says which weights they have."""
+    from detailclip_jax.inference import model as inference
+
+    models, preprocess = {}, preprocessing.given(arguments)
+    for name, path in paths.items():
+        models[name] = inference.load(path, arguments.weights, arguments.step, preprocess)
+        console.say(f"{name}: {models[name].config.method}, step {models[name].step}, {models[name].weights} weights")
+    return models
+
+
+def shown_of(arguments: argparse.Namespace, console: Console) -> "Shown":
+    """Opens the images of --images; says which linked folders are left out."""
+    from detailclip_jax.figures import model_figures as drawing
+
+    given = arguments
+    return drawing.files(given.images, given.num_images, given.first, given.text, given.follow_links, console.say)
+
+
+def save(figures: "Figures", arguments: argparse.Namespace, console: Console) -> None:
+    """Writes figures in the chosen formats, and prints the files."""
+    from detailclip_jax.figures import style
+
+    for name, figure in figures.items():
+        for suffix in arguments.formats:
+            console.say(str(style.save(figure, arguments.out / f"{name}.{suffix}")))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -626,10 +626,9 @@ def make_config(rng: Rng, folder: Path) -> None:
 
 def feed_config(folder: Path) -> object:
     """Every command that reads the config of a run: it resumes, starts from it, compares it or draws with it."""
-    from detailclip_jax.config import default, run_config
-    from detailclip_jax.dense import dense_runs
     from detailclip_jax import compare
-    from detailclip_jax.run import visualize
+    from detailclip_jax.config import default, run_config
+    from detailclip_jax.dense import dense_runs, prediction_figures
     from detailclip_jax.runtime import metric_files
     from detailclip_jax.training import warm_start
     from detailclip_jax.training.validation import validate
@@ -644,7 +643,7 @@ def feed_config(folder: Path) -> object:
         lambda: validate(warm_start.adopt(started, (), folder)),
         lambda: compare.check_same_run(default(), folder),
         lambda: dense_runs.config_in(folder),
-        lambda: visualize.check_task("segmentation", folder),
+        lambda: prediction_figures.task_of({"run": folder}),
     ):
         try:
             command()

@@ -9,7 +9,7 @@ PACKAGE = ROOT.name
 BASE = ("version", "types")  # files at the top that are no commands
 ROOMS = (  # in the order of the data; a room imports only rooms that stand before it
     *("runtime", "config", "data", "convert", "kernels", "losses", "models", "methods", "training"),
-    *("inference", "interop", "figures", "dense", "evaluation", "page", "pretraining", "run", "benchmarks"),
+    *("inference", "interop", "figures", "dense", "evaluation", "page", "pretraining", "benchmarks"),
 )
 COMMANDS = (
     *(

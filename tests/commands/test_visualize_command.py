@@ -16,13 +16,13 @@ from tiny import looped, noise_state, on_one_device
 from detailclip_jax import visualize
 from detailclip_jax.config import run_config
 from detailclip_jax.data.decoding import BadImage
+from detailclip_jax.dense import prediction_figures
 from detailclip_jax.dense.detection import detection_experiment as detection
 from detailclip_jax.dense.segmentation import segmentation_experiment as segmentation
 from detailclip_jax.dense.segmentation import segmentation_task
+from detailclip_jax.figures import model_figures as drawing
 from detailclip_jax.inference.model import Features, Model, load
 from detailclip_jax.interop import store
-from detailclip_jax.run import figure_files
-from detailclip_jax.run import visualize as drawing
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.regular_files import LeavesFolder
 from detailclip_jax.training.checkpoint import Checkpoints
@@ -64,10 +64,11 @@ def test_a_checkpoint_with_decoder_and_text_has_every_figure(workdirs, tmp_path,
 
 
 def test_without_out_the_figures_are_in_the_workdir_of_the_first_checkpoint(workdirs, tmp_path, monkeypatch):
-    def draw(request, console):
-        assert list(request.paths) == ["clip", "mae"] and not files(request.out)
+    def draw(paths, arguments, console):
+        assert list(paths) == ["clip", "mae"] and not files(arguments.out)
+        return ()
 
-    monkeypatch.setattr(figure_files, "of_models", draw)
+    monkeypatch.setattr(visualize, "of_models", draw)
     given = [f"--checkpoint={workdirs[name]}" for name in ("clip", "mae")]
     assert run(*given) == 0 and (Path(workdirs["clip"]) / "visualize").is_dir()
     monkeypatch.undo()
@@ -128,7 +129,7 @@ def test_of_the_figures_asked_for_those_that_a_checkpoint_can_have_are_drawn(wor
         (
             "detailclip",
             ["--what=segmentation"],
-            "--what=segmentation shows segmentation runs of the command `transfer`, but",
+            "is one of method 'detailclip', not of segmentation or detection",
         ),
         (
             "detailclip",
@@ -254,12 +255,11 @@ def test_links_out_of_the_folder_are_refused_unless_the_flag_allows_them(photo, 
     (tmp_path / "in/more").symlink_to(photo)
     given = ["--checkpoint=unused", "--out=unused", f"--images={tmp_path / 'in'}"]
     with pytest.raises(LeavesFolder, match=r"unsafe link: .*link\.png leads to .*allow it with --follow-links$"):
-        figure_files.images_of(visualize.request_of(visualize.parser().parse_args(given)), Console())
+        visualize.shown_of(visualize.parser().parse_args(given), Console())
     assert "left out: unsafe link: " in capsys.readouterr().out
     followed = visualize.parser().parse_args([*given, "--follow-links", "--what=segmentation"])
     visualize.check(followed)
-    request = visualize.request_of(followed)
-    assert len(figure_files.images_of(request, Console()).images) == 4 and not capsys.readouterr().out
+    assert len(visualize.shown_of(followed, Console()).images) == 4 and not capsys.readouterr().out
 
 
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
@@ -271,7 +271,7 @@ def test_predictions_are_those_of_the_step_that_is_asked_for(tmp_path, monkeypat
         asked.append(step)
         raise FileNotFoundError("no such step")
 
-    monkeypatch.setattr(drawing.segmentation_task, "load", load)
+    monkeypatch.setattr(segmentation_task, "load", load)
     given = f"--checkpoint={tmp_path / 'run'}", f"--what={task}", f"--out={tmp_path}"
     assert run(*given, "--step=7") == run(*given) == 2 and asked == [7, None]
 
@@ -280,15 +280,16 @@ def test_predictions_are_those_of_the_step_that_is_asked_for(tmp_path, monkeypat
 def test_an_evaluation_set_without_the_first_image_is_refused(monkeypatch, task):
     sets = SimpleNamespace(val=SimpleNamespace(source=[{}] * 5))
     built = SimpleNamespace(sets=sets, classes=("a",))
-    monkeypatch.setattr(drawing, "_loaded", lambda *_: {"run": (built, None, 3)})
+    monkeypatch.setattr(prediction_figures, "task_of", lambda _: task)
+    monkeypatch.setattr(segmentation_task, "load", lambda *_: (built, None, 3))
     with pytest.raises(ValueError, match="--first=5, but the evaluation set has only 5 images"):
-        drawing.PREDICTIONS[task]({"run": "runs/linear"}, 2, None, 5)
+        prediction_figures.draw({"run": "runs/linear"}, 2, first=5)
 
 
-def test_a_run_of_the_other_task_is_shown_by_the_other_figure(tmp_path):
+def test_a_run_of_the_other_task_is_shown_by_the_other_figure(tmp_path, capsys):
     run_config.claim_workdir(tmp_path / "run", tiny_detection())
-    with pytest.raises(ValueError, match="--what=detection shows it"):
-        drawing.check_task("segmentation", tmp_path / "run")
+    given = f"--checkpoint={tmp_path / 'run'}", "--what=segmentation", f"--out={tmp_path}"
+    assert run(*given) == 2 and "--what=detection shows it" in capsys.readouterr().err
 
 
 def test_a_folder_shows_images_of_all_its_classes_or_those_from_the_first_on(tmp_path):
@@ -312,12 +313,12 @@ def test_large_images_are_reduced_for_maps_over_them():
     ],
 )
 def test_checkpoints_are_named_by_the_folders_that_tell_them_apart(paths, names):
-    assert figure_files.names_of(paths) == names
+    assert visualize.names_of(paths) == names
 
 
 def test_two_paths_of_one_folder_are_named():
     with pytest.raises(ValueError, match=r"^two paths are the same folder: runs/clip/$"):
-        figure_files.names_of(["runs/other", "runs/clip", "runs/clip/"])
+        visualize.names_of(["runs/other", "runs/clip", "runs/clip/"])
 
 
 @pytest.mark.check
@@ -334,15 +335,15 @@ def test_predictions_of_a_run_lie_next_to_the_ground_truth(tmp_path, photo, task
         saved.save(3, state, {"examples": 0}, record)
     given = f"--checkpoint={tmp_path / 'run'}", f"--what={task}", "--num-images=2", "--formats=png"
     assert run(*given, f"--out={tmp_path / 'own'}") == 0 and files(tmp_path / "own") == [f"{task}.png"]
-    draw = drawing.PREDICTIONS[task]
+    draw = prediction_figures.draw
     monkeypatch.setattr(
         segmentation_task, "load", lambda workdir, step: (built, state, 3)
     )  # compiled once from here on
     num_images = task == "segmentation"  # detections are drawn on the images themselves
-    figure = draw({"run": tmp_path / "run"}, 2)[task]
+    figure = draw({"run": tmp_path / "run"}, 2)
     rows = [text.get_text() for text in figure.texts]
     assert {"ground truth", "run"} <= set(rows) and len(figure.axes) == 2 * (2 + num_images)
-    later = draw({"run": tmp_path / "run"}, 2, first=4)[task]  # of 6 images
+    later = draw({"run": tmp_path / "run"}, 2, first=4)  # of 6 images
     assert len(later.axes) == len(figure.axes)
-    figure = draw({"run": tmp_path / "run"}, 2, drawing.files([photo], 2))[task]
+    figure = draw({"run": tmp_path / "run"}, 2, drawing.files([photo], 2).images)
     assert len(figure.axes) == 2 * (1 + num_images)

@@ -23,7 +23,7 @@ from detailclip_jax import transfer as command
 from detailclip_jax.config import detection_fields as fields
 from detailclip_jax.config import help_text, run_config
 from detailclip_jax.data.sources import MissingData
-from detailclip_jax.dense import paper, predictions
+from detailclip_jax.dense import paper, prediction_figures, predictions
 from detailclip_jax.dense.detection import detect, detection_checks, detection_experiment, detection_task
 from detailclip_jax.dense.detection.coco_sets import open_format
 from detailclip_jax.dense.detection.detection_report import report
@@ -439,15 +439,14 @@ def test_a_run_compiles_one_program_for_each_of_its_buckets(finished):
 
 @pytest.mark.check
 @looped
-def test_a_finished_run_detects_in_python_and_compares(finished, loaded, load_once, tmp_path):
+def test_a_finished_run_detects_in_python_and_compares(finished, loaded, load_once):
     pytest.importorskip("matplotlib")
     assert repr(loaded) == f"<Detector {loaded.path}, step {loaded.step}: {len(loaded.classes)} classes>"
     image = np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype(np.uint8)
     found = loaded.detect(image)
     assert found.boxes.shape == (len(found.scores), 4) and found.masks.shape[1:] == (8, 8)
     assert (found.boxes >= -1e-3).all() and (found.boxes <= [90.01, 70.01, 90.01, 70.01]).all()
-    file = segmentation_task.compare({"one": finished, "two": finished}, tmp_path / "compared.png", 2)
-    assert file.stat().st_size > 1000
+    assert len(prediction_figures.draw({"one": finished, "two": finished}, 2).axes) == 2 * 3
 
 
 @pytest.mark.check

@@ -21,7 +21,6 @@ from detailclip_jax.dense.segmentation.label_batches import examples
 from detailclip_jax.dense.segmentation.segmentation_checks import check
 from detailclip_jax.dense.segmentation.segmentation_experiment import Experiment
 from detailclip_jax.dense.segmentation.segmentation_report import report
-from detailclip_jax.figures import plots
 from detailclip_jax.figures.segmentations import label_figure
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.progress import Clock
@@ -64,28 +63,6 @@ def load(workdir: str | Path, step: int | None = None) -> tuple[Any, TrainState,
     config.model.attention, config.mesh.fsdp = "auto", 1
     built = build(config, classes=class_names.read(workdir))
     return built, *load_state(workdir, built.state_shapes, step)
-
-
-def compare(workdirs: Mapping[str, str | Path], file: str | Path, count: int = dense_runs.SHOWN) -> Path:
-    """Writes a figure of images, ground truth and the predictions of several runs of one task on the same images.
-
-        compare({"clip": "runs/clip_upernet", "detailclip": "runs/detailclip_upernet"}, "figures/compared.png")
-
-    Raises ValueError if the runs have different tasks or classes.
-    """
-    runs = {name: load(workdir) for name, workdir in workdirs.items()}
-    kinds = {built.config.method for built, _, _ in runs.values()}
-    if len(kinds) > 1:
-        raise ValueError(f"the runs {', '.join(runs)} are of several tasks: {', '.join(sorted(kinds))}")
-    check_same_classes(runs)
-    drawn = detection_task.figure_of if kinds == {DETECTION} else figure_of
-    return plots.save(drawn(runs, count), file)
-
-
-def check_same_classes(runs: Mapping[str, tuple[Any, TrainState, int]]) -> None:
-    """Raises ValueError unless all runs predict the same classes."""
-    if len({built.classes for built, _, _ in runs.values()}) != 1:
-        raise ValueError(f"the runs {', '.join(runs)} predict different classes")
 
 
 def figure_of(

@@ -1,4 +1,4 @@
-"""The figures of `python -m detailclip_jax.visualize`: computed from checkpoints and images, drawn by `figures`.
+"""Figures of models: what they attend to, remove, reconstruct and represent, drawn by `plots` and `maps`.
 
 models = {"clip": load("runs/clip"), "detailclip": load("runs/detailclip")}
 shown = scenes(models["clip"].config, 6)
@@ -7,7 +7,6 @@ draw("similarity", models, shown, Options())      # {"similarity": a matplotlib 
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,17 +14,11 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from detailclip_jax.config import run_config
-from detailclip_jax.config.detection_fields import METHOD as DETECTION
-from detailclip_jax.config.segmentation_fields import METHOD as SEGMENTATION
 from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.data.image_files import find
 from detailclip_jax.data.sources import indices_to_show
 from detailclip_jax.data.stickers.scene_source import Stickers, noun_names
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
-from detailclip_jax.dense.detection.detection_task import figure_of as figure_of_detection
-from detailclip_jax.dense.segmentation import segmentation_task
-from detailclip_jax.evaluation import sticker_scores
 from detailclip_jax.figures import maps, plots
 from detailclip_jax.figures.maps import Overview, Words
 from detailclip_jax.inference.model import Model, pixels
@@ -33,10 +26,8 @@ from detailclip_jax.inference.readout_maps import DEFAULT_READOUT
 from detailclip_jax.inference.similar_patches import pca_colours, similarity
 from detailclip_jax.models import sizes
 from detailclip_jax.runtime.regular_files import inside, read_regular
-from detailclip_jax.training.workdirs import no_run
 
 SPLIT = "held_out_pairs"  # scenes of nouns that training never shows together
-CANVAS = 320  # pixels along a side of a scene for models of other data
 LONGEST = 640  # pixels; larger images are reduced before maps of words and predictions are drawn over them
 OVERVIEW_WORDS = 2
 LOW_ATTENTION = ("detailclip", "aclip")  # methods whose mask can be the lowest attention
@@ -73,19 +64,13 @@ def scenes(config: ConfigDict, count: int, first: int = 0, texts: Sequence[str] 
 
     Without `texts` the texts of a scene are its own nouns, and their maps are relative to those of all 96 nouns.
     """
-    found = sticker_scores.scenes(config, SPLIT, first + count)
+    found = Stickers(SPLIT, size=config.model.image_size * 5 // 4, num_scenes=first + count)
     chosen, names = [found[i] for i in range(first, first + count)], noun_names()
     own = [[f"a {names[noun]}" for noun in dict.fromkeys(scene["nouns"].tolist())] for scene in chosen]
     images = [scene["image"] for scene in chosen]
     if texts:
         return Shown(images, [texts] * count, (), ATTRIBUTION)
     return Shown(images, own, [f"a {name}" for name in names], ATTRIBUTION)
-
-
-def plain_scenes(count: int, first: int = 0) -> Shown:
-    """Scenes of stickers at the size of segmentation's own scenes, for runs on other data."""
-    found = Stickers(SPLIT, size=CANVAS, num_scenes=first + count)
-    return Shown([found[i]["image"] for i in range(first, first + count)], [()] * count, (), ATTRIBUTION)
 
 
 def files(
@@ -362,78 +347,3 @@ NEEDS = {
         "use a checkpoint of a method with captions, such as clip, or import it with --tokenizer=FILE",
     ),
 }
-
-
-def segmentation(
-    workdirs: Mapping[str, str | Path],
-    count: int,
-    shown: Shown | None = None,
-    first: int | None = None,
-    step: int | None = None,
-) -> Figures:
-    """Label maps of segmentation runs on the same images.
-
-    Without `shown` the figure takes images of the first run's evaluation set and adds the ground truth; they are evenly
-    spaced, or consecutive from index `first`. `step` is that of the checkpoints, by default the newest of each run.
-    Raises ValueError for a folder of another kind of run, if the runs have different classes, or if the evaluation set
-    has no image number `first`; FileNotFoundError for a missing step.
-    """
-    return _predictions(SEGMENTATION, segmentation_task.figure_of, workdirs, count, shown, first, step)
-
-
-def detection(
-    workdirs: Mapping[str, str | Path],
-    count: int,
-    shown: Shown | None = None,
-    first: int | None = None,
-    step: int | None = None,
-) -> Figures:
-    """Boxes and masks of detection runs on the same images; see `segmentation`."""
-    return _predictions(DETECTION, figure_of_detection, workdirs, count, shown, first, step)
-
-
-def _predictions(
-    task: str,
-    figure_of: Callable[..., Any],
-    workdirs: Mapping[str, str | Path],
-    count: int,
-    shown: Shown | None,
-    first: int | None,
-    step: int | None,
-) -> Figures:
-    runs = _loaded(task, workdirs, step)
-    if shown is None:
-        _check_first(next(iter(runs.values()))[0], first)
-        return {task: figure_of(runs, count, first)}
-    return {task: figure_of(runs, count, images=[reduced(image) for image in shown.images], credit=shown.credit)}
-
-
-PREDICTIONS = {SEGMENTATION: segmentation, DETECTION: detection}
-
-
-def _check_first(built: Any, first: int | None) -> None:
-    if first is not None and first >= (size := len(built.sets.val.source)):
-        raise ValueError(f"--first={first}, but the evaluation set has only {size} images")
-
-
-def _loaded(task: str, workdirs: Mapping[str, str | Path], step: int | None) -> dict[str, Any]:
-    """Experiment, state and step of every run of one task; ValueError if their classes differ."""
-    for workdir in workdirs.values():
-        check_task(task, workdir)
-    runs = {name: segmentation_task.load(workdir, step) for name, workdir in workdirs.items()}
-    segmentation_task.check_same_classes(runs)
-    return runs
-
-
-def check_task(task: str, workdir: str | Path) -> None:
-    """Raises ValueError for the workdir of a run of another task, and FileNotFoundError for a folder without a run."""
-    file = Path(workdir) / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(no_run(workdir))
-    method = run_config.read(file).method
-    if method != task:
-        way_out = "configs/transfer/ has configs that train such a head on an encoder"
-        raise ValueError(
-            f"--what={task} shows {task} runs of the command `transfer`, but {workdir} is one of method {method}; "
-            + (f"--what={method} shows it" if method in PREDICTIONS else way_out)
-        )

@@ -1,1 +1,0 @@
-"""A training run: the checks before it, the loop, and the logging, saving and evaluation in the loop."""
