@@ -103,7 +103,7 @@ def devices(found: Sequence[Any], has_driver: bool) -> str:
     if found[0].platform != "cpu":
         return text
     if has_driver:
-        return f'{text}: there is an NVIDIA driver, but this jax only sees the CPU; pip install -U "jax[cuda13]"'
+        return f'{text}: there is an NVIDIA driver, but this jax only sees the CPU; pip install -U "jax[cuda12]"'
     return f"{text}: enough for configs/stickers.py, not for ViT-B/16"
 
 

@@ -287,6 +287,7 @@ def test_every_field_that_a_page_sets_exists():
         "docs/segmentation.md": dense[:1],
         "docs/experiments.md": (usual, *dense[:1]),
         "docs/detection.md": dense[1:],
+        "docs/data.md": (usual, *dense),
         "docs/troubleshooting.md": (usual, *dense),
     }
     for page, text in PAGES.items():
@@ -333,15 +334,9 @@ def test_every_link_into_a_page_finds_its_heading():
             assert place in map(anchor, headings), (page, link, place)
 
 
-def test_the_page_of_commands_names_flags_that_there_are():
-    sections = re.split(r"^## ", PAGES["docs/commands.md"], flags=re.MULTILINE)[1:]
-    seen = {section.split("\n")[0]: section for section in sections}
-    assert set(door.COMMANDS) <= set(seen)
-    for name, command in door.COMMANDS.items():
-        if name not in ("train", "transfer", "benchmark"):
-            flags = re.findall(r"^\| (`--.+?) \|", seen[name], re.MULTILINE)
-            known = PARSERS[command.module]().format_help()
-            assert all(flag in known for cell in flags for flag in re.findall(r"--[\w-]+", cell)), name
+def test_the_page_of_commands_names_each_command_with_its_module():
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", PAGES["docs/commands.md"], re.MULTILINE)
+    assert dict(rows) == {name: command.module for name, command in door.COMMANDS.items()}
 
 
 def test_the_readme_is_short_and_links_every_page():

@@ -34,7 +34,7 @@ import scipy.stats
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs/numbers.json"
 RUNS = ROOT / "runs/numbers"
-DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("data", "detection", "evaluation", "experiments")))
+DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("detection", "evaluation", "experiments", "records")))
 DOCUMENTS += tuple(f"docs/{name}.md" for name in ("first_run", "performance", "pytorch", "python", "segmentation"))
 DOCUMENTS += ("tools/measured.md",)
 WIDTH = 120  # of the documents' lines

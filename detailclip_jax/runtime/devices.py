@@ -40,7 +40,7 @@ def first_device() -> Any:
         reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
         raise NoDevice(
             f"JAX_PLATFORMS={wanted}: jax finds no such device{reason}; unset JAX_PLATFORMS to use the devices "
-            "that exist, or install jax for it: pip install 'jax[cuda13]' (python -m detailclip_jax.doctor lists "
+            "that exist, or install jax for it: pip install 'jax[cuda12]' (python -m detailclip_jax.doctor lists "
             "the devices)"
         ) from error
 

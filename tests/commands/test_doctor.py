@@ -34,7 +34,7 @@ def device(platform="cpu", kind="cpu", memory=None):
 
 def test_devices_are_named_and_a_card_that_jax_misses():
     assert doctor.devices([device("gpu", "NVIDIA A100", 40 * 2**30)] * 4, True) == "4 x NVIDIA A100, 40 GiB each"
-    assert 'pip install -U "jax[cuda13]"' in doctor.devices([device()], True)
+    assert 'pip install -U "jax[cuda12]"' in doctor.devices([device()], True)
     assert "not for ViT-B/16" in doctor.devices([device()], False)
 
 
