@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from detailclip_jax.runtime.files import written_atomically
-from detailclip_jax.training.checkpoint import all_processes
+from detailclip_jax.runtime.processes import all_processes
 
 Arrays = dict[str, np.ndarray]
 

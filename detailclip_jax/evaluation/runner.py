@@ -28,8 +28,8 @@ from detailclip_jax.evaluation.subject import Subject
 from detailclip_jax.evaluation.tasks import KINDS, Prepared, Setting, Task
 from detailclip_jax.inference.batching import PaddedBatch
 from detailclip_jax.runtime.errors import Unmeasurable, unknown
+from detailclip_jax.runtime.processes import all_processes
 from detailclip_jax.runtime.progress import Console, Meter
-from detailclip_jax.training.checkpoint import all_processes
 
 COMPARE = ("paper", "published")
 CACHE = "embeddings"  # subfolder of the results folder

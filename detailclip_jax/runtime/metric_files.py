@@ -115,8 +115,11 @@ class Events:
     forever.
     """
 
-    def __init__(self, folder: Path, purge_step: int):
-        """Opens a new file in `folder`; TensorBoard hides events of earlier files with a step >= `purge_step`."""
+    def __init__(self, folder: Path, purge_step: int, settings: Mapping[str, Any]):
+        """Opens a new file in `folder` and writes `settings`, the fields of the config by dotted name.
+
+        TensorBoard hides events of earlier files with a step >= `purge_step`.
+        """
         with _torch_hidden():
             from tensorboardX.event_file_writer import EventsWriter
             from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
@@ -126,6 +129,18 @@ class Events:
         self._writer = EventsWriter(str(folder / "events"))
         start = SessionLog(status=SessionLog.START)
         self._writer.write_event(Event(wall_time=time.time(), step=purge_step, session_log=start))
+        self._write_settings(settings)
+
+    def _write_settings(self, settings: Mapping[str, Any]) -> None:
+        """Writes hyper-parameters by name; tuples and other objects as text, None is left out."""
+        from tensorboardX.summary import hparams
+
+        plain = {
+            n: v if isinstance(v, bool | int | float | str) else repr(v) for n, v in settings.items() if v is not None
+        }
+        for summary in hparams(plain, {"loss": 0.0})[:2]:  # the third one says that the run has ended
+            self._writer.write_event(self._event(wall_time=time.time(), step=0, summary=summary))
+        self._writer.flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one scalar per value; flushed to the file before it returns."""
@@ -144,17 +159,6 @@ class Events:
             self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
         self._writer.flush()
 
-    def write_settings(self, settings: Mapping[str, Any]) -> None:
-        """Writes hyper-parameters by name; tuples and other objects as text, None is left out."""
-        from tensorboardX.summary import hparams
-
-        plain = {
-            n: v if isinstance(v, bool | int | float | str) else repr(v) for n, v in settings.items() if v is not None
-        }
-        for summary in hparams(plain, {"loss": 0.0})[:2]:  # the third one says that the run has ended
-            self._writer.write_event(self._event(wall_time=time.time(), step=0, summary=summary))
-        self._writer.flush()
-
     def close(self) -> None:
         """Closes the file; all bytes are already written, and write errors have been raised before."""
         with contextlib.suppress(OSError):
@@ -162,69 +166,53 @@ class Events:
 
 
 class MetricWriter:
-    """Writes the scalars of a step to `workdir/<name>.jsonl` (`name` in NAMES), `workdir/tensorboard`, and others."""
+    """Writes the scalars of a step to `workdir/<name>.jsonl` (`name` in NAMES), `workdir/tensorboard`, and others.
+
+    All processes except the first use `enabled=False` and write nothing.
+    """
 
     def __init__(
         self,
         workdir: Path,
         step: int,
+        settings: Mapping[str, Any],
         warn: Callable[[str], None] = logging.warning,
         others: Sequence[Any] = (),
+        enabled: bool = True,
     ):
         """Prepares the files for a run that continues after `step`: drops later lines, marks later events as purged.
 
-        `others` have the methods of `Events`; they get the same numbers, images and settings.
+        `settings` are the fields of the config, by dotted name.  `others` have the methods of `Events`.
         """
-        self._workdir = workdir
+        self._workdir, self._enabled, self._sinks = workdir, enabled, []
+        if not enabled:
+            return
         for file in (workdir / f"{name}.jsonl" for name in NAMES):
             if file.exists() and (broken := drop_lines_after(file, step)):
                 numbers = ", ".join(map(str, broken[:5])) + (", ..." if len(broken) > 5 else "")
                 warn(f"{file}: {len(broken)} damaged lines are removed (line {numbers}); the other lines are kept")
-        self._sinks: list[Any] = [Events(workdir / "tensorboard", step + 1), *others]
+        self._sinks = [Events(workdir / "tensorboard", step + 1, settings), *others]
 
     def write(self, name: str, step: int, values: Mapping[str, float]) -> None:
         """Writes one line, and one event per value; flushed to the files before it returns."""
-        append_line(self._workdir / f"{name}.jsonl", step, values)
+        if self._enabled:
+            append_line(self._workdir / f"{name}.jsonl", step, values)
         for sink in self._sinks:
             sink.write(step, values)
+
+    def write_anew(self, name: str, step: int, values: Mapping[str, float]) -> None:
+        """Does the same as `write`, but first removes what an earlier run wrote for this step and later ones."""
+        file = self._workdir / f"{name}.jsonl"
+        if self._enabled and file.exists():
+            drop_lines_after(file, step - 1)
+        self.write(name, step, values)
 
     def write_images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "H W 3"]]) -> None:
         """Writes the images of a step, by name."""
         for sink in self._sinks:
             sink.write_images(step, images)
 
-    def write_settings(self, settings: Mapping[str, Any]) -> None:
-        """Writes the fields of the config, by dotted name."""
-        for sink in self._sinks:
-            sink.write_settings(settings)
-
-    def write_anew(self, name: str, step: int, values: Mapping[str, float]) -> None:
-        """Does the same as `write`, but first removes what an earlier run wrote for this step and later ones."""
-        file = self._workdir / f"{name}.jsonl"
-        if file.exists():
-            drop_lines_after(file, step - 1)
-        self.write(name, step, values)
-
     def close(self) -> None:
         """Closes the event file and the others."""
         for sink in self._sinks:
             sink.close()
-
-
-class NoWriter:
-    """The metric writer of all processes except the first; writes nothing."""
-
-    def write(self, name: str, step: int, values: Mapping[str, float]) -> None:
-        """Does nothing."""
-
-    def write_anew(self, name: str, step: int, values: Mapping[str, float]) -> None:
-        """Does nothing."""
-
-    def write_images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "H W 3"]]) -> None:
-        """Does nothing."""
-
-    def write_settings(self, settings: Mapping[str, Any]) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
-        """Does nothing."""

@@ -116,6 +116,13 @@ def agreed(make: Callable[[], Made]) -> Made:
     return result  # type: ignore[return-value]  # not None, as nothing failed
 
 
+def all_processes(good: bool) -> bool:
+    """Whether `good` is true on every process; all must call it, and so take the same way."""
+    from jax.experimental import multihost_utils
+
+    return bool(np.all(multihost_utils.process_allgather(np.array(good))))
+
+
 def gathered(numbers: Int64[np.ndarray, "..."]) -> Int64[np.ndarray, "P ..."]:
     """Returns the numbers of all P processes, in the order of the processes; all must call it, with equal shapes.
 

@@ -32,7 +32,7 @@ def check(project: str) -> None:
 
 
 class WandbWriter:
-    """A run in Weights & Biases; see `metrics.Events` for the methods."""
+    """A run in Weights & Biases; see `metric_files.Events` for the methods."""
 
     def __init__(self, project: str, workdir: Path, settings: Mapping[str, Any], warn: Callable[[str], None]):
         """Opens the run of the workdir, or continues it.
@@ -74,9 +74,6 @@ class WandbWriter:
     def write_images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "H W 3"]]) -> None:
         """Sends the images of a step."""
         self._trying(lambda run: run.log({"step": step, **{n: self._wandb.Image(x) for n, x in images.items()}}))
-
-    def write_settings(self, settings: Mapping[str, Any]) -> None:
-        """Does nothing: the run was opened with them."""
 
     def close(self) -> None:
         """Waits until everything is sent, or stored."""

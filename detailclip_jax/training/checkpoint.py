@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import math
 import os
 import shutil
 import sys
@@ -22,14 +21,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, Sharding
-from jaxtyping import Array, Bool, UInt32
+from jax.sharding import Sharding
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.path import atomicity
@@ -40,15 +36,16 @@ from detailclip_jax.models.sizes import num_side_patches
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.devices import first_device
 from detailclip_jax.runtime.errors import RunError, first_line
+from detailclip_jax.runtime.processes import all_processes
 from detailclip_jax.training import dense_encoder, experiment, manifest
+from detailclip_jax.training.checksums import checksums
 from detailclip_jax.training.mesh import make_mesh, replicated
 from detailclip_jax.training.saved_shapes import other_version, saved_shapes, shapes
-from detailclip_jax.training.sharding import total_bytes
+from detailclip_jax.training.sharding import of_one_replica, total_bytes
 from detailclip_jax.training.workdirs import CONFIG, FOLDER, give_run_id, pick_step, run_id, steps_in
 from detailclip_jax.types import Params, PyTree
 
 ABANDONING = 0.3  # seconds
-SMALL = 2**16  # values of an array whose checksum is computed on the host
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _COMPLETE = f"{_UNFINISHED}-complete"  # ends the name of a complete folder that gets its manifest
 _UNREADABLE = "unreadable-"
@@ -158,7 +155,7 @@ class Checkpoints:
     def save(self, step: int, state: PyTree, data: Mapping[str, Any], run: Mapping[str, Any]) -> None:
         """Starts to write the checkpoint of `step`; returns as soon as the arrays are copied from the devices.
 
-        Raises CheckpointError, and writes nothing, if an array of the state is not finite.  Raises StorageError if the
+        Raises NonFiniteError, and writes nothing, if an array of the state is not finite.  Raises StorageError if the
         disk has less free space than a checkpoint takes, or if the previous save failed.
         """
         args = ocp.args.Composite(
@@ -431,87 +428,6 @@ def _remove_unfinished(folder: Path) -> list[str]:
 def _none_readable(folder: Path, failures: Mapping[int, str]) -> str:
     lines = "\n".join(f"  {step}: {reason}" for step, reason in failures.items())
     return f"no checkpoint in {folder} can be read:\n{lines}\nMove that folder away to start from step 0."
-
-
-def all_processes(good: bool) -> bool:
-    """Whether `good` is true on every process, so that all of them continue from the same checkpoint."""
-    return bool(np.all(multihost_utils.process_allgather(np.array(good))))
-
-
-def checksums(state: PyTree) -> dict[str, int]:
-    """Computes path -> checksum of every array.
-
-    A checksum is a sum over the bits and positions of all values, modulo 2^32; it is the same on any number of devices.
-    Raises CheckpointError that names the arrays with nan or infinite values.
-    """
-    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(state)}
-    # one after the other: hundreds of sums over devices in flight can block each other where devices share few threads
-    inspected = {name: _inspected(leaf) for name, leaf in leaves.items()}
-    if bad := [name for name, (_, finite) in inspected.items() if not finite]:
-        raise CheckpointError(f"the state is not finite in {', '.join(bad[:5])} ({len(bad)} of {len(leaves)} arrays)")
-    return {name: int(value) for name, (value, _) in inspected.items()}
-
-
-def of_one_replica(leaf: Any) -> Any:
-    """Returns an array without the further copies of its parts on other devices, if there is one process.
-
-    Orbax would write a part of every copy, and compile a program for each part of each shape to cut it out.
-    """
-    if not isinstance(leaf, jax.Array) or jax.process_count() > 1:
-        return leaf
-    first = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
-    if len(first) == 1:
-        return first[0].data
-    if not isinstance(leaf.sharding, NamedSharding):
-        return leaf
-    grid = leaf.sharding.mesh
-    group = np.asarray(grid.devices)[:1]  # with one copy of the training state
-    if {shard.device for shard in first} != set(group.flat):
-        return leaf
-    place = NamedSharding(Mesh(group, grid.axis_names), leaf.sharding.spec)
-    return jax.make_array_from_single_device_arrays(leaf.shape, place, [shard.data for shard in first])
-
-
-def _inspected(leaf: Any) -> tuple[Any, Any]:
-    """The sum over the bits, and whether all values are finite; of small arrays on the host.
-
-    On the devices there is one small program per shape: a program for a whole state takes seconds to compile, for each
-    kind of state, and those of many small shapes would too.
-    """
-    if leaf.size > SMALL or not getattr(leaf, "is_fully_addressable", True):
-        return jax.device_get(_inspect(leaf))
-    values = np.asarray(leaf).ravel()
-    bits = values.view(f"uint{8 * values.itemsize}").astype(np.uint32)
-    mixed = _mixed(bits ^ _mixed(np.arange(values.size, dtype=np.uint32)))
-    return mixed.sum(dtype=np.uint32), np.isfinite(values).all()
-
-
-@jax.jit
-def _inspect(leaf: Array) -> tuple[UInt32[Array, ""], Bool[Array, ""]]:
-    return _bit_sum(leaf), _is_finite(leaf)
-
-
-def _bit_sum(leaf: Array) -> UInt32[Array, ""]:
-    bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
-    return jnp.sum(_mixed(bits ^ _mixed(_places(leaf.shape))), dtype=jnp.uint32)
-
-
-def _places(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """The row-major index of each value, modulo 2^32; it makes the checksum depend on the order of the values."""
-    strides = [math.prod(shape[axis + 1 :]) % 2**32 for axis in range(len(shape))]
-    counts = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape)))
-    return sum((count * jnp.uint32(stride) for count, stride in zip(counts, strides)), jnp.zeros(shape, jnp.uint32))
-
-
-def _mixed(x: UInt32[Array, "..."] | UInt32[np.ndarray, "..."]) -> Any:
-    """The final mix of MurmurHash3 (Appleby, public domain): a bijection in which every bit depends on all others."""
-    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
-
-
-def _is_finite(leaf: Array) -> Bool[Array, ""]:
-    return jnp.isfinite(leaf).all() if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.bool_(True)
 
 
 def _compare_checksums(saved: Mapping[str, int], read: Mapping[str, int]) -> None:

@@ -17,7 +17,7 @@ from detailclip_jax.runtime import provenance
 from detailclip_jax.runtime.devices import without_alarm
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.interrupt import Interrupt
-from detailclip_jax.runtime.metric_files import MetricWriter, NonFiniteError, NoWriter, check_finite
+from detailclip_jax.runtime.metric_files import MetricWriter, NonFiniteError, check_finite
 from detailclip_jax.runtime.progress import Clock, Console, progress_line
 from detailclip_jax.runtime.wandb_writer import WandbWriter
 from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints
@@ -101,7 +101,7 @@ class Session:
         self._shown = start, time.monotonic()  # step of the last progress line, and when it was printed
         self._tracing = False
         self._record = run_record(run)
-        self._writer = open_writer(run, start) if jax.process_index() == 0 else NoWriter()
+        self._writer = open_writer(run, start)
 
     def __enter__(self) -> "Session":
         """Returns the session; the writer is already open."""
@@ -248,13 +248,11 @@ def slower(run: Run) -> str:
 
 
 def open_writer(run: Run, start: int) -> MetricWriter:
-    """Opens the metric writer of a run that continues after step `start`, and writes the config as hyper-parameters."""
-    settings, warn = flatten(run.config), run.console.warn
+    """Opens the metric writer of a run that continues after step `start`; process 0 alone writes."""
+    settings, warn, first = flatten(run.config), run.console.warn, jax.process_index() == 0
     project = run.config.get("logging", {}).get("wandb", "")
-    others = [WandbWriter(project, run.workdir, settings, warn)] if project else []
-    writer = MetricWriter(run.workdir, start, warn, others)
-    writer.write_settings(settings)
-    return writer
+    others = [WandbWriter(project, run.workdir, settings, warn)] if project and first else []
+    return MetricWriter(run.workdir, start, settings, warn, others, enabled=first)
 
 
 def count_data(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -114,6 +115,26 @@ def gather_layer(layer: PyTree) -> PyTree:
 
 def _gather(shard: Array, spec: P) -> Array:
     return jax.lax.all_gather(shard, FSDP, axis=tuple(spec).index(FSDP), tiled=True) if FSDP in spec else shard
+
+
+def of_one_replica(leaf: Any) -> Any:
+    """Returns an array without the further copies of its parts on other devices, if there is one process.
+
+    Orbax would write a part of every copy, and compile a program for each part of each shape to cut it out.
+    """
+    if not isinstance(leaf, jax.Array) or jax.process_count() > 1:
+        return leaf
+    first = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
+    if len(first) == 1:
+        return first[0].data
+    if not isinstance(leaf.sharding, NamedSharding):
+        return leaf
+    grid = leaf.sharding.mesh
+    group = np.asarray(grid.devices)[:1]  # with one copy of the training state
+    if {shard.device for shard in first} != set(group.flat):
+        return leaf
+    place = NamedSharding(Mesh(group, grid.axis_names), leaf.sharding.spec)
+    return jax.make_array_from_single_device_arrays(leaf.shape, place, [shard.data for shard in first])
 
 
 def gathered_bytes(shapes: PyTree) -> int:

@@ -23,8 +23,11 @@ from jax.sharding import PartitionSpec as P
 from detailclip_jax import config as base
 from detailclip_jax.config import run_config
 from detailclip_jax.config.run_config import to_json
+from detailclip_jax.runtime.metric_files import NonFiniteError
 from detailclip_jax.training import checkpoint, experiment, manifest
-from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, StorageError, checksums, load
+from detailclip_jax.training import checksums as sums
+from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, StorageError, load
+from detailclip_jax.training.checksums import checksums
 from detailclip_jax.training.mesh import make_mesh
 
 
@@ -279,7 +282,7 @@ def test_processes_go_on_together_or_not_at_all(opened, monkeypatch):
 def test_a_state_that_is_not_finite_is_not_saved(opened, bad):
     state = state_of().replace(opt_state=(jnp.zeros(8).at[3].set(bad), ()))
     checkpoints, _ = opened()
-    with pytest.raises(CheckpointError, match=r"not finite in .opt_state\[0\] \(1 of 4 arrays\)"):
+    with pytest.raises(NonFiniteError, match=r"not finite in .opt_state\[0\] \(1 of 4 arrays\)"):
         checkpoints.save(1, state, {}, {})
     assert checkpoints.steps() == []
 
@@ -452,11 +455,11 @@ def test_checksums_on_the_host_are_those_on_devices(monkeypatch):
     state = state_of()
     state = state.replace(params=state.params | arrays | {"wide": wide})
     here = checksums(state)
-    monkeypatch.setattr(checkpoint, "SMALL", -1)
+    monkeypatch.setattr(sums, "SMALL", -1)
     assert checksums(state) == here
     for small in (-1, 2**16):
-        monkeypatch.setattr(checkpoint, "SMALL", small)
-        with pytest.raises(CheckpointError, match=r"not finite in .*half.* \(1 of 8 arrays\)"):
+        monkeypatch.setattr(sums, "SMALL", small)
+        with pytest.raises(NonFiniteError, match=r"not finite in .*half.* \(1 of 8 arrays\)"):
             checksums(state.replace(params=state.params | {"half": jnp.full(3, jnp.inf, jnp.bfloat16)}))
 
 

@@ -37,7 +37,7 @@ def test_an_image_is_a_png_of_its_step(tmp_path):
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
-    writer = MetricWriter(tmp_path, 0)
+    writer = MetricWriter(tmp_path, 0, {})
     writer.write_images(7, {"attention": pixels})
     writer.close()
     ((step, value),) = [(step, value) for step, value in values(tmp_path) if value.HasField("image")]
@@ -47,10 +47,8 @@ def test_an_image_is_a_png_of_its_step(tmp_path):
 
 
 def test_settings_are_hyper_parameters(tmp_path):
-    writer = MetricWriter(tmp_path, 0)
-    writer.write_settings(
-        {"batch_size": 128, "method": "clip", "model.scan": False, "betas": (0.9, 0.98), "none": None}
-    )
+    settings = {"batch_size": 128, "method": "clip", "model.scan": False, "betas": (0.9, 0.98), "none": None}
+    writer = MetricWriter(tmp_path, 0, settings)
     writer.close()
     plugins = [value.metadata.plugin_data for _, value in values(tmp_path)]
     assert [plugin.plugin_name for plugin in plugins] == ["hparams"] * 2

@@ -15,7 +15,7 @@ from detailclip_jax import config as config_lib
 from detailclip_jax import methods
 from detailclip_jax.models import towers
 from detailclip_jax.training import experiment, mesh, sharding, train_step
-from detailclip_jax.training.checkpoint import Checkpoints, of_one_replica
+from detailclip_jax.training.checkpoint import Checkpoints
 
 EIGHT = 8, 4  # devices, fsdp: two groups of four devices, each with one state; whole states are in the methods' tests
 TABLE = sharding.rules(towers.NETWORKS)
@@ -81,7 +81,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(tmp_path):
         fewer = {grid: built(tiny_config(), *grid).state_shapes for grid in ((2, 2), (4, 1))}
         restored = {grid: checkpoints.restore(shapes) for grid, shapes in fewer.items()}
         restored[1, 1] = checkpoints.restore(alone.state_shapes)
-    written = jax.tree.leaves(jax.tree.map(of_one_replica, state))
+    written = jax.tree.leaves(jax.tree.map(sharding.of_one_replica, state))
     assert {len(leaf.sharding.device_set) for leaf in written} == {1, EIGHT[1]}
     assert {shard.replica_id for leaf in written for shard in leaf.addressable_shards} == {0}
     for grid, found in restored.items():

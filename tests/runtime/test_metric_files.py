@@ -48,7 +48,7 @@ def test_half_a_line_that_a_kill_left_goes_too(tmp_path):
 
 
 def write_steps(workdir, start, steps):
-    writer = MetricWriter(workdir, start)
+    writer = MetricWriter(workdir, start, {})
     for step in steps:
         writer.write("metrics", step, {"loss": float(step)})
     writer.close()
@@ -69,7 +69,7 @@ def test_files_that_are_not_the_run_s_own_are_left_alone(tmp_path):
 
 
 def test_an_evaluation_that_is_run_again_stands_once(tmp_path):
-    writer = MetricWriter(tmp_path, 0)
+    writer = MetricWriter(tmp_path, 0, {})
     for top1 in (0.1, 0.2):
         writer.write_anew("evaluations", 600, {"top1": top1})
     writer.close()
@@ -238,7 +238,7 @@ def test_a_damaged_line_is_left_out_and_named(tmp_path, broken):
     file.write_text(f'{{"step": 1}}\n{broken}\n{{"step": 3}}\n{{"step": 4}}\n')
     with pytest.raises(BrokenLine, match=rf"{file}: line 2 is not a JSON object with a step"):
         read_lines(file)
-    MetricWriter(tmp_path, 3, warnings.append).close()
+    MetricWriter(tmp_path, 3, {}, warnings.append).close()
     assert read_lines(file) == [{"step": 1}, {"step": 3}]
     assert len(warnings) == 1 and warnings[0].startswith(f"{file}: 1 damaged lines are removed (line 2)")
 

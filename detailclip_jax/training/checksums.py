@@ -1,0 +1,73 @@
+"""Checksums of the arrays of a state, which do not depend on the devices that hold them.
+
+A checkpoint stores them: a state that is restored, on any number of devices, is compared with the one that was saved.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, UInt32
+
+from detailclip_jax.runtime.metric_files import NonFiniteError
+from detailclip_jax.types import PyTree
+
+SMALL = 2**16  # values of an array whose checksum is computed on the host
+
+
+def checksums(state: PyTree) -> dict[str, int]:
+    """Computes path -> checksum of every array.
+
+    A checksum is a sum over the bits and positions of all values, modulo 2^32; it is the same on any number of devices.
+    Raises NonFiniteError that names the arrays with nan or infinite values.
+    """
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(state)}
+    # one after the other: hundreds of sums over devices in flight can block each other where devices share few threads
+    inspected = {name: _inspected(leaf) for name, leaf in leaves.items()}
+    if bad := [name for name, (_, finite) in inspected.items() if not finite]:
+        raise NonFiniteError(f"the state is not finite in {', '.join(bad[:5])} ({len(bad)} of {len(leaves)} arrays)")
+    return {name: int(value) for name, (value, _) in inspected.items()}
+
+
+def _inspected(leaf: Any) -> tuple[Any, Any]:
+    """The sum over the bits, and whether all values are finite; of small arrays on the host.
+
+    On the devices there is one small program per shape: a program for a whole state takes seconds to compile, for each
+    kind of state, and those of many small shapes would too.
+    """
+    if leaf.size > SMALL or not getattr(leaf, "is_fully_addressable", True):
+        return jax.device_get(_inspect(leaf))
+    values = np.asarray(leaf).ravel()
+    bits = values.view(f"uint{8 * values.itemsize}").astype(np.uint32)
+    mixed = _mixed(bits ^ _mixed(np.arange(values.size, dtype=np.uint32)))
+    return mixed.sum(dtype=np.uint32), np.isfinite(values).all()
+
+
+@jax.jit
+def _inspect(leaf: Array) -> tuple[UInt32[Array, ""], Bool[Array, ""]]:
+    return _bit_sum(leaf), _is_finite(leaf)
+
+
+def _bit_sum(leaf: Array) -> UInt32[Array, ""]:
+    bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
+    return jnp.sum(_mixed(bits ^ _mixed(_places(leaf.shape))), dtype=jnp.uint32)
+
+
+def _places(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """The row-major index of each value, modulo 2^32; it makes the checksum depend on the order of the values."""
+    strides = [math.prod(shape[axis + 1 :]) % 2**32 for axis in range(len(shape))]
+    counts = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape)))
+    return sum((count * jnp.uint32(stride) for count, stride in zip(counts, strides)), jnp.zeros(shape, jnp.uint32))
+
+
+def _mixed(x: UInt32[Array, "..."] | UInt32[np.ndarray, "..."]) -> Any:
+    """The final mix of MurmurHash3 (Appleby, public domain): a bijection in which every bit depends on all others."""
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _is_finite(leaf: Array) -> Bool[Array, ""]:
+    return jnp.isfinite(leaf).all() if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.bool_(True)
