@@ -13,21 +13,21 @@ from detailclip_jax import evaluation
 from detailclip_jax.config import run_config
 from detailclip_jax.config.components import components, is_endless
 from detailclip_jax.data import long_captions, pipeline
+from detailclip_jax.data.bad_records import bad_list
 from detailclip_jax.data.caption_rules import num_captions, with_own_number
 from detailclip_jax.data.lengths import lengths_within, trimmed
 from detailclip_jax.data.mixture import check_some_caption, members_of, single_sentences, summary
 from detailclip_jax.data.vocabularies import tokenizer_of
+from detailclip_jax.data.workers import usable_workers
 from detailclip_jax.evaluation import held_out_scores, run_figures, run_report
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.runtime import provenance
-from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.progress import Clock, Console
 from detailclip_jax.runtime.start import part_ended
 from detailclip_jax.runtime.terminal import counted, plain
 from detailclip_jax.training import experiment, warm_start
 from detailclip_jax.training.experiment import dummy_batch
-from detailclip_jax.training.loop import bad_list, usable_workers
 from detailclip_jax.training.mesh import make_mesh, sharded
 from detailclip_jax.training.schedules import clamp_warmup
 from detailclip_jax.training.session import Finding, Run, Task, slower
@@ -183,7 +183,7 @@ def _fresh(run: Run) -> TrainState:
 def open_batches(run: Run, examples: int) -> pipeline.Pipeline:
     """Opens this process's batches; starts after `examples` examples, counted over all processes."""
     config = ConfigDict(run.config.to_dict())
-    config.data.num_workers = usable_workers(config.data.num_workers, usable_cores())
+    config.data.num_workers = usable_workers(config.data.num_workers)
     if config.data.num_workers < run.config.data.num_workers:
         run.console.say(
             f"data.num_workers reduced from {run.config.data.num_workers} to {config.data.num_workers}: too few cores"

@@ -13,6 +13,11 @@ MIN_SEEN = 100  # records to see before the share of bad ones is checked
 MAX_SHOWN = 20  # records in the log and in an error's message
 
 
+def bad_list(workdir: pathlib.Path, process_index: int, process_count: int) -> pathlib.Path:
+    """Returns the text file that lists the unreadable records of this process."""
+    return workdir / ("bad_records.txt" if process_count == 1 else f"bad_records-{process_index}.txt")
+
+
 class TooManyBadRecords(RunError):
     """Raised when more records are unreadable than allowed.
 

@@ -23,6 +23,12 @@ LAST_STEPS = 60.0  # seconds that a worker goes on after SIGTERM
 KILLED = re.compile(r"Worker process was terminated unexpectedly with exit code -(\d+)")  # grain's words
 
 
+def usable_workers(asked: int) -> int:
+    """Returns at most one worker per core, minus one core for this process; 0 (threads) with at most two cores."""
+    cores = usable_cores()
+    return min(asked, cores - 1) if cores > 2 else 0
+
+
 class Prefetched:
     """Iterator over the items of a random-access object (nested dicts of arrays), prepared in advance and in order.
 

@@ -13,15 +13,16 @@ from ml_collections import ConfigDict
 from detailclip_jax import methods
 from detailclip_jax.config import detection_fields, run_config, segmentation_fields
 from detailclip_jax.config.dense_methods import METHODS, is_dense
+from detailclip_jax.data.bad_records import bad_list
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.data.sources import BadRecord
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
+from detailclip_jax.data.workers import usable_workers
 from detailclip_jax.dense import class_names
 from detailclip_jax.dense.fine_tuning import learning_rate, warmup_of
 from detailclip_jax.dense.segmentation.label_batches import pixels_of
 from detailclip_jax.figures import plots
 from detailclip_jax.runtime import provenance
-from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.errors import EvaluatorError
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.interrupt import Interrupt
@@ -29,7 +30,6 @@ from detailclip_jax.runtime.progress import Clock, Console, Meter
 from detailclip_jax.runtime.signals import SIGNALS, Stopped
 from detailclip_jax.runtime.terminal import counted, plain
 from detailclip_jax.training import dense_encoder
-from detailclip_jax.training.loop import bad_list, usable_workers
 from detailclip_jax.training.mesh import make_mesh
 from detailclip_jax.training.session import COUNTS, Finding, Run, Task, TrainStep, afresh
 from detailclip_jax.training.train_state import TrainState
@@ -133,7 +133,7 @@ def fresh(run: Run) -> TrainState:
 
 def open_batches(run: Run, examples: int) -> Pipeline:
     """Opens this process's batches; starts after `examples` examples, counted over all processes."""
-    workers = usable_workers(run.config.data.num_workers, usable_cores())
+    workers = usable_workers(run.config.data.num_workers)
     where = jax.process_index(), jax.process_count()
     return run.experiment.batches(examples, workers, bad_list(run.workdir, *where))
 

@@ -254,16 +254,6 @@ def draws(config: ConfigDict, step: int) -> bool:
     return bool(every and step % every == 0)
 
 
-def bad_list(workdir: Path, process_index: int, process_count: int) -> Path:
-    """Returns the text file that lists the unreadable records of this process."""
-    return workdir / ("bad_records.txt" if process_count == 1 else f"bad_records-{process_index}.txt")
-
-
-def usable_workers(asked: int, num_cores: int) -> int:
-    """Returns at most one worker per core, minus one core for this process; 0 (threads) with at most two cores."""
-    return min(asked, num_cores - 1) if num_cores > 2 else 0
-
-
 def print_data_summary(run: Run, counts: Mapping[str, int]) -> None:
     """Prints the counts of unreadable records and cut captions since step 0, if there are any."""
     if line := data_summary(run.config, counts):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from detailclip_jax.data import workers
 from detailclip_jax.runtime import devices
 
 ALARM = """
@@ -66,3 +67,9 @@ def test_the_affinity_counts_where_there_is_one(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
     assert devices.usable_cores() == 12
+
+
+@pytest.mark.parametrize("asked, cores, used", [(8, 64, 8), (8, 4, 3), (8, 2, 0), (0, 64, 0)])
+def test_no_more_workers_than_cores(monkeypatch, asked, cores, used):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    assert workers.usable_workers(asked) == used

@@ -237,11 +237,6 @@ def test_waiting_for_data_is_said_once(run_of):
     assert text_of(run).count(message) == 1
 
 
-@pytest.mark.parametrize("asked, cores, used", [(8, 64, 8), (8, 4, 3), (8, 2, 0), (0, 64, 0)])
-def test_no_more_workers_than_cores(asked, cores, used):
-    assert loop.usable_workers(asked, cores) == used
-
-
 @pytest.mark.parametrize(
     ("total_steps", "follows"), [(12, "uses other examples"), (4, "was trained with the earlier data")]
 )
