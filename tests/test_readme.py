@@ -20,9 +20,8 @@ from tiny import noise_state, on_one_device
 
 import detailclip_jax
 from detailclip_jax import __main__ as door
-from detailclip_jax import compare, demo, doctor, embed, evaluate, export, import_torch, transfer, visualize
+from detailclip_jax import benchmark, compare, demo, doctor, embed, evaluate, export, import_torch, transfer, visualize
 from detailclip_jax import main as train
-from detailclip_jax.benchmarks import benchmark_flags
 from detailclip_jax.config import run_config
 from detailclip_jax.config.detection_fields import SHAPES
 from detailclip_jax.convert import prepare_flags as prepare
@@ -61,7 +60,7 @@ PARSERS = {
     "compare": compare.parser,
     "visualize": visualize.parser,
     "demo": demo.parser,
-    "benchmark": benchmark_flags.parser,
+    "benchmark": benchmark.parser,
     "prepare": lambda: prepare.parser(""),
     "doctor": doctor.parser,
 }

@@ -3,31 +3,60 @@
 import argparse
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from detailclip_jax.benchmarks import cost_table, counting, peaks, stages, timing, torchvision_views, variants
-from detailclip_jax.benchmarks.stages import STAGES, Recipe, Stopwatch
+from detailclip_jax.benchmarks import cost_table, counting, peaks, timing, torchvision_views, variants
 from detailclip_jax.benchmarks.synthetic_images import SyntheticImages
 from detailclip_jax.benchmarks.timing import MedianRange
 from detailclip_jax.config.settings import parse_setting
-from detailclip_jax.data import pipeline
-from detailclip_jax.data.caption_rules import num_captions
-from detailclip_jax.data.decoding import BadImage, Decoded, decode
+from detailclip_jax.data import pipeline, views
+from detailclip_jax.data.caption_rules import captions_of, num_captions
+from detailclip_jax.data.decoding import BadImage, Decoded, decode, image_of
 from detailclip_jax.data.mixture import order_of
 from detailclip_jax.data.sources import BadRecord, Example, Source
-from detailclip_jax.data.views import crops_from_config
+from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.data.views import Crop, crops_from_config
 from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.progress import Console
 
+STAGES = ("read", "decode", "crop", "colour", "tokenise", "stack")
+Pixels = UInt8[np.ndarray, "H W 3"]
 UTILISATION = 0.4  # assumed fraction of a device's peak
 SHOWN = ("A100 80GB", "H100 SXM", "L4", "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e")
+
+
+class Recipe(NamedTuple):
+    """The processing of an example: crops, tokenizer and caption rule."""
+
+    crops: Mapping[str, Crop]
+    tokenizer: Tokenizer
+    caption: str  # the rule
+    reducing_gap: int | float = views.REDUCING_GAP
+    num_captions: int = 1
+
+
+class Stopwatch:
+    """Sums the time of named stages; by default the CPU time of this thread, which is independent of other load."""
+
+    def __init__(self, now: Callable[[], float] = time.thread_time):
+        """Sets all stages to 0."""
+        self._now = now
+        self.seconds: dict[str, float] = dict.fromkeys([*STAGES], 0.0)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """A context manager that adds the time of its body to a stage."""
+        began = self._now()
+        yield
+        self.seconds[name] += self._now() - began
 
 
 class Versus(NamedTuple):
@@ -92,17 +121,66 @@ def measure(
 ) -> list[dict[str, float]]:
     """Seconds per image in every stage, for each round; raises ValueError if no record can be read."""
     cv2.setNumThreads(0)  # one core
-    if not stages.prepare(source, indices, recipe, Stopwatch()):
+    if not prepare_batch(source, indices, recipe, Stopwatch()):
         raise ValueError(f"none of the {len(indices)} records sampled from {_name(source)} is readable")
     per_image, report_round = [], timing.reporter(console, rounds)
 
     def once() -> None:
         watch = Stopwatch()
-        count = stages.prepare(source, indices, recipe, watch, seed=len(per_image))
+        count = prepare_batch(source, indices, recipe, watch, seed=len(per_image))
         per_image.append({stage: seconds / count for stage, seconds in watch.seconds.items()})
 
     timing.interleaved([once], rounds, report=report_round)
     return per_image
+
+
+def prepare_batch(source: Source, indices: Sequence[int], recipe: Recipe, watch: Stopwatch, seed: int = 0) -> int:
+    """Prepares a batch of these examples as in training; returns the number of readable ones."""
+    rng, examples = np.random.default_rng(seed), []
+    for index in indices:
+        with contextlib.suppress(BadRecord, BadImage):
+            examples.append(prepare_one(source, index, recipe, watch, rng))
+    with watch.stage("stack"):
+        for name in examples[0] if examples else ():
+            np.stack([example[name] for example in examples])
+    return len(examples)
+
+
+def prepare_one(
+    source: Source, index: int, recipe: Recipe, watch: Stopwatch, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Prepares one example as `pipeline.Stream` does with the same generator, without block masks."""
+    with watch.stage("read"):
+        example = source[index]
+    with watch.stage("tokenise"):
+        captions = captions_of(example, recipe.caption, rng, recipe.num_captions)
+        text = recipe.tokenizer(captions)
+    with watch.stage("decode"):
+        image = image_of(example["image"])
+    return {**make_views(image, recipe, watch, rng), "text": text}
+
+
+def decoded(example: Example) -> Pixels:
+    """The image of an example at full size."""
+    return image_of(example["image"]).decoded().pixels
+
+
+def make_views(
+    image: views.Opened, recipe: Recipe, watch: Stopwatch, rng: np.random.Generator
+) -> dict[str, UInt8[np.ndarray, "V S S 3"]]:
+    """The views of `data.views.make_views`, with the same functions and random draws, timed by stage."""
+    crops = recipe.crops
+    found: dict[str, np.ndarray] = {}
+    with watch.stage("crop"):
+        boxes = views.draw_boxes(image.height, image.width, crops, rng)
+    with watch.stage("decode"):
+        pixels = image.decoded(views.reduction_for(boxes, crops, recipe.reducing_gap))
+    for name in sorted(crops):
+        with watch.stage("crop"):
+            cut = [views.cut(pixels, crops[name], box) for box in boxes[name]]
+        with watch.stage("colour"):
+            found[name] = np.stack([views.augment(view, crops[name], number, rng) for number, view in enumerate(cut)])
+    return found
 
 
 def compare(
@@ -120,7 +198,7 @@ def compare(
 
     def our_views() -> None:
         for image in images:
-            stages.make_views(Decoded(image, *image.shape[:2]), recipe, watch, rng)
+            make_views(Decoded(image, *image.shape[:2]), recipe, watch, rng)
 
     def their_views() -> None:
         for image in pillow:
@@ -138,12 +216,12 @@ def compare(
     return {name: _versus(pair, len(examples), rounds) for name, pair in pairs.items()}
 
 
-def readable(source: Source, indices: Sequence[int]) -> Iterator[tuple[Example, stages.Pixels]]:
+def readable(source: Source, indices: Sequence[int]) -> Iterator[tuple[Example, Pixels]]:
     """The readable examples with their images."""
     for index in indices:
         with contextlib.suppress(BadRecord, BadImage):
             example = source[index]
-            yield example, stages.decoded(example)
+            yield example, decoded(example)
 
 
 def _versus(pair: tuple, count: int, rounds: int) -> Versus:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from detailclip_jax import benchmark as command
-from detailclip_jax.benchmarks import data_rate, stages, variants
-from detailclip_jax.benchmarks.stages import STAGES, Recipe, Stopwatch
+from detailclip_jax.benchmarks import data_rate, variants
+from detailclip_jax.benchmarks.data_rate import STAGES, Recipe, Stopwatch
 from detailclip_jax.benchmarks.synthetic_images import SyntheticImages
 from detailclip_jax.data import views
 from detailclip_jax.data.decoding import Decoded, decode
@@ -56,7 +56,7 @@ def test_views_are_the_pipeline_s():
         recipe = Recipe(CROPS, tokenizer, stream.caption, stream.reducing_gap)
         for position in range(4):
             rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((5, position))))
-            ours, theirs = stages.prepare_one(source, 0, recipe, Stopwatch(), rng), stream[position]
+            ours, theirs = data_rate.prepare_one(source, 0, recipe, Stopwatch(), rng), stream[position]
             np.testing.assert_array_equal(ours.pop("text"), theirs["text"])
             assert set(ours) == set(theirs["image"])
             for name, pixels in ours.items():
@@ -69,7 +69,7 @@ def test_views_are_the_pipeline_s():
 def test_every_stage_is_timed_and_nothing_twice():
     watch = Stopwatch(ticking())
     recipe = Recipe(CROPS, Tokenizer(8), "first")
-    assert stages.prepare(SMALL, [0, 1, 2], recipe, watch) == 3
+    assert data_rate.prepare_batch(SMALL, [0, 1, 2], recipe, watch) == 3
     assert watch.seconds == {"read": 3, "decode": 6, "crop": 9, "colour": 6, "tokenise": 3, "stack": 1}
     assert set(watch.seconds) == set(STAGES)
 
@@ -88,7 +88,7 @@ class Broken:
 
 def test_unreadable_records_are_left_out():
     recipe = Recipe(CROPS, Tokenizer(8), "random")
-    assert stages.prepare(Broken(), [0, 1, 2, 3], recipe, Stopwatch()) == 2
+    assert data_rate.prepare_batch(Broken(), [0, 1, 2, 3], recipe, Stopwatch()) == 2
     with pytest.raises(ValueError, match="none of the 2 records sampled from broken is readable"):
         data_rate.measure(Broken(), [1, 3], recipe, 1, Console(enabled=False))
     assert [example["key"] for example, _ in data_rate.readable(Broken(), [0, 1, 2, 3])] == ["made-up-0", "made-up-2"]
@@ -142,7 +142,7 @@ def test_resizing_alone_agrees_with_torchvision_s():
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as tv
 
-    image = stages.decoded(SMALL[0])
+    image = data_rate.decoded(SMALL[0])
     ours = views.cut(Decoded(image, 48, 64), Crop(size=32), (6, 4, 50, 40))
     theirs = tv.resized_crop(Image.fromarray(image), 4, 6, 36, 44, [32, 32], InterpolationMode.BICUBIC)
     np.testing.assert_array_equal(ours, np.asarray(theirs))

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from detailclip_jax.benchmarks import benchmark_flags
+from detailclip_jax import benchmark
 from detailclip_jax.runtime import parser as flags
 
 LOSS = """\
@@ -69,7 +69,7 @@ results.json and page.md.  A section that fails does not stop the others.
 
 def _loss(command: flags.Parser) -> None:
     add = command.add_argument
-    benchmark_flags.add_model(add)
+    benchmark.add_model(add)
     add("--term", default="clip", metavar="NAME", help="clip, cls, patch, ..., or all (default: clip)")
     add("--width", type=flags.positive, metavar="E", help="of the joint space (default: 512, of the size)")
     add("--run", action="store_true", help="also measure the time")
@@ -77,13 +77,13 @@ def _loss(command: flags.Parser) -> None:
 
 
 def _texts(command: flags.Parser) -> None:
-    benchmark_flags.add_model(command.add_argument)
+    benchmark.add_model(command.add_argument)
     command.add_argument("--texts", type=flags.positive, default=2048, metavar="N", help="number (default: 2048)")
     command.add_argument("--rounds", type=flags.positive, default=5, help="repetitions (default: 5)")
 
 
 def _gpu_day(command: flags.Parser) -> None:
-    benchmark_flags.add_model(command.add_argument, batch="256 on each device")
+    benchmark.add_model(command.add_argument, batch="256 on each device")
     add = command.add_argument
     add("--out", metavar="FOLDER", default="runs/gpu-day", help="folder of the results (default: runs/gpu-day)")
     add("--minutes", type=float, default=10, metavar="N", help="begin no section after this time (default: 10)")
@@ -93,7 +93,7 @@ def _gpu_day(command: flags.Parser) -> None:
 
 
 def _collectives(command: flags.Parser) -> None:
-    benchmark_flags.add_model(command.add_argument)
+    benchmark.add_model(command.add_argument)
 
 
 def _segmentation(command: flags.Parser) -> None:
@@ -140,7 +140,7 @@ def _share(text: str) -> float:
     return value
 
 
-COMMANDS: benchmark_flags.Commands = {
+COMMANDS: benchmark.Commands = {
     "loss": (LOSS, _loss),
     "collectives": (COLLECTIVES, _collectives),
     "segmentation": (SEGMENTATION, _segmentation),
@@ -153,9 +153,9 @@ COMMANDS: benchmark_flags.Commands = {
 def parser() -> flags.Parser:
     """Returns the argument parser, with one parser for each subcommand."""
     text = "Measures losses, collectives, texts, dense tasks, and a GPU in ten minutes."
-    return benchmark_flags.with_commands(flags.Parser("python tools/cost.py", description=text), COMMANDS)
+    return benchmark.with_commands(flags.Parser("python tools/cost.py", description=text), COMMANDS)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the arguments; exits with a message for an unknown subcommand or flag."""
-    return benchmark_flags.parse_with(parser(), COMMANDS, argv)
+    return benchmark.parse_with(parser(), COMMANDS, argv)
