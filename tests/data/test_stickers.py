@@ -101,7 +101,7 @@ def test_a_scene_depends_on_seed_split_and_index_alone(examples):
 
 def test_another_process_draws_the_same():
     code = (
-        "import hashlib; from detailclip_jax.data.stickers.stickers import Stickers; s = Stickers(size=64);"
+        "import hashlib; from detailclip_jax.data.stickers.scene_source import Stickers; s = Stickers(size=64);"
         "print(hashlib.sha256(b''.join(s[i]['image'].tobytes() for i in range(4))).hexdigest())"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

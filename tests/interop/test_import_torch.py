@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from detailclip_jax import import_torch, interop
-from detailclip_jax.interop import hub, tensor_files, torchscript, verify
+from detailclip_jax.interop import hub, state_dicts, tensor_files, torchscript, verify
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.layers import ACTIVATIONS
 from detailclip_jax.runtime import errors
@@ -261,7 +261,7 @@ def test_published_backbones(tmp_path, layout):
 
 
 def convert_name(path):
-    return interop.convert.choose(tensor_files.read(path), None)[0].name
+    return state_dicts.choose(tensor_files.read(path), None)[0].name
 
 
 def test_half_precision_and_safetensors(tmp_path):
