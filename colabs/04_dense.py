@@ -91,8 +91,7 @@ model_figures.draw("words", models, three, model_figures.Options(readout="naclip
 # of `HEAD_STEPS=300`. docs/segmentation.md has UPerNet, and trainings that name the objects.
 
 # %%
-from detailclip_jax.dense import prediction_figures
-from detailclip_jax.dense.segmentation import segmentation_task
+from detailclip_jax.dense import prediction_figures, runs
 
 HEAD_STEPS = int(os.environ.get("HEAD_STEPS", 60))
 config = run_config.load("transfer/stickers_linear")
@@ -102,7 +101,7 @@ config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, HEAD_STEPS //
 config.data.num_val, config.evaluate_at_end = 100, True
 workdir = RUNS / "linear"
 shutil.rmtree(workdir, ignore_errors=True)
-assert loop.train(segmentation_task.prepare(config, workdir)) == 0
+assert loop.train(runs.prepare(config, workdir)) == 0
 
 # %%
 prediction_figures.draw({"linear head": workdir})

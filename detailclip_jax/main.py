@@ -257,7 +257,7 @@ def run(
 def prepare_of(command: str) -> Callable[..., Any]:
     """Returns the function that prepares the runs of a command; imports jax."""
     if command == "transfer":
-        from detailclip_jax.dense.segmentation import segmentation_task as task
+        from detailclip_jax.dense import runs as task
     else:
         from detailclip_jax import pretraining as task
     return task.prepare

@@ -48,9 +48,9 @@ def following(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
     there = shlex.quote(str(workdir))
     return (
         f"to predict: python -m detailclip_jax.transfer --predict=IMAGES --checkpoint={there} --out=DIR\n"
-        "to compare runs in one figure, in Python: "
-        "from detailclip_jax.dense.segmentation import segmentation_task as transfer; "
-        f"transfer.compare({{'this': {there!r}, 'other': ...}}, {str(workdir / 'figures/compared.png')!r})"
+        "to compare runs in one figure, in Python: from detailclip_jax.dense import prediction_figures; "
+        f"prediction_figures.draw({{'this': {there!r}, 'other': ...}})"
+        f".savefig({str(workdir / 'figures/compared.png')!r})"
     )
 
 

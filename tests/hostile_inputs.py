@@ -628,7 +628,7 @@ def feed_config(folder: Path) -> object:
     """Every command that reads the config of a run: it resumes, starts from it, compares it or draws with it."""
     from detailclip_jax import compare
     from detailclip_jax.config import default, run_config
-    from detailclip_jax.dense import dense_runs, prediction_figures
+    from detailclip_jax.dense import prediction_figures, runs
     from detailclip_jax.runtime import metric_files
     from detailclip_jax.training import warm_start
     from detailclip_jax.training.validation import validate
@@ -642,7 +642,7 @@ def feed_config(folder: Path) -> object:
         lambda: validate(warm_start.adopt(started)),
         lambda: validate(warm_start.adopt(started, (), folder)),
         lambda: compare.check_same_run(default(), folder),
-        lambda: dense_runs.config_in(folder),
+        lambda: runs.config_in(folder),
         lambda: prediction_figures.task_of({"run": folder}),
     ):
         try:
@@ -967,8 +967,9 @@ def feed_detection(folder: Path) -> object:
     from detailclip_jax.data.bad_records import TooManyBadRecords
     from detailclip_jax.dense.detection import coco_sets
     from detailclip_jax.dense.detection.coco_scores import score
+    from detailclip_jax.dense.detection.detection_task import examples
     from detailclip_jax.dense.detection.instance_augment import Recipe
-    from detailclip_jax.dense.detection.instance_batches import DetectionStream, examples
+    from detailclip_jax.dense.detection.instance_batches import DetectionStream
 
     train, found = (coco_sets.open_format(folder / "set.json", folder, training=training) for training in (True, False))
     try:
@@ -1108,13 +1109,13 @@ def make_fields(rng: Rng, folder: Path) -> None:
 def feed_fields(folder: Path) -> object:
     from detailclip_jax import pretraining
     from detailclip_jax.config import run_config, settings
-    from detailclip_jax.dense.segmentation import segmentation_task
+    from detailclip_jax.dense import runs
 
     run, name, number = json.loads((folder / "field").read_text())
     config = run_config.load(RUNS[run])
     is_tuple = isinstance(run_config.flatten(config)[name], tuple)
     settings.set_fields({name: (number,) * len(run_config.flatten(config)[name]) if is_tuple else number})(config)
-    task = segmentation_task if run == "transfer" else pretraining
+    task = runs if run == "transfer" else pretraining
     return task.prepare(config, folder / "run", [name]).workdir
 
 

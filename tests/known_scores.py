@@ -15,13 +15,12 @@ import numpy as np
 if __name__ == "__main__":
     jax.distributed.initialize(sys.argv[1], *map(int, sys.argv[2:]))
 
-from detailclip_jax.dense.detection import detection_experiment as detector
-from detailclip_jax.dense.detection import instance_batches as detection_batches
+from detailclip_jax.dense.dense_experiment import Experiment
 from detailclip_jax.dense.detection import sticker_instances as detection_stickers
 from detailclip_jax.dense.detection.detect import Found
-from detailclip_jax.dense.segmentation import label_batches as semantic_batches
-from detailclip_jax.dense.segmentation import segmentation_experiment as segmenter
+from detailclip_jax.dense.detection.detection_task import DETECTION
 from detailclip_jax.dense.segmentation import sticker_labels as semantic_stickers
+from detailclip_jax.dense.segmentation.segmentation_task import SEGMENTATION
 from detailclip_jax.training.train_state import TrainState
 
 NO_STATE = TrainState(np.int32(0), {}, {}, {}, (), {}, np.zeros(2, np.uint32))
@@ -30,7 +29,7 @@ NO_STATE = TrainState(np.int32(0), {}, {}, {}, (), {}, np.zeros(2, np.uint32))
 def detections(num):
     """Scores of the true boxes, moved by up to four pixels, with scores that differ."""
     val = detection_stickers.open_stickers("objects", "val", 48, num)
-    known = {image.tobytes(): example for example, image in detection_batches.examples(val.source)}
+    known = {image.tobytes(): example for example, image in DETECTION.examples(val.source)}
 
     def predict(self, state, images):
         for image in images:
@@ -40,24 +39,24 @@ def detections(num):
             scores = rng.uniform(0.1, 1, n).astype(np.float32)
             yield Found(boxes, scores, true["classes"], np.ones((n, 28, 28), np.float32))
 
-    made = object.__new__(type("Known", (detector.Experiment,), {"sets": SimpleNamespace(val=val), "predict": predict}))
-    scores, _, results = made.evaluate(NO_STATE)
-    return [scores, sorted(results, key=lambda one: (one["image_id"], one["score"]))]
+    own = {"task": DETECTION, "sets": SimpleNamespace(val=val), "predict": predict}
+    found = object.__new__(type("Known", (Experiment,), own)).evaluate(NO_STATE)
+    return [found.scores, sorted(found.found, key=lambda one: (one["image_id"], one["score"]))]
 
 
 def labels(num):
     """Scores and counts of the true masks, with class 1 in a third of the pixels."""
     val = semantic_stickers.open_stickers("groups", "val", 48, num)
-    known = {image.tobytes(): mask for image, mask, _ in semantic_batches.examples(val.source)}
+    known = {image.tobytes(): example["mask"] for example, image in SEGMENTATION.examples(val.source)}
 
     def predict(self, state, images):
         for image in images:
             mask = known[image.tobytes()]
             yield np.where(np.random.default_rng(int(image.sum())).random(mask.shape) < 2 / 3, mask, 1).astype(np.int16)
 
-    own = {"sets": SimpleNamespace(val=val), "predict": predict, "classes": val.classes}
-    scores, counts = object.__new__(type("Known", (segmenter.Experiment,), own)).evaluate(NO_STATE)
-    return [scores, [np.asarray(each).tolist() for each in counts]]
+    own = {"task": SEGMENTATION, "sets": SimpleNamespace(val=val), "predict": predict, "classes": val.classes}
+    found = object.__new__(type("Known", (Experiment,), own)).evaluate(NO_STATE)
+    return [found.scores, [np.asarray(each).tolist() for each in found.found]]
 
 
 def text():

@@ -75,7 +75,7 @@ ENCODER: Group = {
     "other_sizes": Field("ibot", "recipe for windows of another size than the crop: ibot, bicubic or timm", IBOT),
 }
 HEAD: Group = {
-    "name": Field("upernet", "head; segmentation/heads has one file for each", IBOT),
+    "name": Field("upernet", "head; see dense/segmentation/segmentation_heads.py", IBOT),
     "options": Field({}, "the head's own fields", OURS),
 }
 AUXILIARY: Group = {

@@ -4,11 +4,8 @@ AdamW with linear warm-up, polynomial or stepwise decay, and smaller learning ra
 `params["image"]`; everything else belongs to the task.
 """
 
-import abc
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +18,6 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.models.vit import NETWORKS
 from detailclip_jax.training import mesh as meshes
@@ -212,63 +208,6 @@ def set_up(config: ConfigDict, model: Any, variables: Variables, mesh: Mesh) -> 
     plan = Schedules(schedule_of(config), np.float32(config.optimizer.weight_decay))
     shapes, specs = state_shapes(functools.partial(create, variables=variables, adamw=adamw(plan)), mesh)
     return TaskSetup(config, model, variables, adamw, plan, groups, mesh, specs), shapes
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Experiment(abc.ABC):
-    """What the experiments of all dense tasks have in common: state, placement and batches."""
-
-    config: ConfigDict
-    setup: TaskSetup
-    classes: tuple[str, ...]
-    given: Any  # training and evaluation set; None: opened when `sets` is first used
-    state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
-    train_step: ScheduledStep  # (state, batch) -> (state, metrics); `state` is donated
-
-    @property
-    def mesh(self) -> Mesh:
-        """The device mesh."""
-        return self.setup.mesh
-
-    def init(self, seed: int) -> TrainState:
-        """Creates the state of step 0 directly on the devices, with an untrained encoder; see `load_encoder`."""
-        make = functools.partial(create, variables=self.setup.variables, adamw=self.setup.optimizer)
-        return jax.jit(make, out_shardings=places_of(self.state_shapes))(seed)
-
-    def put(self, batch: Batch) -> Batch:
-        """Places this process's part of a batch on the mesh."""
-        return meshes.put(batch, self.mesh)
-
-    def sharding_table(self) -> str:
-        """Formats pattern, sharding and megabytes of the state's arrays."""
-        return sharding.table_text(self.state_shapes, sharding.rules(NETWORKS))
-
-    @abc.abstractmethod
-    def combined_loss(self, params: Params, state: TrainState, batch: Batch) -> Any:
-        """Computes the loss of a step, see the function of this name; for gradients outside of a step."""
-
-    @abc.abstractmethod
-    def largest_batch(self) -> dict[str, Any]:
-        """Shapes and shardings of the global batch that needs the most memory."""
-
-    @abc.abstractmethod
-    def stream(self) -> Any:
-        """The training examples by position, augmented."""
-
-    def batches(self, start: int = 0, num_workers: int | None = None, bad_list: str | Path = "") -> Pipeline:
-        """Opens this process's batches; starts after `start` examples, counted over all processes."""
-        data = self.config.data
-        return Pipeline.of(
-            self.stream(),
-            self.config.batch_size // jax.process_count(),
-            jax.process_index(),
-            jax.process_count(),
-            data.num_workers if num_workers is None else num_workers,
-            data.prefetch,
-            data.max_bad_ratio,
-            start,
-            bad_list,
-        )
 
 
 def jitted(loss: Loss, setup: TaskSetup, shapes: TrainState) -> ScheduledStep:

@@ -7,16 +7,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from detailclip_jax.config.detection_fields import METHOD as DETECTION
-from detailclip_jax.dense import dense_runs
-from detailclip_jax.dense.detection import detection_task
-from detailclip_jax.dense.segmentation import segmentation_task
+from detailclip_jax.dense import runs
+from detailclip_jax.dense.dense_loop import SHOWN, figure_of
 from detailclip_jax.figures.model_figures import reduced
 
 
 def draw(
     workdirs: Mapping[str, str | Path],
-    count: int = dense_runs.SHOWN,
+    count: int = SHOWN,
     images: Sequence[UInt8[np.ndarray, "_h _w 3"]] = (),
     credit: str = "",
     first: int | None = None,
@@ -32,22 +30,21 @@ def draw(
     Raises ValueError for a folder of another kind of run, if the runs have different tasks or classes, or if the
     evaluation set has no image number `first`; FileNotFoundError for a folder without a run, and for a missing step.
     """
-    task = task_of(workdirs)
-    runs = {name: segmentation_task.load(workdir, step) for name, workdir in workdirs.items()}
-    if len({built.classes for built, _, _ in runs.values()}) != 1:
-        raise ValueError(f"the runs {', '.join(runs)} predict different classes")
-    figure_of = detection_task.figure_of if task == DETECTION else segmentation_task.figure_of
+    task_of(workdirs)
+    loaded = {name: runs.load(workdir, step) for name, workdir in workdirs.items()}
+    if len({built.classes for built, _, _ in loaded.values()}) != 1:
+        raise ValueError(f"the runs {', '.join(loaded)} predict different classes")
     if images:
-        return figure_of(runs, count, images=[reduced(image) for image in images], credit=credit)
-    size = len(next(iter(runs.values()))[0].sets.val.source)
+        return figure_of(loaded, count, images=[reduced(image) for image in images], credit=credit)
+    size = len(next(iter(loaded.values()))[0].sets.val.source)
     if first is not None and first >= size:
         raise ValueError(f"--first={first}, but the evaluation set has only {size} images")
-    return figure_of(runs, count, first)
+    return figure_of(loaded, count, first)
 
 
 def task_of(workdirs: Mapping[str, str | Path]) -> str:
     """Returns the task of all runs.  Raises ValueError if a run is of another one, FileNotFoundError without a run."""
-    tasks = {name: dense_runs.config_in(workdir).method for name, workdir in workdirs.items()}
+    tasks = {name: runs.config_in(workdir).method for name, workdir in workdirs.items()}
     if len(set(tasks.values())) > 1:
         listed = ", ".join(f"{name}: {task}" for name, task in tasks.items())
         raise ValueError(f"the runs are of several tasks ({listed}); draw each task by itself")

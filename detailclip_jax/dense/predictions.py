@@ -6,6 +6,7 @@ found = detailclip_jax.load("runs/coco_cascade").detect("street.jpg")          #
 labels = detailclip_jax.load("runs/ade20k_upernet").segment("street.jpg")      # int16 [H, W]
 """
 
+import dataclasses
 import itertools
 import json
 import os
@@ -16,13 +17,13 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from PIL import Image
 
-from detailclip_jax.config import detection_fields
 from detailclip_jax.data.decoding import BadImage, decode_whole
 from detailclip_jax.data.image_files import Found as Files
+from detailclip_jax.dense import runs
+from detailclip_jax.dense.dense_experiment import Experiment
 from detailclip_jax.dense.detection.coco_scores import results_of
 from detailclip_jax.dense.detection.detect import Found
-from detailclip_jax.dense.detection.detection_task import objects_of
-from detailclip_jax.dense.segmentation import segmentation_task
+from detailclip_jax.dense.detection.detection_task import DETECTION, objects_of
 from detailclip_jax.figures import detections, plots, segmentations
 from detailclip_jax.figures.detections import detection_figure
 from detailclip_jax.figures.segmentations import label_figure, palette
@@ -39,26 +40,25 @@ FILE = "predictions.json"
 CHUNK = 32  # images that are held in memory at a time
 
 
-class Detector(NamedTuple):
-    """A finished run of detection."""
+@dataclasses.dataclass(frozen=True, repr=False)
+class Predictor:
+    """A finished run of a dense task."""
 
-    experiment: Any
+    experiment: Experiment
     state: TrainState
     step: int
     path: str
 
     def __repr__(self) -> str:
-        """Names the run, not its weights: <Detector runs/stickers_detection, step 200: 1 class>."""
-        return _described(self)
+        """Names the run, not its weights: <Segmenter runs/stickers_linear, step 200: 25 classes>."""
+        return (
+            f"<{type(self).__name__} {self.path}, step {self.step}: {counted(len(self.classes), 'class', 'classes')}>"
+        )
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The class names, by label."""
         return self.experiment.classes
-
-    def detect(self, image: Any) -> Found:
-        """Returns the detections of one image: an array, a PIL image, or the path or bytes of a file."""
-        return next(self.experiment.predict(self.state, [image]))
 
     def encoder(self) -> inference.Model:
         """Loads the fine-tuned image encoder, for square images of the size that `dense_encoder.config_alone` says."""
@@ -69,41 +69,23 @@ class Detector(NamedTuple):
         lacks(self, name)
 
 
-class Segmenter(NamedTuple):
+class Detector(Predictor):
+    """A finished run of detection."""
+
+    def detect(self, image: Any) -> Found:
+        """Returns the detections of one image: an array, a PIL image, or the path or bytes of a file."""
+        return next(self.experiment.predict(self.state, [image]))
+
+
+class Segmenter(Predictor):
     """A finished run of segmentation."""
-
-    experiment: Any
-    state: TrainState
-    step: int
-    path: str
-
-    def __repr__(self) -> str:
-        """Names the run, not its weights: <Segmenter runs/stickers_linear, step 200: 25 classes>."""
-        return _described(self)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The class names, by label."""
-        return self.experiment.classes
 
     def segment(self, image: Any) -> np.ndarray:
         """Returns the label map int16 [H, W] of one image: an array, a PIL image, or the path or bytes of a file."""
         return next(self.experiment.predict(self.state, [image]))
 
-    def encoder(self) -> inference.Model:
-        """Loads the fine-tuned image encoder, for images of the size of the training crops."""
-        return inference.load(self.path, step=self.step)
 
-    def __getattr__(self, name: str) -> NoReturn:
-        """Raises AttributeError; for a method of other runs it says which kind of run has it."""
-        lacks(self, name)
-
-
-def _described(run: Detector | Segmenter) -> str:
-    return f"<{type(run).__name__} {run.path}, step {run.step}: {counted(len(run.classes), 'class', 'classes')}>"
-
-
-def lacks(run: Detector | Segmenter, name: str) -> NoReturn:
+def lacks(run: Predictor, name: str) -> NoReturn:
     """Raises the AttributeError of a name that a run of `transfer` does not have, with what has it."""
     if name not in inference.NEEDS and name not in inference.OF_TRANSFER:
         object.__getattribute__(run, name)  # the usual error, or that of a property
@@ -143,10 +125,10 @@ def load(
 
 
 def model(workdir: str | Path, step: int | None = None) -> Detector | Segmenter:
-    """Loads a finished run for predictions, by default its newest checkpoint.  Raises as `transfer.load`."""
-    loaded = segmentation_task.load(workdir, step)
-    kind = Detector if loaded[0].config.method == detection_fields.METHOD else Segmenter
-    return kind(*loaded, str(workdir))
+    """Loads a finished run for predictions, by default its newest checkpoint.  Raises as `runs.load`."""
+    built, state, at = runs.load(workdir, step)
+    kind = Detector if built.task is DETECTION else Segmenter
+    return kind(built, state, at, str(workdir))
 
 
 class Written(NamedTuple):

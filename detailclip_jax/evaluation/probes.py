@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config import run_config
 from detailclip_jax.data.images import evaluation_mask, evaluation_view
 from detailclip_jax.data.stickers.scene_source import Stickers, class_names, noun_names
-from detailclip_jax.dense.segmentation import segmentation_experiment
+from detailclip_jax.dense import runs
 from detailclip_jax.dense.taps import taps
 from detailclip_jax.evaluation.patch_probe import (
     Patches,
@@ -155,7 +155,7 @@ def trained(name: str, model: Any) -> Encoder:
 
 def supervised_encoder(name: str, workdir: str | Path) -> Encoder:
     """The encoder of a segmentation run, and its head."""
-    built = segmentation_experiment.build(run_config.read(Path(workdir) / "config.json"))
+    built = runs.build(run_config.read(Path(workdir) / "config.json"))
     state, _ = load_state(workdir, built.state_shapes)
     features = block_features(built.model.image, jax.device_get(state.params["image"]), built.config)
     return Encoder(f"supervised, {name}", features, lambda images: np.stack([*built.predict(state, list(images))]))

@@ -26,7 +26,7 @@ from detailclip_jax.data.sources import Source
 from detailclip_jax.data.stickers.scene_source import zero_shot_prompts
 from detailclip_jax.data.workers import Prefetched
 from detailclip_jax.dense.segmentation.confusion import confusion, label_gaps
-from detailclip_jax.dense.segmentation.label_batches import pixels_of
+from detailclip_jax.dense.set_examples import pixels_of
 from detailclip_jax.evaluation.bench import Bench
 from detailclip_jax.evaluation.image_batches import MAX_AHEAD
 from detailclip_jax.evaluation.metrics import Metric, bootstrap_interval

@@ -19,7 +19,8 @@ from tiny import check_names, tiny_config
 from detailclip_jax import doctor, main, pretraining
 from detailclip_jax.config import run_config
 from detailclip_jax.data import labelled
-from detailclip_jax.dense.segmentation import segmentation_task
+from detailclip_jax.dense import runs
+from detailclip_jax.dense.dense_loop import loop_task
 from detailclip_jax.dense.segmentation.segmentation_task import SEGMENTATION
 from detailclip_jax.pretraining import PRETRAINING
 from detailclip_jax.training import checkpoint, experiment, preflight, sharding
@@ -245,7 +246,7 @@ def test_a_launch_that_can_go(capsys, tmp_path):
     ids=["segmentation", "detection"],
 )
 def test_a_launch_of_a_dense_task_that_can_go(config, capsys, tmp_path):
-    assert preflight.run(lambda: segmentation_task.prepare(config, tmp_path / "run")) == 0
+    assert preflight.run(lambda: runs.prepare(config, tmp_path / "run")) == 0
     found = dict(line.removeprefix("ok").split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[-9:])
     assert list(found) == ["processes", "mesh", "start", "batch", "data", "evaluation", "memory", "workdir", "shared"]
     assert found["start"].startswith("from scratch") and found["batch"] == "8 images: 1 per device"
@@ -258,8 +259,8 @@ def test_a_launch_of_a_dense_task_that_can_go(config, capsys, tmp_path):
 def test_the_memory_of_a_dense_task_grows_with_the_batch_and_with_what_is_trained():
     def activations(head, **changes):
         config = tiny_segmentation(head, **changes)
-        built = segmentation_task.build(config, make_mesh(jax.devices()[:1]))
-        return preflight.estimate(Run(config, None, built, None, None, SEGMENTATION))["activations"]
+        built = runs.build(config, make_mesh(jax.devices()[:1]))
+        return preflight.estimate(Run(config, None, built, None, None, loop_task(SEGMENTATION)))["activations"]
 
     frozen, all_of_it = activations("linear"), activations("linear", **{"encoder.frozen": False})
     assert 0 < frozen < all_of_it
@@ -276,10 +277,10 @@ def activations_are_not_counted(monkeypatch):
 @pytest.mark.usefixtures("activations_are_not_counted")
 def test_gradients_are_counted_of_the_parameters_that_are_trained(frozen):
     config = tiny_segmentation("linear", **{"encoder.frozen": frozen})
-    built = segmentation_task.build(config, make_mesh(jax.devices()[:1]))
+    built = runs.build(config, make_mesh(jax.devices()[:1]))
     params = dict(built.state_shapes.params)
     trained = {name: tree for name, tree in params.items() if name != "image"} if frozen else params
-    found = preflight.estimate(Run(config, None, built, None, None, SEGMENTATION))["gradients"]
+    found = preflight.estimate(Run(config, None, built, None, None, loop_task(SEGMENTATION)))["gradients"]
     assert found == sharding.total_bytes(trained) > 0
 
 

@@ -16,10 +16,7 @@ from tiny import looped, noise_state, on_one_device
 from detailclip_jax import visualize
 from detailclip_jax.config import run_config
 from detailclip_jax.data.decoding import BadImage
-from detailclip_jax.dense import prediction_figures
-from detailclip_jax.dense.detection import detection_experiment as detection
-from detailclip_jax.dense.segmentation import segmentation_experiment as segmentation
-from detailclip_jax.dense.segmentation import segmentation_task
+from detailclip_jax.dense import prediction_figures, runs
 from detailclip_jax.figures import model_figures as drawing
 from detailclip_jax.inference.model import Features, Model, load
 from detailclip_jax.interop import store
@@ -271,7 +268,7 @@ def test_predictions_are_those_of_the_step_that_is_asked_for(tmp_path, monkeypat
         asked.append(step)
         raise FileNotFoundError("no such step")
 
-    monkeypatch.setattr(segmentation_task, "load", load)
+    monkeypatch.setattr(runs, "load", load)
     given = f"--checkpoint={tmp_path / 'run'}", f"--what={task}", f"--out={tmp_path}"
     assert run(*given, "--step=7") == run(*given) == 2 and asked == [7, None]
 
@@ -281,7 +278,7 @@ def test_an_evaluation_set_without_the_first_image_is_refused(monkeypatch, task)
     sets = SimpleNamespace(val=SimpleNamespace(source=[{}] * 5))
     built = SimpleNamespace(sets=sets, classes=("a",))
     monkeypatch.setattr(prediction_figures, "task_of", lambda _: task)
-    monkeypatch.setattr(segmentation_task, "load", lambda *_: (built, None, 3))
+    monkeypatch.setattr(runs, "load", lambda *_: (built, None, 3))
     with pytest.raises(ValueError, match="--first=5, but the evaluation set has only 5 images"):
         prediction_figures.draw({"run": "runs/linear"}, 2, first=5)
 
@@ -325,9 +322,9 @@ def test_two_paths_of_one_folder_are_named():
 @pytest.mark.parametrize("task", ["segmentation", pytest.param("detection", marks=pytest.mark.slow)])
 @looped
 def test_predictions_of_a_run_lie_next_to_the_ground_truth(tmp_path, photo, task, monkeypatch):
-    config, room = (tiny("linear"), segmentation) if task == "segmentation" else (tiny_detection(), detection)
+    config = tiny("linear") if task == "segmentation" else tiny_detection()
     with on_one_device():
-        built = room.build(config)
+        built = runs.build(config)
     run_config.claim_workdir(tmp_path / "run", config)
     record = {"config": run_config.to_json(config), "data_fingerprint": ""}
     state = noise_state(built)
@@ -336,9 +333,7 @@ def test_predictions_of_a_run_lie_next_to_the_ground_truth(tmp_path, photo, task
     given = f"--checkpoint={tmp_path / 'run'}", f"--what={task}", "--num-images=2", "--formats=png"
     assert run(*given, f"--out={tmp_path / 'own'}") == 0 and files(tmp_path / "own") == [f"{task}.png"]
     draw = prediction_figures.draw
-    monkeypatch.setattr(
-        segmentation_task, "load", lambda workdir, step: (built, state, 3)
-    )  # compiled once from here on
+    monkeypatch.setattr(runs, "load", lambda workdir, step: (built, state, 3))  # compiled once from here on
     num_images = task == "segmentation"  # detections are drawn on the images themselves
     figure = draw({"run": tmp_path / "run"}, 2)
     rows = [text.get_text() for text in figure.texts]

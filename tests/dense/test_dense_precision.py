@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from tiny import noise
 
-from detailclip_jax.dense.detection.box_head import BoxHead
 from detailclip_jax.dense.detection.fpn import XAVIER, Conv1, Conv3
-from detailclip_jax.dense.detection.mask_head import MaskHead
+from detailclip_jax.dense.detection.roi_heads import BoxHead, MaskHead
 from detailclip_jax.dense.detection.rpn import RpnHead
 from detailclip_jax.dense.segmentation.convolution import Classifier
 from detailclip_jax.dense.segmentation.upernet import Doubling

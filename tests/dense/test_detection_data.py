@@ -15,9 +15,9 @@ from detailclip_jax.data.bad_records import TooManyBadRecords
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.dense.detection import buckets, coco_sets, instance_shapes
-from detailclip_jax.dense.detection.detection_experiment import SOURCES
+from detailclip_jax.dense.detection.detection_task import SOURCES, examples
 from detailclip_jax.dense.detection.instance_augment import Recipe, augment, fitted, geometry
-from detailclip_jax.dense.detection.instance_batches import DetectionStream, draws, examples, order
+from detailclip_jax.dense.detection.instance_batches import DetectionStream, draws, order
 from detailclip_jax.dense.detection.sticker_instances import open_stickers
 from detailclip_jax.runtime.provenance import data_fingerprint
 

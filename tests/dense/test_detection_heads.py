@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detailclip_jax.dense.detection import detection_losses, padded_positions
-from detailclip_jax.dense.detection.backbone import backbone, extents, widened
-from detailclip_jax.dense.detection.box_head import BoxHead
+from detailclip_jax.dense.detection import detection_losses
+from detailclip_jax.dense.detection.backbone import axis_weights, backbone, extents, interpolated, widened
 from detailclip_jax.dense.detection.fpn import Fpn
-from detailclip_jax.dense.detection.mask_head import MaskHead
+from detailclip_jax.dense.detection.roi_heads import BoxHead, MaskHead
 from detailclip_jax.dense.detection.rpn import RpnHead
 from detailclip_jax.dense.taps import taps
 from detailclip_jax.models.batch_norm import BatchNorm
@@ -68,7 +67,7 @@ def same_gradients(ours, theirs):
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("old", [4, 7])
 def test_the_matrix_of_a_traced_size_is_that_of_the_recipe(recipe, old):
-    made = jax.jit(lambda new: padded_positions.axis_weights(old, new, 12, recipe))
+    made = jax.jit(lambda new: axis_weights(old, new, 12, recipe))
     for new in (1, 2, 3, 4, 7, 12):
         expected = np.eye(old) if new == old and recipe != "ibot" else np.asarray(RECIPES[recipe](old, new))
         close(np.asarray(made(new))[:new], expected, 1e-5)
@@ -79,7 +78,7 @@ def test_the_matrix_of_a_traced_size_is_that_of_the_recipe(recipe, old):
 def test_an_image_with_the_grid_of_the_positions_gets_them_unchanged(recipe):
     """As in `models.positions.interpolate`; with one side equal "ibot" still moves both axes."""
     table, counts = jnp.asarray(noise(4, 4, 5)), np.array([(4, 4), (4, 6), (2, 4)])
-    made = jax.jit(lambda counts: padded_positions.interpolated(table, counts, (6, 6), recipe))(counts)
+    made = jax.jit(lambda counts: interpolated(table, counts, (6, 6), recipe))(counts)
     flat = jnp.concatenate([jnp.zeros((1, 5)), table.reshape(16, 5)])
     for one, (rows, columns) in zip(np.asarray(made), counts.tolist()):
         expected = np.asarray(interpolate(flat, (rows, columns), recipe))[1:]

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from tiny import looped, noise
 
 from detailclip_jax.dense.detection import boxes as box
-from detailclip_jax.dense.detection import cascade, detector, postprocess, rpn
+from detailclip_jax.dense.detection import cascade, detector, rpn
 from detailclip_jax.dense.detection.anchors import num_places
 from detailclip_jax.dense.detection.assignment import Objects
 from detailclip_jax.dense.detection.backbone import extents
@@ -338,7 +338,7 @@ def test_more_boxes_than_slots_leave_the_best_of_all_classes():
     boxes = np.zeros((40, 2, 4), np.float32)
     boxes[..., 0], boxes[..., 2], boxes[..., 3] = (np.arange(40) * 10)[:, None], (np.arange(40) * 10 + 8)[:, None], 8
     scores = rng.random((40, 2)).astype(np.float32)
-    select = jax.jit(postprocess.select, static_argnums=(2, 3, 4))
+    select = jax.jit(detector.select, static_argnums=(2, 3, 4))
     made = select(boxes, scores, 0.05, 0.5, 5)
     np.testing.assert_allclose(made.scores, np.sort(scores.ravel())[::-1][:5])
     few = select(boxes[:1], scores[:1], 0.05, 0.5, 5)

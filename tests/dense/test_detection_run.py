@@ -1,5 +1,6 @@
 """Runs of detection: one step on devices, padding, a whole run with its files, resume, kill -9, overfitting."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -23,13 +24,12 @@ from detailclip_jax import transfer as command
 from detailclip_jax.config import detection_fields as fields
 from detailclip_jax.config import help_text, run_config
 from detailclip_jax.data.sources import MissingData
-from detailclip_jax.dense import paper, prediction_figures, predictions
-from detailclip_jax.dense.detection import detect, detection_checks, detection_experiment, detection_task
+from detailclip_jax.dense import dense_experiment, dense_loop, paper, prediction_figures, predictions, runs
+from detailclip_jax.dense.dense_experiment import Evaluation
+from detailclip_jax.dense.dense_report import report
+from detailclip_jax.dense.detection import detect, detection_checks, detection_task
 from detailclip_jax.dense.detection.coco_sets import open_format
-from detailclip_jax.dense.detection.detection_report import report
-from detailclip_jax.dense.detection.instance_batches import examples
 from detailclip_jax.dense.detection.instance_shapes import sample
-from detailclip_jax.dense.segmentation import segmentation_task
 from detailclip_jax.dense.segmentation.label_augment import resize_image
 from detailclip_jax.models import sizes
 from detailclip_jax.runtime import wandb_writer
@@ -47,6 +47,9 @@ OPTIONS = {
     **{"candidates_train": 32, "candidates_test": 32, "proposals_train": 32, "proposals_test": 16},
     **{"max_per_image": 6, "mask_roi_size": 4, "roi_cells": 100, "finest_scale": 3.5},  # RoIs on several levels
 }
+
+
+TASK = dense_loop.loop_task(detection_task.DETECTION)
 
 
 def tiny(**changes):
@@ -69,16 +72,14 @@ ONE_SHAPE = {"views.short": (30,), "views.buckets": ((32, 32),), "views.long": 3
 
 @functools.cache
 def built():
-    return detection_experiment.build(tiny(), mesh.make_mesh(jax.devices()[:1]))
+    return runs.build(tiny(), mesh.make_mesh(jax.devices()[:1]))
 
 
 @pytest.mark.slow
 @looped
 def test_one_device_and_eight_give_the_same_state():
     """Through samples, BatchNorm and drop path, whose draws belong to the images; batches of one shape."""
-    one, eight = (
-        detection_experiment.build(tiny(**ONE_SHAPE), mesh.make_mesh(jax.devices()[:devices])) for devices in (1, 8)
-    )
+    one, eight = (runs.build(tiny(**ONE_SHAPE), mesh.make_mesh(jax.devices()[:devices])) for devices in (1, 8))
     start = one.init(0)
     spread = jax.device_put(jax.device_get(start), mesh.replicated(eight.mesh))
     with one.batches() as batches:
@@ -99,40 +100,39 @@ def test_one_device_and_eight_give_the_same_state():
 
 
 @pytest.mark.check
-def test_the_ceiling_of_true_masks_is_100_and_its_boxes_leave_crowds_out(monkeypatch):
+def test_the_ceiling_of_true_masks_is_100_and_its_boxes_leave_crowds_out():
     made = built()
-    truth = iter([example for example, _ in examples(made.sets.val.source)])
+    pairs = list(detection_task.examples(made.sets.val.source))
+    truth = iter([example for example, _ in pairs])
 
-    def perfect(compute, images, test):
+    def perfect(images):
         for (_, given), example in zip(images, truth):
             kept = given.labels >= 0
             np.testing.assert_array_equal(given.boxes[kept], example["boxes"])
             masks = [sample(shape, box, 112) for shape, box in zip(example["shapes"], example["boxes"])]
             yield detect.Found(given.boxes[kept], np.ones(kept.sum()), given.labels[kept], np.array(masks, np.float32))
 
-    monkeypatch.setattr(detection_experiment, "draw", perfect)
-    assert made.ceiling(noise_state(made))["ceiling_AP50"] == 100
+    assert detection_task.ceiling_of(made, pairs, perfect).scores["ceiling_AP50"] == 100
     boxes = np.arange(12.0).reshape(3, 4)
     example = {"crowd": np.array([True, False, False]), "boxes": boxes, "classes": np.array([5, 6, 7])}
-    found = detection_experiment.true_boxes(example, 1)
+    found = detection_task.true_boxes(example, 1)
     assert found.labels.tolist() == [6] and found.boxes.tolist() == [[4, 5, 6, 7]]
-    assert detection_experiment.true_boxes(example, 4).labels.tolist() == [6, 7, -1, -1]
+    assert detection_task.true_boxes(example, 4).labels.tolist() == [6, 7, -1, -1]
 
 
-def test_the_progress_line_of_the_ceiling_is_named(monkeypatch, tmp_path):
-    titles = []
+def test_the_ceiling_is_a_second_evaluation_whose_progress_line_is_named(tmp_path, capsys):
+    def evaluate(state, before_each, evaluation):
+        before_each()
+        return Evaluation({"ceiling_AP": 9.0} if evaluation else {"bbox_AP": 5.0}, {}, [])
 
-    def evaluated(run, interrupt, state, step, evaluation=None, title="evaluation"):
-        titles.append(title)
-        return {} if evaluation else ({}, {}, [])
-
-    monkeypatch.setattr(detection_task.dense, "evaluated", evaluated)
     config = tiny()
     config.inference.ceiling = True
-    made = types.SimpleNamespace(ceiling=print)
-    run = Run(config, tmp_path, made, None, Console(enabled=False), detection_task.DETECTION)
-    detection_task.evaluate(run, Interrupt(), empty_state(), 3)
-    assert titles == ["evaluation", "ceiling"]
+    sets = types.SimpleNamespace(val=types.SimpleNamespace(source=[None]))
+    made = types.SimpleNamespace(task=detection_task.DETECTION, sets=sets, evaluate=evaluate)
+    run = Run(config, tmp_path, made, None, Console(), TASK)
+    assert dense_loop.evaluate(run, Interrupt(), empty_state(), 3) == {"bbox_AP": 5.0, "ceiling_AP": 9.0}
+    assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()] == ["evaluation", "ceiling"]
+    assert json.loads((tmp_path / "detections.json").read_text()) == []
 
 
 def test_the_shapes_of_a_batch_are_those_of_the_stream():
@@ -152,7 +152,7 @@ def test_every_field_is_declared_and_the_schedules_are_the_protocol_s():
     assert [round(share * 12, 6) for share in one.optimizer.decay_at] == [8, 11]
     assert [round(share * 36, 6) for share in three.optimizer.decay_at] == [27, 33]
     assert one.model.drop_path == 0.2 and one.optimizer.learning_rate == 1e-4 and one.optimizer.warmup_steps == 500
-    options = detection_experiment.options_of(one)
+    options = detection_task.options_of(one)
     assert options.stage_ious == (0.5, 0.6, 0.7) and options.mean == one.preprocess.mean
     with pytest.raises(ValueError, match="unknown schedule '2x'; known: 1x, 3x"):
         run_config.load("configs/transfer/coco_cascade.py:schedule=2x")
@@ -162,8 +162,8 @@ def test_every_field_is_declared_and_the_schedules_are_the_protocol_s():
 def test_the_sizes_of_the_coco_config_pass_its_own_checks(arg):
     """iBOT's grid of 672 x 1092 pixels has 42 x 68 whole patches of 16; 4 columns of pixels have no patch."""
     config = run_config.load(f"configs/transfer/coco_cascade.py{arg}")
-    detection_experiment.check_sizes(config)
-    assert detection_experiment.options_of(config).positions == (42, 68)
+    detection_task.check_sizes(config)
+    assert detection_task.options_of(config).positions == (42, 68)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_an_invalid_field_is_refused_before_the_run(tmp_path, field, value, mess
             config.detector.options.update(value)
         else:
             config.update_from_flattened_dict({field: value})
-        segmentation_task.prepare(config, tmp_path / "run")
+        runs.prepare(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -214,7 +214,7 @@ def test_a_missing_package_is_said_before_the_run(tmp_path, monkeypatch, package
         monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else object())
     config = tiny(**{"logging.wandb": "project"})
     with pytest.raises(ValueError, match=f"needs? (the package )?{package}.*pip install 'detailclip_jax"):
-        segmentation_task.prepare(config, tmp_path / "run")
+        runs.prepare(config, tmp_path / "run")
     if package == "pycocotools":
         config.update({"evaluate_at_end": False, "evaluate_every": 0})
         detection_checks.check(config)
@@ -228,9 +228,9 @@ def test_every_shape_of_batches_is_compiled_once_and_the_programs_are_counted(tm
             compiled.append(shapes)
             return lambda state, batch: (state, {})
 
-    made = types.SimpleNamespace(batch_shapes=lambda bucket: bucket, train_step=Program(), put=lambda batch: batch)
-    run = Run(tiny(), tmp_path, made, None, Console(), detection_task.DETECTION)
-    step = detection_task.compile_step(run, Clock(), empty_state())
+    own = {"task": detection_task.DETECTION, "batch_shapes": lambda bucket: bucket, "put": lambda batch: batch}
+    run = Run(tiny(), tmp_path, types.SimpleNamespace(train_step=Program(), **own), None, Console(), TASK)
+    step = dense_loop.Steps(run, Clock(), empty_state())
     for side in (48, 32, 48, 32):
         step(empty_state(), {"image": np.zeros((8, side, side, 3), np.uint8)})
     assert compiled == [(48, 48), (32, 32)]
@@ -243,7 +243,7 @@ def test_the_report_of_coco_has_the_run_as_a_row_of_the_paper_s_table_and_says_w
     protocol = {"set": "coco", "images": 5000, "classes": 80, "encoder": "trained end to end", "init": "runs/x"}
     scores = dict.fromkeys(("bbox_AP", "segm_AP"), 41.25) | {"bbox_APs": -1.0, "segm_APs": -1.0}
     three = run_config.load("configs/transfer/coco_cascade.py:schedule=3x")
-    text = "\n".join(report(three, 263_880, scores, protocol))
+    text = "\n".join(report(detection_task.DETECTION, three, 263_880, scores, protocol))
     assert "| APs | no objects | no objects |" in text and "| this run: runs/x | | | 41.25 | 41.25 |\n| " in text
     rows = paper.tables()["dense"]
     boxes, masks = (rows["rows"]["DetailCLIP"][rows["columns"].index(f"coco_{kind}_ap")] for kind in ("box", "mask"))
@@ -251,13 +251,13 @@ def test_the_report_of_coco_has_the_run_as_a_row_of_the_paper_s_table_and_says_w
     assert "The settings are those of the recipe (schedule 3x)." in text
     one = run_config.load("configs/transfer/coco_cascade.py")
     one.data.num_val, one.detector.options.nms, one.inference.batch_size = 100, 0.6, 1
-    text = "\n".join(report(one, 600, scores, protocol))
+    text = "\n".join(report(detection_task.DETECTION, one, 600, scores, protocol))
     assert (
         "(schedule 1x): data.num_val 100 (recipe: 0); detector.options.nms 0.6 (recipe: None)." in text
         and "batch_size" not in text
     )
     one.data.source = "coco_format"
-    assert "paper" not in "\n".join(report(one, 600, scores, protocol))
+    assert "paper" not in "\n".join(report(detection_task.DETECTION, one, 600, scores, protocol))
 
 
 # --- runs
@@ -276,7 +276,7 @@ def pretrained(tmp_path_factory):
 
 
 def train(config, workdir):
-    return loop.train(segmentation_task.prepare(config, workdir))
+    return loop.train(runs.prepare(config, workdir))
 
 
 CATEGORIES = ("cat", "dog")
@@ -313,20 +313,20 @@ def of_set(root, **changes):
 @pytest.mark.check
 def test_a_workdir_keeps_its_classes(tmp_path, monkeypatch):
     known = built()  # the network has no part in this
-    monkeypatch.setattr(detection_experiment.fine_tuning, "set_up", lambda *given: (known.setup, known.state_shapes))
+    monkeypatch.setattr(dense_experiment.fine_tuning, "set_up", lambda *given: (known.setup, known.state_shapes))
     write_set(tmp_path / "set")
-    loop.claim(segmentation_task.prepare(of_set(tmp_path / "set"), tmp_path / "run"))
-    segmentation_task.prepare(of_set(tmp_path / "set", log_every=1), tmp_path / "run")
+    loop.claim(runs.prepare(of_set(tmp_path / "set"), tmp_path / "run"))
+    runs.prepare(of_set(tmp_path / "set", log_every=1), tmp_path / "run")
     for names, message in (
         (("dog", "cat"), "class 0 of the run is 'cat', that of its data is now 'dog'; restore the names"),
         ((*CATEGORIES, "cow"), "the run has 2 classes, its data now 3; restore"),
     ):
         write_set(tmp_path / "set", names)
         with pytest.raises(ValueError, match=message):
-            segmentation_task.prepare(of_set(tmp_path / "set"), tmp_path / "run")
+            runs.prepare(of_set(tmp_path / "set"), tmp_path / "run")
     (tmp_path / "run/classes.json").write_text("[")
     with pytest.raises(ValueError, match=r"classes\.json is damaged"):
-        segmentation_task.prepare(of_set(tmp_path / "set"), tmp_path / "run")
+        runs.prepare(of_set(tmp_path / "set"), tmp_path / "run")
 
 
 def test_a_changed_evaluation_set_is_warned_of_when_a_run_goes_on(tmp_path, monkeypatch, capsys):
@@ -343,7 +343,7 @@ def test_a_changed_evaluation_set_is_warned_of_when_a_run_goes_on(tmp_path, monk
     def run():
         sets = [open_format(tmp_path / name / "set.json", tmp_path / name).source for name in ("train", "val")]
         made = types.SimpleNamespace(state_shapes=None)
-        return Run(tiny(), tmp_path / "run", made, sets[0], Console(), detection_task.DETECTION, sets[1])
+        return Run(tiny(), tmp_path / "run", made, sets[0], Console(), TASK, sets[1])
 
     record = run_record(run())
     assert "WARNING" not in resumed()
@@ -359,7 +359,7 @@ def test_a_changed_evaluation_set_is_warned_of_when_a_run_goes_on(tmp_path, monk
 def test_a_run_is_loaded_without_its_data(tmp_path):
     write_set(tmp_path / "set")
     with on_one_device():
-        run = segmentation_task.prepare(of_set(tmp_path / "set"), tmp_path / "run")
+        run = runs.prepare(of_set(tmp_path / "set"), tmp_path / "run")
         loop.claim(run)
         zeros = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype)), run.experiment.state_shapes)
         with closing(Checkpoints(tmp_path / "run")) as store:
@@ -383,9 +383,7 @@ def run(pretrained, tmp_path_factory):
     """A finished run of six steps on two devices from a checkpoint, with an evaluation after four."""
     small = {"init": str(pretrained), "evaluate_every": 4, "batch_size": 4, "data.num_val": 4}
     with on_devices(2), redirect_stdout(io.StringIO()) as said:
-        made = segmentation_task.prepare(
-            tiny(**small, **{"inference.batch_size": 4}), tmp_path_factory.mktemp("finished")
-        )
+        made = runs.prepare(tiny(**small, **{"inference.batch_size": 4}), tmp_path_factory.mktemp("finished"))
         assert loop.train(made) == 0
     (made.workdir / SAID).write_text(said.getvalue())
     return made
@@ -406,10 +404,8 @@ def loaded(finished):
 @pytest.fixture
 def load_once(loaded, finished, monkeypatch):
     """Makes `transfer.load` return the loaded run for its workdir."""
-    load, known = segmentation_task.load, (loaded.experiment, loaded.state, loaded.step)
-    monkeypatch.setattr(
-        segmentation_task, "load", lambda workdir, *step: known if workdir == finished else load(workdir, *step)
-    )
+    load, known = runs.load, (loaded.experiment, loaded.state, loaded.step)
+    monkeypatch.setattr(runs, "load", lambda workdir, *step: known if workdir == finished else load(workdir, *step))
 
 
 @pytest.mark.check
@@ -532,7 +528,7 @@ COMMAND = """
 import sys
 from absl import flags
 from detailclip_jax.config import run_config
-from detailclip_jax.dense.segmentation import segmentation_task as transfer
+from detailclip_jax.dense import runs
 from detailclip_jax import pretraining
 from detailclip_jax.training import loop
 flags.FLAGS.mark_as_parsed()
@@ -556,8 +552,8 @@ def test_a_run_that_is_killed_goes_on_bit_identically(tmp_path):
     assert process.wait() == -signal.SIGKILL
     subprocess.run([*command, str(tmp_path / "killed")], check=True, env=environment)
     (_, whole, _), (_, killed, step) = (
-        segmentation_task.load(tmp_path / "whole"),
-        segmentation_task.load(tmp_path / "killed"),
+        runs.load(tmp_path / "whole"),
+        runs.load(tmp_path / "killed"),
     )
     assert step == 12
     jax.tree.map(np.testing.assert_array_equal, *jax.device_get((whole, killed)))
@@ -576,13 +572,12 @@ def overfitting():
 
 
 @pytest.mark.slow
-def test_it_overfits_eight_scenes(tmp_path, monkeypatch):
+def test_it_overfits_eight_scenes(tmp_path):
     """AP of boxes above 90 and of masks above 80 on the training images; 100.0 and 92.7 when it was written."""
-    opened = detection_experiment.open_sets
-    monkeypatch.setattr(
-        detection_experiment, "open_sets", lambda config: opened(config)._replace(val=opened(config).train)
-    )
-    assert train(overfitting(), tmp_path) == 0
+    run = runs.prepare(overfitting(), tmp_path)
+    sets = run.experiment.sets
+    same = dataclasses.replace(run.experiment, given=sets._replace(val=sets.train))
+    assert loop.train(run._replace(experiment=same, evaluated=sets.train.source)) == 0
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["bbox_AP"] > 90 and found["segm_AP"] > 80, (found["bbox_AP"], found["segm_AP"])
 
@@ -592,4 +587,4 @@ def test_another_batch_size_and_stickers_are_said_in_the_introduction():
     text = "\n".join(lines)
     assert "batches of 2 shapes: 32 x 32 (" in text and "48 x 48 (" in text and "of the pixels" in text
     assert "batch_size 8 is not the recipe's 16" in warnings[0]
-    assert detection_task.DETECTION.counts == ("bad_records", "crowded_images")
+    assert TASK.counts == ("bad_records", "crowded_images")

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 from contextlib import closing
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,10 @@ from tiny import check_names, noise_state, tiny_config
 import detailclip_jax
 from detailclip_jax import embed, evaluate, export, import_torch
 from detailclip_jax.config import run_config
-from detailclip_jax.dense import class_names, dense_runs
-from detailclip_jax.dense.detection import detection_experiment as detection
+from detailclip_jax.dense import class_names, runs
+from detailclip_jax.dense.dense_experiment import Experiment
 from detailclip_jax.dense.detection.backbone import backbone
 from detailclip_jax.dense.predictions import Detector, Segmenter
-from detailclip_jax.dense.segmentation import segmentation_experiment as segmentation
 from detailclip_jax.dense.taps import taps
 from detailclip_jax.inference.model import Model, load
 from detailclip_jax.interop.exported_model import load as export_of
@@ -33,6 +33,7 @@ from detailclip_jax.training import dense_encoder, warm_start
 from detailclip_jax.training import experiment as pretraining
 from detailclip_jax.training.checkpoint import Checkpoints
 from detailclip_jax.training.mesh import make_mesh
+from detailclip_jax.training.train_state import TrainState
 
 RECORD = {"filter": "bicubic", "crop_ratio": 0.875, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
 CHANGES = {f"preprocess.{name}": value for name, value in RECORD.items()} | {"encoder.frozen": False}
@@ -54,14 +55,14 @@ def segmented(tmp_path_factory):
     """A run of segmentation on crops of 48 pixels, 6 x 6 patches: workdir, experiment, state."""
     size = {"views.crop": 48, "inference.window": 48, "inference.scale": (48, 48)}
     workdir = tmp_path_factory.mktemp("segmented")
-    return workdir, *finished(workdir, tiny_segmentation("linear", **CHANGES, **size), segmentation.build)
+    return workdir, *finished(workdir, tiny_segmentation("linear", **CHANGES, **size), runs.build)
 
 
 @pytest.fixture(scope="module")
 def detected(tmp_path_factory):
     """A run of detection whose positions have 6 x 8 patches: workdir, experiment, state."""
     workdir = tmp_path_factory.mktemp("detected")
-    return workdir, *finished(workdir, tiny_detection(**CHANGES, **{"encoder.grid": (48, 64)}), detection.build)
+    return workdir, *finished(workdir, tiny_detection(**CHANGES, **{"encoder.grid": (48, 64)}), runs.build)
 
 
 def pixels(side=48):
@@ -159,7 +160,7 @@ def test_the_package_gives_the_predictor_and_its_encoder(segmented):
 
 @pytest.mark.parametrize("kind", [Detector, Segmenter])
 def test_a_method_of_another_kind_of_run_says_what_has_it(kind):
-    run = kind(None, None, 3, "runs/mine")
+    run = kind(mock.MagicMock(spec=Experiment), mock.MagicMock(spec=TrainState), 3, "runs/mine")
     own, other, task = ("detect", "segment", "detection") if kind is Detector else ("segment", "detect", "segmentation")
     assert hasattr(run, own) and not any(hasattr(run, name) for name in (other, "encode_text", "features", "nothing"))
     for name, words in ((other, "needs a run of"), ("features", "load('runs/mine').encoder().features")):
@@ -242,8 +243,8 @@ def test_pretraining_starts_from_it(segmented):
 @pytest.mark.parametrize(("kind", "grid"), [("segmented", (6, 6)), ("detected", (6, 8))])
 def test_another_dense_task_starts_from_it_and_interpolates_its_positions_once(kind, grid, request):
     workdir, _, state = request.getfixturevalue(kind)
-    config = dense_runs.adopted(tiny_segmentation("linear", init=str(workdir)))
-    made = segmentation.build(config, make_mesh(jax.devices()[:1]))
+    config = runs.adopted(tiny_segmentation("linear", init=str(workdir)))
+    made = runs.build(config, make_mesh(jax.devices()[:1]))
     started, lines = made.load_encoder(noise_state(made))
     theirs, ours = dict(state.params["image"]), dict(started.params["image"])
     expected = positions.interpolate(theirs.pop("positions"), 4, config.encoder.positions, 1, grid)
@@ -260,8 +261,8 @@ def test_the_attention_pool_of_siglip_comes_out_as_it_went_in(tmp_path):
     run_config.claim_workdir(tmp_path / "siglip", config)
     with closing(Checkpoints(tmp_path / "siglip")) as saved:
         saved.save(0, state, {"examples": 0}, {"config": run_config.to_json(config), "data_fingerprint": ""})
-    task = dense_runs.adopted(tiny_segmentation("linear", init=str(tmp_path / "siglip"), **{"encoder.frozen": False}))
-    made = segmentation.build(task, make_mesh(jax.devices()[:1]))
+    task = runs.adopted(tiny_segmentation("linear", init=str(tmp_path / "siglip"), **{"encoder.frozen": False}))
+    made = runs.build(task, make_mesh(jax.devices()[:1]))
     started, _ = made.load_encoder(noise_state(made))
     run_config.claim_workdir(tmp_path / "run", task)
     with closing(Checkpoints(tmp_path / "run")) as saved:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from detailclip_jax.config import detection_fields, help_text, run_config, segmentation_fields
-from detailclip_jax.dense.segmentation import bilinear, segmentation_heads, segmentation_loss
+from detailclip_jax.dense.segmentation import bilinear, segmentation_heads, segmentation_network
 from detailclip_jax.dense.segmentation.segmentation_network import SegmentationModel
 from detailclip_jax.dense.taps import taps, usual_blocks
 from detailclip_jax.models import positions
@@ -248,7 +248,7 @@ def test_a_head_s_logits_loss_and_gradients_are_pytorch_s(name):
     def ours(params, maps):
         run = {"params": params, "batch_stats": stats}
         logits, _ = head.apply(run, features_of(maps), True, mutable="batch_stats")
-        return segmentation_loss.cross_entropy(logits, jnp.asarray(labels)), logits
+        return segmentation_network.cross_entropy(logits, jnp.asarray(labels)), logits
 
     (value, logits), gradients = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(params, maps)
     theirs = jax.tree.map(lambda x: torch.from_numpy(np.array(x)).requires_grad_(), params)
@@ -319,12 +319,12 @@ def test_a_head_that_cannot_read_its_number_of_blocks_is_refused():
 def test_the_loss_divides_by_all_pixels_and_an_ignored_image_has_none():
     logits, labels = noise(2, 4, 4, K), RNG.integers(0, K, (2, 4, 4))
     labels[1] = -1
-    half = jax.jit(segmentation_loss.cross_entropy)(logits, labels)
-    run = jax.jit(jax.value_and_grad(segmentation_loss.cross_entropy))
+    half = jax.jit(segmentation_network.cross_entropy)(logits, labels)
+    run = jax.jit(jax.value_and_grad(segmentation_network.cross_entropy))
     (first, _), (value, gradient) = run(logits[:1], labels[:1]), run(logits[1:], labels[1:])
     np.testing.assert_allclose(half, first / 2, rtol=1e-6)
     assert value == 0 and not np.asarray(gradient).any()
-    right, counted = jax.jit(segmentation_loss.pixel_accuracy)(logits, labels)
+    right, counted = jax.jit(segmentation_network.pixel_accuracy)(logits, labels)
     assert counted == 16 and right == (np.asarray(logits[0]).argmax(-1) == labels[0]).sum()
 
 
@@ -337,7 +337,7 @@ def test_a_frozen_encoder_has_no_gradient_and_no_drop_path(frozen):
 
     def run(params):
         with_keys, without = (model.apply({"params": params}, images, True, given).head for given in (keys, None))
-        return segmentation_loss.cross_entropy(with_keys, labels), jnp.abs(with_keys - without).max()
+        return segmentation_network.cross_entropy(with_keys, labels), jnp.abs(with_keys - without).max()
 
     gradient, difference = jax.jit(jax.grad(run, has_aux=True))(params)
     moved = [np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient["image"])]
@@ -358,7 +358,7 @@ def test_the_head_of_the_page_is_a_head():
     features = features_of([noise(2, 4, 4, D) for _ in range(4)])
     variables = drawn(lambda key: head.init(key, features))
     labels = jnp.zeros((2, 16, 16), jnp.int32)
-    gradient = jax.jit(jax.grad(lambda v: segmentation_loss.cross_entropy(head.apply(v, features, True), labels)))(
+    gradient = jax.jit(jax.grad(lambda v: segmentation_network.cross_entropy(head.apply(v, features, True), labels)))(
         variables
     )
     assert jax.eval_shape(lambda v: head.apply(v, features), variables).shape == (2, 4, 4, K)

@@ -9,7 +9,8 @@ import pytest
 from tiny import noise, noise_state, tiny_config
 
 from detailclip_jax.config.segmentation_fields import linear, segmentation, stickers
-from detailclip_jax.dense.segmentation import segmentation_experiment
+from detailclip_jax.dense import runs
+from detailclip_jax.dense.segmentation.segmentation_network import normalised
 from detailclip_jax.methods import METHODS
 from detailclip_jax.models import positions, sizes
 from detailclip_jax.training import dense_encoder, mesh
@@ -35,7 +36,7 @@ def tiny(head="upernet", **changes):
 
 @functools.cache
 def built(head="upernet", devices=1):
-    return segmentation_experiment.build(tiny(head), mesh.make_mesh(jax.devices()[:devices]))
+    return runs.build(tiny(head), mesh.make_mesh(jax.devices()[:devices]))
 
 
 @functools.cache
@@ -64,7 +65,7 @@ def steps(made, state, count=2):
 @pytest.mark.check
 def test_one_device_and_eight_give_the_same_state():
     """Also through BatchNorm, dropout and drop path, whose draws belong to the images; each two share one state."""
-    one, eight = built(), segmentation_experiment.build(tiny(**{"mesh.fsdp": 2}), mesh.make_mesh(jax.devices(), 2))
+    one, eight = built(), runs.build(tiny(**{"mesh.fsdp": 2}), mesh.make_mesh(jax.devices(), 2))
     assert any("fsdp" in str(shape.sharding.spec) for shape in jax.tree.leaves(eight.state_shapes))
     first, second = steps(one, initial(one)), steps(eight, initial(eight))
     for name in ("head", "auxiliary", "loss", "accuracy"):
@@ -98,33 +99,30 @@ def test_an_encoder_trained_end_to_end_moves_in_every_layer():
 
 
 def test_padding_becomes_the_mean_of_the_pixels():
-    config = tiny()
-    one = {
-        "image": jnp.full((1, 32, 32, 3), 200, jnp.uint8),
-        "size": jnp.array([[20, 24]], jnp.int32),
-    }
-    images = np.asarray(segmentation_experiment.prepared(one, config))
+    mean, std = tiny().preprocess.mean, tiny().preprocess.std
+    size = jnp.array([[20, 24]], jnp.int32)
+    images = np.asarray(normalised(jnp.full((1, 32, 32, 3), 200, jnp.uint8), size, mean, std))
     assert not images[0, 20:].any() and not images[0, :, 24:].any()
-    inside = (200 / 255 - np.array(config.preprocess.mean)) / config.preprocess.std
+    inside = (200 / 255 - np.array(mean)) / std
     np.testing.assert_allclose(images[0, :20, :24], np.broadcast_to(inside, (20, 24, 3)), rtol=1e-5)
 
 
 def test_an_evaluation_does_not_depend_on_the_number_of_devices():
     one, eight = built("linear"), built("linear", 8)
-    (scores, counts), (others, _) = (made.evaluate(initial(made, "linear")) for made in (one, eight))
-    assert counts.confusion.sum() == 6 * 40 * 40
-    assert scores["mIoU"] == pytest.approx(others["mIoU"], abs=0.05)
+    found, other = (made.evaluate(initial(made, "linear")) for made in (one, eight))
+    assert found.found.confusion.sum() == 6 * 40 * 40
+    assert found.scores["mIoU"] == pytest.approx(other.scores["mIoU"], abs=0.05)
 
 
 def test_sizes_that_patches_do_not_fill_and_unknown_recipes_are_named():
     with pytest.raises(ValueError, match=r"views\.crop 30 is not a multiple of the patch size 8; .* 24 and 32"):
-        segmentation_experiment.build(tiny(**{"views.crop": 30}))
+        runs.build(tiny(**{"views.crop": 30}))
     with pytest.raises(ValueError, match=r"encoder\.positions 'cubic' is unknown; known: bicubic"):
-        segmentation_experiment.build(tiny(**{"encoder.positions": "cubic"}))
+        runs.build(tiny(**{"encoder.positions": "cubic"}))
     with pytest.raises(ValueError, match="taps \\[9\\]: the encoder has 2 blocks"):
-        segmentation_experiment.build(tiny(**{"encoder.blocks": (0, 9, 1, 1)}))
+        runs.build(tiny(**{"encoder.blocks": (0, 9, 1, 1)}))
     with pytest.raises(ValueError, match="instance maps, not the 150 class labels"):
-        segmentation_experiment.build(tiny(**{"data.source": "tfds", "data.path": "scene_parse150"}))
+        runs.build(tiny(**{"data.source": "tfds", "data.path": "scene_parse150"}))
 
 
 def test_the_example_stream_resumes_at_any_position():
@@ -174,7 +172,7 @@ def test_an_image_of_any_shape_gets_a_label_map(head, shape):
 def test_every_method_s_encoder_can_be_adopted(method):
     source = tiny_config(method)
     adopted = dense_encoder.adopt(tiny("linear"), source)
-    shapes = segmentation_experiment.build(adopted, mesh.make_mesh(jax.devices()[:1])).state_shapes.params["image"]
+    shapes = runs.build(adopted, mesh.make_mesh(jax.devices()[:1])).state_shapes.params["image"]
     trained = pretraining.build_networks(source).image
     own = jax.eval_shape(lambda: trained.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))["params"]
     learnt = {**own, "positions": shapes["positions"]}

@@ -11,8 +11,9 @@ from PIL import Image
 from detailclip_jax.data.decoding import decode_whole
 from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.sources import BadRecord, MissingData
+from detailclip_jax.dense import set_examples
 from detailclip_jax.dense.detection import sticker_instances as detection_stickers
-from detailclip_jax.dense.segmentation import label_batches, set_classes
+from detailclip_jax.dense.segmentation import segmentation_sets
 from detailclip_jax.dense.segmentation.index_masks import IGNORE, check_size, stored_values, table
 from detailclip_jax.dense.segmentation.label_augment import (
     Recipe,
@@ -280,10 +281,10 @@ def test_an_unreadable_image_is_a_bad_record(tmp_path):
 
 def test_a_large_jpeg_is_refused_and_not_reduced(monkeypatch):
     """`decode` reduces it, but a mask belongs to the pixels of the whole image."""
-    monkeypatch.setattr(label_batches, "decode_whole", functools.partial(decode_whole, max_pixels=600))
+    monkeypatch.setattr(set_examples, "decode_whole", functools.partial(decode_whole, max_pixels=600))
     data = encoded(np.zeros((30, 40, 3), np.uint8), kind="JPEG")
     with pytest.raises(BadRecord, match=r"^a: too large: 40 x 30 pixels, the limit is 600 where .*; cut it into tiles"):
-        label_batches.pixels_of({"image": data, "key": "a"})
+        set_examples.pixels_of({"image": data, "key": "a"})
 
 
 def test_the_identity_of_a_set_changes_with_its_masks(tmp_path):
@@ -344,7 +345,7 @@ def test_tfds_is_refused_with_the_reason_and_missing_data_are_named(tmp_path):
 def test_the_name_lists_have_the_published_lengths_and_no_doubles():
     lists = {"VOC": 21, "CONTEXT": 59, "CITYSCAPES": 19, "COCO_STUFF": 171, "ADE20K": 150}
     for name, count in lists.items():
-        assert len(getattr(set_classes, name)) == len(set(getattr(set_classes, name))) == count
+        assert len(getattr(segmentation_sets, name)) == len(set(getattr(segmentation_sets, name))) == count
 
 
 # --- stickers

@@ -25,9 +25,10 @@ from detailclip_jax import transfer as transfer_command
 from detailclip_jax.config import run_config
 from detailclip_jax.config import segmentation_fields as transfer_config
 from detailclip_jax.data.sources import MissingData
-from detailclip_jax.dense import dense_runs, prediction_figures, predictions
-from detailclip_jax.dense.segmentation import segmentation_experiment, segmentation_task
-from detailclip_jax.dense.segmentation.segmentation_report import paper_rows, report
+from detailclip_jax.dense import dense_loop, prediction_figures, predictions, runs
+from detailclip_jax.dense.dense_experiment import Evaluation
+from detailclip_jax.dense.dense_report import paper_rows, report
+from detailclip_jax.dense.segmentation.segmentation_task import SEGMENTATION, open_sets
 from detailclip_jax.inference import model as inference
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.metric_files import read_lines
@@ -67,11 +68,11 @@ def config_of(pretrained, head="linear", **changes):
 
 
 def train(config, workdir):
-    return loop.train(segmentation_task.prepare(config, workdir))
+    return loop.train(runs.prepare(config, workdir))
 
 
 def state_of(workdir):
-    _, state, step = segmentation_task.load(workdir)
+    _, state, step = runs.load(workdir)
     return jax.device_get(state), step
 
 
@@ -122,7 +123,7 @@ def test_a_frozen_encoder_is_the_checkpoint_s_bit_for_bit(pretrained, finished):
 @pytest.mark.slow
 def test_a_run_goes_on_and_equals_one_that_never_stopped(pretrained, tmp_path):
     """With UPerNet, end to end: BatchNorm's statistics, dropout, drop path; the steps after a lost checkpoint again."""
-    run = segmentation_task.prepare(config_of(pretrained, "upernet", evaluate_at_end=False), tmp_path)
+    run = runs.prepare(config_of(pretrained, "upernet", evaluate_at_end=False), tmp_path)
 
     def trained():
         assert loop.train(run) == 0
@@ -150,7 +151,7 @@ def test_an_encoder_with_an_attention_pool_keeps_it_frozen(config, tmp_path):
     source.model.image_style.pooling = "attention"
     config.init = str(saved(source, tmp_path / "siglip"))
     with on_one_device():
-        made = segmentation_task.prepare(config, tmp_path / "run").experiment
+        made = runs.prepare(config, tmp_path / "run").experiment
     state, _ = made.load_encoder(noise_state(made))
     theirs = inference.load(config.init).params["image"]
     for name in ("blocks_0", "norm", "patch_embed", "pool"):
@@ -161,15 +162,15 @@ def test_an_encoder_with_an_attention_pool_keeps_it_frozen(config, tmp_path):
 
 
 def test_another_config_in_the_workdir_is_refused(pretrained, tmp_path):
-    loop.claim(segmentation_task.prepare(config_of(pretrained), tmp_path))
+    loop.claim(runs.prepare(config_of(pretrained), tmp_path))
     with pytest.raises(ValueError, match=r"optimizer\.learning_rate: 0\.0008 in the workdir, 0\.5 now"):
-        segmentation_task.prepare(config_of(pretrained, **{"optimizer.learning_rate": 0.5}), tmp_path)
+        runs.prepare(config_of(pretrained, **{"optimizer.learning_rate": 0.5}), tmp_path)
 
 
 def test_inference_may_change_in_a_workdir(pretrained, tmp_path):
-    loop.claim(segmentation_task.prepare(config_of(pretrained), tmp_path))
+    loop.claim(runs.prepare(config_of(pretrained), tmp_path))
     changed = {"inference.stride": 16, "inference.mode": "whole", "inference.batch_size": 4}
-    assert segmentation_task.prepare(config_of(pretrained, **changed), tmp_path).config.inference.stride == 16
+    assert runs.prepare(config_of(pretrained, **changed), tmp_path).config.inference.stride == 16
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_inference_may_change_in_a_workdir(pretrained, tmp_path):
 )
 def test_an_invalid_field_is_refused_before_the_run(pretrained, tmp_path, field, value, message):
     with pytest.raises(ValueError, match=message):
-        segmentation_task.prepare(config_of(pretrained, **{field: value}), tmp_path / "run")
+        runs.prepare(config_of(pretrained, **{field: value}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -204,7 +205,7 @@ def test_the_patch_embedding_is_frozen_only_if_the_run_says_so(pretrained, decay
     params = {"image": {"patch_embed": {"kernel": np.zeros((2, 2))}, "other": {"kernel": np.zeros((2, 2))}}}
     for frozen in (False, True):
         changes = {"model.freeze_patch_embed": frozen, "optimizer.decay_all": decay_all}
-        config = dense_runs.adopted(config_of(pretrained, "upernet", **changes))
+        config = runs.adopted(config_of(pretrained, "upernet", **changes))
         assert config.model.freeze_patch_embed is frozen
         groups = groups_of.labels(params, fine_tuning.rules(config))["image"]
         assert (groups["patch_embed"]["kernel"] == groups_of.FROZEN) is frozen
@@ -213,44 +214,44 @@ def test_the_patch_embedding_is_frozen_only_if_the_run_says_so(pretrained, decay
 
 def test_weights_that_the_encoder_lacks_are_refused_before_the_run(pretrained, tmp_path):
     with pytest.raises(ValueError, match=r"unknown weights 'emma'; did you mean 'ema'\?"):
-        segmentation_task.prepare(config_of(pretrained, weights="emma"), tmp_path / "run")
+        runs.prepare(config_of(pretrained, weights="emma"), tmp_path / "run")
     source = run_config.read(pretrained / "config.json")
     source.method = "clip"
     (tmp_path / "clip/checkpoints/0").mkdir(parents=True)
     (tmp_path / "clip/config.json").write_text(run_config.to_json(source))
     with pytest.raises(ValueError, match=r"weights 'ema': .*clip, has no teacher; give --config\.weights=student"):
-        segmentation_task.prepare(config_of(tmp_path / "clip", weights="ema"), tmp_path / "run")
+        runs.prepare(config_of(tmp_path / "clip", weights="ema"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_goes_on_without_the_folder_of_its_encoder(pretrained, tmp_path):
     shutil.copytree(pretrained, tmp_path / "encoder")
     config = config_of(tmp_path / "encoder")
-    first = segmentation_task.prepare(config, tmp_path / "run")
+    first = runs.prepare(config, tmp_path / "run")
     loop.claim(first)
     (tmp_path / "run/checkpoints/1").mkdir(parents=True)
     shutil.rmtree(tmp_path / "encoder")
-    assert segmentation_task.prepare(config, tmp_path / "run").config.model.to_dict() == first.config.model.to_dict()
+    assert runs.prepare(config, tmp_path / "run").config.model.to_dict() == first.config.model.to_dict()
     with pytest.raises(FileNotFoundError, match="is not a workdir"):
-        segmentation_task.prepare(config, tmp_path / "another")
+        runs.prepare(config, tmp_path / "another")
 
 
 def test_preprocessing_that_the_user_gave_is_honoured_and_a_contradicting_size_is_refused(pretrained):
     changes = {"preprocess.mean": (0.1, 0.2, 0.3), "preprocess.std": (0.5, 0.5, 0.5), "model.size": "B/16"}
     config, source = config_of(pretrained, **changes), run_config.read(pretrained / "config.json")
-    found = dense_runs.adopted(config, ["preprocess.mean[0]", "total_steps"])
+    found = runs.adopted(config, ["preprocess.mean[0]", "total_steps"])
     assert found.preprocess.mean == (0.1, 0.2, 0.3) and found.preprocess.std == source.preprocess.std
     assert found.model.size == source.model.size == "custom"
     with pytest.raises(ValueError, match=r"model\.size: config\.init .* has model\.size 'custom'.*leave that flag out"):
-        dense_runs.adopted(config, ["model.size"])
+        runs.adopted(config, ["model.size"])
     config.model.size = "custom"
     agreed = ["model.size", "model.dtype", "model.custom.width", "model.image_style.pooling"]
     config.model.custom, config.model.image_size = source.model.custom, source.model.image_size
-    assert dense_runs.adopted(config, agreed).model.dtype == config.model.dtype
+    assert runs.adopted(config, agreed).model.dtype == config.model.dtype
 
 
 def test_a_prediction_takes_images_of_any_kind_and_of_any_size(pretrained, tmp_path):
-    built = segmentation_experiment.build(dense_runs.adopted(config_of(pretrained)))
+    built = runs.build(runs.adopted(config_of(pretrained)))
     state = noise_state(built)
     array = np.random.default_rng(0).integers(0, 256, (37, 50, 3)).astype(np.uint8)
     file = tmp_path / "a.png"
@@ -266,7 +267,7 @@ def test_a_prediction_takes_images_of_any_kind_and_of_any_size(pretrained, tmp_p
 def test_missing_data_are_said_with_the_flag_that_names_them(tmp_path):
     config = tiny(**{"data.source": "voc", "data.path": str(tmp_path / "none")})
     with pytest.raises(MissingData, match=r"none', the path of voc, is not a folder; --config\.data\.path=DIR names"):
-        segmentation_experiment.open_sets(config)
+        open_sets(config)
 
 
 def test_two_folders_of_images_and_of_masks_are_named_by_fields(tmp_path):
@@ -276,21 +277,21 @@ def test_two_folders_of_images_and_of_masks_are_named_by_fields(tmp_path):
             MissingData,
             match=rf"data\.{field} '' is not a folder \(data\.source=pairs\); give --config\.data\.{field}=DIR",
         ):
-            segmentation_experiment.open_sets(config)
+            open_sets(config)
         (tmp_path / field).mkdir()
         for number in range(2):
             pixels = np.zeros((8, 9, 3) if kind == "jpg" else (8, 9), np.uint8)
             Image.fromarray(pixels).save(tmp_path / field / f"{number}.{kind}")
         config.data[field] = str(tmp_path / field)
     with pytest.raises(MissingData, match=r"the class list '' is not a file; .*; give --config\.data\.classes=FILE"):
-        segmentation_experiment.open_sets(config)
+        open_sets(config)
     (tmp_path / "names").write_text("sea\nland\n")
     config.data.classes, config.data.num_val = str(tmp_path / "names"), 1
-    train, val = segmentation_experiment.open_sets(config)
+    train, val = open_sets(config)
     assert len(train.source) == 2 and len(val.source) == 1 and train.classes == ("sea", "land")
     (tmp_path / "val_masks/0.png").unlink()
     with pytest.raises(MissingData, match="have no mask"):
-        segmentation_experiment.open_sets(config)
+        open_sets(config)
 
 
 @pytest.mark.slow
@@ -327,10 +328,10 @@ def test_a_link_in_the_evaluation_set_is_refused_before_the_run(tmp_path):
     pairs = {f"data.{split}_{field}": str(tmp_path / split / field) for split in ("train", "val") for field in FIELDS}
     changes = {"data.source": "pairs", "data.classes": str(tmp_path / "names"), **pairs}
     with pytest.raises(MissingData) as error:
-        segmentation_experiment.open_sets(tiny(**changes))
+        open_sets(tiny(**changes))
     check_names(error.value, "2 files", "unsafe link", "val/images/1.jpg", "--config.data.follow_links=True")
     for allowed in ({"data.follow_links": True}, {"data.num_val": 1}):
-        _, val = segmentation_experiment.open_sets(tiny(**changes, **allowed))
+        _, val = open_sets(tiny(**changes, **allowed))
         assert all(val.source[number]["mask"].shape == (8, 9) for number in range(len(val.source)))
     for field in FIELDS:
         (tmp_path / "val" / field).rename(tmp_path / field)
@@ -339,39 +340,39 @@ def test_a_link_in_the_evaluation_set_is_refused_before_the_run(tmp_path):
         (tmp_path / "ade" / folder).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "ade" / folder).symlink_to(tmp_path / source)  # the folders themselves may be links
     with pytest.raises(MissingData) as error:
-        segmentation_experiment.open_sets(tiny(**{"data.source": "ade20k", "data.path": str(tmp_path / "ade")}))
+        open_sets(tiny(**{"data.source": "ade20k", "data.path": str(tmp_path / "ade")}))
     check_names(error.value, "unsafe link", "1.jpg", "--config.data.follow_links=True")
     assert "data.path" not in str(error.value)
 
 
 def test_an_earlier_config_gets_the_fields_that_it_lacks(pretrained, tmp_path):
-    loop.claim(segmentation_task.prepare(config_of(pretrained), tmp_path))
+    loop.claim(runs.prepare(config_of(pretrained), tmp_path))
     stored = json.loads((tmp_path / "config.json").read_text())
     for name in ("follow_links", "train_masks", "classes"):
         del stored["data"][name]
     (tmp_path / "config.json").write_text(json.dumps(stored))
-    assert dense_runs.config_in(tmp_path).data.follow_links is False
-    assert segmentation_task.prepare(config_of(pretrained), tmp_path).config.data.classes == ""
+    assert runs.config_in(tmp_path).data.follow_links is False
+    assert runs.prepare(config_of(pretrained), tmp_path).config.data.classes == ""
 
 
 def test_with_known_classes_the_data_are_opened_when_they_are_used(pretrained, tmp_path):
     missing = config_of(pretrained, **{"data.source": "voc", "data.path": str(tmp_path / "none")})
-    built = segmentation_experiment.build(dense_runs.adopted(missing), classes=("sky", "road"))
+    built = runs.build(runs.adopted(missing), classes=("sky", "road"))
     assert built.classes == ("sky", "road") and built.model.head.num_classes == 2
     with pytest.raises(MissingData, match="the path of voc, is not a folder"):
         _ = built.sets
     with pytest.raises(ValueError, match="the run has 2 classes, its data now 25"):
-        _ = segmentation_experiment.build(dense_runs.adopted(config_of(pretrained)), classes=("sky", "road")).sets
+        _ = runs.build(runs.adopted(config_of(pretrained)), classes=("sky", "road")).sets
 
 
 def test_a_run_of_pretraining_has_no_predictions_and_is_named(pretrained):
     with pytest.raises(ValueError, match=f"^{pretrained} is one of method 'detailclip', not of segmentation or"):
-        segmentation_task.load(pretrained)
+        runs.load(pretrained)
 
 
 def test_the_package_loads_a_finished_run_to_predict(pretrained, tmp_path):
     with on_one_device():
-        run = segmentation_task.prepare(config_of(pretrained), tmp_path)
+        run = runs.prepare(config_of(pretrained), tmp_path)
     assert not list(tmp_path.iterdir())
     loop.claim(run)
     state = noise_state(run.experiment)
@@ -401,9 +402,9 @@ def test_predictions_take_no_config(capsys):
 
 def test_other_configs_and_a_missing_init_are_refused(pretrained, tmp_path):
     with pytest.raises(ValueError, match="the config is one of method 'detailclip', not of segmentation"):
-        segmentation_task.prepare(tiny_config(), tmp_path)
+        runs.prepare(tiny_config(), tmp_path)
     with pytest.raises(FileNotFoundError, match=r"is not a workdir with a config\.json and a checkpoint"):
-        segmentation_task.prepare(config_of(tmp_path / "nothing"), tmp_path / "other")
+        runs.prepare(config_of(tmp_path / "nothing"), tmp_path / "other")
 
 
 @pytest.mark.check
@@ -416,8 +417,8 @@ def test_loading_a_run_changes_nothing_in_its_folder(finished, tmp_path):
     assert step == 6 and int(state.step) == 6
     (tmp_path / "checkpoints/6/state/_METADATA").write_text("damaged")
     with pytest.raises(CheckpointError, match=r"step 6 .*cannot be read: .*try step=4"):
-        segmentation_task.load(tmp_path)
-    assert segmentation_task.load(tmp_path, step=4)[2] == 4
+        runs.load(tmp_path)
+    assert runs.load(tmp_path, step=4)[2] == 4
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -447,45 +448,49 @@ def test_the_report_has_the_run_as_a_row_of_the_paper_s_table_and_says_what_depa
         "encoder": "frozen",
         "init": "runs/x",
     }
-    text = "\n".join(report(config, 160_000, {"mIoU": 36.25}, protocol))
+    text = "\n".join(report(SEGMENTATION, config, 160_000, {"mIoU": 36.25}, protocol))
     assert "| this run: runs/x | | | 36.2 |\n| MAE | IN-1K | 800 | 34.3 |" in text
-    assert "| CLIP | 400M pairs |  | 34.2 |" in text and "The settings are those of the recipe." in text
+    assert "| CLIP | 400M pairs |  | 34.2 |" in text and "The settings are those of the recipe (linear)." in text
     config.batch_size, config.encoder.frozen, config.views.jitter = 8, False, (0.8, 1.6)
-    text = "\n".join(report(config, 100, {"mIoU": 1.0}, protocol))
-    assert "Not like the paper's recipe: batch_size 8 (recipe: 16); encoder.frozen False (recipe: True); " in text
+    text = "\n".join(report(SEGMENTATION, config, 100, {"mIoU": 1.0}, protocol))
+    assert (
+        "Not like the paper's recipe (linear): batch_size 8 (recipe: 16); encoder.frozen False (recipe: True); " in text
+    )
     assert "; views.jitter (0.8, 1.6) (recipe: (0.5, 2.0))." in text
     config.data.val_split = "train"
-    assert "data.val_split 'train' (recipe: 'val'); " in "\n".join(report(config, 100, {"mIoU": 1.0}, protocol))
+    assert "data.val_split 'train' (recipe: 'val'); " in "\n".join(
+        report(SEGMENTATION, config, 100, {"mIoU": 1.0}, protocol)
+    )
     config.data.source = "voc"
-    assert "paper" not in "\n".join(report(config, 100, {"mIoU": 1.0}, protocol))
+    assert "paper" not in "\n".join(report(SEGMENTATION, config, 100, {"mIoU": 1.0}, protocol))
 
 
 @pytest.mark.parametrize("images", [3, 2])  # five images over two processes
 @pytest.mark.parametrize("stops_at", [None, 2])
 def test_processes_ask_equally_often_whether_an_evaluation_must_stop(tmp_path, monkeypatch, images, stops_at):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    asked, read = [], []
+    asked, read, scored = [], [], Evaluation({}, {}, None)
 
     class Asked(Interrupt):
         def reached(self):
             asked.append(len(read))
             return len(asked) == stops_at
 
-    def evaluated(state, before_each):
+    def evaluated(state, before_each, evaluation):
         for number in range(images):
             before_each()
             read.append(number)
-        return ("scores",)
+        return scored
 
     sets = SimpleNamespace(val=SimpleNamespace(source=range(5)))
     made = SimpleNamespace(sets=sets, evaluate=evaluated)
-    run = Run(tiny("linear"), tmp_path, made, None, Console(enabled=False), segmentation_task.SEGMENTATION)
+    run = Run(tiny("linear"), tmp_path, made, None, Console(enabled=False), dense_loop.loop_task(SEGMENTATION))
     state = empty_state()
     if stops_at:
         with pytest.raises(Stopped):
-            dense_runs.evaluated(run, Asked(), state, 0)
+            dense_loop.evaluated(run, Asked(), state, 0)
     else:
-        assert dense_runs.evaluated(run, Asked(), state, 0) == ("scores",)
+        assert dense_loop.evaluated(run, Asked(), state, 0) is scored
     assert asked == [0, 1] and len(read) == (1 if stops_at else images)
 
 
@@ -532,12 +537,12 @@ import sys
 from absl import flags
 import jax
 from detailclip_jax.config import run_config
-from detailclip_jax.dense.segmentation import segmentation_task as transfer
+from detailclip_jax.dense import runs
 from detailclip_jax import pretraining
 from detailclip_jax.training import loop
 flags.FLAGS.mark_as_parsed()
 config = run_config.from_json(open(sys.argv[1]).read())
-sys.exit(loop.train(transfer.prepare(config, sys.argv[2])))
+sys.exit(loop.train(runs.prepare(config, sys.argv[2])))
 """
 
 

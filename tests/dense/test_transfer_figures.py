@@ -13,13 +13,13 @@ from PIL import Image
 from detailclip_jax import transfer as command
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.dense import predictions
-from detailclip_jax.dense.detection import detection_experiment as detecting
-from detailclip_jax.dense.detection import detection_task
+from detailclip_jax.dense.dense_experiment import Experiment
+from detailclip_jax.dense.dense_loop import figure_of
 from detailclip_jax.dense.detection.detect import Found
-from detailclip_jax.dense.segmentation import segmentation_experiment as segmenting
-from detailclip_jax.dense.segmentation import segmentation_task
+from detailclip_jax.dense.detection.detection_task import DETECTION
+from detailclip_jax.dense.segmentation.segmentation_task import SEGMENTATION
 from detailclip_jax.dense.segmentation.sticker_labels import open_stickers
-from detailclip_jax.figures.detections import detection_figure
+from detailclip_jax.figures.detections import Objects, detection_figure
 from detailclip_jax.figures.segmentations import coloured, label_figure
 from detailclip_jax.figures.style import own_size
 from detailclip_jax.training.train_state import TrainState
@@ -33,9 +33,10 @@ def texts_of(figure):
     return [text.get_text() for text in figure.findobj(Text)]
 
 
-def experiment_of(kind, source):
+def experiment_of(task, source):
     """An experiment of one of the dense tasks on scenes of 40 pixels, which predicts the class 1 everywhere."""
-    found, made = open_stickers("groups", "val", 40, 2), mock.MagicMock(spec=kind)
+    found, made = open_stickers("groups", "val", 40, 2), mock.MagicMock(spec=Experiment)
+    made.task = task
     made.config, made.classes = ConfigDict({"data": {"source": source}}), found.classes
     made.sets = SimpleNamespace(val=found)
     made.predict = lambda _, images: (np.ones(image.shape[:2], np.int16) for image in images)
@@ -44,38 +45,32 @@ def experiment_of(kind, source):
 
 @pytest.mark.parametrize(("source", "shown"), [("stickers", True), ("folders", False)])
 def test_figures_of_sticker_scenes_name_the_source_of_the_drawings(source, shown):
-    runs = {"step 1": (experiment_of(segmenting.Experiment, source), mock.MagicMock(spec=TrainState), 1)}
-    assert (ATTRIBUTION in texts_of(segmentation_task.figure_of(runs, 1))) == shown
+    runs = {"step 1": (experiment_of(SEGMENTATION, source), mock.MagicMock(spec=TrainState), 1)}
+    assert (ATTRIBUTION in texts_of(figure_of(runs, 1))) == shown
     own = [np.zeros((8, 8, 3), np.uint8)]
-    assert ATTRIBUTION not in texts_of(segmentation_task.figure_of(runs, 1, images=own))
+    assert ATTRIBUTION not in texts_of(figure_of(runs, 1, images=own))
 
 
 @pytest.mark.parametrize(("source", "shown"), [("stickers", True), ("coco", False)])
-def test_figures_of_detection_name_it_too(monkeypatch, source, shown):
-    monkeypatch.setattr(
-        detection_task, "examples", lambda source: (({}, np.zeros((8, 8, 3), np.uint8)) for _ in source)
-    )
-    monkeypatch.setattr(
-        detection_task, "truth_of", lambda *_: detection_task.Objects(np.zeros((0, 4)), np.zeros(0, int))
-    )
+def test_figures_of_detection_name_it_too(source, shown):
+    empty = {"crowd": np.zeros(0, bool), "boxes": np.zeros((0, 4)), "classes": np.zeros(0, int), "shapes": []}
     none = Found(*(np.zeros(shape, kind) for shape, kind in zip(((0, 4), 0, 0, (0, 28, 28)), "ffif")))
-    made = experiment_of(detecting.Experiment, source)
+    examples = lambda source: ((empty, np.zeros((8, 8, 3), np.uint8)) for _ in source)
+    made = experiment_of(DETECTION._replace(examples=examples), source)
     made.predict = lambda _, images: [none] * len(images)
     runs = {"step 1": (made, mock.MagicMock(spec=TrainState), 1)}
-    assert (ATTRIBUTION in texts_of(detection_task.figure_of(runs, 1))) == shown
+    assert (ATTRIBUTION in texts_of(figure_of(runs, 1))) == shown
 
 
-def test_without_a_first_image_those_of_a_figure_lie_at_equal_distances_in_the_set(monkeypatch):
+def test_without_a_first_image_those_of_a_figure_lie_at_equal_distances_in_the_set():
     asked = []
-    made = experiment_of(segmenting.Experiment, "folders")
+    examples = lambda source: asked.append([example["number"] for example in source]) or []
+    task = SEGMENTATION._replace(examples=examples, figure=lambda *_: None)
+    made = experiment_of(task, "folders")
     made.sets.val = made.sets.val._replace(source=[{"number": number} for number in range(10)])
-    monkeypatch.setattr(
-        segmentation_task, "examples", lambda source: asked.append([example["number"] for example in source]) or []
-    )
     runs = {"step 1": (made, mock.MagicMock(spec=TrainState), 1)}
-    monkeypatch.setattr(segmentation_task, "label_figure", lambda *_: None)
-    segmentation_task.figure_of(runs, 3)
-    segmentation_task.figure_of(runs, 3, 4)
+    figure_of(runs, 3)
+    figure_of(runs, 3, 4)
     assert asked == [[0, 3, 6], [4, 5, 6]]
 
 
@@ -90,7 +85,7 @@ def test_names_of_drawings_keep_the_suffix_once_and_are_unique():
 @pytest.mark.parametrize(("height", "width"), [(500, 900), (900, 500), (2000, 3000), (8, 8), (3000, 750)])
 def test_drawings_have_the_size_of_their_image_up_to_a_thousand_pixels(tmp_path, height, width):
     image = np.zeros((height, width, 3), np.uint8)
-    none = detection_task.Objects(np.zeros((0, 4)), np.zeros(0, int))
+    none = Objects(np.zeros((0, 4)), np.zeros(0, int))
     scale = min(1, 1000 / max(height, width))
     for kind, figure in {
         "labels": lambda size: label_figure([image], [], {"": [image[:, :, 0]]}, 2, size=size),
@@ -117,7 +112,7 @@ def test_the_printed_comparison_is_written_into_the_workdir():
 
 
 def segmenter(classes=("background", "frog", "bus")):
-    made = mock.MagicMock(spec=segmenting.Experiment)
+    made = mock.MagicMock(spec=Experiment)
     made.classes = classes
     made.predict = lambda _, images: (np.ones(image.shape[:2], np.int16) for image in images)
     return predictions.Segmenter(made, mock.MagicMock(spec=TrainState), 3, "runs/segmentation")

@@ -16,7 +16,7 @@ from test_segmentation_step import tiny
 from tiny import on_one_device
 
 from detailclip_jax import import_torch
-from detailclip_jax.dense.segmentation import segmentation_task
+from detailclip_jax.dense import runs
 from detailclip_jax.dense.taps import taps
 from detailclip_jax.inference.model import load
 from detailclip_jax.models import stacking
@@ -51,10 +51,10 @@ def test_an_imported_encoder_is_fine_tuned_and_its_taps_are_the_original_s(layou
     config = tiny("linear", total_steps=2, log_every=1, checkpoint_every=2, evaluate_at_end=False)
     config.init = str(encoder)
     with on_one_device():
-        assert loop.train(segmentation_task.prepare(config, workdir)) == 0
+        assert loop.train(runs.prepare(config, workdir)) == 0
     said = capsys.readouterr().out
     assert f"encoder of {encoder}" in said and "positions kept at 4 x 4" in said
-    built, state, step = segmentation_task.load(workdir)
+    built, state, step = runs.load(workdir)
     assert step == 2
     theirs = stacking.unstack(load(encoder).params["image"])
     jax.tree.map(np.testing.assert_array_equal, dict(state.params["image"]), dict(theirs))

@@ -15,7 +15,8 @@ import detailclip_jax
 from detailclip_jax import evaluate as command
 from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.data.stickers.scene_source import zero_shot_prompts
-from detailclip_jax.dense.segmentation import label_batches, set_classes
+from detailclip_jax.dense import set_examples
+from detailclip_jax.dense.segmentation import segmentation_sets
 from detailclip_jax.dense.segmentation.index_masks import IGNORE
 from detailclip_jax.evaluation import Sets, published, readout_scores, readout_sets, readout_setups, tasks
 from detailclip_jax.evaluation.readout_sets import open_dense, spelled_out, split_name
@@ -126,22 +127,23 @@ def test_images_get_the_features_of_their_own_windows():
 
 
 def test_published_name_lists():
-    voc = setup("voc21", "sclip", set_classes.VOC).names
+    voc = setup("voc21", "sclip", segmentation_sets.VOC).names
     assert (
         [len(own) for own in voc] == [26, *[1] * 14, 7, *[1] * 4, 5] and voc[4] == ("ship",) and voc[11] == ("table",)
     )
     assert voc[0][:3] == ("sky", "wall", "tree") and voc[15][-1] == "person in jacket"
-    assert setup("voc20", "naclip", set_classes.VOC[1:]).names == voc[1:]
-    single = setup("voc21", "clearclip", set_classes.VOC).names
-    assert {a: b for a, (b,) in zip(set_classes.VOC, single) if a != b} == {"boat": "ship", "diningtable": "table"}
-    things = setup("coco_object", "plain", ("background", *set_classes.COCO_STUFF[:80])).names
+    assert setup("voc20", "naclip", segmentation_sets.VOC[1:]).names == voc[1:]
+    single = setup("voc21", "clearclip", segmentation_sets.VOC).names
+    renamed = {a: b for a, (b,) in zip(segmentation_sets.VOC, single) if a != b}
+    assert renamed == {"boat": "ship", "diningtable": "table"}
+    things = setup("coco_object", "plain", ("background", *segmentation_sets.COCO_STUFF[:80])).names
     assert len(things) == 81 and things[1][-1] == "body" and things[10] == ("traffic light",) and len(things[0]) == 26
-    ade = setup("ade150", "naclip", set_classes.ADE20K).names
+    ade = setup("ade150", "naclip", segmentation_sets.ADE20K).names
     assert ade[44] == ("chestofdrawers",) and ade[141] == ("crtscreen",) and all(len(own) == 1 for own in ade)
-    assert setup("ade150", "tips", set_classes.ADE20K).names[44] == ("chest of drawers",)
-    assert setup("voc21", "tips", set_classes.VOC).names[:1] == (("background",),)
-    assert setup("cityscapes", "gem", set_classes.CITYSCAPES).names[6] == ("trafficlight",)
-    assert setup("voc21", "gem", set_classes.VOC).names[0] == ()  # background has no name
+    assert setup("ade150", "tips", segmentation_sets.ADE20K).names[44] == ("chest of drawers",)
+    assert setup("voc21", "tips", segmentation_sets.VOC).names[:1] == (("background",),)
+    assert setup("cityscapes", "gem", segmentation_sets.CITYSCAPES).names[6] == ("trafficlight",)
+    assert setup("voc21", "gem", segmentation_sets.VOC).names[0] == ()  # background has no name
     assert setup("folder:/x", "gem", CLASSES).names[0] == ("background",)
 
 
@@ -187,7 +189,7 @@ def test_tips_rounds_the_longer_side_down(shape, size):
 def test_an_evaluation_takes_the_softmax_where_the_published_code_does(readout):
     """Two windows that overlap: the mean of their softmaxes is another one than the softmax of their mean."""
     model = ConfigDict({"image_size": 64, "size": "tiny"})
-    found = setup("ade150", readout, set_classes.ADE20K[:3])
+    found = setup("ade150", readout, segmentation_sets.ADE20K[:3])
     cut = layout((64, 96), found.pipeline, model)
     features = np.random.default_rng(0).normal(size=(len(cut.windows(np.zeros((64, 96, 3), np.uint8))), 8, 8, 4))
     maps = readout_scores.maps_of(cut, features.astype(np.float32), np.eye(3, 4, dtype=np.float32), found)
@@ -394,7 +396,7 @@ def test_stickers_and_the_published_numbers(workdir, mine, tmp_path, capsys, mon
 
 def test_an_image_that_would_be_reduced_is_refused(mine, monkeypatch):
     """Its map would be smaller than its mask."""
-    monkeypatch.setattr(label_batches, "decode_whole", functools.partial(label_batches.decode_whole, max_pixels=1000))
+    monkeypatch.setattr(set_examples, "decode_whole", functools.partial(set_examples.decode_whole, max_pixels=1000))
     stream = io.BytesIO()
     Image.new("RGB", (64, 64)).save(stream, "JPEG")
     source = [{"image": stream.getvalue(), "mask": np.zeros((64, 64), np.uint8), "key": "wide.jpg"}]

@@ -10,7 +10,7 @@ import pytest
 from costs import dense, detection, options
 from tiny import looped
 
-from detailclip_jax.dense.detection import detection_experiment
+from detailclip_jax.dense import dense_experiment
 from detailclip_jax.training import mesh as meshes
 
 STICKERS = "--config=configs/transfer/stickers_detection.py"
@@ -38,7 +38,7 @@ def counted(config):
 def test_loops_over_stages_and_rois_are_counted_in_full(monkeypatch):
     known = built_of_two()  # how the stages run changes no parameter
     set_up = lambda config, model, *_: (known.setup._replace(config=config, model=model), known.state_shapes)
-    monkeypatch.setattr(detection_experiment.fine_tuning, "set_up", set_up)
+    monkeypatch.setattr(dense_experiment.fine_tuning, "set_up", set_up)
     config = config_of("--batch=1")
     config.detector.options.update(unroll=False, roi_chunk=8)
     looped, straight = counted(config), counted(detection.straight(config))

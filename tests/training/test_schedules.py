@@ -7,8 +7,7 @@ import pytest
 from test_segmentation_step import tiny as tiny_segmentation
 from tiny import tiny_config
 
-from detailclip_jax.dense import fine_tuning
-from detailclip_jax.dense.segmentation import segmentation_experiment as segmentation
+from detailclip_jax.dense import fine_tuning, runs
 from detailclip_jax.training import experiment, mesh, schedules
 
 
@@ -125,6 +124,6 @@ def test_a_dense_run_of_another_length_or_rate_has_the_same_program():
     changes = {"total_steps": 9, "optimizer.learning_rate": 1e-3, "optimizer.weight_decay": 0.3, "seed": 3}
     programs = []
     for fields in ({}, changes | {"optimizer.warmup_steps": 3}):
-        built = segmentation.build(tiny_segmentation(**fields), mesh.make_mesh(jax.devices()[:1]))
+        built = runs.build(tiny_segmentation(**fields), mesh.make_mesh(jax.devices()[:1]))
         programs.append(built.train_step.lower(built.state_shapes, built.batch_shapes()).as_text())
     assert programs[0] == programs[1]

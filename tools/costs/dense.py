@@ -11,7 +11,7 @@ from detailclip_jax.benchmarks import cost_table, counting, peaks, timing
 from detailclip_jax.benchmarks.counting import Compiled
 from detailclip_jax.config import run_config
 from detailclip_jax.config.settings import parse_setting, set_fields
-from detailclip_jax.dense import fine_tuning
+from detailclip_jax.dense.dense_experiment import Experiment
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import mesh as meshes
 
@@ -100,7 +100,7 @@ def config_of(task: Task, arguments: argparse.Namespace) -> ConfigDict:
     return config
 
 
-def training(built: fine_tuning.Experiment, shapes: Any, batch: Callable[[], Any]) -> Program:
+def training(built: Experiment, shapes: Any, batch: Callable[[], Any]) -> Program:
     """The training step for a batch of these shapes; `batch` makes one on the host."""
 
     def prepare(compiled: Any) -> Callable[[], Any]:
@@ -116,7 +116,7 @@ def training(built: fine_tuning.Experiment, shapes: Any, batch: Callable[[], Any
 
 
 def prediction(
-    built: fine_tuning.Experiment, function: jax.stages.Wrapped, shapes: Sequence[Any], batch: Callable[[], Any]
+    built: Experiment, function: jax.stages.Wrapped, shapes: Sequence[Any], batch: Callable[[], Any]
 ) -> Program:
     """The function of parameters, statistics and a batch of these shapes; `batch` makes one on the host."""
     params, stats = built.state_shapes.params, built.state_shapes.batch_stats["student"]
@@ -128,7 +128,7 @@ def prediction(
     return function.lower(params, stats, *shapes), shapes[0].shape[0], prepare
 
 
-def predicted_at_once(built: fine_tuning.Experiment) -> int:
+def predicted_at_once(built: Experiment) -> int:
     """Images of a batch of the prediction: `inference.batch_size`, rounded up to a multiple of the devices."""
     count = built.config.inference.batch_size
     return count + -count % built.mesh.devices.size
@@ -140,7 +140,7 @@ def count_flops(lowered: jax.stages.Lowered) -> float:
     return cost["flops"]
 
 
-def parameters(built: fine_tuning.Experiment) -> dict[str, int]:
+def parameters(built: Experiment) -> dict[str, int]:
     """The number of parameters of every part, by the name that the text shows."""
     sizes = jax.tree.map(lambda x: x.size, dict(built.state_shapes.params))
     return {PARTS[name]: int(sum(jax.tree.leaves(sizes[name]))) for name in sorted(sizes, key=list(PARTS).index)}
@@ -153,7 +153,7 @@ def projected_hours(flops: float, config: ConfigDict, num_devices: int, utilisat
     return images * flops / (num_devices * peak * utilisation) / 3600
 
 
-def text(task: Task, built: fine_tuning.Experiment, parts: Sequence[Part], arguments: argparse.Namespace) -> str:
+def text(task: Task, built: Experiment, parts: Sequence[Part], arguments: argparse.Namespace) -> str:
     """The tables as text."""
     config = built.config
     shown = {part.name: _row(part) for part in parts}
@@ -190,9 +190,7 @@ def _row(part: Part) -> dict[str, str]:
     }
 
 
-def record(
-    task: Task, built: fine_tuning.Experiment, parts: Sequence[Part], arguments: argparse.Namespace
-) -> dict[str, Any]:
+def record(task: Task, built: Experiment, parts: Sequence[Part], arguments: argparse.Namespace) -> dict[str, Any]:
     """The measurement as a JSON record; null for what was not measured."""
     config = built.config
     found: dict[str, Any] = {

@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 from costs import dense
 from detailclip_jax.benchmarks import counting
 from detailclip_jax.config.detection_fields import METHOD
-from detailclip_jax.dense.detection import detection_experiment as experiments
+from detailclip_jax.dense import runs
+from detailclip_jax.dense.dense_experiment import Experiment
 from detailclip_jax.dense.detection.buckets import Bucket
 from detailclip_jax.dense.detection.detection_checks import check_values
-from detailclip_jax.dense.detection.detection_experiment import Experiment
 from detailclip_jax.dense.detection.sticker_instances import names_of
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.types import Batch
@@ -50,7 +50,7 @@ def num_classes(config: ConfigDict) -> int:
 
 def build(config: ConfigDict, num_classes: int, mesh: Any) -> Experiment:
     """The experiment of the config, which opens no data."""
-    return experiments.build(config, mesh, tuple(str(number) for number in range(num_classes)))
+    return runs.build(config, mesh, classes=tuple(str(number) for number in range(num_classes)))
 
 
 def largest(shapes: Any) -> Bucket:
@@ -75,7 +75,7 @@ def detection_of(built: Experiment) -> dense.Program:
     def batch() -> list[np.ndarray]:
         return [counting.noise(images), np.full(sizes.shape, sides, np.int32)]
 
-    return dense.prediction(built, built.detect, [images, sizes], batch)
+    return dense.prediction(built, built.compiled("detect"), [images, sizes], batch)
 
 
 def synthetic(shapes: Batch, num_classes: int, seed: int = 0) -> Batch:

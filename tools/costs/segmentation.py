@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 from costs import dense
 from detailclip_jax.benchmarks import counting
 from detailclip_jax.config.segmentation_fields import METHOD
-from detailclip_jax.dense.segmentation import segmentation_experiment as experiments
+from detailclip_jax.dense import runs
+from detailclip_jax.dense.dense_experiment import Experiment, Sets
 from detailclip_jax.dense.segmentation.segmentation_checks import check
-from detailclip_jax.dense.segmentation.segmentation_experiment import Experiment, Sets
 from detailclip_jax.dense.segmentation.segmentation_sets import SemanticSet
 from detailclip_jax.dense.segmentation.sticker_labels import names_of
 from detailclip_jax.training import mesh as meshes
@@ -34,7 +34,7 @@ def num_classes(config: ConfigDict) -> int:
 def build(config: ConfigDict, num_classes: int, mesh: Any) -> Experiment:
     """The experiment of the config on sets without an image."""
     empty = SemanticSet("none", [], tuple(str(number) for number in range(num_classes)))
-    return experiments.build(config, mesh, Sets(empty, empty))
+    return runs.build(config, mesh, Sets(empty, empty))
 
 
 def step_of(built: Experiment) -> dense.Program:
@@ -47,7 +47,7 @@ def evaluation_of(built: Experiment) -> dense.Program:
     """The logits of a batch of windows."""
     side, count = built.config.inference.window, dense.predicted_at_once(built)
     windows = jax.ShapeDtypeStruct((count, side, side, 3), jnp.uint8, sharding=meshes.sharded(built.mesh))
-    return dense.prediction(built, built.logits, [windows], lambda: counting.noise([windows]))
+    return dense.prediction(built, built.compiled("segment"), [windows], lambda: counting.noise([windows]))
 
 
 TASK = dense.Task(

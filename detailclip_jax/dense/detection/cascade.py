@@ -15,11 +15,10 @@ from detailclip_jax.dense.detection import boxes as box
 from detailclip_jax.dense.detection import detection_losses
 from detailclip_jax.dense.detection.anchors import Level
 from detailclip_jax.dense.detection.assignment import Objects, assign
-from detailclip_jax.dense.detection.box_head import BoxHead
 from detailclip_jax.dense.detection.cascade_options import Options
-from detailclip_jax.dense.detection.mask_head import MaskHead
 from detailclip_jax.dense.detection.masks import mask_targets
 from detailclip_jax.dense.detection.roi_align import roi_align
+from detailclip_jax.dense.detection.roi_heads import BoxHead, MaskHead
 from detailclip_jax.dense.detection.rpn import Proposals
 from detailclip_jax.dense.detection.sampling import Sample, sample
 from detailclip_jax.types import Array, Axis, Bool, Float, Int, Scalar, UInt8

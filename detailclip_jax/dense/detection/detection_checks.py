@@ -7,7 +7,6 @@ from ml_collections import ConfigDict
 from detailclip_jax.config.detection_fields import detection
 from detailclip_jax.dense.detection import coco_scores
 from detailclip_jax.dense.detection.coco_scores import METRICS
-from detailclip_jax.dense.detection.detection_experiment import SOURCES
 from detailclip_jax.dense.detection.sticker_instances import LABELS
 from detailclip_jax.dense.segmentation import segmentation_checks
 from detailclip_jax.dense.segmentation.segmentation_checks import Rules
@@ -18,7 +17,7 @@ RULES = Rules(
     choices={
         **segmentation_checks.ENCODER_CHOICES,
         "best_metric": ("", *METRICS),
-        "data.source": SOURCES,
+        "data.source": ("coco", "coco_format", "stickers"),
         "data.labels": LABELS,
     },
     ranges={

@@ -1,119 +1,326 @@
-"""Detection as a task of the loop: what a run of `python -m detailclip_jax.transfer` prepares, trains and writes."""
+"""Detection as a dense task: its sets, network, loss, inference and metric, and what a reader sees of a run."""
 
-import json
-import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from detailclip_jax.data.held_out import Picked
-from detailclip_jax.data.sources import indices_to_show
-from detailclip_jax.dense import dense_runs
-from detailclip_jax.dense.detection.detect import Found
+from detailclip_jax.config.detection_fields import METHOD, SCHEDULES, detection, schedule
+from detailclip_jax.dense import set_examples
+from detailclip_jax.dense.dense_experiment import (
+    STATS,
+    Comparison,
+    DenseTask,
+    Evaluation,
+    Experiment,
+    Pairs,
+    Sets,
+    Sides,
+)
+from detailclip_jax.dense.detection import buckets, coco_scores, coco_sets, detect, detector, sticker_instances
+from detailclip_jax.dense.detection.cascade_options import Options
+from detailclip_jax.dense.detection.detect import Boxes, Found
 from detailclip_jax.dense.detection.detection_checks import check
-from detailclip_jax.dense.detection.detection_experiment import Experiment, build, options_of
-from detailclip_jax.dense.detection.detection_report import report
-from detailclip_jax.dense.detection.instance_batches import examples
+from detailclip_jax.dense.detection.instance_augment import Recipe
+from detailclip_jax.dense.detection.instance_batches import DetectionStream, checked_pixels
+from detailclip_jax.dense.detection.instance_sets import DetectionSet
 from detailclip_jax.dense.detection.instance_shapes import sample
 from detailclip_jax.dense.detection.masks import paste
+from detailclip_jax.dense.fine_tuning import TaskSetup
+from detailclip_jax.dense.set_examples import Example
 from detailclip_jax.figures.detections import Objects, detection_figure
-from detailclip_jax.runtime.files import replace_text
-from detailclip_jax.runtime.interrupt import Interrupt
-from detailclip_jax.runtime.progress import Clock
-from detailclip_jax.training.session import Run, TrainStep
+from detailclip_jax.models import towers
+from detailclip_jax.models.sizes import size_of
+from detailclip_jax.runtime.errors import unknown
+from detailclip_jax.training import dense_encoder
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.types import Array, Batch
+from detailclip_jax.types import BATCH, Array, Batch, Params, Scalar
 
+SAMPLED = 4096  # examples whose padding is measured at the start
 FINE = 112  # cells along a side of the masks of the ground truth in figures
-DETECTIONS = "detections.json"  # of the last evaluation, in COCO's result format
+PROTOCOL = (  # fields, or groups of fields, on which a published number depends
+    *("total_steps", "batch_size", "data.num_train", "data.num_val", "data.max_instances", "data.mask_size"),
+    *("model.size", "model.drop_path", "model.freeze_patch_embed", "views.", "encoder.", "detector.", "optimizer."),
+    *("inference.short", "inference.long"),
+)
 
 
-def prepare(config: ConfigDict, workdir: str | Path) -> Run:
-    """Checks a config with adopted encoder, opens the data, checks the workdir and builds the experiment.
+def check_sizes(config: ConfigDict) -> None:
+    """Raises ValueError for buckets that the encoder or the images do not fit, and for a grid without a whole patch."""
+    patch, views, test = size_of(config.model).patch_size, config.views, config.inference
+    for name, sides, largest, long in (
+        ("views.buckets", views.buckets, max(views.short), views.long),
+        ("inference.buckets", test.buckets, test.short, test.long),
+    ):
+        short = min(largest, long)
+        buckets.check(tuple(sides), ((short, long), (long, short)), 2 * patch, name)
+    if min(config.encoder.grid) < patch:
+        raise ValueError(
+            f"encoder.grid {tuple(config.encoder.grid)} is smaller than a patch of {patch} x {patch} pixels; give the "
+            "height and width of the images to train on"
+        )
 
-    Raises ValueError, FileNotFoundError or MissingData, with a message for the user.
+
+# --- data
+
+
+def open_sets(config: ConfigDict) -> Sets:
+    """Opens the training and the evaluation set.  Raises ValueError and MissingData as the sets do.
+
+    The scenes of stickers do not depend on the run's seed, so that runs of several seeds have the same evaluation set.
     """
-    check(config)
-    return dense_runs.prepared(config, workdir, build(config), DETECTION)
+    data = config.data
+    sets = SOURCES[data.source](data)
+    if sets.train.classes != sets.val.classes:
+        raise ValueError(
+            f"the training set has the classes {sets.train.classes}, the evaluation set {sets.val.classes}"
+        )
+    return sets
 
 
-class Steps:
-    """The training step; compiles once for every shape of batches."""
-
-    def __init__(self, run: Run, clock: Clock, state: TrainState):
-        """Stores shapes and shardings of `state`; compiles nothing yet.  `clock` excludes the time of compiling."""
-        self._run, self._clock = run, clock
-        self._state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        self._programs: dict[tuple[int, int], Callable[..., Any]] = {}
-
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        """Computes the next state and the scalars of the step from this process's part of a batch."""
-        height, width = batch["image"].shape[1:3]
-        if (height, width) not in self._programs:
-            with self._clock.paused():
-                self._programs[height, width] = self._compiled(height, width)
-        return self._programs[height, width](state, self._run.experiment.put(batch))
-
-    def _compiled(self, height: int, width: int) -> Callable[..., Any]:
-        run, began = self._run, time.perf_counter()
-        run.console.live(f"compiling the training step for {height} x {width} pixels ...")
-        shapes = run.experiment.batch_shapes((height, width))
-        program = run.experiment.train_step.compile(self._state, shapes)
-        programs = f"program {len(self._programs) + 1} of {len(run.config.views.buckets)}"
-        took = time.perf_counter() - began
-        run.console.say(f"compiled the training step for {height} x {width} in {took:.1f} s ({programs})")
-        return program
+def _coco(data: ConfigDict) -> Sets:
+    return Sets(
+        coco_sets.open_coco(data.path, "train", data.num_train, True, data.follow_links),
+        coco_sets.check_links(coco_sets.open_coco(data.path, "val", data.num_val, follow_links=data.follow_links)),
+    )
 
 
-def compile_step(run: Run, clock: Clock, state: TrainState) -> TrainStep:
-    """Returns the training step, which compiles at the first batch of every shape."""
-    return Steps(run, clock, state)
+def _coco_format(data: ConfigDict) -> Sets:
+    opened = functools.partial(coco_sets.open_format, follow_links=data.follow_links)
+    return Sets(
+        opened(data.train_json, data.train_images, num=data.num_train, training=True),
+        coco_sets.check_links(opened(data.val_json, data.val_images, num=data.num_val)),
+    )
 
 
-def evaluate(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Mapping[str, float]:
-    """Evaluates the detector; writes the AP of every class and the detections.  Raises as `dense.evaluated`.
+def _stickers(data: ConfigDict) -> Sets:
+    return Sets(
+        sticker_instances.open_stickers(data.labels, "train", data.canvas, data.num_train or 2**24),
+        sticker_instances.open_stickers(data.labels, "val", data.canvas, data.num_val or 500),
+    )
 
-    With `inference.ceiling` the scores contain those of masks in the true boxes with the true classes,
-    "ceiling_AP" and so on.
+
+SOURCES: dict[str, Callable[[ConfigDict], Sets]] = {
+    "coco": _coco,
+    "coco_format": _coco_format,
+    "stickers": _stickers,
+}
+
+
+def stream(config: ConfigDict, found: DetectionSet) -> DetectionStream:
+    """The training examples of a set, with the augmentation of `config.views`."""
+    recipe = Recipe(**{name: config.views[name] for name in Recipe._fields})
+    data = config.data
+    return DetectionStream(
+        found.source, recipe, shapes(config), config.batch_size, data.max_instances, data.mask_size, config.seed
+    )
+
+
+def shapes(config: ConfigDict) -> tuple[Sides, ...]:
+    """The (height, width) of the batches."""
+    return tuple((height, width) for height, width in config.views.buckets)
+
+
+def example(config: ConfigDict, sides: Sides) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of every array of an example, by name."""
+    instances, side = config.data.max_instances, config.data.mask_size
+    return {
+        "image": ((*sides, 3), jnp.uint8),
+        "size": ((2,), jnp.int32),
+        "boxes": ((instances, 4), jnp.float32),
+        "labels": ((instances,), jnp.int32),
+        "crowd": ((instances,), jnp.bool_),
+        "masks": ((instances, side, side), jnp.uint8),
+    }
+
+
+examples = functools.partial(set_examples.examples, pixels_of=checked_pixels)
+
+
+# --- network and loss
+
+
+def network(config: ConfigDict, num_classes: int) -> detector.DetectionModel:
+    """Builds encoder and detector.  Raises ValueError for unknown options."""
+    built = dense_encoder.image_encoder(towers.build(config.model, ("image",)))
+    vit = dense_encoder.fitted(built, config, config.model.image_size)
+    vit = vit.clone(drop_path=0.0) if config.encoder.frozen else vit
+    return detector.build(vit, options_of(config), num_classes, BATCH)
+
+
+def options_of(config: ConfigDict) -> Options:
+    """The detector's numbers: the protocol's, and `detector.options` in their place.  Raises ValueError if unknown."""
+    given = config.detector.options.to_dict()
+    names = {field.name for field in dataclasses.fields(Options)}
+    for name in given:
+        if name not in names:
+            raise ValueError(unknown("detector.options", name, sorted(names)))
+        if name in ("mean", "std"):
+            raise ValueError(
+                f"detector.options has {name}, which the encoder reads too; set the field of that name in preprocess"
+            )
+    known = {"mean": tuple(config.preprocess.mean), "std": tuple(config.preprocess.std)}
+    return Options(**known, **{**given, "positions": dense_encoder.grid_of(config)})
+
+
+def initial(model: detector.DetectionModel, config: ConfigDict, rng: Array) -> Mapping[str, Any]:
+    """The variables of an untrained network."""
+    smallest = min(shapes(config), key=lambda sides: sides[0] * sides[1])
+    batch = {name: jnp.zeros((1, *shape), dtype) for name, (shape, dtype) in example(config, smallest).items()}
+    return model.clone(axis=None).init(rng, batch, train=False)
+
+
+def loss(
+    params: Params, stats: Params, batch: Batch, keys: Array, setup: TaskSetup
+) -> tuple[Scalar, dict[str, Array], Params]:
+    """The sum of the loss terms of the batch of all devices, and all of them; see `fine_tuning.train_step`."""
+    outputs: Any = setup.model.apply({"params": params, STATS: stats}, batch, True, keys, mutable=STATS)
+    losses, changed = outputs
+    return losses.total, {**losses._asdict(), "loss": losses.total}, changed.get(STATS, {})
+
+
+# --- inference and metric
+
+
+def predict(built: Experiment, state: TrainState, images: Iterator[UInt8[np.ndarray, "_h _w 3"]]) -> Iterator[Found]:
+    """Yields the detections of every image, in its own pixels."""
+    compute, batch_size = built.on_this_process(state, "detect")
+    return detect.predict(compute, images, test_of(built.config, batch_size))
+
+
+def test_of(config: ConfigDict, batch_size: int) -> detect.Test:
+    """How images are tested, from `config.inference`."""
+    fields = config.inference
+    return detect.Test(fields.short, fields.long, tuple(tuple(bucket) for bucket in fields.buckets), batch_size)
+
+
+def evaluate(built: Experiment, state: TrainState, pairs: Pairs) -> Evaluation:
+    """Scores with pycocotools: the twelve numbers of boxes and of masks ("bbox_AP", ..., "segm_ARl"), and AP by class.
+
+    The evaluation's `found` is all detections in COCO's format.
     """
-    scores, per_class, results = dense_runs.evaluated(run, interrupt, state, step)
-    if run.config.inference.ceiling:
-        scores |= dense_runs.evaluated(run, interrupt, state, step, run.experiment.ceiling, "ceiling")
-    if jax.process_index() == 0:
-        dense_runs.write_per_class(run, step, per_class)
-        replace_text(run.workdir / DETECTIONS, json.dumps(results) + "\n")
-    return scores
+    results = _results(built, pairs, lambda found: built.predict(state, (pixels for _, pixels in found)))
+    return Evaluation(*coco_scores.score(built.sets.val, results), results)
 
 
-def figure_of(
-    runs: Mapping[str, tuple[Experiment, TrainState, int]],
-    count: int,
-    first: int | None = None,
-    images: Sequence[UInt8[np.ndarray, "_h _w 3"]] = (),
-    credit: str = "",
+def ceiling(built: Experiment, state: TrainState, pairs: Pairs) -> Evaluation:
+    """Scores the masks that the mask heads draw in the true boxes with the true classes: the most that they allow.
+
+    The scores are the twelve numbers of masks ("ceiling_AP", ...). The class chooses the mask's channel, all
+    scores are 1, and there are no false positives. Objects that training leaves out are missed here, although the
+    scoring counts them: those beyond `data.max_instances`, those marked `ignore`, and boxes below one pixel.
+    """
+    compute, batch_size = built.on_this_process(state, "draw")
+    return ceiling_of(built, pairs, lambda images: detect.draw(compute, images, test_of(built.config, batch_size)))
+
+
+def ceiling_of(
+    built: Experiment, pairs: Pairs, draw: Callable[[Iterable[tuple[np.ndarray, Boxes]]], Iterator[Found]]
+) -> Evaluation:
+    """Scores the masks that `draw` yields for images with their true boxes; see `ceiling`."""
+    limit = built.config.data.max_instances
+    results = _results(
+        built, pairs, lambda found: draw((pixels, true_boxes(example, limit)) for example, pixels in found)
+    )
+    scores, per_class = coco_scores.score(built.sets.val, results)
+    own = {f"ceiling_{name}": scores[f"segm_{name}"] for name in coco_scores.NAMES}
+    return Evaluation(own, per_class, results)
+
+
+def _results(built: Experiment, pairs: Pairs, compute: Callable[[Pairs], Iterator[Found]]) -> list[dict[str, Any]]:
+    """What `compute` finds in this process's examples, in COCO's format, together with those of all processes."""
+    known: list[tuple[int, tuple[int, int]]] = []
+
+    def own() -> Pairs:
+        for example, pixels in pairs:
+            known.append((example["image_id"], pixels.shape[:2]))
+            yield example, pixels
+
+    results: list[dict[str, Any]] = []
+    for number, found in enumerate(compute(own())):
+        results += coco_scores.results_of(found, *known[number], built.sets.val.category_ids)
+    return coco_scores.gathered(results)
+
+
+def true_boxes(example: dict[str, Any], limit: int) -> Boxes:
+    """The boxes and classes of an example's objects without crowds, the first `limit` of them."""
+    kept = np.flatnonzero(~example["crowd"])[:limit]
+    free = limit - len(kept)
+    return Boxes(
+        np.pad(example["boxes"][kept].astype(np.float32), ((0, free), (0, 0))),
+        np.pad(example["classes"][kept].astype(np.int32), (0, free), constant_values=-1),
+    )
+
+
+# --- for readers
+
+
+def introduction(built: Experiment) -> tuple[list[str], list[str]]:
+    """The notes of the sets, and how much of the batches is padding."""
+    sides = shapes(built.config)
+    sizes = stream(built.config, built.sets.train).geometry(np.arange(SAMPLED))[1].size
+    which = buckets.assign(sizes, sides)
+    shares = np.bincount(which, minlength=len(sides)) / SAMPLED
+    used = ", ".join(f"{h} x {w} ({share:.0%})" for (h, w), share in zip(sides, shares))
+    lines = [
+        *(f"{name}: {note}" for name, one in zip(Sets._fields, built.sets) for note in one.notes),
+        f"batches of {len(sides)} shape{'s' * (len(sides) != 1)}: {used}; padding is "
+        f"{buckets.padding(sizes, which, sides):.1%} of the pixels",
+    ]
+    return lines, []
+
+
+def protocol(config: ConfigDict) -> dict[str, Any]:
+    """What a reader must know to compare the scores."""
+    options = options_of(config)
+    return {"score": options.score_threshold, "nms": options.nms, "detections": options.max_per_image}
+
+
+def table(scores: Mapping[str, float]) -> Iterator[str]:
+    """The lines of the scores in the report."""
+    yield "| metric | boxes | masks |\n|---|---|---|"
+    names = [name.removeprefix("bbox_") for name in scores if name.startswith("bbox_")]
+    yield from (f"| {name} | {_number(scores[f'bbox_{name}'])} | {_number(scores[f'segm_{name}'])} |" for name in names)
+    if "ceiling_AP" in scores:
+        reached = _number(scores["ceiling_AP"])
+        yield f"\nMasks drawn in the true boxes with the true classes: AP {reached}, the most the mask heads allow."
+
+
+def comparison(config: ConfigDict, scores: Mapping[str, float]) -> Comparison | None:
+    """The paper's AP, for COCO."""
+    if config.data.source != "coco":
+        return None
+    return Comparison(
+        what="AP with this detector on COCO",
+        values={"boxes": _number(scores["bbox_AP"]), "masks": _number(scores["segm_AP"])},
+        columns=("coco_box_ap", "coco_mask_ap"),
+        recipes={f"schedule {name}": schedule(detection(), name) for name in SCHEDULES},
+        protocol=PROTOCOL,
+        code="mmdet",
+    )
+
+
+def _number(value: float) -> str:
+    return "no objects" if value < 0 else f"{value:.2f}"
+
+
+def figure(
+    images: Sequence[np.ndarray],
+    truth: Sequence[Example],
+    predicted: Mapping[str, Sequence[Found]],
+    classes: Sequence[str],
+    credit: str,
 ) -> Any:
-    """A figure of the boxes and masks that runs of detection predict for the same images.
-
-    Without `images` the figure takes `count` images of the first run's evaluation set, evenly spaced, or consecutive
-    from index `first`.  It then also shows the ground truth, and credits the source of that set.
-    """
-    built = next(iter(runs.values()))[0]
-    rows: dict[str, list[Objects]] = {}
-    if not images:
-        source = built.sets.val.source
-        shown = list(examples(Picked(source, indices_to_show(len(source), count, first))))
-        images = [image for _, image in shown]
-        rows["ground truth"] = [truth_of(example, image.shape[:2]) for example, image in shown]
-        credit = dense_runs.credit(built.config)
-    for name, (each, state, _) in runs.items():
-        found = each.predict(state, images)
-        rows[name] = [objects_of(one, image.shape[:2]) for one, image in zip(found, images)]
-    return detection_figure(images, rows, built.classes, credit)
+    """A figure of boxes and masks, with the ground truth in the first row if it is given."""
+    sizes = [image.shape[:2] for image in images]
+    rows = {"ground truth": [truth_of(example, size) for example, size in zip(truth, sizes)]} if truth else {}
+    rows |= {name: [objects_of(one, size) for one, size in zip(found, sizes)] for name, found in predicted.items()}
+    return detection_figure(images, rows, classes, credit)
 
 
 def objects_of(found: Found, size: tuple[int, ...]) -> Objects:
@@ -135,13 +342,29 @@ def truth_of(found: Mapping[str, Any], size: tuple[int, ...]) -> Objects:
     return Objects(boxes, found["classes"][kept], None, pasted(np.array(masks), boxes, (size[0], size[1])))
 
 
-def protocol_of(run: Run) -> dict[str, Any]:
-    """What a reader must know to compare the scores."""
-    options = options_of(run.config)
-    own = {"score": options.score_threshold, "nms": options.nms, "detections": options.max_per_image}
-    return dense_runs.protocol_of(run) | own
-
-
-DETECTION = dense_runs.task_of(
-    build, compile_step, evaluate, report, protocol_of, figure_of, counts=("bad_records", "crowded_images")
+DETECTION = DenseTask(
+    name=METHOD,
+    usual=detection,
+    check=check,
+    check_sizes=check_sizes,
+    open_sets=open_sets,
+    stream=stream,
+    shapes=shapes,
+    example=example,
+    examples=examples,
+    head=lambda config: "Cascade Mask R-CNN",
+    network=network,
+    initial=initial,
+    loss=loss,
+    terms=lambda config: detector.TERMS,
+    predict=predict,
+    evaluate=evaluate,
+    introduction=introduction,
+    protocol=protocol,
+    table=table,
+    comparison=comparison,
+    figure=figure,
+    more=lambda config: {"ceiling": ceiling} if config.inference.ceiling else {},
+    found_file="detections.json",
+    counts=("bad_records", "crowded_images"),
 )

@@ -37,7 +37,7 @@ from detailclip_jax.dense.detection.backbone import backbone, extents, widened
 from detailclip_jax.dense.detection.cascade import Cascade, Maps, Truth
 from detailclip_jax.dense.detection.cascade_options import Options
 from detailclip_jax.dense.detection.fpn import Fpn
-from detailclip_jax.dense.detection.postprocess import select
+from detailclip_jax.dense.detection.nms import class_wise_nms
 from detailclip_jax.dense.detection.rpn import Proposals, RpnHead, proposals, rpn_loss
 from detailclip_jax.dense.segmentation.upernet import Pyramid
 from detailclip_jax.dense.taps import usual_blocks
@@ -212,3 +212,33 @@ def _missed(found: Proposals, objects: Objects, iou: float) -> Array:
 
 def _devices(axis: Axis | None) -> int:
     return jax.lax.axis_size(axis) if axis else 1
+
+
+class Selected(NamedTuple):
+    """Detections of one image in descending order of scores; label -1, score 0 and box 0 where there is none."""
+
+    boxes: Float[Array, "D 4"]
+    scores: Float[Array, "D"]
+    labels: Int[Array, "D"]
+
+
+def select(
+    boxes: Float[Array, "P K 4"],
+    scores: Float[Array, "P K"],
+    score_threshold: float,
+    nms_threshold: float,
+    number: int,
+) -> Selected:
+    """Keeps scores above `score_threshold`, applies NMS to every class, and returns the `number` best of all."""
+    kept = class_wise_nms(boxes, scores, scores > score_threshold, nms_threshold)
+    ranked = jnp.where(kept, scores, -1).reshape(-1)
+    top, index = jax.lax.top_k(ranked, min(number, len(ranked)))
+    valid = top >= 0
+    labels = jnp.where(valid, index % scores.shape[1], -1).astype(jnp.int32)
+    chosen = jnp.where(valid[:, None], boxes.reshape(-1, 4)[index], 0)
+    free = (0, number - len(index))
+    return Selected(
+        jnp.pad(chosen, (free, (0, 0))),
+        jnp.pad(jnp.where(valid, top, 0), free),
+        jnp.pad(labels, free, constant_values=-1),
+    )

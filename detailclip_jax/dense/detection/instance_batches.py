@@ -2,20 +2,16 @@
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from detailclip_jax.data.bad_records import TooManyBadRecords
 from detailclip_jax.data.decoding import BUDGET
-from detailclip_jax.data.pipeline import MAX_TRIES
 from detailclip_jax.data.sources import BadRecord, Source
 from detailclip_jax.dense.detection.buckets import BLOCK, Bucket, Plan, assign
 from detailclip_jax.dense.detection.instance_augment import NUM_DRAWS, Geometry, Recipe, augment, geometry
-from detailclip_jax.dense.segmentation.label_batches import pixels_of
+from detailclip_jax.dense.set_examples import first_readable, pixels_of
 
 MOST_SHUFFLED = 2**22  # larger sets (sticker scenes without end) are random already, and taken in their own order
 
@@ -59,13 +55,8 @@ class DetectionStream:
         """Returns the example at a place; raises TooManyBadRecords after MAX_TRIES unreadable ones."""
         number, within = divmod(place, self.batch_size)
         bucket, positions = self.plan.batch(number)
-        bad: list[str] = []
-        for position in itertools.islice(self.plan.following(int(positions[within])), MAX_TRIES):
-            try:
-                return {**self._example(position, self.buckets[bucket]), "bad": bad[:1]}
-            except BadRecord as error:
-                bad.append(str(error))
-        raise TooManyBadRecords(f"{MAX_TRIES} unreadable records in a row; repair or replace:", bad)
+        candidates = self.plan.following(int(positions[within]))
+        return first_readable(candidates, lambda position: self._example(position, self.buckets[bucket]))
 
     def _example(self, position: int, bucket: Bucket) -> dict[str, Any]:
         indices, plan = self.geometry(np.array([position]))
@@ -139,14 +130,3 @@ def _block(seed: int, block: int) -> Float[np.ndarray, "block 8"]:
 
 def _generator(*seeds: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seeds)))
-
-
-def examples(source: Source, first: int = 0, step: int = 1) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """Yields example and image uint8 [H, W, 3], every `step`-th one from `first` on, in order.
-
-    Raises BadRecord for an unreadable one: a score without it would be another score.
-    """
-    for index in range(first, len(source), step):
-        found = source[index]
-        with BUDGET.scope():
-            yield found, checked_pixels(found)

@@ -33,7 +33,6 @@ import numpy as np
 from detailclip_jax.data.decoding import BadImage, opened
 from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
-from detailclip_jax.dense.segmentation import set_classes
 from detailclip_jax.dense.segmentation.index_masks import IGNORE, LabelTable, check_size, stored_values, table
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.regular_files import IN_CONFIG, TooLarge, inside, leaving, read_regular
@@ -226,14 +225,14 @@ Layout = tuple[Files, tuple[str, ...], dict[int, int], tuple[int, ...]]
 def _ade20k(root: pathlib.Path, split: str) -> Layout:
     folder = {"train": "training", "val": "validation"}[split]
     files = _named_alike(root / "images" / folder, root / "annotations" / folder)
-    return files, set_classes.ADE20K, {k + 1: k for k in range(150)}, (0,)
+    return files, ADE20K, {k + 1: k for k in range(150)}, (0,)
 
 
 def _voc(root: pathlib.Path, split: str, masks: str = "SegmentationClass", train: str = "train") -> Layout:
     listed = train if split == "train" else "val"
     folder = masks if split == "train" else "SegmentationClass"
     files = _listed(root, f"ImageSets/Segmentation/{listed}.txt", folder)
-    return files, set_classes.VOC, {k: k for k in range(21)}, (255,)
+    return files, VOC, {k: k for k in range(21)}, (255,)
 
 
 def _voc_aug(root: pathlib.Path, split: str) -> Layout:
@@ -242,12 +241,12 @@ def _voc_aug(root: pathlib.Path, split: str) -> Layout:
 
 def _context(root: pathlib.Path, split: str) -> Layout:
     files = _listed(root, f"ImageSets/SegmentationContext/{split}.txt", "SegmentationClassContext")
-    return files, set_classes.CONTEXT, {k + 1: k for k in range(59)}, (0, 255)
+    return files, CONTEXT, {k + 1: k for k in range(59)}, (0, 255)
 
 
 def _context60(root: pathlib.Path, split: str) -> Layout:
     files = _context(root, split)[0]
-    return files, ("background", *set_classes.CONTEXT), {k: k for k in range(60)}, (255,)
+    return files, ("background", *CONTEXT), {k: k for k in range(60)}, (255,)
 
 
 def _coco_stuff(root: pathlib.Path, split: str) -> Layout:
@@ -257,7 +256,7 @@ def _coco_stuff(root: pathlib.Path, split: str) -> Layout:
     prepared = any((masks / f"{image.stem}_labelTrainIds.png").is_file() for image in _images(images)[:1])
     files = _named_alike(images, masks, "_labelTrainIds" * prepared)
     stored = range(171) if prepared else [v for v in range(182) if v not in COCO_UNUSED]
-    return files, set_classes.COCO_STUFF, {v: k for k, v in enumerate(stored)}, (255,)
+    return files, COCO_STUFF, {v: k for k, v in enumerate(stored)}, (255,)
 
 
 def _cityscapes(root: pathlib.Path, split: str) -> Layout:
@@ -268,8 +267,8 @@ def _cityscapes(root: pathlib.Path, split: str) -> Layout:
     kind = "TrainIds" if prepared else "Ids"
     files = Files(images, masks, [(f"{stem}{suffix}", f"{stem}_gtFine_label{kind}.png") for stem in stems])
     if prepared:
-        return files, set_classes.CITYSCAPES, {k: k for k in range(19)}, (255,)
-    return files, set_classes.CITYSCAPES, {v: k for k, v in enumerate(CITYSCAPES_IDS)}, CITYSCAPES_VOID
+        return files, CITYSCAPES, {k: k for k in range(19)}, (255,)
+    return files, CITYSCAPES, {v: k for k, v in enumerate(CITYSCAPES_IDS)}, CITYSCAPES_VOID
 
 
 def _folders(root: pathlib.Path, split: str) -> Layout:
@@ -341,3 +340,57 @@ def _listed(root: pathlib.Path, names_file: str, masks: str) -> Files:
         raise MissingData(f"{root / names_file} is missing: it lists the images of the split")
     stems = [line.strip() for line in (root / names_file).read_text().splitlines() if line.strip()]
     return Files(root / "JPEGImages", root / masks, [(f"{stem}.jpg", f"{stem}.png") for stem in stems])
+
+
+def _split(text: str) -> tuple[str, ...]:
+    """The names of a comma-separated text."""
+    return tuple(name.strip() for name in text.replace("\n", " ").split(","))
+
+
+VOC = _split("""
+background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse, motorbike,
+person, pottedplant, sheep, sofa, train, tvmonitor
+""")
+
+CONTEXT = _split("""
+aeroplane, bag, bed, bedclothes, bench, bicycle, bird, boat, book, bottle, building, bus, cabinet, car, cat, ceiling,
+chair, cloth, computer, cow, cup, curtain, dog, door, fence, floor, flower, food, grass, ground, horse, keyboard, light,
+motorbike, mountain, mouse, person, plate, platform, pottedplant, road, rock, sheep, shelves, sidewalk, sign, sky, snow,
+sofa, table, track, train, tree, truck, tvmonitor, wall, water, window, wood
+""")
+
+CITYSCAPES = _split("""
+road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, terrain, sky, person, rider, car,
+truck, bus, train, motorcycle, bicycle
+""")
+
+COCO_STUFF = _split("""
+person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
+parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag,
+tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard,
+tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot,
+hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard,
+cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier,
+toothbrush, banner, blanket, branch, bridge, building-other, bush, cabinet, cage, cardboard, carpet, ceiling-other,
+ceiling-tile, cloth, clothes, clouds, counter, cupboard, curtain, desk-stuff, dirt, door-stuff, fence, floor-marble,
+floor-other, floor-stone, floor-tile, floor-wood, flower, fog, food-other, fruit, furniture-other, grass, gravel,
+ground-other, hill, house, leaves, light, mat, metal, mirror-stuff, moss, mountain, mud, napkin, net, paper, pavement,
+pillow, plant-other, plastic, platform, playingfield, railing, railroad, river, road, rock, roof, rug, salad, sand, sea,
+shelf, sky-other, skyscraper, snow, solid-other, stairs, stone, straw, structural-other, table, tent, textile-other,
+towel, tree, vegetable, wall-brick, wall-concrete, wall-other, wall-panel, wall-stone, wall-tile, wall-wood,
+water-other, waterdrops, window-blind, window-other, wood
+""")
+
+ADE20K = _split("""
+wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door, table,
+mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, armchair, seat,
+fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, base, box, column, signboard, chest of drawers, counter,
+sand, sink, skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway, case, pool table, pillow,
+screen door, stairway, river, bridge, bookcase, blind, coffee table, toilet, flower, book, hill, bench, countertop,
+stove, palm, kitchen island, computer, swivel chair, boat, bar, arcade machine, hovel, bus, towel, light, truck, tower,
+chandelier, awning, streetlight, booth, television receiver, airplane, dirt track, apparel, pole, land, bannister,
+escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain, conveyer belt, canopy, washer, plaything,
+swimming pool, stool, barrel, basket, waterfall, tent, bag, minibike, cradle, oven, ball, food, step, tank, trade name,
+microwave, pot, animal, bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase, traffic light, tray,
+ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag
+""")

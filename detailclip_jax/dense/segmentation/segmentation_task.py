@@ -1,120 +1,302 @@
-"""Segmentation as a task of the loop: what a run of it prepares, trains and writes; loading of both dense tasks."""
+"""Segmentation as a dense task: its sets, network, loss, inference and metric, and what a reader sees of a run."""
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from detailclip_jax.config.detection_fields import METHOD as DETECTION
+from detailclip_jax.config.segmentation_fields import METHOD, linear, segmentation
 from detailclip_jax.data.held_out import Picked
-from detailclip_jax.data.sources import indices_to_show
-from detailclip_jax.dense import class_names, dense_runs
-from detailclip_jax.dense.detection import detection_task
-from detailclip_jax.dense.segmentation import confusion, segmentation_experiment
-from detailclip_jax.dense.segmentation.label_batches import examples
+from detailclip_jax.data.sources import MissingData
+from detailclip_jax.dense.dense_experiment import (
+    STATS,
+    Comparison,
+    DenseTask,
+    Evaluation,
+    Experiment,
+    Pairs,
+    Sets,
+    Sides,
+)
+from detailclip_jax.dense.fine_tuning import TaskSetup
+from detailclip_jax.dense.segmentation import confusion, label_maps, segmentation_heads
+from detailclip_jax.dense.segmentation.confusion import Counts
+from detailclip_jax.dense.segmentation.label_augment import Recipe
+from detailclip_jax.dense.segmentation.label_batches import SemanticStream
 from detailclip_jax.dense.segmentation.segmentation_checks import check
-from detailclip_jax.dense.segmentation.segmentation_experiment import Experiment
-from detailclip_jax.dense.segmentation.segmentation_report import report
+from detailclip_jax.dense.segmentation.segmentation_network import (
+    SegmentationModel,
+    cross_entropy,
+    normalised,
+    pixel_accuracy,
+)
+from detailclip_jax.dense.segmentation.segmentation_sets import (
+    PAIRS,
+    SemanticSet,
+    black_and_white,
+    check_links,
+    open_pairs,
+    open_set,
+    read_classes,
+)
+from detailclip_jax.dense.segmentation.sticker_labels import open_stickers
+from detailclip_jax.dense.set_examples import Example, examples
+from detailclip_jax.dense.taps import usual_blocks
 from detailclip_jax.figures.segmentations import label_figure
-from detailclip_jax.runtime.interrupt import Interrupt
-from detailclip_jax.runtime.progress import Clock
-from detailclip_jax.training.checkpoint import load_state
-from detailclip_jax.training.session import Run, TrainStep
+from detailclip_jax.models import towers
+from detailclip_jax.models.sizes import size_of
+from detailclip_jax.runtime import processes
+from detailclip_jax.training import dense_encoder
 from detailclip_jax.training.train_state import TrainState
+from detailclip_jax.types import BATCH, Array, Batch, Params, Scalar
+
+RECIPES = {"upernet": segmentation, "linear": lambda: linear(segmentation())}  # of the paper, by head
+PROTOCOL = (  # fields, or groups of fields, on which a published number depends
+    *("total_steps", "batch_size", "data.num_train", "data.num_val", "data.train_split", "data.val_split"),
+    *("data.unknown_labels", "model.size", "model.drop_path", "model.freeze_patch_embed"),
+    *("views.", "encoder.", "head.", "auxiliary.", "optimizer.", "inference.mode", "inference.scale"),
+    *("inference.window", "inference.stride"),
+)
 
 
-def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) -> Run:
-    """Checks the config of a dense task, opens the data, checks the workdir and builds the experiment.
+def check_sizes(config: ConfigDict) -> None:
+    """Raises ValueError, with the nearest sizes, if patches do not fill a crop or a window."""
+    patch = size_of(config.model).patch_size
+    for name, size in (("views.crop", config.views.crop), ("inference.window", config.inference.window)):
+        if size % patch:
+            below = size // patch * patch
+            raise ValueError(
+                f"{name} {size} is not a multiple of the patch size {patch}; the nearest multiples are {below} and "
+                f"{below + patch}"
+            )
 
-    `given`: dotted names of fields that the user has set (see `dense_encoder.adopt`).
-    Raises ValueError, FileNotFoundError or MissingData, with a message for the user.
+
+# --- data
+
+
+def open_sets(config: ConfigDict) -> Sets:
+    """Opens the training and the evaluation set.  Raises ValueError and MissingData as the sets do.
+
+    The scenes of stickers do not depend on the run's seed, so that runs of several seeds have the same evaluation set.
     """
-    config = dense_runs.adopted(config, given, workdir)
-    if config.method == DETECTION:
-        return detection_task.prepare(config, workdir)
-    check(config)
-    return dense_runs.prepared(config, workdir, segmentation_experiment.build(config), SEGMENTATION)
+    data = config.data
+    if data.source == "stickers":
+        train = open_stickers(data.labels, data.train_split, data.canvas, data.num_train or 2**24)
+        return Sets(train, open_stickers(data.labels, data.val_split, data.canvas, data.num_val or 500))
+    if data.source == PAIRS:
+        return _open_folders(data)
+    try:
+        train, val = (
+            open_set(data.source, data.path, split, data.unknown_labels, data.follow_links)
+            for split in (data.train_split, data.val_split)
+        )
+    except MissingData as error:
+        raise MissingData(f"{error}; --config.data.path=DIR names the folder") from error
+    return Sets(_first(train, data.num_train), _evaluated(val, data.num_val))
 
 
-def build(config: ConfigDict, mesh: Mesh | None = None, classes: tuple[str, ...] = ()) -> Any:
-    """Builds the experiment of a config of either task whose encoder fields are adopted; see its module's `build`."""
-    chosen = detection_task.build if config.method == DETECTION else segmentation_experiment.build
-    return chosen(config, mesh, classes=classes)
+def _open_folders(data: ConfigDict) -> Sets:
+    """The sets of two pairs of folders.  Raises MissingData that names the field of a missing folder or class list."""
+    for field in ("train_images", "train_masks", "val_images", "val_masks"):
+        if not data[field] or not Path(data[field]).is_dir():
+            raise MissingData(
+                f"data.{field} {data[field]!r} is not a folder (data.source=pairs); give --config.data.{field}=DIR"
+            )
+    try:
+        classes = read_classes(data.classes)
+    except MissingData as error:
+        raise MissingData(f"{error} (data.source=pairs); give --config.data.classes=FILE") from error
+    options = classes, data.unknown_labels, data.follow_links
+    train = open_pairs(data.train_images, data.train_masks, *options)
+    val = open_pairs(data.val_images, data.val_masks, *options)
+    return Sets(_first(train, data.num_train), _evaluated(val, data.num_val))
 
 
-def load(workdir: str | Path, step: int | None = None) -> tuple[Any, TrainState, int]:
-    """Loads a checkpoint of a run of either task, by default the newest: its experiment, its state and its step.
-
-        experiment, state, step = load("runs/ade20k_upernet")
-        (labels,) = experiment.predict(state, [image])
-
-    The run's data are opened when `experiment.sets` is first used: predictions need none.  The mesh and the attention
-    kernel are those of this machine, not of the training.  It only reads, so the run may be training meanwhile.
-    Raises FileNotFoundError for a folder without checkpoints or without this step, CheckpointError for an unreadable
-    checkpoint, and ValueError for a run of another kind.
-    """
-    config = dense_runs.config_in(workdir)
-    config.model.attention, config.mesh.fsdp = "auto", 1
-    built = build(config, classes=class_names.read(workdir))
-    return built, *load_state(workdir, built.state_shapes, step)
+def _evaluated(found: SemanticSet, num: int) -> SemanticSet:
+    """The first `num` images of an evaluation set, 0 for all, after `check_links`."""
+    checked = range(min(num or len(found.source), len(found.source)))
+    return _first(check_links(found, checked), num)
 
 
-def figure_of(
-    runs: Mapping[str, tuple[Experiment, TrainState, int]],
-    count: int,
-    first: int | None = None,
-    images: Sequence[UInt8[np.ndarray, "_h _w 3"]] = (),
-    credit: str = "",
+def _first(found: SemanticSet, num: int) -> SemanticSet:
+    """The set with its first `num` images; 0 keeps all."""
+    if not num or num >= len(found.source):
+        return found
+    return found._replace(source=Picked(found.source, list(range(num))))
+
+
+def stream(config: ConfigDict, found: SemanticSet) -> SemanticStream:
+    """The training examples of a set, with the augmentation of `config.views`."""
+    recipe = Recipe(**{name: config.views[name] for name in Recipe._fields})
+    return SemanticStream(found.source, recipe, config.seed)
+
+
+def shapes(config: ConfigDict) -> list[Sides]:
+    """The height and width of a training crop."""
+    return [(config.views.crop, config.views.crop)]
+
+
+def example(config: ConfigDict, sides: Sides) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of every array of an example, by name."""
+    return {"image": ((*sides, 3), jnp.uint8), "labels": (sides, jnp.int16), "size": ((2,), jnp.int32)}
+
+
+# --- network and loss
+
+
+def network(config: ConfigDict, num_classes: int) -> SegmentationModel:
+    """Builds encoder and heads.  Raises ValueError for unknown heads, options and blocks."""
+    built = dense_encoder.image_encoder(towers.build(config.model, ("image",)))
+    vit = dense_encoder.fitted(built, config, config.views.crop)
+    given = {
+        "num_classes": num_classes,
+        "blocks": tuple(config.encoder.blocks) or usual_blocks(vit.depth),
+        "norm": config.encoder.norm,
+        "axis": BATCH,
+        "dtype": jnp.dtype(config.model.dtype),
+    }
+    head = segmentation_heads.build(config.head.name, config.head.options.to_dict(), **given)
+    name, options = config.auxiliary.name, config.auxiliary.options.to_dict()
+    auxiliary = segmentation_heads.build(name, options, **given) if name else None
+    mean, std = tuple(config.preprocess.mean), tuple(config.preprocess.std)
+    return SegmentationModel(vit, head, auxiliary, config.encoder.frozen, mean, std)
+
+
+def initial(model: SegmentationModel, config: ConfigDict, rng: Array) -> Mapping[str, Any]:
+    """The variables of an untrained network."""
+    return model.init(rng, jnp.zeros((1, config.views.crop, config.views.crop, 3)))
+
+
+def terms(config: ConfigDict) -> list[str]:
+    """The loss terms, by name."""
+    return ["head", "auxiliary"] if config.auxiliary.name else ["head"]
+
+
+def loss(
+    params: Params, stats: Params, batch: Batch, keys: Array, setup: TaskSetup
+) -> tuple[Scalar, dict[str, Array], Params]:
+    """Loss of the head plus the weighted loss of the auxiliary head: the mean over devices; see `fine_tuning`."""
+    total, values, stats = _own_loss(params, stats, batch, keys, setup)
+    right, counted = values.pop("pixels")
+    total, values = jax.lax.pmean((total, values), BATCH)
+    accuracy = jax.lax.psum(right, BATCH) / jnp.maximum(jax.lax.psum(counted, BATCH), 1)
+    return total, values | {"accuracy": accuracy}, stats
+
+
+def _own_loss(
+    params: Params, stats: Params, batch: Batch, keys: Array, setup: TaskSetup
+) -> tuple[Scalar, dict[str, Any], Params]:
+    """The loss of a device's share of the batch, what to log of it, and the new BatchNorm statistics."""
+    model = setup.model
+    images = normalised(batch["image"], batch["size"], model.mean, model.std)
+    labels, variables = batch["labels"].astype(jnp.int32), {"params": params, STATS: stats}
+    outputs: Any = model.apply(variables, images, True, keys, mutable=STATS)
+    logits, changed = outputs
+    values: dict[str, Any] = {"head": cross_entropy(logits.head, labels)}
+    total = values["head"]
+    if logits.auxiliary is not None:
+        values["auxiliary"] = cross_entropy(logits.auxiliary, labels)
+        total = total + setup.config.auxiliary.weight * values["auxiliary"]
+    return total, {**values, "loss": total, "pixels": pixel_accuracy(logits.head, labels)}, changed.get(STATS, {})
+
+
+# --- inference and metric
+
+
+def predict(
+    built: Experiment, state: TrainState, images: Iterator[UInt8[np.ndarray, "_h _w 3"]]
+) -> Iterator[np.ndarray]:
+    """Yields the label map int16 [H, W] of every image."""
+    compute, batch_size = built.on_this_process(state, "segment")
+    test = label_maps.Inference(**{name: built.config.inference[name] for name in label_maps.Inference._fields})
+    return label_maps.predict(compute, images, test, batch_size, built.model.image.patch_size)
+
+
+def evaluate(built: Experiment, state: TrainState, pairs: Pairs) -> Evaluation:
+    """Predicts and counts in one pass: the scores of `confusion.scores`, and the counts of all images."""
+    total, waiting = confusion.no_counts(len(built.classes)), list[Example]()
+
+    def images() -> Iterator[np.ndarray]:
+        for example, pixels in pairs:
+            waiting.append(example)
+            yield pixels
+
+    for labels in built.predict(state, images()):
+        example = waiting.pop(0)
+        counts = confusion.counts_of(example["mask"], labels, len(built.classes), example.get("instances"))
+        total = total.plus(counts)
+    total = Counts(*(processes.gathered(x).sum(0) for x in total))
+    gaps = confusion.gaps(total, built.classes)
+    return Evaluation(confusion.scores(total), confusion.table(total, built.classes), total, gaps)
+
+
+# --- for readers
+
+
+def introduction(built: Experiment) -> tuple[list[str], list[str]]:
+    """The blocks that the head reads; warns of masks that a paint program has written."""
+    blocks = ", ".join(map(str, built.model.head.blocks))
+    return [f"the head reads the blocks {blocks}"], black_and_white(built.sets.train)
+
+
+def table(scores: Mapping[str, float]) -> Iterator[str]:
+    """The lines of the scores in the report."""
+    yield "| metric | % |\n|---|---|"
+    yield from (f"| {name} | {value:.2f} |" for name, value in scores.items())
+
+
+def comparison(config: ConfigDict, scores: Mapping[str, float]) -> Comparison | None:
+    """The paper's numbers of the same head, for ADE20K."""
+    head = config.head.name
+    if config.data.source != "ade20k" or head not in RECIPES:
+        return None
+    return Comparison(
+        what="numbers with this head on ADE20K",
+        values={"mIoU": f"{scores['mIoU']:.1f}"},
+        columns=[f"ade20k_{head}_miou"],
+        recipes={head: RECIPES[head]()},
+        protocol=PROTOCOL,
+        code="mmseg",
+    )
+
+
+def figure(
+    images: Sequence[np.ndarray],
+    truth: Sequence[Example],
+    predicted: Mapping[str, Sequence[np.ndarray]],
+    classes: Sequence[str],
+    credit: str,
 ) -> Any:
-    """A figure of the label maps that runs of segmentation predict for the same images, with a legend.
-
-    Without `images` the figure takes `count` images of the first run's evaluation set, evenly spaced, or consecutive
-    from index `first`.  It then also shows the ground truth, and credits the source of that set.
-    """
-    built, truth = next(iter(runs.values()))[0], []
-    if not images:
-        source = built.sets.val.source
-        shown = list(examples(Picked(source, indices_to_show(len(source), count, first))))
-        images, truth = [image for image, _, _ in shown], [mask for _, mask, _ in shown]
-        credit = dense_runs.credit(built.config)
-    predicted = {name: list(each.predict(state, images)) for name, (each, state, _) in runs.items()}
-    return label_figure(images, truth, predicted, len(built.classes), credit, built.classes)
+    """A figure of label maps, with a legend."""
+    masks = [example["mask"] for example in truth]
+    return label_figure(images, masks, predicted, len(classes), credit, classes)
 
 
-def compile_step(run: Run, clock: Clock, state: TrainState) -> TrainStep:
-    """Compiles the training step and prints the time."""
-    began = time.perf_counter()
-    run.console.live("compiling the training step ...")
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    with clock.paused():
-        program: Callable[..., Any] = run.experiment.train_step.compile(shapes, run.experiment.batch_shapes())
-    run.console.say(f"compiled the training step in {time.perf_counter() - began:.1f} s")
-    return lambda state, batch: program(state, run.experiment.put(batch))
-
-
-def evaluate(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Mapping[str, float]:
-    """Evaluates the head; writes the scores of every class and warns of gaps in the masks.
-
-    Raises as `dense.evaluated`.
-    """
-    scores, counts = dense_runs.evaluated(run, interrupt, state, step)
-    if jax.process_index() == 0:
-        gaps = confusion.gaps(counts, run.experiment.classes)
-        dense_runs.write_per_class(run, step, confusion.table(counts, run.experiment.classes), gaps)
-        for gap in gaps:
-            run.console.warn(gap)
-    return scores
-
-
-def protocol_of(run: Run) -> dict[str, Any]:
-    """What a reader must know to compare the scores."""
-    return dense_runs.protocol_of(run) | {"head": run.config.head.name}
-
-
-SEGMENTATION = dense_runs.task_of(segmentation_experiment.build, compile_step, evaluate, report, protocol_of, figure_of)
+SEGMENTATION = DenseTask(
+    name=METHOD,
+    usual=segmentation,
+    check=check,
+    check_sizes=check_sizes,
+    open_sets=open_sets,
+    stream=stream,
+    shapes=shapes,
+    example=example,
+    examples=examples,
+    head=lambda config: config.head.name,
+    network=network,
+    initial=initial,
+    loss=loss,
+    terms=terms,
+    predict=predict,
+    evaluate=evaluate,
+    introduction=introduction,
+    protocol=lambda config: {"head": config.head.name},
+    table=table,
+    comparison=comparison,
+    figure=figure,
+)

@@ -1,0 +1,96 @@
+"""The results of a run of a dense task: results.json, and a report with the paper's numbers beside the run's."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from detailclip_jax.config.run_config import flatten
+from detailclip_jax.dense import paper
+from detailclip_jax.dense.dense_experiment import Comparison, DenseTask
+from detailclip_jax.runtime.files import replace_text
+
+PER_CLASS = "per_class.json"  # of the last evaluation; `results.json` contains it
+
+
+def write_per_class(workdir: Path, step: int, per_class: Any, warnings: Sequence[str] = ()) -> None:
+    """Writes the scores of every class, and the warnings of the evaluation, to `per_class.json`."""
+    found = {"step": step, "per_class": per_class, "warnings": list(warnings)}
+    replace_text(workdir / PER_CLASS, json.dumps(found, indent=2) + "\n")
+
+
+def write_results(
+    workdir: Path,
+    task: DenseTask,
+    config: ConfigDict,
+    step: int,
+    scores: Mapping[str, float],
+    protocol: Mapping[str, Any],
+    data: str,
+) -> str:
+    """Writes results.json and report.md, which ends with the line `data`; returns the report."""
+    last = json.loads((workdir / PER_CLASS).read_text())
+    own = {"per_class": last["per_class"], "protocol": protocol, "config": config.to_dict()}
+    replace_text(workdir / "results.json", json.dumps({"step": step, **scores, **own}, indent=2) + "\n")
+    warnings = [f"\nWarning: {line}." for line in last.get("warnings", ())]
+    lines = [*report(task, config, step, scores, protocol), *warnings, *([data] if data else [])]
+    text = "\n".join(lines) + "\n"
+    replace_text(workdir / "report.md", text)
+    return text
+
+
+def report(
+    task: DenseTask, config: ConfigDict, step: int, scores: Mapping[str, float], protocol: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yields the lines of report.md; the paper's numbers only where they are of the same set and head."""
+    yield f"# {task.head(config)} on {protocol['set']}, step {step:,}\n"
+    yield f"{protocol['images']} images, {protocol['classes']} classes"
+    yield f"Encoder: {protocol['init']}, {protocol['encoder']}\n"
+    yield from task.table(scores)
+    comparison = task.comparison(config, scores)
+    if comparison and (rows := paper_rows(*comparison.columns)):
+        yield from with_paper(comparison, rows, config, protocol["init"])
+        yield f"What differs from {comparison.code}'s code in any case is listed in docs/{task.name}.md."
+
+
+def with_paper(
+    comparison: Comparison, rows: Mapping[str, tuple[Any, ...]], config: ConfigDict, init: str
+) -> Iterator[str]:
+    """Yields the run as a row of the paper's table, and the fields that differ from the nearest recipe."""
+    values = comparison.values
+    yield f"\nThis run and the paper's {comparison.what} (arXiv 2409.06809, table 1):\n"
+    yield f"| encoder | pretraining data | epochs | {' | '.join(values)} |\n|---|---|---:|{'---:|' * len(values)}"
+    yield f"| this run: {init} | | | {' | '.join(values.values())} |"
+    for name, (data, epochs, *printed) in rows.items():
+        yield f"| {name} | {data} | {epochs or ''} | {' | '.join(map(str, printed))} |"
+    found = {name: departures(config, recipe, comparison.protocol) for name, recipe in comparison.recipes.items()}
+    nearest = min(found, key=lambda name: len(found[name]))
+    if found[nearest]:
+        yield f"\nNot like the paper's recipe ({nearest}): " + "; ".join(found[nearest]) + "."
+    else:
+        yield f"\nThe settings are those of the recipe ({nearest})."
+
+
+def departures(config: ConfigDict, recipe: ConfigDict, protocol: Sequence[str]) -> list[str]:
+    """The fields of a protocol that differ from a recipe, as "name value (recipe: value)"."""
+    usual, given = (
+        {name: value for name, value in flatten(fields.to_dict()).items() if value != {}} for fields in (recipe, config)
+    )
+    names = [name for name in {**usual, **given} if name.startswith(tuple(protocol))]
+    pairs = {name: (given.get(name), usual.get(name)) for name in names}
+    return [f"{name} {ours!r} (recipe: {theirs!r})" for name, (ours, theirs) in pairs.items() if ours != theirs]
+
+
+def paper_rows(*columns: str) -> dict[str, tuple[Any, ...]]:
+    """The paper's (pretraining data, epochs, values of columns) on dense tasks, by method; only rows with all values.
+
+    Empty for a column that the paper lacks.
+    """
+    table = paper.tables()["dense"]
+    if any(column not in table["columns"] for column in columns):
+        return {}
+    places = [table["columns"].index(name) for name in ("data", "epochs", *columns)]
+    rows = {name: tuple(row[place] for place in places) for name, row in table["rows"].items()}
+    return {name: row for name, row in rows.items() if None not in row[2:]}
