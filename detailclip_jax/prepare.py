@@ -22,11 +22,10 @@ from concurrent.futures import BrokenExecutor
 from typing import Any
 
 from detailclip_jax.convert import local, prepare_flags, set_report, to_tfds
-from detailclip_jax.convert.begin import AlreadyThere, begin, refuse_finished
-from detailclip_jax.convert.finish import NothingAccepted, finish
 from detailclip_jax.convert.job import Request
+from detailclip_jax.convert.planning import AlreadyThere, begin, refuse_finished
+from detailclip_jax.convert.prepared_set import NothingAccepted, finish, problems
 from detailclip_jax.convert.shard import UNREADABLE
-from detailclip_jax.convert.shard_check import problems
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.locks import alone

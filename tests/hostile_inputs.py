@@ -356,9 +356,9 @@ def read_all(folder: Path) -> int:
 def taken_by_prepare(kind: str, path: Path, out: Path, **options) -> int:
     """How many examples of a source `prepare` takes, in this process."""
     from detailclip_jax.convert import shard
-    from detailclip_jax.convert.begin import begin
-    from detailclip_jax.convert.finish import NothingAccepted, finish
     from detailclip_jax.convert.job import Options, Request
+    from detailclip_jax.convert.planning import begin
+    from detailclip_jax.convert.prepared_set import NothingAccepted, finish
 
     job = begin(Request(kind, (str(path),), str(out), options=Options(**options)), 1)
     shard.convert(job, 0)
@@ -906,7 +906,7 @@ def make_ids(rng: Rng, folder: Path) -> None:
 
 
 def feed_ids(folder: Path) -> object:
-    from detailclip_jax.convert.yfcc_ids import Ids
+    from detailclip_jax.convert.yfcc import Ids
 
     for path in (next(folder.glob("ids.txt*")), folder / "ids.npy"):
         try:

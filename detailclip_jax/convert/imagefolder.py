@@ -6,9 +6,8 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from detailclip_jax.convert import rows
-from detailclip_jax.convert.job import Options, Request
+from detailclip_jax.convert.job import Options, Plan, Request
 from detailclip_jax.convert.limited_files import is_own
-from detailclip_jax.convert.plan import Plan
 from detailclip_jax.convert.rows import Row
 from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.labelled import folders

@@ -10,11 +10,10 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from detailclip_jax.convert import parquet, pyarrow_files, webdataset
+from detailclip_jax.convert import parquet, webdataset
 from detailclip_jax.convert.columns import texts_in
 from detailclip_jax.convert.examples import Named, Raw, Reject, Rejected, several
-from detailclip_jax.convert.job import Options, Request, Shard
-from detailclip_jax.convert.plan import Plan, limited, of_files
+from detailclip_jax.convert.job import Options, Plan, Request, Shard, limited, of_files
 
 SUCCESS = "success"
 IMAGE = "jpg"  # image column of img2dataset's parquet output
@@ -31,8 +30,8 @@ def plan(request: Request) -> Plan:
     paths = parquet.files(request)
     for path in paths:
         wanted = ("key", "status", *_captions(request.options))
-        pyarrow_files.require(path, wanted if _tar(path).exists() else (*wanted, IMAGE))
-    return Plan(limited(of_files(paths), lambda shard: pyarrow_files.num_rows(shard.path), request.options.limit))
+        parquet.require(path, wanted if _tar(path).exists() else (*wanted, IMAGE))
+    return Plan(limited(of_files(paths), lambda shard: parquet.num_rows(shard.path), request.options.limit))
 
 
 def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
@@ -49,7 +48,7 @@ def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
 
 
 def _rows(shard: Shard, options: Options, *more: str) -> Iterator[dict[str, Any]]:
-    there = pyarrow_files.column_names(shard.path)
+    there = parquet.column_names(shard.path)
     names = [name for name in ("key", "status", "error_message", *_captions(options), *more) if name in there]
     return itertools.islice(parquet.rows(shard.path, tuple(names)), shard.stop or None)
 

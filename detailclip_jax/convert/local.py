@@ -15,9 +15,8 @@ from typing import Any
 
 from detailclip_jax.convert import job as jobs
 from detailclip_jax.convert import shard as shards
-from detailclip_jax.convert.begin import remove_partial
-from detailclip_jax.convert.job import Job, Request
-from detailclip_jax.convert.plan import PER_SHARD
+from detailclip_jax.convert.job import PER_SHARD, Job, Request
+from detailclip_jax.convert.planning import remove_partial
 from detailclip_jax.runtime import signals
 from detailclip_jax.runtime.progress import Console, duration
 

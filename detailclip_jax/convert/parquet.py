@@ -1,17 +1,74 @@
-"""Reads parquet tables with a column of paths or bytes (also {"bytes", "path"}, as in Hugging Face's datasets)."""
+"""Reads parquet tables with a column of paths or bytes (also {"bytes", "path"}, as in Hugging Face's datasets).
+
+The extra `data` installs pyarrow, which reads them.
+"""
 
 import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from detailclip_jax.convert import columns, pyarrow_files
+from detailclip_jax.convert import columns
 from detailclip_jax.convert.columns import Columns
 from detailclip_jax.convert.examples import Raw, Reject, Rejected
 from detailclip_jax.convert.image_root import ImageRoot
-from detailclip_jax.convert.job import Options, Request, Shard
-from detailclip_jax.convert.limited_files import MAX_BYTES, expand
-from detailclip_jax.convert.plan import Plan, limited, of_files
+from detailclip_jax.convert.job import Options, Plan, Request, Shard, limited, of_files
+from detailclip_jax.convert.limited_files import FREE_BYTES, MAX_BYTES, MAX_RATIO, expand
+
+
+def parquet_file(path: str) -> Any:
+    """Returns an open pyarrow.parquet.ParquetFile; ValueError if it is not valid, ImportError without pyarrow."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ImportError("parquet files need pyarrow: pip install 'detailclip_jax[data]'") from error
+    try:
+        return parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # an error of the disk, not of the file
+            raise
+        raise ValueError(f"{path} is not readable as parquet: {error}") from error
+
+
+def damage() -> tuple[type[Exception], ...]:
+    """Returns the exceptions that reading a damaged file may raise."""
+    try:
+        import pyarrow
+    except ImportError:
+        return ()
+    return (pyarrow.ArrowException,)
+
+
+def column_names(path: str) -> list[str]:
+    """Returns the columns of a file, from its footer."""
+    with parquet_file(path) as file:
+        return list(file.schema_arrow.names)
+
+
+def largest_chunk(file: Any, path: str, names: Sequence[str]) -> int:
+    """Returns the uncompressed bytes of the columns' largest chunk; ValueError if one is a decompression bomb."""
+    groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    wanted = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in names]
+    for chunk in wanted:
+        if chunk.total_uncompressed_size > MAX_RATIO * chunk.total_compressed_size + FREE_BYTES:
+            raise ValueError(f"{path}: column {chunk.path_in_schema} unpacks to more than {MAX_RATIO} times its size")
+    return max((chunk.total_uncompressed_size for chunk in wanted), default=0)
+
+
+def num_rows(path: str) -> int:
+    """Returns the number of rows of a file, from its footer."""
+    with parquet_file(path) as file:
+        return file.metadata.num_rows
+
+
+def require(path: str, wanted: Sequence[str]) -> None:
+    """Raises ValueError, with the file's columns, if some of the wanted ones are missing."""
+    there = column_names(path)
+    if missing := [name for name in wanted if name not in there]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; its columns are {', '.join(there)}")
+
 
 SUFFIXES = (".parquet",)
 BATCH = 64  # rows in memory at once, in addition to what pyarrow holds of a row group
@@ -26,14 +83,14 @@ def plan(request: Request) -> Plan:
     """Plans one shard per file; ValueError, with the file's columns, if one is missing."""
     paths = files(request)
     for path in paths:
-        columns.choose(pyarrow_files.column_names(path), request.options, path)
+        columns.choose(column_names(path), request.options, path)
     shards = of_files(paths)
-    return Plan(limited(shards, lambda shard: pyarrow_files.num_rows(shard.path), request.options.limit))
+    return Plan(limited(shards, lambda shard: num_rows(shard.path), request.options.limit))
 
 
 def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
     """Yields the rows of a file with their images."""
-    chosen = columns.choose(pyarrow_files.column_names(shard.path), options, shard.path)
+    chosen = columns.choose(column_names(shard.path), options, shard.path)
     root = options.images or str(pathlib.Path(shard.path).parent)
     with ImageRoot(root, options.follow_links) as images:
         for number, row in itertools.islice(enumerate(rows(shard.path, chosen.wanted)), shard.stop or None):
@@ -42,8 +99,8 @@ def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
 
 def rows(path: str, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Yields the rows of a file, holding only a few in memory."""
-    with pyarrow_files.parquet_file(path) as file:
-        largest = pyarrow_files.largest_chunk(file, path, names)
+    with parquet_file(path) as file:
+        largest = largest_chunk(file, path, names)
         rows_at_once = max(
             1, min(BATCH, MAX_BYTES // max(largest, 1))
         )  # one value may fill a chunk, and every row may repeat it

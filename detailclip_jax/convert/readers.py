@@ -16,7 +16,6 @@ from detailclip_jax.convert import (
     imagefolder,
     img2dataset,
     parquet,
-    pyarrow_files,
     rows,
     slip_pickle,
     text_tables,
@@ -25,9 +24,8 @@ from detailclip_jax.convert import (
     yfcc,
 )
 from detailclip_jax.convert.examples import Raw, Reject
-from detailclip_jax.convert.job import Options, Request, Shard
+from detailclip_jax.convert.job import Options, Plan, Request, Shard
 from detailclip_jax.convert.limited_files import READ_ERRORS
-from detailclip_jax.convert.plan import Plan
 from detailclip_jax.runtime.errors import unknown
 
 # zipfile raises NotImplementedError for unsupported compression.
@@ -59,7 +57,7 @@ class Source(NamedTuple):
 
 
 def _parquet_damage() -> tuple[type[Exception], ...]:
-    return (*DAMAGE, *pyarrow_files.damage())
+    return (*DAMAGE, *parquet.damage())
 
 
 def _table(what: str, make: rows.MakeRows, **fields: object) -> Source:

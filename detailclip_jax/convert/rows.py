@@ -14,9 +14,8 @@ import msgpack
 
 from detailclip_jax.convert.examples import Named, Raw, Reject, Rejected, converted, escaped, valid_text
 from detailclip_jax.convert.image_root import ImageRoot, Place
-from detailclip_jax.convert.job import Options, Request, Shard
+from detailclip_jax.convert.job import PER_SHARD, Options, Plan, Request, Shard
 from detailclip_jax.convert.limited_files import atomic_file, is_inside
-from detailclip_jax.convert.plan import PER_SHARD, Plan
 
 NAMES = "surrogatepass"  # Python's handler that keeps names of files whose bytes are not UTF-8
 

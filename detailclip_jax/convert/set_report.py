@@ -11,9 +11,9 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image, ImageDraw
 
-from detailclip_jax.convert.finish import load, reasons_in
 from detailclip_jax.convert.known_sizes import comparison
 from detailclip_jax.convert.limited_files import FIGURES
+from detailclip_jax.convert.prepared_set import load, reasons_in
 from detailclip_jax.convert.statistics import SIDE_STEP, quantile
 from detailclip_jax.data.decoding import BadImage, decoded_for_use
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS

@@ -3,7 +3,7 @@
     convert(job, n)     reads the input shards of output shard n, writes their accepted examples, and a report
 
 It may run on any machine that sees the folders, in any order, and again after a failure: an output shard gets its name
-when it is complete, and its report after that.  `finish.finish` then writes dataset.json and the list of rejects.
+when it is complete, and its report after that.  `prepared_set.finish` then writes dataset.json and the list of rejects.
 
 Of equal keys the first in the order of the source is kept; keys are compared by `records.digest_of`.  Within a shard
 `convert` sees that itself; where shards repeat keys of earlier ones, `exclude_repeated` says so after all are

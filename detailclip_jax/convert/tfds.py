@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from detailclip_jax.convert.examples import Raw, Reject
-from detailclip_jax.convert.job import Options, Request, Shard
-from detailclip_jax.convert.plan import Plan, limited, of_count
+from detailclip_jax.convert.job import Options, Plan, Request, Shard, limited, of_count
 from detailclip_jax.data.sources import BadRecord, TfdsRecords
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from detailclip_jax.convert.finish import load
+from detailclip_jax.convert.prepared_set import load
 from detailclip_jax.data.sources import Records, tensorflow_datasets
 
 VERSION = "1.0.0"

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 from detailclip_jax.convert import columns
 from detailclip_jax.convert.examples import Named, Raw, Reject, Rejected
-from detailclip_jax.convert.job import Options, Request, Shard
+from detailclip_jax.convert.job import Options, Plan, Request, Shard, limited, of_files
 from detailclip_jax.convert.limited_files import MAX_BYTES, READ_ERRORS, expand, is_compressed, is_inside, open_bytes
-from detailclip_jax.convert.plan import Plan, limited, of_files
 from detailclip_jax.data import tar_archive
 from detailclip_jax.data.images import SUFFIXES as IMAGE_SUFFIXES
 from detailclip_jax.data.tar_archive import Archive, Stream

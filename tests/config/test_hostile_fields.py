@@ -11,10 +11,10 @@ import pytest
 
 from detailclip_jax import config
 from detailclip_jax.config import run_config, settings
-from detailclip_jax.convert import cleaning, columns, text_tables, yfcc_ids
+from detailclip_jax.convert import cleaning, columns, text_tables, yfcc
 from detailclip_jax.convert.examples import MAX_LABEL, Rejected
-from detailclip_jax.convert.finish import load
 from detailclip_jax.convert.job import Request
+from detailclip_jax.convert.prepared_set import load
 from detailclip_jax.data import tokenizer as tokenizer_lib
 from detailclip_jax.data.pipeline import Pipeline, evaluation_batches
 from detailclip_jax.data.preprocessing import Transform
@@ -248,7 +248,7 @@ def test_a_damaged_list_of_ids_is_named(tmp_path):
     for place in range(8, 80):
         (tmp_path / "ids.npy").write_bytes(data[:place] + b"(" + data[place + 1 :])
         try:
-            yfcc_ids.Ids.load([str(tmp_path / "ids.npy")])
+            yfcc.Ids.load([str(tmp_path / "ids.npy")])
         except ValueError as error:
             assert "ids.npy" in str(error)
 

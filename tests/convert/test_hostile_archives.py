@@ -12,7 +12,7 @@ import numpy as np
 import prepare_trees as trees
 import pytest
 
-from detailclip_jax.convert import coco_captions, limited_files, parquet, text_tables, webdataset, yfcc_ids
+from detailclip_jax.convert import coco_captions, limited_files, parquet, text_tables, webdataset, yfcc
 from detailclip_jax.convert.job import Options, Request, Shard
 from detailclip_jax.data.labelled import labelled_tars
 from detailclip_jax.data.sources import BadRecord, MissingData
@@ -273,8 +273,8 @@ def test_a_row_over_many_lines_is_bounded(tmp_path, monkeypatch, text):
 
 
 def test_a_photo_id_beyond_64_bits_is_in_no_list():
-    assert yfcc_ids.Lines(np.arange(3)).find(10**30, 0) is None
-    assert yfcc_ids.Photos(np.arange(3), np.arange(3), np.zeros((3, 32), np.uint8)).find(0, 10**30) is None
+    assert yfcc.Lines(np.arange(3)).find(10**30, 0) is None
+    assert yfcc.Photos(np.arange(3), np.arange(3), np.zeros((3, 32), np.uint8)).find(0, 10**30) is None
 
 
 def test_a_list_of_ids_that_claims_a_shape_is_refused(tmp_path):
@@ -282,7 +282,7 @@ def test_a_list_of_ids_that_claims_a_shape_is_refused(tmp_path):
     np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (2**40,)})
     path = trees.write(tmp_path / "ids.npy", file.getvalue() + bytes(80))
     with pytest.raises(ValueError, match=r"ids\.npy is not readable"):
-        yfcc_ids.Ids.load([str(path)])
+        yfcc.Ids.load([str(path)])
 
 
 # Embeddings and parquet
@@ -323,7 +323,7 @@ def parquet_set(folder, values, **options):
 
 
 def test_a_column_of_parquet_that_is_a_bomb_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("detailclip_jax.convert.pyarrow_files.FREE_BYTES", 1000)
+    monkeypatch.setattr("detailclip_jax.convert.parquet.FREE_BYTES", 1000)
     path = parquet_set(tmp_path, [bytes(200_000)] * 4, compression="zstd", use_dictionary=False)
     with pytest.raises(ValueError, match="column jpg unpacks to more than 100 times its size"):
         list(parquet.read(Shard("x", path), Options()))

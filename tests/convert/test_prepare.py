@@ -22,10 +22,10 @@ from detailclip_jax.convert import (
     shard,
     statistics,
 )
-from detailclip_jax.convert.begin import AlreadyThere, begin
 from detailclip_jax.convert.examples import Raw, pack
-from detailclip_jax.convert.finish import finish, load
 from detailclip_jax.convert.job import Job, Options, Request, Shard
+from detailclip_jax.convert.planning import AlreadyThere, begin
+from detailclip_jax.convert.prepared_set import finish, load
 from detailclip_jax.data.sources import Records, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.prepare import main

@@ -7,9 +7,9 @@ import pytest
 from test_prepare import Killed, contents, prepared, run_until_killed
 
 from detailclip_jax.convert import beam
-from detailclip_jax.convert.begin import begin
-from detailclip_jax.convert.finish import finish
 from detailclip_jax.convert.job import Request
+from detailclip_jax.convert.planning import begin
+from detailclip_jax.convert.prepared_set import finish
 from detailclip_jax.prepare import main
 
 

@@ -12,9 +12,9 @@ import prepare_trees as trees
 import pytest
 from tiny import check_names
 
-from detailclip_jax.convert.begin import begin
-from detailclip_jax.convert.finish import load
 from detailclip_jax.convert.job import Request
+from detailclip_jax.convert.planning import begin
+from detailclip_jax.convert.prepared_set import load
 from detailclip_jax.convert.set_report import summary
 from detailclip_jax.data.sources import MissingData, Records
 from detailclip_jax.prepare import main

@@ -19,12 +19,12 @@ import prepare_trees as trees
 import pytest
 from test_prepare import keys, prepared
 
-from detailclip_jax.convert import image_root, limited_files, slip_pickle, webdataset, yfcc_ids
-from detailclip_jax.convert.begin import begin
+from detailclip_jax.convert import image_root, limited_files, slip_pickle, webdataset, yfcc
 from detailclip_jax.convert.examples import Rejected
-from detailclip_jax.convert.finish import NothingAccepted
 from detailclip_jax.convert.job import Options, Request
 from detailclip_jax.convert.limited_files import is_inside
+from detailclip_jax.convert.planning import begin
+from detailclip_jax.convert.prepared_set import NothingAccepted
 from detailclip_jax.convert.readers import DAMAGE
 from detailclip_jax.prepare import main
 
@@ -416,7 +416,7 @@ def test_a_table_line_without_a_photo_id_and_an_empty_list_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"t\.tsv, line 1"):
         begin(Request("yfcc-tsv", (str(table),), str(tmp_path / "out")))
     with pytest.raises(ValueError, match=r"e\.npy is not readable"):
-        yfcc_ids.Ids.load([str(trees.write(tmp_path / "e.npy", b""))])
+        yfcc.Ids.load([str(trees.write(tmp_path / "e.npy", b""))])
 
 
 def test_a_limit_on_a_tar_that_is_cut_counts_what_is_known_to_be_whole(tmp_path):

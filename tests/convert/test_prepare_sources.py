@@ -13,11 +13,11 @@ import pytest
 from test_prepare import keys, prepared
 from tiny import check_names
 
-from detailclip_jax.convert import coco_captions, prepare_flags, webdataset, yfcc, yfcc_ids
-from detailclip_jax.convert.begin import AlreadyThere, begin
+from detailclip_jax.convert import coco_captions, prepare_flags, webdataset, yfcc
 from detailclip_jax.convert.examples import Reject
-from detailclip_jax.convert.finish import NothingAccepted, load
 from detailclip_jax.convert.job import Options, Request, Shard
+from detailclip_jax.convert.planning import AlreadyThere, begin
+from detailclip_jax.convert.prepared_set import NothingAccepted, load
 from detailclip_jax.convert.readers import SOURCES
 from detailclip_jax.convert.set_report import summary
 from detailclip_jax.data.caption_rules import captions_of
@@ -400,12 +400,12 @@ def test_yfcc_sqlite_ends_a_query_that_is_longer_than_its_file(tmp_path):
 def test_yfcc_lists_in_every_form(tmp_path):
     three, numpy_list = write_ids(tmp_path)
     one = str(trees.write(tmp_path / "lines.txt", "2\n0\n"))
-    assert yfcc_ids.Ids.load([numpy_list, three]).find(-1, 500) == (2, hash_of(500))  # the list with photo ids first
-    assert yfcc_ids.Ids.load([one, three]).find(-1, 700) == (0, hash_of(700))
-    assert yfcc_ids.Ids.load([numpy_list, three]).find(0, 700) is None
-    assert yfcc_ids.Ids.load([]).find(-1, 3) == (-1, "")
+    assert yfcc.Ids.load([numpy_list, three]).find(-1, 500) == (2, hash_of(500))  # the list with photo ids first
+    assert yfcc.Ids.load([one, three]).find(-1, 700) == (0, hash_of(700))
+    assert yfcc.Ids.load([numpy_list, three]).find(0, 700) is None
+    assert yfcc.Ids.load([]).find(-1, 3) == (-1, "")
     with pytest.raises(ValueError, match="give first the list of"):
-        yfcc_ids.Ids.load([one]).find(-1, 700)
+        yfcc.Ids.load([one]).find(-1, 700)
 
 
 @pytest.mark.parametrize(
@@ -413,16 +413,16 @@ def test_yfcc_lists_in_every_form(tmp_path):
 )
 def test_yfcc_lists_of_another_form_are_refused(tmp_path, text):
     with pytest.raises(ValueError, match=r"ids\.tsv"):
-        yfcc_ids.Ids.load([str(trees.write(tmp_path / "ids.tsv", text))])
+        yfcc.Ids.load([str(trees.write(tmp_path / "ids.tsv", text))])
 
 
 def test_yfcc_arrays_of_objects_are_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(ValueError, match="Python objects"):
-        yfcc_ids.Ids.load([str(tmp_path / "a.npy")])
+        yfcc.Ids.load([str(tmp_path / "a.npy")])
     np.save(tmp_path / "b.npy", np.zeros((2, 2)))
     with pytest.raises(ValueError, match="expected a list of line numbers"):
-        yfcc_ids.Ids.load([str(tmp_path / "b.npy")])
+        yfcc.Ids.load([str(tmp_path / "b.npy")])
 
 
 def test_yfcc_tables_of_another_width_are_refused(tmp_path):

@@ -23,8 +23,8 @@ from PIL import Image
 from test_prepare import keys, prepared
 
 from detailclip_jax.convert import readers
-from detailclip_jax.convert.finish import NothingAccepted
 from detailclip_jax.convert.job import Request
+from detailclip_jax.convert.prepared_set import NothingAccepted
 from detailclip_jax.data import decoding
 from detailclip_jax.data.budget import Budget
 from detailclip_jax.data.decoding import BadImage

@@ -398,9 +398,9 @@ def test_prepared_records(tmp_path, described):
 
 def test_folders_that_were_prepared(tmp_path):
     from detailclip_jax.convert import local
-    from detailclip_jax.convert.begin import begin
-    from detailclip_jax.convert.finish import finish
     from detailclip_jax.convert.job import Request
+    from detailclip_jax.convert.planning import begin
+    from detailclip_jax.convert.prepared_set import finish
     from detailclip_jax.runtime.progress import Console
 
     class_folders(tmp_path / "tree")

@@ -10,10 +10,10 @@ from test_prepare import QUIET
 from detailclip_jax import pretraining
 from detailclip_jax.config import default
 from detailclip_jax.convert import local
-from detailclip_jax.convert.begin import begin
-from detailclip_jax.convert.finish import finish
 from detailclip_jax.convert.job import Request
 from detailclip_jax.convert.known_sizes import KNOWN
+from detailclip_jax.convert.planning import begin
+from detailclip_jax.convert.prepared_set import finish
 from detailclip_jax.data import mixture
 from detailclip_jax.data.named_sets import named_sets
 from detailclip_jax.evaluation import run_report
