@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 from detailclip_jax import evaluation
 from detailclip_jax.config import run_config
 from detailclip_jax.config.components import components, is_endless
-from detailclip_jax.data import long_captions, pipeline
+from detailclip_jax.data import pipeline
 from detailclip_jax.data.bad_records import bad_list
 from detailclip_jax.data.caption_rules import num_captions, with_own_number
-from detailclip_jax.data.lengths import lengths_within, trimmed
+from detailclip_jax.data.lengths import lengths_within, trimmed, warning_of_long_captions
 from detailclip_jax.data.mixture import check_some_caption, members_of, single_sentences, summary
 from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.data.workers import usable_workers
@@ -136,7 +136,7 @@ def cut_captions(run: Run) -> list[str]:
     if not run.experiment.method.has_text or is_endless(components(run.config.data)):
         return []
     tokenizer = tokenizer_of(run.config, run.config.data.keep_eot)
-    line = long_captions.warning(run.source, run.config.data.caption, tokenizer, num_captions(run.config.data))
+    line = warning_of_long_captions(run.source, run.config.data.caption, tokenizer, num_captions(run.config.data))
     return [line] if line else []
 
 

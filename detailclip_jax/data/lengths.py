@@ -1,10 +1,18 @@
-"""Cuts captions to the length that their batch needs; only a few lengths, since each one compiles its own program."""
+"""Lengths of captions: cuts a batch to one of a few lengths, and warns before a run of captions that are too long."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
+
+from detailclip_jax.data.caption_rules import captions_of
+from detailclip_jax.data.sources import BadRecord, Source
+from detailclip_jax.data.tokenizer import Tokenizer
+
+NUM_READ = 200  # examples, evenly spaced over the source
+MUCH = 0.1  # share of long captions from which a warning is given
+CLIP = 77  # tokens of CLIP's context
 
 
 def caption_lengths(tokens: Int[np.ndarray, "*batch T"]) -> Int[np.ndarray, "*batch"]:
@@ -29,3 +37,31 @@ def trimmed(batch: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
     """
     needed = caption_lengths(batch["text"]).max()
     return {**batch, "text": batch["text"][..., : next(length for length in lengths if length >= needed)]}
+
+
+def warning_of_long_captions(source: Source, rule: str, tokenizer: Tokenizer, num: int = 1) -> str:
+    """Returns a warning if a large share of the captions is longer than the context, else "".
+
+    `num` is the number of captions of an example.
+    """
+    lengths = np.array(list(sampled_lengths(source, rule, tokenizer, num)))
+    share = float((lengths > tokenizer.context_length).mean()) if len(lengths) else 0.0
+    if share < MUCH:
+        return ""
+    enough, room = int(np.quantile(lengths, 0.99, method="higher")), tokenizer.context_length
+    longer = f"--config.model.context_length={min(enough, CLIP)} keeps more of them, with a slower step"
+    return (
+        f"{share:.1%} of {len(lengths)} sampled captions are longer than model.context_length {room} tokens "
+        f"(median length {int(np.median(lengths))}): the rest is cut off and never used.  "
+        + (longer if room < CLIP else "For shorter captions, --config.data.caption=field:NAME selects another text")
+    )
+
+
+def sampled_lengths(source: Source, rule: str, tokenizer: Tokenizer, num: int = 1) -> Iterator[int]:
+    """Yields the number of tokens, with start and end token, of the captions of up to NUM_READ examples."""
+    for index in sorted({len(source) * number // NUM_READ for number in range(NUM_READ)}):
+        try:
+            captions = captions_of(source[index], rule, np.random.default_rng(index), num)
+        except BadRecord:
+            continue
+        yield from (len(tokenizer.encode(caption)) for caption in captions)

@@ -11,7 +11,7 @@ from tiny import on_devices
 
 from detailclip_jax import evaluation, main, pretraining
 from detailclip_jax.config import run_config
-from detailclip_jax.data import held_out, long_captions, mixture, pipeline
+from detailclip_jax.data import held_out, lengths, mixture, pipeline
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.sources import MissingData, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
@@ -205,11 +205,11 @@ def test_captions_that_are_mostly_cut_are_said_before_the_run(tmp_path):
     write_records(tmp_path, examples(40, caption="a {colour} thing and another one " * 3))
     source, tokenizer = pipeline.open_source(config_of(tmp_path)), Tokenizer(12)
     assert "100.0% of 36 sampled captions are longer than model.context_length 12" in (
-        long_captions.warning(source, "random", tokenizer)
+        lengths.warning_of_long_captions(source, "random", tokenizer)
     )
-    said = long_captions.warning(source, "random", tokenizer)
+    said = lengths.warning_of_long_captions(source, "random", tokenizer)
     assert "(median length 20)" in said and "--config.model.context_length=20 keeps more" in said
-    assert long_captions.warning(source, "random", Tokenizer(20)) == ""
+    assert lengths.warning_of_long_captions(source, "random", Tokenizer(20)) == ""
 
 
 def test_a_finished_run_names_the_command_that_goes_on(tmp_path):
