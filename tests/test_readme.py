@@ -23,10 +23,8 @@ from detailclip_jax import __main__ as door
 from detailclip_jax import benchmark, compare, demo, doctor, embed, evaluate, export, import_torch, transfer, visualize
 from detailclip_jax import main as train
 from detailclip_jax.config import run_config
-from detailclip_jax.config.detection_fields import SHAPES
 from detailclip_jax.convert import prepare_flags as prepare
 from detailclip_jax.dense import class_names
-from detailclip_jax.dense.detection import buckets
 from detailclip_jax.interop import store
 from detailclip_jax.training import experiment
 from detailclip_jax.training.checkpoint import Checkpoints
@@ -179,21 +177,8 @@ def test_python_runs_as_printed(place, checkout, request, monkeypatch, capsys):
         assert logits.shape == (1, 2, 2, 3)
     elif "found" in names:
         assert len(names["found"].boxes) == len(names["found"].labels) <= 6
-    elif "buckets" in names:
-        check_padding(names["size"])
     elif "compare" in BLOCKS[place]:
         assert Path("runs/compared.png").stat().st_size > 1000
-
-
-def check_padding(size):
-    """The table below the block: the share of padding of each set of shapes."""
-    rows = re.findall(r"^\| \d+: (.+?) \| ([\d.]+) % \|$", PAGES["docs/detection.md"], re.MULTILINE)
-    assert len(rows) == 4
-    for cell, percent in rows:
-        sides = [(int(height), int(width)) for height, width in re.findall(r"(\d+) x (\d+)", cell)]
-        shapes = sorted({*sides, *((width, height) for height, width in sides)}) if sides else SHAPES
-        share = buckets.padding(size, buckets.assign(size, shapes), shapes)
-        assert 100 * share == pytest.approx(float(percent), abs=0.051), cell
 
 
 def commands():
