@@ -95,7 +95,7 @@ model_figures.draw("reconstruction", models, scenes, model_figures.Options(ratio
 import numpy as np
 
 from detailclip_jax.data.stickers.scene_source import noun_names, zero_shot_prompts
-from detailclip_jax.evaluation import sticker_scores
+from detailclip_jax.evaluation import sticker_scenes
 from detailclip_jax.evaluation.metrics import class_embeddings
 
 prompts = zero_shot_prompts()
@@ -103,7 +103,7 @@ owners = np.repeat(np.arange(len(prompts)), [len(texts) for texts in prompts])
 nouns = class_embeddings(model.encode_text([text for texts in prompts for text in texts]), owners, len(prompts))
 names = np.array(noun_names())
 
-source = sticker_scores.scenes(model.config, "held_out_scenes", 200, single_object=True)
+source = sticker_scenes.scenes(model.config, "held_out_scenes", 200, single_object=True)
 unseen = [source[number] for number in range(200)]
 cosines = model.encode_image([scene["image"] for scene in unseen]) @ nouns.T
 labels = np.array([scene["label"] for scene in unseen])

@@ -19,7 +19,7 @@ from detailclip_jax.data.lengths import lengths_within, trimmed, warning_of_long
 from detailclip_jax.data.mixture import check_some_caption, members_of, single_sentences, summary
 from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.data.workers import usable_workers
-from detailclip_jax.evaluation import held_out_scores, run_figures, run_report
+from detailclip_jax.evaluation import held_out_pairs, run_figures, run_report
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.runtime import provenance
 from detailclip_jax.runtime.interrupt import Interrupt
@@ -85,7 +85,7 @@ def introduce(run: Run) -> None:
     say(f"{config.method} {config.model.size} on {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
     num_seen = config.total_steps * config.batch_size
     say("\n".join([f"data {config.data.source}: {len(run.source):,} examples", *summary(run.source, num_seen)]))
-    if found := held_out_scores.find(config):
+    if found := held_out_pairs.find(config):
         say(f"held out from training: {len(found.source):,} examples ({found.origin})")
     lines = [*first_run_missing(run), *rate_of_another_batch(run), *repeated_captions(run)]
     for line in (*lines, *cut_captions(run), *same_captions(run)):

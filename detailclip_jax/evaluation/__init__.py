@@ -4,7 +4,7 @@
     print(run_report.write(workdir, results, config, step))       # results.json, report.md
     run_figures.write(workdir, experiment, state)                 # figures/*.png; needs the extra `demo`
 
-A new evaluator is one class (see `evaluators`); pass it to `run` together with the others.
+A new evaluator is one class (see `evaluator`); pass it to `run` together with the others.
 
 The tasks of the command `python -m detailclip_jax.evaluate` also evaluate models from other libraries:
 
@@ -31,9 +31,10 @@ open_clip, write this wrapper:
 """
 
 from detailclip_jax.evaluation.evaluation_sets import Sets
-from detailclip_jax.evaluation.evaluators import (
+from detailclip_jax.evaluation.evaluator import Evaluator
+from detailclip_jax.evaluation.metrics import Metric
+from detailclip_jax.evaluation.run_evaluators import (
     EVALUATORS,
-    Evaluator,
     all_weights,
     build_all,
     check,
@@ -41,7 +42,6 @@ from detailclip_jax.evaluation.evaluators import (
     run,
     run_all,
 )
-from detailclip_jax.evaluation.metrics import Metric
 from detailclip_jax.evaluation.runner import Outcome, run_tasks
 from detailclip_jax.evaluation.subject import Subject, from_checkpoint, of_model
 from detailclip_jax.evaluation.tasks import parse

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from detailclip_jax.evaluation import evaluators, run_report
+from detailclip_jax.evaluation import run_evaluators, run_report
 from detailclip_jax.evaluation.metrics import split_name
 from detailclip_jax.figures import style
 from detailclip_jax.models import sizes
@@ -167,14 +167,15 @@ def floors(config: ConfigDict, num_seeds: int) -> dict[str, list[dict[str, float
     """
     config = ConfigDict(config.to_dict())
     config.init = ""
-    options = evaluators.plan(config)
+    options = run_evaluators.plan(config)
     if "segmentation" not in options:
         return {}
     config.evaluators = {"segmentation": options["segmentation"]}
     built = experiment.build(config)
-    features, pixels = (evaluators.build_all(encode, config) for encode in (built.encode, PixelEncoder(config.model)))
+    encoders = built.encode, PixelEncoder(config.model)
+    features, pixels = (run_evaluators.build_all(encode, config) for encode in encoders)
     untrained = [{"student": built.init(seed).params} for seed in range(num_seeds)]
     return {
-        "untrained": [evaluators.run(features, params, step=0) for params in untrained],
-        "raw pixels": [evaluators.run(pixels, {"student": {"image": {}}}, step=0)],
+        "untrained": [run_evaluators.run(features, params, step=0) for params in untrained],
+        "raw pixels": [run_evaluators.run(pixels, {"student": {"image": {}}}, step=0)],
     }

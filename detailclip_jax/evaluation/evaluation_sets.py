@@ -1,15 +1,17 @@
 """The evaluation sets by name: sets on disk, and the embedded sticker scenes."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from detailclip_jax.data import labelled
-from detailclip_jax.data.labelled import LabelledSet
-from detailclip_jax.data.sources import MissingData
+from detailclip_jax.data.labelled import KNOWN, LabelledSet
+from detailclip_jax.data.sources import MissingData, Source
+from detailclip_jax.data.stickers import scene_source
 from detailclip_jax.data.stickers.scene_source import Stickers, noun_names
 from detailclip_jax.data.stickers.sprites import LEVELS, sprites
+from detailclip_jax.dense import paper
 from detailclip_jax.evaluation.image_batches import Subset
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.provenance import data_fingerprint
@@ -18,7 +20,9 @@ STICKERS = {
     "stickers": "unseen scenes of the training drawings",
     "stickers_pairs": "scenes of two nouns that never met in training",
     "stickers_style": "scenes of another artist's drawings",
+    "stickers_white": "one unchanged drawing on plain white",
 }
+PAIRS, STYLE, ON_WHITE = "stickers_pairs", "stickers_style", "stickers_white"
 NUM_SCENES = {"train": 5000, "test": 2000, "captions": 1000}
 DEFAULT_STYLE = "noto"
 LIMITED = "/"  # in the fingerprint of a part of a set, before the number of its examples
@@ -35,6 +39,8 @@ class Sets(NamedTuple):
     num_train_examples: the same for the training splits on which k-NN and linear probes are fitted, and the number of
         training scenes of the task segmentation.
     follow_links: whether links among the images may lead out of their folder.
+    num_scenes: number of evaluated scenes that the sticker sets draw; None for the usual number. `num_examples` takes
+        evenly spaced ones of them.
     """
 
     data_dir: str | Path = "data"
@@ -43,6 +49,7 @@ class Sets(NamedTuple):
     num_examples: int | None = None
     num_train_examples: int | None = None
     follow_links: bool = False
+    num_scenes: int | None = None
 
     def labelled(self, name: str, split: str = "test") -> LabelledSet:
         """Images with classes. Raises MissingData, and ValueError for a set that has captions instead."""
@@ -89,25 +96,81 @@ class Sets(NamedTuple):
         return data._replace(source=Subset(data.source, count), fingerprint=marks, expected=None)
 
     def _single_stickers(self, name: str, split: str) -> LabelledSet:
-        """Scenes of one object. Another artist's artwork is used in the test split only."""
-        if name == "stickers_pairs":
-            raise ValueError("the scenes of stickers_pairs have several objects, for retrieval only; use stickers")
-        style = self.style if (name, split) == ("stickers_style", "test") else None
-        kind = {"train": "train", "test": "held_out_scenes"}[split]
-        return self._stickers(name, kind, NUM_SCENES[split], style, single_object=True)
+        """Scenes of one object. Another artist's drawings and a white ground are for the test split only."""
+        if name == PAIRS:
+            raise ValueError(f"the scenes of {PAIRS} have several objects, for retrieval only; use stickers")
+        if split == "train":
+            return self._stickers(name, "train", NUM_SCENES["train"], single_object=True)
+        options = {STYLE: {"style": self.style}, ON_WHITE: {"scenes": scene_source.ON_WHITE}}.get(name, {})
+        count = self.num_scenes or NUM_SCENES["test"]
+        return self._stickers(name, "held_out_scenes", count, single_object=True, **options)
 
     def _sticker_scenes(self, name: str) -> LabelledSet:
         """Scenes of one to four objects, with two captions each."""
-        kind = "held_out_pairs" if name == "stickers_pairs" else "held_out_scenes"
-        style = self.style if name == "stickers_style" else None
-        return self._stickers(name, kind, NUM_SCENES["captions"], style)
+        kind = "held_out_pairs" if name == PAIRS else "held_out_scenes"
+        style = self.style if name == STYLE else None
+        return self._stickers(name, kind, self.num_scenes or NUM_SCENES["captions"], style=style)
 
-    def _stickers(
-        self, name: str, kind: str, count: int, style: str | None, single_object: bool = False
-    ) -> LabelledSet:
-        size = self.image_size * 5 // 4
-        source = drawn(lambda: Stickers(kind, size, count, single_object=single_object, style=style))
-        return LabelledSet(name, source, noun_names() if single_object else (), fingerprint(source), count)
+    def _stickers(self, name: str, kind: str, count: int, **options: Any) -> LabelledSet:
+        source = drawn(lambda: Stickers(kind, self.image_size * 5 // 4, count, **options))
+        classes = noun_names() if source.single_object else ()
+        return LabelledSet(name, Kept(source), classes, fingerprint(source), count)
+
+
+class Kept:
+    """The examples of a source, each kept in memory once it is read: all sets of weights see the same scenes."""
+
+    def __init__(self, source: Source):
+        self.source, self._examples = source, {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index not in self._examples:
+            example = self.source[index]
+            self._examples[index] = {name: example[name] for name in ("image", "label", "captions", "key")}
+        return self._examples[index]
+
+
+def with_classes(kind: str, name: str, sets: Sets) -> Sequence[str]:
+    """The sets with classes that a name stands for: "paper" for the paper's, "all" for all known ones.
+
+    Raises ValueError for a set that does not exist or has captions instead.
+    """
+    if name == "paper":
+        return paper.zero_shot_sets()
+    if name == PAIRS:
+        raise ValueError(f"{kind}:{name}: its scenes have several objects, for retrieval only; write {kind}:stickers")
+    return _known(kind, name, sets, captioned=False)
+
+
+def with_captions(kind: str, name: str, sets: Sets) -> Sequence[str]:
+    """The sets with captions that a name stands for, as `with_classes`."""
+    if name == "paper":
+        return paper.retrieval_sets()
+    if name == ON_WHITE:
+        raise ValueError(f"{kind}:{name}: its scenes are for classification; write {kind}:stickers")
+    return _known(kind, name, sets, captioned=True)
+
+
+def with_masks(kind: str, name: str, sets: Sets) -> Sequence[str]:
+    """The set with object masks, "stickers". Raises ValueError for another name."""
+    sets.check(name)
+    if name != "stickers":
+        raise ValueError(f"{kind}:{name}: {kind} needs exact object masks; write {kind}:stickers")
+    return [name]
+
+
+def _known(kind: str, name: str, sets: Sets, captioned: bool) -> Sequence[str]:
+    fitting = [known.name for known in KNOWN.values() if known.captioned == captioned]
+    if name == "all":
+        return fitting
+    sets.check(name)
+    if name in KNOWN and name not in fitting:
+        has = "classes and no captions" if captioned else "captions and no classes"
+        raise ValueError(f"{kind}:{name}: {name} has {has}; sets for {kind} are {', '.join([*STICKERS, *fitting])}")
+    return [name]
 
 
 def is_limited(fingerprint: str) -> bool:

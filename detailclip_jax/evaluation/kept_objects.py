@@ -1,6 +1,6 @@
 """Measures whether the mask keeps objects rather than background; needs images with pixel-exact object masks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -8,10 +8,14 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from detailclip_jax.evaluation.metrics import Metric, mean_metric
+from detailclip_jax.evaluation.evaluator import Measured, SetEvaluator, Setting
+from detailclip_jax.evaluation.metrics import mean_metric
+from detailclip_jax.evaluation.sticker_scenes import with_masks
 from detailclip_jax.inference.batching import Batches, gather, mesh_of
 from detailclip_jax.methods.masking import RemovalRule, attention_low
 from detailclip_jax.types import Array, Bool, Float, Params
+
+NUM_SCENES = 1000
 
 
 @partial(jax.jit, static_argnames="rule")
@@ -26,28 +30,32 @@ def touched(segmentation: Shaped[np.ndarray, "B S S"], side: int) -> Bool[np.nda
     return (segmentation > 0).reshape(-1, side, patch, side, patch).any((2, 4)).reshape(-1, side**2)
 
 
-class KeptObjects:
-    """Share of kept patches that touch an object, when the patches of lowest CLS attention (eq. 9) are removed.
+def kept_objects(setting: Setting, name: str) -> SetEvaluator:
+    """Share of the patches with the highest attention that touch an object, in scenes of one to four objects."""
+    sets, encode = setting.sets, setting.embedder.encode
+    counts = {"held_out_scenes": sets.num_scenes or sets.num_examples or NUM_SCENES}
+    data, (batches,) = with_masks(setting, "kept_objects", name, **counts)
+    return SetEvaluator(("image",), lambda params: shares(encode, params, batches()), data, name)
 
-    `batches` yields "image" and "segmentation" [B, S, S], which is 0 for background. The chance level (random removal)
-    is the share of all patches that touch an object.
+
+def shares(encode: Any, params: Params, batches: Batches) -> Measured:
+    """Yields ("share", ...): of kept patches that touch an object, the others have the lowest CLS attention (eq. 9).
+
+    Half of the patches are removed, whatever the method itself removes, so that methods are comparable. `batches`
+    yields "image" and "segmentation" [B, S, S], which is 0 for background. The chance level (random removal) is the
+    share of all patches that touch an object.
     """
 
-    needs = ("image",)
+    def look(batch: Mapping[str, Any]) -> tuple[Any, Any]:
+        attention = encode.attention(params, batch["image"])
+        return lowest(attention, half_of(attention.shape[1])), batch["segmentation"]
 
-    def __init__(self, encode: Any, *, batches: Batches, rule: RemovalRule):
-        self.encode, self.batches = encode, batches
-        self.rule = rule
+    hidden, segmentation = gather(look, batches, mesh_of(params))
+    rule = half_of(hidden.shape[1])
+    touches = touched(segmentation, rule.side)
+    yield "share", mean_metric((touches & ~hidden).sum(1) / rule.num_kept, chance=float(touches.mean()))
 
-    def run(self, params: Params) -> Iterator[tuple[str, Metric]]:
-        """Yields ("share", ...)."""
 
-        def look(batch: Mapping[str, Any]) -> tuple[Any, Any]:
-            return lowest(self.encode.attention(params, batch["image"]), self.rule), batch["segmentation"]
-
-        hidden, segmentation = gather(look, self.batches, mesh_of(params))
-        touches = touched(segmentation, self.rule.side)
-        yield (
-            "share",
-            mean_metric((touches & ~hidden).sum(1) / self.rule.num_kept, chance=float(touches.mean())),
-        )
+def half_of(num_patches: int) -> RemovalRule:
+    """The rule that removes half of the patches of a square grid."""
+    return RemovalRule(round(num_patches**0.5))

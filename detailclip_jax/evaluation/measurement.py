@@ -12,7 +12,7 @@ from detailclip_jax import methods
 from detailclip_jax.data import preprocessing
 from detailclip_jax.dense import paper
 from detailclip_jax.evaluation import results, runner, tasks
-from detailclip_jax.evaluation.bench import BATCH_SIZE
+from detailclip_jax.evaluation.embedder import BATCH_SIZE
 from detailclip_jax.evaluation.evaluation_sets import Sets
 from detailclip_jax.evaluation.protocols import PROTOCOLS
 from detailclip_jax.evaluation.subject import from_checkpoint

@@ -4,7 +4,7 @@ Functions return hits per example and the caller averages them, so that interval
 against the model: an encoder that maps every input to one embedding scores 0, not 100.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,23 @@ def class_embeddings(
     sums = np.zeros((num_classes, prompts.shape[-1]), np.float32)
     np.add.at(sums, classes, normalise(prompts))
     return normalise(sums / counts[:, None])
+
+
+def class_texts(
+    prompts: Float[np.ndarray, "M E"], classes: Int[np.ndarray, "M"], num_classes: int
+) -> Float[np.ndarray, "C E"]:
+    """The text of each class, from the embeddings of its prompts before their normalisation.
+
+    Its direction is that of `class_embeddings`, its length the mean length of the prompts.
+    """
+    lengths = np.bincount(classes, np.linalg.norm(prompts, axis=-1), num_classes)
+    means = (lengths / np.bincount(classes, minlength=num_classes))[:, None].astype(np.float32)
+    return class_embeddings(prompts, classes, num_classes) * means
+
+
+def owners(prompts: Sequence[Sequence[str]]) -> Int[np.ndarray, "M"]:
+    """The class index of each prompt, after all prompts are concatenated into one list."""
+    return np.repeat(np.arange(len(prompts)), [len(texts) for texts in prompts])
 
 
 def similarity_blocks(

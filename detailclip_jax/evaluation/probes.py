@@ -25,7 +25,7 @@ from detailclip_jax.data.images import evaluation_mask, evaluation_view
 from detailclip_jax.data.stickers.scene_source import Stickers, class_names, noun_names
 from detailclip_jax.dense import runs
 from detailclip_jax.dense.taps import taps
-from detailclip_jax.evaluation.patch_probe import (
+from detailclip_jax.evaluation.linear_segmentation import (
     Patches,
     balanced,
     best_threshold,

@@ -1,14 +1,14 @@
-"""Training-free dense read-outs on segmentation sets: mean IoU of class names compared with patch features.
+"""Training-free read-outs on segmentation sets: mean IoU of class names compared with patch features.
 
-    data = open_dense("voc21", sets)
-    found = setup("voc21", "naclip", data.classes)
-    dict(measure(bench, config, data, found, encoder_of(config, "naclip")))["mean_iou"]
+    evaluator = readout(setting, "voc21:naclip")
+    dict(evaluator.run(params))["mean_iou"]
 
-`models.readouts` has the formulas, `inference.readout_maps` windows and resizes, and `dense_setups` what each published
-read-out does on a set.
+`models.readouts` has the formulas, `inference.readout_maps` windows and resizes, and `readout_setups` what each
+published read-out does on a set.
 """
 
 import contextlib
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.stages import Wrapped
 from jaxtyping import Float32, Int, Integer, UInt8
 from ml_collections import ConfigDict
 
@@ -27,14 +28,14 @@ from detailclip_jax.data.stickers.scene_source import zero_shot_prompts
 from detailclip_jax.data.workers import Prefetched
 from detailclip_jax.dense.segmentation.confusion import confusion, label_gaps
 from detailclip_jax.dense.set_examples import pixels_of
-from detailclip_jax.evaluation.bench import Bench
+from detailclip_jax.evaluation.embedder import Embedder
+from detailclip_jax.evaluation.evaluator import JOINT, Measured, SetEvaluator, Setting
 from detailclip_jax.evaluation.image_batches import MAX_AHEAD
-from detailclip_jax.evaluation.metrics import Metric, bootstrap_interval
-from detailclip_jax.evaluation.readout_sets import FOLDER, STICKERS
-from detailclip_jax.evaluation.readout_setups import Setup
-from detailclip_jax.evaluation.zero_shot import owners
+from detailclip_jax.evaluation.metrics import Metric, bootstrap_interval, owners
+from detailclip_jax.evaluation.readout_sets import FOLDER, STICKERS, open_readout_set, split_name
+from detailclip_jax.evaluation.readout_setups import Setup, setup
 from detailclip_jax.inference.batching import SHAPES, fetch, fill, filled, in_turn, mesh_of, place, valid_rows
-from detailclip_jax.inference.readout_maps import ImageLayout, dense_encoder, layout
+from detailclip_jax.inference.readout_maps import ImageLayout, layout, readout_encoder
 from detailclip_jax.models.towers import build
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.errors import Unmeasurable
@@ -70,22 +71,37 @@ class Cuts:
             return Cut(cut, cut.windows(image), example["mask"])
 
 
+def readout(setting: Setting, name: str) -> SetEvaluator:
+    """Training-free segmentation by a read-out, such as "voc20:naclip"."""
+    dataset, chosen = split_name(name)
+    if setting.config is None:
+        raise ValueError(f"dense:{name} changes the last block of a run of this package: give it a checkpoint")
+    data, config = open_readout_set(dataset, setting.sets), setting.config
+    found = setup(dataset, chosen, data.classes)
+    function = functools.cache(lambda: encoder_of(config, chosen))  # compiled once for all sets of weights
+
+    def run(params: Params) -> Measured:
+        return measure(setting.embedder, params, config, data, found, function())
+
+    return SetEvaluator(JOINT, run, data, found.description(config.model))
+
+
 def measure(
-    bench: Bench, config: ConfigDict, data: LabelledSet, setup: Setup, function: jax.stages.Wrapped
-) -> Iterator[tuple[str, Metric]]:
-    """Yields mean_iou, mean_accuracy and pixel_accuracy; `function` is the `dense_encoder` of a read-out.
+    embedder: Embedder, params: Params, config: ConfigDict, data: LabelledSet, setup: Setup, function: Wrapped
+) -> Measured:
+    """Yields mean_iou, mean_accuracy and pixel_accuracy; `function` is the `readout_encoder` of a read-out.
 
     Their remark names the gaps in the masks of a user's folders (`gaps`).  All processes call this together; each
     computes its share of the images, and all receive the metrics of all.
     Raises BadRecord for an unreadable image or mask, since a mean over other images would be another number.
     """
     class_of, prompts = queries(data, setup)
-    texts = np.asarray(bench.classes(prompts), np.float32)
-    encode = on_own_devices(function, bench.params)
+    texts = np.asarray(embedder.classes(params, prompts), np.float32)
+    encode = on_own_devices(function, params)
     rows = range(jax.process_index(), len(data.source), jax.process_count())
     counts, ignored = np.zeros((len(rows), 3, len(data.classes)), np.int32), np.zeros(len(rows), np.int32)
     step = {"valid": np.ones(jax.process_count(), bool)}
-    progress = bench.watch(repeat(step, len(rows)), len(data.source), "images")
+    progress = embedder.watch(repeat(step, len(rows)), len(data.source), "images")
     ahead = min(MAX_AHEAD, max(2, usable_cores()))
     with contextlib.closing(Prefetched(Cuts(data.source, rows, setup, config.model), prefetch=ahead)) as cuts:
         watched = (cut for _, cut in zip(progress, cuts))  # `progress` reports an image when it is asked for the next
@@ -119,13 +135,13 @@ def queries(data: LabelledSet, setup: Setup) -> tuple[Int[np.ndarray, " T"], Seq
     return class_of, [[template.replace("{}", name) for template in setup.templates] for name in every]
 
 
-def encoder_of(config: ConfigDict, readout: str) -> jax.stages.Wrapped:
-    """The `dense_encoder` of a run's networks, built from its config."""
-    return dense_encoder(build(config.model, PARTS), config, readout)
+def encoder_of(config: ConfigDict, readout: str) -> Wrapped:
+    """The `readout_encoder` of a run's networks, built from its config."""
+    return readout_encoder(build(config.model, PARTS), config, readout)
 
 
-def on_own_devices(function: jax.stages.Wrapped, params: Params) -> Callable[[list[np.ndarray]], jax.Array]:
-    """Applies a `dense_encoder` to windows on the devices of this process, padded to one of SHAPES."""
+def on_own_devices(function: Wrapped, params: Params) -> Callable[[list[np.ndarray]], jax.Array]:
+    """Applies a `readout_encoder` to windows on the devices of this process, padded to one of SHAPES."""
     own, mesh = {name: params[name] for name in PARTS}, mesh_of(params)
     if jax.process_count() > 1:
         mesh = meshes.make_mesh(jax.local_devices())

@@ -1,4 +1,4 @@
-"""The segmentation sets of dense read-outs by name: layouts on disk with their labels, a user's folders, stickers."""
+"""The segmentation sets of read-outs by name: layouts on disk with their labels, a user's folders, stickers."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -112,7 +112,7 @@ def spelled_out(name: str) -> list[str]:
     return [":".join(split_name(name))]
 
 
-def open_dense(name: str, sets: Sets) -> LabelledSet:
+def open_readout_set(name: str, sets: Sets) -> LabelledSet:
     """Opens the validation split of a set; examples have "image" and "mask" (int16 [H, W], IGNORE where unlabelled).
 
     Raises MissingData that lists the folders in which the set was looked for, or names a link out of its folder among

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from detailclip_jax.dense import paper
 from detailclip_jax.evaluation.evaluation_sets import is_limited
 from detailclip_jax.evaluation.run_report import ALWAYS, LABELS, WEIGHTS, aligned, pooling_of, size_text
+from detailclip_jax.evaluation.tasks import KINDS
 from detailclip_jax.runtime.files import replace_text
 
 FILES = ("results.jsonl", "results.md", "results.csv")
@@ -34,18 +35,6 @@ NAMES = LABELS | {
     "mean_iou": "mIoU",
     "mean_accuracy": "mean accuracy per class",
     "pixel_accuracy": "accuracy of pixels",
-}
-NOTES = {
-    "zero_shot": "Zero-shot: a class is the mean of its prompts' normalised embeddings, normalised again.",
-    "retrieval": "Retrieval: no prompt; images with identical captions count as correct for each other.",
-    "knn": "k-NN: class token, cosine similarity, temperature 0.07, weighted vote of the training split.",
-    "linear": "Linear: logistic regression on the frozen class token, C selected on a fifth of the training split.",
-    "kept_objects": (
-        "Kept patches: share that touches an object, of the patches with the highest CLS attention; chance: of all "
-        "patches."
-    ),
-    "segmentation": "Segmentation: ridge regression from frozen patch features to classes.",
-    "dense": "Dense: class names compared with patch features, without training; the interval resamples images.",
 }
 
 
@@ -253,7 +242,7 @@ def details(records: Sequence[Record]) -> list[str]:
 
 def notes(records: Sequence[Record]) -> list[str]:
     """Explanations of the metrics in these records."""
-    return [ALWAYS, *(NOTES[task] for task in dict.fromkeys(r["task"] for r in records) if task in NOTES)]
+    return [ALWAYS, *(KINDS[task].note for task in dict.fromkeys(r["task"] for r in records) if task in KINDS)]
 
 
 def as_csv(records: Sequence[Record], paper_results: PaperResults) -> str:

@@ -1,11 +1,14 @@
 """Image-text retrieval in both directions."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from detailclip_jax.data.labelled import LabelledSet
+from detailclip_jax.evaluation.evaluation_sets import STICKERS
+from detailclip_jax.evaluation.evaluator import JOINT, Measured, SetEvaluator, Setting
+from detailclip_jax.evaluation.image_batches import captions_at
 from detailclip_jax.evaluation.metrics import (
     Blocks,
     Metric,
@@ -17,46 +20,40 @@ from detailclip_jax.evaluation.metrics import (
     recall_chance,
     similarity_blocks,
 )
-from detailclip_jax.evaluation.pooling import pooled_scores, pools_images
-from detailclip_jax.inference.batching import Batches, embed_texts, gather, mesh_of
+from detailclip_jax.evaluation.protocols import NUM_CAPTIONS
 from detailclip_jax.types import Params
 
+TOP = (1, 5, 10)
 
-class Retrieval:
+
+def retrieval(setting: Setting, name: str) -> SetEvaluator:
+    """Image-text retrieval in both directions on a set with captions, see `on_pairs`."""
+    num_captions = NUM_CAPTIONS[setting.protocol]
+    data = setting.sets.captioned(name, num_captions)
+    kept = f"first {num_captions} captions" if num_captions else "all captions"
+    return on_pairs(setting, data, "stickers" if name in STICKERS else f"{setting.protocol}, {kept}")
+
+
+def on_pairs(setting: Setting, data: LabelledSet, protocol: str) -> SetEvaluator:
     """Recall at k, without a prompt around the captions.
 
     Image to text: a hit if ANY caption of the image is among the k nearest. Text to image: a hit if the image of the
     caption is. Captions with identical text count as right for every image that has one of them, since a model cannot
-    distinguish them. `captions` lists the captions of each image, in the order in which `batches` yields the images.
-    The interval resamples images together with their captions. A method that pools an image by each text (FLAIR) ranks
-    by the cosine of each text with the image pooled by it; the ranking by class tokens follows as "cls_...".
+    distinguish them. The interval resamples images together with their captions. A method that pools an image by each
+    text (FLAIR) ranks by the cosine of each text with the image pooled by it; the ranking by class tokens follows as
+    "cls_...".
     """
+    embedder, transform, top = setting.embedder, setting.transform, setting.top or TOP
 
-    needs = ("image", "image_projection", "text", "text_projection")
+    def run(params: Params) -> Measured:
+        images = embedder.images(params, data, transform)
+        captions = captions_at(data.source, images.index.tolist())
+        texts = [caption for own in captions for caption in own]
+        pooled = lambda: embedder.pooled(params, data, transform, embedder.raw_texts(params, texts), images)  # noqa: E731
+        own_scores = pooled if embedder.pools_images else None
+        yield from recalls(images.features, embedder.texts(params, texts), captions, top, own_scores)
 
-    def __init__(
-        self,
-        encode: Any,
-        *,
-        batches: Batches,
-        captions: Sequence[Sequence[str]],
-        tokenize: Callable[[Sequence[str]], np.ndarray],
-        top: Sequence[int] = (1, 5),
-        batch_size: int = 256,
-    ):
-        self.encode, self.batches, self.top, self.batch_size = encode, batches, top, batch_size
-        self.captions, self.tokens = captions, tokenize([caption for own in captions for caption in own])
-
-    def run(self, params: Params) -> Iterator[tuple[str, Metric]]:
-        """Yields ("image_to_text_r1", ...), ("text_to_image_r1", ...), and so on for each k."""
-        images = gather(lambda batch: self.encode.image(params, batch["image"]), self.batches, mesh_of(params))
-        texts = embed_texts(self.encode, params, self.tokens, self.batch_size)
-
-        def pooled() -> Float[np.ndarray, "I M"]:
-            raw = embed_texts(self.encode, params, self.tokens, self.batch_size, encoder="raw_text")
-            return pooled_scores(self.encode, params, self.batches, raw)
-
-        yield from recalls(images, texts, self.captions, self.top, pooled if pools_images(self.encode) else None)
+    return SetEvaluator(JOINT, run, data, protocol)
 
 
 def recalls(
@@ -83,7 +80,7 @@ def retrieval_metrics(
     images: Float[np.ndarray, "I E"],
     texts: Float[np.ndarray, "M E"],
     captions: Sequence[Sequence[str]],
-    top: Sequence[int] = (1, 5, 10),
+    top: Sequence[int] = TOP,
 ) -> Iterator[tuple[str, Metric]]:
     """Yields recall at each k in both directions, from embeddings of unit length.
 
@@ -95,7 +92,7 @@ def retrieval_metrics(
 
 
 def pooled_retrieval_metrics(
-    scores: Float[np.ndarray, "I M"], captions: Sequence[Sequence[str]], top: Sequence[int] = (1, 5, 10)
+    scores: Float[np.ndarray, "I M"], captions: Sequence[Sequence[str]], top: Sequence[int] = TOP
 ) -> Iterator[tuple[str, Metric]]:
     """Yields the recalls of `retrieval_metrics` from the scores of all images and captions."""
     yield from _recalls(matrix_blocks(scores), matrix_blocks(scores.T), len(scores), captions, top)

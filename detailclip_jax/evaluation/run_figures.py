@@ -10,9 +10,9 @@ from jaxtyping import Bool, UInt8
 from ml_collections import ConfigDict
 
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
-from detailclip_jax.evaluation import held_out_scores, sticker_scores
-from detailclip_jax.evaluation.evaluators import all_weights
+from detailclip_jax.evaluation import held_out_pairs, sticker_scenes
 from detailclip_jax.evaluation.kept_objects import lowest
+from detailclip_jax.evaluation.run_evaluators import all_weights
 from detailclip_jax.figures import plots, style
 from detailclip_jax.inference.inspection import paste, paste_options
 from detailclip_jax.methods import components
@@ -51,10 +51,10 @@ class Shown(NamedTuple):
 def held_out_images(config: ConfigDict) -> Shown | None:
     """Images excluded from training: scenes of stickers, or examples of the run's own data; None if there are none."""
     if config.data.source == "stickers":
-        scenes = sticker_scores.scenes(config, "held_out_pairs", NUM_SCENES)
-        images = sticker_scores.images([scenes[i] for i in range(NUM_SCENES)], config)
+        scenes = sticker_scenes.scenes(config, "held_out_pairs", NUM_SCENES)
+        images = sticker_scenes.images([scenes[i] for i in range(NUM_SCENES)], config)
         return Shown(images, "scene", ATTRIBUTION)
-    images = held_out_scores.images(config, NUM_SCENES)
+    images = held_out_pairs.images(config, NUM_SCENES)
     return None if images is None else Shown(images)
 
 

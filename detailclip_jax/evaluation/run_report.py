@@ -13,11 +13,11 @@ from detailclip_jax.config.components import components, is_endless
 from detailclip_jax.config.run_config import to_json
 from detailclip_jax.data.named_sets import listed, named_sets
 from detailclip_jax.data.stickers.scene_source import WHITE_SIDES
-from detailclip_jax.evaluation import held_out_scores
-from detailclip_jax.evaluation.evaluators import absent, plan
-from detailclip_jax.evaluation.held_out_scores import none_because
+from detailclip_jax.evaluation import held_out_pairs
+from detailclip_jax.evaluation.held_out_pairs import none_because
 from detailclip_jax.evaluation.metrics import Metric, split_name
-from detailclip_jax.evaluation.sticker_scores import top1_at
+from detailclip_jax.evaluation.run_evaluators import absent, plan
+from detailclip_jax.evaluation.zero_shot import top1_at
 from detailclip_jax.runtime.files import replace_text
 
 LABELS = {  # metric, or task/metric -> label
@@ -128,7 +128,7 @@ def _held_out(config: ConfigDict) -> list[str]:
     """One paragraph: the number of held-out examples and how they were chosen, or how to hold some out."""
     if is_endless(components(config.data)):
         return []
-    found = held_out_scores.find(config)
+    found = held_out_pairs.find(config)
     text = f"{len(found.source):,} examples ({found.origin})" if found else f"none; {none_because(config)}"
     return [textwrap.fill(f"Held out: {text}.", 110)]
 

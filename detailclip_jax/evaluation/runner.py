@@ -18,21 +18,21 @@ from jax.experimental import multihost_utils
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.dense import paper
 from detailclip_jax.evaluation import published
-from detailclip_jax.evaluation.bench import BATCH_SIZE, Bench, Watch, counted
-from detailclip_jax.evaluation.cache import Cache, NoCache
+from detailclip_jax.evaluation.embedder import BATCH_SIZE, Embedder, Store, Watch, counted
 from detailclip_jax.evaluation.evaluation_sets import Sets
+from detailclip_jax.evaluation.evaluator import SetEvaluator, Setting
 from detailclip_jax.evaluation.protocols import PROTOCOLS
 from detailclip_jax.evaluation.results import Outcome, PaperResults, Record, Results, percent, record
 from detailclip_jax.evaluation.run_report import size_text
 from detailclip_jax.evaluation.subject import Subject
-from detailclip_jax.evaluation.tasks import KINDS, Prepared, Setting, Task
+from detailclip_jax.evaluation.tasks import KINDS, Task
 from detailclip_jax.inference.batching import PaddedBatch
 from detailclip_jax.runtime.errors import Unmeasurable, unknown
 from detailclip_jax.runtime.processes import all_processes
 from detailclip_jax.runtime.progress import Console, Meter
 
 COMPARE = ("paper", "published")
-CACHE = "embeddings"  # subfolder of the results folder
+EMBEDDINGS = "embeddings"  # subfolder of the results folder
 
 
 def watching(console: Console, title: str) -> Watch:
@@ -70,12 +70,17 @@ def run_tasks(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(unknown("protocol", protocol, PROTOCOLS))
+    embedder = Embedder(
+        subject.encode,
+        subject.tokenize,
+        batch_size=batch_size,
+        digest_of=subject.digest_of,
+        store=Store(Path(out) / EMBEDDINGS) if out and keep_embeddings else None,
+    )
     runner = Runner(
         subject,
-        Setting(sets, subject.transform, protocol, subject.config),
+        Setting(embedder, sets, subject.transform, protocol, subject.config),
         Results(out, subject.digests, write=bool(out) and jax.process_index() == 0),
-        Cache(Path(out) / CACHE) if out and keep_embeddings else NoCache(),
-        batch_size,
         console or Console(enabled=False),
         Outcome([], {}, {}, {}, [], subject, compared(subject.method, compare)),
     )
@@ -97,30 +102,28 @@ class Runner(NamedTuple):
     subject: Subject
     setting: Setting
     store: Results
-    cache: Cache | NoCache
-    batch_size: int
     console: Console
     outcome: Outcome
 
     def run(self, tasks: Sequence[Task]) -> Outcome:
         """Runs every task with every set of weights; writes the tables after each task."""
         for task in tasks:
-            if prepared := self.prepare(task):
+            if evaluator := self.build(task):
                 for which in self.subject.weights:
-                    self.measure_once(task, which, prepared)
+                    self.measure_once(task, which, evaluator)
             self.store.write_tables(self.outcome)
         self.console.end_live()
         return self.outcome
 
-    def prepare(self, task: Task) -> Prepared | None:
+    def build(self, task: Task) -> SetEvaluator | None:
         """Opens the data of a task. If this fails on any process, records the reason and returns None."""
-        prepared, error = None, None
+        evaluator, error = None, None
         try:
-            prepared = KINDS[task.kind](self.setting, task.dataset)
+            evaluator = KINDS[task.kind].build(self.setting, task.dataset)
         except Exception as raised:  # an error of one set does not stop the other sets
             error = raised
         if all_processes(error is None):
-            return prepared
+            return evaluator
         reason = str(error or "another process could not open the data")
         if isinstance(error, MissingData):
             self.outcome.missing[str(task)] = reason
@@ -129,18 +132,18 @@ class Runner(NamedTuple):
             self.fail(str(task), error or RuntimeError(reason))
         return None
 
-    def measure_once(self, task: Task, which: str, prepared: Prepared) -> None:
+    def measure_once(self, task: Task, which: str, evaluator: SetEvaluator) -> None:
         """Measures a task, unless these weights have results on the same data or lack a network."""
         label = f"{task} {which}"
-        identity = self.identity(task, which, prepared)
-        if missing := [name for name in prepared.needs if name not in self.subject.weights[which]]:
+        identity = self.identity(task, which, evaluator)
+        if missing := [name for name in evaluator.needs if name not in self.subject.weights[which]]:
             self.outcome.left_out[label] = f"{self.subject.method} has no {', '.join(missing)}"
         elif from_first(self.store.done(identity)):
             self.console.say(f"{label}: already measured, in {self.store.folder}")
             self.outcome.records.extend(self.store.of(identity))
         else:
             try:
-                records = self.measure(label, which, prepared, identity)
+                records = self.measure(label, which, evaluator, identity)
             except Exception as error:  # a failing task does not stop the others; the exit status says so
                 if jax.process_count() > 1 and not isinstance(error, Unmeasurable):
                     raise  # it may have occurred on this process alone, and the others wait for it within the task
@@ -149,13 +152,13 @@ class Runner(NamedTuple):
             self.outcome.records.extend(records)
             self.console.say(f"{label}: {said(records[0])}")
 
-    def measure(self, label: str, which: str, prepared: Prepared, identity: Mapping[str, Any]) -> list[Record]:
+    def measure(self, label: str, which: str, evaluator: SetEvaluator, identity: Mapping[str, Any]) -> list[Record]:
         """Computes embeddings and metrics; returns one record per metric."""
-        bench = self.bench(label, which)
-        before = self.num_truncated
-        measured = list(prepared.measure(bench))
-        found = {**identity, "unreadable": bench.num_unreadable, "truncated": self.num_truncated - before}
-        self.outcome.unreadable.extend(line for line in bench.unreadable if line not in self.outcome.unreadable)
+        embedder, before = self.setting.embedder, self.num_truncated
+        embedder.begin(watching(self.console, label))
+        measured = list(evaluator.run(self.subject.weights[which]))
+        found = {**identity, "unreadable": embedder.num_unreadable, "truncated": self.num_truncated - before}
+        self.outcome.unreadable.extend(line for line in embedder.unreadable if line not in self.outcome.unreadable)
         return [record(found, metric, value) for metric, value in measured]
 
     @property
@@ -163,28 +166,15 @@ class Runner(NamedTuple):
         """The number of texts truncated to the context length so far; 0 if the tokenizer does not count them."""
         return getattr(self.subject.tokenize, "num_truncated", 0)
 
-    def bench(self, label: str, which: str) -> Bench:
-        """The encoder with the given weights."""
-        subject = self.subject
-        return Bench(
-            subject.encode,
-            subject.weights[which],
-            subject.tokenize,
-            digest=subject.digests[which],
-            cache=self.cache,
-            batch_size=self.batch_size,
-            watch=watching(self.console, label),
-        )
-
-    def identity(self, task: Task, which: str, prepared: Prepared) -> dict[str, Any]:
+    def identity(self, task: Task, which: str, evaluator: SetEvaluator) -> dict[str, Any]:
         """The fields of a record that identify what was measured."""
         return {
             "task": task.kind,
             "dataset": task.dataset,
             "weights": which,
-            "protocol": prepared.protocol,
-            "fingerprint": prepared.data.fingerprint,
-            "expected": prepared.data.expected,
+            "protocol": evaluator.protocol,
+            "fingerprint": evaluator.data.fingerprint,
+            "expected": evaluator.data.expected,
             "step": self.subject.step,
             "checkpoint": self.subject.name,
             "digest": self.subject.digests[which],

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.vocabularies import tokenizer_of
-from detailclip_jax.evaluation.bench import Tokenize
+from detailclip_jax.evaluation.embedder import Tokenize
+from detailclip_jax.evaluation.evaluator import JOINT
 from detailclip_jax.inference import model as inference
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.training import ema
@@ -20,7 +21,6 @@ from detailclip_jax.training import mesh as meshes
 from detailclip_jax.types import Params
 
 WEIGHTS = ("student", "ema")
-EVERYTHING = ("image", "image_projection", "text", "text_projection")
 
 
 @runtime_checkable
@@ -48,6 +48,10 @@ class Subject(NamedTuple):
     step: int | None = None
     method: str = ""
     config: ConfigDict | None = None
+
+    def digest_of(self, params: Params) -> str | None:
+        """The digest of one of the sets of weights; None for others."""
+        return next((self.digests[name] for name, own in self.weights.items() if own is params), None)
 
 
 def from_checkpoint(
@@ -87,7 +91,7 @@ def weights_of(student: Params, teacher: Params) -> dict[str, Params]:
 
     A teacher whose own network is a prototype head alone (TIPSv2) encodes as the student does.
     """
-    if not set(teacher) & set(EVERYTHING):
+    if not set(teacher) & set(JOINT):
         return {"student": student}
     return {"student": student, "ema": ema.overlay(student, teacher)}
 
@@ -116,7 +120,7 @@ def of_model(
     The model receives uint8 images, resized with `filter`. `tokenize` is CLIP's tokenizer with 77 tokens by default.
     `identity` is a text that changes with the weights; without it, embeddings are not cached.
     """
-    empty = {name: {} for name in EVERYTHING}
+    empty = {name: {} for name in JOINT}
     tokens, transform = tokenize or Tokenizer(77), Transform(image_size, image_size, filter)
     return Subject(name, Foreign(model), {"model": empty}, {"model": identity}, transform, tokens)
 

@@ -1,70 +1,56 @@
 """Zero-shot classification: the prediction is the class with the nearest prompts (SLIP's protocol)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
-
-import numpy as np
-from jaxtyping import Float, Int
-
-from detailclip_jax.evaluation.classification import TOP, accuracies, zero_shot_metrics
-from detailclip_jax.evaluation.metrics import Metric, class_embeddings
-from detailclip_jax.evaluation.pooling import class_texts, pooled_scores, pools_images
-from detailclip_jax.inference.batching import Batches, embed_texts, gather, mesh_of
+from detailclip_jax.data.labelled import LabelledSet
+from detailclip_jax.data.stickers.scene_source import WHITE_SIDES, zero_shot_prompts
+from detailclip_jax.evaluation.classification import accuracies, usual_top, zero_shot_metrics
+from detailclip_jax.evaluation.evaluation_sets import ON_WHITE, STICKERS
+from detailclip_jax.evaluation.evaluator import JOINT, Measured, SetEvaluator, Setting
+from detailclip_jax.evaluation.protocols import ZeroShotTask, zero_shot_task
 from detailclip_jax.types import Params
 
 
-class ZeroShot:
-    """Top-k accuracy over classes given by `prompts`, which hold all templates of all synonyms of each class.
+def zero_shot(setting: Setting, name: str) -> SetEvaluator:
+    """Accuracy among the classes of the set.
 
     The class embedding is the mean of the normalised embeddings of its prompts, normalised again; the prediction is the
-    class with the highest cosine. `batches` yields "image" and "label", an index into `prompts`, and can be iterated
-    repeatedly. `tokenize` converts a list of texts to int32 [M, T]. Chance is k / classes. A `metric` other than
-    "accuracy" (see `classification.METRICS`) is yielded before top-k. `subsets` maps names to slices of the examples;
-    the top-1 of each is yielded under its name. A method that pools an image by each text (FLAIR) also yields
-    "pooled_top1" and so on, by the cosine of each class with the image pooled by it.
-
-        for name, value in ZeroShot(encode, batches=..., prompts=[["a frog"], ["a bus"]],
-        tokenize=...).run(params):
-            print(name, value)  # top1 0.93
+    class with the highest cosine. Chance is k / classes. A metric of the set other than accuracy (see
+    `classification.METRICS`) comes before top-k. A method that pools an image by each text (FLAIR) also gets
+    "pooled_top1" and so on, by the cosine of each class with the image pooled by it. Drawings on white also get the
+    top-1 of each size, as "top1_25" and so on.
     """
+    data, transform, embedder = setting.sets.labelled(name), setting.transform, setting.embedder
+    task, top = words(setting, data), setting.top or usual_top(len(data.classes))
 
-    needs = ("image", "image_projection", "text", "text_projection")
+    def run(params: Params) -> Measured:
+        images = embedder.images(params, data, transform)
+        classes = embedder.classes(params, task.prompts)
+        pooled = lambda: embedder.pooled(params, data, transform, embedder.raw_classes(params, task.prompts), images)  # noqa: E731
+        own_scores = pooled if embedder.pools_images else None
+        yield from accuracies(images.features, classes, images.labels, task.metric, top, own_scores)
+        for metric, rows in parts(data).items():
+            features, labels = images.features[rows], images.labels[rows]
+            if len(labels):
+                yield metric, dict(zero_shot_metrics(features, classes, labels, top=(1,)))["top1"]
 
-    def __init__(
-        self,
-        encode: Any,
-        *,
-        batches: Batches,
-        prompts: Sequence[Sequence[str]],
-        tokenize: Callable[[Sequence[str]], np.ndarray],
-        metric: str = "accuracy",
-        top: Sequence[int] = TOP,
-        subsets: Mapping[str, slice] | None = None,
-        batch_size: int = 256,
-    ):
-        self.encode, self.batches, self.batch_size = encode, batches, batch_size
-        self.metric, self.top, self.subsets = metric, top, subsets or {}
-        self.tokens, self.classes = tokenize([prompt for texts in prompts for prompt in texts]), owners(prompts)
-        self.num_classes = len(prompts)
-
-    def run(self, params: Params) -> Iterator[tuple[str, Metric]]:
-        """Yields ("top1", ...), ("top5", ...), each a fraction with chance level and interval."""
-        encode, mesh = self.encode, mesh_of(params)
-        prompts = embed_texts(encode, params, self.tokens, self.batch_size)
-        classes = class_embeddings(prompts, self.classes, self.num_classes)
-        images, labels = gather(lambda b: (encode.image(params, b["image"]), b["label"]), self.batches, mesh)
-
-        def pooled() -> Float[np.ndarray, "n C"]:
-            raw = embed_texts(encode, params, self.tokens, self.batch_size, encoder="raw_text")
-            return pooled_scores(encode, params, self.batches, class_texts(raw, self.classes, self.num_classes))
-
-        own_scores = pooled if pools_images(encode) else None
-        yield from accuracies(images, classes, labels, self.metric, self.top, own_scores)
-        for name, rows in self.subsets.items():
-            if len(labels[rows]):
-                yield name, dict(zero_shot_metrics(images[rows], classes, labels[rows], top=(1,)))["top1"]
+    used = "stickers" if name in STICKERS else ", ".join(filter(None, (setting.protocol, task.origin)))
+    with_prompts = data._replace(fingerprint=f"{data.fingerprint}+{task.digest}")
+    return SetEvaluator(JOINT, run, with_prompts, used)
 
 
-def owners(prompts: Sequence[Sequence[str]]) -> Int[np.ndarray, "M"]:
-    """The class index of each prompt, after all prompts are concatenated into one list."""
-    return np.repeat(np.arange(len(prompts)), [len(texts) for texts in prompts])
+def words(setting: Setting, data: LabelledSet) -> ZeroShotTask:
+    """Prompts and metric: those of the protocol, or the captions of single stickers."""
+    if data.name in STICKERS:
+        return ZeroShotTask(data.name, zero_shot_prompts(), "accuracy")
+    return zero_shot_task(setting.protocol, data.name, data.classes, data.templates)
+
+
+def parts(data: LabelledSet) -> dict[str, slice]:
+    """The examples of each size of drawings on white, by the name of their metric; empty for other sets."""
+    if data.name != ON_WHITE:
+        return {}
+    return {top1_at(side): slice(first, None, len(WHITE_SIDES)) for first, side in enumerate(WHITE_SIDES)}
+
+
+def top1_at(side: float) -> str:
+    """The name of the metric for drawings whose longer side is the fraction `side` of the canvas."""
+    return f"top1_{round(100 * side)}"

@@ -38,10 +38,10 @@ from detailclip_jax.inference.readout_maps import (
     DEFAULT_READOUT,
     PIPELINES,
     check_readout,
-    dense_encoder,
     layout,
     mean_of_templates,
     prompts,
+    readout_encoder,
 )
 from detailclip_jax.methods.components import mask_rule
 from detailclip_jax.methods.encode import Encode, encoders
@@ -308,12 +308,12 @@ class Model:
         with BUDGET.scope():
             array = pixels(image, self.transform.decoding)
             cut = layout(array.shape, PIPELINES[readout], self.config.model, size)
-            features = np.concatenate(self._called(self._dense_encoder(readout), cut.windows(array)))
+            features = np.concatenate(self._called(self._readout_encoder(readout), cut.windows(array)))
         return cut.maps(features, wanted)
 
     @functools.cached_property
-    def _dense_encoder(self) -> Callable[[str], jax.stages.Wrapped]:
-        return functools.cache(lambda readout: dense_encoder(self.networks, self.config, readout))
+    def _readout_encoder(self) -> Callable[[str], jax.stages.Wrapped]:
+        return functools.cache(lambda readout: readout_encoder(self.networks, self.config, readout))
 
     def view(self, image: Any) -> UInt8[np.ndarray, "S S 3"]:
         """One image, resized and cropped for the networks; its values are not normalised.

@@ -138,7 +138,7 @@ def resized(shape: Sequence[int], pipeline: Pipeline, ratio: float = 1.0) -> tup
     return height, width
 
 
-def dense_encoder(networks: Networks, config: ConfigDict, readout: str) -> jax.stages.Wrapped:
+def readout_encoder(networks: Networks, config: ConfigDict, readout: str) -> jax.stages.Wrapped:
     """Builds the jitted function of (params, uint8 images [B, H, W, 3]) -> patch features [B, h, w, E].
 
     Features are in the joint space, L2-normalised, in float32. If the patch size does not divide a side, it is padded

@@ -11,7 +11,7 @@ from tiny import check_names, on_one_device
 from detailclip_jax import compare, pretraining
 from detailclip_jax.config import run_config
 from detailclip_jax.config.settings import split_list
-from detailclip_jax.evaluation import comparison, patch_probe, run_report
+from detailclip_jax.evaluation import comparison, linear_segmentation, run_report
 from detailclip_jax.runtime import errors
 from detailclip_jax.training import loop, warm_start
 
@@ -306,20 +306,20 @@ class Perfect:
         self.maps, self.rng, self.noise = maps, np.random.default_rng(0), noise
 
     def patches(self, params, images):
-        shares = patch_probe.class_shares(self.maps[images], 4, 3)
+        shares = linear_segmentation.class_shares(self.maps[images], 4, 3)
         return shares * (1 - self.noise) + self.noise * self.rng.standard_normal(shares.shape)
 
 
 def evaluator(noise):
     maps = scenes(np.random.default_rng(0), 24)
     batch = lambda rows: [{"image": rows, "segmentation": maps[rows], "valid": np.ones(len(rows), bool)}]
-    return patch_probe.LinearSegmentation(
-        Perfect(maps, noise), train=batch(np.arange(12)), test=batch(np.arange(12, 24)), num_classes=3
-    )
+    encode = Perfect(maps, noise)
+    parts = (batch(np.arange(12)), batch(np.arange(12, 24)))
+    return linear_segmentation.measure(*(linear_segmentation.patches_of(encode, {}, part, 3) for part in parts))
 
 
 def test_features_that_know_the_classes_score_high_and_noise_scores_low():
-    known, noise = (dict(evaluator(level).run({})) for level in (0.0, 1.0))
+    known, noise = (dict(evaluator(level)) for level in (0.0, 1.0))
     assert set(known) == {"figure_iou", "miou", "balanced_miou", "object_miou"}
     assert known["object_miou"] == 1.0 and known["miou"] > 0.6 and known["figure_iou"] > 0.8
     assert all(noise[name] < 0.5 * known[name] for name in known)
@@ -328,7 +328,7 @@ def test_features_that_know_the_classes_score_high_and_noise_scores_low():
 def test_class_shares_count_pixels():
     pixels = np.zeros((1, 4, 4), np.uint8)
     pixels[0, 0, 0] = pixels[0, :2, 2:] = 1
-    np.testing.assert_allclose(patch_probe.class_shares(pixels, 2, 2)[0, :, 1], [0.25, 1.0, 0.0, 0.0])
+    np.testing.assert_allclose(linear_segmentation.class_shares(pixels, 2, 2)[0, :, 1], [0.25, 1.0, 0.0, 0.0])
 
 
 def test_fit_is_weighted_ridge_regression():
@@ -337,17 +337,17 @@ def test_fit_is_weighted_ridge_regression():
     flat = np.concatenate([x.reshape(60, 4), np.ones((60, 1))], 1)
     a = np.diag(weight.reshape(-1) / weight.sum())
     gram = flat.T @ a @ flat
-    penalty = patch_probe.RIDGE * np.trace(gram) / 5 * np.eye(5)
+    penalty = linear_segmentation.RIDGE * np.trace(gram) / 5 * np.eye(5)
     expected = np.linalg.inv(gram + penalty) @ flat.T @ a @ y.reshape(60, 3)
-    np.testing.assert_allclose(patch_probe.fit(x, y, weight), expected, rtol=1e-8)
+    np.testing.assert_allclose(linear_segmentation.fit(x, y, weight), expected, rtol=1e-8)
 
 
 def test_mean_iou_is_of_sums_over_scenes():
     truth, predicted = np.array([[0, 0, 1, 1], [1, 1, 1, 0]]), np.array([[0, 1, 1, 1], [1, 1, 0, 0]])
     expected = np.mean([2 / 4, 4 / 6])
-    assert np.isclose(patch_probe.mean_iou(predicted, truth, 3), expected)
+    assert np.isclose(linear_segmentation.mean_iou(predicted, truth, 3), expected)
     valid = truth > 0
-    assert np.isclose(patch_probe.mean_iou(predicted, truth, 3, valid), np.mean([0 / 1, 4 / 5]))
+    assert np.isclose(linear_segmentation.mean_iou(predicted, truth, 3, valid), np.mean([0 / 1, 4 / 5]))
 
 
 def test_the_threshold_is_the_best_of_a_loop_over_all_scores():
@@ -355,15 +355,17 @@ def test_the_threshold_is_the_best_of_a_loop_over_all_scores():
     for _ in range(5):
         scores, truth = rng.integers(0, 9, (3, 4, 4)) / 8, rng.random((3, 4, 4)) < 0.4
         every = {t: (truth & (scores >= t)).sum() / (truth | (scores >= t)).sum() for t in np.unique(scores)}
-        found = patch_probe.best_threshold(scores, truth)
+        found = linear_segmentation.best_threshold(scores, truth)
         assert every[found] == max(every.values()) and found == max(t for t in every if every[t] == every[found])
 
 
 def test_figure_iou_is_that_of_a_naive_fit_and_of_a_loop_over_pixels():
     rng, maps = np.random.default_rng(1), scenes(np.random.default_rng(0), 10)
-    shares = patch_probe.class_shares(maps, 4, 3)
+    shares = linear_segmentation.class_shares(maps, 4, 3)
     features = shares @ rng.standard_normal((3, 5)) + 0.3 * rng.standard_normal((10, 16, 5))
-    train, test = (patch_probe.Patches(features[rows], shares[rows], maps[rows]) for rows in (slice(6), slice(6, 10)))
+    train, test = (
+        linear_segmentation.Patches(features[rows], shares[rows], maps[rows]) for rows in (slice(6), slice(6, 10))
+    )
 
     def drawn(scene, weights):  # one pixel at a time, bilinear between the centres of patches
         image, score = np.zeros((16, 16)), (np.append(scene, np.ones((16, 1)), 1) @ weights).reshape(4, 4)
@@ -378,18 +380,20 @@ def test_figure_iou_is_that_of_a_naive_fit_and_of_a_loop_over_pixels():
             image[y, x] = sum(near)
         return image
 
-    weights = patch_probe.fit(train.features, train.shares[..., 1:].sum(-1, keepdims=True), np.ones((6, 16)))[:, 0]
+    weights = linear_segmentation.fit(train.features, train.shares[..., 1:].sum(-1, keepdims=True), np.ones((6, 16)))[
+        :, 0
+    ]
     shown = np.stack([drawn(scene, weights) for scene in train.features])
     truth = train.pixels > 0
     best = max(np.unique(shown), key=lambda t: (truth & (shown >= t)).sum() / (truth | (shown >= t)).sum())
     found, there = np.stack([drawn(scene, weights) for scene in test.features]) >= best, test.pixels > 0
-    value = patch_probe.over_figure(train, test)
+    value = linear_segmentation.over_figure(train, test)
     assert np.isclose(value, (found & there).sum() / (found | there).sum(), atol=2e-3)
     assert value.low <= value <= value.high and value.n == 4
 
 
 def test_enlarging_a_constant_changes_nothing():
-    np.testing.assert_allclose(patch_probe.enlarge(np.full((2, 16, 3), 0.3), 9), 0.3)
+    np.testing.assert_allclose(linear_segmentation.enlarge(np.full((2, 16, 3), 0.3), 9), 0.3)
 
 
 def test_different_rows_have_different_folders():

@@ -13,7 +13,8 @@ import detailclip_jax
 from detailclip_jax import evaluate as command
 from detailclip_jax.data import labelled
 from detailclip_jax.dense import paper
-from detailclip_jax.evaluation import bench, measurement, results, runner
+from detailclip_jax.evaluation import measurement, results, runner
+from detailclip_jax.evaluation.embedder import Embedder
 from detailclip_jax.evaluation.protocols import slip
 from detailclip_jax.runtime import errors
 
@@ -57,7 +58,7 @@ def test_tasks_on_stickers_need_no_data_and_are_not_run_twice(workdir, tmp_path,
     }
     assert all(r["low"] <= r["value"] <= r["high"] and r["step"] == 0 and r["fingerprint"] for r in found)
     assert {r["n"] for r in found} == {16, 32}  # text to image asks with both captions
-    monkeypatch.setattr(bench.Bench, "_embed_images", lambda *_: pytest.fail("embedded twice"))
+    monkeypatch.setattr(Embedder, "_embed_images", lambda *_: pytest.fail("embedded twice"))
     assert run(workdir, tmp_path, tasks, "--num-examples=16", "--num-train-examples=16") == 0
     assert "zero_shot:stickers ema: already measured" in capsys.readouterr().out
     assert records(tmp_path) == found
@@ -88,8 +89,8 @@ def test_a_folder_of_images_gives_what_a_loop_gives(workdir, data, tmp_path, cap
 @pytest.mark.check
 def test_embeddings_are_kept_for_other_tasks_and_protocols(workdir, data, tmp_path, monkeypatch):
     made = []
-    embed = bench.Bench._embed_images
-    monkeypatch.setattr(bench.Bench, "_embed_images", lambda self, *args: made.append(args[2]) or embed(self, *args))
+    embed = Embedder._embed_images
+    monkeypatch.setattr(Embedder, "_embed_images", lambda self, *args: made.append(args[3]) or embed(self, *args))
     asked = (f"--data-dir={data}", "--weights=student")
     assert run(workdir, tmp_path, "--tasks=zero_shot:toys;knn:toys;linear:toys", *asked) == 0
     assert made == ["image", "cls", "cls"]  # the probe finds what k-NN has embedded
@@ -139,7 +140,7 @@ def test_interrupted_it_goes_on_with_what_is_left(workdir, tmp_path, capsys, mon
         assert run(workdir, out, *arguments) == errors.INTERRUPTED
     assert "the same command continues" in capsys.readouterr().err
     assert {r["task"] for r in records(out)} == {"zero_shot"}
-    monkeypatch.setattr(bench.Bench, "_embed_images", lambda *_: pytest.fail("embedded twice"))
+    monkeypatch.setattr(Embedder, "_embed_images", lambda *_: pytest.fail("embedded twice"))
     assert run(workdir, out, *arguments) == 0
     screen = capsys.readouterr().out
     assert ("zero_shot:toys student: already measured" in screen) != damaged
@@ -300,8 +301,8 @@ def test_the_folder_of_another_checkpoint_is_refused(workdir, data, tmp_path, ca
 
 
 def test_flags_override_how_images_are_made(workdir, data, tmp_path, capsys, monkeypatch):
-    seen, real = [], bench.Bench.images
-    monkeypatch.setattr(bench.Bench, "images", lambda *given: seen.append(given[2]) or real(*given))
+    seen, real = [], Embedder.images
+    monkeypatch.setattr(Embedder, "images", lambda *given: seen.append(given[3]) or real(*given))
     asked = ("--tasks=zero_shot:toys", f"--data-dir={data}", "--weights=student")
     assert run(workdir, tmp_path / "out", *asked, "--resize-filter=bicubic", "--crop-ratio=.8") == 0
     assert "preprocess: shorter side to 40 px (bicubic), center crop 32 px, mean 0.485" in capsys.readouterr().out

@@ -115,7 +115,9 @@ def test_a_split_of_its_own_that_cannot_be_read_is_an_error(tmp_path, file, mess
     config = config_of(tmp_path, **{"data.held_out": 1000})
     with pytest.raises(MissingData, match=message):
         pipeline.open_source(config)
-    assert evaluation.held_out.find(config) is None and re.search(message, evaluation.held_out.none_because(config))
+    assert evaluation.held_out_pairs.find(config) is None and re.search(
+        message, evaluation.held_out_pairs.none_because(config)
+    )
     assert len(pipeline.open_source(config_of(tmp_path, **{"data.held_out": 0}))) == 30  # which holds nothing out
 
 
@@ -166,21 +168,21 @@ def test_the_figures_show_images_of_all_the_data_and_none_that_is_unreadable(tmp
     write_records(tmp_path, examples(9))
     write_records(tmp_path, made, split="val")
     config = config_of(tmp_path)
-    shown, source = evaluation.held_out.images(config, 3), held_out.open_held_out(config.data).source
+    shown, source = evaluation.held_out_pairs.images(config, 3), held_out.open_held_out(config.data).source
     expected = [evaluation_view(pipeline.read(source, index)[1], 32) for index in (0, 10, 21)]
     np.testing.assert_array_equal(shown, expected)
-    assert len(evaluation.held_out.images(config, 40)) == 28 and "20: not an image" in caplog.text
+    assert len(evaluation.held_out_pairs.images(config, 40)) == 28 and "20: not an image" in caplog.text
 
 
 def test_a_run_without_held_out_examples_says_how_to_have_some(tmp_path):
     write_records(tmp_path, examples(9))
     config = run_config.resolve(config_of(tmp_path), 9)
     assert evaluation.plan(config) == {}
-    text = evaluation.report.markdown({}, config, step=2)
+    text = evaluation.run_report.markdown({}, config, step=2)
     assert "no evaluator has a result" in text
     assert "Held out: none; too few examples (9) to hold any out; " in text and "data.held_out" not in text
     none = config_of(tmp_path, **{"data.held_out": 0})
-    assert "Held out: none; exclude some" in evaluation.report.markdown({}, run_config.resolve(none, 9), step=2)
+    assert "Held out: none; exclude some" in evaluation.run_report.markdown({}, run_config.resolve(none, 9), step=2)
     config.unlock()
     config.evaluators = {"held_out": {}}
     with pytest.raises(ValueError, match="the data have no held-out examples"):
@@ -193,7 +195,7 @@ def test_held_out_examples_without_captions_are_no_error(finished, tmp_path):
     config = config_of(tmp_path)
     (evaluator,) = evaluation.build_all(finished.experiment.encode, config).values()
     assert list(evaluator.run({})) == []
-    assert "or the data have no captions: held_out" in evaluation.report.markdown({}, config, step=2)
+    assert "or the data have no captions: held_out" in evaluation.run_report.markdown({}, config, step=2)
 
 
 def test_a_negative_number_is_refused(records):

@@ -9,6 +9,7 @@ import pytest
 import tiny
 from PIL import Image
 
+from detailclip_jax import evaluation
 from detailclip_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, default, run_config
 from detailclip_jax.data import image_files, preprocessing
 from detailclip_jax.data.decoding import ORIENTATION
@@ -17,7 +18,8 @@ from detailclip_jax.data.images import evaluation_mask, evaluation_view
 from detailclip_jax.data.pipeline import EvaluationBatches
 from detailclip_jax.data.preprocessing import Transform, transform_of
 from detailclip_jax.data.resizing import FILTERS
-from detailclip_jax.evaluation import evaluators, sticker_scores
+from detailclip_jax.evaluation import sticker_scenes, tasks
+from detailclip_jax.evaluation.evaluator import Kind
 from detailclip_jax.evaluation.image_batches import ImageBatches
 from detailclip_jax.inference.model import pixels
 from detailclip_jax.interop import hub
@@ -265,11 +267,11 @@ def test_evaluation_during_a_run_follows_it():
     config = tiny.tiny_config()
     config.model.vocab_size = default().model.vocab_size  # the batches hold texts, in CLIP's tokens
     config.preprocess.filter, config.preprocess.crop_ratio = "bicubic", 0.875
-    scenes = sticker_scores.scenes(config, "held_out_scenes", 2)
+    scenes = sticker_scenes.scenes(config, "held_out_scenes", 2)
     expected = [evaluation_view(scenes[i]["image"], 32, 36, "bicubic") for i in range(2)]
-    (batch,) = sticker_scores.batches(scenes, config)
+    (batch,) = sticker_scenes.batches(scenes, config)
     np.testing.assert_array_equal(batch["image"], expected)
-    np.testing.assert_array_equal(sticker_scores.images([scenes[0], scenes[1]], config), expected)
+    np.testing.assert_array_equal(sticker_scenes.images([scenes[0], scenes[1]], config), expected)
     assert batch["instances"].shape == (2, 32, 32)
     whole = [evaluation_mask(scenes[i]["instances"], 32, 36) for i in range(2)]
     np.testing.assert_array_equal(batch["instances"], whole)
@@ -278,8 +280,10 @@ def test_evaluation_during_a_run_follows_it():
 def test_a_task_of_a_run_follows_it(monkeypatch):
     config, seen = tiny.tiny_config(), []
     config.preprocess.filter = "bicubic"
-    monkeypatch.setitem(evaluators.KINDS, "zero_shot", lambda setting, name: seen.append(setting.transform))
-    evaluators.on_set(config, "zero_shot:stickers")
+    config.evaluators = {"zero_shot:stickers": {}}
+    kind = Kind(lambda setting, name: seen.append(setting.transform), lambda kind, name, sets: [name], "", "")
+    monkeypatch.setitem(tasks.KINDS, "zero_shot", kind)
+    evaluation.build_all(None, config)
     assert seen == [(32, 32, "bicubic", "shorter_side", "upright")]
 
 

@@ -373,7 +373,7 @@ def test_the_objects_of_segmentation_are_those_of_detection_and_of_the_figure_io
         for values, shape in zip(runs, detected["shapes"])
     ]
     np.testing.assert_array_equal(scene["mask"], np.any(masks, axis=0))
-    np.testing.assert_array_equal(scene["mask"], scene["segmentation"] > 0)  # `evaluation.patch_probe.over_figure`
+    np.testing.assert_array_equal(scene["mask"], scene["segmentation"] > 0)  # as `over_figure` has it
     assert open_stickers("objects", "val", 64).classes[1:] == detection_stickers.LABELS["objects"]
 
 

@@ -22,10 +22,11 @@ import detailclip_jax  # noqa: E402
 from detailclip_jax import import_torch  # noqa: E402
 from detailclip_jax.data.tokenizer import Tokenizer  # noqa: E402
 from detailclip_jax.evaluation import Sets  # noqa: E402
-from detailclip_jax.evaluation.bench import Bench  # noqa: E402
 from detailclip_jax.evaluation.classification import matrix_metrics  # noqa: E402
+from detailclip_jax.evaluation.embedder import Embedder  # noqa: E402
+from detailclip_jax.evaluation.evaluator import Setting  # noqa: E402
 from detailclip_jax.evaluation.protocols import slip  # noqa: E402
-from detailclip_jax.evaluation.tasks import KINDS, Setting  # noqa: E402
+from detailclip_jax.evaluation.tasks import KINDS  # noqa: E402
 
 SIZE, BATCH = 32, 16
 # bicubic resizing is open_clip's own default, and is not stated here
@@ -104,24 +105,24 @@ def class_tree(root, names, num=63):
         (root / names[label] / f"{i:03d}.{form}").write_bytes(data)
 
 
-def bench_of(both):
-    return Bench(both.ours.encode, both.ours.params, Tokenizer(77), batch_size=BATCH)
+def embedder_of(both):
+    return Embedder(both.ours.encode, Tokenizer(77), batch_size=BATCH)
 
 
 def prepared(both, root, kind, name, protocol="clip_benchmark"):
-    return KINDS[kind](Setting(Sets(root, SIZE), both.ours.transform, protocol), name)
+    return KINDS[kind].build(Setting(embedder_of(both), Sets(root, SIZE), both.ours.transform, protocol), name)
 
 
 def assert_equal(both, task, loader, names, templates):
     """Accuracies, and the scores of every sample."""
-    model, tokenizer, bench = both.model, both.tokenizer, bench_of(both)
+    model, tokenizer, embedder = both.model, both.tokenizer, embedder_of(both)
     theirs = classification.evaluate(model, loader, tokenizer, names, templates, "cpu", amp=False)
-    found = dict(task.measure(bench))
+    found = dict(task.run(both.ours.params))
     assert found["top1"] == pytest.approx(theirs["acc1"], abs=1e-9)
     assert 0 < theirs["acc1"] < 1 and found["top1"].n == len(task.data.source)
     classifier = classification.zero_shot_classifier(model, tokenizer, names, templates, "cpu", amp=False)
     logits, labels = classification.run_classification(model, classifier, loader, "cpu", amp=False)
-    images = bench.images(task.data, both.ours.transform)
+    images = embedder.images(both.ours.params, task.data, both.ours.transform)
     scores = 100 * images.features @ classifier.numpy()
     np.testing.assert_array_equal(images.labels, labels)
     np.testing.assert_allclose(scores, logits, atol=5e-4)
@@ -205,7 +206,7 @@ def test_retrieval(tmp_path, both):
     )
     loader = torch.utils.data.DataLoader(data.batched(BATCH), batch_size=None)
     theirs = package_retrieval.evaluate(both.model, loader, both.tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10])
-    found = dict(prepared(both, tmp_path, "retrieval", "flickr30k").measure(bench_of(both)))
+    found = dict(prepared(both, tmp_path, "retrieval", "flickr30k").run(both.ours.params))
     for k in (1, 5, 10):
         assert found[f"image_to_text_r{k}"] == pytest.approx(theirs[f"text_retrieval_recall@{k}"], abs=1e-6)
         assert found[f"text_to_image_r{k}"] == pytest.approx(theirs[f"image_retrieval_recall@{k}"], abs=1e-6)

@@ -19,7 +19,7 @@ from detailclip_jax.dense import set_examples
 from detailclip_jax.dense.segmentation import segmentation_sets
 from detailclip_jax.dense.segmentation.index_masks import IGNORE
 from detailclip_jax.evaluation import Sets, published, readout_scores, readout_sets, readout_setups, tasks
-from detailclip_jax.evaluation.readout_sets import open_dense, spelled_out, split_name
+from detailclip_jax.evaluation.readout_sets import open_readout_set, spelled_out, split_name
 from detailclip_jax.evaluation.readout_setups import setup
 from detailclip_jax.inference.readout_maps import PIPELINES, Pipeline, layout, resized
 from detailclip_jax.models.readouts import READOUTS
@@ -278,13 +278,13 @@ def test_labels_of_the_sets_on_disk(tmp_path):
     }
     sets, marks = Sets(tmp_path), set()
     for name, (labels, first) in expected.items():
-        data = open_dense(name, sets)
+        data = open_readout_set(name, sets)
         np.testing.assert_array_equal(data.source[0]["mask"], [labels], err_msg=name)
         assert data.classes[0] == first and len(data.classes) == int("".join(filter(str.isdigit, name)) or 81)
         marks.add(data.fingerprint)
     assert len(marks) == len(expected)
     with pytest.raises(MissingData, match=r"ade150 is not in .*ade20k, .*ADEChallengeData2016"):
-        open_dense("ade150", sets)
+        open_readout_set("ade150", sets)
 
 
 def test_links_out_of_a_set_are_refused_unless_the_evaluation_follows_them(tmp_path):
@@ -302,9 +302,9 @@ def test_links_out_of_a_set_are_refused_unless_the_evaluation_follows_them(tmp_p
         (masks / "a.png").symlink_to(away / "a.png")
     for name in ("ade150", f"folder:{mine}"):
         with pytest.raises(MissingData) as error:
-            open_dense(name, Sets(tmp_path / "data"))
+            open_readout_set(name, Sets(tmp_path / "data"))
         check_names(error.value, "2 files", "unsafe link", "a.jpg", "--follow-links")
-        followed = open_dense(name, Sets(tmp_path / "data", follow_links=True))
+        followed = open_readout_set(name, Sets(tmp_path / "data", follow_links=True))
         assert followed.source[0]["mask"].shape == (1, 4)
 
 
@@ -315,15 +315,15 @@ def test_links_are_refused_only_among_the_examples_that_are_measured(tmp_path):
         write_pair(images / f"{name}.jpg", masks / f"{name}.png", [[0, 1, 2, 3]])
     (images / "b.jpg").rename(tmp_path / "b.jpg")
     (images / "b.jpg").symlink_to(tmp_path / "b.jpg")
-    data = open_dense("ade150", Sets(tmp_path, num_examples=2))
+    data = open_readout_set("ade150", Sets(tmp_path, num_examples=2))
     assert [data.source[number]["key"] for number in range(2)] == ["ade20k/a.jpg", "ade20k/c.jpg"]
     with pytest.raises(MissingData) as error:
-        open_dense("ade150", Sets(tmp_path, num_examples=3))
+        open_readout_set("ade150", Sets(tmp_path, num_examples=3))
     check_names(error.value, "1 file ", "unsafe link", "b.jpg", "--follow-links")
 
 
 def test_stickers_are_scenes_of_nouns_without_background():
-    data = open_dense("stickers", Sets(image_size=32, num_examples=3))
+    data = open_readout_set("stickers", Sets(image_size=32, num_examples=3))
     assert len(data.source) == 3 and len(data.classes) == len(zero_shot_prompts()) and data.expected is None
     scene = data.source[0]
     assert set(np.unique(scene["mask"])) == {IGNORE, *scene["nouns"].tolist()}

@@ -3,6 +3,7 @@
 import json
 import shutil
 from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import numpy as np
@@ -11,10 +12,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from detailclip_jax.config import default
+from detailclip_jax.data.labelled import LabelledSet
+from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.data.stickers import sprites
 from detailclip_jax.data.stickers.nouns import NOUNS
-from detailclip_jax.data.stickers.scene_captions import prompts
 from detailclip_jax.data.stickers.scene_source import Stickers
 from detailclip_jax.evaluation import (
     EVALUATORS,
@@ -23,17 +25,17 @@ from detailclip_jax.evaluation import (
     build_all,
     comparison,
     evaluation_sets,
-    evaluators,
     metrics,
     run,
     run_all,
+    run_evaluators,
     run_report,
-    sticker_scores,
 )
-from detailclip_jax.evaluation.kept_objects import KeptObjects, touched
-from detailclip_jax.evaluation.retrieval import Retrieval
-from detailclip_jax.evaluation.zero_shot import ZeroShot
-from detailclip_jax.methods import masking
+from detailclip_jax.evaluation.embedder import Embedder
+from detailclip_jax.evaluation.evaluator import Setting
+from detailclip_jax.evaluation.kept_objects import shares, touched
+from detailclip_jax.evaluation.retrieval import on_pairs, recalls
+from detailclip_jax.evaluation.zero_shot import zero_shot
 from detailclip_jax.models import sizes
 from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.training import experiment
@@ -72,22 +74,25 @@ def fake_tokenize(texts):
     return np.array([[WORDS.index(text.split()[-1])] for text in texts], np.int32)
 
 
-def fake_batches(labels, batch_size=4):
-    """Images whose first pixel is their label, filled up with images of a class that does not occur."""
-    for start in range(0, len(labels), batch_size):
-        rows = labels[start : start + batch_size]
-        image = np.full((batch_size, SIZE, SIZE, 3), NUM_CLASSES - 1, np.uint8)
-        image[: len(rows)] = np.array(rows, np.uint8)[:, None, None, None]
-        label = np.full(batch_size, -1, np.int32)
-        label[: len(rows)] = rows
-        yield {"image": image, "label": label, "valid": np.arange(batch_size) < len(rows)}
+def fake_set(labels, captions=None):
+    """Images whose first pixel is their label, and prompts of two templates."""
+    images = [np.full((SIZE, SIZE, 3), label, np.uint8) for label in labels]
+    source = [
+        {"image": image, "label": label, "captions": captions[i] if captions else (), "key": ""}
+        for i, (image, label) in enumerate(zip(images, labels))
+    ]
+    return LabelledSet("fake", source, tuple(WORDS), "f", None, ("a {c}", "a drawing of a {c}"))
+
+
+def setting_of(encode, data=None, batch_size=4, **options):
+    sets = SimpleNamespace(labelled=lambda name: data)
+    return Setting(Embedder(encode, fake_tokenize, batch_size=batch_size), sets, Transform(SIZE, SIZE), **options)
 
 
 def test_zero_shot_of_a_seer_and_of_one_who_is_off_by_one():
-    labels, encode = [0, 1, 2, 3, 4, 0, 1, 2, 3, 0], Fake()
-    prompts = [[f"a {word}", f"a drawing of a {word}"] for word in WORDS]
-    batches = list(fake_batches(labels))
-    evaluator = ZeroShot(encode, batches=batches, prompts=prompts, tokenize=fake_tokenize, top=(1, 6), batch_size=5)
+    encode = Fake()
+    setting = setting_of(encode, fake_set([0, 1, 2, 3, 4, 0, 1, 2, 3, 0]), top=(1, 6))
+    evaluator = zero_shot(setting, "fake")
     results = dict(evaluator.run({"shift": 0}))
     assert results == {"top1": 1.0, "top6": 1.0}
     assert (results["top1"].n, results["top1"].chance, results["top6"].chance) == (10, 1 / 6, 1.0)
@@ -95,24 +100,20 @@ def test_zero_shot_of_a_seer_and_of_one_who_is_off_by_one():
     assert sorted(encode.traces) == ["image", "text"]
 
 
-def test_zero_shot_of_parts_of_the_examples():
-    labels, prompts = [0, 0, 1, 1, 2, 3, 3, 3, 4, 0], [[f"a {word}"] for word in WORDS]
-    shown = [{**batch, "image": batch["image"].copy()} for batch in fake_batches(labels)]
-    shown[1]["image"][0] = 0  # example 4 looks like another class
-    subsets = {"top1_even": slice(0, None, 2), "top1_odd": slice(1, None, 2), "top1_none": slice(10, None)}
-    evaluator = ZeroShot(Fake(), batches=shown, prompts=prompts, tokenize=fake_tokenize, top=(1,), subsets=subsets)
-    results = dict(evaluator.run({"shift": 0}))
-    assert results == {"top1": 0.9, "top1_even": 0.8, "top1_odd": 1.0}
-    assert (results["top1_even"].n, results["top1_even"].chance) == (5, 1 / 6)
+def test_zero_shot_of_drawings_on_white_has_the_accuracy_of_each_size():
+    data = fake_set([0, 0, 1, 1, 2, 3, 3, 3, 4, 0])._replace(name="stickers_white")
+    data.source[4]["image"][:] = 0  # example 4 looks like another class
+    prompts = lambda: [(f"a {word}",) for word in WORDS]
+    with mock.patch("detailclip_jax.evaluation.zero_shot.zero_shot_prompts", prompts):
+        results = dict(zero_shot(setting_of(Fake(), data, top=(1,)), "stickers_white").run({"shift": 0}))
+    assert results == {"top1": 0.9, "top1_25": pytest.approx(2 / 3), "top1_50": 1.0, "top1_75": 1.0, "top1_95": 1.0}
+    assert (results["top1_25"].n, results["top1_25"].chance) == (3, 1 / 6)
 
 
 def test_retrieval_counts_equal_captions_as_right():
-    labels, encode = [0, 1, 1, 2], Fake()
-    captions = [("a frog", "the frog"), ("a bus",), ("a bus",), ("a kite", "two kite")]
-    evaluator = Retrieval(
-        encode, batches=list(fake_batches(labels, 3)), captions=captions, tokenize=fake_tokenize, batch_size=4
-    )
-    results = dict(evaluator.run({"shift": 0}))
+    captions, encode = [("a frog", "the frog"), ("a bus",), ("a bus",), ("a kite", "two kite")], Fake()
+    data = fake_set([0, 1, 1, 2], captions)
+    results = dict(on_pairs(setting_of(encode, batch_size=3), data, "").run({"shift": 0}))
     assert set(results.values()) == {1.0}
     assert results["image_to_text_r1"].n == 4 and results["text_to_image_r1"].n == 6
     assert results["image_to_text_r1"].chance == pytest.approx(2 / 6)  # two right captions of six for every image
@@ -121,9 +122,8 @@ def test_retrieval_counts_equal_captions_as_right():
 
 
 def test_retrieval_refuses_captions_of_other_images():
-    evaluator = Retrieval(Fake(), batches=list(fake_batches([0, 1])), captions=[("a frog",)], tokenize=fake_tokenize)
     with pytest.raises(ValueError, match="2 images, but captions for 1"):
-        list(evaluator.run({"shift": 0}))
+        list(recalls(np.eye(2), np.eye(2)[:1], [("a frog",)], (1,)))
 
 
 def test_kept_objects_of_attention_on_objects_and_off_them():
@@ -139,16 +139,14 @@ def test_kept_objects_of_attention_on_objects_and_off_them():
         "segmentation": pixels[..., 0],
         "valid": np.array([True, True, False]),
     }
-    evaluator = KeptObjects(Fake(), batches=[batch], rule=masking.RemovalRule(side=4))
-    kept = dict(evaluator.run({"sign": 1.0}))["share"]
+    kept = dict(shares(Fake(), {"sign": 1.0}, [batch]))["share"]
     assert (kept, kept.chance, kept.n) == (0.5, 0.25, 2)
-    assert dict(evaluator.run({"sign": -1.0}))["share"] == 0.0
+    assert dict(shares(Fake(), {"sign": -1.0}, [batch]))["share"] == 0.0
 
 
 def test_nothing_to_evaluate_is_an_error():
-    evaluator = ZeroShot(Fake(), batches=[], prompts=[["a frog"]], tokenize=fake_tokenize)
     with pytest.raises(Unmeasurable, match="no example"):
-        list(evaluator.run({"shift": 0}))
+        list(zero_shot(setting_of(Fake(), fake_set([])), "fake").run({"shift": 0}))
 
 
 def results():
@@ -236,32 +234,30 @@ def no_fonts(monkeypatch, tmp_path):
     sprites.sprites.cache_clear()
 
 
-def test_without_another_artists_font_its_line_is_left_out_with_the_reason(tmp_path, no_fonts, monkeypatch):
+def test_without_another_artists_font_its_line_is_left_out_with_the_reason(tmp_path, no_fonts):
     few = {name: {"num_scenes": 3} for name in EVALUATORS}
-    with monkeypatch.context() as patched:  # all evaluators with all their scenes would take a while
-        patched.setattr(evaluators, "_build", lambda *_: SimpleNamespace(needs=(), run=iter))
-        assert set(build_all(Fake(), sticker_config())) == {*EVALUATORS} - {"other_drawings"}
+    assert set(build_all(Fake(), sticker_config())) == {*EVALUATORS} - {"other_drawings"}
     text = run_report.write(
         tmp_path, {f"{name}/student/x": 0.5 for name in few if name != "other_drawings"}, sticker_config(), 1
     )
     assert "lacks their networks" not in text
     assert "Not measured: top-1, other artists' drawings: style 'noto' needs NotoColorEmoji.ttf" in text
-    for make in (lambda config: build_all(Fake(), config), evaluators.check):
+    for make in (lambda config: build_all(Fake(), config), run_evaluators.check):
         with pytest.raises(MissingData, match="apt-get install fonts-noto-color-emoji"):
             make(sticker_config(**few))  # asked for by name
 
 
 def test_drawings_on_white_come_in_every_size_and_have_their_lines(tmp_path):
-    options = sticker_scores.on_white(sticker_config(), num_scenes=8)
-    (batch,) = options["batches"]
-    seen = batch["instances"] > 0
-    sides = np.maximum(seen.any(1).sum(1), seen.any(2).sum(1)) / 64
-    assert list(options["subsets"]) == ["top1_25", "top1_50", "top1_75", "top1_95"]
-    for rows, side in zip(options["subsets"].values(), (0.25, 0.5, 0.75, 0.95)):
-        np.testing.assert_allclose(sides[rows], side, atol=0.05)
-    assert (batch["image"][batch["instances"] == 0] > 250).mean() > 0.5
-    found = {f"on_white/student/{name}": 0.5 for name in ("top1", *options["subsets"])}
-    text = run_report.write(tmp_path, found, sticker_config(on_white={}), step=1)
+    evaluator = build_all(Fake(), sticker_config(on_white={"num_scenes": 8}))["on_white"]
+    shown = [evaluator.data.source.source[i] for i in range(8)]
+    for scene, side in zip(shown, 2 * (0.25, 0.5, 0.75, 0.95)):
+        seen = scene["instances"] > 0
+        assert max(seen.any(1).sum(), seen.any(0).sum()) / 80 == pytest.approx(side, abs=0.05)
+        assert (scene["image"][~seen] > 250).mean() > 0.5
+    names = ("top1", "top1_25", "top1_50", "top1_75", "top1_95")
+    text = run_report.write(
+        tmp_path, {f"on_white/student/{name}": 0.5 for name in names}, sticker_config(on_white={}), 1
+    )
     rows = ("zero-shot top-1, on white", "on white, 25 % of the side", "on white, 95 % of the side")
     assert all(f"| {row} " in text for row in rows) and "On white: one unchanged" in text
 
@@ -278,7 +274,7 @@ def test_stickers_without_named_evaluators_get_them_all_and_other_data_none(draw
     with config.unlocked():
         config.data.source = "records"
     assert build_all(Fake(), config) == {}
-    assert list(evaluators.plan(sticker_config())) == list(EVALUATORS)
+    assert list(run_evaluators.plan(sticker_config())) == list(EVALUATORS)
     few = {name: {"num_scenes": 3} for name in EVALUATORS}
     few["other_drawings"]["style"] = drawings
     assert list(build_all(Fake(), sticker_config(**few))) == list(EVALUATORS)
@@ -322,23 +318,17 @@ def test_patches_that_touch_an_object_equal_a_loop():
     assert touched(segmentation.astype(np.uint8), 4).tolist() == expected
 
 
-def test_the_options_on_stickers_are_of_held_out_scenes():
-    config = sticker_config()
-    alone, pairs = sticker_scores.zero_shot(config, num_scenes=5), sticker_scores.retrieval(config, num_scenes=4)
-    (batch,) = alone["batches"]
-    assert batch["image"].shape == (5, 64, 64, 3) and batch["valid"].all() and len(alone["prompts"]) == 96
-    scenes = sticker_scores.scenes(config, "held_out_scenes", 5, single_object=True)
-    shown = [scenes[i]["nouns"].tolist() for i in range(5)]
-    assert [alone["prompts"][label] for label in batch["label"]] == [prompts(noun) for (noun,) in shown]
-    paired = sticker_scores.scenes(config, "held_out_pairs", 4)
-    assert pairs["captions"] == [paired[i]["captions"] for i in range(4)]
-
-
-@pytest.mark.parametrize("ratio, granularity", [(0.75, "patch"), (0.5, "cell2x2")])
-def test_methods_that_remove_more_or_by_cells_are_judged_by_one_rule(ratio, granularity):
-    config = sticker_config()
-    config.masking.ratio, config.masking.granularity = ratio, granularity
-    assert sticker_scores.kept_objects(config, num_scenes=2)["rule"].num_kept == 64 // 2
+def test_the_evaluators_of_a_run_on_stickers_see_held_out_scenes():
+    few = {"zero_shot": {"num_scenes": 5}, "retrieval": {"num_scenes": 4}}
+    found = build_all(Fake(), sticker_config(**few))
+    alone, pairs = (found[name].data for name in few)
+    scenes = Stickers("held_out_scenes", 80, 5, single_object=True)
+    assert len(alone.source) == 5 and len(alone.classes) == 96
+    for i in range(5):
+        np.testing.assert_array_equal(alone.source[i]["image"], scenes[i]["image"])
+        assert alone.source[i]["label"] == scenes[i]["nouns"][0]
+    paired = Stickers("held_out_pairs", 80, 4)
+    assert [pairs.source[i]["captions"] for i in range(4)] == [paired[i]["captions"] for i in range(4)]
 
 
 @pytest.mark.check

@@ -33,10 +33,18 @@ from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.data.stickers import sprites
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.dense import paper
-from detailclip_jax.evaluation import bench, evaluators, image_batches, metrics, results, runner, subject, tasks
-from detailclip_jax.evaluation.cache import Cache
-from detailclip_jax.evaluation.evaluators import all_weights, check, plan, run_all
+from detailclip_jax.evaluation import (
+    evaluator,
+    image_batches,
+    metrics,
+    results,
+    runner,
+    subject,
+    tasks,
+)
+from detailclip_jax.evaluation.embedder import Embedder, Store
 from detailclip_jax.evaluation.retrieval import retrieval_metrics
+from detailclip_jax.evaluation.run_evaluators import all_weights, check, plan, run_all
 from detailclip_jax.inference import batching
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models import towers
@@ -62,7 +70,7 @@ def test_a_label_without_a_class_fails_and_is_not_left_out(label):
     source = [{"image": image, "label": each, "captions": (), "key": ""} for each in (0, label, 1)]
     data = labelled.LabelledSet("animals", source, ("cat", "dog"), "", None)
     with pytest.raises(Unmeasurable, match=f"animals has 2 classes, but example 1 has the label {label}"):
-        bench.Bench(Flat, {}, Tokenizer(8), batch_size=2).images(data, image_batches.Transform(8, 8))
+        Embedder(Flat, Tokenizer(8), batch_size=2).images({}, data, image_batches.Transform(8, 8))
 
 
 # batches over a mesh
@@ -292,8 +300,9 @@ def test_images_that_are_readable_again_are_embedded(tmp_path):
     data = labelled.LabelledSet("greys", source, (), "f", None)
 
     def measured():
-        asked = bench.Bench(Flat, {}, Tokenizer(8), digest="d", cache=Cache(tmp_path), batch_size=4)
-        return asked.images(data, image_batches.Transform(8, 8)), asked
+        store = Store(tmp_path)
+        asked = Embedder(Flat, Tokenizer(8), digest_of=lambda params: "d", store=store, batch_size=4)
+        return asked.images({}, data, image_batches.Transform(8, 8)), asked
 
     for _ in range(2):
         found, asked = measured()
@@ -307,22 +316,22 @@ def test_images_that_are_readable_again_are_embedded(tmp_path):
 
 
 def test_the_cache_makes_once_and_again_where_the_file_is_damaged(tmp_path):
-    cache, made = Cache(tmp_path), []
+    store, made = Store(tmp_path), []
 
     def make():
         made.append(1)
         return {"features": np.arange(3.0), "names": np.array(["a", "ü"])}
 
     for _ in range(2):
-        found = cache.get({"weights": "a", "size": 3}, make)
+        found = store.get({"weights": "a", "size": 3}, make)
         assert found["features"].tolist() == [0, 1, 2] and found["names"].tolist() == ["a", "ü"]
     assert len(made) == 1
-    cache.get({"weights": "b", "size": 3}, make)
+    store.get({"weights": "b", "size": 3}, make)
     assert len(made) == 2 and len(list(tmp_path.iterdir())) == 2
     for file in tmp_path.iterdir():
         file.write_bytes(file.read_bytes()[:50])
-    cache.get({"weights": "a", "size": 3}, make)
-    cache.get({"weights": "a", "size": 3}, make)
+    store.get({"weights": "a", "size": 3}, make)
+    store.get({"weights": "a", "size": 3}, make)
     assert len(made) == 3 and not list(tmp_path.glob("*.partial"))
 
 
@@ -482,16 +491,6 @@ def test_a_limit_of_the_evaluated_examples_leaves_the_training_split_whole(tmp_p
     assert text.count(said) == (2 if limits else 0)
 
 
-def test_a_limit_of_the_evaluated_scenes_leaves_those_of_the_fit():
-    assert tasks.few_scenes(evaluation.Sets(num_examples=20), fitted=True) == {
-        "num_scenes": 20,
-        "num_train_scenes": 500,
-    }
-    both = evaluation.Sets(num_examples=20, num_train_examples=30)
-    assert tasks.few_scenes(both, fitted=True) == {"num_scenes": 20, "num_train_scenes": 30}
-    assert tasks.few_scenes(both, fitted=False) == {"num_scenes": 20}
-
-
 @pytest.mark.parametrize(
     ("kind", "scenes", "limits"),
     [
@@ -508,7 +507,8 @@ def test_a_task_on_scenes_is_identified_by_the_scenes_that_it_draws(kind, scenes
 
     def data_of(**limits):
         sets = evaluation.Sets(image_size=64, **limits)
-        return tasks.KINDS[kind](tasks.Setting(sets, transform_of(config), config=config), "stickers").data
+        setting = evaluator.Setting(Embedder(None, Tokenizer(8)), sets, transform_of(config), config=config)
+        return tasks.KINDS[kind].build(setting, "stickers").data
 
     usual, limited = data_of(), data_of(**limits)
     assert (len(usual.source), usual.expected) == (scenes, scenes)
@@ -586,13 +586,13 @@ def test_a_run_evaluates_any_task_without_compiling_again(tmp_path):
 
 def test_the_report_of_a_run_tells_sets_apart(tmp_path):
     scores = {"zero_shot/student/top1": 0.5, "zero_shot:pets/student/top1": 0.25}
-    text = evaluation.report.write(tmp_path, scores, config_with({"zero_shot": {}}), step=3)
+    text = evaluation.run_report.write(tmp_path, scores, config_with({"zero_shot": {}}), step=3)
     assert "| zero-shot top-1     |    50.0 |" in text and "| zero_shot:pets top1 |    25.0 |" in text
 
 
 def test_the_documented_evaluator_runs_on_a_real_method():
     """The lines of the module's docstring, as they stand there; the mean over patches is easily known."""
-    text = evaluators.__doc__.split("    class MeanAttention")[1].split("    mine = ")[0]
+    text = evaluator.__doc__.split("    class MeanAttention")[1].split("    mine = ")[0]
     names = {"batching": batching}
     exec(textwrap.dedent("    class MeanAttention" + text), names)
     built, variables, _ = variables_of("detailclip")

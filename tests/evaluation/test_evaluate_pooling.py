@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,26 +13,26 @@ from PIL import Image
 from tiny import noise_state, tiny_config, tiny_experiment
 
 from detailclip_jax import methods
+from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.preprocessing import Transform, transform_of
 from detailclip_jax.data.sources import write_records
-from detailclip_jax.evaluation import held_out_scores, results, run_report
-from detailclip_jax.evaluation.bench import Bench
+from detailclip_jax.evaluation import held_out_pairs, results, run_report
 from detailclip_jax.evaluation.classification import matrix_metrics, zero_shot_metrics
+from detailclip_jax.evaluation.embedder import Embedder
 from detailclip_jax.evaluation.evaluation_sets import Sets
-from detailclip_jax.evaluation.evaluators import OnSet
-from detailclip_jax.evaluation.image_batches import ImageBatches, captions_at
-from detailclip_jax.evaluation.metrics import class_embeddings, normalise
-from detailclip_jax.evaluation.pooling import class_texts, pooled_scores, pools_images
-from detailclip_jax.evaluation.retrieval import Retrieval, pooled_retrieval_metrics, retrieval_metrics
-from detailclip_jax.evaluation.tasks import KINDS, Setting
-from detailclip_jax.evaluation.zero_shot import ZeroShot
-from detailclip_jax.inference.batching import valid_rows
+from detailclip_jax.evaluation.evaluator import Setting
+from detailclip_jax.evaluation.image_batches import captions_at
+from detailclip_jax.evaluation.metrics import class_embeddings, class_texts, normalise
+from detailclip_jax.evaluation.retrieval import on_pairs, pooled_retrieval_metrics, retrieval_metrics
+from detailclip_jax.evaluation.tasks import KINDS
+from detailclip_jax.evaluation.zero_shot import zero_shot
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.runtime.errors import Unmeasurable
 
 NUM, SIZE, TEXT = 5, 32, 12
+SQUARE = Transform(SIZE, SIZE)
 
 
 def tokenize(texts):
@@ -42,15 +43,26 @@ def tokenize(texts):
     return rows
 
 
-class Batches:
-    """Five images in batches of four."""
+@functools.cache
+def five_images():
+    """Five images of two classes, "1" and "3"; image i has the captions 2i and 2i + 1."""
+    images = np.random.default_rng(0).integers(0, 256, (NUM, SIZE, SIZE, 3), np.uint8)
+    rows = zip(images, (0, 1, 0, 1, 0))
+    source = [
+        {"image": image, "label": label, "captions": (str(2 * i), str(2 * i + 1)), "key": ""}
+        for i, (image, label) in enumerate(rows)
+    ]
+    return LabelledSet("noise", source, ("1", "3"), "f", None, ("{c}",))
 
-    def __iter__(self):
-        images = np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3), np.uint8)
-        label = np.array([0, 1, 0, 1, 0, 0, 0, 0])
-        for start, count in ((0, 4), (4, 1)):
-            rows = slice(start, start + 4)
-            yield {"image": images[rows], "label": label[rows], "valid": valid_rows(count, 4)}
+
+def setting_of(encode, **options):
+    sets = SimpleNamespace(labelled=lambda name: five_images())
+    return Setting(Embedder(encode, tokenize, batch_size=4), sets, SQUARE, **options)
+
+
+def pooled_scores(encode, params, raw):
+    embedder, data = Embedder(encode, tokenize, batch_size=4), five_images()
+    return embedder.pooled(params, data, SQUARE, raw, embedder.images(params, data, SQUARE))
 
 
 @functools.cache
@@ -62,7 +74,7 @@ def flair():
 def oracle(texts):
     """Cosines of each text with each image pooled by it, one pair at a time."""
     _, params = flair()
-    images = np.concatenate([batch["image"][batch["valid"]] for batch in Batches()])
+    images = np.stack([example["image"] for example in five_images().source])
     patches, scores = np.asarray(image_patches(params, images)), np.zeros((NUM, len(texts)))
     for i, j in np.ndindex(*scores.shape):
         pooled = np.asarray(pool_of_a_pair(params, texts[j][None, None], patches[i : i + 1]))[0, 0]
@@ -85,8 +97,9 @@ def pool_of_a_pair(params, text, patches):
 def test_scores_are_cosines_with_the_pooled_image():
     exp, params = flair()
     raw = np.asarray(exp.encode.raw_text(params, tokenize(["1", "2", "3"])))
-    assert pools_images(exp.encode) and not pools_images(tiny_experiment("clip").encode)
-    np.testing.assert_allclose(pooled_scores(exp.encode, params, Batches(), raw), oracle(raw), rtol=1e-4, atol=1e-5)
+    encoders = exp.encode, tiny_experiment("clip").encode
+    assert [Embedder(encode, tokenize).pools_images for encode in encoders] == [True, False]
+    np.testing.assert_allclose(pooled_scores(exp.encode, params, raw), oracle(raw), rtol=1e-4, atol=1e-5)
 
 
 def test_texts_are_copied_to_the_device_once_for_all_batches():
@@ -96,13 +109,15 @@ def test_texts_are_copied_to_the_device_once_for_all_batches():
     class Encode:
         """Notes the texts of each batch."""
 
+        image = exp.encode.image
+
         def pooled(self, params, images, texts):
             given.append(texts)
             return exp.encode.pooled(params, images, texts)
 
     for weights in (params, jax.device_get(params)):
         given.clear()
-        pooled_scores(Encode(), weights, Batches(), raw)
+        pooled_scores(Encode(), weights, raw)
         first, second = given
         assert isinstance(first, jax.Array) and first is second
 
@@ -110,9 +125,8 @@ def test_texts_are_copied_to_the_device_once_for_all_batches():
 @pytest.mark.check
 def test_retrieval_ranks_by_the_pooled_image_and_then_by_the_class_token():
     exp, params = flair()
-    captions = [[str(2 * i), str(2 * i + 1)] for i in range(NUM)]
-    evaluator = Retrieval(exp.encode, batches=Batches(), captions=captions, tokenize=tokenize, top=(1, 2), batch_size=4)
-    found = dict(evaluator.run(params))
+    captions = [example["captions"] for example in five_images().source]
+    found = dict(on_pairs(setting_of(exp.encode, top=(1, 2)), five_images(), "").run(params))
     flat = tokenize([caption for own in captions for caption in own])
     scores = oracle(np.asarray(exp.encode.raw_text(params, flat)))
     expected = dict(pooled_retrieval_metrics(scores, captions, (1, 2)))
@@ -150,10 +164,10 @@ def test_a_method_s_own_score_ranks_its_images_and_texts(monkeypatch):
     score = lambda net, pixels, texts: -l2_normalise(net.embed_image(pixels)) @ l2_normalise(texts).T
     monkeypatch.setitem(methods.METHODS, "clip", lambda config: dataclasses.replace(build(config), score=score))
     encode = encoders(exp.model, exp.config)
-    assert pools_images(encode) and not pools_images(exp.encode)
+    assert Embedder(encode, tokenize).pools_images and not Embedder(exp.encode, tokenize).pools_images
     raw = np.asarray(encode.raw_text(params, tokenize(["1", "2", "3"])))
-    images = np.concatenate([encode.image(params, batch["image"])[batch["valid"]] for batch in Batches()])
-    found = pooled_scores(encode, params, Batches(), raw)
+    images = np.asarray(encode.image(params, np.stack([example["image"] for example in five_images().source])))
+    found = pooled_scores(encode, params, raw)
     np.testing.assert_allclose(found, -images @ normalise(raw).T, rtol=1e-4, atol=1e-6)
 
 
@@ -169,22 +183,18 @@ def test_pairs_held_out_of_training_are_ranked_as_those_of_the_evaluator_retriev
     write_records(tmp_path, numbered_images(100))
     (exp, params), config = flair(), tiny_config("flair")
     config.data.source, config.data.path, config.data.held_out = "records", str(tmp_path), 1000
-    options = held_out_scores.retrieval(config, batch_size=4) | {"tokenize": tokenize}
-    found, source = dict(OnSet(exp.encode, **options).run(params)), held_out_scores.find(config).source
-    captions = [source[index]["captions"] for index in range(len(source))]
-    batches = ImageBatches(source, transform_of(config), 4)
-    expected = dict(Retrieval(exp.encode, batches=batches, captions=captions, tokenize=tokenize).run(params))
-    assert len(captions) == 8 and {"image_to_text_r1", "cls_image_to_text_r1"} <= set(found)
-    assert found == expected
+    setting = Setting(Embedder(exp.encode, tokenize, batch_size=4), Sets(), transform_of(config), "slip", config)
+    found, source = dict(held_out_pairs.retrieval(setting).run(params)), held_out_pairs.find(config).source
+    pairs = LabelledSet("pairs", source, (), "f", None)
+    assert len(source) == 8 and {"image_to_text_r1", "cls_image_to_text_r1"} <= set(found)
+    assert found == dict(on_pairs(setting, pairs, "").run(params))
 
 
 def test_classes_are_ranked_by_the_class_token_and_by_the_pooled_image():
     exp, params = flair()
-    prompts = [["1", "2"], ["3"]]
-    evaluator = ZeroShot(exp.encode, batches=Batches(), prompts=prompts, tokenize=tokenize, top=(1,), batch_size=4)
-    found = dict(evaluator.run(params))
-    raw = np.asarray(exp.encode.raw_text(params, tokenize(["1", "2", "3"])))
-    scores = oracle(class_texts(raw, np.array([0, 0, 1]), 2))
+    found = dict(zero_shot(setting_of(exp.encode, top=(1,)), "noise").run(params))
+    raw = np.asarray(exp.encode.raw_text(params, tokenize(["1", "3"])))
+    scores = oracle(class_texts(raw, np.array([0, 1]), 2))
     hits = [scores[i].argmax() == label for i, label in enumerate([0, 1, 0, 1, 0])]
     assert set(found) == {"top1", "pooled_top1"}
     np.testing.assert_allclose(found["pooled_top1"], np.mean(hits))
@@ -195,31 +205,32 @@ def test_tasks_of_the_command_measure_the_same_scores():
     exp, params = flair()
     sizes = sum(map(ord, "scenes"))  # any text becomes a number
     number = lambda texts: tokenize([str(sum(map(ord, text)) + sizes) for text in texts])
-    bench = Bench(exp.encode, params, number, batch_size=4)
-    setting = Setting(Sets("data", SIZE, num_examples=6), Transform(SIZE, SIZE, "bilinear"))
-    found = dict(KINDS["zero_shot"](setting, "stickers").measure(bench))
+    embedder = Embedder(exp.encode, number, batch_size=4)
+    setting = Setting(embedder, Sets("data", SIZE, num_examples=6), Transform(SIZE, SIZE, "bilinear"))
+    found = dict(KINDS["zero_shot"].build(setting, "stickers").run(params))
     assert set(found) == {"top1", "top5", "pooled_top1", "pooled_top5"}
-    task = KINDS["retrieval"](setting, "stickers_pairs")
-    found = dict(task.measure(bench))
+    task = KINDS["retrieval"].build(setting, "stickers_pairs")
+    found = dict(task.run(params))
     names = {f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
     assert set(found) == names | {f"cls_{name}" for name in names}
-    images = bench.images(task.data, setting.transform)
+    images = embedder.images(params, task.data, setting.transform)
     captions = captions_at(task.data.source, images.index.tolist())
-    raw = bench.raw_texts([caption for own in captions for caption in own])
-    expected = dict(pooled_retrieval_metrics(bench.pooled(task.data, setting.transform, raw, images), captions))
+    raw = embedder.raw_texts(params, [caption for own in captions for caption in own])
+    scores = embedder.pooled(params, task.data, setting.transform, raw, images)
+    expected = dict(pooled_retrieval_metrics(scores, captions))
     assert {name: found[name] for name in expected} == expected
     others = images._replace(index=images.index[1:])
     with pytest.raises(Unmeasurable, match=r"1 of 6 images, first number 0, were readable in only one of two passes"):
-        bench.pooled(task.data, setting.transform, raw, others)
+        embedder.pooled(params, task.data, setting.transform, raw, others)
 
 
 def test_each_text_of_a_set_is_tokenized_once():
     """The count of texts that were cut is that of the tokenizer."""
     asked = []
-    bench = Bench(None, {}, lambda texts: asked.append(list(texts)) or np.zeros((len(texts), 4), np.int32))
-    first, again = bench.tokenized(["a", "b"]), bench.tokenized(["a", "b"])
+    embedder = Embedder(None, lambda texts: asked.append(list(texts)) or np.zeros((len(texts), 4), np.int32))
+    first, again = embedder.tokenized(["a", "b"]), embedder.tokenized(["a", "b"])
     assert first is again and asked == [["a", "b"]]
-    bench.tokenized(["b"])
+    embedder.tokenized(["b"])
     assert asked == [["a", "b"], ["b"]]
 
 

@@ -5,8 +5,8 @@ import pytest
 from evaluation_data import write_checkpoint
 
 from detailclip_jax.evaluation import probes
-from detailclip_jax.evaluation.patch_probe import balanced as weights_of
-from detailclip_jax.evaluation.patch_probe import class_shares, fit, over_figure, over_pixels
+from detailclip_jax.evaluation.linear_segmentation import balanced as weights_of
+from detailclip_jax.evaluation.linear_segmentation import class_shares, fit, over_figure, over_pixels
 
 
 def parts(count=12):

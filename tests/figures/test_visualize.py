@@ -129,7 +129,7 @@ def test_a_method_without_teacher_and_pixels_has_fewer_images(tmp_path, monkeypa
 
 def test_a_run_on_other_data_has_its_curves_without_the_drawings(tmp_path, monkeypatch):
     monkeypatch.setitem(sizes.SIZES, "nano", sizes.Size(16, 16, 1, 2, 16, 1, 2, 16))
-    monkeypatch.setattr(run_figures.sticker_scores, "scenes", None)  # not called
+    monkeypatch.setattr(run_figures.sticker_scenes, "scenes", None)  # not called
     config = nano_config("clip")
     config.data.source = "records"
     built = experiment.build(config, make_mesh(jax.devices()[:1]))

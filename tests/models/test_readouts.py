@@ -422,7 +422,7 @@ def test_no_text_gives_no_map_and_any_kind_of_image_is_read(tmp_path):
 
 
 def test_windows_of_one_shape_are_compiled_once():
-    encoder = model_of(True)._dense_encoder("sclip")
+    encoder = model_of(True)._readout_encoder("sclip")
     for height in (60, 75, 90):
         model_of(True).dense(make_image(height, 90), TEXTS, readout="sclip")
     assert encoder._cache_size() == 1
@@ -465,7 +465,7 @@ def test_a_model_of_ours_without_pre_norm_with_stacked_blocks_and_in_bfloat16(ch
     tolerance = 0.1 if config.model.dtype == "bfloat16" else 1e-5
 
     def features(model, params):
-        encoders = {name: readout_maps.dense_encoder(model, config, name) for name in READOUTS}
+        encoders = {name: readout_maps.readout_encoder(model, config, name) for name in READOUTS}
         return jax.jit(lambda params: {name: encode(params, images) for name, encode in encoders.items()})(params)
 
     found, expected = features(built.model, like(params, built.state_shapes.params)), features(base.model, params)

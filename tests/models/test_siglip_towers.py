@@ -12,7 +12,7 @@ from tiny import noise
 from detailclip_jax import embed, evaluate, export, import_torch, interop, load, pretraining
 from detailclip_jax.config import default, run_config
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.evaluation import sticker_scores, subject
+from detailclip_jax.evaluation import sticker_scenes, subject
 from detailclip_jax.interop import verify
 from detailclip_jax.interop.layouts import SIGLIP_TEXT
 from detailclip_jax.models.attention_pool import AttentionPool
@@ -158,7 +158,7 @@ def test_an_import_with_its_tokenizer_encodes_texts(imported, tmp_path):
     assert export.main([f"--checkpoint={ours}", "--to=safetensors", f"--out={exported}", "--no-verify"]) in (0, None)
 
     moved = file.rename(tmp_path / "moved.json")  # what encodes images alone does without the file
-    (batch,) = sticker_scores.batches(sticker_scores.scenes(model.config, "held_out_scenes", 1), model.config)
+    (batch,) = sticker_scenes.batches(sticker_scenes.scenes(model.config, "held_out_scenes", 1), model.config)
     assert "text" not in batch and load(ours).fingerprint == model.fingerprint
     of_images = subject.from_checkpoint(ours)
     with pytest.raises(FileNotFoundError, match=r"data\.tokenizer .* is not a file"):

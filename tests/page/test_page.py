@@ -195,7 +195,7 @@ def test_dense_maps_of_a_size_cover_the_image(models, monkeypatch, size):
         patches = padded.reshape(num, height // patch, patch, width // patch, patch, 3)
         return patches.mean((2, 4, 5))[..., None] * text
 
-    monkeypatch.setitem(model.__dict__, "_dense_encoder", lambda readout: brightness)
+    monkeypatch.setitem(model.__dict__, "_readout_encoder", lambda readout: brightness)
     height, width = size or (60, 90)
     constant = model.dense(np.full_like(PIXELS, 51), ["a frog"], size=size)
     np.testing.assert_allclose(constant, np.full((1, height, width), 0.2), atol=1e-5)

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from detailclip_jax.benchmarks import cost_table, counting, timing
 from detailclip_jax.benchmarks.step import make_mesh
 from detailclip_jax.benchmarks.variants import Variant
-from detailclip_jax.evaluation.bench import BATCH_SIZE
+from detailclip_jax.evaluation.embedder import BATCH_SIZE
 from detailclip_jax.inference.batching import embed_texts
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import experiment as experiments

@@ -1,15 +1,19 @@
 """Linear segmentation on frozen features: measures how well patch features predict the class at each place."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from detailclip_jax.data.stickers.scene_source import class_names
+from detailclip_jax.evaluation.evaluator import Measured, SetEvaluator, Setting
 from detailclip_jax.evaluation.metrics import Metric, bootstrap_interval
+from detailclip_jax.evaluation.sticker_scenes import with_masks
 from detailclip_jax.inference.batching import Batches, gather, mesh_of
 from detailclip_jax.types import Params
 
+NUM_SCENES = 500  # for the fit, and for the evaluation
 RIDGE = 1e-3  # relative to the features' mean square
 
 
@@ -21,8 +25,35 @@ class Patches(NamedTuple):
     pixels: Shaped[np.ndarray, "M S S"]  # the class of every pixel
 
 
-class LinearSegmentation:
-    """Intersection over union of a linear map from patch features to classes, fitted in closed form.
+def segmentation(setting: Setting, name: str) -> SetEvaluator:
+    """Linear segmentation, fitted on training scenes and evaluated on held-out scenes; see `measure`."""
+    sets = setting.sets
+    counts = {
+        "train": sets.num_train_examples or sets.num_scenes or NUM_SCENES,
+        "held_out_scenes": sets.num_scenes or sets.num_examples or NUM_SCENES,
+    }
+    data, (train, test) = with_masks(setting, "segmentation", name, **counts)
+
+    def run(params: Params) -> Measured:
+        parts = (patches_of(setting.embedder.encode, params, part(), len(class_names())) for part in (train, test))
+        yield from measure(*parts)
+
+    return SetEvaluator(("image",), run, data, name)
+
+
+def patches_of(encode: Any, params: Params, batches: Batches, num_classes: int) -> Patches:
+    """Features and targets of all scenes; `batches` yields "image" and "segmentation"."""
+
+    def read(batch: Mapping[str, Any]) -> tuple[Any, Any]:
+        return encode.patches(params, batch["image"]), batch["segmentation"]
+
+    features, pixels = gather(read, batches, mesh_of(params))
+    side = round(features.shape[1] ** 0.5)
+    return Patches(np.asarray(features, np.float64), class_shares(pixels, side, num_classes), pixels)
+
+
+def measure(train: Patches, test: Patches) -> Measured:
+    """Yields the intersection over union of a linear map from patch features to classes, fitted in closed form.
 
         W = argmin sum_p a_p |W x_p - y_p|^2 + lambda |W|^2
 
@@ -39,34 +70,15 @@ class LinearSegmentation:
     IoU divides summed intersections by summed unions; the mean is over the classes that occur. The interval resamples
     scenes. docs/experiments.md has the range of each variant from untrained to supervised features.
     """
-
-    needs = ("image",)
-
-    def __init__(self, encode: Any, *, train: Batches, test: Batches, num_classes: int):
-        self.encode, self.train, self.test, self.num_classes = encode, train, test, num_classes
-
-    def run(self, params: Params) -> Iterator[tuple[str, Metric]]:
-        """Yields ("figure_iou", ...), ("miou", ...), ("balanced_miou", ...), ("object_miou", ...)."""
-        train, test = self.look(params, self.train), self.look(params, self.test)
-        measured = {
-            "figure_iou": over_figure(train, test),
-            "miou": over_pixels(train, test, np.ones(train.features.shape[:2])),
-            "balanced_miou": over_pixels(train, test, balanced(train.shares.argmax(-1))),
-            "object_miou": over_object_patches(train, test),
-        }
-        for name, value in measured.items():
-            value.n_train = len(train.features)
-            yield name, value
-
-    def look(self, params: Params, batches: Batches) -> Patches:
-        """Features and targets of all scenes."""
-
-        def read(batch: Mapping[str, Any]) -> tuple[Any, Any]:
-            return self.encode.patches(params, batch["image"]), batch["segmentation"]
-
-        features, pixels = gather(read, batches, mesh_of(params))
-        side = round(features.shape[1] ** 0.5)
-        return Patches(np.asarray(features, np.float64), class_shares(pixels, side, self.num_classes), pixels)
+    measured = {
+        "figure_iou": over_figure(train, test),
+        "miou": over_pixels(train, test, np.ones(train.features.shape[:2])),
+        "balanced_miou": over_pixels(train, test, balanced(train.shares.argmax(-1))),
+        "object_miou": over_object_patches(train, test),
+    }
+    for name, value in measured.items():
+        value.n_train = len(train.features)
+        yield name, value
 
 
 def over_figure(train: Patches, test: Patches) -> Metric:

@@ -1,8 +1,8 @@
 """The evaluation data of a run on the user's own data: the pairs excluded from training (`data.held_out`)."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 from absl import logging
@@ -16,12 +16,11 @@ from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.data.sources import BadRecord, MissingData, Source, evenly
-from detailclip_jax.data.vocabularies import tokenizer_of
-from detailclip_jax.evaluation.bench import BATCH_SIZE, Bench
+from detailclip_jax.evaluation.evaluator import Measured, SetEvaluator, Setting
 from detailclip_jax.evaluation.image_batches import Subset
-from detailclip_jax.evaluation.metrics import Metric
-from detailclip_jax.evaluation.tasks import JOINT, Prepared, retrieval_of
+from detailclip_jax.evaluation.retrieval import on_pairs
 from detailclip_jax.runtime.provenance import data_fingerprint
+from detailclip_jax.types import Params
 
 SPLIT = "write a separate split with python -m detailclip_jax.prepare ... --split val"
 WAY_OUT = f"exclude some from training with --config.data.held_out=1000, or {SPLIT}"
@@ -47,26 +46,24 @@ def none_because(config: ConfigDict) -> str:
     return f"too few examples ({len(found):,}) to hold any out; {SPLIT}"
 
 
-def retrieval(config: ConfigDict, num_examples: int = 1000, batch_size: int = BATCH_SIZE) -> dict[str, Any]:
-    """Options for retrieval among at most `num_examples` held-out pairs. Raises ValueError if the run has none."""
-    found = find(config)
-    if found is None:
-        raise ValueError(f"evaluator held_out: the data have no held-out examples; {none_because(config)}")
-    pairs = captioned(Subset(found.source, num_examples))
-    data = LabelledSet("held_out", pairs, (), data_fingerprint(pairs) if len(pairs) else "", None)
+def retrieval(setting: Setting, name: str = "held_out") -> SetEvaluator:
+    """Retrieval among at most `setting.sets.num_examples` held-out pairs. Raises ValueError if the run has none."""
+    config = setting.config
+    found = None if config is None else find(config)
+    if config is None or found is None:
+        why = none_because(config) if config else "they are those of a run"
+        raise ValueError(f"evaluator held_out: the data have no held-out examples; {why}")
+    count = setting.sets.num_examples
+    pairs = captioned(found.source if count is None else Subset(found.source, count))
+    data = LabelledSet(name, pairs, (), data_fingerprint(pairs) if len(pairs) else "", None)
+    evaluator = on_pairs(setting, data, "all captions")
+    return evaluator if len(pairs) else dataclasses.replace(evaluator, run=nothing)
 
-    def measure(bench: Bench) -> Iterator[tuple[str, Metric]]:
-        if not len(pairs):
-            logging.info("evaluator held_out: skipped, no held-out example has a caption")
-            return
-        yield from retrieval_of(bench, data, transform_of(config), top=(1, 5))
 
-    prepared = Prepared(data, "all captions", JOINT, measure)
-    return {
-        "prepared": prepared,
-        "tokenize": tokenizer_of(config),
-        "batch_size": batch_size,
-    }
+def nothing(params: Params) -> Measured:
+    """Yields no metric, of examples without captions."""
+    logging.info("evaluator held_out: skipped, no held-out example has a caption")
+    return iter(())
 
 
 def captioned(source: Source) -> Picked:

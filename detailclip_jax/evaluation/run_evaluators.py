@@ -1,25 +1,8 @@
-"""Evaluators by name, and the loop that runs them on every set of weights.
+"""The evaluators of a run by name, and the loop that runs evaluators on every set of weights."""
 
-A custom evaluator is one small class:
-
-    class MeanAttention:
-        needs = ("image",)                      # networks that the evaluator requires in the parameters
-
-        def __init__(self, encode, *, batches):
-            self.encode, self.batches = encode, batches
-
-        def run(self, params):
-            look = lambda batch: self.encode.attention(params, batch["image"])
-            yield "attention", float(batching.gather(look, self.batches, batching.mesh_of(params)).mean())
-
-    mine = MeanAttention(experiment.encode, batches=batches)
-    evaluation.run({"mine": mine}, evaluation.all_weights(state), step=600)
-    # {"mine/student/attention": 0.015, "mine/ema/attention": 0.015}
-"""
-
-import inspect
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -27,85 +10,57 @@ from ml_collections import ConfigDict
 from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.data.stickers.sprites import sprites
 from detailclip_jax.data.vocabularies import tokenizer_of
-from detailclip_jax.evaluation import evaluation_sets, held_out_scores, sticker_scores, tasks
-from detailclip_jax.evaluation.bench import Bench
-from detailclip_jax.evaluation.evaluation_sets import Sets
-from detailclip_jax.evaluation.kept_objects import KeptObjects
-from detailclip_jax.evaluation.patch_probe import LinearSegmentation
+from detailclip_jax.evaluation import evaluation_sets, held_out_pairs, tasks
+from detailclip_jax.evaluation.embedder import Embedder
+from detailclip_jax.evaluation.evaluation_sets import DEFAULT_STYLE, Sets
+from detailclip_jax.evaluation.evaluator import Evaluator, SetEvaluator, Setting
 from detailclip_jax.evaluation.protocols import PROTOCOLS
-from detailclip_jax.evaluation.retrieval import Retrieval
 from detailclip_jax.evaluation.subject import weights_of
-from detailclip_jax.evaluation.tasks import KINDS, Prepared, Setting
-from detailclip_jax.evaluation.zero_shot import ZeroShot
+from detailclip_jax.evaluation.tasks import KINDS
 from detailclip_jax.runtime.errors import EvaluatorError, unknown
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import Params
 
-
-@runtime_checkable
-class Evaluator(Protocol):
-    """Measures one property: created once as `Evaluator(encode, **options)`, then run on any parameters.
-
-    `needs` names the networks that `params` must contain.
-    """
-
-    needs: tuple[str, ...]
-
-    def run(self, params: Params) -> Iterator[tuple[str, float]]:
-        """Yields (metric, value). A value may be a `metrics.Metric`, which also holds chance level and interval."""
-        ...
-
-
-class OnSet:
-    """Runs a task of `python -m detailclip_jax.evaluate` on a limited number of examples of a named set."""
-
-    def __init__(self, encode: Any, *, prepared: Prepared, tokenize: Any, batch_size: int):
-        self.encode, self.prepared, self.needs = encode, prepared, prepared.needs
-        self.tokenize, self.batch_size = tokenize, batch_size
-
-    def run(self, params: Params) -> Iterator[tuple[str, float]]:
-        """Yields the metrics of the task.
-
-        Each call computes the embeddings again, with the functions compiled in the first call.
-        """
-        return self.prepared.measure(Bench(self.encode, params, self.tokenize, batch_size=self.batch_size))
-
-
-EVALUATORS: dict[str, Any] = {
-    "zero_shot": ZeroShot,
-    "on_white": ZeroShot,
-    "other_drawings": ZeroShot,
-    "retrieval": Retrieval,
-    "kept_objects": KeptObjects,
-    "segmentation": LinearSegmentation,
+BATCH_SIZE = 250
+USUAL = {  # the options of an evaluator on a named set, and their defaults: a run may evaluate often
+    "data_dir": "data",
+    "num_examples": 1000,  # of the evaluated split; None for all
+    "num_train_examples": 1000,  # of the training split, for k-NN, linear and segmentation; None for all
+    "protocol": PROTOCOLS[0],
+    "style": DEFAULT_STYLE,
+    "follow_links": False,
+    "batch_size": BATCH_SIZE,
 }
-BY_NAME: dict[str, Any] = {**EVALUATORS, "held_out": OnSet}
-OPTIONS: dict[str, Callable[..., dict[str, Any]]] = {**sticker_scores.OPTIONS, "held_out": held_out_scores.retrieval}
+SCENES: Mapping[str, Any] = MappingProxyType({"num_scenes": None})
 
 
-def on_set(
-    config: ConfigDict,
-    task: str,
-    data_dir: str = "data",
-    num_examples: int | None = 1000,
-    num_train_examples: int | None = 1000,
-    protocol: str = PROTOCOLS[0],
-    style: str = evaluation_sets.DEFAULT_STYLE,
-    follow_links: bool = False,
-    batch_size: int = sticker_scores.BATCH_SIZE,
-) -> dict[str, Any]:
-    """Options of `OnSet` for a task such as "zero_shot:pets", with at most `num_examples` of the evaluated split.
+class Named(NamedTuple):
+    """An evaluator of a run by name: the set that `build` gets, the options with their defaults, and the k of top-k."""
 
-    k-NN and linear probes are fitted on at most `num_train_examples` of the training split. None means all examples.
-    Both have a default limit because a run may evaluate often; the results table states both numbers.
+    build: Callable[[Setting, str], SetEvaluator]
+    dataset: str
+    options: Mapping[str, Any] = SCENES
+    top: tuple[int, ...] | None = None
 
-    Raises MissingData and ValueError as `tasks.KINDS` do.
-    """
-    kind, _, dataset = task.partition(":")
-    places = Sets(data_dir, config.model.image_size, style, num_examples, num_train_examples, follow_links)
-    setting = Setting(places, transform_of(config), protocol, config)
-    tokenize = tokenizer_of(config)
-    return {"prepared": KINDS[kind](setting, dataset), "tokenize": tokenize, "batch_size": batch_size}
+
+EVALUATORS = {
+    "zero_shot": Named(KINDS["zero_shot"].build, "stickers"),
+    "on_white": Named(KINDS["zero_shot"].build, evaluation_sets.ON_WHITE, top=(1,)),
+    "other_drawings": Named(
+        KINDS["zero_shot"].build, evaluation_sets.STYLE, {**SCENES, "style": DEFAULT_STYLE}, top=(1,)
+    ),
+    "retrieval": Named(KINDS["retrieval"].build, evaluation_sets.PAIRS, top=(1, 5)),
+    "kept_objects": Named(KINDS["kept_objects"].build, "stickers"),
+    "segmentation": Named(KINDS["segmentation"].build, "stickers", {**SCENES, "num_train_scenes": None}),
+}
+HELD_OUT = Named(held_out_pairs.retrieval, "held_out", {"num_examples": 1000, "batch_size": BATCH_SIZE}, top=(1, 5))
+BY_NAME = {**EVALUATORS, "held_out": HELD_OUT}
+
+
+def named(name: str) -> Named:
+    """The entry of BY_NAME, or that of a task on a set, such as "zero_shot:pets"."""
+    kind, colon, dataset = name.partition(":")
+    return Named(KINDS[kind].build, dataset, USUAL) if colon else BY_NAME[name]
 
 
 def plan(config: ConfigDict) -> dict[str, dict[str, Any]]:
@@ -113,7 +68,7 @@ def plan(config: ConfigDict) -> dict[str, dict[str, Any]]:
 
         config.evaluators = {"zero_shot": {"num_scenes": 500}, "knn:pets": {"data_dir": "/data", "num_examples": 1000}}
 
-    "held_out" evaluates on pairs of the run's own data that are excluded from training (`data.held_out`). "task:set"
+    "held_out" evaluates on pairs of the run's own data that are excluded from training (`data.held_out`). "kind:set"
     evaluates on any set of `python -m detailclip_jax.evaluate`. The other names evaluate on sticker scenes. If the
     field is empty, a run on stickers uses all evaluators on scenes (but see `absent`), and a run on other data uses
     "held_out" if it has held-out examples. Raises ValueError for an unknown evaluator, set or option; the message lists
@@ -129,7 +84,7 @@ def usual(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """The default evaluators, for a config that names none."""
     if config.data.source == "stickers":
         return {name: {} for name in EVALUATORS}
-    return {"held_out": {}} if held_out_scores.find(config) else {}
+    return {"held_out": {}} if held_out_pairs.find(config) else {}
 
 
 def _takes_all(config: ConfigDict) -> bool:
@@ -160,14 +115,8 @@ def _check_name(name: str, options: Mapping[str, Any]) -> None:
     elif name not in BY_NAME:
         raise ValueError(unknown("evaluator", name, BY_NAME) + ", or TASK:SET, for example zero_shot:pets")
     for option in options:
-        known = [each for each in inspect.signature(_maker(name)).parameters if each not in ("config", "task")]
-        if option not in known:
-            raise ValueError(unknown(f"option of evaluator {name}:", option, known))
-
-
-def _maker(name: str) -> Callable[..., dict[str, Any]]:
-    """The function that builds an evaluator's options."""
-    return on_set if ":" in name else OPTIONS[name]
+        if option not in named(name).options:
+            raise ValueError(unknown(f"option of evaluator {name}:", option, list(named(name).options)))
 
 
 def check(config: ConfigDict) -> None:
@@ -175,18 +124,11 @@ def check(config: ConfigDict) -> None:
 
     Opens nothing for a run that never evaluates. Raises MissingData, and ValueError for a set that the task cannot use.
     """
-    runs = config.evaluate_at_end or config.evaluate_every
-    for name, options in _present(config).items() if runs else ():
-        if ":" in name:
-            on_set(config, name, **options)
-        elif name == "held_out":
-            held_out_scores.retrieval(config, **options)
-        else:
-            style = options.get("style", evaluation_sets.DEFAULT_STYLE) if name == "other_drawings" else None
-            evaluation_sets.drawn(lambda style=style: sticker_scores.scenes(config, "train", 1, style=style))
+    if config.evaluate_at_end or config.evaluate_every:
+        build_all(None, config)
 
 
-def build_all(encode: Any, config: ConfigDict) -> dict[str, Evaluator]:
+def build_all(encode: Any, config: ConfigDict) -> dict[str, SetEvaluator]:
     """The evaluators of `plan(config)`, ready to run any number of times.
 
     Raises the same errors as `check`.
@@ -202,10 +144,27 @@ def _present(config: ConfigDict) -> dict[str, dict[str, Any]]:
     return {name: options for name, options in plan(config).items() if name not in missing}
 
 
-def _build(encode: Any, config: ConfigDict, name: str, options: Mapping[str, Any]) -> Evaluator:
-    if ":" in name:
-        return OnSet(encode, **on_set(config, name, **options))
-    return BY_NAME[name](encode, **evaluation_sets.drawn(lambda: OPTIONS[name](config, **options)))
+def _build(encode: Any, config: ConfigDict, name: str, options: Mapping[str, Any]) -> SetEvaluator:
+    """Opens the data of an evaluator; they are read when it runs."""
+    found = named(name)
+    given = {**USUAL, "num_scenes": None, "num_train_scenes": None}
+    if ":" not in name:
+        given |= {"num_examples": None, "num_train_examples": None}
+    given |= {**found.options, **options}
+    fitted = given["num_train_scenes"] or given["num_train_examples"]
+    sets = Sets(
+        given["data_dir"],
+        config.model.image_size,
+        given["style"],
+        given["num_examples"],
+        fitted,
+        given["follow_links"],
+        given["num_scenes"],
+    )
+    embedder = Embedder(encode, tokenizer_of(config), batch_size=given["batch_size"])
+    return found.build(
+        Setting(embedder, sets, transform_of(config), given["protocol"], config, found.top), found.dataset
+    )
 
 
 def run(

@@ -1,0 +1,277 @@
+"""Computes the embeddings of whole data sets, and stores them on disk."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from detailclip_jax.data.labelled import LabelledSet
+from detailclip_jax.evaluation.image_batches import ImageBatches, Transform, sample_digest
+from detailclip_jax.evaluation.metrics import class_embeddings, class_texts, owners
+from detailclip_jax.inference.batching import PaddedBatch, embed_texts, gather, mesh_of, own_rows
+from detailclip_jax.runtime.errors import Unmeasurable
+from detailclip_jax.runtime.files import written_atomically
+from detailclip_jax.training import mesh as meshes
+from detailclip_jax.training.checkpoint import all_processes
+from detailclip_jax.types import Params
+
+BATCH_SIZE = 256
+Watch = Callable[[Iterable[PaddedBatch], int, str], Iterable[PaddedBatch]]
+Tokenize = Callable[[Sequence[str]], np.ndarray]
+Arrays = dict[str, np.ndarray]
+
+
+class Embedded(NamedTuple):
+    """Features of the readable images of a set, with their labels and their indices in the set."""
+
+    features: Float[np.ndarray, "n D"]
+    labels: Int[np.ndarray, "n"]
+    index: Int[np.ndarray, "n"]
+    unreadable: tuple[str, ...]
+
+
+def unwatched(batches: Iterable[PaddedBatch], total: int, what: str) -> Iterable[PaddedBatch]:
+    """Returns the batches unchanged; shows no progress."""
+    return batches
+
+
+class Embedder:
+    """Embeds images and texts with an encoder, and counts what it could not read.
+
+    encode: has functions `image`, `text` and `cls` of (params, array), where the array is uint8 [B, S, S, 3] or int32
+        [B, T].
+    digest_of: identifies weights; nothing is stored for weights without a digest.
+    store: holds embeddings under the key (digest, fingerprint of the data, transform).
+    """
+
+    def __init__(
+        self,
+        encode: Any,
+        tokenize: Tokenize,
+        *,
+        batch_size: int = BATCH_SIZE,
+        digest_of: Callable[[Params], str | None] = lambda params: None,
+        store: "Store | None" = None,
+    ):
+        self.encode, self.tokenize, self.batch_size = encode, tokenize, batch_size
+        self.digest_of, self.store = digest_of, store
+        self.begin()
+
+    def begin(self, watch: Watch = unwatched) -> None:
+        """Begins a measurement: the counts start again. `watch` shows progress, see `runner.watching`."""
+        self.watch = watch
+        self.tokens: dict[tuple[str, ...], np.ndarray] = {}  # by texts, so that each text is tokenized and counted once
+        self.unreadable: list[str] = []  # of all sets; each process lists only its own
+        self.num_unreadable = 0  # over all processes
+
+    def images(self, params: Params, data: LabelledSet, transform: Transform, encoder: str = "image") -> Embedded:
+        """`encode.<encoder>` of all images of a set.
+
+        Images that were unreadable when the features were stored are read again: if one is readable now, all features
+        are computed again. Raises Unmeasurable if no image can be read or a label is not a class.
+        """
+        batches = self._batches(params, data, transform)
+        stored = self._stored(
+            params,
+            lambda: {
+                "data": data.fingerprint,
+                "sample": sample_digest(data.source),
+                "transform": list(transform),
+                "part": encoder,
+            },
+            lambda: self._embed_images(params, data, transform, encoder),
+            lambda arrays: any(map(batches.is_readable, left_out(data, arrays))),
+        )
+        unreadable = tuple(str(line) for line in stored["unreadable"])
+        self.unreadable += [f"{data.name}, {line}" for line in unreadable]
+        self.num_unreadable += len(left_out(data, stored))
+        if not len(stored["index"]):
+            why = f"; the first: {unreadable[0]}" if unreadable else ""
+            raise Unmeasurable(f"{data.name}: none of its {len(data.source)} images is readable{why}")
+        check_labels(data, stored["labels"], stored["index"])
+        return Embedded(stored["features"], stored["labels"], stored["index"], unreadable)
+
+    @property
+    def pools_images(self) -> bool:
+        """Whether the method has a score of its own (`Method.score`), as FLAIR, which pools an image by each text.
+
+        `pooled` computes it.
+        """
+        return getattr(self.encode, "pooled", None) is not None
+
+    def pooled(
+        self,
+        params: Params,
+        data: LabelledSet,
+        transform: Transform,
+        texts: Float[np.ndarray, "M E"],
+        images: Embedded,
+    ) -> Float[np.ndarray, "n M"]:
+        """`encode.pooled` of the `images` of a set and the texts, given by `raw_texts`; not stored.
+
+        Raises Unmeasurable if other images can be read now than when `images` were embedded.
+        """
+        mesh = mesh_of(params)
+        placed = jax.device_put(texts, None if mesh is None else meshes.replicated(mesh))  # once for all batches
+        found = self._embed_images(params, data, transform, "pooled", placed)
+        if not np.array_equal(found["index"], images.index):
+            changed = sorted(set(found["index"].tolist()) ^ set(images.index.tolist()))
+            raise Unmeasurable(
+                f"{data.name}: {len(changed)} of {len(data.source)} images, first number {changed[0]}, were readable "
+                "in only one of two passes over the set; repeat the command when all can be read, or give --no-cache, "
+                "which leaves out what cannot be read"
+            )
+        return found["features"]
+
+    def raw_texts(self, params: Params, texts: Sequence[str]) -> Float[np.ndarray, "M E"]:
+        """`encode.raw_text` of all texts, in their order."""
+        return self.texts(params, texts, "raw_text")
+
+    def raw_classes(self, params: Params, prompts: Sequence[Sequence[str]]) -> Float[np.ndarray, "C E"]:
+        """The text of each class for `pooled`, from all prompts of its class."""
+        raw = self.raw_texts(params, [prompt for texts in prompts for prompt in texts])
+        return class_texts(raw, owners(prompts), len(prompts))
+
+    def texts(self, params: Params, texts: Sequence[str], encoder: str = "text") -> Float[np.ndarray, "M E"]:
+        """`encode.<encoder>` of all texts, in their order."""
+        tokens = self.tokenized(texts)
+        key = lambda: {"tokens": _digest(tokens), "part": encoder}  # noqa: E731
+        make = lambda: {"features": self._embed_texts(params, tokens, encoder)}  # noqa: E731
+        return self._stored(params, key, make)["features"]
+
+    def tokenized(self, texts: Sequence[str]) -> Int[np.ndarray, "M T"]:
+        """The token ids of all texts; those of texts that were asked for before are kept."""
+        known = tuple(texts)
+        if known not in self.tokens:
+            self.tokens[known] = self.tokenize(texts)
+        return self.tokens[known]
+
+    def classes(self, params: Params, prompts: Sequence[Sequence[str]]) -> Float[np.ndarray, "C E"]:
+        """Class embeddings, each computed from all prompts of its class."""
+        tokens, whose = self.tokenized([prompt for texts in prompts for prompt in texts]), owners(prompts)
+        key = lambda: {"tokens": _digest(tokens), "classes": _digest(whose), "part": "classes"}  # noqa: E731
+
+        def make() -> Arrays:
+            return {"features": class_embeddings(self._embed_texts(params, tokens), whose, len(prompts))}
+
+        return self._stored(params, key, make)["features"]
+
+    def _stored(
+        self,
+        params: Params,
+        key: Callable[[], dict[str, Any]],
+        make: Callable[[], Arrays],
+        outdated: Callable[[Arrays], bool] = lambda arrays: False,
+    ) -> Arrays:
+        """The stored arrays of the key and the weights, if there are any; else `make()`, which is stored."""
+        digest = self.digest_of(params)
+        if self.store is None or not digest:
+            return make()
+        return self.store.get({"weights": digest, **key()}, make, outdated)
+
+    def _embed_images(
+        self, params: Params, data: LabelledSet, transform: Transform, encoder: str, *more: Any
+    ) -> Arrays:
+        batches, function = self._batches(params, data, transform), getattr(self.encode, encoder)
+
+        def look(batch: Any) -> tuple[Any, Any, Any]:
+            features = jnp.asarray(function(params, batch["image"], *more), jnp.float32)
+            return features, batch["label"], batch["index"]
+
+        features, labels, index = gather(look, self.watch(batches, len(data.source), "images"), mesh_of(params))
+        unreadable = np.array(batches.unreadable, np.str_)
+        return {"features": features, "labels": labels, "index": index, "unreadable": unreadable}
+
+    def _batches(self, params: Params, data: LabelledSet, transform: Transform) -> ImageBatches:
+        rows = own_rows(self.batch_size, mesh_of(params))
+        return ImageBatches(data.source, transform, self.batch_size, rows)
+
+    def _embed_texts(
+        self, params: Params, tokens: Int[np.ndarray, "M T"], encoder: str = "text"
+    ) -> Float[np.ndarray, "M E"]:
+        watch = lambda batches: self.watch(batches, len(tokens), "texts")  # noqa: E731
+        return embed_texts(self.encode, params, tokens, self.batch_size, watch, encoder)
+
+
+def left_out(data: LabelledSet, stored: Mapping[str, np.ndarray]) -> list[int]:
+    """The indices of the images that have no stored features, since no process could read them."""
+    return sorted(set(range(len(data.source))) - set(stored["index"].tolist()))
+
+
+def check_labels(data: LabelledSet, labels: Int[np.ndarray, "n"], index: Int[np.ndarray, "n"]) -> None:
+    """Raises Unmeasurable for a label outside the classes of the set.
+
+    Runs after all labels are gathered, so that every process raises the same error.
+    """
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(data.classes)))
+    if data.classes and len(wrong):
+        first = f"example {index[wrong[0]]} has the label {labels[wrong[0]]}"
+        raise Unmeasurable(
+            f"{data.name} has {len(data.classes)} classes, but {first}: the class names belong to another set"
+        )
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes()).hexdigest()[:20]
+
+
+class Store:
+    """A folder with one file per embedding; the key is what it depends on: weights, data, transform.
+
+        store.get({"weights": "1f0c...", "data": "9ab2...", "transform": [224, 224]}, lambda: {"features": ...})
+
+    computes missing arrays, stores them, and loads them the next time. An unreadable file, or one with another key, is
+    computed again, as are arrays that are `outdated`. With several processes, all of them must see the folder; process
+    0 writes.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+
+    def get(
+        self,
+        key: Mapping[str, Any],
+        make: Callable[[], Arrays],
+        outdated: Callable[[Arrays], bool] = lambda arrays: False,
+    ) -> Arrays:
+        """Returns the arrays stored under `key`; calls `make` and stores its result if there are none or old ones."""
+        text = json.dumps(key, sort_keys=True)
+        file = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
+        found = _read(file, text)
+        if all_processes(found is not None and not outdated(found)):
+            return found or {}
+        arrays = make()
+        if jax.process_index() == 0:
+            _write(file, text, arrays)
+        return arrays
+
+
+def _read(file: Path, key: str) -> Arrays | None:
+    if not file.is_file():
+        return None
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            read = {name: arrays[name] for name in arrays.files}
+    except Exception:  # the file is truncated or damaged: compute its arrays again
+        return None
+    return read if str(read.pop("key", "")) == key else None
+
+
+def _write(file: Path, key: str, arrays: Arrays) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with written_atomically(file) as partial, partial.open("wb") as stream:
+        np.savez(stream, key=np.array(key), **arrays)  # type: ignore[arg-type]
+
+
+def counted(batches: Iterable[PaddedBatch], report: Callable[[int], None]) -> Iterator[PaddedBatch]:
+    """Yields the batches and calls `report(rows)` after each; rows that other processes read count as well."""
+    for batch in batches:
+        yield batch
+        report(len(batch["valid"]))

@@ -1,0 +1,55 @@
+"""Sticker scenes as a run evaluates and shows them."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+
+from detailclip_jax.data.labelled import LabelledSet
+from detailclip_jax.data.pipeline import evaluation_batches
+from detailclip_jax.data.preprocessing import transform_of
+from detailclip_jax.data.sources import Source
+from detailclip_jax.data.stickers.scene_source import Stickers
+from detailclip_jax.evaluation.evaluation_sets import drawn, fingerprint
+from detailclip_jax.evaluation.evaluator import Setting
+from detailclip_jax.inference.batching import PaddedBatch
+
+BATCH_SIZE = 250
+
+
+def scenes(config: ConfigDict, split: str, num_scenes: int, **options: Any) -> Stickers:
+    """Scenes of a split on the canvas size of training.
+
+    They do not depend on the run's seeds or `data.stickers.scenes`, so results of different runs are comparable.
+    """
+    return Stickers(split, size=config.model.image_size * 5 // 4, num_scenes=num_scenes, **options)
+
+
+def with_masks(setting: Setting, kind: str, name: str, **counts: int) -> tuple[LabelledSet, list[Callable[[], Any]]]:
+    """The set of a kind that needs object masks, and a function that returns the batches of each split.
+
+    `counts` are the scenes of each split; the last split is the evaluated one. Batches are drawn at the first call.
+    Raises ValueError for another set than stickers, and without a run of this package.
+    """
+    if name != "stickers":
+        raise ValueError(f"{kind} needs images with exact object masks: use the set stickers, not {name}")
+    config = setting.config
+    if config is None:
+        raise ValueError(f"{kind} needs the patch tokens of a run of this package: give --checkpoint")
+    sources = drawn(lambda: [scenes(config, split, count) for split, count in counts.items()])
+    marks = "+".join(map(fingerprint, sources))
+    data = LabelledSet(name, sources[-1], (), marks, len(sources[-1]))
+    return data, [functools.cache(functools.partial(batches, source, config)) for source in sources]
+
+
+def batches(source: Source, config: ConfigDict) -> list[PaddedBatch]:
+    """The images of all examples, preprocessed and kept in memory, since every set of weights uses them."""
+    return list(evaluation_batches(source, transform_of(config), None, min(BATCH_SIZE, len(source))))
+
+
+def images(examples: Sequence[dict[str, Any]], config: ConfigDict) -> UInt8[np.ndarray, "B S S 3"]:
+    """The images of the scenes, preprocessed for the model."""
+    return np.stack([transform_of(config).view(example["image"]) for example in examples])
