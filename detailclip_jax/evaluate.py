@@ -7,16 +7,11 @@
 
 TASKS is a list separated by semicolons, each entry KIND:SET,SET,... (quote it, because the shell splits at ;):
 
-  zero_shot  classify an image by the class whose prompts have the nearest embedding
-  retrieval  find an image's captions among all captions, and images by captions (R@1, R@5, R@10)
-  knn        k nearest neighbours in the training split, on the class token
-  linear     logistic regression on the class token, fitted on the training split
-  dense      training-free segmentation by class names, as SET or SET:READOUT, see below
-  kept_objects, segmentation      only on stickers: patches of high attention that touch an object; linear segmentation
+{kinds}
 
   stickers   as a task: all of these but dense on the embedded scenes, no download.  As sets: stickers, stickers_pairs
              (pairs of nouns that do not occur together in training; retrieval), stickers_style (another artist's
-             drawings, see --style)
+             drawings, see --style), stickers_white (one drawing on plain white; not for retrieval)
   paper      as a task: the paper's tables 2 and 3.  As a set: the paper's sets of that kind, as in zero_shot:paper;
              "all" means all sets of that kind
 
@@ -38,27 +33,34 @@ JAX_PROCESS_ID.  Exit status: 0; 1 if a task failed or nothing was measured; 2 f
 """
 
 import argparse
+import contextlib
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
 
 if TYPE_CHECKING:
-    from detailclip_jax.evaluation import measurement
+    from detailclip_jax.evaluation import Subject
+    from detailclip_jax.evaluation.tasks import Task
+
+OUT = "evaluation"  # subfolder of the workdir; the step is appended
+KEPT = "what was measured is kept, and the same command continues from there"
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
     from detailclip_jax.data import preprocessing
     from detailclip_jax.data.labelled import KNOWN
-    from detailclip_jax.evaluation.measurement import OUT
     from detailclip_jax.evaluation.protocols import PROTOCOLS
+    from detailclip_jax.evaluation.tasks import KINDS
 
     sets = textwrap.fill(", ".join(KNOWN), 112, subsequent_indent="      ")
-    command = flags.parser("evaluate", (__doc__ or "").format(sets=sets))
+    kinds = "\n".join(f"  {name:<13}{kind.about}" for name, kind in KINDS.items())
+    command = flags.parser("evaluate", (__doc__ or "").format(sets=sets, kinds=kinds))
     add = command.add_argument
     flags.add_checkpoint(command)
     add("--tasks", default="stickers", metavar="TASKS", help="what to measure, see above (default: stickers)")
@@ -87,41 +89,90 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
-def request_of(arguments: argparse.Namespace) -> "measurement.Request":
-    """Returns what the flags ask to evaluate."""
-    from detailclip_jax.data import preprocessing
-    from detailclip_jax.evaluation import measurement
-    from detailclip_jax.evaluation.evaluation_sets import Sets
-
-    limits = {name: getattr(arguments, name) for name in ("num_examples", "num_train_examples")}
-    return measurement.Request(
-        checkpoint=arguments.checkpoint,
-        tasks=arguments.tasks,
-        sets=Sets(arguments.data_dir, style=arguments.style, follow_links=arguments.follow_links, **limits),
-        step=arguments.step,
-        weights=arguments.weights.split(",") if arguments.weights else None,
-        preprocess=preprocessing.given(arguments),
-        out=arguments.out,
-        protocol=arguments.protocol,
-        keep_embeddings=arguments.cache,
-        batch_size=arguments.batch_size,
-        compare=arguments.compare,
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 1 if a task or the disk failed, 2 for invalid usage, 130 if interrupted."""
     return errors.run(lambda: _evaluate(parser().parse_args(argv)))
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    """Connects the processes, if there are several, and evaluates."""
-    from detailclip_jax.runtime import processes
+    """Connects the processes, if there are several; loads the checkpoint, runs the tasks, writes and prints results."""
+    from detailclip_jax.runtime import files, processes
 
     processes.join(distributed=arguments.distributed)
-    from detailclip_jax.evaluation import measurement
+    import jax
 
-    return measurement.run(request_of(arguments))
+    from detailclip_jax.data import preprocessing
+    from detailclip_jax.evaluation import Sets, from_checkpoint, parse, results, run_tasks, tables
+    from detailclip_jax.runtime.progress import Console
+    from detailclip_jax.training.workdirs import pick_step
+
+    limits = arguments.num_examples, arguments.num_train_examples
+    sets = Sets(arguments.data_dir, 224, arguments.style, *limits, arguments.follow_links)
+    tasks = processes.agreed(lambda: parse(arguments.tasks, sets))
+    step = processes.agreed(lambda: pick_step(arguments.checkpoint, arguments.step))
+    which, preprocess = arguments.weights and arguments.weights.split(","), preprocessing.given(arguments)
+    subject = processes.agreed(lambda: from_checkpoint(arguments.checkpoint, step, which, preprocess))
+    out = Path(arguments.out or Path(arguments.checkpoint) / f"{OUT}-{subject.step}")
+    console = Console(enabled=jax.process_index() == 0)
+    console.say("\n".join(introduction(subject, tasks, arguments, out)))
+    processes.agreed(lambda: files.check_writable(out) if jax.process_index() == 0 else None)
+    with processes.leaving_at_once(), processes.together(), noting_what_is_kept(out):
+        outcome = run_tasks(
+            subject,
+            tasks,
+            sets._replace(image_size=subject.transform.size),
+            protocol=arguments.protocol,
+            out=out,
+            keep_embeddings=arguments.cache,
+            batch_size=arguments.batch_size,
+            compare=arguments.compare,
+            console=console,
+        )
+    console.say(f"\n{tables.screen(outcome)}\n")
+    console.say(f"written to {out}: {', '.join(results.FILES)}" if outcome.records else "nothing was measured")
+    return outcome.exit_code
+
+
+@contextlib.contextmanager
+def noting_what_is_kept(out: Path) -> Iterator[None]:
+    """Context that adds to an error, and to what a signal prints: results in `out` are kept, if there are any."""
+    from detailclip_jax.runtime import signals
+
+    def kept() -> str:
+        with contextlib.suppress(OSError):
+            return KEPT if any(out.iterdir()) else ""
+        return ""
+
+    try:
+        with signals.if_ended(kept):
+            yield
+    except BaseException as error:
+        if note := kept():
+            error.add_note(note)
+        raise
+
+
+def introduction(
+    subject: "Subject", tasks: "Sequence[Task]", arguments: argparse.Namespace, out: Path
+) -> Iterator[str]:
+    """Yields lines that describe the evaluation: checkpoint, weights, preprocessing, tasks and folders."""
+    from detailclip_jax import methods
+    from detailclip_jax.data import preprocessing
+    from detailclip_jax.dense import paper
+    from detailclip_jax.runtime.terminal import counted
+
+    config = subject.config
+    if config is not None:
+        weights, usual = " and ".join(subject.weights), methods.build(config).weights
+        own = f"; published numbers of this method use the {usual} weights" if len(subject.weights) > 1 else ""
+        yield f"{subject.method}, step {subject.step:,} of {subject.name}: {weights} weights{own}"
+        yield f"preprocess: {preprocessing.description(config)}"
+    count = counted(len(tasks), "task")
+    yield f"{count}, protocol {arguments.protocol}, sets on disk: {arguments.data_dir}; results: {out}"
+    if arguments.compare == "published" and not any(task.kind == "dense" for task in tasks):
+        yield "published numbers exist for dense tasks only, such as --tasks=dense:voc21:sclip; --tasks has none"
+    if arguments.compare == "paper" and subject.method not in paper.PRINTED_NAMES:
+        yield f"the paper's tables 2 and 3 lack {subject.method}; they have {', '.join(paper.PRINTED_NAMES)}"
 
 
 if __name__ == "__main__":

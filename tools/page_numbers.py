@@ -212,7 +212,7 @@ SUPERVISED = {  # name in the study -> config and flags; 19,200 scenes, ten time
 }
 STUDY = """
 import pathlib
-import detailclip_jax.evaluation.probes as probes
+import tools.probes as probes
 trained = dict([("clip, 300 steps", "{out}/clip"), ("detailclip, 300 steps", "{out}/detailclip"),
     ("detailclip, 600 steps (the demo)", "{demo}")])
 supervised = dict((name, "{out}/" + str(place)) for place, name in enumerate(NAMES))
@@ -244,7 +244,7 @@ AP = {  # heading -> score
 HEADS = {"linear": "stickers_linear.py", "UPerNet": "stickers_upernet.py"}
 LONG_UPERNET = """
 import pathlib
-import detailclip_jax.evaluation.probes as probes
+import tools.probes as probes
 supervised = dict([("UPerNet", "{out}/run")])
 pathlib.Path("{out}/study.md").write_text(probes.study(dict(demo="{demo}"), supervised, variants=probes.VARIANTS[:1]))
 """

@@ -1,4 +1,9 @@
-"""The numbers printed in the paper, for comparison with ours (arXiv 2409.06809, tables 1-4; per cent, ViT-B)."""
+"""Numbers printed in papers, for comparison with ours (per cent).
+
+Tables 1-4 of DetailCLIP (arXiv 2409.06809, ViT-B), and the training-free read-outs on CLIP ViT-B/16, from the READMEs
+of their papers' repositories: mean IoU with OpenAI's weights; NACLIP's include PAMR, a refinement of the maps that is
+not part of this package.
+"""
 
 import functools
 import json
@@ -15,6 +20,11 @@ RETRIEVAL = {
     "coco_i2t_r1": ("retrieval", "coco", "image_to_text_r1"),
     "coco_t2i_r1": ("retrieval", "coco", "text_to_image_r1"),
     "imagenet_zero_shot": ("zero_shot", "imagenet", "top1"),
+}
+READOUT_SETS = ("voc21", "voc20", "context59", "coco_object", "coco_stuff171", "ade150", "cityscapes")
+READOUTS = {
+    "sclip": ("SCLIP (arXiv 2312.01597), CLIP B/16", (59.6, 81.5, 34.5, 33.5, 22.8, 16.5, 32.3)),
+    "naclip": ("NACLIP (arXiv 2404.08181), CLIP B/16, with PAMR", (64.1, 83.0, 38.4, 36.2, 25.7, 19.1, 38.3)),
 }
 NOT_MEASURED = ("epochs", "mean_as_printed")
 
@@ -67,3 +77,11 @@ def results_of(method: str) -> dict[str, dict[Measurement, float]]:
                 known = {ours: row[column] / 100 for column, ours in columns(table).items() if row[column] is not None}
                 found.setdefault(label, {}).update(known)
     return found
+
+
+def results_of_readouts() -> dict[str, dict[Measurement, float]]:
+    """The published results of training-free read-outs, by label: `Measurement` -> fraction of 1."""
+    return {
+        label: {("dense", f"{name}:{readout}", "mean_iou"): value / 100 for name, value in zip(READOUT_SETS, values)}
+        for readout, (label, values) in READOUTS.items()
+    }

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from detailclip_jax.evaluation import run_evaluators, run_report
+from detailclip_jax.evaluation import run_evaluators, tables
 from detailclip_jax.evaluation.metrics import split_name
 from detailclip_jax.figures import style
 from detailclip_jax.models import sizes
@@ -24,7 +24,7 @@ from detailclip_jax.runtime.terminal import complain
 from detailclip_jax.training import experiment
 
 METRICS = {  # task/metric -> heading, the label in report.md
-    name: run_report.LABELS[name.partition("/")[2]]
+    name: tables.LABELS[name.partition("/")[2]]
     for name in (
         "zero_shot/top1",
         "retrieval/image_to_text_r1",

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +12,15 @@ from ml_collections import ConfigDict
 from detailclip_jax.config.components import components, is_endless
 from detailclip_jax.config.run_config import to_json
 from detailclip_jax.data.named_sets import listed, named_sets
-from detailclip_jax.data.stickers.scene_source import WHITE_SIDES
+from detailclip_jax.dense import paper
 from detailclip_jax.evaluation import held_out_pairs
 from detailclip_jax.evaluation.held_out_pairs import none_because
-from detailclip_jax.evaluation.metrics import Metric, split_name
+from detailclip_jax.evaluation.metrics import split_name
+from detailclip_jax.evaluation.results import Record, record
 from detailclip_jax.evaluation.run_evaluators import absent, plan
-from detailclip_jax.evaluation.zero_shot import top1_at
+from detailclip_jax.evaluation.tables import ALWAYS, LABELS, table
 from detailclip_jax.runtime.files import replace_text
 
-LABELS = {  # metric, or task/metric -> label
-    "top1": "zero-shot top-1",
-    "on_white/top1": "zero-shot top-1, on white",
-    **{f"on_white/{top1_at(side)}": f"on white, {100 * side:.0f} % of the side" for side in WHITE_SIDES},
-    "other_drawings/top1": "top-1, other artists' drawings",
-    "top5": "zero-shot top-5",
-    "image_to_text_r1": "image to text R@1",
-    "image_to_text_r5": "image to text R@5",
-    "image_to_text_r10": "image to text R@10",
-    "text_to_image_r1": "text to image R@1",
-    "text_to_image_r5": "text to image R@5",
-    "text_to_image_r10": "text to image R@10",
-    "share": "kept patches that touch an object",
-    "figure_iou": "segmentation, object or not, IoU",
-    "miou": "linear segmentation mIoU",
-    "balanced_miou": "segmentation mIoU, balanced",
-    "object_miou": "segmentation mIoU, objects only",
-}
-LABELS |= {f"pooled_{name}": f"{LABELS[name]}, image pooled by class" for name in ("top1", "top5")}
-LABELS |= {f"cls_{name}": f"{label}, class token" for name, label in LABELS.items() if "_to_" in name}
 NOTES = {
     "zero_shot": "Zero-shot: unseen scenes of one object, classified among all nouns; chance is k / number of nouns.",
     "on_white": (
@@ -64,10 +45,6 @@ NOTES = {
     ),
     "segmentation": "Segmentation: ridge regression from frozen patch features to classes, in unseen scenes.",
 }
-ALWAYS = (
-    "In per cent, with the bootstrap 95 % interval over test examples (not over training seeds). Ties count as errors."
-)
-WEIGHTS = {"student": "student", "ema": "EMA"}
 
 
 def write(workdir: str | Path, results: Mapping[str, float], config: ConfigDict, step: int, data: str = "") -> str:
@@ -93,16 +70,20 @@ def as_json(
         "step": step,
         "config_digest": config_digest(config),
         **({"data_sets": sets} if sets else {}),
-        "results": [_record(name, value) for name, value in results.items()],
+        "results": [_shown(_record(name, value)) for name, value in results.items()],
     }
 
 
-def _record(name: str, value: float) -> dict[str, Any]:
+def _record(name: str, value: float) -> Record:
+    """The record of a result "task/weights/metric"."""
     task, weights, metric = split_name(name)
-    judged = {key: getattr(value, key, None) for key in ("n", "chance", "low", "high")}
-    if (fitted := getattr(value, "n_train", None)) is not None:
-        judged["n_train"] = fitted
-    return {"task": task, "weights": weights, "metric": metric, "value": float(value), **judged}
+    return record({"task": task, "dataset": "", "weights": weights}, metric, value)
+
+
+def _shown(r: Record) -> Record:
+    """The fields of a record that results.json has; n_train only of fitted probes."""
+    names = ("task", "weights", "metric", "value", "n", "chance", "low", "high")
+    return {name: r[name] for name in names} | ({"n_train": r["n_train"]} if r["n_train"] is not None else {})
 
 
 def config_digest(config: ConfigDict) -> str:
@@ -115,13 +96,9 @@ def markdown(results: Mapping[str, float], config: ConfigDict, step: int) -> str
     about = [*_held_out(config), *_left_out(results, config)]
     if not results:
         return "\n\n".join([f"{_title(config, step)}: no evaluator has a result.", *about]) + "\n"
-    names = [split_name(name) for name in results]
-    weights = list(dict.fromkeys(which for _, which, _ in names))
-    rows = list(dict.fromkeys((task, metric) for task, _, metric in names))
-    head = ["", *(WEIGHTS.get(w, w) for w in weights), "chance", "n"]
-    table = [_row(results, task, metric, weights) for task, metric in rows]
-    notes = "\n\n".join([_notes(dict(rows)), *about])
-    return "\n".join([_title(config, step), "", *aligned([head, *table]), "", notes]) + "\n"
+    records = [_record(name, value) for name, value in results.items()]
+    notes = "\n\n".join([_notes(dict.fromkeys(r["task"] for r in records)), *about])
+    return "\n".join([_title(config, step), "", *table(records, label=_label), "", notes]) + "\n"
 
 
 def _held_out(config: ConfigDict) -> list[str]:
@@ -153,55 +130,8 @@ def _title(config: ConfigDict, step: int) -> str:
     return f"**{config.method}** on {config.data.source}, {config.model.size}, step {step:,}"
 
 
-def _row(results: Mapping[str, float], task: str, metric: str, weights: list[str]) -> list[str]:
-    values = [results.get(f"{task}/{w}/{metric}") for w in weights]
-    known = next(value for value in values if value is not None)
-    chance = getattr(known, "chance", None)
-    same_task = {name for other, _, name in map(split_name, results) if other == task}
-    return [
-        _label(task, metric) + pooling_of(metric, same_task),
-        *("" if value is None else _percent(value) for value in values),
-        "" if chance is None else f"{100 * chance:.2f}",
-        size_text(getattr(known, "n", None), getattr(known, "n_train", None)),
-    ]
-
-
-def size_text(n: int | None, n_train: int | None) -> str:
-    """The number of examples: "2,000", or "2,000, fitted on 5,000" for a probe."""
-    fitted = "" if n_train is None else f", fitted on {n_train:,}"
-    return "" if n is None else f"{n:,}{fitted}"
-
-
-def pooling_of(metric: str, metrics: Collection[str]) -> str:
-    """Completes the label of a metric of a task whose `metrics` have it by the class token and by the pooled image.
-
-    pooling_of("top1", {"top1", "pooled_top1"}) == ", class token";  pooling_of("top1", {"top1"}) == ""
-    """
-    if f"pooled_{metric}" in metrics:
-        return ", class token"
-    return ", image pooled by text" if f"cls_{metric}" in metrics else ""
-
-
-def _label(task: str, metric: str) -> str:
+def _label(key: paper.Measurement) -> str:
+    task, _, metric = key
     if ":" in task:
         return f"{task} {metric}"
     return LABELS.get(f"{task}/{metric}", LABELS.get(metric, f"{task} {metric}"))
-
-
-def _percent(value: float) -> str:
-    if not isinstance(value, Metric) or value.low is None or value.high is None:
-        return f"{100 * value:.1f}"
-    return f"{100 * value:.1f} ({100 * value.low:.1f}-{100 * value.high:.1f})"
-
-
-def aligned(table: list[list[str]]) -> list[str]:
-    """Markdown lines of a table with columns of equal width, so that it is also readable in a terminal.
-
-    The first column is left-aligned, the others are right-aligned.
-    """
-    widths = [max(2, *(len(cell) for cell in column)) for column in zip(*table)]  # "-:" is the shortest separator
-    lines = [
-        [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))] for row in table
-    ]
-    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-    return ["| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:])]

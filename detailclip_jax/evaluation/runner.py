@@ -17,14 +17,14 @@ from jax.experimental import multihost_utils
 
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.dense import paper
-from detailclip_jax.evaluation import published
+from detailclip_jax.evaluation import tables
 from detailclip_jax.evaluation.embedder import BATCH_SIZE, Embedder, Store, Watch, counted
 from detailclip_jax.evaluation.evaluation_sets import Sets
 from detailclip_jax.evaluation.evaluator import SetEvaluator, Setting
 from detailclip_jax.evaluation.protocols import PROTOCOLS
-from detailclip_jax.evaluation.results import Outcome, PaperResults, Record, Results, percent, record
-from detailclip_jax.evaluation.run_report import size_text
+from detailclip_jax.evaluation.results import Outcome, PaperResults, Record, Results, record
 from detailclip_jax.evaluation.subject import Subject
+from detailclip_jax.evaluation.tables import percent, size_text
 from detailclip_jax.evaluation.tasks import KINDS, Task
 from detailclip_jax.inference.batching import PaddedBatch
 from detailclip_jax.runtime.errors import Unmeasurable, unknown
@@ -92,7 +92,7 @@ def compared(method: str, compare: str | None) -> PaperResults:
     if compare not in (None, *COMPARE):
         raise ValueError(unknown("compare", compare, COMPARE))
     if compare == "published":
-        return published.results()
+        return paper.results_of_readouts()
     return paper.results_of(method) if compare == "paper" else {}
 
 
@@ -111,7 +111,7 @@ class Runner(NamedTuple):
             if evaluator := self.build(task):
                 for which in self.subject.weights:
                     self.measure_once(task, which, evaluator)
-            self.store.write_tables(self.outcome)
+            tables.write(self.store, self.outcome)
         self.console.end_live()
         return self.outcome
 

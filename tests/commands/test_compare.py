@@ -11,7 +11,7 @@ from tiny import check_names, on_one_device
 from detailclip_jax import compare, pretraining
 from detailclip_jax.config import run_config
 from detailclip_jax.config.settings import split_list
-from detailclip_jax.evaluation import comparison, linear_segmentation, run_report
+from detailclip_jax.evaluation import comparison, linear_segmentation, tables
 from detailclip_jax.runtime import errors
 from detailclip_jax.training import loop, warm_start
 
@@ -286,7 +286,7 @@ def test_the_table_holds_mean_and_spread_over_seeds():
 
 
 def test_the_columns_have_the_names_of_the_report():
-    assert set(comparison.METRICS.values()) <= set(run_report.LABELS.values())
+    assert set(comparison.METRICS.values()) <= set(tables.LABELS.values())
     assert len(set(comparison.METRICS.values())) == len(comparison.METRICS)
 
 

@@ -13,7 +13,7 @@ import detailclip_jax
 from detailclip_jax import evaluate as command
 from detailclip_jax.data import labelled
 from detailclip_jax.dense import paper
-from detailclip_jax.evaluation import measurement, results, runner
+from detailclip_jax.evaluation import results, runner
 from detailclip_jax.evaluation.embedder import Embedder
 from detailclip_jax.evaluation.protocols import slip
 from detailclip_jax.runtime import errors
@@ -256,8 +256,8 @@ def test_a_disk_that_takes_no_more_is_one_message(workdir, data, tmp_path, capsy
             2,
             "error: --out=/out holds results of other weights\n",
         ),
-        (OSError(28, "No space left on device"), 1, f"error: No space left on device; {measurement.KEPT}\n"),
-        (KeyboardInterrupt(), 130, f"\ninterrupted; {measurement.KEPT}\n"),
+        (OSError(28, "No space left on device"), 1, f"error: No space left on device; {command.KEPT}\n"),
+        (KeyboardInterrupt(), 130, f"\ninterrupted; {command.KEPT}\n"),
     ],
 )
 def test_one_of_several_processes_says_the_same(workdir, tmp_path, capsys, monkeypatch, error, code, said):

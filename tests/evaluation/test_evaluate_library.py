@@ -40,6 +40,7 @@ from detailclip_jax.evaluation import (
     results,
     runner,
     subject,
+    tables,
     tasks,
 )
 from detailclip_jax.evaluation.embedder import Embedder, Store
@@ -462,7 +463,7 @@ def test_a_part_of_a_set_shows_the_size_of_the_whole():
             ("segmentation", "miou"),
         )
     ]
-    assert [results._judged(each)[1] for each in every] == ["400 of 500"] * 3 + ["400"] * 2
+    assert [tables._judged(each)[1] for each in every] == ["400 of 500"] * 3 + ["400"] * 2
 
 
 def test_any_object_with_two_functions_is_evaluated(tmp_path):
@@ -485,7 +486,7 @@ def test_a_limit_of_the_evaluated_examples_leaves_the_training_split_whole(tmp_p
         ("knn", 6, num_train),
         ("linear", 6, num_train),
     }
-    text = results.screen(outcome)
+    text = tables.screen(outcome)
     assert text.count(f"6, fitted on {num_train}") == len(outcome.records) == 2
     said = "fitted on 11 of 12 training examples (--num-train-examples)"
     assert text.count(said) == (2 if limits else 0)
@@ -685,11 +686,11 @@ def test_the_paper_s_tables_leave_out_parts_of_sets_and_other_prompts():
         *records("zero_shot", "dtd", "slip", 100, limited, "top1"),
         *records("zero_shot", "imagenet", "clip_benchmark, en", 1000, whole, "top1"),
     ]
-    kept = {(r["dataset"], r["metric"]) for r in results.like_the_paper(found)}
+    kept = {(r["dataset"], r["metric"]) for r in tables.like_the_paper(found)}
     assert kept == {("flickr30k", name) for name in both}
-    (row,) = [line for line in results.paper_table("retrieval", found, {}) if line.startswith("| EMA")]
+    (row,) = [line for line in tables.paper_table("retrieval", found, {}) if line.startswith("| EMA")]
     assert row.count("50.0") == 2
-    assert results.paper_table("retrieval", found[-1:], {}) == []
+    assert tables.paper_table("retrieval", found[-1:], {}) == []
 
 
 def test_progress_counts_the_rows_of_a_set_and_not_those_of_its_last_batch():
@@ -714,8 +715,8 @@ def test_a_remark_on_a_metric_is_kept_and_shown(tmp_path):
     again = results.read(tmp_path / "results.jsonl")
     subject = evaluation.Subject("tiny", None, {}, {}, Transform(32, 32), None)
     outcome = results.Outcome(again, {}, {}, {}, [], subject, {})
-    assert "- linear:pets ema: the linear probe did not converge" in results.screen(outcome)
-    assert "- linear:pets ema: the linear probe did not converge" in results.markdown(again, outcome)
+    assert "- linear:pets ema: the linear probe did not converge" in tables.screen(outcome)
+    assert "- linear:pets ema: the linear probe did not converge" in tables.markdown(again, outcome)
 
 
 # several processes

@@ -16,7 +16,7 @@ from detailclip_jax import methods
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.preprocessing import Transform, transform_of
 from detailclip_jax.data.sources import write_records
-from detailclip_jax.evaluation import held_out_pairs, results, run_report
+from detailclip_jax.evaluation import held_out_pairs, results, run_report, tables
 from detailclip_jax.evaluation.classification import matrix_metrics, zero_shot_metrics
 from detailclip_jax.evaluation.embedder import Embedder
 from detailclip_jax.evaluation.evaluation_sets import Sets
@@ -150,7 +150,7 @@ def test_retrieval_ranks_by_the_pooled_image_and_then_by_the_class_token():
 )
 def test_labels_say_how_the_image_is_pooled_where_there_are_two_kinds(task, names, labels):
     identity = {"task": task, "dataset": "stickers", "weights": "params"}
-    lines = results.table([results.record(identity, name, 0.5) for name in names], {})
+    lines = tables.table([results.record(identity, name, 0.5) for name in names])
     assert [line.split("|")[1].strip() for line in lines[2:]] == [f"{task} stickers, {label}" for label in labels]
     found = {f"{task}/params/{name}": 0.5 for name in names}
     table = run_report.markdown(found, tiny_config("flair"), 1)

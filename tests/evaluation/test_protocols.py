@@ -11,8 +11,7 @@ from detailclip_jax.data.labelled import KNOWN, open_set
 from detailclip_jax.data.labelled.builders import KITTI_CLASSES
 from detailclip_jax.data.labelled.known_sets import PAPER
 from detailclip_jax.evaluation import protocols
-from detailclip_jax.evaluation.class_matching import match, plain
-from detailclip_jax.evaluation.protocols import PACKAGE_NAMES, PROTOCOLS, package, slip, zero_shot_task
+from detailclip_jax.evaluation.protocols import PACKAGE_NAMES, PROTOCOLS, match, package, plain, slip, zero_shot_task
 
 # names
 

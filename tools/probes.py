@@ -1,6 +1,6 @@
 """A study of probes on sticker scenes: which one has the widest range from untrained to supervised features.
 
-    from detailclip_jax.evaluation import probes
+    from tools import probes        # in the root of the repository
     print(probes.study({"the demo": "runs/stickers"}, supervised={"linear": "runs/seg_groups"}))
 
 The encoders are raw pixels and an untrained one (the floors), those of checkpoints, and those that the command

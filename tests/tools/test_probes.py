@@ -1,10 +1,10 @@
 """The study of probes: its logistic regression, its scores and its table."""
 
 import numpy as np
+import probes
 import pytest
 from evaluation_data import write_checkpoint
 
-from detailclip_jax.evaluation import probes
 from detailclip_jax.evaluation.linear_segmentation import balanced as weights_of
 from detailclip_jax.evaluation.linear_segmentation import class_shares, fit, over_figure, over_pixels
 

@@ -15,10 +15,10 @@ import detailclip_jax
 from detailclip_jax import evaluate as command
 from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.data.stickers.scene_source import zero_shot_prompts
-from detailclip_jax.dense import set_examples
+from detailclip_jax.dense import paper, set_examples
 from detailclip_jax.dense.segmentation import segmentation_sets
 from detailclip_jax.dense.segmentation.index_masks import IGNORE
-from detailclip_jax.evaluation import Sets, published, readout_scores, readout_sets, readout_setups, tasks
+from detailclip_jax.evaluation import Sets, readout_scores, readout_sets, readout_setups, tasks
 from detailclip_jax.evaluation.readout_sets import open_readout_set, spelled_out, split_name
 from detailclip_jax.evaluation.readout_setups import setup
 from detailclip_jax.inference.readout_maps import PIPELINES, Pipeline, layout, resized
@@ -213,12 +213,12 @@ def test_the_description_of_a_setup_has_the_lengths_of_the_model():
 
 
 def test_published_numbers_are_of_sets_and_read_outs_that_exist():
-    cells = [cell for row in published.results().values() for cell in row]
+    cells = [cell for row in paper.results_of_readouts().values() for cell in row]
     assert len(cells) == 14
     for task, dataset, metric in cells:
         name, readout = split_name(dataset)
         assert (task, metric) == ("dense", "mean_iou") and name in readout_sets.NAMES and readout in READOUTS
-    rows = published.results()
+    rows = paper.results_of_readouts()
     assert rows["SCLIP (arXiv 2312.01597), CLIP B/16"]["dense", "cityscapes:sclip", "mean_iou"] == pytest.approx(0.323)
 
 
