@@ -18,8 +18,8 @@ from detailclip_jax.evaluation.metrics import class_embeddings, class_texts, own
 from detailclip_jax.inference.batching import PaddedBatch, embed_texts, gather, mesh_of, own_rows
 from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.runtime.files import written_atomically
+from detailclip_jax.runtime.processes import all_processes
 from detailclip_jax.training import mesh as meshes
-from detailclip_jax.training.checkpoint import all_processes
 from detailclip_jax.types import Params
 
 BATCH_SIZE = 256
