@@ -109,7 +109,7 @@ def test_texts_are_copied_to_the_device_once_for_all_batches():
     class Encode:
         """Notes the texts of each batch."""
 
-        image = exp.encode.image
+        image = staticmethod(exp.encode.image)
 
         def pooled(self, params, images, texts):
             given.append(texts)
