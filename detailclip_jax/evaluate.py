@@ -102,7 +102,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     import jax
 
     from detailclip_jax.data import preprocessing
-    from detailclip_jax.evaluation import Sets, from_checkpoint, parse, results, run_tasks, tables
+    from detailclip_jax.evaluation import Sets, from_checkpoint, parse, results, runner, tables
     from detailclip_jax.runtime.progress import Console
     from detailclip_jax.training.workdirs import pick_step
 
@@ -117,7 +117,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     console.say("\n".join(introduction(subject, tasks, arguments, out)))
     processes.agreed(lambda: files.check_writable(out) if jax.process_index() == 0 else None)
     with processes.leaving_at_once(), processes.together(), noting_what_is_kept(out):
-        outcome = run_tasks(
+        outcome = runner.run_tasks(
             subject,
             tasks,
             sets._replace(image_size=subject.transform.size),
