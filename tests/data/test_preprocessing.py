@@ -19,7 +19,6 @@ from detailclip_jax.data.pipeline import EvaluationBatches
 from detailclip_jax.data.preprocessing import Transform, transform_of
 from detailclip_jax.data.resizing import FILTERS
 from detailclip_jax.evaluation import sticker_scenes, tasks
-from detailclip_jax.evaluation.evaluator import Kind
 from detailclip_jax.evaluation.image_batches import ImageBatches
 from detailclip_jax.inference.model import pixels
 from detailclip_jax.interop import hub
@@ -281,8 +280,9 @@ def test_a_task_of_a_run_follows_it(monkeypatch):
     config, seen = tiny.tiny_config(), []
     config.preprocess.filter = "bicubic"
     config.evaluators = {"zero_shot:stickers": {}}
-    kind = Kind(lambda setting, name: seen.append(setting.transform), lambda kind, name, sets: [name], "", "")
-    monkeypatch.setitem(tasks.KINDS, "zero_shot", kind)
+    kind = tasks.KINDS["zero_shot"]
+    build = lambda setting, name: seen.append(setting.transform) or kind.build(setting, name)
+    monkeypatch.setitem(tasks.KINDS, "zero_shot", kind._replace(build=build))
     evaluation.build_all(None, config)
     assert seen == [(32, 32, "bicubic", "shorter_side", "upright")]
 
