@@ -36,6 +36,7 @@ READERS = {
     segmentation_fields.METHOD: "ade20k",
     detection_fields.METHOD: "coco",
 }  # a data.source of the task that reads data.path
+COMMANDS = "main", "transfer"  # of training
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/, or FILE:ARGUMENT (required to train)")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/ and the config's name)")
@@ -140,39 +141,19 @@ def join_processes() -> None:
     processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
 
 
-def asked() -> tuple[ConfigDict, str, list[str]]:
+def asked(command: str | None = None) -> tuple[ConfigDict, str, list[str]]:
     """Returns the config and the workdir that the flags describe, and the names of the fields that they set.
 
-    Raises ValueError for a config of a dense task, which the command transfer runs.
-    """
-    check_command("main")
-    workdir, written = asked_workdir(), run_config.load(command_line.spec_of(sys.argv) or "")
-    given = command_line.override_names(sys.argv)
-    check_path_is_read(_CONFIG.value.data, given)
-    return run_config.count_epochs(_CONFIG.value, given, written), workdir, given
-
-
-def asked_of_transfer() -> tuple[ConfigDict, str, list[str]]:
-    """Returns the same as `asked` for a dense task, whose length is counted in steps alone.
-
-    Raises ValueError for a config of another kind, which the command main runs.
-    """
-    check_command("transfer")
-    config, given = ConfigDict(_CONFIG.value.to_dict()), command_line.override_names(sys.argv)
-    check_path_is_read(config.data, given, READERS.get(config.get("method") or "", "records"))
-    return config, asked_workdir(), given
-
-
-def asked_by(command: str | None) -> tuple[ConfigDict, str, list[str]]:
-    """Returns what `asked` of a command returns; without a command that of the one that runs the config.
-
+    `command` is "main" or "transfer", by default the one that runs the config.
     Raises ValueError for an unknown command, and for one that does not run the config.
     """
-    commands = {"main": asked, "transfer": asked_of_transfer}
-    command = command_of_config() if command is None else command
-    if command not in commands:
-        raise ValueError(errors.unknown("command", command, commands, {"train": ["main"]}))
-    return commands[command]()
+    check_command(command)
+    config, workdir, given = _CONFIG.value, asked_workdir(), command_line.override_names(sys.argv)
+    check_path_is_read(config.data, given, READERS.get(config.get("method") or "", "records"))
+    if is_dense(config):  # its length is counted in steps alone
+        return ConfigDict(config.to_dict()), workdir, given
+    written = run_config.load(command_line.spec_of(sys.argv) or "")
+    return run_config.count_epochs(config, given, written), workdir, given
 
 
 def command_of_config() -> str:
@@ -180,8 +161,12 @@ def command_of_config() -> str:
     return "transfer" if is_dense(_CONFIG.value) else "main"
 
 
-def check_command(given: str) -> None:
-    """Raises ValueError if another command than the given one runs the config of the flags."""
+def check_command(given: str | None) -> None:
+    """Raises ValueError if a given command is unknown, or if another one runs the config of the flags."""
+    if given is None:
+        return
+    if given not in COMMANDS:
+        raise ValueError(errors.unknown("command", given, COMMANDS, {"train": ["main"]}))
     if (command := command_of_config()) != given:
         spec = command_line.spec_of(sys.argv)
         raise ValueError(
@@ -209,11 +194,11 @@ def preflight(argv: Sequence[str], command: str | None = None) -> int:
 
     def check() -> int:
         check_no_others(argv)
-        given = asked_by(command)  # first of all, as a wrong command is not worth the wait for the other processes
+        given = asked(command)  # first of all, as a wrong command is not worth the wait for the other processes
         join_processes()
         from detailclip_jax.training import preflight
 
-        prepare = prepare_of("transfer" if is_dense(given[0]) else "main")
+        prepare = prepare_of(command_of_config())
         return preflight.run(lambda: prepare(*given))
 
     return errors.run(check)
@@ -221,19 +206,13 @@ def preflight(argv: Sequence[str], command: str | None = None) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; errors that a user can correct are printed without a traceback."""
-    return run(argv, "main", asked, next_commands)
+    return run(argv, "main", next_commands)
 
 
-def run(
-    argv: Sequence[str],
-    command: str,
-    asked: Callable[[], tuple[Any, ...]],
-    following: Callable[[Sequence[str], Path, int], str],
-) -> int:
+def run(argv: Sequence[str], command: str, following: Callable[[Sequence[str], Path, int], str]) -> int:
     """Prepares and trains a run of a command; returns the exit code.
 
-    `asked` gives the arguments of `prepare`; `following` the commands to print when the run has ended, from the flags,
-    the workdir and the number of steps.
+    `following` gives the commands to print when the run has ended, from the flags, the workdir and the number of steps.
     """
 
     def train() -> int:
@@ -248,7 +227,7 @@ def run(
         prepare = prepare_of(command)
         part_ended("imports")
         return loop.prepare_and_train(
-            asked, prepare, lambda run: following(sys.argv[1:], run.workdir, run.config.total_steps)
+            lambda: asked(command), prepare, lambda run: following(sys.argv[1:], run.workdir, run.config.total_steps)
         )
 
     return errors.run(train)

@@ -120,7 +120,7 @@ def predict(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    return train.run(argv, "transfer", train.asked_of_transfer, following)
+    return train.run(argv, "transfer", following)
 
 
 def command() -> None:

@@ -24,10 +24,11 @@ from detailclip_jax.dense import class_names, fine_tuning
 from detailclip_jax.dense.set_examples import Example
 from detailclip_jax.inference.model import choose_weights, pixels
 from detailclip_jax.kernels.products import matmul_precision
+from detailclip_jax.models import towers
 from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models.vit import NETWORKS
 from detailclip_jax.runtime.regular_files import read_regular
-from detailclip_jax.training import checkpoint, dense_encoder, experiment, sharding
+from detailclip_jax.training import checkpoint, dense_encoder, sharding
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training import optimizer as groups_of
 from detailclip_jax.training.session import COUNTS
@@ -175,7 +176,7 @@ class Experiment:
         step = checkpoint.pick_step(config.init)
         saved = checkpoint.load_saved(config.init, step)  # `checkpoint.load` may interpolate the positions
         which, params = choose_weights(saved.variables, config.weights or None, methods.build(saved.config).weights)
-        vit = dense_encoder.image_encoder(experiment.build_networks(saved.config))
+        vit = dense_encoder.image_encoder(towers.build(saved.config.model, ("image",)))
         patch = size_of(config.model).patch_size
         rows, columns = dense_encoder.grid_of(config)
         size = rows * patch, columns * patch

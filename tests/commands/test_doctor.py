@@ -137,7 +137,7 @@ def test_a_check_that_is_interrupted_ends_without_a_traceback(monkeypatch, capsy
         raise KeyboardInterrupt
 
     monkeypatch.setattr(main, "join_processes", interrupt)
-    monkeypatch.setattr(main, "asked_by", lambda command: ())
+    monkeypatch.setattr(main, "asked", lambda command: ())
     for command in (main.preflight, main.main):
         assert command(["main"]) == 130
         assert capsys.readouterr().err == "\ninterrupted\n"
@@ -149,7 +149,6 @@ def test_a_workdir_that_cannot_be_made_is_named(monkeypatch, capsys):
 
     monkeypatch.setattr(main, "join_processes", lambda: None)
     monkeypatch.setattr(main, "asked", refuse)
-    monkeypatch.setattr(main, "asked_by", refuse)
     for command in (main.preflight, main.main):
         assert command(["main"]) == 1
         assert capsys.readouterr().err == "error: Permission denied: /runs\n"
