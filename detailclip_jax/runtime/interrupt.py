@@ -6,13 +6,15 @@ An evaluation stops between two batches and at every `pause_point`.  Several pro
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
 
 from detailclip_jax.runtime.signals import SIGNALS, Saving, Stopped
+
+Functions = TypeVar("Functions", bound=Any)
 
 
 class Interrupt(Saving):
@@ -61,25 +63,15 @@ class Interrupt(Saving):
             self.received = signal.SIGTERM
         return self.received is not None
 
-    def between(self, encode: Any) -> Any:
-        """Wraps the functions of `encode` so that a call raises Stopped if the run must stop: between two batches."""
-        return _Between(encode, self)
+    def between(self, encode: Functions) -> Functions:
+        """Returns the NamedTuple `encode` with functions that raise Stopped, between batches, if the run must stop."""
 
+        def asking(function: Callable[..., Any]) -> Callable[..., Any]:
+            def asked(*arguments: Any) -> Any:
+                if self.reached():
+                    raise Stopped(self.received or signal.SIGTERM)
+                return function(*arguments)
 
-class _Between:
-    """An `Encode` whose functions check an Interrupt before each call."""
+            return asked
 
-    def __init__(self, encode: Any, interrupt: Interrupt):
-        self._encode, self._interrupt = encode, interrupt
-
-    def __getattr__(self, name: str) -> Any:
-        function = getattr(self._encode, name)
-        if not callable(function):  # such as `text_lengths`
-            return function
-
-        def asking(*arguments: Any) -> Any:
-            if self._interrupt.reached():
-                raise Stopped(self._interrupt.received or signal.SIGTERM)
-            return function(*arguments)
-
-        return asking
+        return encode._replace(**{name: asking(field) for name, field in encode._asdict().items() if callable(field)})

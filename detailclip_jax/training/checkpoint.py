@@ -144,10 +144,6 @@ class Checkpoints:
         """Returns the steps of the finished checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
-    def best_step(self) -> int | None:
-        """Returns the step with the highest `best_metric`; None if no checkpoint has a score."""
-        return self._retention.best(self.steps())
-
     def scored(self, step: int) -> bool:
         """Whether the scores of that step are known."""
         return step in self._retention.scores

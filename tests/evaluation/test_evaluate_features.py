@@ -1,5 +1,6 @@
 """k-NN and the linear probe against scikit-learn and a naive loop."""
 
+import collections
 import os
 import signal
 import threading
@@ -202,7 +203,8 @@ def test_outside_of_a_run_nothing_pauses():
 
 def test_a_run_s_evaluators_see_the_functions_and_the_lengths_of_its_encoder():
     """Functions ask the interrupt before each call; what is no function is passed on."""
-    encode = types.SimpleNamespace(text=lambda params, tokens: tokens + 1, text_lengths=(16, 32))
+    fields = {"text": lambda params, tokens: tokens + 1, "text_lengths": (16, 32)}
+    encode = collections.namedtuple("Encode", fields)(**fields)
     interrupt = Interrupt()
     wrapped = interrupt.between(encode)
     assert wrapped.text_lengths == (16, 32) and wrapped.text({}, 1) == 2
