@@ -20,10 +20,21 @@ from tiny import noise_state, on_one_device
 
 import detailclip_jax
 from detailclip_jax import __main__ as door
-from detailclip_jax import benchmark, compare, demo, doctor, embed, evaluate, export, import_torch, transfer, visualize
+from detailclip_jax import (
+    benchmark,
+    compare,
+    demo,
+    doctor,
+    embed,
+    evaluate,
+    export,
+    import_torch,
+    prepare,
+    transfer,
+    visualize,
+)
 from detailclip_jax import main as train
 from detailclip_jax.config import run_config
-from detailclip_jax.convert import prepare_flags as prepare
 from detailclip_jax.dense import class_names
 from detailclip_jax.interop import store
 from detailclip_jax.training import experiment
@@ -59,7 +70,7 @@ PARSERS = {
     "visualize": visualize.parser,
     "demo": demo.parser,
     "benchmark": benchmark.parser,
-    "prepare": lambda: prepare.parser(""),
+    "prepare": prepare.parser,
     "doctor": doctor.parser,
 }
 

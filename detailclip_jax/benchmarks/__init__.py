@@ -1,6 +1,4 @@
-"""What a training step costs: counted and compiled by XLA (`counting`), and timed (`timing`).
+"""What a training step costs: counted and compiled by XLA (`counting`), and timed (`timing`); also its data and start.
 
-    python -m detailclip_jax.benchmark --help
-
-`step`, `loss`, `collectives` and `data` are some of its commands.
+python -m detailclip_jax.benchmark --help
 """

@@ -10,6 +10,7 @@ import prepare_trees as trees
 import pytest
 from PIL import Image
 
+from detailclip_jax import prepare
 from detailclip_jax.convert import (
     cleaning,
     examples,
@@ -17,7 +18,6 @@ from detailclip_jax.convert import (
     known_sizes,
     limited_files,
     local,
-    prepare_flags,
     set_report,
     shard,
     statistics,
@@ -404,8 +404,8 @@ def test_files_that_are_written_at_once_have_names_of_their_own(tmp_path):
 def test_a_restart_from_another_folder_is_the_same_request(tmp_path, monkeypatch):
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path)
-    given = prepare_flags.parser("").parse_args(["csv", "t.csv", "--out", "out", "--images", "below"])
-    request = prepare_flags.request_of(given)
+    given = prepare.parser().parse_args(["csv", "t.csv", "--out", "out", "--images", "below"])
+    request = prepare.request_of(given)
     assert request.out == str(tmp_path / "out")
     assert request.options.images == str(tmp_path / "below")
 

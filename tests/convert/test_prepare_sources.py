@@ -13,7 +13,8 @@ import pytest
 from test_prepare import keys, prepared
 from tiny import check_names
 
-from detailclip_jax.convert import coco_captions, prepare_flags, webdataset, yfcc
+from detailclip_jax import prepare
+from detailclip_jax.convert import coco_captions, webdataset, yfcc
 from detailclip_jax.convert.examples import Reject
 from detailclip_jax.convert.job import Options, Request, Shard
 from detailclip_jax.convert.planning import AlreadyThere, begin
@@ -38,7 +39,7 @@ def rejected(folder, split="train"):
 
 
 def dataset_of(*command):
-    return prepare_flags.request_of(prepare_flags.parser("").parse_intermixed_args([*command, "--out", "x"])).dataset
+    return prepare.request_of(prepare.parser().parse_intermixed_args([*command, "--out", "x"])).dataset
 
 
 # webdataset
@@ -845,7 +846,7 @@ def test_imagefolder_labels_are_the_folders_by_name(tmp_path):
 
 
 def test_every_source_is_in_the_help_and_says_what_it_takes():
-    text = prepare_flags.parser("").format_help()
+    text = prepare.parser().format_help()
     for name, source in SOURCES.items():
         assert name in text
         assert source.what in text
