@@ -45,7 +45,7 @@ def get_config(arg=None):
     c.model.decoder_depth = 1  # reference: one block; the paper says "a series of blocks like MAE"
     c.model.freeze_patch_embed = True  # reference, after MoCo v3
     c.model.dtype = "bfloat16"  # mixed precision, as in the reference (there float16 with a scaled loss)
-    c.model.remat, c.model.scan = "dots", True  # for 256 pairs per device: docs/performance.md, Memory per device
+    c.model.remat, c.model.scan = "dots", True  # for 256 pairs per device: docs/performance.md
 
     c.masking.strategy = "attention_low"  # section 3.2.3: the least attended patches are removed
     c.masking.ratio = 0.5  # section 3.2.3

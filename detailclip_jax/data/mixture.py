@@ -188,7 +188,7 @@ def check_some_caption(source: Source, rule: str) -> None:
                 f"{member.name} has {len(member.source):,} examples, and none of {num_blank} spread over it has a "
                 f"caption{where}, which this method trains on; "
                 f"{f'take --config.data.caption={by_name}, ' if others else ''}"
-                "prepare the set again with --caption-column=NAME (see docs/data.md), or choose a method without text, "
+                "prepare the set again with --caption-column=NAME (docs/records.md), or choose a method without text, "
                 "such as dino or mae"
             )
 

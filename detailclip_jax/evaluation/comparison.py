@@ -36,7 +36,7 @@ METRICS = {  # task/metric -> heading, the label in report.md
 }
 LEGEND = (
     "Segmentation, object or not: how well a linear read-out of the frozen patch features tells objects from the "
-    "ground, as intersection over union (figure IoU in docs/experiments.md); mIoU, balanced: the same for "
+    "ground, as intersection over union (foreground IoU in docs/experiments.md); mIoU, balanced: the same for "
     "the classes, where the fit weighs every class equally.",
     "Kept patches that touch an object: of the half with the highest CLS attention.",
     "Untrained (the same encoder at its random start) and raw pixels are floors: what segmentation reaches without any "

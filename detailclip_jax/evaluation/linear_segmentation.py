@@ -68,7 +68,7 @@ def measure(train: Patches, test: Patches) -> Measured:
     `object_miou`: balanced; fitted and evaluated on patches whose main class is an object, among object classes only.
 
     IoU divides summed intersections by summed unions; the mean is over the classes that occur. The interval resamples
-    scenes. docs/experiments.md has the range of each variant from untrained to supervised features.
+    scenes. tools/measured.md has the range of each variant from untrained to supervised features.
     """
     measured = {
         "figure_iou": over_figure(train, test),
