@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import config as base
 from detailclip_jax.config import run_config
-from detailclip_jax.config.components import check_path_is_read
+from detailclip_jax.config.data_path import check_path_is_read
 from detailclip_jax.config.settings import Change, both, parse_setting, set_fields, split_list
 from detailclip_jax.data.caption_rules import with_own_number
 from detailclip_jax.runtime import errors
@@ -224,8 +224,8 @@ class CannotBegin(errors.RunError):
 def check(plan: Plan) -> None:
     """Checks the config and workdir of every run before the first one starts.  Raises ValueError."""
     from detailclip_jax import methods  # imports jax, as below: only after the flags are parsed
+    from detailclip_jax.pretraining import validate
     from detailclip_jax.training import warm_start
-    from detailclip_jax.training.validation import validate
 
     for entry in plan.entries:
         if entry.method not in methods.METHODS:

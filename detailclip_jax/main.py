@@ -24,9 +24,9 @@ from typing import Any, NamedTuple, NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from detailclip_jax.config import command_line, default, detection_fields, help_text, run_config, segmentation_fields
-from detailclip_jax.config.components import check_path_is_read
-from detailclip_jax.config.dense_methods import is_dense
+from detailclip_jax.config import command_line, default, detection_fields, run_config, segmentation_fields
+from detailclip_jax.config.data_path import check_path_is_read
+from detailclip_jax.config.run_config import is_dense
 from detailclip_jax.runtime import errors, parser, processes
 from detailclip_jax.runtime.files import with_home
 from detailclip_jax.runtime.progress import Console
@@ -126,7 +126,7 @@ def _help_config(spec: str | None, usage: Usage) -> NoReturn:
         config = run_config.load(spec) if spec else usage.config()
         if usage.config_note and not spec:
             print(f"{usage.config_note}\n")
-        print(help_text(config, command_line.declaration_of(config)), end="", flush=True)
+        print(run_config.help_text(config), end="", flush=True)
     except BrokenPipeError:  # `| head` has closed the pipe; the interpreter would flush to it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)

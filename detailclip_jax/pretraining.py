@@ -9,19 +9,21 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from detailclip_jax import evaluation
+from detailclip_jax import evaluation, methods
 from detailclip_jax.config import run_config
-from detailclip_jax.config.components import components, is_endless
+from detailclip_jax.config.data_path import components, is_endless
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.bad_records import bad_list
 from detailclip_jax.data.caption_rules import num_captions, with_own_number
 from detailclip_jax.data.lengths import lengths_within, trimmed, warning_of_long_captions
 from detailclip_jax.data.mixture import check_some_caption, members_of, single_sentences, summary
+from detailclip_jax.data.views import check_reducing_gap, crops_from_config
 from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.data.workers import usable_workers
 from detailclip_jax.evaluation import held_out_pairs, run_figures, run_report
+from detailclip_jax.models import sizes
 from detailclip_jax.models.text import TextStyle
-from detailclip_jax.runtime import provenance
+from detailclip_jax.runtime import provenance, wandb_writer
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.progress import Clock, Console
 from detailclip_jax.runtime.start import part_ended
@@ -32,7 +34,6 @@ from detailclip_jax.training.mesh import make_mesh, sharded
 from detailclip_jax.training.schedules import clamp_warmup
 from detailclip_jax.training.session import Finding, Run, Task, slower
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.training.validation import validate
 from detailclip_jax.types import Array, PyTree
 
 LESS_MEMORY = (
@@ -68,6 +69,59 @@ def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) 
     run_config.check_workdir(Path(workdir), config)
     console = Console(enabled=jax.process_index() == 0)
     return Run(config, Path(workdir), built, source, console, PRETRAINING, given=given)
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises ValueError for the first field with an invalid value, and for two fields that contradict each other."""
+    run_config.check_fields(config)
+    components(config.data)
+    check_reducing_gap(config.data.reducing_gap, "data.reducing_gap")
+    _check_crops(config)
+    _check_part_rates(config.optimizer.part_rates)
+    _check_best_metric(config)
+    wandb_writer.check(config.logging.wandb)
+    _check_mixing(config, methods.build(config))  # before `num_captions`: a method says which caption rules it needs
+    num_captions(config.data)
+
+
+def _check_crops(config: ConfigDict) -> None:
+    """Checks that crops consist of whole patches, and that large crops have the size `model.image_size`.
+
+    The decoder and the masks use the patch grid of `model.image_size`.
+    """
+    sizes.num_side_patches(config.model)
+    patch_size = sizes.size_of(config.model).patch_size
+    for name, crop in crops_from_config(config.views.crops).items():
+        if crop.size % patch_size:
+            raise ValueError(f"views.crops.{name}.size {crop.size} is not a multiple of the patch size {patch_size}")
+        if name == "large" and crop.size != config.model.image_size:
+            raise ValueError(
+                f"views.crops.large.size {crop.size} must equal model.image_size {config.model.image_size}"
+            )
+
+
+def _check_part_rates(rates: ConfigDict) -> None:
+    for network, rate in rates.items():
+        if not isinstance(rate, int | float):
+            raise ValueError(f"optimizer.part_rates.{network} {rate!r} must be a number, for example 0.1")
+
+
+def _check_mixing(config: ConfigDict, method: methods.Method) -> None:
+    """Checks that images are mixed only with their labels: captions would stay those of one of the two images."""
+    for name in ("mixup", "cutmix"):
+        if config.views[name] and "labels" not in method.terms:
+            raise ValueError(
+                f"views.{name} {config.views[name]} mixes images and their labels, but method {config.method} has no "
+                "term 'labels'; set it to 0"
+            )
+
+
+def _check_best_metric(config: ConfigDict) -> None:
+    if config.best_metric and not config.evaluate_every:
+        raise ValueError(
+            f"best_metric {config.best_metric!r} is only known if the run evaluates; "
+            "set evaluate_every to a number of steps, or best_metric to ''"
+        )
 
 
 def open_source(config: ConfigDict) -> pipeline.Source:

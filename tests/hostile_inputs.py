@@ -629,9 +629,9 @@ def feed_config(folder: Path) -> object:
     from detailclip_jax import compare
     from detailclip_jax.config import default, run_config
     from detailclip_jax.dense import prediction_figures, runs
+    from detailclip_jax.pretraining import validate
     from detailclip_jax.runtime import metric_files
     from detailclip_jax.training import warm_start
-    from detailclip_jax.training.validation import validate
 
     started = default()
     started.init = str(folder)
@@ -1064,7 +1064,7 @@ def feed_settings(folder: Path) -> object:
     from detailclip_jax.evaluation import tasks
     from detailclip_jax.evaluation.evaluation_sets import Sets
     from detailclip_jax.inference import embed_folder
-    from detailclip_jax.training.validation import validate
+    from detailclip_jax.pretraining import validate
 
     num = 0
     for line in (folder / "settings").read_bytes().decode("utf-8", "surrogatepass").split("\0\0", 3):

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import config_files, run_config
+from detailclip_jax.config.fields import RUN
 from detailclip_jax.config.settings import parse_setting, set_fields, split_list
-from detailclip_jax.methods import METHODS
 from detailclip_jax.models import sizes
-from detailclip_jax.training.validation import check_choice, validate
+from detailclip_jax.pretraining import validate
 
 PAPER = "configs/vitb16_yfcc.py"
 SHORT = {  # short names of fields in --against and in the flags
@@ -42,7 +42,7 @@ def load(spec: str | None, method: str | None) -> ConfigDict:
     Raises FileNotFoundError, and ValueError with the known names.
     """
     if method is not None:
-        check_choice("method", method, METHODS)
+        RUN["method"].check("method", method)
     config = run_config.load(spec_for(spec or PAPER, method))
     config.method = method or config.method
     return config

@@ -6,13 +6,13 @@ Pure Python, without jax, so that mistakes are answered at once.
 import difflib
 import functools
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from detailclip_jax.config import Field, default, dense_methods, field_of, run_config, settings
+from detailclip_jax.config import default, run_config, settings
 from detailclip_jax.config.config_files import find
 from detailclip_jax.runtime import errors
 
@@ -39,11 +39,6 @@ class OrUnset(flags.ArgumentParser):
 
 for _kind, _parser in ((int, flags.IntegerParser()), (float, flags.FloatParser())):
     config_flags.register_flag_parser_for_type(_kind, OrUnset(_parser))
-
-
-def declaration_of(config: ConfigDict) -> Callable[[str], Field | None]:
-    """Returns the function that finds the declaration of a field by its dotted name, for this kind of run."""
-    return dense_methods.FIELDS.get(config.get("method") or "", field_of)
 
 
 def spec_of(argv: Sequence[str]) -> str | None:
@@ -154,7 +149,7 @@ def check_fields(config: ConfigDict, argv: Sequence[str]) -> None:
 
 def check_unset(config: ConfigDict, argv: Sequence[str]) -> None:
     """Raises ValueError for --config.NAME=None of a number that has a default, such as batch_size."""
-    declaration = declaration_of(config)
+    declaration = run_config.declaration_of(config)
     for name in override_names(argv):
         *groups, last = name.split(".")
         kind = KINDS.get(functools.reduce(lambda group, part: group[part], groups, config).get_type(last))

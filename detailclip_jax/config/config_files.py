@@ -1,4 +1,4 @@
-"""Search for config files: in the working directory, and among the files that come with the package.
+"""Config files: the search for them, in the working directory and in the package, and their arguments.
 
 find("configs/stickers.py")    # a file in the working directory has priority
 find("stickers")               # the same file by its name, in any folder
@@ -6,6 +6,9 @@ find("stickers")               # the same file by its name, in any folder
 
 import difflib
 from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
 
 PACKAGE = Path(__file__).parents[1]
 BUNDLED = "bundled_configs"  # in a wheel; see setup.py
@@ -50,3 +53,31 @@ def _no_file(name: str) -> str:
     near = difflib.get_close_matches(Path(name).stem, stems, n=1)
     hint = f"did you mean {stems[near[0]]!r}?" if near else f"known: {', '.join(known())}"
     return f"unknown config file {name!r}; {hint}"
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
+    """Parses "name=value,name=value" with typed defaults; a value without a name sets the first name.
+
+        parse_arg("epochs=50", epochs=25, preset="paper").epochs == 50    # configs/vitb16_yfcc.py:epochs=50
+
+    Raises ValueError that lists the known names for an unknown one, and names the type for an invalid value.
+    """
+    parsed = ConfigDict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        name, _, value = item.rpartition("=")
+        name = name or next(iter(defaults))
+        if name not in defaults:
+            raise ValueError(f"unknown config argument {name!r}; known: {', '.join(defaults)}")
+        parsed[name] = _cast(name, value, type(defaults[name]))
+    return parsed
+
+
+def _cast(name: str, value: str, kind: type) -> Any:
+    if kind is bool:
+        if value.lower() not in ("true", "false"):
+            raise ValueError(f"config argument {name}={value}: expected True or False")
+        return value.lower() == "true"
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"config argument {name}={value}: expected {kind.__name__}") from None

@@ -1,140 +1,102 @@
-"""The default configuration: every field of a run, with its meaning, its default and the source of the default.
+"""The fields of a pretraining run, with meaning, source and allowed values of each.
 
-Config files under `configs/` start from `default()` and set the fields that differ.  `parse_arg` parses the part
-after the colon of `--config=configs/vitb16_yfcc.py:epochs=50`.
+Config files under `configs/` start from `default()` and set the fields that differ.
 """
 
-import functools
 import re
-import textwrap
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from detailclip_jax.runtime.errors import unknown
-from detailclip_jax.runtime.files import with_home
+from detailclip_jax.config.data_path import KINDS
+from detailclip_jax.config.declarations import (
+    BELOW_1,
+    CODE,
+    FROM_0,
+    FROM_1,
+    OURS,
+    POSITIVE,
+    POSITIVE_SHARE,
+    SHARE,
+    Field,
+    Group,
+    Range,
+    built,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-PER_VIEW = (".blur_p", ".solarize_p")  # one number for all views of a crop, or one per view; the crop counts them
-OPEN = ("evaluators", "stickers", "crops", "custom", "part_rates", "options")  # groups that accept fields of any name
-
-
-class Fields(ConfigDict):
-    """A group of fields that accepts no new ones, so that a typo raises an error where it is written.
-
-        config.totl_steps = 5       # ValueError: unknown config field 'totl_steps'; did you mean 'total_steps'? ...
-
-    Home folders in texts are written in full (see `with_home`).  Its subgroups are `Fields` too, except those in OPEN.
-    To add fields of your own: `with config.unlocked():`.
-    """
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        if self.is_locked and key not in self:
-            raise ValueError(unknown("config field", key, self))
-        if isinstance(value, dict | ConfigDict) and isinstance(self.get(key), Fields):
-            value = closed(ConfigDict(value))
-        value = with_home(value) if isinstance(value, str) else value
-        super().__setitem__(key, value)
-
-    def lock(self) -> "Fields":
-        """Makes the group refuse new fields, except in its subgroups in OPEN."""
-        super().lock()
-        for name in OPEN:
-            if name in self:
-                self[name].unlock()
-        return self
-
-
-def closed(group: ConfigDict) -> Fields:
-    """Converts a group and its subgroups to `Fields`."""
-    closed_fields = Fields()
-    for name, value in group.iteritems(preserve_field_references=True):
-        closed_fields[name] = closed(value) if isinstance(value, ConfigDict) and name not in OPEN else value
-    return closed_fields.lock()
-
-
-class Field(NamedTuple):
-    """A field of the configuration: its default, its meaning and the source of the default.
-
-    `kind` is the type of a field without a default value (`placeholder`).
-    """
-
-    default: Any
-    meaning: str
-    source: str
-    kind: type | None = None
-
-    @property
-    def value(self) -> Any:
-        """The default in the form that a config stores; a new object at each call, so that configs share nothing."""
-        if self.kind:
-            return placeholder(self.kind)
-        return ConfigDict(self.default) if isinstance(self.default, dict) else self.default
-
-    def takes(self, value: Any) -> bool:
-        """Whether a value has the type of the field's values; only a field without a default may be None."""
-        if self.kind:
-            return value is None or _is_like(self.kind(), value)
-        return _is_like(self.default, value)
-
-
-def _is_like(usual: Any, value: Any) -> bool:
-    """Whether a value has the type of another one; an int is a float too, True is no number, () is one of integers."""
-    if isinstance(usual, tuple):
-        first = usual[0] if usual else 0
-        return isinstance(value, tuple) and all(_is_like(first, each) for each in value)
-    if isinstance(value, bool):
-        return isinstance(usual, bool)
-    return isinstance(value, int | float if isinstance(usual, float) else type(usual))
-
-
-OURS = "ours"  # specific to this implementation, or a number that neither the paper nor the code states
-CODE = "reference"  # the authors' published code
 SLIP = "SLIP's, as in the paper"
-Group = dict[str, Field]
+# Names of tables of other rooms; tests/config/test_fields.py compares them.
+METHODS = (
+    *("clip", "slip", "maskclip", "aclip", "detailclip", "mae", "dino", "ibot", "attmask", "supervised"),
+    *("siglip", "silc", "tips", "tipsv2", "siglip2", "cosmos", "flair"),
+)
+MODEL_SIZES = ("tiny", "S/16", "B/32", "B/16", "L/16", "custom")
+ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh", "relu")
+FILTERS = ("bicubic", "bilinear")
+POSITION_RECIPES = ("bicubic", "ibot", "timm", "tips")
+MAX_DEPTH = 1000  # blocks; to build more takes hours
 
 RUN: Group = {
-    "method": Field("detailclip", "method; methods/ has one file for each", "paper"),
+    "method": Field("detailclip", "method; methods/ has one file for each", "paper", choices=METHODS),
     "seed": Field(0, "seed of the parameters, the order of examples, the crops and the captions", OURS),
     "init": Field("", "checkpoint to start from: its networks, sizes and preprocessing (init_from.py)", OURS),
     "init_required": Field(
-        False, "whether a run without init is refused, because the config continues a checkpoint", OURS
+        False, "whether a run without init is refused, because the config continues a checkpoint", OURS, may_change=True
     ),
-    "batch_size": Field(4096, "image-text pairs per step, over all devices", "paper 4.1; reference: 256 x 16 A100"),
+    "batch_size": Field(
+        4096, "image-text pairs per step, over all devices", "paper 4.1; reference: 256 x 16 A100", range=FROM_1
+    ),
     "accumulation": Field(
-        1, "chunks of a batch on each device (exact gradient accumulation): less memory, the same gradients", OURS
+        1,
+        "chunks of a batch on each device (exact gradient accumulation): less memory, the same gradients",
+        OURS,
+        range=FROM_1,
+        may_change=True,
     ),
     "num_epochs": Field(
-        25, "length of the run in epochs; used if total_steps is not set and the data set is finite", "paper 4.1"
+        25,
+        "length of the run in epochs; used if total_steps is not set and the data set is finite",
+        "paper 4.1",
+        range=FROM_1,
+        may_change=True,
     ),
-    "total_steps": Field(None, "length of the run in steps; default: num_epochs * steps_per_epoch", OURS, int),
+    "total_steps": Field(
+        None,
+        "length of the run in steps; default: num_epochs * steps_per_epoch",
+        OURS,
+        int,
+        range=FROM_1,
+        may_change=True,
+    ),
     "steps_per_epoch": Field(
-        None, "optimiser steps per epoch of the schedules; default: examples // batch_size", OURS, int
+        None, "optimiser steps per epoch of the schedules; default: examples // batch_size", OURS, int, range=FROM_1
     ),
-    "log_every": Field(50, "steps between two lines of metrics.jsonl", OURS),
-    "checkpoint_every": Field(1000, "steps between two checkpoints", OURS),
-    "max_to_keep": Field(2, "checkpoints that stay on disk", OURS),
+    "log_every": Field(50, "steps between two lines of metrics.jsonl", OURS, range=FROM_1, may_change=True),
+    "checkpoint_every": Field(1000, "steps between two checkpoints", OURS, range=FROM_1, may_change=True),
+    "max_to_keep": Field(2, "checkpoints that stay on disk", OURS, range=FROM_1, may_change=True),
     "best_metric": Field(
-        "", "metric such as zero_shot/ema/top1; the checkpoint with its best value is also kept", OURS
+        "", "metric such as zero_shot/ema/top1; the checkpoint with its best value is also kept", OURS, may_change=True
     ),
-    "evaluate_every": Field(0, "steps between two evaluations; 0: only at the end", OURS),
-    "evaluate_at_end": Field(True, "whether a finished run is evaluated", OURS),
-    "evaluators": Field({}, "evaluators by name, with options; {}: those that fit the data", OURS),
-    "profile_steps": Field(0, "number of steps in the profile for TensorBoard; 0: no profile", OURS),
+    "evaluate_every": Field(0, "steps between two evaluations; 0: only at the end", OURS, may_change=True),
+    "evaluate_at_end": Field(True, "whether a finished run is evaluated", OURS, may_change=True),
+    "evaluators": Field({}, "evaluators by name, with options; {}: those that fit the data", OURS, may_change=True),
+    "profile_steps": Field(0, "number of steps in the profile for TensorBoard; 0: no profile", OURS, may_change=True),
 }
-MESH: Group = {"fsdp": Field(1, "devices that share one copy of the training state", OURS)}
+MESH: Group = {
+    "fsdp": Field(1, "devices that share one copy of the training state", OURS, range=FROM_1, may_change=True)
+}
 DATA: Group = {
-    "source": Field("records", "stickers, records (ArrayRecord shards) or tfds", OURS),
+    "source": Field("records", "stickers, records (ArrayRecord shards) or tfds", OURS, choices=KINDS),
     "path": Field(
         "",
         "folder of the shards; tfds: name:version or a builder's directory; A@3,B@1: two sets, three examples of A for "
         "each of B; A,tfds:B: two sets in proportion to their sizes.  An epoch has as many examples as all sets",
         OURS,
+        may_change=True,
     ),
     "split": Field("train", "training split", OURS),
     "held_out": Field(
@@ -165,84 +127,138 @@ DATA: Group = {
         "record has its absolute path.  As in their published code, texts for SigLIP's pooling (last) and TIPS's "
         "(mean) are converted to lower case; for eot, the file's normaliser says so",
         "CLIP",
+        may_change=True,
     ),
     "tokenizer_digest": Field(
         "", "digest of that file, set by the import and by training; a file of another digest is refused", OURS
     ),
     "text_buckets": Field(
-        (32, 48), "text lengths: a batch is trimmed to the smallest that fits all its captions (exact); (): off", OURS
+        (32, 48),
+        "text lengths: a batch is trimmed to the smallest that fits all its captions (exact); (): off",
+        OURS,
+        range=FROM_1,
+        min_length=0,
+        may_change=True,
     ),
-    "num_workers": Field(0, "processes that decode and crop; 0: threads", OURS),
-    "prefetch": Field(2, "batches that are loaded in advance", OURS),
+    "num_workers": Field(0, "processes that decode and crop; 0: threads", OURS, may_change=True),
+    "prefetch": Field(2, "batches that are loaded in advance", OURS, may_change=True),
     "reducing_gap": Field(
         2.0, "JPEGs are decoded at 1/2, 1/4 or 1/8 if crops stay this many times as large as their views; 0: off", OURS
     ),
-    "max_bad_ratio": Field(0.01, "share of unreadable records above which the run stops", OURS),
+    "max_bad_ratio": Field(
+        0.01, "share of unreadable records above which the run stops", OURS, range=SHARE, may_change=True
+    ),
 }
 STICKERS: Group = {
-    "num_scenes": Field(2**24, "number of scenes of the source stickers", OURS),
+    "num_scenes": Field(2**24, "number of scenes of the source stickers", OURS, range=FROM_1),
     "seed": Field(0, "seed of the content of the scenes", OURS),
-    "scenes": Field("mixed", "mixed: also plain backgrounds and objects of any size; textured: neither of them", OURS),
+    "scenes": Field(
+        "mixed",
+        "mixed: also plain backgrounds and objects of any size; textured: neither of them",
+        OURS,
+        choices=("mixed", "textured"),
+    ),
 }
 VIEWS: Group = {
-    "mixup": Field(0.0, "alpha of mixup over the global batch (supervised); 0: off", "off in the paper"),
-    "cutmix": Field(0.0, "alpha of CutMix over the global batch (supervised); 0: off", "off in the paper"),
+    "mixup": Field(0.0, "alpha of mixup over the global batch (supervised); 0: off", "off in the paper", range=FROM_0),
+    "cutmix": Field(
+        0.0, "alpha of CutMix over the global batch (supervised); 0: off", "off in the paper", range=FROM_0
+    ),
     "teacher": Field(
-        "same", "input of the teacher; same: the student's views; enclosing: a crop that contains them", CODE
+        "same",
+        "input of the teacher; same: the student's views; enclosing: a crop that contains them",
+        CODE,
+        choices=("same", "enclosing"),
     ),
 }
-PREPROCESS: Group = {  # of images in evaluation; mean and std also in training; saved in every checkpoint
+PREPROCESS: Group = {  # of images in evaluation; mean and std also in training, where their ranges keep pixels finite
     "filter": Field(
-        "bilinear", "filter for resizing in evaluation: bilinear or bicubic (CLIP, MAE, DINO, iBOT, timm)", SLIP
+        "bilinear",
+        "filter for resizing in evaluation: bilinear or bicubic (CLIP, MAE, DINO, iBOT, timm)",
+        SLIP,
+        choices=FILTERS,
+        may_change=True,
     ),
-    "resize": Field("shorter_side", "shorter_side, or squash: both sides, without keeping the aspect ratio", SLIP),
-    "crop_ratio": Field(1.0, "side of the center crop divided by the resized side; 0.875: 224 of 256", SLIP),
+    "resize": Field(
+        "shorter_side",
+        "shorter_side, or squash: both sides, without keeping the aspect ratio",
+        SLIP,
+        choices=("shorter_side", "squash"),
+        may_change=True,
+    ),
+    "crop_ratio": Field(
+        1.0,
+        "side of the center crop divided by the resized side; 0.875: 224 of 256",
+        SLIP,
+        range=POSITIVE_SHARE,
+        may_change=True,
+    ),
     "decoding": Field(
-        "upright", "upright: by EXIF, alpha over white; or pillow: its convert('RGB'), as in open_clip and timm", OURS
+        "upright",
+        "upright: by EXIF, alpha over white; or pillow: its convert('RGB'), as in open_clip and timm",
+        OURS,
+        choices=("upright", "pillow"),
+        may_change=True,
     ),
-    "mean": Field(IMAGENET_MEAN, "mean of pixels in [0, 1], per channel", CODE),
-    "std": Field(IMAGENET_STD, "standard deviation of pixels in [0, 1], per channel", CODE),
+    "mean": Field(IMAGENET_MEAN, "mean of pixels in [0, 1], per channel", CODE, range=Range(-1e3, 1e3)),
+    "std": Field(IMAGENET_STD, "standard deviation of pixels in [0, 1], per channel", CODE, range=Range(1e-6, 1e3)),
 }
 CROP: Group = {  # fields of one entry of views.crops; the defaults have no photometric augmentation
-    "count": Field(1, "number of views of this kind", "CLIP"),
-    "size": Field(224, "pixels along a side", "paper 4.1"),
+    "count": Field(1, "number of views of this kind", "CLIP", range=FROM_1),
+    "size": Field(224, "pixels along a side", "paper 4.1", range=FROM_1),
     "kind": Field(
         "random",
         "random; enclosing: a crop that contains all large crops; whole: the whole image, squashed to a square",
         "paper 4.1.1; SILC",
+        choices=("random", "whole", "enclosing"),
     ),
-    "scale": Field((0.5, 1.0), "share of the image's area, minimum and maximum", "paper 4.1; reference: (.14, 1)"),
-    "ratio": Field((3 / 4, 4 / 3), "width divided by height, minimum and maximum", CODE),
-    "filter": Field("bilinear", "filter for resizing", "SLIP and A-CLIP"),
-    "flip": Field(0.0, "probability of a horizontal flip", CODE),
+    "scale": Field(
+        (0.5, 1.0),
+        "share of the image's area, minimum and maximum",
+        "paper 4.1; reference: (.14, 1)",
+        range=POSITIVE_SHARE,
+        ascending=True,
+    ),
+    "ratio": Field(
+        (3 / 4, 4 / 3), "width divided by height, minimum and maximum", CODE, range=POSITIVE, ascending=True
+    ),
+    "filter": Field("bilinear", "filter for resizing", "SLIP and A-CLIP", choices=FILTERS),
+    "flip": Field(0.0, "probability of a horizontal flip", CODE, range=SHARE),
     "jitter": Field((0.0, 0.0, 0.0, 0.0), "strength for brightness, contrast, saturation, hue", "CLIP: none"),
-    "jitter_p": Field(0.0, "probability of the jitter", "CLIP: none"),
-    "gray_p": Field(0.0, "probability of a grey view", "CLIP: none"),
-    "blur_p": Field((0.0,), "probability of a blur, for each view", "CLIP: none"),
-    "blur_sigma": Field((0.1, 2.0), "sigma of the blur in pixels, minimum and maximum", CODE),
-    "solarize_p": Field((0.0,), "probability of solarisation, for each view", "CLIP: none"),
+    "jitter_p": Field(0.0, "probability of the jitter", "CLIP: none", range=SHARE),
+    "gray_p": Field(0.0, "probability of a grey view", "CLIP: none", range=SHARE),
+    "blur_p": Field((0.0,), "probability of a blur, for each view", "CLIP: none", range=SHARE, per_view=True),
+    "blur_sigma": Field(
+        (0.1, 2.0), "sigma of the blur in pixels, minimum and maximum", CODE, range=POSITIVE, ascending=True
+    ),
+    "solarize_p": Field((0.0,), "probability of solarisation, for each view", "CLIP: none", range=SHARE, per_view=True),
     "mask_grid": Field(0, "patches along a side of the grid on which blocks are sampled; 0: no blocks", "iBOT"),
-    "mask_p": Field(0.5, "probability that a view is masked by blocks", "iBOT"),
-    "mask_ratio": Field((0.1, 0.5), "share of the patches in blocks, minimum and maximum", "iBOT"),
+    "mask_p": Field(0.5, "probability that a view is masked by blocks", "iBOT", range=SHARE),
+    "mask_ratio": Field(
+        (0.1, 0.5), "share of the patches in blocks, minimum and maximum", "iBOT", range=SHARE, ascending=True
+    ),
 }
 LARGE: Group = {  # fields of the two large views (DINO's global views) whose defaults differ from CROP
-    "count": Field(2, "number of views of this kind: u and v", "paper 3.2"),
-    "filter": Field("bicubic", "filter for resizing", CODE),
+    "count": Field(2, "number of views of this kind: u and v", "paper 3.2", range=FROM_1),
+    "filter": Field("bicubic", "filter for resizing", CODE, choices=FILTERS),
     "jitter": Field((0.4, 0.4, 0.2, 0.1), "strength for brightness, contrast, saturation, hue", CODE),
-    "jitter_p": Field(0.8, "probability of the jitter", CODE),
-    "gray_p": Field(0.2, "probability of a grey view", CODE),
-    "blur_p": Field((0.1, 0.1), "probability of a blur, for each view", CODE),
-    "solarize_p": Field((0.2, 0.2), "probability of solarisation, for each view", CODE),
+    "jitter_p": Field(0.8, "probability of the jitter", CODE, range=SHARE),
+    "gray_p": Field(0.2, "probability of a grey view", CODE, range=SHARE),
+    "blur_p": Field((0.1, 0.1), "probability of a blur, for each view", CODE, range=SHARE, per_view=True),
+    "solarize_p": Field((0.2, 0.2), "probability of solarisation, for each view", CODE, range=SHARE, per_view=True),
 }
 NOT_LARGE = ("kind", "mask_grid", "mask_p", "mask_ratio")
 MODEL: Group = {
     "size": Field(
-        "B/16", "size of the networks; models/sizes.py has the names; custom: the fields of model.custom", "paper 4.1"
+        "B/16",
+        "size of the networks; models/sizes.py has the names; custom: the fields of model.custom",
+        "paper 4.1",
+        choices=MODEL_SIZES,
     ),
     "custom": Field({}, "width, depth, heads, ... of the size custom", OURS),
     "image_size": Field(224, "pixels along a side", "paper 4.1"),
-    "context_length": Field(77, "maximum number of tokens of a caption", "CLIP"),
-    "vocab_size": Field(49408, "number of tokens in the vocabulary", "CLIP"),
+    "context_length": Field(77, "maximum number of tokens of a caption", "CLIP", range=Range(3)),
+    "vocab_size": Field(49408, "number of tokens in the vocabulary", "CLIP", range=FROM_1),
     "prototypes": Field(
         None,
         "outputs of the prototype heads of the CLS and patch terms; default: by size (8192 from S/16 up)",
@@ -251,14 +267,18 @@ MODEL: Group = {
     ),
     "num_classes": Field(None, "number of classes of the method supervised", OURS, int),
     "decoder_width": Field(None, "width of the decoder; default: the encoder's width", CODE, int),
-    "decoder_depth": Field(None, "blocks of the decoder; default: 1", CODE, int),
+    "decoder_depth": Field(None, "blocks of the decoder; default: 1", CODE, int, range=Range(0, MAX_DEPTH)),
     "class_tokens": Field(
         1,
         "class tokens of the image encoder; only the first has a positional embedding; tips: one for each caption",
         OURS,
+        range=FROM_1,
     ),
     "drop_path": Field(
-        0.0, "stochastic depth: rate of the last block, increasing linearly from 0; only for the student", CODE
+        0.0,
+        "stochastic depth: rate of the last block, increasing linearly from 0; only for the student",
+        CODE,
+        range=BELOW_1,
     ),
     "freeze_gain": Field(
         True, "whether the weight norm of the prototypes has a fixed gain of 1; iBOT trains it at ViT-S", CODE
@@ -267,7 +287,7 @@ MODEL: Group = {
         True, "whether the patch embedding keeps its initial values", "reference, after MoCo v3"
     ),
     "text_activation": Field(
-        "quick_gelu", "activation of the text encoder: gelu, quick_gelu, gelu_tanh or relu", "CLIP"
+        "quick_gelu", "activation of the text encoder: gelu, quick_gelu, gelu_tanh or relu", "CLIP", choices=ACTIVATIONS
     ),
     "image_is_embedding": Field(
         False, "whether the image's feature is its embedding: the projection is the identity, not trained", "CLIP"
@@ -276,6 +296,7 @@ MODEL: Group = {
         "float32",
         "dtype of matrix products and tokens; parameters, norms, softmax, sums and losses are float32",
         "ours",
+        choices=("float32", "bfloat16"),
     ),
     "matmul_precision": Field(
         None,
@@ -284,79 +305,132 @@ MODEL: Group = {
         "attention maps are exact",
         OURS,
         str,
+        choices=("default", "high", "highest"),
     ),
     "interpolation": Field(
         "bicubic",
         "of positions, for images of another size: bicubic (PyTorch), ibot (DINO, COSMOS), timm (open_clip) or tips",
         OURS,
+        choices=POSITION_RECIPES,
     ),
-    "remat": Field("none", "what the backward pass recomputes: none, dots (all but large products) or full", OURS),
+    "remat": Field(
+        "none",
+        "what the backward pass recomputes: none, dots (all but large products) or full",
+        OURS,
+        choices=("none", "dots", "full"),
+        may_change=True,
+    ),
     "scan": Field(
         False, "compiles one block, and loops over stacked parameters: faster compilation, same numbers", OURS
     ),
-    "attention": Field("auto", "xla, or cudnn (NVIDIA, half precision); auto: cudnn if it can run, else xla", OURS),
+    "attention": Field(
+        "auto",
+        "xla, or cudnn (NVIDIA, half precision); auto: cudnn if it can run, else xla",
+        OURS,
+        choices=("auto", "xla", "cudnn"),
+        may_change=True,
+    ),
 }
 IMAGE_STYLE: Group = {  # see models/vit.py; imported checkpoints can have other values
-    "norm_eps": Field(1e-6, "epsilon of the LayerNorms of the image encoder", CODE),
-    "activation": Field("gelu", "activation of the image encoder: gelu, quick_gelu, gelu_tanh or relu", CODE),
+    "norm_eps": Field(1e-6, "epsilon of the LayerNorms of the image encoder", CODE, range=POSITIVE),
+    "activation": Field(
+        "gelu", "activation of the image encoder: gelu, quick_gelu, gelu_tanh or relu", CODE, choices=ACTIVATIONS
+    ),
     "pre_norm": Field(False, "LayerNorm before the first block (OpenAI's CLIP)", CODE),
     "patch_bias": Field(True, "whether the patch embedding has a bias", CODE),
-    "pooling": Field("cls", "how the image's feature is computed: cls, mean, norm_of_mean or attention (SigLIP)", CODE),
-    "positions": Field("learnt", "positional embedding; learnt, or sincos: fixed (MAE)", CODE),
-    "init": Field("normal", "initialisation of weights; normal, or xavier: as in MAE, also in the decoder", CODE),
+    "pooling": Field(
+        "cls",
+        "how the image's feature is computed: cls, mean, norm_of_mean or attention (SigLIP)",
+        CODE,
+        choices=("cls", "mean", "norm_of_mean", "attention"),
+    ),
+    "positions": Field(
+        "learnt", "positional embedding; learnt, or sincos: fixed (MAE)", CODE, choices=("learnt", "sincos")
+    ),
+    "init": Field(
+        "normal",
+        "initialisation of weights; normal, or xavier: as in MAE, also in the decoder",
+        CODE,
+        choices=("normal", "xavier"),
+    ),
 }
 POOLED = AT_EOT, AT_LAST, MEAN = ("eot", "last", "mean")  # model.text_style.pooling
 TEXT_STYLE: Group = {  # see models/text.py; imported checkpoints can have other values
-    "norm_eps": Field(1e-5, "epsilon of the LayerNorms of the text encoder", "CLIP"),
+    "norm_eps": Field(1e-5, "epsilon of the LayerNorms of the text encoder", "CLIP", range=POSITIVE),
     "causal": Field(True, "whether a token attends to earlier tokens only", "CLIP"),
     "pooling": Field(
-        AT_EOT, "whose feature is the caption's: that of eot, of the last position (SigLIP), or the mean (TIPS)", "CLIP"
+        AT_EOT,
+        "whose feature is the caption's: that of eot, of the last position (SigLIP), or the mean (TIPS)",
+        "CLIP",
+        choices=POOLED,
     ),
     "projection_bias": Field(False, "whether the text projection has a bias (SigLIP)", "CLIP"),
 }
 MASKING: Group = {
-    "strategy": Field("attention_low", "which patches are removed; masking.STRATEGIES has the names", "paper 3.2.3"),
-    "ratio": Field(0.5, "share of the patches that are removed", "paper 3.2.3"),
-    "rounded": Field("removed", "which number of patches is rounded down: removed, or kept (MAE's code)", OURS),
-    "drawn_ratio": Field(
-        (0.1, 0.5), "attmask: share of hidden patches, sampled per step between these two values", "AttMask"
+    "strategy": Field(
+        "attention_low",
+        "which patches are removed; masking.STRATEGIES has the names",
+        "paper 3.2.3",
+        choices=("attention_low", "attention_high", "attention_hint", "random"),
     ),
-    "probability": Field(0.5, "attmask: probability that a view is masked", "AttMask"),
+    "ratio": Field(0.5, "share of the patches that are removed", "paper 3.2.3", range=SHARE),
+    "rounded": Field(
+        "removed",
+        "which number of patches is rounded down: removed, or kept (MAE's code)",
+        OURS,
+        choices=("removed", "kept"),
+    ),
+    "drawn_ratio": Field(
+        (0.1, 0.5),
+        "attmask: share of hidden patches, sampled per step between these two values",
+        "AttMask",
+        range=SHARE,
+        ascending=True,
+    ),
+    "probability": Field(0.5, "attmask: probability that a view is masked", "AttMask", range=SHARE),
     "granularity": Field(
         "patch",
         "unit that is removed; patch: 98 of 196 patches are kept; cell2x2: 100 of 196",
         "paper; reference: cell2x2",
+        choices=("patch", "cell2x2"),
     ),
 }
 LOSSES: Group = {
-    "label_smoothing": Field(0.0, "supervised: probability mass that is distributed over all classes", OURS),
-    "simclr_temperature": Field(0.1, "temperature of the contrastive loss between views", "SLIP, A-CLIP"),
+    "label_smoothing": Field(
+        0.0, "supervised: probability mass that is distributed over all classes", OURS, range=SHARE
+    ),
+    "simclr_temperature": Field(
+        0.1, "temperature of the contrastive loss between views", "SLIP, A-CLIP", range=POSITIVE
+    ),
     "divergence": Field(
         "cross_entropy",
         "divergence of CLS and patch terms: cross_entropy, kl_teacher_student or kl_student_teacher (eq. 6 and 7)",
         CODE,
+        choices=("cross_entropy", "kl_teacher_student", "kl_student_teacher"),
     ),
     "patch_over": Field(
         "removed",
         "patches of the patch term: removed, those hidden from the student (eq. 7), or all (TIPSv2)",
         "paper, eq. 7",
+        choices=("removed", "all"),
     ),
-    "student_temperature": Field(0.1, "temperature of the student's prototype logits", CODE),
+    "student_temperature": Field(0.1, "temperature of the student's prototype logits", CODE, range=POSITIVE),
     "teacher_temperature": Field(
-        (0.04, 0.04), "temperature of the teacher's CLS logits: at the start, after its warm-up", CODE
+        (0.04, 0.04), "temperature of the teacher's CLS logits: at the start, after its warm-up", CODE, range=POSITIVE
     ),
     "patch_temperature": Field(
-        (0.04, 0.07), "temperature of the teacher's patch logits: at the start, after its warm-up", CODE
+        (0.04, 0.07), "temperature of the teacher's patch logits: at the start, after its warm-up", CODE, range=POSITIVE
     ),
     "temperature_epochs": Field(
         1, "epochs of the warm-up of both temperatures; 1: the second value applies from epoch 1", CODE
     ),
-    "center_momentum": Field(0.9, "momentum of the running mean of the teacher's logits", CODE),
+    "center_momentum": Field(0.9, "momentum of the running mean of the teacher's logits", CODE, range=SHARE),
     "chunk_logits": Field(
         None,
         "prototype logits (tokens x C) computed at a time; 0: all; default: chosen from the memory of the devices",
         OURS,
         int,
+        may_change=True,
     ),
     "normalise_pixels": Field(True, "whether the pixel target is normalised per patch", "reference, as in MAE"),
     "pixel_eps": Field(1e-6, "added to the variance of a patch", "reference, as in MAE"),
@@ -365,6 +439,7 @@ LOSSES: Group = {
         "columns of the contrastive logits that are computed at a time (flair: also texts that images are pooled by); "
         "0: all if they are few, else chosen so that little memory is needed",
         OURS,
+        may_change=True,
     ),
 }
 WEIGHTS: Group = {
@@ -383,10 +458,10 @@ WEIGHTS: Group = {
     "labels": Field(1.0, "weight of the supervised term", OURS),
 }
 OPTIMIZER: Group = {
-    "learning_rate": Field(5e-4, "learning rate at the end of the warm-up", CODE),
-    "warmup_start": Field(1e-6, "learning rate of the first step", CODE),
-    "learning_rate_end": Field(1e-5, "learning rate at the end of the cosine", CODE),
-    "warmup_epochs": Field(1.0, "length of the linear warm-up in epochs", CODE),
+    "learning_rate": Field(5e-4, "learning rate at the end of the warm-up", CODE, range=POSITIVE),
+    "warmup_start": Field(1e-6, "learning rate of the first step", CODE, range=FROM_0),
+    "learning_rate_end": Field(1e-5, "learning rate at the end of the cosine", CODE, range=FROM_0),
+    "warmup_epochs": Field(1.0, "length of the linear warm-up in epochs", CODE, range=FROM_0),
     "warmup_steps": Field(None, "length of the linear warm-up in steps, instead of warmup_epochs", OURS, int),
     "peak_twice": Field(
         True,
@@ -394,9 +469,9 @@ OPTIMIZER: Group = {
         "False: only the step after it (MAE's code)",
         CODE,
     ),
-    "betas": Field((0.9, 0.98), "beta_1 and beta_2 of AdamW", CODE),
-    "eps": Field(1e-8, "epsilon of AdamW", CODE),
-    "weight_decay": Field(0.5, "weight decay of AdamW; not applied to biases and norms", CODE),
+    "betas": Field((0.9, 0.98), "beta_1 and beta_2 of AdamW", CODE, range=BELOW_1),
+    "eps": Field(1e-8, "epsilon of AdamW", CODE, range=POSITIVE),
+    "weight_decay": Field(0.5, "weight decay of AdamW; not applied to biases and norms", CODE, range=FROM_0),
     "decay_1d": Field(
         True, "whether class tokens, mask tokens and the gain of prototypes are decayed; False: as in open_clip", CODE
     ),
@@ -404,26 +479,53 @@ OPTIMIZER: Group = {
         True, "whether learnt positions are decayed; False: as in timm, with decay_1d=False", CODE
     ),
     "weight_decay_end": Field(
-        None, "weight decay at the end of a cosine over all steps (DINO: 0.04 to 0.4); default: constant", CODE, float
+        None,
+        "weight decay at the end of a cosine over all steps (DINO: 0.04 to 0.4); default: constant",
+        CODE,
+        float,
+        range=FROM_0,
     ),
-    "clip_norm": Field(0.0, "maximum norm of the gradient; 0: no clipping", CODE),
+    "clip_norm": Field(0.0, "maximum norm of the gradient; 0: no clipping", CODE, range=FROM_0),
     "clip_per_tensor": Field(
         False, "True: the gradient of each parameter is clipped by its own norm (DINO); False: by the global norm", CODE
     ),
     "frozen_prototype_epochs": Field(
-        0.0, "epochs in which the last layer of the prototype heads is frozen (DINO: 1)", CODE
+        0.0, "epochs in which the last layer of the prototype heads is frozen (DINO: 1)", CODE, range=FROM_0
     ),
-    "loaded_rate": Field(1.0, "factor on the learning rate of the networks that are loaded from init", OURS),
+    "loaded_rate": Field(
+        1.0, "factor on the learning rate of the networks that are loaded from init", OURS, range=FROM_0
+    ),
     "part_rates": Field({}, "network: factor on its learning rate; networks without an entry have 1", OURS),
     "layer_decay": Field(
-        1.0, "factor on the learning rate per block below the last, in the encoders of part_rates", OURS
+        1.0,
+        "factor on the learning rate per block below the last, in the encoders of part_rates",
+        OURS,
+        range=POSITIVE_SHARE,
     ),
 }
 EMA: Group = {
     "start": Field(
-        0.996, "momentum of the teacher at step 0; follows a cosine over all steps", "paper 3.2.1; reference"
+        0.996,
+        "momentum of the teacher at step 0; follows a cosine over all steps",
+        "paper 3.2.1; reference",
+        range=SHARE,
     ),
-    "end": Field(1.0, "momentum of the teacher at the last step", "paper 3.2.1; reference"),
+    "end": Field(1.0, "momentum of the teacher at the last step", "paper 3.2.1; reference", range=SHARE),
+}
+LOGGING: Group = {  # none of them changes what is computed
+    "images_every": Field(
+        500,
+        "steps between two images of attention and kept patches in TensorBoard; 0: no images",
+        OURS,
+        may_change=True,
+    ),
+    "wandb": Field(
+        "",
+        "project of Weights & Biases that also gets metrics, images and config (pip install wandb; "
+        "WANDB_MODE=offline works without network); '': none",
+        OURS,
+        may_change=True,
+    ),
 }
 LARGE_CROP = {name: LARGE.get(name, field) for name, field in CROP.items() if name not in NOT_LARGE}
 # The only declaration of the fields; `default` and `main --help-config` use it, in this order.
@@ -443,19 +545,15 @@ GROUPS: dict[str, Group] = {
     "losses.weights": WEIGHTS,
     "optimizer": OPTIMIZER,
     "ema": EMA,
+    "logging": LOGGING,
 }
-
-
-@functools.cache
-def fields() -> dict[str, Field]:
-    """Returns dotted name -> field, for all fields."""
-    return {f"{group}.{name}".lstrip("."): field for group, table in GROUPS.items() for name, field in table.items()}
 
 
 def field_of(name: str) -> Field | None:
     """Returns the declaration of a dotted name, None if unknown; a crop of any name has the fields of `CROP`."""
-    of_crop = re.fullmatch(r"views\.crops\.[^.]+\.([^.]+)", name)
-    return fields().get(name) or (CROP.get(of_crop.group(1)) if of_crop else None)
+    group, _, field = name.rpartition(".")
+    declared = GROUPS.get(group, {}).get(field)
+    return CROP.get(field) if declared is None and re.fullmatch(r"views\.crops\.[^.]+", group) else declared
 
 
 def default() -> ConfigDict:
@@ -466,19 +564,6 @@ def default() -> ConfigDict:
     return built(GROUPS)
 
 
-def built(groups: Mapping[str, Group], changes: Mapping[str, Mapping[str, Any]] | None = None) -> Fields:
-    """Makes a config of the defaults of dotted groups; `changes` replace some of a group's defaults."""
-    config = ConfigDict()
-    for name, table in groups.items():
-        group = config
-        for part in filter(None, name.split(".")):
-            group[part] = group.get(part, ConfigDict())
-            group = group[part]
-        group.update({field: declared.value for field, declared in table.items()})
-        group.update((changes or {}).get(name, {}))
-    return closed(config)
-
-
 def crop(**changes: Any) -> ConfigDict:
     """Returns the fields of one crop: CLIP's (half to all of the image, no photometric augmentation), with `changes`.
 
@@ -487,61 +572,6 @@ def crop(**changes: Any) -> ConfigDict:
     plain = {name: field.value for name, field in CROP.items()}
     per_view = {name: (0.0,) * changes.get("count", 1) for name in ("blur_p", "solarize_p")}
     return ConfigDict({**plain, **per_view, **changes})
-
-
-def help_text(config: ConfigDict, declaration: Callable[[str], Field | None] = field_of) -> str:
-    """Formats every field of a config: value, meaning and source; also the default, if the value differs from it.
-
-    `declaration` returns the declaration of a dotted name; that of another kind of run has its own.
-    """
-    lines = (line for name, value in _leaves(config, "", declaration) for line in _help(name, value, declaration(name)))
-    return "\n".join(lines) + "\n"
-
-
-def _leaves(config: ConfigDict, above: str, declaration: Callable[[str], Field | None]) -> Iterator[tuple[str, Any]]:
-    """Yields dotted names and values.  An empty group, or one with the user's own fields, is yielded as one value."""
-    for name, value in config.items():
-        if isinstance(value, ConfigDict) and len(value) and declaration(above + name) is None:
-            yield from _leaves(value, f"{above}{name}.", declaration)
-        else:
-            yield above + name, value
-
-
-def _help(name: str, value: Any, declared: Field | None) -> list[str]:
-    if declared is None:
-        return [f"{name} = {value!r}", "    only in this config file", ""]
-    value = value.to_dict() if isinstance(value, ConfigDict) else value
-    other = "" if value == declared.default else f" (default: {declared.default!r})"
-    about = textwrap.wrap(f"{declared.meaning} [{declared.source}]", 112)
-    return [f"{name} = {value!r}{other}", *(f"    {line}" for line in about), ""]
-
-
-def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
-    """Parses "name=value,name=value" with typed defaults; a value without a name sets the first name.
-
-        parse_arg("epochs=50", epochs=25, preset="paper").epochs == 50
-
-    Raises ValueError that lists the known names for an unknown one, and names the type for an invalid value.
-    """
-    parsed = ConfigDict(defaults)
-    for item in filter(None, (arg or "").split(",")):
-        name, _, value = item.rpartition("=")
-        name = name or next(iter(defaults))
-        if name not in defaults:
-            raise ValueError(f"unknown config argument {name!r}; known: {', '.join(defaults)}")
-        parsed[name] = _cast(name, value, type(defaults[name]))
-    return parsed
-
-
-def _cast(name: str, value: str, kind: type) -> Any:
-    if kind is bool:
-        if value.lower() not in ("true", "false"):
-            raise ValueError(f"config argument {name}={value}: expected True or False")
-        return value.lower() == "true"
-    try:
-        return kind(value)
-    except ValueError:
-        raise ValueError(f"config argument {name}={value}: expected {kind.__name__}") from None
 
 
 def reference_preset(config: ConfigDict) -> ConfigDict:

@@ -8,61 +8,43 @@ import functools
 import importlib.util
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.config import dense_methods
-from detailclip_jax.config.components import KINDS, components, is_endless, ratios
+from detailclip_jax.config import detection_fields, fields, segmentation_fields
 from detailclip_jax.config.config_files import METHOD_FOLDERS, find
-from detailclip_jax.config.fields import CLIP_MEAN, PER_VIEW, Field, default, field_of
+from detailclip_jax.config.data_path import components, is_endless, ratios
+from detailclip_jax.config.declarations import LARGEST, OPEN, Field, Group, in_int32
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.regular_files import read_json
 
-# Length, intervals and paths: fields that may change when a run is continued (a trailing dot: all fields below).
-MAY_DIFFER = (
-    "total_steps",
-    "num_epochs",
-    "log_every",
-    "checkpoint_every",
-    "max_to_keep",
-    "init_required",  # changes no number
-    "best_metric",
-    "evaluate_every",
-    "evaluate_at_end",
-    "evaluators.",
-    "profile_steps",
-    "logging.",
-    "data.path",
-    "data.train_json",
-    "data.train_images",
-    "data.val_json",
-    "data.train_masks",
-    "data.val_images",
-    "data.val_masks",
-    "data.classes",  # the workdir keeps the names, and a run with others is refused
-    "data.follow_links",
-    "data.tokenizer",  # its place: data.tokenizer_digest says which file
-    "data.text_buckets",
-    "data.num_workers",
-    "data.prefetch",
-    "data.max_bad_ratio",
-    "inference.",  # of a segmentation run: its evaluation only
-    "preprocess.filter",  # these four are used in evaluation only
-    "preprocess.resize",
-    "preprocess.crop_ratio",
-    "preprocess.decoding",
-    "model.remat",
-    "model.attention",
-    "losses.chunk_logits",
-    "accumulation",
-    "mesh.",
-    "losses.clip_block",
-)
+DENSE = {segmentation_fields.METHOD: segmentation_fields, detection_fields.METHOD: detection_fields}
 ABSENT = "(absent)"
 MAX_LISTED = 10  # fields that a message names
+
+
+def is_dense(config: ConfigDict) -> bool:
+    """Whether a config is one of a dense task, which the command transfer runs; `main` runs all others."""
+    return config.get("method") in DENSE
+
+
+def declaration_of(config: ConfigDict) -> Callable[[str], Field | None]:
+    """Returns the function that finds the declaration of a field by its dotted name, for this kind of run."""
+    return DENSE.get(config.get("method") or "", fields).field_of
+
+
+def check_fields(config: ConfigDict) -> None:
+    """Raises ValueError for the first field of a run whose value is not allowed, see `Field.check`."""
+    declaration = declaration_of(config)
+    for name, value in flatten(config.to_dict()).items():
+        if declared := declaration(name):
+            declared.check(name, value)
+        elif isinstance(value, int) and not in_int32(value):
+            raise ValueError(f"{name} {value} must be from 0 to {LARGEST}")
 
 
 def load(spec: str) -> ConfigDict:
@@ -182,10 +164,30 @@ def flatten(config: Mapping[str, Any] | ConfigDict, above: str = "") -> dict[str
     return flat
 
 
-def as_text(config: ConfigDict) -> str:
-    """Formats the config as one `name = value` per line, as in the golden files."""
-    plain = flatten(config.to_dict())
-    return "".join(f"{name} = {value!r}\n" for name, value in plain.items())
+def help_text(config: ConfigDict) -> str:
+    """Formats every field of a config: value, meaning, source and allowed values; also a default that differs."""
+    declaration = declaration_of(config)
+    lines = (line for name, value in _named(config, "", declaration) for line in _help(name, value, declaration(name)))
+    return "\n".join(lines) + "\n"
+
+
+def _named(config: ConfigDict, above: str, declaration: Callable[[str], Field | None]) -> Iterator[tuple[str, Any]]:
+    """Yields dotted names and values.  An empty group, or one with the user's own fields, is yielded as one value."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict) and len(value) and declaration(above + name) is None:
+            yield from _named(value, f"{above}{name}.", declaration)
+        else:
+            yield above + name, value
+
+
+def _help(name: str, value: Any, declared: Field | None) -> list[str]:
+    if declared is None:
+        return [f"{name} = {value!r}", "    only in this config file", ""]
+    value = value.to_dict() if isinstance(value, ConfigDict) else value
+    other = "" if value == declared.default else f" (default: {declared.default!r})"
+    about = textwrap.wrap(f"{declared.meaning} [{declared.source}]", 112)
+    notes = "; ".join(filter(None, (declared.allowed(), "may change on resume" if declared.may_change else "")))
+    return [f"{name} = {value!r}{other}", *(f"    {line}" for line in (*about, *textwrap.wrap(notes, 112))), ""]
 
 
 def to_json(config: ConfigDict) -> str:
@@ -196,52 +198,41 @@ def to_json(config: ConfigDict) -> str:
 def from_json(text: str) -> ConfigDict:
     """Converts the text of `to_json` to a config; lists become tuples again.
 
-    Fields that are missing in the text of an earlier version get their default.  Raises ValueError if the text is not
-    a JSON object, or if a field has a value of another type than in its declaration.
+    Raises ValueError if the text is not a JSON object with all fields of a run, each of its declared type.
     """
     return _of_fields(json.loads(text))
 
 
-def _of_fields(fields: Any) -> ConfigDict:
-    if not isinstance(fields, dict):
-        raise ValueError(f"it contains a {type(fields).__name__}, not an object with all fields of a config")
-    fields = _with_preprocess(_tuples(fields))
-    merged = _over(default().to_dict(), fields)
-    _check_types(fields, dense_methods.FIELDS.get(str(merged["method"]), field_of))
-    return ConfigDict(merged)
+def _of_fields(stored: Any) -> ConfigDict:
+    if not isinstance(stored, dict):
+        raise ValueError(f"it contains a {type(stored).__name__}, not an object with all fields of a config")
+    stored = _tuples(stored)
+    kind = DENSE.get(str(stored.get("method")), fields)
+    for name, group in kind.GROUPS.items():
+        _check_stored(name, stored, group)
+    _check_types(stored, kind.field_of)
+    return ConfigDict(stored)
 
 
-def _check_types(fields: Mapping[str, Any], declaration: Callable[[str], Field | None], above: str = "") -> None:
+def _check_stored(name: str, stored: Any, declared: Group) -> None:
+    """Raises ValueError for a value in place of a group, and for a field that a group lacks; groups in OPEN may."""
+    parts = name.split(".") if name else []
+    for part in parts:
+        stored = stored.get(part)
+        if not isinstance(stored, dict):
+            raise ValueError(f"it contains {stored!r:.40} in place of a group of fields ({', '.join(declared)})")
+    if missing := [field for field in declared if field not in stored and not {*parts} & {*OPEN}]:
+        raise ValueError(f"it lacks the field {'.'.join([*parts, missing[0]])}")
+
+
+def _check_types(stored: Mapping[str, Any], declaration: Callable[[str], Field | None], above: str = "") -> None:
     """Raises ValueError for the first declared field whose value has another type than in its declaration."""
-    for name, value in fields.items():
-        declared, per_view = declaration(above + name), f".{name}" in PER_VIEW and not isinstance(value, tuple)
-        if declared and not declared.takes((value,) if per_view else value):
-            usual = declared.kind.__name__ if declared.kind else repr(declared.default)
-            raise ValueError(f"{above}{name} has the value {value!r:.40}, of another type than {usual:.40}")
+    for name, value in stored.items():
+        declared = declaration(above + name)
+        if declared and not declared.takes(value):
+            raise ValueError(f"{above}{name} has the value {value!r:.40}, of another type than {declared.usual!r:.40}")
         if declared is None and isinstance(value, dict):
             _check_types(value, declaration, f"{above}{name}.")
-
-
-def _with_preprocess(fields: dict[str, Any]) -> dict[str, Any]:
-    """Converts fields of an earlier version, which had mean and std in `views` and no `preprocess.filter`.
-
-    Only imported models have OpenAI's normalisation or a pre-norm; models with either used bicubic resizing.
-    """
-    views = fields.get("views")
-    if "preprocess" in fields or not isinstance(views, dict):
-        return fields
-    moved = {name: views[name] for name in ("mean", "std") if name in views}
-    if moved.get("mean") == CLIP_MEAN or _at_or(False, fields, "model", "image_style", "pre_norm"):
-        moved["filter"] = "bicubic"
-    rest = {name: value for name, value in views.items() if name not in moved}
-    return {**fields, "views": rest, "preprocess": moved}
-
-
-def _at_or(missing: Any, fields: Any, *names: str) -> Any:
-    """The nested value under these names; `missing` if a name does not exist."""
-    for name in names:
-        fields = fields.get(name, missing) if isinstance(fields, dict) else missing
-    return fields
 
 
 def read(file: Path) -> ConfigDict:
@@ -253,20 +244,6 @@ def read(file: Path) -> ConfigDict:
         raise ValueError(f"{file} is damaged: {error}; {way_out}") from error
 
 
-def filled(config: ConfigDict, usual: ConfigDict) -> ConfigDict:
-    """Returns the config with the fields of `usual` that it lacks, as an earlier version wrote it."""
-    return ConfigDict(_over(usual.to_dict(), config.to_dict()))
-
-
-def _over(below: Any, above: Any) -> Any:
-    """Merges nested dictionaries; values of `above` replace those of `below`, except that no value replaces a group."""
-    if isinstance(below, dict) and not isinstance(above, dict):
-        raise ValueError(f"it contains {above!r:.40} in place of a group of fields ({', '.join(below) or 'any'})")
-    if not (isinstance(below, dict) and isinstance(above, dict)):
-        return above
-    return below | {name: _over(below.get(name), value) for name, value in above.items()}
-
-
 def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _tuples(inner) for name, inner in value.items()}
@@ -274,20 +251,22 @@ def _tuples(value: Any) -> Any:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Returns dotted name -> (old, new) of the fields that differ and must not differ in one workdir (see MAY_DIFFER).
-
-    A field that is missing in one of them, written by an earlier version, counts as its default.
-    """
-    usual, before, after = (flatten(json.loads(to_json(config))) for config in (default(), old, new))
-    fields = [name for name in before | after if not _may_differ(name)]
-    before, after = (dict.fromkeys(fields, ABSENT) | usual | values for values in (before, after))
-    pairs = {name: (before[name], after[name]) for name in fields}
-    changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-    if any(config.data.source not in KINDS for config in (old, new)):  # segmentation: one set, read in whole epochs
+    """Returns dotted name -> (old, new) of the fields that differ, without those that may change on resume."""
+    before, after = (flatten(json.loads(to_json(config))) for config in (old, new))
+    pairs = {name: (before.get(name, ABSENT), after.get(name, ABSENT)) for name in before | after}
+    changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and not _may_change(name, new)}
+    if is_dense(old) or is_dense(new):  # one set, read in whole epochs
         return changed
     if all(is_endless(components(config.data)) for config in (old, new)):
         changed.pop("data.held_out", None)  # unused: scenes without end have no held-out part
     return changed if "data.source" in changed else changed | _other_order(old, new)
+
+
+def _may_change(name: str, config: ConfigDict) -> bool:
+    """Whether a field may change when a run is resumed; an option of a field such as evaluators as the field itself."""
+    declaration, parts = declaration_of(config), name.split(".")
+    declared = (declaration(".".join(parts[: 1 + end])) for end in range(len(parts)))
+    return any(field.may_change for field in declared if field)
 
 
 def _other_order(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[str, str]]:
@@ -298,10 +277,6 @@ def _other_order(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[str, str]]
     if ratios(old.data) == ratios(new.data):
         return {}
     return {"data.path (its weights, which give the order of examples)": (old.data.path, new.data.path)}
-
-
-def _may_differ(name: str) -> bool:
-    return any(name == field.rstrip(".") or (field.endswith(".") and name.startswith(field)) for field in MAY_DIFFER)
 
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> None:

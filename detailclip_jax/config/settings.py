@@ -9,7 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import run_config
-from detailclip_jax.config.fields import Fields, field_of
+from detailclip_jax.config.declarations import Fields
+from detailclip_jax.config.fields import field_of
 
 Change = Callable[[ConfigDict], None]
 

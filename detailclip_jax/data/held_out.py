@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from detailclip_jax.config.components import components, is_endless
+from detailclip_jax.config.data_path import components, is_endless
 from detailclip_jax.data import mixture
 from detailclip_jax.data.mixture import Member, Mixture, members_of
 from detailclip_jax.data.sources import Example, NoSplit, Source

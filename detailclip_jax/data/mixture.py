@@ -13,7 +13,7 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from detailclip_jax.config.components import Component, components, whole_numbers
+from detailclip_jax.config.data_path import Component, components, whole_numbers
 from detailclip_jax.data import sources
 from detailclip_jax.data.caption_rules import SENTENCE_RULES, is_blank, parse, sentences_for, text_fields
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source

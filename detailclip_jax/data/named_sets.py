@@ -11,7 +11,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from detailclip_jax.config.components import KINDS, components
+from detailclip_jax.config.data_path import KINDS, components
 from detailclip_jax.data.sources import DATASET
 
 

@@ -14,14 +14,11 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from detailclip_jax.data.decoding import DECODINGS, PILLOW, UPRIGHT
+from detailclip_jax.config.fields import PREPROCESS
+from detailclip_jax.data.decoding import PILLOW, UPRIGHT
 from detailclip_jax.data.images import evaluation_view
-from detailclip_jax.data.resizing import FILTERS
 from detailclip_jax.runtime.errors import unknown
 
-RESIZES = ("shorter_side", "squash")
-FIELDS = ("filter", "resize", "crop_ratio", "decoding", "mean", "std")
-PIXELS = {"mean": (-1e3, 1e3), "std": (1e-6, 1e3)}  # smallest and largest value; (pixel - mean) / std stays finite
 ROUNDING = 1e-6  # 224 / (224 / 246) is slightly below 246
 
 
@@ -53,8 +50,8 @@ def changed(config: ConfigDict, given: Mapping[str, Any]) -> ConfigDict:
     """
     config = ConfigDict(config.to_dict())
     for name, value in given.items():
-        if name not in FIELDS:
-            raise ValueError(unknown("field of preprocess", name, FIELDS))
+        if name not in PREPROCESS:
+            raise ValueError(unknown("field of preprocess", name, PREPROCESS))
         if value is not None:
             config.preprocess[name] = tuple(value) if name in ("mean", "std") else value
     check(config.preprocess)
@@ -63,30 +60,21 @@ def changed(config: ConfigDict, given: Mapping[str, Any]) -> ConfigDict:
 
 def check(fields: ConfigDict) -> None:
     """Raises ValueError that names the invalid field, its value and the allowed values."""
-    if fields.filter not in FILTERS:
-        raise ValueError(f"{unknown('preprocess.filter', fields.filter, FILTERS)} (--resize-filter)")
-    if fields.resize not in RESIZES:
-        raise ValueError(f"{unknown('preprocess.resize', fields.resize, RESIZES)} (--resize)")
-    if not 0 < fields.crop_ratio <= 1:
-        raise ValueError(f"preprocess.crop_ratio {fields.crop_ratio} must be above 0 and at most 1 (--crop-ratio)")
-    if fields.decoding not in DECODINGS:
-        raise ValueError(f"{unknown('preprocess.decoding', fields.decoding, DECODINGS)} (--decoding)")
-    for name, (low, high) in PIXELS.items():
-        if len(fields[name]) != 3 or not all(low <= number <= high for number in fields[name]):
-            raise ValueError(f"preprocess.{name} {fields[name]} must be three numbers from {low:g} to {high:g}")
+    for name, field in PREPROCESS.items():
+        field.check(f"preprocess.{name}", fields[name])
 
 
 def add_flags(parser: argparse.ArgumentParser, default: str = "as the model's config says") -> None:
     """Adds flags that override the preprocessing of evaluation, see `given`; `default` is for --help."""
     parser.add_argument(
-        "--resize-filter", choices=tuple(FILTERS), help=f"filter that resizes images (default: {default})"
+        "--resize-filter", choices=PREPROCESS["filter"].choices, help=f"filter that resizes images (default: {default})"
     )
     what = f"resize the shorter side, or both sides without keeping the shape (default: {default})"
-    parser.add_argument("--resize", choices=RESIZES, help=what)
+    parser.add_argument("--resize", choices=PREPROCESS["resize"].choices, help=what)
     text = f"side of the center crop over the resized side, such as .875 for 224 of 256 (default: {default})"
     parser.add_argument("--crop-ratio", type=float, metavar="R", help=text)
     rule = "upright by EXIF, alpha over white, or as Pillow's convert('RGB'), which open_clip and timm take"
-    parser.add_argument("--decoding", choices=DECODINGS, help=f"{rule} (default: {default})")
+    parser.add_argument("--decoding", choices=PREPROCESS["decoding"].choices, help=f"{rule} (default: {default})")
 
 
 def given(arguments: argparse.Namespace) -> dict[str, Any]:

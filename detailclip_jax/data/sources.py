@@ -21,7 +21,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from ml_collections import ConfigDict
 
-from detailclip_jax.config.components import Component
+from detailclip_jax.config.data_path import Component
 from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.stickers.scene_source import Stickers
 from detailclip_jax.runtime.errors import first_line

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from detailclip_jax import methods
+from detailclip_jax.config import run_config
 from detailclip_jax.data.decoding import BUDGET, decode_whole
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.dense import class_names, fine_tuning
@@ -88,8 +89,7 @@ class DenseTask(NamedTuple):
     """
 
     name: str  # `method` of its configs
-    usual: Callable[[], ConfigDict]  # its default config
-    check: Callable[[ConfigDict], None]  # raises ValueError for the first invalid field
+    check: Callable[[ConfigDict], None]  # raises ValueError if a package that a run needs is missing
     check_sizes: Callable[[ConfigDict], None]  # raises ValueError for sizes that do not fit the encoder's patches
 
     # data
@@ -295,8 +295,8 @@ def build(
     before they are used, and the batch size is not checked: predictions need neither.
     Raises ValueError that names the field, its value and what to write instead, and MissingData.
     """
+    run_config.check_fields(config)
     task.check_sizes(config)
-    dense_encoder.check_recipes(config)
     mesh = meshes.make_mesh(fsdp=config.mesh.fsdp) if mesh is None else mesh
     if not classes:
         meshes.check_batch_size(config.batch_size, mesh)

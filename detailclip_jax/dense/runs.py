@@ -21,6 +21,7 @@ from detailclip_jax.dense import class_names, dense_experiment, dense_loop
 from detailclip_jax.dense.dense_experiment import DenseTask, Experiment, Sets
 from detailclip_jax.dense.detection.detection_task import DETECTION
 from detailclip_jax.dense.segmentation.segmentation_task import SEGMENTATION
+from detailclip_jax.runtime import wandb_writer
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import dense_encoder
 from detailclip_jax.training.checkpoint import load_state
@@ -52,6 +53,7 @@ def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) 
     """
     config = adopted(config, given, workdir)
     task_of(config).check(config)
+    wandb_writer.check(config.logging.wandb)
     built = build(config)
     if config.batch_size % jax.process_count():
         raise ValueError(f"batch_size {config.batch_size} does not divide over {jax.process_count()} processes")
@@ -111,7 +113,7 @@ def load(workdir: str | Path, step: int | None = None) -> Loaded:
 
 
 def config_in(workdir: str | Path) -> ConfigDict:
-    """The config of a run; fields that it does not have get their default.
+    """The config of a run.
 
     Raises FileNotFoundError for a folder without one, and ValueError for another kind.
     """
@@ -119,4 +121,5 @@ def config_in(workdir: str | Path) -> ConfigDict:
     if not file.is_file():
         raise FileNotFoundError(no_run(workdir))
     config = run_config.read(file)
-    return run_config.filled(config, task_of(config, str(workdir)).usual())
+    task_of(config, str(workdir))
+    return config

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.config.components import components, is_endless
+from detailclip_jax.config.data_path import components, is_endless
 from detailclip_jax.config.run_config import to_json
 from detailclip_jax.data.named_sets import listed, named_sets
 from detailclip_jax.dense import paper

@@ -251,9 +251,6 @@ def cls_head(names: Sequence[str], target: str) -> Head:
     return Head(("student_cls", "teacher_cls", "cls_mean"), run, passes=tuple(names))
 
 
-PATCHES = ("removed", "all")  # where eq. 7 compares student and teacher: `losses.patch_over`
-
-
 def patch_head(target: str, over: str = "removed", name: str = "") -> Head:
     """Head for eq. 7: prototype logits of patches; the mean for the center runs over all patches of the teacher.
 

@@ -77,7 +77,6 @@ class RemovalRule(NamedTuple):
 
 
 CELLS = {"patch": 1, "cell2x2": 2}
-ROUNDED = ("removed", "kept")
 HINT = 0.1  # AttMask-Hint keeps random patches of this share of the most attended ones visible
 
 Strategy = Callable[..., Hidden]

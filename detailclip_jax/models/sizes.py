@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from detailclip_jax.config.declarations import LARGEST
+from detailclip_jax.config.fields import MAX_DEPTH
+
 
 class Size(NamedTuple):
     """Widths and depths of all networks.
@@ -41,8 +44,6 @@ SIZES = {
 
 
 CUSTOM = "custom"
-LARGEST = 2**31 - 1  # of int32, in which steps, token ids and sizes are computed
-MAX_DEPTH = 1000  # blocks; to build more takes hours
 MAY_BE_0 = ("decoder_depth", "mlp_width", "text_mlp_width")
 
 

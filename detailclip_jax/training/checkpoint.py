@@ -30,8 +30,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.path import atomicity
 
-from detailclip_jax.config.dense_methods import is_dense
-from detailclip_jax.config.run_config import differences, from_json, listed, read
+from detailclip_jax.config.run_config import differences, from_json, is_dense, listed, read
 from detailclip_jax.models.sizes import num_side_patches
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.devices import first_device

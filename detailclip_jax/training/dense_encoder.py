@@ -164,11 +164,3 @@ def whose_weights(config: ConfigDict) -> str:
     """Says of a dense run with a frozen encoder whose weights it has; "" for a fine-tuned one."""
     frozen = f"; it was frozen, so its weights are those of {config.init or 'an untrained encoder'}"
     return frozen if config.encoder.frozen else ""
-
-
-def check_recipes(config: ConfigDict) -> None:
-    """Raises ValueError for an unknown recipe of positions."""
-    for name in ("positions", "other_sizes"):
-        if config.encoder[name] not in positions.RECIPES:
-            known = ", ".join(positions.RECIPES)
-            raise ValueError(f"encoder.{name} {config.encoder[name]!r} is unknown; known: {known}")

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import methods
 from detailclip_jax.config import run_config
-from detailclip_jax.config.dense_methods import is_dense
+from detailclip_jax.config.run_config import is_dense
 from detailclip_jax.data import preprocessing, vocabularies
 from detailclip_jax.methods import Method
 from detailclip_jax.models import stacking

@@ -310,7 +310,7 @@ def test_flags_override_how_images_are_made(workdir, data, tmp_path, capsys, mon
     assert run(workdir, tmp_path / "out", *asked) == errors.USAGE_ERROR
     assert "or of another preprocessing; choose another folder" in capsys.readouterr().err
     assert run(workdir, tmp_path / "new", *asked, "--crop-ratio=2") == errors.USAGE_ERROR
-    assert "crop_ratio 2.0 must be above 0 and at most 1 (--crop-ratio)" in capsys.readouterr().err
+    assert "crop_ratio 2.0 must be greater than 0 and at most 1" in capsys.readouterr().err
 
 
 def test_a_row_without_text_leaves_out_what_needs_it(tmp_path, data, capsys):

@@ -13,7 +13,7 @@ from launching import QUICK
 from detailclip_jax import main
 from detailclip_jax.config import default
 from detailclip_jax.config.command_line import check_names, with_recipe
-from detailclip_jax.config.components import check_path_is_read
+from detailclip_jax.config.data_path import check_path_is_read
 from detailclip_jax.main import VALUES, with_underscores
 from detailclip_jax.runtime.metric_files import read_lines
 

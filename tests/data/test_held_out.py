@@ -16,9 +16,9 @@ from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.sources import MissingData, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import run_figures
+from detailclip_jax.pretraining import validate
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import loop
-from detailclip_jax.training.validation import validate
 
 INDICES = [61, 479, 774, 845, 971]  # of the bits of PCG64, which numpy promises to keep
 WORDS = ("red", "blue", "green", "black")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from detailclip_jax.config import default, run_config
-from detailclip_jax.config.components import Component, components, whole_numbers
+from detailclip_jax.config.data_path import Component, components, whole_numbers
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.mixture import Member, Mixture, Turns, check_labels, open_source, order_of, summary
 from detailclip_jax.data.pipeline import Pipeline, Stream

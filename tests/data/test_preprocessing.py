@@ -1,4 +1,4 @@
-"""The group `preprocess`: from imports and older configs, through every reader, to every export."""
+"""The group `preprocess`: from imports, through every reader, to every export."""
 
 import argparse
 import io
@@ -10,7 +10,7 @@ import tiny
 from PIL import Image
 
 from detailclip_jax import evaluation
-from detailclip_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, default, run_config
+from detailclip_jax.config import CLIP_MEAN, IMAGENET_MEAN, IMAGENET_STD, default, run_config
 from detailclip_jax.data import image_files, preprocessing
 from detailclip_jax.data.decoding import ORIENTATION
 from detailclip_jax.data.image_files import ImageFileBatches
@@ -24,7 +24,7 @@ from detailclip_jax.inference.model import pixels
 from detailclip_jax.interop import hub
 from detailclip_jax.interop.layouts import LAYOUTS
 from detailclip_jax.interop.state_dicts import preprocess_of
-from detailclip_jax.training.validation import validate
+from detailclip_jax.pretraining import validate
 
 PILLOWS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -68,14 +68,14 @@ def test_squash_resizes_both_sides(filter):
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"filter": "lanczos"}, r"'lanczos'.* Known: bicubic, bilinear \(--resize-filter\)"),
-        ({"resize": "longest"}, r"'longest'.* Known: shorter_side, squash \(--resize\)"),
-        ({"crop_ratio": 1.2}, r"crop_ratio 1.2 must be above 0 and at most 1 \(--crop-ratio\)"),
-        ({"crop_ratio": 0.0}, "crop_ratio 0.0 must be above 0"),
-        ({"mean": (0.5,)}, r"preprocess.mean \(0.5,\) must be three numbers"),
-        ({"std": (0.5, 0.0, 0.5)}, "must be three numbers from 1e-06 to 1000"),
-        ({"std": (9 * 10**18,) * 3}, r"preprocess.std \(9000000000000000000, .* must be three numbers"),
-        ({"mean": (0.5, float("nan"), 0.5)}, r"preprocess.mean \(0.5, nan, 0.5\) must be three numbers"),
+        ({"filter": "lanczos"}, r"'lanczos'.* Known: bicubic, bilinear"),
+        ({"resize": "longest"}, r"'longest'.* Known: shorter_side, squash"),
+        ({"crop_ratio": 1.2}, "crop_ratio 1.2 must be greater than 0 and at most 1"),
+        ({"crop_ratio": 0.0}, "crop_ratio 0.0 must be greater than 0"),
+        ({"mean": (0.5,)}, r"preprocess.mean \(0.5,\) must have 3 numbers"),
+        ({"std": (0.5, 0.0, 0.5)}, r"preprocess.std \(0.5, 0.0, 0.5\) must be from 1e-06 to 1000"),
+        ({"std": (9 * 10**18,) * 3}, r"preprocess.std \(9000000000000000000, .* must be from 1e-06 to 1000"),
+        ({"mean": (0.5, float("nan"), 0.5)}, r"preprocess.mean \(0.5, nan, 0.5\) must be from -1000 to 1000"),
         ({"fliter": "bicubic"}, "'fliter'; did you mean 'filter'"),
     ],
 )
@@ -92,38 +92,8 @@ def test_a_run_s_fields_are_checked_before_it_begins():
             validate(config)
 
 
-# configs of versions that had mean and deviation among the views
-
-
-def older(**fields):
-    config = default()
-    config.update_from_flattened_dict(fields)
-    saved = json.loads(run_config.to_json(config))
-    saved["views"] |= {name: saved["preprocess"][name] for name in ("mean", "std")}
-    del saved["preprocess"]
-    return saved
-
-
-@pytest.mark.parametrize(
-    ("fields", "filter"),
-    [
-        ({}, "bilinear"),
-        ({"preprocess.mean": (0.5, 0.5, 0.5)}, "bilinear"),
-        ({"preprocess.mean": CLIP_MEAN, "preprocess.std": CLIP_STD}, "bicubic"),
-        ({"model.image_style.pre_norm": True}, "bicubic"),
-    ],
-)
-def test_older_configs_have_what_their_model_was_trained_with(fields, filter):
-    read = run_config.from_json(json.dumps(older(**fields)))
-    assert (read.preprocess.filter, read.preprocess.crop_ratio) == (filter, 1.0)
-    assert read.preprocess.mean == fields.get("preprocess.mean", IMAGENET_MEAN)
-    assert read.preprocess.std == fields.get("preprocess.std", IMAGENET_STD)
-    assert "mean" not in read.views
-    assert not run_config.differences(read, run_config.from_json(run_config.to_json(read)))
-
-
 def test_a_workdir_goes_on_with_another_evaluation_and_not_with_another_mean():
-    usual = run_config.from_json(json.dumps(older()))
+    usual = config_with()
     assert not run_config.differences(usual, config_with(filter="bicubic", crop_ratio=0.875))
     assert list(run_config.differences(usual, config_with(mean=(0.5, 0.5, 0.5)))) == ["preprocess.mean"]
 
@@ -189,7 +159,7 @@ def test_the_image_processor_is_found_in_either_file(tmp_path, name):
 
 def test_a_filter_that_no_number_stands_for_is_named():
     for number in (6, -1, "3"):
-        with pytest.raises(ValueError, match=rf"'{number}'.* Known: bicubic, bilinear \(--resize-filter\)"):
+        with pytest.raises(ValueError, match=rf"'{number}'.* Known: bicubic, bilinear"):
             read_back(hub.huggingface_options({}, {"resample": number}))
 
 
@@ -233,7 +203,7 @@ def test_open_clip_s_preprocess_cfg_and_what_overrides_it():
         "upright",
     )
     padded = open_clip_says(interpolation="bicubic", resize_mode="longest")
-    with pytest.raises(ValueError, match=r"'longest'.* Known: shorter_side, squash \(--resize\)"):
+    with pytest.raises(ValueError, match=r"'longest'.* Known: shorter_side, squash"):
         read_back(padded)
     assert read_back(padded | {"resize": "shorter_side"}).resize == "shorter_side"
     assert padded["text_heads"] == 8  # open_clip's default, whatever the width
@@ -333,7 +303,7 @@ def test_decoding_by_pillow_gives_open_clip_s_pixels(mode, tmp_path):
 
 
 def test_a_decoding_is_refused_said_and_imported():
-    with pytest.raises(ValueError, match=r"preprocess.decoding 'pil'.* Known: upright, pillow \(--decoding\)"):
+    with pytest.raises(ValueError, match=r"preprocess.decoding 'pil'.* Known: upright, pillow"):
         config_with(decoding="pil")
     assert preprocessing.description(config_with(decoding="pillow")).startswith("decoded by Pillow's convert('RGB'), ")
     clip = next(layout for layout in LAYOUTS if layout.name == "openai")

@@ -22,12 +22,12 @@ from tiny import empty_state, looped, noise_state, on_devices, on_one_device, ti
 import detailclip_jax
 from detailclip_jax import transfer as command
 from detailclip_jax.config import detection_fields as fields
-from detailclip_jax.config import help_text, run_config
+from detailclip_jax.config import run_config
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.dense import dense_experiment, dense_loop, paper, prediction_figures, predictions, runs
 from detailclip_jax.dense.dense_experiment import Evaluation
 from detailclip_jax.dense.dense_report import report
-from detailclip_jax.dense.detection import detect, detection_checks, detection_task
+from detailclip_jax.dense.detection import detect, detection_task
 from detailclip_jax.dense.detection.coco_sets import open_format
 from detailclip_jax.dense.detection.instance_shapes import sample
 from detailclip_jax.dense.segmentation.label_augment import resize_image
@@ -146,7 +146,7 @@ def test_the_shapes_of_a_batch_are_those_of_the_stream():
 
 def test_every_field_is_declared_and_the_schedules_are_the_protocol_s():
     one, three = (run_config.load(f"configs/transfer/coco_cascade.py{arg}") for arg in ("", ":schedule=3x"))
-    assert "only in this config file" not in help_text(one, fields.field_of)
+    assert "only in this config file" not in run_config.help_text(one)
     assert one.batch_size == 16 and one.total_steps == 12 * 7330 and three.total_steps == 36 * 7330
     assert one.optimizer.layer_decay == 0.75 and three.optimizer.layer_decay == 0.65
     assert [round(share * 12, 6) for share in one.optimizer.decay_at] == [8, 11]
@@ -182,12 +182,12 @@ def test_the_sizes_of_the_coco_config_pass_its_own_checks(arg):
             r"views\.buckets \(48, 48\) must have one or more pairs of numbers, for example \(\(",
         ),
         ("inference.buckets", (), r"inference\.buckets \(\) must have one or more pairs of numbers"),
-        ("views.buckets", ((48, 48, 3),), r"views\.buckets .* must be pairs of height and width"),
-        ("views.short", (), r"views\.short \(\) must have one or more numbers, for example \(480"),
-        ("encoder.grid", (48,), r"encoder\.grid \(48,\) must have 2 numbers"),
+        ("views.buckets", ((48, 48, 3),), r"views\.buckets .* must have one or more pairs of numbers"),
+        ("views.short", (), r"views\.short \(\) must have one or more whole numbers, for example \(480"),
+        ("encoder.grid", (48,), r"encoder\.grid \(48,\) must have 2 whole numbers"),
         ("views.crop", (600, 384), r"views\.crop .* ascending order"),
         ("encoder.grid", (7, 48), r"encoder\.grid \(7, 48\) is smaller than a patch of 8 x 8 pixels"),
-        ("encoder.positions", "cubic", r"encoder\.positions 'cubic' is unknown"),
+        ("encoder.positions", "cubic", "unknown encoder.positions 'cubic'"),
         ("optimizer.decay_at", (0.5, 2.0), r"optimizer\.decay_at .* must be from 0 to 1"),
         ("detector.options", {"widht": 3}, "unknown detector.options 'widht'; did you mean 'width'"),
         (
@@ -210,14 +210,14 @@ def test_an_invalid_field_is_refused_before_the_run(tmp_path, field, value, mess
 
 @pytest.mark.parametrize("package", ["pycocotools", "wandb"])
 def test_a_missing_package_is_said_before_the_run(tmp_path, monkeypatch, package):
-    for module in (detection_checks, wandb_writer):
+    for module in (detection_task, wandb_writer):
         monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else object())
     config = tiny(**{"logging.wandb": "project"})
     with pytest.raises(ValueError, match=f"needs? (the package )?{package}.*pip install 'detailclip_jax"):
         runs.prepare(config, tmp_path / "run")
     if package == "pycocotools":
         config.update({"evaluate_at_end": False, "evaluate_every": 0})
-        detection_checks.check(config)
+        detection_task.check_scores(config)
 
 
 def test_every_shape_of_batches_is_compiled_once_and_the_programs_are_counted(tmp_path, capsys):

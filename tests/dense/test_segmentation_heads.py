@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detailclip_jax.config import detection_fields, help_text, run_config, segmentation_fields
+from detailclip_jax.config import run_config
 from detailclip_jax.dense.segmentation import bilinear, segmentation_heads, segmentation_network
 from detailclip_jax.dense.segmentation.segmentation_network import SegmentationModel
 from detailclip_jax.dense.taps import taps, usual_blocks
@@ -366,13 +366,9 @@ def test_the_head_of_the_page_is_a_head():
 
 
 def test_every_config_of_a_dense_task_declares_its_fields():
-    tasks = {
-        segmentation_fields.METHOD: segmentation_fields.field_of,
-        detection_fields.METHOD: detection_fields.field_of,
-    }
     for file in sorted(pathlib.Path("configs/transfer").glob("*.py")):
         config = run_config.load(str(file))
-        declared, field_of = run_config.flatten(config), tasks[config.method]
+        declared, field_of = run_config.flatten(config), run_config.declaration_of(config)
         own = [name for name in declared if ".options." not in name and field_of(name) is None]
         assert not own, file
-        assert "only in this config file" not in help_text(config, field_of)
+        assert "only in this config file" not in run_config.help_text(config)

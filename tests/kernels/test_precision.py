@@ -10,8 +10,8 @@ from tiny import tiny_batch, tiny_config, tiny_experiment
 
 from detailclip_jax.interop import functions
 from detailclip_jax.interop.exported_model import Export, plain
+from detailclip_jax.pretraining import validate
 from detailclip_jax.training import experiment, mesh
-from detailclip_jax.training.validation import validate
 
 PRODUCT = re.compile(r"stablehlo\.dot_general (?P<how>.*) : \(tensor<(?P<left>\S+)>, tensor<(?P<right>\S+)>\)")
 PRECISION = re.compile(r"precision = \[(\w+), (\w+)\]")

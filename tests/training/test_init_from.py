@@ -23,9 +23,9 @@ from detailclip_jax.config import run_config
 from detailclip_jax.interop import store, tensor_files
 from detailclip_jax.interop.layouts import OPENAI_STYLE
 from detailclip_jax.methods import METHODS
+from detailclip_jax.pretraining import validate
 from detailclip_jax.runtime.metric_files import read_lines
 from detailclip_jax.training import checkpoint, experiment, loop, mesh, optimizer, warm_start, workdirs
-from detailclip_jax.training.validation import validate
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {

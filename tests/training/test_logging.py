@@ -12,7 +12,7 @@ from detailclip_jax.runtime import wandb_writer
 from detailclip_jax.runtime.metric_files import MetricWriter
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.wandb_writer import WandbError, WandbWriter
-from detailclip_jax.training import loop, session, validation
+from detailclip_jax.training import loop, session
 
 
 def events(workdir):
@@ -138,10 +138,10 @@ def test_a_missing_package_is_named_before_the_run(monkeypatch):
     monkeypatch.setattr(wandb_writer, "find_spec", lambda name: None)
     config = run_config.load("tests/configs/smallest.py")
     config = run_config.resolve(config, 1000)
-    validation.validate(config)
+    pretraining.validate(config)
     config.logging.wandb = "detail"
     with pytest.raises(ValueError, match=r"logging.wandb='detail' needs the package wandb: pip install"):
-        validation.validate(config)
+        pretraining.validate(config)
 
 
 def test_a_service_that_cannot_be_opened_is_explained(wandb, tmp_path):

@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 from costs import dense
 from detailclip_jax.benchmarks import counting
 from detailclip_jax.config.detection_fields import METHOD
+from detailclip_jax.config.run_config import check_fields
 from detailclip_jax.dense import runs
 from detailclip_jax.dense.dense_experiment import Experiment
 from detailclip_jax.dense.detection.buckets import Bucket
-from detailclip_jax.dense.detection.detection_checks import check_values
 from detailclip_jax.dense.detection.sticker_instances import names_of
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.types import Batch
@@ -95,7 +95,7 @@ def synthetic(shapes: Batch, num_classes: int, seed: int = 0) -> Batch:
 TASK = dense.Task(
     name=METHOD,
     flags=flags,
-    check=check_values,
+    check=check_fields,
     num_classes=num_classes,
     build=build,
     straight=straight,

@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 
 from costs import dense
 from detailclip_jax.benchmarks import counting
+from detailclip_jax.config.run_config import check_fields
 from detailclip_jax.config.segmentation_fields import METHOD
 from detailclip_jax.dense import runs
 from detailclip_jax.dense.dense_experiment import Experiment, Sets
-from detailclip_jax.dense.segmentation.segmentation_checks import check
 from detailclip_jax.dense.segmentation.segmentation_sets import SemanticSet
 from detailclip_jax.dense.segmentation.sticker_labels import names_of
 from detailclip_jax.training import mesh as meshes
@@ -53,7 +53,7 @@ def evaluation_of(built: Experiment) -> dense.Program:
 TASK = dense.Task(
     name=METHOD,
     flags=flags,
-    check=check,
+    check=check_fields,
     num_classes=num_classes,
     build=build,
     straight=counting.straight,

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import jax.numpy as jnp
@@ -25,7 +26,6 @@ from detailclip_jax.dense.dense_experiment import (
 from detailclip_jax.dense.detection import buckets, coco_scores, coco_sets, detect, detector, sticker_instances
 from detailclip_jax.dense.detection.cascade_options import Options
 from detailclip_jax.dense.detection.detect import Boxes, Found
-from detailclip_jax.dense.detection.detection_checks import check
 from detailclip_jax.dense.detection.instance_augment import Recipe
 from detailclip_jax.dense.detection.instance_batches import DetectionStream, checked_pixels
 from detailclip_jax.dense.detection.instance_sets import DetectionSet
@@ -41,6 +41,7 @@ from detailclip_jax.training import dense_encoder
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import BATCH, Array, Batch, Params, Scalar
 
+WITHOUT_SCORES = "--config.evaluate_at_end=False --config.evaluate_every=0"
 SAMPLED = 4096  # examples whose padding is measured at the start
 FINE = 112  # cells along a side of the masks of the ground truth in figures
 PROTOCOL = (  # fields, or groups of fields, on which a published number depends
@@ -48,6 +49,12 @@ PROTOCOL = (  # fields, or groups of fields, on which a published number depends
     *("model.size", "model.drop_path", "model.freeze_patch_embed", "views.", "encoder.", "detector.", "optimizer."),
     *("inference.short", "inference.long"),
 )
+
+
+def check_scores(config: ConfigDict) -> None:
+    """Raises ValueError for a run that is evaluated, if the package that computes the scores is missing."""
+    if (config.evaluate_at_end or config.evaluate_every) and find_spec("pycocotools") is None:
+        raise ValueError(f"{coco_scores.MISSING}, or train without scores: {WITHOUT_SCORES}")
 
 
 def check_sizes(config: ConfigDict) -> None:
@@ -344,8 +351,7 @@ def truth_of(found: Mapping[str, Any], size: tuple[int, ...]) -> Objects:
 
 DETECTION = DenseTask(
     name=METHOD,
-    usual=detection,
-    check=check,
+    check=check_scores,
     check_sizes=check_sizes,
     open_sets=open_sets,
     stream=stream,
