@@ -12,7 +12,7 @@ from detailclip_jax.interop.image_size import resize
 from detailclip_jax.kernels.products import EXACT
 from detailclip_jax.models import stacking
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.training import checkpoint, experiment
+from detailclip_jax.training import checkpoint
 from detailclip_jax.types import Params
 
 
@@ -60,4 +60,4 @@ def plain(variables: Mapping[str, Params], config: ConfigDict) -> tuple[Networks
     """Returns the networks in exact float32 and with separate blocks, whatever the run used."""
     config.model.dtype, config.model.scan, config.model.matmul_precision = "float32", False, EXACT
     unstacked = {name: stacking.unstack(tree) for name, tree in variables.items()}
-    return experiment.build_networks(config), unstacked, config
+    return methods.build_networks(config), unstacked, config

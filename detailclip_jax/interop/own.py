@@ -13,6 +13,7 @@ from absl import logging
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from detailclip_jax import methods
 from detailclip_jax.config import run_config
 from detailclip_jax.interop import tensor_files
 from detailclip_jax.interop.tables import flatten
@@ -45,7 +46,7 @@ def read(path: Path) -> tuple[Networks, dict[str, Params], ConfigDict]:
     """
     try:
         config = run_config.from_json(tensor_files.metadata(path)["config"])
-        model, shapes = experiment.build_networks(config), experiment.weight_shapes(config)
+        model, shapes = methods.build_networks(config), experiment.weight_shapes(config)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the header of {path} does not describe a model of this version: {error}") from None
     tensors, expected = (

@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from detailclip_jax import methods
 from detailclip_jax.config import crop as crop_config
 from detailclip_jax.config import default
 from detailclip_jax.data import preprocessing, vocabularies
@@ -170,7 +171,7 @@ def _resized(
 ) -> tuple[Networks, dict[str, Params], ConfigDict]:
     if "image_size" in options:
         variables, config = resize(variables, config, int(options["image_size"]))
-    return experiment.build_networks(config), variables, config
+    return methods.build_networks(config), variables, config
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:

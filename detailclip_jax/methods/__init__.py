@@ -23,7 +23,9 @@ from detailclip_jax.methods.slip import slip
 from detailclip_jax.methods.supervised import supervised
 from detailclip_jax.methods.tips import tips
 from detailclip_jax.methods.tipsv2 import tipsv2
-from detailclip_jax.models import sizes
+from detailclip_jax.models import sizes, towers
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.types import Axis
 
 METHODS = {
     "clip": clip,
@@ -63,6 +65,11 @@ def build(config: ConfigDict) -> Method:
     _check_count(built, config)
     _check_decoder(built, config)
     return built
+
+
+def build_networks(config: ConfigDict, axis: Axis | None = None) -> Networks:
+    """Builds the networks of the config's method; `axis` is the mesh axis over which BatchNorm takes its statistics."""
+    return towers.build(config.model, build(config).networks, axis)
 
 
 def takes_decoder(method: Method, model: ConfigDict) -> bool:

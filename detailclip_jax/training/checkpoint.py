@@ -25,21 +25,21 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
-from jax.sharding import Sharding
+from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.path import atomicity
 
+from detailclip_jax import methods
 from detailclip_jax.config.run_config import differences, from_json, is_dense, listed, read
 from detailclip_jax.models.sizes import num_side_patches
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.devices import first_device
 from detailclip_jax.runtime.errors import RunError, first_line
 from detailclip_jax.runtime.processes import all_processes
-from detailclip_jax.training import dense_encoder, experiment, manifest
+from detailclip_jax.training import dense_encoder, manifest
 from detailclip_jax.training.checksums import checksums
-from detailclip_jax.training.mesh import make_mesh, replicated
-from detailclip_jax.training.saved_shapes import other_version, saved_shapes, shapes
+from detailclip_jax.training.saved_shapes import other_version, saved_tree, shapes
 from detailclip_jax.training.sharding import of_one_replica, total_bytes
 from detailclip_jax.training.workdirs import CONFIG, FOLDER, give_run_id, pick_step, run_id, steps_in
 from detailclip_jax.types import Params, PyTree
@@ -326,7 +326,7 @@ def _record(folder: Path) -> dict[str, Any]:
 def _check_version(folder: Path, step: int, target: PyTree) -> None:
     """Raises CheckpointError if the metadata of a checkpoint can be read and lists other arrays than `target`."""
     try:
-        saved = saved_shapes(folder / str(step) / "state")
+        saved = shapes(saved_tree(folder / str(step) / "state"))
         run = _record(folder / str(step))
     except Exception:  # reading it reports what is wrong
         return
@@ -463,7 +463,7 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
     if run is not None:
         logging.info("%s is a %s run: %s", Path(path).absolute(), run.method, dense_encoder.description(run))
         variables |= {"params": {"image": dense_encoder.params_alone(run, variables["params"]["image"])}}
-    return experiment.build_networks(config), variables, config
+    return methods.build_networks(config), variables, config
 
 
 def load_saved(path: str | Path, step: int | None = None) -> Saved:
@@ -523,26 +523,31 @@ def _unreadable(folder: Path, step: int, reason: str, option: str = "--step=") -
 
 
 def _load_saved(folder: Path, device: Any) -> Saved:
-    run = _record(folder)
-    config, place = from_json(run["config"]), replicated(make_mesh([device]))
-    if is_dense(config):
-        return _load_encoder(folder / "state", config, place)
+    """Loads the weights in a checkpoint's folder; their shapes are those of its own metadata."""
+    run = from_json(_record(folder)["config"])
+    place, saved = SingleDeviceSharding(device), saved_tree(folder / "state")
+    config = dense_encoder.config_alone(run) if is_dense(run) else run
     config.model.attention = "auto"  # chosen for this machine, not for the one that trained
-    shapes = experiment.weight_shapes(config)
-    names = ("params", "ema_params", "batch_stats", "centers")
-    target = {name: jax.tree.map(lambda x: x.update(sharding=place), getattr(shapes, name)) for name in names}
+    weights = {name: saved.get(name, {}) for name in ("params", "ema_params", "batch_stats", "centers")}
+    if is_dense(run):
+        weights = {"params": {"image": saved["params"]["image"]}}
+    _check_networks(folder, config, weights["params"])
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), weights)
+    variables = _read_part(folder / "state", target)
+    if is_dense(run):
+        nothing: dict[str, Params] = {"ema_params": {}, "batch_stats": {"student": {}, "teacher": {}}, "centers": {}}
+        return Saved({**variables, **nothing}, config, dense_encoder.grid_of(run), run)
     side = num_side_patches(config.model)
-    return Saved(_read_part(folder / "state", target), config, (side, side), None)
+    return Saved(variables, config, (side, side), None)
 
 
-def _load_encoder(folder: Path, run: ConfigDict, place: Sharding) -> Saved:
-    """Loads the image encoder of a run of a dense task; `folder` is the state of its checkpoint."""
-    config = dense_encoder.config_alone(run)
-    config.model.attention = "auto"
-    shapes = dense_encoder.saved_shapes(run, experiment.weight_shapes(config).params["image"])
-    target = jax.tree.map(lambda x: x.update(sharding=place), {"params": {"image": shapes}})
-    nothing: dict[str, Params] = {"ema_params": {}, "batch_stats": {"student": {}, "teacher": {}}, "centers": {}}
-    return Saved({**_read_part(folder, target), **nothing}, config, dense_encoder.grid_of(run), run)
+def _check_networks(folder: Path, config: ConfigDict, params: Params) -> None:
+    """Raises CheckpointError unless a checkpoint holds the networks of its method."""
+    if missing := sorted(set(methods.build(config).networks) ^ set(params)):
+        raise CheckpointError(
+            f"checkpoint {folder.name} in {folder.parent} was written by another version: in this one the method "
+            f"{config.method} has other networks (different: {', '.join(missing)}); load it with that version"
+        )
 
 
 def _read_part(folder: Path, target: dict[str, PyTree]) -> dict[str, PyTree]:

@@ -1,7 +1,7 @@
 """The encoder of a dense task: any image encoder of this library, with positions for the size of the task's images.
 
-`adopt`, `fitted` and `weights` bring a trained encoder into a run; `config_alone`, `saved_shapes` and `params_alone`
-take it out of the run's checkpoint as a model of the method image_encoder, like that of an import.
+`adopt`, `fitted` and `weights` bring a trained encoder into a run; `config_alone` and `params_alone` take it
+out of the run's checkpoint as a model of the method image_encoder, like that of an import.
 """
 
 from collections.abc import Iterable
@@ -128,13 +128,6 @@ def config_alone(config: ConfigDict) -> ConfigDict:
     for crop in alone.views.crops.values():
         crop.size = side
     return alone
-
-
-def saved_shapes(config: ConfigDict, shapes: Params) -> dict[str, Any]:
-    """Returns the shapes of the encoder's parameters in a checkpoint of a dense run, from those of `config_alone`."""
-    rows, columns = grid_of(config)
-    table, first = shapes["positions"], Style(**config.model.image_style).num_cls
-    return {**shapes, "positions": table.update(shape=(first + rows * columns, table.shape[1]))}
 
 
 def params_alone(config: ConfigDict, params: Params) -> dict[str, Any]:

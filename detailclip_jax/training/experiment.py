@@ -17,7 +17,6 @@ from detailclip_jax.data.caption_rules import num_captions
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods.encode import Encode, encoders
 from detailclip_jax.methods.method import Forward, Method
-from detailclip_jax.models import towers
 from detailclip_jax.models.registry import Network
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.training import forward_pass, mixing, optimizer, schedules, sharding, train_state
@@ -26,7 +25,7 @@ from detailclip_jax.training.forward_pass import ForwardPass, make_keys
 from detailclip_jax.training.schedules import ScheduledStep
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.training.train_step import Schedules, StepLayout, StepSetup, combined_loss, train_step
-from detailclip_jax.types import Array, Axis, Batch, Int, Params
+from detailclip_jax.types import Array, Batch, Int, Params
 
 
 class Experiment(NamedTuple):
@@ -101,7 +100,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     mesh = meshes.make_mesh(fsdp=config.mesh.fsdp) if mesh is None else mesh
     meshes.check_batch_size(config.batch_size, mesh, config.accumulation)
     method, weights = methods.build(config), weight_shapes(config)
-    model, on_mesh = (build_networks(config, axis) for axis in (None, meshes.batch_axis(mesh)))
+    model, on_mesh = (methods.build_networks(config, axis) for axis in (None, meshes.batch_axis(mesh)))
     if mesh.shape[meshes.FSDP] > 1:
         on_mesh = on_mesh.gathering(sharding.gather_layer)
     setup = build_setup(config, forward_of(config, method, on_mesh), weights.params)
@@ -150,11 +149,6 @@ def forward_of(config: ConfigDict, method: Method, model: Networks) -> ForwardPa
     return ForwardPass(method, model, tuple(config.preprocess.mean), tuple(config.preprocess.std))
 
 
-def build_networks(config: ConfigDict, axis: Axis | None = None) -> Networks:
-    """Builds the networks of the config's method; `axis` is the mesh axis over which BatchNorm takes its statistics."""
-    return towers.build(config.model, methods.build(config).networks, axis)
-
-
 def weight_shapes(config: ConfigDict) -> TrainState:
     """Returns the shapes of a state without optimizer moments: of parameters, teacher, BatchNorm statistics, centers.
 
@@ -178,7 +172,7 @@ def _weight_shapes(config_text: str, method: Any) -> TrainState:
 def _weights(config_text: str, method: Any) -> jax.stages.Wrapped:
     """The function from a seed to a state without optimizer moments: shapes and values share one trace of it."""
     config = run_config.from_json(config_text)
-    given = forward_of(config, methods.build(config), build_networks(config))
+    given = forward_of(config, methods.build(config), methods.build_networks(config))
     return jax.jit(functools.partial(create_state, given=given, optimizer=optax.identity(), config=config))
 
 

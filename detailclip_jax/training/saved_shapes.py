@@ -22,9 +22,9 @@ def _key(entry: Any) -> str:
     return str(next(getattr(entry, kind) for kind in ("key", "name", "idx") if hasattr(entry, kind)))
 
 
-def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Returns path -> shape of the state in a checkpoint, from its metadata; no array is loaded."""
-    return shapes(ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree)
+def saved_tree(folder: Path) -> dict[str, Any]:
+    """Returns the state in a checkpoint with shape and dtype in place of each array; no array is loaded."""
+    return ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree
 
 
 def other_version(

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from tiny import noise, noise_state, tiny_config
 
+from detailclip_jax import methods
 from detailclip_jax.config.segmentation_fields import linear, segmentation, stickers
 from detailclip_jax.dense import runs
 from detailclip_jax.dense.segmentation.segmentation_network import normalised
 from detailclip_jax.methods import METHODS
 from detailclip_jax.models import positions, sizes
 from detailclip_jax.training import dense_encoder, mesh
-from detailclip_jax.training import experiment as pretraining
 
 SIZE = {**sizes.SIZES["tiny"]._asdict(), "width": 24, "depth": 2, "num_heads": 2}
 
@@ -173,7 +173,7 @@ def test_every_method_s_encoder_can_be_adopted(method):
     source = tiny_config(method)
     adopted = dense_encoder.adopt(tiny("linear"), source)
     shapes = runs.build(adopted, mesh.make_mesh(jax.devices()[:1])).state_shapes.params["image"]
-    trained = pretraining.build_networks(source).image
+    trained = methods.build_networks(source).image
     own = jax.eval_shape(lambda: trained.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))["params"]
     learnt = {**own, "positions": shapes["positions"]}
     jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype) or pytest.fail(f"{a} {b}"), dict(shapes), learnt)

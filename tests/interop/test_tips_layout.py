@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detailclip_jax import import_torch, interop, load
+from detailclip_jax import import_torch, interop, load, methods
 from detailclip_jax.interop import tips_names
 from detailclip_jax.models.positions import interpolate
 
@@ -183,7 +183,7 @@ def test_a_folder_of_both_files_is_read_as_one_model(published, folder, scan):
         from detailclip_jax.models import stacking
         from detailclip_jax.training import experiment
 
-        model = experiment.build_networks(config)
+        model = methods.build_networks(config)
         params = stacking.like(params, experiment.weight_shapes(config).params)
     net = model.bind({"params": params})
     with jax.default_matmul_precision("float32"):

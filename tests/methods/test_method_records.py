@@ -302,7 +302,7 @@ def image_network(method, image_size, grid=14):
     config.views.crops.large.size = 8 * grid
     if method == "ibot":
         config.views.crops.large.mask_grid = grid
-    network = experiment.build_networks(config).image
+    network = methods.build_networks(config).image
     shapes = jax.eval_shape(network.init, jax.random.key(3), jnp.zeros((1, image_size, image_size, 3)))
     return network, noise(shapes["params"])
 

@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from detailclip_jax import config as base
+from detailclip_jax import methods
 from detailclip_jax.config import run_config
 from detailclip_jax.config.run_config import to_json
 from detailclip_jax.runtime.metric_files import NonFiniteError
@@ -447,6 +448,13 @@ def test_the_one_that_is_asked_for_is_refused_with_the_others_named(saved_run, t
     said = r"checkpoint of step 2 in .* cannot be read: data/metadata has changed .*--step=1"
     with pytest.raises(CheckpointError, match=said):
         load(tmp_path / "run")
+
+
+def test_networks_of_another_version_are_named(saved_run, monkeypatch):
+    """The method's networks were others when the checkpoint was written."""
+    monkeypatch.setitem(methods.METHODS, "detailclip", methods.METHODS["clip"])
+    with pytest.raises(CheckpointError, match=r"another version: .* detailclip .*different: decoder, pixel_head,"):
+        load(saved_run[0])
 
 
 def test_checksums_on_the_host_are_those_on_devices(monkeypatch):

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from detailclip_jax import config as configs
-from detailclip_jax import interop
+from detailclip_jax import interop, methods
 from detailclip_jax.benchmarks import cost_table, counting, data_rate, peaks, step, timing, variants
 from detailclip_jax.benchmarks.product_rate import DTYPES, Product
 from detailclip_jax.benchmarks.step import Stepper
@@ -160,7 +160,7 @@ def machine(target: Target) -> Values:
         "devices": len(target.devices),
         "usable_gigabytes": memory / 1e9 if memory else "unknown",
         "known_peaks": "none" if known is None else f"{known.bfloat16} TFLOP/s in bfloat16, {known.name}",
-        "attention": experiments.build_networks(target.variant.config).table["image"].kernel,
+        "attention": methods.build_networks(target.variant.config).table["image"].kernel,
         "host_cores": usable_cores(),
     }
 
