@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--sheet", type=Path, metavar="PNG", help=sheet)
     flags.add_weights(command)
-    preprocessing.add_flags(command)
+    flags.add_preprocessing(command)
     return command
 
 
@@ -109,7 +109,7 @@ def load(arguments: argparse.Namespace) -> "Model":
     from detailclip_jax.inference import model as inference
 
     model = inference.load(arguments.checkpoint, arguments.weights, arguments.step)
-    model = model.preprocessed(preprocessing.given(arguments))
+    model = model.preprocessed(flags.preprocessing_of(arguments))
     if arguments.images or arguments.source:
         model.require("encode_image")
     if arguments.query or arguments.texts or arguments.text:

@@ -53,7 +53,6 @@ KEPT = "what was measured is kept, and the same command continues from there"
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
-    from detailclip_jax.data import preprocessing
     from detailclip_jax.data.labelled import KNOWN
     from detailclip_jax.evaluation.protocols import PROTOCOLS
     from detailclip_jax.evaluation.tasks import KINDS
@@ -76,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     add("--num-examples", type=flags.positive, metavar="N", help=few)
     few = "fit knn, linear and segmentation on N examples of the training split (default: all; segmentation 500 scenes)"
     add("--num-train-examples", type=flags.positive, metavar="N", help=few)
-    preprocessing.add_flags(command)
+    flags.add_preprocessing(command)
     add("--batch-size", type=flags.positive, default=256, metavar="B", help="images or texts at a time (default: 256)")
     add(
         "--style",
@@ -101,7 +100,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     processes.join(distributed=arguments.distributed)
     import jax
 
-    from detailclip_jax.data import preprocessing
     from detailclip_jax.evaluation import Sets, from_checkpoint, parse, results, runner, tables
     from detailclip_jax.runtime.progress import Console
     from detailclip_jax.training.workdirs import pick_step
@@ -110,7 +108,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     sets = Sets(arguments.data_dir, 224, arguments.style, *limits, arguments.follow_links)
     tasks = processes.agreed(lambda: parse(arguments.tasks, sets))
     step = processes.agreed(lambda: pick_step(arguments.checkpoint, arguments.step))
-    which, preprocess = arguments.weights and arguments.weights.split(","), preprocessing.given(arguments)
+    which, preprocess = arguments.weights and arguments.weights.split(","), flags.preprocessing_of(arguments)
     subject = processes.agreed(lambda: from_checkpoint(arguments.checkpoint, step, which, preprocess))
     out = Path(arguments.out or Path(arguments.checkpoint) / f"{OUT}-{subject.step}")
     console = Console(enabled=jax.process_index() == 0)

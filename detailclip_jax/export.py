@@ -28,23 +28,18 @@ and the attention heads, which import_torch reads.  The written model is loaded 
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from detailclip_jax.data import preprocessing
-from detailclip_jax.interop import formats
-from detailclip_jax.interop.exported_model import Export, load
-from detailclip_jax.interop.notes import notes
-from detailclip_jax.interop.state_dicts import OTHER_NAMES
-from detailclip_jax.interop.verify import rows
-from detailclip_jax.models.positions import RECIPES
 from detailclip_jax.runtime import errors, signals
 from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.files import nothing_left
 from detailclip_jax.training import workdirs
+
+if TYPE_CHECKING:
+    from detailclip_jax.interop.exported_model import Export
+    from detailclip_jax.interop.formats import Format
 
 WAY_OUT = "pip install 'detailclip_jax[torch]', or take --no-verify"
 WAYS_OUT = {"onnx": "pip install jax2onnx onnxruntime, in an environment of its own"}
@@ -53,12 +48,12 @@ WAYS_OUT = {"onnx": "pip install jax2onnx onnxruntime, in an environment of its 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
     command = flags.parser("export", __doc__)
-    add, known = command.add_argument, flags.one_of("format", formats.FORMATS, OTHER_NAMES)
+    add = command.add_argument
     flags.add_checkpoint(command)
-    add("--to", required=True, type=known, metavar="FORMAT", help=", ".join(formats.FORMATS))
+    add("--to", required=True, metavar="FORMAT", help="what to write, see above")
     add("--out", required=True, metavar="PATH", help="file or directory to write, see above")
     flags.add_weights(command)
-    flags.add_image_size(command, tuple(RECIPES))
+    flags.add_image_size(command)
     add("--no-verify", dest="verify", action="store_false", help="do not load the written model and compare")
     return command
 
@@ -75,25 +70,24 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    export = load(
+    from detailclip_jax.interop import exported_model, formats, verify
+
+    fmt, path = formats.named(arguments.to), Path(arguments.out)
+    export = exported_model.load(
         arguments.checkpoint, arguments.step, arguments.weights, arguments.image_size, arguments.interpolation
     )
-    fmt, path = formats.FORMATS[arguments.to], Path(arguments.out)
     _check_out(path, fmt.is_directory)
     with nothing_left(path):
         written = fmt.write(export, path)
-    print("\n".join(table(arguments.to, "student and ema" if fmt.holds_teacher else export.which, written)))
-    print(f"preprocess  {preprocessing.description(export.config)}")
-    for note in notes(arguments.to, export, path):
-        print(f"note        {note}")
+    print("\n".join(formats.summary(arguments.to, export, path, written)))
     with signals.if_ended(lambda: f"{path} is written, but was not verified"):
         if arguments.verify:
-            print("\n".join(rows(verified(fmt, export, path))))
+            print("\n".join(verify.rows(verified(fmt, export, path))))
         print(f"written to {path}")
     return 0
 
 
-def verified(fmt: formats.Format, export: Export, path: Path) -> Any:
+def verified(fmt: "Format", export: "Export", path: Path) -> Any:
     """Verifies the written model and returns the measured differences.
 
     Raises ImportError with the message that the file is written but not verified.
@@ -110,12 +104,6 @@ def _check_out(path: Path, directory: bool) -> None:
         raise ValueError(f"--out={path} exists and is {'no' if directory else 'a'} directory")
     if directory and workdirs.has_config(path):
         raise ValueError(f"--out={path} is the workdir of a run, which an export would damage; name another --out")
-
-
-def table(name: str, weights: str, written: Mapping[str, Any]) -> list[str]:
-    """Returns lines that describe what was written."""
-    count = sum(int(np.prod(value.shape)) for value in written.values())
-    return [f"format      {name}", f"weights     {weights}", f"tensors     {len(written)}", f"parameters  {count:,}"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,74 +6,75 @@ r"""Imports a PyTorch checkpoint as a workdir for evaluation, notebooks and trai
     python -m detailclip_jax.import_torch --from=tips tips_oss_b14_highres_distilled_vision.npz --out=runs/tips \
         --image-size=448
 
-FORMAT is the layout of the tensors; without --from it is inferred from their names, except for TIPS's image encoder
-alone, which has the names of DINOv2 with register tokens.  Sizes are inferred from the
-shapes.  Only tensors are loaded: a file that would execute code is refused.  To continue training from DIR:
-`python -m detailclip_jax.main --config=configs/vitb16_continue.py --config.init=DIR`.
+FORMAT is the layout of the tensors: reference (DetailCLIP), aclip, flair, slip, clip (of SLIP's family), openai,
+open_clip, cosmos, huggingface, tips, mae, ibot, dino, timm, or safetensors (written by export).  Without --from it is
+inferred from their names, except for TIPS's image encoder alone, which has the names of DINOv2 with register tokens.
+Sizes are inferred from the shapes.  Only tensors are loaded: a file that would execute code is refused.  To continue
+training from DIR: `python -m detailclip_jax.main --config=configs/vitb16_continue.py --config.init=DIR`.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from detailclip_jax import interop
-from detailclip_jax.data import preprocessing
-from detailclip_jax.interop import own, store
-from detailclip_jax.interop.layouts import NORMALISATIONS
-from detailclip_jax.interop.measure import HEADS
-from detailclip_jax.interop.state_dicts import OPTIONS, OTHER_NAMES
-from detailclip_jax.interop.tables import flatten
-from detailclip_jax.models.layers import ACTIVATIONS
-from detailclip_jax.models.positions import RECIPES
-from detailclip_jax.models.sizes import size_of
-from detailclip_jax.models.vit import Style
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.files import nothing_left
-from detailclip_jax.types import Params
+
+if TYPE_CHECKING:
+    from detailclip_jax.types import Params
+
+OF_COMMAND = ("file", "layout", "out")  # arguments that are not options of `interop.load`
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
     command = flags.parser("import_torch", __doc__)
-    add, layout = command.add_argument, flags.one_of("layout", interop.NAMES, OTHER_NAMES)
-    activation = flags.one_of("activation", ACTIVATIONS)
+    add = command.add_argument
     files = "a PyTorch, TorchScript, safetensors or npz file, the folder of one, or the folder of TIPS's two files"
     add("file", metavar="FILE", help=files)
-    add("--from", dest="layout", type=layout, metavar="FORMAT", help=", ".join(interop.NAMES))
+    add("--from", dest="layout", metavar="FORMAT", help="layout of the tensors, see above (default: by their names)")
     add("--out", required=True, metavar="DIR", help="the workdir to write, with one checkpoint of step 0")
-    flags.add_image_size(command, tuple(RECIPES))
+    flags.add_image_size(command)
     heads = "attention heads of the image encoder (cannot be inferred from the tensors; default: usual for its width)"
     add("--num-heads", type=flags.positive, metavar="N", help=heads)
     add("--text-heads", type=flags.positive, metavar="N", help="attention heads of the text encoder")
     decoder = "attention heads of DetailCLIP's decoder (default: 16, or 4 if it is narrow)"
     add("--decoder-heads", type=flags.positive, metavar="N", help=decoder)
-    add("--activation", type=activation, metavar="NAME", help=f"of both encoders: {', '.join(ACTIVATIONS)}")
-    add("--text-activation", type=activation, metavar="NAME", help="of the text encoder alone")
+    add("--activation", metavar="NAME", help="of both encoders: gelu, quick_gelu, gelu_tanh or relu")
+    add("--text-activation", metavar="NAME", help="of the text encoder alone")
     pooling = "how the image feature is computed: the CLS token, the mean of the patches before or after the last norm"
     add("--pooling", choices=("cls", "mean", "norm_of_mean"), help=pooling)
-    add("--normalisation", choices=tuple(NORMALISATIONS), help="mean and standard deviation of the pixels")
+    pixels = "mean and standard deviation of the pixels"
+    add("--normalisation", choices=("imagenet", "clip", "half", "none"), help=pixels)
     add("--tokenizer", metavar="FILE", help="tokenizer.json or *.model of a vocabulary other than CLIP's")
-    preprocessing.add_flags(command, "as its config or its family does")
+    flags.add_preprocessing(command, "as its config or its family does")
     return command
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Loads, checks and converts the checkpoint, writes the workdir and prints a summary; returns 0."""
-    options = {name: value for name, value in vars(arguments).items() if name in OPTIONS and value is not None}
+    from detailclip_jax import interop
+    from detailclip_jax.interop import own
+    from detailclip_jax.training import checkpoint
+
+    options = {name: value for name, value in vars(arguments).items() if name not in OF_COMMAND}
     _, variables, config = interop.load(arguments.file, arguments.layout, **options)
     with nothing_left(Path(arguments.out)):
-        store.save(arguments.out, variables, config, Path(arguments.file).name)
+        checkpoint.save_weights(arguments.out, variables, config, f"imported from {Path(arguments.file).name}")
     published_code = not own.is_own_format(Path(arguments.file))
     print("\n".join(summary(variables, config, published_code)))
     print(f"written to {arguments.out}")
     return 0
 
 
-def summary(variables: dict[str, Params], config: Any, published_code: bool = True) -> list[str]:
+def summary(variables: "dict[str, Params]", config: Any, published_code: bool = True) -> list[str]:
     """Returns lines that describe the model; also what differs if published code wrote the file, and not `export`."""
+    from detailclip_jax.data import preprocessing
+    from detailclip_jax.models.vit import Style
+
     model, counts = config.model, {name: _count(variables[name]) for name in ("params", "ema_params")}
     size = model.size if model.size != "custom" else ", ".join(f"{k} {v}" for k, v in model.custom.items())
     teacher = f"{counts['ema_params']:,} in {', '.join(variables['ema_params'])}" if counts["ema_params"] else "none"
@@ -105,11 +106,14 @@ def published(config: Any) -> list[str]:
     ]
 
 
-def heads(variables: dict[str, Params], config: Any) -> str:
+def heads(variables: "dict[str, Params]", config: Any) -> str:
     """Formats the numbers of attention heads, which cannot be inferred from the shapes.
 
     Asks the user to check them; narrow networks have caused a warning before.
     """
+    from detailclip_jax.interop.measure import HEADS
+    from detailclip_jax.models.sizes import size_of
+
     size = size_of(config.model)
     towers = {"image": size.num_heads, "text": size.text_heads, "decoder": size.decoder_heads}
     found = ", ".join(f"{name} {number}" for name, number in towers.items() if name in variables["params"])
@@ -119,7 +123,9 @@ def heads(variables: dict[str, Params], config: Any) -> str:
     )
 
 
-def _count(params: Params) -> int:
+def _count(params: "Params") -> int:
+    from detailclip_jax.interop.tables import flatten
+
     return sum(int(value.size) for value in flatten(params).values())
 
 

@@ -32,7 +32,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detailclip_jax.data import preprocessing
 from detailclip_jax.runtime import errors, files
 from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.progress import Console
@@ -116,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
     add("--formats", type=kinds, default=list(FORMATS), metavar="NAME,...", help="png, svg or both (default: png,svg)")
     out = f"folder to write the figures to (default: {FOLDER} in the first checkpoint's workdir)"
     add("--out", type=Path, metavar="DIR", help=out)
-    preprocessing.add_flags(command)
+    flags.add_preprocessing(command)
     return command
 
 
@@ -239,7 +238,7 @@ def load(paths: Mapping[str, str], arguments: argparse.Namespace, console: Conso
     """Loads the models by name, and says which weights they have."""
     from detailclip_jax.inference import model as inference
 
-    models, preprocess = {}, preprocessing.given(arguments)
+    models, preprocess = {}, flags.preprocessing_of(arguments)
     for name, path in paths.items():
         models[name] = inference.load(path, arguments.weights, arguments.step, preprocess)
         console.say(f"{name}: {models[name].config.method}, step {models[name].step}, {models[name].weights} weights")

@@ -36,8 +36,7 @@ from detailclip_jax import (
 from detailclip_jax import main as train
 from detailclip_jax.config import run_config
 from detailclip_jax.dense import class_names
-from detailclip_jax.interop import store
-from detailclip_jax.training import experiment
+from detailclip_jax.training import checkpoint, experiment
 from detailclip_jax.training.checkpoint import Checkpoints
 from detailclip_jax.training.mesh import make_mesh
 
@@ -90,7 +89,9 @@ def checkout(tmp_path_factory):
     shapes, rng = experiment.build(config, make_mesh(jax.devices()[:1])).state_shapes, np.random.default_rng(0)
     names = ("params", "ema_params", "batch_stats")
     noise = lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype)
-    store.save(folder / "runs/stickers", {n: jax.tree.map(noise, getattr(shapes, n)) for n in names}, config, "noise")
+    checkpoint.save_weights(
+        folder / "runs/stickers", {n: jax.tree.map(noise, getattr(shapes, n)) for n in names}, config, "noise"
+    )
     for name in ("park.jpg", "street.jpg"):
         Image.fromarray(rng.integers(0, 256, (40, 56, 3), np.uint8)).save(folder / name)
     return folder

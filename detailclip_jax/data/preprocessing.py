@@ -5,7 +5,6 @@ changed(config, {"filter": "bicubic"})          # the config with another filter
 description(config)                             # "shorter side to 224 px (bilinear), center crop 224 px, mean ..."
 """
 
-import argparse
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -62,25 +61,6 @@ def check(fields: ConfigDict) -> None:
     """Raises ValueError that names the invalid field, its value and the allowed values."""
     for name, field in PREPROCESS.items():
         field.check(f"preprocess.{name}", fields[name])
-
-
-def add_flags(parser: argparse.ArgumentParser, default: str = "as the model's config says") -> None:
-    """Adds flags that override the preprocessing of evaluation, see `given`; `default` is for --help."""
-    parser.add_argument(
-        "--resize-filter", choices=PREPROCESS["filter"].choices, help=f"filter that resizes images (default: {default})"
-    )
-    what = f"resize the shorter side, or both sides without keeping the shape (default: {default})"
-    parser.add_argument("--resize", choices=PREPROCESS["resize"].choices, help=what)
-    text = f"side of the center crop over the resized side, such as .875 for 224 of 256 (default: {default})"
-    parser.add_argument("--crop-ratio", type=float, metavar="R", help=text)
-    rule = "upright by EXIF, alpha over white, or as Pillow's convert('RGB'), which open_clip and timm take"
-    parser.add_argument("--decoding", choices=PREPROCESS["decoding"].choices, help=f"{rule} (default: {default})")
-
-
-def given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the values of those flags; None for a flag that is not given."""
-    names = {"filter": "resize_filter", **{name: name for name in ("resize", "crop_ratio", "decoding")}}
-    return {field: getattr(arguments, flag) for field, flag in names.items()}
 
 
 def description(config: ConfigDict) -> str:

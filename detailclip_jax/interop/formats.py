@@ -6,38 +6,41 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
+from detailclip_jax.data import preprocessing
 from detailclip_jax.interop import (
     cosmos_names,
     functions,
     hub,
     hub_tokenizer,
     hub_vocabulary,
-    model_card,
+    notes,
     own,
     tensor_files,
     verify,
 )
 from detailclip_jax.interop.exported_model import Export
-from detailclip_jax.interop.state_dicts import networks_in, to_state_dict
+from detailclip_jax.interop.state_dicts import OTHER_NAMES, networks_in, to_state_dict
 from detailclip_jax.interop.verify import Difference, Features
+from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.training import ema
 from detailclip_jax.types import Params
-
-TEACHER_TEXT = "text (teacher) against the run's ema"  # the row of a difference that the reference's layout causes
 
 
 class Format(NamedTuple):
     """A format of `export`; `write` returns the tensors that it wrote.
 
-    `networks` are those that the format has a place for, given a config; None stands for all of them.
+    `networks` are those that the format has a place for, given a config; None stands for all of them. `notes` says how
+    the written model is read, and what belongs to it.
     """
 
     write: Callable[[Export, Path], Mapping[str, Any]]
     verify: Callable[[Export, Path], dict[str, Difference]]
     networks: Callable[[ConfigDict], Collection[str]] | None
+    notes: Callable[[ConfigDict, Path], list[str]] = lambda config, path: []
     is_directory: bool = False
     holds_teacher: bool = False
 
@@ -119,7 +122,7 @@ def write_huggingface(export: Export, path: Path) -> Mapping[str, Any]:
     content = hub.huggingface_config(export.config) | write_tokenizer(path, export.config)
     _write_json(path / hub.HUGGINGFACE, content)
     _write_json(path / hub.PREPROCESSOR, hub.preprocessor_config(export.config))
-    replace_text(path / "README.md", model_card.text(export.config))
+    replace_text(path / "README.md", notes.readme(export.config))
     write_weights(path / "model.safetensors", tensors)
     return tensors
 
@@ -201,7 +204,7 @@ def verify_reference(export: Export, path: Path) -> dict[str, Difference]:
         expected |= {f"{feature} ({name})": value for feature, value in features.items()}
     theirs = verify.reference_features(path, export.config, batch)
     text = verify.ours(export.model, averaged, batch)["text"]
-    return verify.compare(theirs, expected) | {TEACHER_TEXT: verify.difference(theirs["text (teacher)"], text)}
+    return verify.compare(theirs, expected) | {notes.TEACHER_TEXT: verify.difference(theirs["text (teacher)"], text)}
 
 
 def verify_cosmos(export: Export, path: Path) -> dict[str, Difference]:
@@ -237,23 +240,68 @@ def in_layout(name: str) -> Callable[[ConfigDict], Collection[str]]:
 
 
 FORMATS = {
-    "reference": Format(write_reference, verify_reference, in_layout("reference"), holds_teacher=True),
-    "slip": Format(write_slip, partial(verify_with, verify.slip_features), lambda c: networks_in(c, slip_layout(c))),
-    "timm": Format(write_timm, verify_image, in_layout("timm")),
-    "cosmos": Format(write_cosmos, verify_cosmos, in_layout("cosmos"), holds_teacher=True),
-    "flair": Format(write_flair, verify_flair, in_layout("flair")),
+    "reference": Format(
+        write_reference, verify_reference, in_layout("reference"), notes.reference_notes, holds_teacher=True
+    ),
+    "slip": Format(
+        write_slip,
+        partial(verify_with, verify.slip_features),
+        lambda config: networks_in(config, slip_layout(config)),
+        notes.card_notes,
+    ),
+    "timm": Format(write_timm, verify_image, in_layout("timm"), notes.timm_notes),
+    "cosmos": Format(write_cosmos, verify_cosmos, in_layout("cosmos"), notes.card_notes, holds_teacher=True),
+    "flair": Format(write_flair, verify_flair, in_layout("flair"), notes.card_notes),
     "open_clip": Format(
-        write_open_clip, partial(verify_with, verify.open_clip_features), in_layout("open_clip"), is_directory=True
+        write_open_clip,
+        partial(verify_with, verify.open_clip_features),
+        in_layout("open_clip"),
+        notes.open_clip_notes,
+        is_directory=True,
     ),
     "huggingface": Format(
         write_huggingface,
         partial(verify_with, verify.huggingface_features),
         in_layout("huggingface"),
+        notes.huggingface_notes,
         is_directory=True,
     ),
     "safetensors": Format(write_safetensors, verify_safetensors, None),
     "stablehlo": Format(
-        functions.write_stablehlo, functions.verify_stablehlo, lambda _: functions.TOWERS, is_directory=True
+        functions.write_stablehlo,
+        functions.verify_stablehlo,
+        lambda _: functions.TOWERS,
+        notes.signature_notes,
+        is_directory=True,
     ),
-    "onnx": Format(functions.write_onnx, functions.verify_onnx, lambda _: functions.TOWERS, is_directory=True),
+    "onnx": Format(
+        functions.write_onnx,
+        functions.verify_onnx,
+        lambda _: functions.TOWERS,
+        notes.signature_notes,
+        is_directory=True,
+    ),
 }
+
+
+def named(name: str) -> Format:
+    """Returns the format `name`; raises ValueError with the nearest name for an unknown one."""
+    if name not in FORMATS:
+        raise ValueError(unknown("format", name, FORMATS, OTHER_NAMES))
+    return FORMATS[name]
+
+
+def summary(name: str, export: Export, path: Path, written: Mapping[str, Any]) -> list[str]:
+    """Returns lines that describe the tensors `written` to `path` in the format `name`, with all notes."""
+    fmt, count = FORMATS[name], sum(int(np.prod(value.shape)) for value in written.values())
+    left_out = [] if fmt.networks is None else notes.left_out(fmt.networks(export.config), export)
+    return [
+        f"format      {name}",
+        f"weights     {'student and ema' if fmt.holds_teacher else export.which}",
+        f"tensors     {len(written)}",
+        f"parameters  {count:,}",
+        f"preprocess  {preprocessing.description(export.config)}",
+        *(f"note        {note}" for note in notes.of_a_run(export.run)),
+        *(f"note        {note}" for note in left_out),
+        *(f"note        {note}" for note in fmt.notes(export.config, path)),
+    ]

@@ -1,20 +1,51 @@
-"""What the user of an exported model must know: networks that a format leaves out, and what belongs to the file."""
+"""What the user of an exported model must know: networks that a format leaves out, what belongs to the file, README."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
 from detailclip_jax import methods
-from detailclip_jax.interop import formats, hub, hub_tokenizer, hub_vocabulary, measure
+from detailclip_jax.interop import hub, hub_tokenizer, hub_vocabulary, measure
 from detailclip_jax.interop.exported_model import Export
-from detailclip_jax.interop.formats import Format
 from detailclip_jax.training import dense_encoder
 
+TEACHER_TEXT = "text (teacher) against the run's ema"  # the row of a difference that the reference's layout causes
+CARD = """---
+library_name: transformers
+pipeline_tag: zero-shot-image-classification
+---
+# {name}
 
-def notes(name: str, export: Export, path: Path) -> list[str]:
-    """Returns all notes on a model that was written in the format `name`."""
-    return [*of_a_run(export.run), *left_out(formats.FORMATS[name], export), *of_format(name, export, path)]
+A model of detailclip_jax (method {method}; image encoder: {size}; images of {image_size} pixels), for transformers'
+{name}:
+
+    import transformers
+
+    model = transformers.AutoModel.from_pretrained(FOLDER)  # a {name}
+{usage}
+{other}"""
+CARD_PROCESSOR = """    processor = transformers.AutoProcessor.from_pretrained(FOLDER)
+    inputs = processor(text=["a frog"], images=[image], padding=True, truncation=True, return_tensors="pt")
+    model(**inputs).logits_per_image
+"""
+CARD_CLIP = """
+The tokenizer pads with the end token, detailclip_jax pads with 0: tokens after the first end token are ignored, so
+the features are equal. It does not repair wrongly decoded text as ftfy does, and of the HTML entities it replaces only
+the most frequent ones.
+"""
+CARD_OWN = """
+The tokenizer is the one that the model was trained with.
+"""
+CARD_NO_TOKENIZER = """
+There is no tokenizer. The model has {vocab_size} token ids; texts must be tokenized and padded as in its training.
+"""
+CARD_NO_CLIP = """
+It is not a `CLIPModel`, whose image encoder has a norm before its blocks and no bias in the patch embedding.
+`CLIPModel.from_pretrained` ends with an error about `initializer_factor`, on purpose: otherwise it would leave
+the image encoder at random values.
+"""
 
 
 def of_a_run(run: ConfigDict | None) -> list[str]:
@@ -28,42 +59,27 @@ def of_a_run(run: ConfigDict | None) -> list[str]:
     ]
 
 
-def left_out(fmt: Format, export: Export) -> list[str]:
-    """Returns notes on the networks that a format leaves out, and on a score that needs more than the encoders."""
-    if fmt.networks is None:
-        return []
-    places, lines = fmt.networks(export.config), []
-    if missing := sorted(set(export.params) - set(places)):
+def left_out(networks: Collection[str], export: Export) -> list[str]:
+    """Returns notes on the networks of a model that are not among those of a format, and on a score that needs them."""
+    lines = []
+    if missing := sorted(set(export.params) - set(networks)):
         count = sum(leaf.size for leaf in jax.tree.leaves([export.params[name] for name in missing]))
         lines.append(f"left out, no place there: {', '.join(missing)} ({count:,} parameters); --to=safetensors has all")
-    if missing and "text" in places and methods.build(export.config).score:
+    if missing and "text" in networks and methods.build(export.config).score:
         method = export.config.method
         lines.append(f"{method} ranks images and texts by its own score, which is left out: cosines rank otherwise")
     return lines
 
 
-def of_format(name: str, export: Export, path: Path) -> list[str]:
-    """Returns notes on how the written model is read, and on what belongs to it."""
-    config = export.config
-    if name in ("slip", "cosmos", "flair"):
-        return card_notes(config, path)
-    if name == "reference":
-        return [
-            *card_notes(config, path),
-            "the teacher's token embedding, text positions and ln_final have no place there: it has the student's",
-            "an import's text features, and what is evaluated with them, differ from the run's ema weights by what the "
-            f'row "{formats.TEACHER_TEXT}" of the comparison says; --to=slip and safetensors keep the ema weights',
-            "the authors' scripts read it as {'state_dict': {'module.' + key: tensor}} together with their own args",
-        ]
-    if name == "timm":
-        return timm_notes(config, path)
-    if name == "huggingface":
-        return huggingface_notes(config)
-    if name == "open_clip":
-        return open_clip_notes(config, path)
-    if name in ("stablehlo", "onnx") and "text" in export.params:
-        return vocabulary_notes(config, path / "signature.json")
-    return []
+def reference_notes(config: ConfigDict, path: Path) -> list[str]:
+    """Returns the notes of `card_notes`, and those on what the reference's layout has no place for."""
+    return [
+        *card_notes(config, path),
+        "the teacher's token embedding, text positions and ln_final have no place there: it has the student's",
+        "an import's text features, and what is evaluated with them, differ from the run's ema weights by what the "
+        f'row "{TEACHER_TEXT}" of the comparison says; --to=slip and safetensors keep the ema weights',
+        "the authors' scripts read it as {'state_dict': {'module.' + key: tensor}} together with their own args",
+    ]
 
 
 def card_notes(config: ConfigDict, path: Path) -> list[str]:
@@ -74,6 +90,12 @@ def card_notes(config: ConfigDict, path: Path) -> list[str]:
         "without it import_torch takes the usual one of this format, and the usual numbers of heads",
         *vocabulary_notes(config, card),
     ]
+
+
+def signature_notes(config: ConfigDict, path: Path) -> list[str]:
+    """Returns the note on a vocabulary of the model's own, for a folder with signature.json."""
+    is_pair = "text" in methods.build(config).networks
+    return vocabulary_notes(config, path / "signature.json") if is_pair else []
 
 
 def vocabulary_notes(config: ConfigDict, stated_in: Path) -> list[str]:
@@ -105,7 +127,7 @@ def no_tokenizer(config: ConfigDict) -> str:
     return f"no tokenizer is written: texts must be tokenized to {ids}, and padded, as in its training"
 
 
-def huggingface_notes(config: ConfigDict) -> list[str]:
+def huggingface_notes(config: ConfigDict, _: Path) -> list[str]:
     """Returns notes on the class that loads the folder, and on a missing tokenizer."""
     name = hub.transformers_class(config)
     lines = [f"transformers.AutoModel.from_pretrained gives a {name}"]
@@ -128,3 +150,25 @@ def timm_notes(config: ConfigDict, path: Path) -> list[str]:
         *([other] if other else []),
         f"that and the preprocessing are in {hub.card_of(path)}; keep it next to the file",
     ]
+
+
+def readme(config: ConfigDict) -> str:
+    """The README.md of an export for transformers: the class that loads it, and how its tokenizer differs."""
+    name, size = hub.transformers_class(config), measure.spec_of(config.model).size
+    return CARD.format(
+        name=name,
+        method=config.method,
+        size=f"patch {size.patch_size}, width {size.width}, depth {size.depth}, {size.num_heads} heads",
+        image_size=config.model.image_size,
+        other=CARD_NO_CLIP if name == "VisionTextDualEncoderModel" else "",
+        usage=usage(config),
+    )
+
+
+def usage(config: ConfigDict) -> str:
+    """How images and texts are prepared, with the tokenizer in the folder if there is one."""
+    if hub_tokenizer.fits(config):
+        return CARD_PROCESSOR + CARD_CLIP
+    if hub_vocabulary.fits(config):
+        return CARD_PROCESSOR + CARD_OWN
+    return CARD_NO_TOKENIZER.format(vocab_size=config.model.vocab_size)

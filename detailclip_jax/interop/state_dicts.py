@@ -24,6 +24,7 @@ from detailclip_jax.methods.masking import RemovalRule
 from detailclip_jax.models import stacking
 from detailclip_jax.models.sizes import num_side_patches
 from detailclip_jax.models.towers import Networks
+from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.training import experiment
 from detailclip_jax.types import Params
 
@@ -194,7 +195,7 @@ def choose(tensors: Any, name: str | None) -> tuple[TensorLayout, dict[str, np.n
     layout whose keys unsupported models have as well.
     """
     if name is not None and name not in NAMES:
-        raise ValueError(f"layout {name!r} is unknown; known: {', '.join(NAMES)}")
+        raise ValueError(unknown("layout", name, NAMES, OTHER_NAMES))
     candidates = [layout for layout in LAYOUTS if name in (None, layout.name)]
     if not candidates:
         raise ValueError("the file was not written by `export --to=safetensors`; choose another --from")

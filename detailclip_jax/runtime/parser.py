@@ -102,10 +102,28 @@ def add_weights(to: Parser) -> None:
     to.add_argument("--weights", type=one_of("weights", WEIGHTS), metavar="NAME", help=text)
 
 
-def add_image_size(to: Parser, recipes: Sequence[str]) -> None:
+def add_image_size(to: Parser) -> None:
     """Adds --image-size and --interpolation; None without them."""
     to.add_argument(
         "--image-size", type=positive, metavar="PIXELS", help="interpolate the positions to this image size"
     )
-    how = f"of positions, to this size and to others later: {', '.join(recipes)} (default: as the model's code does)"
-    to.add_argument("--interpolation", type=one_of("interpolation", recipes), metavar="NAME", help=how)
+    how = "of positions, now and later: bicubic, ibot, timm or tips (default: as the model's code does)"
+    to.add_argument("--interpolation", metavar="NAME", help=how)
+
+
+def add_preprocessing(to: Parser, default: str = "as the model's config says") -> None:
+    """Adds flags that override the preprocessing of evaluation, see `preprocessing_of`; `default` is for --help."""
+    add = to.add_argument
+    add("--resize-filter", metavar="NAME", help=f"filter that resizes images: bicubic or bilinear (default: {default})")
+    what = "resize the shorter side, or both sides without keeping the shape: shorter_side or squash"
+    add("--resize", metavar="NAME", help=f"{what} (default: {default})")
+    text = "side of the center crop over the resized side, such as .875 for 224 of 256"
+    add("--crop-ratio", type=float, metavar="R", help=f"{text} (default: {default})")
+    rule = "upright (by EXIF, alpha over white) or pillow (its convert('RGB'), which open_clip and timm take)"
+    add("--decoding", metavar="NAME", help=f"{rule} (default: {default})")
+
+
+def preprocessing_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the values of those flags by field of `config.preprocess`; None for a flag that is not given."""
+    flags = {"filter": "resize_filter", "resize": "resize", "crop_ratio": "crop_ratio", "decoding": "decoding"}
+    return {field: getattr(arguments, flag) for field, flag in flags.items()}

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -31,16 +32,19 @@ from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.path import atomicity
 
 from detailclip_jax import methods
-from detailclip_jax.config.run_config import differences, from_json, is_dense, listed, read
+from detailclip_jax import methods
+from detailclip_jax.config.run_config import claim_workdir, differences, from_json, is_dense, listed, read, to_json
 from detailclip_jax.models.sizes import num_side_patches
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.devices import first_device
 from detailclip_jax.runtime.errors import RunError, first_line
 from detailclip_jax.runtime.processes import all_processes
+from detailclip_jax.runtime.provenance import git_revision, versions
 from detailclip_jax.training import dense_encoder, manifest
 from detailclip_jax.training.checksums import checksums
 from detailclip_jax.training.saved_shapes import other_version, saved_tree, shapes
 from detailclip_jax.training.sharding import of_one_replica, total_bytes
+from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.training.workdirs import CONFIG, FOLDER, give_run_id, pick_step, run_id, steps_in
 from detailclip_jax.types import Params, PyTree
 
@@ -479,6 +483,33 @@ def load_saved(path: str | Path, step: int | None = None) -> Saved:
         raise
     except Exception as error:  # any error of the reader, although the files are as they were written
         raise CheckpointError(_unreadable(folder, step, first_line(error))) from error
+
+
+def save_weights(workdir: str | Path, variables: Mapping[str, Params], config: ConfigDict, origin: str) -> None:
+    """Writes weights to a workdir as a checkpoint of step 0, which `load` and `config.init` read.
+
+    `variables` are as `load` returns them, centers may be missing; `origin` says where they are from. There are no
+    moments of an optimizer: training starts from the checkpoint as a new run.
+
+    Raises ValueError if the workdir already holds checkpoints.
+    """
+    workdir = Path(workdir)
+    if any((workdir / FOLDER).glob("*")):
+        raise ValueError(f"{workdir} already contains checkpoints; choose another folder")
+    state = TrainState(
+        step=np.zeros((), np.int32),
+        params=dict(variables["params"]),
+        ema_params=dict(variables["ema_params"]),
+        batch_stats={"student": {}, "teacher": {}, **variables["batch_stats"]},
+        opt_state={},
+        centers=dict(variables.get("centers", {})),
+        rng=jax.random.key_data(jax.random.key(config.seed)),
+    )
+    run = {"config": to_json(config), "git_revision": git_revision(), "versions": versions()}
+    claim_workdir(workdir, config)
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(0, jax.device_put(state), {"examples": 0}, {**run, "data_fingerprint": origin})
+    checkpoints.close()
 
 
 def is_of_dense_task(path: str | Path, step: int | None = None) -> bool:

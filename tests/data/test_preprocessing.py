@@ -1,6 +1,5 @@
 """The group `preprocess`: from imports, through every reader, to every export."""
 
-import argparse
 import io
 import json
 
@@ -25,6 +24,7 @@ from detailclip_jax.interop import hub
 from detailclip_jax.interop.layouts import LAYOUTS
 from detailclip_jax.interop.state_dicts import preprocess_of
 from detailclip_jax.pretraining import validate
+from detailclip_jax.runtime import parser as flags
 
 PILLOWS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -311,12 +311,12 @@ def test_a_decoding_is_refused_said_and_imported():
 
 
 def test_flags_override():
-    parser = argparse.ArgumentParser()
-    preprocessing.add_flags(parser)
-    given = preprocessing.given(
+    parser = flags.parser("evaluate", "")
+    flags.add_preprocessing(parser)
+    given = flags.preprocessing_of(
         parser.parse_args(["--resize-filter=bicubic", "--crop-ratio=.875", "--decoding=pillow"])
     )
     config = preprocessing.changed(default(), given)
     assert transform_of(config) == (224, 256, "bicubic", "shorter_side", "pillow")
-    unchanged = preprocessing.changed(config, preprocessing.given(parser.parse_args([])))
+    unchanged = preprocessing.changed(config, flags.preprocessing_of(parser.parse_args([])))
     assert transform_of(unchanged) == transform_of(config)

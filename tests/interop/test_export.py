@@ -25,8 +25,8 @@ from detailclip_jax.interop import (
     hub,
     hub_tokenizer,
     measure,
+    notes,
     state_dicts,
-    store,
     tensor_files,
     verify,
 )
@@ -70,7 +70,7 @@ def save_noise(workdir, method, crops=None, **fields):
 
     names = ("params", "ema_params", "batch_stats")
     drawn = {name: jax.tree.map(noise, getattr(shapes, name)) for name in names}
-    store.save(workdir, jax.device_put(drawn), made, "noise")
+    checkpoint.save_weights(workdir, jax.device_put(drawn), made, "noise")
     return workdir
 
 
@@ -127,7 +127,7 @@ def test_written_loaded_and_equal(detailclip, tmp_path, capsys, to, name, rows):
     assert run(detailclip, to, tmp_path / name) == 0
     printed = capsys.readouterr().out
     differences = relative_differences(printed)
-    lost = differences.pop(formats.TEACHER_TEXT, None)
+    lost = differences.pop(notes.TEACHER_TEXT, None)
     assert len(differences) == rows and max(differences.values()) < 1e-5
     assert (lost is not None and lost > 0.01) == (to == "reference")
     assert f"weights     {'student and ema' if to == 'reference' else 'ema'}\n" in printed
@@ -621,7 +621,7 @@ def test_our_own_tree_says_how_to_build_it(detailclip, tmp_path):
     _, again, made = interop.load(path)
     jax.tree.map(np.testing.assert_array_equal, again["params"], variables["params"])
     jax.tree.map(np.testing.assert_array_equal, again["ema_params"]["image"], variables["params"]["image"])
-    store.save(tmp_path / "run", again, made, "own")
+    checkpoint.save_weights(tmp_path / "run", again, made, "own")
     model, larger, made = interop.load(path, image_size=48)
     assert larger["params"]["image"]["positions"].shape == (37, 96) and model.image.image_size == 48
     assert made.views.crops.large.size == made.model.image_size == 48
@@ -653,7 +653,7 @@ def test_our_own_tree_holds_running_statistics(tmp_path, method, weights):
     jax.tree.map(np.testing.assert_array_equal, again["batch_stats"]["student"], expected)
     for part, tree in again["batch_stats"]["teacher"].items():
         jax.tree.map(np.testing.assert_array_equal, tree, expected[part])
-    store.save(tmp_path / "again", again, made, "own")
+    checkpoint.save_weights(tmp_path / "again", again, made, "own")
     jax.tree.map(np.testing.assert_array_equal, checkpoint.load(tmp_path / "again")[1], again | {"centers": {}})
 
 

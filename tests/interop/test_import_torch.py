@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import tarfile
 import tracemalloc
 import zipfile
@@ -16,8 +17,10 @@ import pytest
 
 from detailclip_jax import import_torch, interop
 from detailclip_jax.interop import hub, state_dicts, tensor_files, torchscript, verify
+from detailclip_jax.interop.layouts import NORMALISATIONS
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.layers import ACTIVATIONS
+from detailclip_jax.models.positions import RECIPES
 from detailclip_jax.runtime import errors
 from detailclip_jax.training import checkpoint
 
@@ -340,7 +343,7 @@ def test_what_ends_the_writing_leaves_nothing(tmp_path, capsys, monkeypatch, err
         (tmp_path / "run/checkpoints").mkdir(parents=True)
         raise error
 
-    monkeypatch.setattr(import_torch.store, "save", failing)
+    monkeypatch.setattr(checkpoint, "save_weights", failing)
     path = save(clip_module().state_dict(), tmp_path / "clip.pt")
     assert import_torch.main(["--from=open_clip", "--activation=gelu", str(path), f"--out={tmp_path}/run"]) == code
     assert capsys.readouterr().err.endswith(message) and not (tmp_path / "run").exists()
@@ -673,6 +676,7 @@ def test_a_header_of_a_safetensors_file_has_a_limit(tmp_path, monkeypatch):
     refused(header(tmp_path, b"{" + b" " * 50), "its header has 51 bytes; the limit is 50")
 
 
-def test_every_activation_of_the_models_can_be_given():
-    for name in ACTIVATIONS:
-        assert import_torch.parser().parse_args(["w.pt", "--out=ours", f"--activation={name}"]).activation == name
+def test_help_names_every_layout_activation_and_recipe():
+    said = import_torch.parser().format_help()
+    for name in (*interop.NAMES, *ACTIVATIONS, *RECIPES, *NORMALISATIONS):
+        assert re.search(rf"\b{name}\b", said), name

@@ -26,8 +26,7 @@ from test_pages import build_site
 from detailclip_jax.inference import embeddings
 from detailclip_jax.inference import model as inference
 from detailclip_jax.inference.embeddings import Key, Table
-from detailclip_jax.interop import store
-from detailclip_jax.training import experiment
+from detailclip_jax.training import checkpoint, experiment
 from detailclip_jax.training.mesh import make_mesh
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -64,7 +63,7 @@ def workdir(tmp_path_factory):
     rng, names = np.random.default_rng(0), ("params", "ema_params", "batch_stats")
     noise = lambda x: jax.device_put(np.asarray(rng.normal(0, 0.2, x.shape), x.dtype))
     path = tmp_path_factory.mktemp("runs") / "tiny"
-    store.save(path, {name: jax.tree.map(noise, getattr(shapes, name)) for name in names}, config, "noise")
+    checkpoint.save_weights(path, {name: jax.tree.map(noise, getattr(shapes, name)) for name in names}, config, "noise")
     return path
 
 

@@ -20,7 +20,7 @@ from tiny import check_names
 
 from detailclip_jax import config, interop, pretraining
 from detailclip_jax.config import run_config
-from detailclip_jax.interop import store, tensor_files
+from detailclip_jax.interop import tensor_files
 from detailclip_jax.interop.layouts import OPENAI_STYLE
 from detailclip_jax.methods import METHODS
 from detailclip_jax.pretraining import validate
@@ -80,7 +80,7 @@ def saved(config_text):
         )
         for name in ("params", "ema_params", "batch_stats", "centers")
     }
-    store.save(folder.name, trees, made, "noise")
+    checkpoint.save_weights(folder.name, trees, made, "noise")
     return folder, trees
 
 
@@ -283,7 +283,7 @@ def test_a_run_goes_on_without_the_folder_it_has_started_from(tmp_path, method):
     asked = tiny(method, init=str(tmp_path / "source"))
     adopted = warm_start.adopt(asked, workdir=tmp_path / "run")
     assert adopted.preprocess.filter == "bicubic"
-    store.save(tmp_path / "run", blank_trees(adopted), adopted, "zeros")
+    checkpoint.save_weights(tmp_path / "run", blank_trees(adopted), adopted, "zeros")
     shutil.rmtree(tmp_path / "source")
     again = warm_start.adopt(asked, workdir=tmp_path / "run")
     assert run_config.to_json(again) == run_config.to_json(adopted)
@@ -353,7 +353,7 @@ def imported(tmp_path, monkeypatch):
     _, variables, made = checkpoint.load(tmp_path / "clip")
     tensor_files.write(tmp_path / "clip.safetensors", interop.to_state_dict(variables, made, "clip"))
     _, again, read = interop.load(tmp_path / "clip.safetensors")
-    store.save(tmp_path / "imported", again, read, "clip.safetensors")
+    checkpoint.save_weights(tmp_path / "imported", again, read, "clip.safetensors")
     return tiny("detailclip", init=str(tmp_path / "imported"), **{"optimizer.loaded_rate": 0.1, "total_steps": 1})
 
 
