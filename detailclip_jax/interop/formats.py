@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.data import preprocessing
 from detailclip_jax.interop import (
-    cosmos_names,
+    clip_names,
     functions,
     hub,
     hub_tokenizer,
@@ -82,7 +82,7 @@ def write_cosmos(export: Export, path: Path) -> Mapping[str, Any]:
     """Writes the state dicts of student and teacher; raises ValueError for another method."""
     check_method(export.config, "cosmos")
     tensors = to_state_dict(export.variables, export.config, "cosmos")
-    return write_file(path, tensors, hub.state_dict_card(export.config), cosmos_names.PARTS)
+    return write_file(path, tensors, hub.state_dict_card(export.config), clip_names.COSMOS_PARTS)
 
 
 def write_flair(export: Export, path: Path) -> Mapping[str, Any]:
@@ -212,7 +212,7 @@ def verify_cosmos(export: Export, path: Path) -> dict[str, Difference]:
     batch, student = verify.inputs(export.config), export.variables["params"]
     teacher = ema.overlay(student, export.variables["ema_params"])
     expected: Features = {}
-    for name, params in {cosmos_names.STUDENT: student, cosmos_names.TEACHER: teacher}.items():
+    for name, params in {clip_names.COSMOS_STUDENT: student, clip_names.COSMOS_TEACHER: teacher}.items():
         features = verify.ours(export.model, params, batch)
         expected |= {f"{feature} ({name})": value for feature, value in features.items()}
     return verify.compare(verify.cosmos_features(path, export.config, batch), expected)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, reference_preset
 from detailclip_jax.config.fields import AT_LAST, MEAN
-from detailclip_jax.interop import cosmos_names, flair_names, huggingface, openai, reference, timm_vit, tips_names
+from detailclip_jax.interop import clip_names, huggingface, reference, timm_vit, tips_names
 from detailclip_jax.interop.measure import (
     HEADS,
     SLIP_HEADS,
@@ -274,8 +274,8 @@ HF_TEXT = {
     "token_embedding": "text_model.embeddings.token_embedding.weight",
     "joint": "text_projection.weight",
 }
-FLAIR_TEXT = CLIP_TEXT | {"joint": flair_names.TEXT_PROJECTION}
-COSMOS_TEXT = {name: f"{cosmos_names.STUDENT}.{key}" for name, key in CLIP_TEXT.items()}
+FLAIR_TEXT = CLIP_TEXT | {"joint": clip_names.FLAIR_TEXT_PROJECTION}
+COSMOS_TEXT = {name: f"{clip_names.COSMOS_STUDENT}.{key}" for name, key in CLIP_TEXT.items()}
 TIPS_TEXT_KEYS = {
     name: f"{tips_names.TEXT}.{key}" for name, key in (CLIP_TEXT | {"joint": "positional_embedding"}).items()
 }
@@ -335,9 +335,9 @@ LAYOUTS = (
     TensorLayout(
         "flair",
         "flair",
-        ("visual.class_embedding", "visual_proj.ln_v.weight", flair_names.IMAGE_PROJECTION),
+        ("visual.class_embedding", "visual_proj.ln_v.weight", clip_names.FLAIR_IMAGE_PROJECTION),
         OPENAI,
-        flair_names.flair_table,
+        clip_names.flair_table,
         FLAIR_TEXT,
         style=GELU_STYLE,
         text_activation="gelu",
@@ -372,7 +372,7 @@ LAYOUTS = (
         "clip",
         ("visual.class_embedding", "visual.ln_pre.weight", "input_resolution"),
         OPENAI,
-        openai.clip_table,
+        clip_names.clip_table,
         CLIP_TEXT,
         style=OPENAI_STYLE,
         fits=fits_openai,
@@ -385,7 +385,7 @@ LAYOUTS = (
         "clip",
         ("visual.class_embedding", "visual.ln_pre.weight"),
         OPENAI,
-        openai.clip_table,
+        clip_names.clip_table,
         CLIP_TEXT,
         style=OPENAI_STYLE,
         fits=fits_open_clip,
@@ -399,7 +399,7 @@ LAYOUTS = (
         "cosmos",
         ("student.visual.class_embedding", "student.visual.attn_cross_pool.ln_q.weight", "teacher.visual.proj"),
         COSMOS,
-        cosmos_names.cosmos_table,
+        clip_names.cosmos_table,
         COSMOS_TEXT,
         style=GELU_STYLE,
         text_activation="gelu",
@@ -407,8 +407,8 @@ LAYOUTS = (
         normalisation="clip",
         filter="bicubic",
         interpolation="ibot",
-        parts=cosmos_names.PARTS,
-        drops=tuple(rf"{cosmos_names.TEACHER}\.{name}" for name in cosmos_names.UNUSED),
+        parts=clip_names.COSMOS_PARTS,
+        drops=tuple(rf"{clip_names.COSMOS_TEACHER}\.{name}" for name in clip_names.COSMOS_UNUSED),
         published=published_cosmos,
     ),
     TensorLayout(
@@ -416,7 +416,7 @@ LAYOUTS = (
         "clip",
         ("visual.trunk.cls_token", "visual.head.proj.weight"),
         TRUNK,
-        openai.timm_tower_table,
+        clip_names.timm_tower_table,
         CLIP_TEXT,
         normalisation="clip",
         filter="bicubic",

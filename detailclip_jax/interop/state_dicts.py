@@ -24,7 +24,7 @@ from detailclip_jax.methods.masking import RemovalRule
 from detailclip_jax.models import stacking
 from detailclip_jax.models.sizes import num_side_patches
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.runtime.errors import unknown
+from detailclip_jax.runtime import errors
 from detailclip_jax.training import experiment
 from detailclip_jax.types import Params
 
@@ -86,6 +86,8 @@ def load(
     """
     if unknown := set(options) - set(OPTIONS):
         raise ValueError(f"unknown options {sorted(unknown)}; known: {', '.join(OPTIONS)}")
+    if layout is not None and layout not in NAMES:
+        raise ValueError(errors.unknown("layout", layout, NAMES, OTHER_NAMES))
     if layout in (None, OWN) and not isinstance(source, Mapping) and own.is_own_format(Path(source)):
         return _own_file(Path(source), _given(options))
     tensors, sidecar, config_file = (
@@ -191,11 +193,9 @@ def choose(tensors: Any, name: str | None) -> tuple[TensorLayout, dict[str, np.n
     """The layout whose `marks` are all present, and the state dict under that layout's keys.
 
     If no layout of the given name has all its marks, the last one is returned, so that `check` can list what is
-    missing. Raises ValueError for an unknown name, for tensors that fit no layout, and without a name for those of a
+    missing. Raises ValueError for tensors that fit no layout, and without a name for those of a
     layout whose keys unsupported models have as well.
     """
-    if name is not None and name not in NAMES:
-        raise ValueError(unknown("layout", name, NAMES, OTHER_NAMES))
     candidates = [layout for layout in LAYOUTS if name in (None, layout.name)]
     if not candidates:
         raise ValueError("the file was not written by `export --to=safetensors`; choose another --from")

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from detailclip_jax import methods
-from detailclip_jax.interop import cosmos_names, flair_names, hub, hub_vocabulary, tensor_files
+from detailclip_jax.interop import clip_names, hub, hub_vocabulary, tensor_files
 from detailclip_jax.interop.measure import Spec, spec_of
 from detailclip_jax.kernels.products import EXACT
 from detailclip_jax.models.cross_pool import NUM_HEADS
@@ -219,7 +219,7 @@ def cosmos_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
     import torch
 
     content, found = tensor_files.read(path), {}
-    for part in cosmos_names.PARTS:
+    for part in clip_names.COSMOS_PARTS:
         tensors = {key: torch.from_numpy(np.array(value)) for key, value in tensor_files.part_of(content, part).items()}
         model: Any = open_clip.model.CLIP(**hub.open_clip_model(config, path)).eval()
         model.load_state_dict({key: tensors[key] for key in model.state_dict()}, strict=True)
@@ -238,13 +238,13 @@ def flair_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
     content["vision_cfg"]["output_tokens"] = True
     model: Any = open_clip.model.CLIP(**content).eval()
     pool = {
-        key.removeprefix(f"{flair_names.POOL}."): value
+        key.removeprefix(f"{clip_names.FLAIR_POOL}."): value
         for key, value in tensors.items()
-        if key.startswith(flair_names.POOL)
+        if key.startswith(clip_names.FLAIR_POOL)
     }
     named = {
-        "visual.proj": tensors[flair_names.IMAGE_PROJECTION],
-        "text_projection": tensors[flair_names.TEXT_PROJECTION],
+        "visual.proj": tensors[clip_names.FLAIR_IMAGE_PROJECTION],
+        "text_projection": tensors[clip_names.FLAIR_TEXT_PROJECTION],
     }
     model.load_state_dict({key: (tensors | named)[key] for key in model.state_dict()}, strict=True)
     with torch.inference_mode():
