@@ -8,8 +8,7 @@ import numpy as np
 import tiny
 from PIL import Image
 
-from detailclip_jax.interop import store
-from detailclip_jax.training import experiment
+from detailclip_jax.training import checkpoint, experiment
 from detailclip_jax.training.mesh import make_mesh
 
 CLASSES = ("frog", "red bus", "teddy_bear")
@@ -30,7 +29,7 @@ def variables_of(method):
 def write_checkpoint(workdir, method="detailclip"):
     """A workdir with one checkpoint, of step 0."""
     _, variables, config = variables_of(method)
-    store.save(workdir, variables, config, "noise")
+    checkpoint.save_weights(workdir, variables, config, "noise")
     return workdir
 
 

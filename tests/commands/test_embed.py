@@ -22,9 +22,8 @@ from detailclip_jax.figures import contact_sheet
 from detailclip_jax.inference import embed_folder, embeddings
 from detailclip_jax.inference import model as inference
 from detailclip_jax.inference.embeddings import Key, Origin, Table
-from detailclip_jax.interop import store
 from detailclip_jax.runtime import errors
-from detailclip_jax.training import experiment
+from detailclip_jax.training import checkpoint, experiment
 from detailclip_jax.training.mesh import make_mesh
 
 NAMES = ("a/1.png", "a/2.JPG", "b b/3.png", "b b/deep/4.webp", "five [5].png", "six.gif", "seven.bmp")
@@ -122,7 +121,7 @@ def test_a_workdir_through_the_real_command(photos, tmp_path_factory, workdir):
 def workdir(tmp_path_factory):
     _, variables, config = noise()
     path = tmp_path_factory.mktemp("runs") / "clip"
-    store.save(path, variables, config, "noise")
+    checkpoint.save_weights(path, variables, config, "noise")
     return path
 
 

@@ -19,9 +19,9 @@ from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.dense import prediction_figures, runs
 from detailclip_jax.figures import model_figures as drawing
 from detailclip_jax.inference.model import Features, Model, load
-from detailclip_jax.interop import store
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.regular_files import LeavesFolder
+from detailclip_jax.training import checkpoint
 from detailclip_jax.training.checkpoint import Checkpoints
 
 
@@ -31,7 +31,7 @@ def workdirs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     for method in ("detailclip", "clip", "mae"):
         _, variables, config = made(method)
-        store.save(root / method, variables, config, "noise")
+        checkpoint.save_weights(root / method, variables, config, "noise")
     return {method: str(root / method) for method in ("detailclip", "clip", "mae")}
 
 

@@ -19,8 +19,7 @@ from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.inference import batching
 from detailclip_jax.inference.batching import SHAPES
 from detailclip_jax.inference.model import Model, choose_weights, pixels
-from detailclip_jax.interop import store
-from detailclip_jax.training import experiment
+from detailclip_jax.training import checkpoint, experiment
 from detailclip_jax.training.mesh import make_mesh
 
 SIZE = 32
@@ -300,7 +299,7 @@ def test_another_vocabulary_is_refused():
 def workdir(tmp_path_factory):
     _, variables, config = made("detailclip")
     path = tmp_path_factory.mktemp("runs") / "detailclip"
-    store.save(path, variables, config, "noise")
+    checkpoint.save_weights(path, variables, config, "noise")
     return path
 
 

@@ -1,0 +1,87 @@
+"""Parameter names of OpenAI's CLIP and of open_clip, and of COSMOS and FLAIR, whose code extends open_clip's."""
+
+from detailclip_jax.interop.measure import Spec
+from detailclip_jax.interop.reference import logit_scale, text_block, text_blocks, text_ends
+from detailclip_jax.interop.tables import CONV, LINEAR, SAME, Entry, Table, cross_pool, linear, norm, numbered, within
+from detailclip_jax.interop.timm_vit import vit
+
+COSMOS_PARTS = COSMOS_STUDENT, COSMOS_TEACHER = "student", "teacher"
+COSMOS_UNUSED = (
+    r"(logit|distill_logit)_scale",
+    r"(image|text)_token_mapping\..*",
+    r"(.*[._])?attn_cross_pool\..*",
+)  # tensors of the teacher
+FLAIR_IMAGE_PROJECTION, FLAIR_TEXT_PROJECTION, FLAIR_POOL = "image_post.proj", "text_post.proj", "visual_proj"
+
+
+def image(depth: int, projection: str = "visual.proj") -> list[Entry]:
+    """CLIP's own ViT: norms before and after the blocks, a patch embedding without bias."""
+    return [
+        Entry("image/cls_token", "visual.class_embedding", SAME),
+        Entry("image/positions", "visual.positional_embedding", SAME),
+        Entry("image/patch_embed/kernel", "visual.conv1.weight", CONV),
+        *norm("image/pre_norm", "visual.ln_pre"),
+        *numbered(depth, text_block, "image", "visual.transformer.resblocks"),
+        *norm("image/norm", "visual.ln_post"),
+        Entry("image_projection/proj/kernel", projection, SAME),
+    ]
+
+
+def text(depth: int, projection: str = "text_projection") -> list[Entry]:
+    """The text encoder and its projection."""
+    return [
+        *text_blocks(depth),
+        *text_ends(),
+        Entry("text_projection/proj/kernel", projection, SAME),
+        *logit_scale(),
+    ]
+
+
+def clip_table(spec: Spec) -> Table:
+    """OpenAI's CLIP with a ViT."""
+    return Table([*image(spec.size.depth), *text(spec.size.text_depth)])
+
+
+def timm_tower_table(spec: Spec) -> Table:
+    """open_clip with a timm ViT as image encoder and a linear projection."""
+    projection = Entry("image_projection/proj/kernel", "visual.head.proj.weight", LINEAR)
+    return Table([*vit(spec.size.depth, "visual.trunk."), projection, *text(spec.size.text_depth)])
+
+
+def cosmos_heads() -> list[Entry]:
+    """Token mappings, pools and the second scale. Image crops attend to words, texts to patches."""
+    return [
+        *linear("word_projection/proj", "text_token_mapping"),
+        *linear("patch_projection/proj", "image_token_mapping"),
+        *cross_pool("image_pool", "text_attn_cross_pool"),
+        *cross_pool("text_pool", "visual.attn_cross_pool"),
+        Entry("distill_scale/value", "distill_logit_scale", SAME),
+    ]
+
+
+def cosmos_table(spec: Spec) -> Table:
+    """A COSMOS checkpoint: the state dicts "student" and "teacher", each with all of open_clip's names and the pools.
+
+    Here the teacher has the encoders and their projections; its copies of the pools, token mappings and scales, which
+    nothing uses, are the student's in an export.
+    """
+    clip = [*image(spec.size.depth), *text(spec.size.text_depth)]
+    teacher = [entry for entry in clip if entry.path != "logit_scale/value"]
+    rest = {entry.key for entry in (*clip, *cosmos_heads())} - {entry.key for entry in teacher}
+    return Table(
+        within(COSMOS_STUDENT, [*clip, *cosmos_heads()]),
+        within(COSMOS_TEACHER, teacher),
+        echoes={f"{COSMOS_TEACHER}.{key}": f"{COSMOS_STUDENT}.{key}" for key in sorted(rest)},
+    )
+
+
+def flair_table(spec: Spec) -> Table:
+    """A FLAIR checkpoint.  One projection is for patches and CLS token; the pool's zero key has no parameter."""
+    return Table(
+        [
+            *image(spec.size.depth, FLAIR_IMAGE_PROJECTION),
+            *text(spec.size.text_depth, FLAIR_TEXT_PROJECTION),
+            Entry("logit_bias/value", "logit_bias", SAME),
+            *cross_pool("caption_pool", FLAIR_POOL, norms="qkv"),
+        ]
+    )
