@@ -342,7 +342,7 @@ def test_what_is_no_state_dict():
     refused({"a": np.zeros((3,))}, "no known layout has the tensors a; known layouts: reference")
     refused({**clip_state_dict(), "epoch": 3}, "entries that are not tensors: epoch")
     refused({**clip_state_dict(), "module.logit_scale": np.zeros(())}, "two tensors have the name logit_scale")
-    refused(clip_state_dict(), "layout 'clap' is unknown; known: .*clip", layout="clap")
+    refused(clip_state_dict(), "unknown layout 'clap'; did you mean 'clip'.*openai", layout="clap")
     refused(clip_state_dict(), r"unknown options \['heads'\]; known: num_heads", heads=3)
     refused(clip_state_dict(), "normalisation 'median' is unknown", normalisation="median")
 
