@@ -32,7 +32,6 @@ from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.path import atomicity
 
 from detailclip_jax import methods
-from detailclip_jax import methods
 from detailclip_jax.config.run_config import claim_workdir, differences, from_json, is_dense, listed, read, to_json
 from detailclip_jax.models.sizes import num_side_patches
 from detailclip_jax.models.towers import Networks
