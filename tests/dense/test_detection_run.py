@@ -473,7 +473,7 @@ def test_detections_do_not_depend_on_the_bucket_or_the_neighbours(loaded):
     made, params = loaded.experiment, loaded.state.params
     sharp = lambda path, leaf: 30 * leaf if "classifier" in {key.key for key in path} else leaf
     state = loaded.state.replace(params=jax.tree.map_with_path(sharp, dict(params)))
-    compute, _ = made._on_this_process(state, made.detect)
+    compute, _ = made.on_this_process(state, "detect")
     rng = np.random.default_rng(0)
     scenes = [made.sets.val.source[number]["image"] for number in range(3)]
     images = [scenes[0], resize_image(scenes[1], (48, 30)), resize_image(scenes[2], (25, 48))]
@@ -490,8 +490,9 @@ def test_detections_do_not_depend_on_the_bucket_or_the_neighbours(loaded):
         for name in ("boxes", "scores", "masks"):
             np.testing.assert_allclose(getattr(first, name), getattr(second, name), atol=1e-4, err_msg=name)
 
-    compute, test = made._on_this_process(state, made._draw)
-    again = detect.draw(compute, [(image, padded(one, 100)) for image, one in zip(images, alone)], test)
+    compute, batch_size = made.on_this_process(state, "draw")
+    boxes = [(image, padded(one, 100)) for image, one in zip(images, alone)]
+    again = detect.draw(compute, boxes, detection_task.test_of(made.config, batch_size))
     for first, second in zip(alone, again):  # masks drawn in the detected boxes are those of the detections
         np.testing.assert_array_equal(first.labels, second.labels)
         np.testing.assert_allclose(first.boxes, second.boxes, atol=1e-4)
