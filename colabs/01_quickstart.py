@@ -127,7 +127,8 @@ for caption, value in sorted(zip(captions, cosine), key=lambda pair: -pair[1]):
 # %% [markdown]
 # ## Search
 #
-# The images that are nearest to a text, of the 200 scenes. `detailclip embed` does this with a folder of your images.
+# The images that are nearest to a text, of the 200 scenes. The command `embed` does this with a folder of your
+# images.
 
 # %%
 queries = ["a frog", "a sunflower", "a guitar"]

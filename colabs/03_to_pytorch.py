@@ -76,7 +76,7 @@ def largest_difference(theirs, ours):
 # %% [markdown]
 # ## timm: the image encoder
 #
-# `detailclip export --to=timm` writes a state dict and a card with the arguments of `timm.create_model`.
+# `export --to=timm` writes a state dict and a card with the arguments of `timm.create_model`.
 
 # %%
 assert export.main([f"--checkpoint={CHECKPOINT}", "--to=timm", f"--out={folder / 'vit.pth'}"]) == 0

@@ -86,7 +86,7 @@ model_figures.draw("words", models, three, model_figures.Options(readout="naclip
 # %% [markdown]
 # ## Masks by a linear head
 #
-# `detailclip transfer` trains a segmentation head on an encoder. Here one linear layer tells objects from the
+# The command `transfer` trains a segmentation head on an encoder. Here one linear layer tells objects from the
 # background by the frozen features, on images of twice the size that the encoder was trained on. The outputs below are
 # of `HEAD_STEPS=300`. docs/segmentation.md has UPerNet, and trainings that name the objects.
 

@@ -27,9 +27,9 @@ print(f"jax {jax.__version__} on {len(jax.devices())} x {jax.devices()[0].device
 # %% [markdown]
 # `CLIP` is the workdir of a CLIP to continue from. Here it is trained for `STEPS` steps on the built-in scenes; 60
 # steps are too few to learn anything. The environment variable `MODEL` names another run to continue from. The outputs
-# below start from a CLIP of 300 steps, which take longer: `detailclip train --config=stickers:method=clip
-# --config.total_steps=300 --workdir=runs/clip`, then `MODEL=clip`. `detailclip import` makes a workdir from a published
-# PyTorch checkpoint.
+# below start from a CLIP of 300 steps, which take longer: `python -m detailclip_jax.main
+# --config=stickers:method=clip --config.total_steps=300 --workdir=runs/clip`, then `MODEL=clip`. The command
+# `import_torch` makes a workdir from a published PyTorch checkpoint.
 
 # %%
 from pathlib import Path
@@ -91,8 +91,9 @@ print(f'{len(mine)} images, the first one is "{mine[0]["captions"][0]}"')
 # %% [markdown]
 # ## Prepare
 #
-# Training reads ArrayRecord shards. `detailclip prepare` writes them from tables, webdataset, COCO and others, and
-# checks every image. `docs/data.md` has the formats. In a terminal: `detailclip prepare webdataset DIR --out RECORDS`.
+# Training reads ArrayRecord shards. The command `prepare` writes them from tables, webdataset, COCO and others, and
+# checks every image. `docs/data.md` has the formats. In a terminal:
+# `python -m detailclip_jax.prepare webdataset DIR --out RECORDS`.
 
 # %%
 from detailclip_jax import prepare

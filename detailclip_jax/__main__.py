@@ -1,9 +1,6 @@
 """The command `detailclip`, also `python -m detailclip_jax`: lists the commands, and starts the named one.
 
-    detailclip train --config=stickers
-    detailclip evaluate --checkpoint=runs/stickers
-
-`detailclip NAME ...` equals `python -m detailclip_jax.MODULE ...`.
+`detailclip NAME ...` equals `python -m detailclip_jax.MODULE ...`, which usage and messages show.
 """
 
 import importlib
@@ -79,8 +76,8 @@ def _unknown(name: str) -> int:
 
 def run(name: str, arguments: Sequence[str]) -> int:
     """Imports the command's module and runs it with these arguments."""
-    sys.argv = [f"{program()} {name}", *arguments]
     module = COMMANDS[name].module
+    sys.argv = [f"python -m detailclip_jax.{module}", *arguments]
     command = importlib.import_module(f"detailclip_jax.{module}")
     return command.command() if module in ("main", "transfer") else command.main(list(arguments))
 

@@ -107,8 +107,8 @@ def _step(command: flags.Parser) -> None:
     add("--against", metavar='"NAME=VALUE,..."', help="a second variant, with these flags or fields")
     add("--count-only", action="store_true", help="count FLOP, do not compile")
     add("--compile-only", action="store_true", help="count and compile, without running")
-    add("--rounds", type=flags.positive, default=5, help="repetitions of the measurement (default: 5)")
-    add("--steps", type=flags.positive, help="steps per repetition (default: about a second)")
+    add("--rounds", type=flags.positive, default=5, metavar="N", help="repetitions of the measurement (default: 5)")
+    add("--steps", type=flags.positive, metavar="N", help="steps per repetition (default: about a second)")
     add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time, for a CPU with other work")
     add("--peak", type=float, metavar="TFLOPS", help="peak of a device (default: from a table of devices)")
     add("--profile", metavar="DIR", help="write a trace of the measured steps, for TensorBoard or ui.perfetto.dev")
@@ -118,7 +118,7 @@ def _start(command: flags.Parser) -> None:
     add, usual = command.add_argument, "configs/stickers.py"
     add("--config", default=usual, metavar="FILE", help=f"config of the command main (default: {usual})")
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the config; repeatable")
-    add("--rounds", type=flags.positive, default=3, help="repetitions of both commands (default: 3)")
+    add("--rounds", type=flags.positive, default=3, metavar="N", help="repetitions of both commands (default: 3)")
     add("--json", metavar="FILE", help="also write the results as a JSON list")
 
 
@@ -126,11 +126,11 @@ def _data(command: flags.Parser) -> None:
     add = command.add_argument
     add("--config", metavar="FILE", help="config of crops and captions (default: the paper's run)")
     add("--method", metavar="NAME", help="another method, with its own crops")
-    add("--path", metavar="FOLDER", help="records or a TFDS data set, as in data.path (default: synthetic JPEG)")
+    add("--path", metavar="DIR", help="records or a TFDS data set, as in data.path (default: synthetic JPEG)")
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the config; repeatable")
     add("--size", type=_size, metavar="WIDTHxHEIGHT", help="size of the synthetic JPEG (default: 500x375)")
-    add("--examples", type=flags.positive, default=64, help="images per repetition (default: 64)")
-    add("--rounds", type=flags.positive, default=5, help="repetitions of the measurement (default: 5)")
+    add("--examples", type=flags.positive, default=64, metavar="N", help="images per repetition (default: 64)")
+    add("--rounds", type=flags.positive, default=5, metavar="N", help="repetitions of the measurement (default: 5)")
     add("--workers", type=flags.positive, metavar="N", help="also run the whole pipeline with N worker processes")
     add("--against", choices=("torchvision",), help="also measure torchvision on the same images")
     add("--json", metavar="FILE", help="also write the results as a JSON list")

@@ -38,7 +38,7 @@ RESULTS = "results.json"
 MEASURED = ("evaluators", "preprocess")  # groups of fields that may differ when a run goes on, and change its scores
 OWN = {  # fields that the comparison itself sets for every run, and what to do instead
     "method": "name it in --methods",
-    "init": "give --init=WORKDIR",
+    "init": "give --init=DIR",
     "seed": "give --seeds=N, for the seeds 0 to N - 1",
     "total_steps": "give --budget=STEPS",
     "num_epochs": "give --budget=STEPS",
@@ -168,7 +168,8 @@ def file_name(name: str) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
-    command = flags.parser("compare", __doc__)
+    usage = "%(prog)s (--methods NAME,... | --sweep FILE) [flags]"
+    command = flags.parser("compare", __doc__, usage=usage)
     add = command.add_argument
     methods = f"comma-separated methods; besides the methods of `main`: {', '.join(CONTROLS)}"
     add("--methods", default="", metavar="NAME,...", help=methods)
@@ -177,7 +178,7 @@ def parser() -> argparse.ArgumentParser:
     add("--budget", type=flags.positive, default=600, metavar="STEPS", help="steps per run (default: 600)")
     workdir = "folder of all runs and of the comparison (default: runs/compare)"
     add("--workdir", default="runs/compare", metavar="DIR", help=workdir)
-    add("--init", default="", metavar="WORKDIR", help="a run or checkpoint that every run continues from")
+    add("--init", default="", metavar="DIR", help="a run or checkpoint that every run continues from")
     config = "config of every run; it must accept the argument method=NAME (default: configs/stickers.py)"
     add("--config", default="configs/stickers.py", metavar="FILE", help=config)
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of every run's config; repeatable")

@@ -24,18 +24,18 @@ PORT = 8462
 HOST = "127.0.0.1"
 SHUTDOWN = 1  # seconds in which open requests may end
 NO_CHECKPOINT = (
-    "give --checkpoint=WORKDIR, the workdir of a trained model. To get one: detailclip train --config=stickers "
-    "--workdir=runs/stickers (about ten minutes on two cores), or detailclip import ViT-B-16.pt --out=runs/openai for "
-    "a PyTorch checkpoint"
+    "give --checkpoint=DIR, the workdir of a trained model. To get one: python -m detailclip_jax.main "
+    "--config=stickers --workdir=runs/stickers (about ten minutes on two cores), or python -m "
+    "detailclip_jax.import_torch ViT-B-16.pt --out=runs/openai for a PyTorch checkpoint"
 )
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
-    command = flags.parser("demo", __doc__)
+    command = flags.parser("demo", __doc__, usage="%(prog)s --checkpoint DIR [flags]")
     add = command.add_argument
     what = "workdir of a run, or of `import_torch`; may be repeated"
-    add("--checkpoint", action="append", default=[], metavar="WORKDIR", help=what)
+    add("--checkpoint", action="append", default=[], metavar="DIR", help=what)
     add("--step", type=int, metavar="N", help="step of the checkpoints (default: the last)")
     add("--embeddings", type=Path, metavar="FILE", help="search this file, which `embed --out=FILE` wrote")
     links = "show found images that are links out of the embedded folder, as `embed --follow-links` reads them"

@@ -40,12 +40,16 @@ if TYPE_CHECKING:
     from detailclip_jax.inference.model import Model
 
 
+USAGE = """%(prog)s --checkpoint DIR (--images DIR_OR_FILE | --texts FILE | --text TEXT) ... --out FILE [flags]
+       %(prog)s --checkpoint DIR (--images DIR_OR_FILE | --from FILE) --query TEXT [flags]"""
+
+
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
-    command = flags.parser("embed", __doc__)
+    command = flags.parser("embed", __doc__, usage=USAGE)
     add = command.add_argument
     flags.add_checkpoint(command)
-    add("--images", metavar="FOLDER_OR_GLOB", help="images to embed; with --from, the folder where they are now")
+    add("--images", metavar=flags.EITHER, help="images to embed, or a pattern; with --from, where they are now")
     add("--follow-links", action="store_true", help=flags.FOLLOW_LINKS)
     add("--texts", metavar="FILE", help="file with one text per line, to embed")
     add("--text", action="append", default=[], metavar="TEXT", help="a text to embed; may be repeated")
@@ -56,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     sheet = (
         "draw the found images there (default: next to the file of --out or --from, named by the query; else nowhere)"
     )
-    add("--sheet", type=Path, metavar="PNG", help=sheet)
+    add("--sheet", type=Path, metavar="FILE", help=sheet)
     flags.add_weights(command)
     flags.add_preprocessing(command)
     return command

@@ -65,10 +65,10 @@ def parser() -> argparse.ArgumentParser:
     add("--tasks", default="stickers", metavar="TASKS", help="what to measure, see above (default: stickers)")
     prompts = f"prompts: {' or '.join(PROTOCOLS)} (default: {PROTOCOLS[0]})"
     add("--protocol", type=flags.one_of("protocol", PROTOCOLS), default=PROTOCOLS[0], metavar="NAME", help=prompts)
-    add("--weights", metavar="NAMES", help="student, ema or both, comma-separated (default: all that exist)")
+    add("--weights", metavar="NAME,...", help="student, ema or both, comma-separated (default: all that exist)")
     add("--data-dir", default="data", metavar="DIR", help="folder of the sets on disk (default: data)")
     add("--follow-links", action="store_true", help=flags.FOLLOW_LINKS)
-    add("--out", metavar="DIR", help=f"folder of the results (default: WORKDIR/{OUT}-STEP)")
+    add("--out", metavar="DIR", help=f"folder of the results (default: {OUT}-STEP in the workdir)")
     compare = "print published numbers next to ours: the paper's of the method, or of dense read-outs on CLIP B/16"
     add("--compare", choices=("paper", "published"), help=compare)
     few = "evaluate N evenly spaced examples of each set (default: all; kept_objects 1,000 and segmentation 500 scenes)"

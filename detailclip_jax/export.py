@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add = command.add_argument
     flags.add_checkpoint(command)
     add("--to", required=True, metavar="FORMAT", help="what to write, see above")
-    add("--out", required=True, metavar="PATH", help="file or directory to write, see above")
+    add("--out", required=True, metavar=flags.EITHER, help="file or folder to write, see above")
     flags.add_weights(command)
     flags.add_image_size(command)
     add("--no-verify", dest="verify", action="store_false", help="do not load the written model and compare")

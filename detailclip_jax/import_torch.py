@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     command = flags.parser("import_torch", __doc__)
     add = command.add_argument
     files = "a PyTorch, TorchScript, safetensors or npz file, the folder of one, or the folder of TIPS's two files"
-    add("file", metavar="FILE", help=files)
+    add("file", metavar=flags.EITHER, help=files)
     add("--from", dest="layout", metavar="FORMAT", help="layout of the tensors, see above (default: by their names)")
     add("--out", required=True, metavar="DIR", help="the workdir to write, with one checkpoint of step 0")
     flags.add_image_size(command)

@@ -53,6 +53,7 @@ class Usage(NamedTuple):
 
     config: makes the config whose fields --help-config lists without --config; `config_note` says which one that is.
     add_flags: adds the flags that only this command has to the parser of --help.
+    shape: the usage line, with the flags that are required.
     """
 
     module: str
@@ -60,6 +61,7 @@ class Usage(NamedTuple):
     config: Callable[[], ConfigDict] = default
     config_note: str = ""
     add_flags: Callable[[parser.Parser], None] = lambda _: None
+    shape: str = "%(prog)s --config FILE [flags]"
 
 
 TRAIN = Usage("main", __doc__)
@@ -109,7 +111,8 @@ def with_underscores(argument: str) -> str:
 
 def _help(usage: Usage) -> NoReturn:
     """Prints what the command does and its flags, in the form of the other commands, and ends the program."""
-    shown = parser.parser(usage.module, usage.description, epilog="--helpfull lists the flags of all libraries too.")
+    epilog = "--helpfull lists the flags of all libraries too."
+    shown = parser.parser(usage.module, usage.description, usage=usage.shape, epilog=epilog)
     for name, value in VALUES.items():
         shown.add_argument(f"--{name.replace('_', '-')}", metavar=value, help=flags.FLAGS[name].help)
     shown.add_argument("--distributed", action="store_true", help=flags.FLAGS[_DISTRIBUTED.name].help)
@@ -262,7 +265,7 @@ def next_commands(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
     return (
         f"to train on:   python -m detailclip_jax.main {loop}\n"
         f"to explore:    python -m detailclip_jax.demo --checkpoint={there}\n"
-        f"to search:     python -m detailclip_jax.embed --checkpoint={there} --images=FOLDER --query=TEXT\n"
+        f"to search:     python -m detailclip_jax.embed --checkpoint={there} --images=DIR --query=TEXT\n"
         f"on stickers:   python -m detailclip_jax.evaluate --checkpoint={there}\n"
         f"on your data:  python -m detailclip_jax.evaluate --checkpoint={there} --tasks=zero_shot:folder:PATH\n"
         f"to PyTorch:    python -m detailclip_jax.export --checkpoint={there} --to=safetensors --out=model.safetensors"

@@ -62,11 +62,12 @@ TABLES = ("csv", "tsv", "jsonl", "parquet")  # image paths may be relative to th
 
 
 def parser() -> flags.Parser:
-    """Returns the parser of `prepare SOURCE PATH ... --out DIR`."""
+    """Returns the parser of `prepare SOURCE DIR_OR_FILE ... --out DIR`."""
     epilog = f"sources:\n{TABLE}\n\nknown sets: {', '.join(KNOWN)}"
-    command = flags.parser("prepare", __doc__, epilog=epilog)
+    usage = f"%(prog)s SOURCE {flags.EITHER} ... --out DIR [flags]\n       %(prog)s tfds:NAME --out DIR [flags]"
+    command = flags.parser("prepare", __doc__, usage=usage, epilog=epilog)
     command.add_argument("source", metavar="SOURCE", help="one of the sources below")
-    command.add_argument("paths", metavar="PATH", nargs="*", help="files, folders or patterns of the source")
+    command.add_argument("paths", metavar=flags.EITHER, nargs="*", help="what the source reads; patterns too")
     _add_output(command)
     _add_tables(command)
     _add_examples(command)
@@ -104,14 +105,14 @@ def template_text(text: str) -> str:
 
 def _add_tables(command: flags.Parser) -> None:
     add = command.add_argument
-    add("--images", default="", metavar="ROOT", help="folder or zip of the images that a table names")
+    add("--images", default="", metavar=flags.EITHER, help="folder or zip of the images that a table names")
     add("--follow-links", action="store_true", help=flags.FOLLOW_LINKS)
     add(
         "--ids",
         action="append",
         default=[],
-        metavar="LIST",
-        help="YFCC100M: keep the photos that are in every LIST; may be repeated",
+        metavar="FILE",
+        help="YFCC100M: keep the photos that are in every FILE; may be repeated",
     )
     add("--subset", default="", metavar="NAME", help="split of a Karpathy file or tfds set (default: --split)")
     tables = "column of csv, tsv, jsonl, parquet"
@@ -300,8 +301,10 @@ def stats(argv: Sequence[str]) -> int:
 def tfds(argv: Sequence[str]) -> int:
     """Runs `prepare to-tfds DIR --name NAME`; returns 0."""
     command = _folder_parser("to-tfds", "Copies the set to detailclip_image_text/NAME, for tfds.data_source.")
-    command.add_argument("--name", required=True, help="name of the config of the builder: letters, digits and _")
-    command.add_argument("--data-dir", help="folder of TensorFlow Datasets (default: its own)")
+    command.add_argument(
+        "--name", required=True, metavar="NAME", help="name of the config of the builder: letters, digits and _"
+    )
+    command.add_argument("--data-dir", metavar="DIR", help="folder of TensorFlow Datasets (default: its own)")
     given = command.parse_args(argv)
     Console().say(f"written to {to_tfds.write(given.folder, given.name, given.data_dir)}")
     return 0

@@ -40,14 +40,15 @@ from detailclip_jax.runtime.terminal import counted
 def usage() -> train.Usage:
     """What --help and --help-config show."""
     note = "segmentation (ade20k_upernet); for detection: --config=transfer/coco_cascade --help-config"
-    return train.Usage("transfer", __doc__, config.segmentation, f"fields of {note}", add_predict_flags)
+    shape = f"{train.TRAIN.shape}\n       %(prog)s --predict {flags_of.EITHER} --checkpoint DIR --out DIR [flags]"
+    return train.Usage("transfer", __doc__, config.segmentation, f"fields of {note}", add_predict_flags, shape)
 
 
 def following(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
     """Returns what to do next with a finished run."""
     there = shlex.quote(str(workdir))
     return (
-        f"to predict: python -m detailclip_jax.transfer --predict=IMAGES --checkpoint={there} --out=DIR\n"
+        f"to predict: python -m detailclip_jax.transfer --predict=DIR --checkpoint={there} --out=DIR\n"
         "to compare runs in one figure, in Python: from detailclip_jax.dense import prediction_figures; "
         f"prediction_figures.draw({{'this': {there!r}, 'other': ...}})"
         f".savefig({str(workdir / 'figures/compared.png')!r})"
@@ -64,9 +65,9 @@ def predict_parser() -> argparse.ArgumentParser:
 def add_predict_flags(to: flags_of.Parser, required: bool = False) -> None:
     """Adds the flags of predictions in a group of their own; `required`: those without a default are."""
     add = to.add_argument_group("to draw predictions of a finished run").add_argument
-    add("--predict", required=required, metavar="FOLDER_OR_GLOB", help="images, or one image")
+    add("--predict", required=required, metavar=flags_of.EITHER, help="images, a pattern, or one image")
     workdir = "workdir of a run of segmentation or detection"
-    add("--checkpoint", required=required, type=Path, metavar="WORKDIR", help=workdir)
+    add("--checkpoint", required=required, type=Path, metavar="DIR", help=workdir)
     out = "folder for the drawings and predictions.json"
     add("--out", required=required, type=Path, metavar="DIR", help=out)
     add("--step", type=int, metavar="N", help="step of the checkpoint (default: the last)")

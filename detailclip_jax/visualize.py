@@ -88,13 +88,13 @@ def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
     command = flags.parser("visualize", __doc__)
     add = command.add_argument
-    add("--checkpoint", action="append", required=True, metavar="WORKDIR", help="workdir of a run; may be repeated")
+    add("--checkpoint", action="append", required=True, metavar="DIR", help="workdir of a run; may be repeated")
     add("--step", type=int, metavar="N", help="step of the checkpoints (default: the last)")
     flags.add_weights(command)
     labels = "names of the checkpoints in the figures, comma-separated (default: their folders)"
     add("--labels", type=comma_separated(str), metavar="NAME,...", help=labels)
     where = f"folder, pattern or file, may be repeated; or {STICKERS}, scenes of the embedded drawings (default)"
-    add("--images", action="append", metavar="PATH", help=where)
+    add("--images", action="append", metavar=flags.EITHER, help=where)
     links = "follow links that lead out of a folder of --images (default: such an image is refused)"
     add("--follow-links", action="store_true", help=links)
     add("--num-images", type=flags.positive, default=6, metavar="N", help="number of images (default: 6)")

@@ -354,10 +354,10 @@ def demo(folder: Path) -> Made:
 def overview(folder: Path) -> Made:
     """The caption of the figure."""
     caption = (
-        f"*`detailclip visualize --checkpoint=runs/stickers {OVERVIEW}` after `make demo`: scenes of unseen pairs, "
-        "the EMA teacher's CLS attention (eq. 9), the patches that the student keeps, the prediction of the others, "
-        "and each noun's map minus the mean of all 96 nouns (yellow: its maximum). [OpenMoji](https://openmoji.org), "
-        "CC BY-SA 4.0.*"
+        f"*`python -m detailclip_jax.visualize --checkpoint=runs/stickers {OVERVIEW}` after `make demo`: scenes of "
+        "unseen pairs, the EMA teacher's CLS attention (eq. 9), the patches that the student keeps, the prediction of "
+        "the others, and each noun's map minus the mean of all 96 nouns (yellow: its maximum). "
+        "[OpenMoji](https://openmoji.org), CC BY-SA 4.0.*"
     )
     return {"overview.caption": textwrap.wrap(caption, WIDTH)}
 

@@ -14,15 +14,16 @@ from detailclip_jax.runtime.errors import USAGE_ERROR, Meant, near, unknown
 from detailclip_jax.runtime.files import with_home
 from detailclip_jax.runtime.terminal import complain
 
-STARTS = ("detailclip ", "python -m ")  # how a command line begins that __main__ has put into sys.argv[0]
+EITHER = "DIR_OR_FILE"  # the value of a flag that takes a folder or a file; other flags take DIR or FILE
+RENAMED = {"--workdir": "--checkpoint", "--texts": "--text"}  # old spellings, refused by commands that have the new one
 WEIGHTS = ("ema", "student")
 FOLLOW_LINKS = "follow links that lead out of the folder of images (default: they are left out and listed)"
 NUMBER = re.compile(r"-\d*\.?\d+(e[+-]?\d+)?")  # a negative value, which is not a flag
 
 
 def prog(module: str) -> str:
-    """Returns the name of a command as the user typed it: "detailclip embed" or "python -m detailclip_jax.embed"."""
-    return sys.argv[0] if sys.argv[0].startswith(STARTS) else f"python -m detailclip_jax.{module}"
+    """Returns the command line of a module, which usage, examples and messages show."""
+    return f"python -m detailclip_jax.{module}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,6 +60,8 @@ class Parser(argparse.ArgumentParser):
             if name.startswith("-") and name != "-" and " " not in name and name not in known:
                 if NUMBER.fullmatch(argument):
                     continue
+                if RENAMED.get(name) in known:
+                    self.error(f"{name} is {RENAMED[name]} here")
                 flags = [flag for flag in known if flag.startswith("--")]
                 self.error(f"unknown flag {name}{near(name.replace('_', '-').lower(), flags, cutoff=0.6)}")
 
@@ -92,7 +95,7 @@ def positive(text: str) -> int:
 
 def add_checkpoint(to: Parser) -> None:
     """Adds --checkpoint and --step."""
-    to.add_argument("--checkpoint", required=True, metavar="WORKDIR", help="workdir of a run, or of `import_torch`")
+    to.add_argument("--checkpoint", required=True, metavar="DIR", help="workdir of a run, or of `import_torch`")
     to.add_argument("--step", type=int, metavar="N", help="step of the checkpoint (default: the last)")
 
 

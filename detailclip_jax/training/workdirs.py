@@ -17,7 +17,10 @@ FOLDER = "checkpoints"  # in a workdir
 CONFIG = "config.json"
 RUN_ID = "run_id.txt"  # in a workdir; the manifests of its checkpoints have the same id
 MAX_NAMED = 5  # runs in a message
-SOURCES = "a workdir is written by detailclip train (--config=stickers is the demo) and by detailclip import"
+SOURCES = (
+    "a workdir is written by python -m detailclip_jax.main (--config=stickers is the demo) and by python -m "
+    "detailclip_jax.import_torch"
+)
 
 
 def steps_in(folder: Path) -> list[int]:

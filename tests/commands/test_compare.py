@@ -101,7 +101,7 @@ def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
         (["--methods=clip", "--set=data.path=runs/mine"], "data.source 'stickers'; add --set=data.source=records"),
         (["--methods=clip+data.path=runs/mine"], "'runs/mine' is not read with data.source 'stickers'"),
         (["--methods=clip", "--init=runs/nowhere"], "config.init 'runs/nowhere' is not a workdir"),
-        (["--methods=clip+init=runs/x"], "init is not set for single runs of a comparison; give --init=WORKDIR"),
+        (["--methods=clip+init=runs/x"], "init is not set for single runs of a comparison; give --init=DIR"),
         (["--methods=clip", "--set=total_steps=9"], "total_steps is not set .*; give --budget=STEPS"),
         (["--methods=clip", "--set=num_epochs=9"], "num_epochs is not set .*; give --budget=STEPS"),
         (["--methods=clip+seed=1"], "seed is not set .*; give --seeds=N"),

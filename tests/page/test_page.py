@@ -466,7 +466,7 @@ def test_the_page_loads_nothing_from_elsewhere(client):
 def test_without_a_checkpoint_the_ways_to_one_are_named(capsys):
     assert demo.main([]) == errors.USAGE_ERROR
     error = capsys.readouterr().err
-    assert "detailclip train --config=stickers" in error and "detailclip import" in error
+    assert "detailclip_jax.main --config=stickers" in error and "detailclip_jax.import_torch" in error
 
 
 def test_a_port_in_use_is_named(capsys):

@@ -1,15 +1,18 @@
 """Errors of commands as messages and exit codes, and the parser that all commands share."""
 
+import re
+
 import pytest
 from absl import logging
 
 from detailclip_jax import __main__ as door
-from detailclip_jax import export, import_torch
+from detailclip_jax import compare, embed, evaluate, export, import_torch, prepare, visualize
 from detailclip_jax.interop import formats
 from detailclip_jax.interop.state_dicts import NAMES, OTHER_NAMES
 from detailclip_jax.runtime import errors, parser
 from detailclip_jax.runtime.processes import launched_as_several
 from detailclip_jax.training.checkpoint import CheckpointError
+from detailclip_jax.transfer import predict_parser
 
 
 def raising(error):
@@ -158,17 +161,25 @@ def test_negative_numbers_and_what_follows_two_dashes_are_no_flags():
     assert made.parse_args(["a", "--", "--b"]).paths == ["a", "--b"]
 
 
-@pytest.mark.parametrize(
-    ("started_as", "shown"),
-    [
-        ("/somewhere/detailclip_jax/embed.py", "python -m detailclip_jax.embed"),
-        ("detailclip embed", "detailclip embed"),
-        ("python -m detailclip_jax embed", "python -m detailclip_jax embed"),
-    ],
-)
-def test_help_shows_a_command_that_can_be_typed(monkeypatch, started_as, shown):
+@pytest.mark.parametrize("started_as", ["/somewhere/detailclip_jax/embed.py", "/venv/bin/detailclip"])
+def test_usage_names_the_module_however_the_command_was_started(monkeypatch, started_as):
     monkeypatch.setattr("sys.argv", [started_as])
-    assert made_parser().format_usage().startswith(f"usage: {shown} ")
+    assert made_parser().format_usage().startswith("usage: python -m detailclip_jax.embed ")
+
+
+@pytest.mark.parametrize(
+    ("made", "old", "new"), [(visualize.parser, "--texts", "--text"), (predict_parser, "--workdir", "--checkpoint")]
+)
+def test_an_old_spelling_is_refused_with_the_new_one(capsys, made, old, new):
+    for given in ([f"{old}=x"], [old, "x"]):
+        with pytest.raises(SystemExit, match="2"):
+            made().parse_args(given)
+        assert f"error: {old} is {new} here (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", [compare, embed, evaluate, export, import_torch, prepare, visualize])
+def test_a_folder_is_dir_and_a_file_is_file_in_every_help(module):
+    assert not re.search(r"\b(FOLDER|PATH|ROOT|LIST|PNG|WORKDIR)\b", module.parser().format_usage())
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_a_day_on_a_gpu_runs_on_the_cpu(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.check
 def test_texts_are_measured_whole_and_cut(tmp_path, capsys):
-    arguments = ["--method=clip", "--devices=1", "--texts=300", "--rounds=1", "--set", "model.context_length=40"]
+    arguments = ["--method=clip", "--devices=1", "--num-texts=300", "--rounds=1", "--set", "model.context_length=40"]
     (record,) = as_json(tmp_path, "texts", f"--config={SMALLEST}", *arguments)
     assert {name: len(rate) for name, rate in record["texts_per_second"].items()} == {"all tokens": 3, "cut": 3}
     assert record["times_as_fast"][0] > 0 and "custom, 40 tokens" in capsys.readouterr().out

@@ -48,7 +48,7 @@ def test_without_a_near_name_the_first_five_runs_are_named(tmp_path):
 
 def test_without_any_run_the_message_says_where_runs_come_from(tmp_path):
     for missing in ("x", "no/folder/x"):
-        check_names(said(tmp_path / missing), "does not exist", "detailclip train", "detailclip import")
+        check_names(said(tmp_path / missing), "does not exist", "detailclip_jax.main", "detailclip_jax.import_torch")
 
 
 def test_a_misspelt_folder_of_runs_is_answered_with_the_right_one(tmp_path):
@@ -149,14 +149,14 @@ def test_a_folder_of_other_files_is_no_folder_of_weights(tmp_path, names):
         (tmp_path / name).write_text("numbers")
     message = said(tmp_path)
     check_names(message, "no config.json and no checkpoint")
-    assert "import_torch" not in message
+    assert "folder of weights" not in message
 
 
 @pytest.mark.parametrize("config", ['{"model_type": "clip"}', "[]", "{"])
 def test_the_config_of_another_program_is_no_run(tmp_path, config):
     (tmp_path / "config.json").write_text(config)
     message = said(tmp_path)
-    check_names(message, str(tmp_path), "config.json", "method", "detailclip import")
+    check_names(message, str(tmp_path), "config.json", "method", "detailclip_jax.import_torch")
     assert "has not saved" not in message
 
 

@@ -52,7 +52,7 @@ TEXTS = """\
 Texts per second of the text encoder in evaluation: with all tokens, and cut to what each text needs, in turn.
 
     python tools/cost.py texts --size=tiny
-    python tools/cost.py texts --size=B/16 --texts=512 --rounds=3
+    python tools/cost.py texts --size=B/16 --num-texts=512 --rounds=3
 """
 
 GPU_DAY = """\
@@ -78,14 +78,14 @@ def _loss(command: flags.Parser) -> None:
 
 def _texts(command: flags.Parser) -> None:
     benchmark.add_model(command.add_argument)
-    command.add_argument("--texts", type=flags.positive, default=2048, metavar="N", help="number (default: 2048)")
+    command.add_argument("--num-texts", type=flags.positive, default=2048, metavar="N", help="texts (default: 2048)")
     command.add_argument("--rounds", type=flags.positive, default=5, help="repetitions (default: 5)")
 
 
 def _gpu_day(command: flags.Parser) -> None:
     benchmark.add_model(command.add_argument, batch="256 on each device")
     add = command.add_argument
-    add("--out", metavar="FOLDER", default="runs/gpu-day", help="folder of the results (default: runs/gpu-day)")
+    add("--out", metavar="DIR", default="runs/gpu-day", help="folder of the results (default: runs/gpu-day)")
     add("--minutes", type=float, default=10, metavar="N", help="begin no section after this time (default: 10)")
     add("--rounds", type=flags.positive, default=5, help="repetitions of each measurement (default: 5)")
     add("--peak", type=float, metavar="TFLOPS", help="peak of a device (default: from a table of devices)")

@@ -32,7 +32,7 @@ def run(variant: Variant, devices: Sequence[Any], arguments: argparse.Namespace)
         raise ValueError(f"{config.method} has no text encoder")
     drawn = jax.tree.map(lambda x: 0.05 * x, counting.noise(experiment.state_shapes.params))
     params = meshes.replicate(drawn, experiment.mesh)
-    tokens = example_tokens(arguments.texts, config.model.context_length, config.model.vocab_size)
+    tokens = example_tokens(arguments.num_texts, config.model.context_length, config.model.vocab_size)
     encoders = {"all tokens": experiment.encode._replace(text_lengths=()), "cut": experiment.encode}
     calls = [functools.partial(embed_texts, encode, params, tokens, BATCH_SIZE) for encode in encoders.values()]
     console.live("compiling")

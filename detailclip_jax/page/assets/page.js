@@ -1,4 +1,4 @@
-// The page of `detailclip demo`: sends images and captions to the server on this machine and draws its answers.
+// The page of `python -m detailclip_jax.demo`: sends images and captions to the server on this machine and draws its answers.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
