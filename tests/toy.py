@@ -16,6 +16,7 @@ from absl import flags
 
 from detailclip_jax import pretraining
 from detailclip_jax.config import run_config
+from detailclip_jax.methods.encode import Encode
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import loop
@@ -41,7 +42,7 @@ class Experiment:
     def __init__(self, bad_step=NEVER):
         self.mesh = make_mesh(jax.devices()[:1])
         self.method = Method({"clip": None, "cls": None})
-        self.encode = None
+        self.encode = Encode(*[None] * len(Encode._fields))  # replaced by tests that evaluate
         everywhere = replicated(self.mesh)
         step = jax.jit(lambda state, batch, _: self._step(state, batch, bad_step), donate_argnums=0)
         self.train_step = ScheduledStep(step, ())

@@ -345,16 +345,6 @@ def test_a_link_in_the_evaluation_set_is_refused_before_the_run(tmp_path):
     assert "data.path" not in str(error.value)
 
 
-def test_an_earlier_config_gets_the_fields_that_it_lacks(pretrained, tmp_path):
-    loop.claim(runs.prepare(config_of(pretrained), tmp_path))
-    stored = json.loads((tmp_path / "config.json").read_text())
-    for name in ("follow_links", "train_masks", "classes"):
-        del stored["data"][name]
-    (tmp_path / "config.json").write_text(json.dumps(stored))
-    assert runs.config_in(tmp_path).data.follow_links is False
-    assert runs.prepare(config_of(pretrained), tmp_path).config.data.classes == ""
-
-
 def test_with_known_classes_the_data_are_opened_when_they_are_used(pretrained, tmp_path):
     missing = config_of(pretrained, **{"data.source": "voc", "data.path": str(tmp_path / "none")})
     built = runs.build(runs.adopted(missing), classes=("sky", "road"))

@@ -557,7 +557,7 @@ def test_a_stop_is_honoured_between_batches_of_an_evaluation(run_of, monkeypatch
     monkeypatch.setattr(loop, "finish", lambda session, state, step: session.evaluate(step, state))
     fields = {"evaluate_every": 5, "checkpoint_every": 100, "evaluate_at_end": True}
     run = run_of(**fields)
-    run.experiment.encode = SimpleNamespace(image=lambda batch: batch)
+    run.experiment.encode = run.experiment.encode._replace(image=lambda batch: batch)
     assert loop.train(run) == 143
     step = 12 if last else 10
     rest = "evaluates it" if last else "resumes from there"
