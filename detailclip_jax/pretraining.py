@@ -52,7 +52,7 @@ REPEATS = (
 def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) -> Run:
     """Checks the config and the workdir, opens the data and builds the experiment; writes nothing.
 
-    `given`: dotted names of fields that the user has set (see `init_from.adopt` and `with_own_number`).
+    `given`: dotted names of fields that the user has set (see `warm_start.adopt` and `with_own_number`).
     Raises ValueError or FileNotFoundError, with a message for the user, if the config or the data are invalid or the
     workdir belongs to a run with another config.
     """

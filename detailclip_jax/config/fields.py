@@ -43,7 +43,7 @@ MAX_DEPTH = 1000  # blocks; to build more takes hours
 RUN: Group = {
     "method": Field("detailclip", "method; methods/ has one file for each", "paper", choices=METHODS),
     "seed": Field(0, "seed of the parameters, the order of examples, the crops and the captions", OURS),
-    "init": Field("", "checkpoint to start from: its networks, sizes and preprocessing (init_from.py)", OURS),
+    "init": Field("", "checkpoint to start from: its networks, sizes and preprocessing (training/warm_start.py)", OURS),
     "init_required": Field(
         False, "whether a run without init is refused, because the config continues a checkpoint", OURS, may_change=True
     ),
