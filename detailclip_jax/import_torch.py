@@ -124,7 +124,7 @@ def heads(variables: "dict[str, Params]", config: Any) -> str:
 
 
 def _count(params: "Params") -> int:
-    from detailclip_jax.interop.tables import flatten
+    from detailclip_jax.interop.key_tables import flatten
 
     return sum(int(value.size) for value in flatten(params).values())
 

@@ -1,8 +1,19 @@
 """Parameter names of OpenAI's CLIP and of open_clip, and of COSMOS and FLAIR, whose code extends open_clip's."""
 
+from detailclip_jax.interop.key_tables import (
+    CONV,
+    LINEAR,
+    SAME,
+    Entry,
+    Table,
+    cross_pool,
+    linear,
+    norm,
+    numbered,
+    within,
+)
 from detailclip_jax.interop.measure import Spec
 from detailclip_jax.interop.reference import logit_scale, text_block, text_blocks, text_ends
-from detailclip_jax.interop.tables import CONV, LINEAR, SAME, Entry, Table, cross_pool, linear, norm, numbered, within
 from detailclip_jax.interop.timm_vit import vit
 
 COSMOS_PARTS = COSMOS_STUDENT, COSMOS_TEACHER = "student", "teacher"

@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from detailclip_jax.interop.measure import Spec
-from detailclip_jax.interop.reference import logit_scale
-from detailclip_jax.interop.tables import (
+from detailclip_jax.interop.key_tables import (
     CONV,
     LINEAR,
     SAME,
@@ -18,6 +16,8 @@ from detailclip_jax.interop.tables import (
     numbered,
     separate_qkv,
 )
+from detailclip_jax.interop.measure import Spec
+from detailclip_jax.interop.reference import logit_scale
 
 
 def clip_layer(path: str, key: str) -> list[Entry]:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, reference_preset
 from detailclip_jax.config.fields import AT_LAST, MEAN
 from detailclip_jax.interop import clip_names, huggingface, reference, timm_vit, tips_names
+from detailclip_jax.interop.key_tables import StateDict, Table
 from detailclip_jax.interop.measure import (
     HEADS,
     SLIP_HEADS,
@@ -27,7 +28,6 @@ from detailclip_jax.interop.measure import (
     shape_of,
     text_fields,
 )
-from detailclip_jax.interop.tables import StateDict, Table
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.vit import Style
 from detailclip_jax.runtime import weight_files

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import methods
 from detailclip_jax.config import run_config
 from detailclip_jax.interop import tensor_files
-from detailclip_jax.interop.tables import flatten
+from detailclip_jax.interop.key_tables import flatten
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.training import experiment
 from detailclip_jax.types import Params, PyTree

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from detailclip_jax.interop.key_tables import COLUMN, LINEAR, SAME, TOKEN, Entry, Table, linear, norm, numbered
 from detailclip_jax.interop.measure import Spec
-from detailclip_jax.interop.tables import COLUMN, LINEAR, SAME, TOKEN, Entry, Table, linear, norm, numbered
 from detailclip_jax.interop.timm_vit import vit, vit_block
 from detailclip_jax.models.positions import sincos_positions
 

@@ -15,11 +15,11 @@ from detailclip_jax import methods
 from detailclip_jax.config import crop as crop_config
 from detailclip_jax.config import default
 from detailclip_jax.data import preprocessing, vocabularies
-from detailclip_jax.interop import hub, hub_vocabulary, own, tables, tensor_files, tips_names
+from detailclip_jax.interop import hub, hub_vocabulary, key_tables, own, tensor_files, tips_names
 from detailclip_jax.interop.image_size import fit_granularity, resize
+from detailclip_jax.interop.key_tables import Entry, StateDict, Table
 from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, TensorLayout
 from detailclip_jax.interop.measure import Spec, spec_of, write_spec
-from detailclip_jax.interop.tables import Entry, StateDict, Table
 from detailclip_jax.methods.masking import RemovalRule
 from detailclip_jax.models import stacking
 from detailclip_jax.models.sizes import num_side_patches
@@ -340,8 +340,8 @@ def _read(layout: TensorLayout, state_dict: StateDict, spec: Spec, own_shapes: A
     variables = {}
     for name, entries in table.trees().items():
         empty = {network: {} for network, leaves in getattr(own_shapes, name).items() if not leaves}
-        fixed = tables.unflatten(table.fixed) if name == "params" else {}
-        variables[name] = {**empty, **_own({**tables.read(entries, state_dict), **fixed})}
+        fixed = key_tables.unflatten(table.fixed) if name == "params" else {}
+        variables[name] = {**empty, **_own({**key_tables.read(entries, state_dict), **fixed})}
     return variables
 
 
@@ -353,8 +353,8 @@ def expected_shapes(table: Table, own_shapes: Any) -> dict[str, tuple[int, ...]]
     """The expected shape of every tensor of a layout, computed from the shapes of our parameters."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, entries in table.trees().items():
-        flat = {path: leaf.shape for path, leaf in tables.flatten(getattr(own_shapes, name)).items()}
-        shapes = tables.shapes(entries, flat) | shapes
+        flat = {path: leaf.shape for path, leaf in key_tables.flatten(getattr(own_shapes, name)).items()}
+        shapes = key_tables.shapes(entries, flat) | shapes
     copies = {copy: shapes[original] for copy, original in table.copies.items()}
     return shapes | copies | {key: value.shape for key, value in table.constants.items()}
 
@@ -427,7 +427,7 @@ def to_state_dict(variables: Mapping[str, Params], config: ConfigDict, layout: s
     _check_fixed(table, variables, layout)
     written: dict[str, np.ndarray] = {}
     for name, entries in table.trees().items():
-        written = tables.write(entries, _tree(variables, name, entries, layout)) | written
+        written = key_tables.write(entries, _tree(variables, name, entries, layout)) | written
     copies = {copy: written[original] for copy, original in {**table.copies, **table.echoes}.items()}
     return {**written, **copies, **table.constants, **table.counters}
 
@@ -440,7 +440,7 @@ def networks_in(config: ConfigDict, layout: str) -> set[str]:
 
 def _check_fixed(table: Table, variables: Mapping[str, Params], layout: str) -> None:
     """Raises ValueError if a parameter for which the layout has no tensor differs from the value assumed there."""
-    ours = tables.flatten(variables["params"]) if table.fixed else {}
+    ours = key_tables.flatten(variables["params"]) if table.fixed else {}
     if changed := [path for path, value in table.fixed.items() if not np.array_equal(ours[path], value)]:
         raise ValueError(f"layout {layout!r} has no tensor for {_list(changed)}, which this model has trained")
 
@@ -448,7 +448,7 @@ def _check_fixed(table: Table, variables: Mapping[str, Params], layout: str) -> 
 def _tree(variables: Mapping[str, Params], name: str, entries: Sequence[Entry], layout: str) -> Params:
     """One tree of the variables, checked to contain every entry that the layout writes."""
     tree = stacking.unstack(jax.device_get(variables.get(name) or {}))
-    if missing := sorted({entry.path for entry in entries} - tables.flatten(tree).keys()):
+    if missing := sorted({entry.path for entry in entries} - key_tables.flatten(tree).keys()):
         raise ValueError(
             f"layout {layout!r} needs tensors of {name} that this model lacks: {_list(missing)}; "
             "--to=safetensors writes any model, --to=timm an image encoder"

@@ -1,7 +1,7 @@
 """Parameter names of timm's VisionTransformer, which MAE, DINO, iBOT and SLIP's family use as well."""
 
+from detailclip_jax.interop.key_tables import CONV, SAME, TABLE, TOKEN, Entry, Table, linear, norm, numbered
 from detailclip_jax.interop.measure import Spec
-from detailclip_jax.interop.tables import CONV, SAME, TABLE, TOKEN, Entry, Table, linear, norm, numbered
 from detailclip_jax.models.positions import sincos_positions
 from detailclip_jax.models.vit import Style
 

@@ -15,8 +15,8 @@ from absl import logging
 from jaxtyping import Float32
 
 from detailclip_jax.interop import reference, tensor_files, timm_vit
+from detailclip_jax.interop.key_tables import TABLE, Entry, StateDict, Table, within
 from detailclip_jax.interop.measure import Spec
-from detailclip_jax.interop.tables import TABLE, Entry, StateDict, Table, within
 from detailclip_jax.runtime.weight_files import PART_SUFFIXES, TEXT, VISION, parts_in
 
 CONTEXT_LENGTH = 64  # of the published inference code

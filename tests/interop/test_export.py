@@ -613,7 +613,7 @@ def test_our_own_tree_says_how_to_build_it(detailclip, tmp_path):
     path = tmp_path / "own.safetensors"
     assert run(detailclip, "safetensors", path, "--weights=student") == 0
     _, variables, _ = checkpoint.load(detailclip)
-    flat = interop.tables.flatten(variables["params"])
+    flat = interop.key_tables.flatten(variables["params"])
     read = load_file(path)
     assert set(read) == set(flat)
     assert all(np.array_equal(read[name], value) for name, value in flat.items())

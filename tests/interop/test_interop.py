@@ -13,7 +13,7 @@ import tiny
 
 from detailclip_jax import config as config_lib
 from detailclip_jax import interop
-from detailclip_jax.interop import measure, own, state_dicts, tables
+from detailclip_jax.interop import key_tables, measure, own, state_dicts
 from detailclip_jax.interop.layouts import LAYOUTS, OPENAI_STYLE
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models import stacking
@@ -82,7 +82,7 @@ def _written(index, size, seed):
     table = layout.table(spec)
     state_dict = {}
     for number, (name, entries) in enumerate(table.trees().items()):
-        state_dict = tables.write(entries, filled(getattr(shapes, name), seed + number)) | state_dict
+        state_dict = key_tables.write(entries, filled(getattr(shapes, name), seed + number)) | state_dict
     copies = {copy: state_dict[original] for copy, original in {**table.copies, **table.echoes}.items()}
     return state_dict | copies | dict(table.constants) | dict(table.counters), config
 
@@ -159,13 +159,13 @@ def test_every_tensor_of_ours_has_one_place_at_every_size(name):
         for tree, entries in table.trees().items():
             ours = getattr(shapes, tree)
             blank = filled(ours, make=lambda shape: np.broadcast_to(np.float32(0), shape))
-            there = tables.write(entries, blank)
+            there = key_tables.write(entries, blank)
             assert len(there) == len(entries)
-            back = {k: v.shape for k, v in tables.flatten(tables.read(entries, there)).items()}
+            back = {k: v.shape for k, v in key_tables.flatten(key_tables.read(entries, there)).items()}
             if tree == "params":
                 back |= {path: value.shape for path, value in table.fixed.items()}
-            assert back == {k: v.shape for k, v in tables.flatten(ours).items()}, layout.name
-            assert {k: v.shape for k, v in there.items()} == tables.shapes(entries, back)
+            assert back == {k: v.shape for k, v in key_tables.flatten(ours).items()}, layout.name
+            assert {k: v.shape for k, v in there.items()} == key_tables.shapes(entries, back)
 
 
 def test_keys_of_the_reference():

@@ -12,7 +12,7 @@ from tiny import copied, gradient_of_one_step, noise_state
 
 from detailclip_jax import config as config_lib
 from detailclip_jax import interop
-from detailclip_jax.interop import reference, tables
+from detailclip_jax.interop import key_tables, reference
 from detailclip_jax.models import sizes
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.training import ema, experiment, mesh
@@ -189,7 +189,7 @@ def all_gradients(before, after):
 
 def test_gradients_of_every_trainable_parameter():
     golden, before, after, _ = detailclip_step()
-    theirs = tables.write(reference.student(3, 2, 1), all_gradients(before, after))
+    theirs = key_tables.write(reference.student(3, 2, 1), all_gradients(before, after))
     trainable = part(golden, "grad/")
     assert set(golden["meta/trainable"]) == set(trainable)
     for name, gradient in trainable.items():
@@ -198,7 +198,7 @@ def test_gradients_of_every_trainable_parameter():
 
 def test_frozen_parameters_stay_as_they_were():
     golden, *states, _ = detailclip_step()
-    before, after = (tables.write(reference.student(3, 2, 1), state.params) for state in states)
+    before, after = (key_tables.write(reference.student(3, 2, 1), state.params) for state in states)
     frozen = set(before) - set(golden["meta/trainable"])
     assert frozen and all(np.array_equal(before[name], after[name]) for name in frozen)
     assert any((before[name] != after[name]).any() for name in golden["meta/trainable"])
@@ -206,7 +206,7 @@ def test_frozen_parameters_stay_as_they_were():
 
 def test_teacher_and_centers_after_the_step():
     golden, _, new, _ = detailclip_step()
-    theirs = tables.write(reference.teacher(3, 2), new.ema_params)
+    theirs = key_tables.write(reference.teacher(3, 2), new.ema_params)
     for name, value in part(golden, "teacher_after_ema/").items():
         assert relative(theirs[name], value) < 1e-6, name
     assert relative(new.centers["cls"], golden["out/center_after"][0]) < 1e-6
@@ -276,15 +276,15 @@ def test_clip_embeddings():
 def test_clip_loss_and_gradients():
     golden, _, ((value, _), grads) = clip_step()
     assert relative(value, golden["loss/loss"]) < 1e-5
-    theirs = tables.write(reference.clip(2, 2), grads)
+    theirs = key_tables.write(reference.clip(2, 2), grads)
     for name, gradient in part(golden, "grad/").items():
         assert relative_l2(theirs[name], gradient) < 1e-4, name
 
 
 def slip_entries():
     """SLIP's layout: CLIP's, and the SSL MLP."""
-    layers = [e for i in range(3) for e in tables.linear(f"ssl_head/linear_{i}", f"image_mlp.layer{i + 1}")]
-    norms = [e for i in range(2) for e in tables.norm(f"ssl_head/norm_{i}", f"image_mlp.bn{i + 1}")]
+    layers = [e for i in range(3) for e in key_tables.linear(f"ssl_head/linear_{i}", f"image_mlp.layer{i + 1}")]
+    norms = [e for i in range(2) for e in key_tables.norm(f"ssl_head/norm_{i}", f"image_mlp.bn{i + 1}")]
     return [*reference.clip(2, 2), *layers, *norms]
 
 
@@ -294,7 +294,7 @@ def slip_statistics():
     pairs = [
         (f"{ours}/{a}", f"{theirs}_{b}") for ours, theirs in names for a, b in (("mean", "mean"), ("variance", "var"))
     ]
-    return [tables.Entry(ours, theirs, tables.SAME) for ours, theirs in pairs]
+    return [key_tables.Entry(ours, theirs, key_tables.SAME) for ours, theirs in pairs]
 
 
 @functools.cache
@@ -340,10 +340,10 @@ def test_slip_losses_gradients_and_batch_statistics():
     assert relative(value, golden["loss/loss"]) < 1e-5
     assert relative(metrics["clip"], golden["loss/clip_loss"]) < 1e-5
     assert relative(metrics["simclr"], golden["loss/ssl_loss"]) < 1e-5
-    theirs = tables.write(slip_entries(), jax.device_get(grads))
+    theirs = key_tables.write(slip_entries(), jax.device_get(grads))
     for name, gradient in part(golden, "grad/").items():
         # a bias before a BatchNorm has no gradient but rounding
         assert relative_l2(theirs[name], gradient) < 1e-4 or np.abs(theirs[name]).max() < 1e-5, name
-    after = tables.write(slip_statistics(), jax.device_get(stats["student"]))
+    after = key_tables.write(slip_statistics(), jax.device_get(stats["student"]))
     for name, statistic in part(golden, "bn_after/").items():
         assert relative(after[name], statistic) < 1e-5, name

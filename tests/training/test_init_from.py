@@ -319,7 +319,7 @@ def rate_config(**fields):
 
 def test_rates_by_part_and_layer():
     """part_rate decay^(L + 1 - l), by hand for three blocks."""
-    flat = interop.tables.flatten(optimizer.rate_factors(build("detailclip").state_shapes.params, rate_config()))
+    flat = interop.key_tables.flatten(optimizer.rate_factors(build("detailclip").state_shapes.params, rate_config()))
     expected = {
         "image/patch_embed/kernel": 0.5e-4,
         "image/positions": 0.5e-4,
