@@ -357,10 +357,10 @@ class Commands:
         return f"lacks {missing}" if complete and missing else ""
 
 
-def is_beginning(file: str, content: bytes, whole: bytes) -> bool:
+def is_beginning(file: str, content: Any, whole: Any) -> bool:
     """Whether a file holds what a command writes until it is stopped: first lines, or a table of its finished tasks."""
     if file.endswith(".jsonl"):
-        return whole.startswith(content)
+        return content == whole[: len(content)]  # bytes, or the lines of a run's log
     rows, all_rows = ([re.sub(rb"[ -]+", b" ", row) for row in text.splitlines()] for text in (content, whole))
     return file.endswith((".csv", ".md")) and set(rows) <= set(all_rows)  # columns have the width of their rows
 
