@@ -210,6 +210,9 @@ def _of_fields(stored: Any) -> ConfigDict:
     kind = DENSE.get(str(stored.get("method")), fields)
     for name, group in kind.GROUPS.items():
         _check_stored(name, stored, group)
+    large = stored["views"]["crops"].get("large", {}) if kind is fields else {"size", "count"}
+    if missing := [name for name in ("size", "count") if name not in large]:
+        raise ValueError(f"it lacks the field views.crops.large.{missing[0]}")  # which methods read
     _check_types(stored, kind.field_of)
     return ConfigDict(stored)
 

@@ -178,7 +178,7 @@ def figure_of(
     """A figure of what runs of one task predict for the same images.
 
     Without `images` the figure takes `count` images of the first run's evaluation set, evenly spaced, or consecutive
-    from index `first`.  It then also shows the ground truth, and credits the source of that set.
+    from index `first`.  In this case it also shows the annotations of that set and names its source.
     """
     built, truth = next(iter(runs.values()))[0], []
     if not images:

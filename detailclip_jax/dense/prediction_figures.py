@@ -24,7 +24,7 @@ def draw(
 
         draw({"clip": "runs/clip_upernet", "detailclip": "runs/detailclip_upernet"})
 
-    Without `images` the figure takes `count` images of the first run's evaluation set and adds the ground truth; they
+    Without `images` the figure shows `count` images of the first run's evaluation set and their annotations; they
     are evenly spaced, or consecutive from index `first`.  `credit` is the line below given images.  `step` is that of
     the checkpoints, by default the newest of each run.
     Raises ValueError for a folder of another kind of run, if the runs have different tasks or classes, or if the

@@ -679,3 +679,10 @@ def test_a_config_json_that_is_no_small_file_is_refused(tmp_path, said):
     with pytest.raises(ValueError, match=rf"config.json is damaged: .*{said}.*; copy it again"):
         claim_workdir(tmp_path, config_of())
     assert not workdirs.has_config(tmp_path)
+
+
+def test_a_stored_config_whose_large_crop_lacks_its_number_is_refused():
+    stored = json.loads(run_config.to_json(load("configs/stickers.py")))
+    del stored["views"]["crops"]["large"]["count"]
+    with pytest.raises(ValueError, match=r"it lacks the field views\.crops\.large\.count"):
+        run_config.from_json(json.dumps(stored))

@@ -1,4 +1,4 @@
-"""What a field takes, and what a value that it does not take is told."""
+"""The allowed values of every field, and the error messages for other values."""
 
 import pytest
 

@@ -43,7 +43,7 @@ from detailclip_jax.types import BATCH, Array, Batch, Params, Scalar
 
 WITHOUT_SCORES = "--config.evaluate_at_end=False --config.evaluate_every=0"
 SAMPLED = 4096  # examples whose padding is measured at the start
-FINE = 112  # cells along a side of the masks of the ground truth in figures
+FINE = 112  # resolution of the true masks in figures: cells along each side of a box
 PROTOCOL = (  # fields, or groups of fields, on which a published number depends
     *("total_steps", "batch_size", "data.num_train", "data.num_val", "data.max_instances", "data.mask_size"),
     *("model.size", "model.drop_path", "model.freeze_patch_embed", "views.", "encoder.", "detector.", "optimizer."),
@@ -323,7 +323,7 @@ def figure(
     classes: Sequence[str],
     credit: str,
 ) -> Any:
-    """A figure of boxes and masks, with the ground truth in the first row if it is given."""
+    """Draws boxes and masks; the first row shows the true ones if they are given."""
     sizes = [image.shape[:2] for image in images]
     rows = {"ground truth": [truth_of(example, size) for example, size in zip(truth, sizes)]} if truth else {}
     rows |= {name: [objects_of(one, size) for one, size in zip(found, sizes)] for name, found in predicted.items()}
@@ -342,7 +342,7 @@ def pasted(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.nd
 
 
 def truth_of(found: Mapping[str, Any], size: tuple[int, ...]) -> Objects:
-    """The ground truth of an example without its crowds."""
+    """Returns the true objects of an example. Annotations of crowds are left out."""
     kept = np.flatnonzero(~found["crowd"])
     boxes = found["boxes"][kept]
     masks = [sample(found["shapes"][number], box, FINE).astype(np.float32) for number, box in zip(kept, boxes)]
