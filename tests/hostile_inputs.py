@@ -997,11 +997,11 @@ STEPS += [{"type": "Prepend", "prepend": "a" * number} for number in (1, 100_000
 BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": False}
 BEFORE = (None, {"type": "Whitespace"}, BYTES, {"type": "Sequence", "pretokenizers": [BYTES] * 40})
 WORDS = {"a": 0, "</s>": 1, "aa": 2}
-PIECES = {"continuing_subword_prefix": "##", "max_input_chars_per_word": 10**9}
+PIECES = [{"continuing_subword_prefix": "##", "max_input_chars_per_word": longest} for longest in (100, 1000, 10**9)]
 MODELS = (
     {"type": "WordLevel", "vocab": WORDS, "unk_token": "</s>"},
     {"type": "BPE", "vocab": WORDS, "merges": [["a", "a"]], "dropout": None},
-    {"type": "WordPiece", "vocab": WORDS | {"##a": 3}, "unk_token": "</s>"} | PIECES,
+    *({"type": "WordPiece", "vocab": WORDS | {"##a": 3}, "unk_token": "</s>"} | pieces for pieces in PIECES),
 )
 
 

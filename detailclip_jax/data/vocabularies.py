@@ -32,6 +32,7 @@ MAX_BYTES = 64 * 2**20  # of a tokenizer's file; that of Gemma's 256,000 pieces 
 UNKNOWN = "qzxvkjw \ua66e\U0001f728"  # no word, a letter of one manuscript, and a sign of alchemy
 MAX_CONFIG_BYTES = 4 * 2**20  # of the tokenizer_config.json beside it
 MAX_GROWTH = 4096  # bytes that a tokenizer.json may make of one, by `growth`: 1,089 for ALBERT's steps
+MAX_WORD = 1000  # characters of a word that WordPiece takes apart, in time that grows with their cube: 100 in BERT's
 # Of one step, at most: https://unicode.org/faq/normalization.html; ByteLevel makes two of one, and adds a blank
 GROWTH = {"NFC": 3, "NFD": 3, "NFKC": 11, "NFKD": 11, "Lowercase": 1.5, "BertNormalizer": 8, "ByteLevel": 3}
 
@@ -230,6 +231,12 @@ def from_json(path: Path) -> Pieces:
     if grown > MAX_GROWTH:
         raise ValueError(
             f"data.tokenizer: {path} makes up to {grown:.3g} bytes of each one of a text, the limit is {MAX_GROWTH}; "
+            "give the file of the model's own tokenizer"
+        )
+    longest = getattr(tokenizer.model, "max_input_chars_per_word", 0)
+    if longest > MAX_WORD:
+        raise ValueError(
+            f"data.tokenizer: {path} takes words of up to {longest} characters apart, the limit is {MAX_WORD}; "
             "give the file of the model's own tokenizer"
         )
 

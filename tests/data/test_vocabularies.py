@@ -131,6 +131,20 @@ def test_a_file_that_makes_much_of_little_is_refused_before_the_first_text(tmp_p
     check_names(error.value, str(file), "bytes of each one of a text", "4096", "model's own tokenizer")
 
 
+def test_a_file_that_takes_long_words_apart_is_refused(tmp_path):
+    """WordPiece tries all ends of all pieces of a word: one of 7,000 letters takes 12 seconds, deaf to Ctrl-C."""
+
+    def with_words_of(longest):
+        pieces = tokenizers.models.WordPiece({"a": 0, "</s>": 1}, unk_token="</s>", max_input_chars_per_word=longest)
+        file = word_file(tmp_path / str(longest), padding="</s>", then=lambda made: setattr(made, "model", pieces))
+        return config_with(file)
+
+    tokenizer_of(with_words_of(1000)).encode("a" * 7000)
+    with pytest.raises(ValueError) as error:
+        record(with_words_of(7000))
+    check_names(error.value, "tokenizer.json", "words of up to 7000 characters", "1000", "model's own tokenizer")
+
+
 def test_a_text_that_the_library_panics_at_is_an_error_that_names_the_file(tmp_path):
     """A panic is no Exception, so it would pass by all that catches one."""
     backtracking = tokenizers.normalizers.Replace(tokenizers.Regex("(?:x|x)*[bc]$"), "")
