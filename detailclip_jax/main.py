@@ -1,4 +1,4 @@
-"""Trains the run that a config file describes, and goes on with it where it was stopped.
+"""Trains the run that a config file describes, and resumes a stopped run from its last checkpoint.
 
     python -m detailclip_jax.main --config=configs/stickers.py
     python -m detailclip_jax.main --config=configs/stickers.py:method=clip --config.seed=1 --workdir=runs/clip-1

@@ -129,7 +129,7 @@ def test_help_explains_without_importing_jax():
     run = [sys.executable, "-X", "importtime", "-m", "detailclip_jax.main", "--help"]
     result = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=60)
     imported = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
-    assert result.returncode == 0 and "goes on with it where it was stopped" in result.stdout
+    assert result.returncode == 0 and "resumes a stopped run" in result.stdout
     assert result.stdout.startswith("usage: python -m detailclip_jax.main ") and "--num-processes N" in result.stdout
     assert "ml_collections" in imported and "jax" not in imported
 
