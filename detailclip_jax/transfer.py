@@ -1,4 +1,4 @@
-"""Trains a head for a dense task on an image encoder, frozen or end to end, and resumes a stopped run from its last checkpoint.
+"""Trains a head for a dense task on an image encoder, frozen or end to end; the same command resumes a stopped run.
 
     python -m detailclip_jax.transfer --config=configs/transfer/stickers_linear.py --config.init=runs/stickers
     python -m detailclip_jax.transfer --config=configs/transfer/ade20k_upernet.py --config.init=runs/vitb16_yfcc \\
