@@ -129,10 +129,19 @@ def _help_config(spec: str | None, usage: Usage) -> NoReturn:
         config = run_config.load(spec) if spec else usage.config()
         if usage.config_note and not spec:
             print(f"{usage.config_note}\n")
-        print(run_config.help_text(config), end="", flush=True)
+        print(run_config.help_text(config, names_of_methods(config)), end="", flush=True)
     except BrokenPipeError:  # `| head` has closed the pipe; the interpreter would flush to it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
+
+
+def names_of_methods(config: ConfigDict) -> tuple[str, ...]:
+    """Returns the values that the field `method` of this config takes; imports jax to list those of pretraining."""
+    if is_dense(config):
+        return (config.method,)
+    from detailclip_jax.methods import METHODS
+
+    return tuple(METHODS)
 
 
 def _example() -> str:

@@ -73,6 +73,7 @@ def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) 
 
 def validate(config: ConfigDict) -> None:
     """Raises ValueError for the first field with an invalid value, and for two fields that contradict each other."""
+    methods.check_name(config.method)
     run_config.check_fields(config)
     components(config.data)
     check_reducing_gap(config.data.reducing_gap, "data.reducing_gap")

@@ -30,10 +30,6 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SLIP = "SLIP's, as in the paper"
 # Names of tables of other rooms; tests/config/test_fields.py compares them.
-METHODS = (
-    *("clip", "slip", "maskclip", "aclip", "detailclip", "mae", "dino", "ibot", "attmask", "supervised"),
-    *("siglip", "silc", "tips", "tipsv2", "siglip2", "cosmos", "flair"),
-)
 MODEL_SIZES = ("tiny", "S/16", "B/32", "B/16", "L/16", "custom")
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh", "relu")
 FILTERS = ("bicubic", "bilinear")
@@ -41,7 +37,7 @@ POSITION_RECIPES = ("bicubic", "ibot", "timm", "tips")
 MAX_DEPTH = 1000  # blocks; to build more takes hours
 
 RUN: Group = {
-    "method": Field("detailclip", "method; methods/ has one file for each", "paper", choices=METHODS),
+    "method": Field("detailclip", "method; the table METHODS of methods/ has them", "paper"),
     "seed": Field(0, "seed of the parameters, the order of examples, the crops and the captions", OURS),
     "init": Field("", "checkpoint to start from: its networks, sizes and preprocessing (training/warm_start.py)", OURS),
     "init_required": Field(

@@ -27,6 +27,17 @@ ABSENT = "(absent)"
 MAX_LISTED = 10  # fields that a message names
 
 
+class OtherVersion(ValueError):
+    """A stored config lacks a field of this version."""
+
+    def __init__(self, field: str):
+        """Names the field and the way out, as they follow the name of a file."""
+        super().__init__(
+            f"lacks the field {field}: another version of detailclip_jax wrote it; use that version, or import the "
+            "weights again if they were imported"
+        )
+
+
 def is_dense(config: ConfigDict) -> bool:
     """Whether a config is one of a dense task, which the command transfer runs; `main` runs all others."""
     return config.get("method") in DENSE
@@ -164,9 +175,17 @@ def flatten(config: Mapping[str, Any] | ConfigDict, above: str = "") -> dict[str
     return flat
 
 
-def help_text(config: ConfigDict) -> str:
-    """Formats every field of a config: value, meaning, source and allowed values; also a default that differs."""
-    declaration = declaration_of(config)
+def help_text(config: ConfigDict, methods: Iterable[str] = ()) -> str:
+    """Formats every field of a config: value, meaning, source and allowed values; also a default that differs.
+
+    `methods` are the allowed values of the field `method`, whose table stands in a later room.
+    """
+    known = declaration_of(config)
+
+    def declaration(name: str) -> Field | None:
+        declared = known(name)
+        return declared._replace(choices=tuple(methods)) if declared and name == "method" else declared
+
     lines = (line for name, value in _named(config, "", declaration) for line in _help(name, value, declaration(name)))
     return "\n".join(lines) + "\n"
 
@@ -198,7 +217,8 @@ def to_json(config: ConfigDict) -> str:
 def from_json(text: str) -> ConfigDict:
     """Converts the text of `to_json` to a config; lists become tuples again.
 
-    Raises ValueError if the text is not a JSON object with all fields of a run, each of its declared type.
+    Raises ValueError if the text is not a JSON object with values of the declared types, OtherVersion for a field that
+    it lacks.
     """
     return _of_fields(json.loads(text))
 
@@ -212,20 +232,22 @@ def _of_fields(stored: Any) -> ConfigDict:
         _check_stored(name, stored, group)
     large = stored["views"]["crops"].get("large", {}) if kind is fields else {"size", "count"}
     if missing := [name for name in ("size", "count") if name not in large]:
-        raise ValueError(f"it lacks the field views.crops.large.{missing[0]}")  # which methods read
+        raise OtherVersion(f"views.crops.large.{missing[0]}")  # which methods read
     _check_types(stored, kind.field_of)
     return ConfigDict(stored)
 
 
 def _check_stored(name: str, stored: Any, declared: Group) -> None:
-    """Raises ValueError for a value in place of a group, and for a field that a group lacks; groups in OPEN may."""
+    """Raises ValueError for a value in place of a group, OtherVersion for a missing field outside OPEN."""
     parts = name.split(".") if name else []
     for part in parts:
-        stored = stored.get(part)
+        if part not in stored:
+            raise OtherVersion(name)
+        stored = stored[part]
         if not isinstance(stored, dict):
             raise ValueError(f"it contains {stored!r:.40} in place of a group of fields ({', '.join(declared)})")
     if missing := [field for field in declared if field not in stored and not {*parts} & {*OPEN}]:
-        raise ValueError(f"it lacks the field {'.'.join([*parts, missing[0]])}")
+        raise OtherVersion(".".join([*parts, missing[0]]))
 
 
 def _check_types(stored: Mapping[str, Any], declaration: Callable[[str], Field | None], above: str = "") -> None:
@@ -242,6 +264,8 @@ def read(file: Path) -> ConfigDict:
     """Loads a config.json.  Raises ValueError that names the file if it is invalid."""
     try:
         return _of_fields(read_json(file))
+    except OtherVersion as error:
+        raise ValueError(f"{file} {error}") from error
     except (ValueError, KeyError, RecursionError) as error:  # KeyError: a field with the name of a method of ConfigDict
         way_out = "copy it again from its source (the `run` of a checkpoint has a copy), or choose another --workdir"
         raise ValueError(f"{file} is damaged: {error}; {way_out}") from error

@@ -47,6 +47,8 @@ def read(path: Path) -> tuple[Networks, dict[str, Params], ConfigDict]:
     try:
         config = run_config.from_json(tensor_files.metadata(path)["config"])
         model, shapes = methods.build_networks(config), experiment.weight_shapes(config)
+    except run_config.OtherVersion as error:
+        raise ValueError(f"the config in {path} {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the header of {path} does not describe a model of this version: {error}") from None
     tensors, expected = (

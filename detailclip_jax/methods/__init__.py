@@ -25,6 +25,7 @@ from detailclip_jax.methods.tips import tips
 from detailclip_jax.methods.tipsv2 import tipsv2
 from detailclip_jax.models import sizes, towers
 from detailclip_jax.models.towers import Networks
+from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.types import Axis
 
 METHODS = {
@@ -55,16 +56,21 @@ def build(config: ConfigDict) -> Method:
     Raises ValueError for an unknown method, and if `config.views.crops` lacks a crop that the method uses or has
     too few or too many views, or if the decoder has another width than the method needs.
     """
-    known = METHODS | ENCODERS
-    if config.method not in known:
-        raise ValueError(f"method {config.method!r} is unknown; known: {', '.join(METHODS)}")
+    if config.method not in ENCODERS:
+        check_name(config.method)
     _check_crops({"large"}, config)
-    method = known[config.method](config)
+    method = (METHODS | ENCODERS)[config.method](config)
     _check_crops({*method.targets.values(), *(p.view for p in method.passes.values())}, config)
     built = build_method(method, config.losses.weights.to_dict())
     _check_count(built, config)
     _check_decoder(built, config)
     return built
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError with the nearest and all known names unless METHODS has a method of this name."""
+    if name not in METHODS:
+        raise ValueError(unknown("method", name, METHODS))
 
 
 def build_networks(config: ConfigDict, axis: Axis | None = None) -> Networks:

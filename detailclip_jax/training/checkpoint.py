@@ -32,7 +32,16 @@ from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.path import atomicity
 
 from detailclip_jax import methods
-from detailclip_jax.config.run_config import claim_workdir, differences, from_json, is_dense, listed, read, to_json
+from detailclip_jax.config.run_config import (
+    OtherVersion,
+    claim_workdir,
+    differences,
+    from_json,
+    is_dense,
+    listed,
+    read,
+    to_json,
+)
 from detailclip_jax.models.sizes import num_side_patches
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.devices import first_device
@@ -480,6 +489,8 @@ def load_saved(path: str | Path, step: int | None = None) -> Saved:
         return _load_saved(folder / str(step), device)
     except (jax.errors.JaxRuntimeError, CheckpointError):  # of the devices, the other processes, or the kind of run
         raise
+    except OtherVersion as error:
+        raise CheckpointError(f"the config in the checkpoint {folder / str(step)} {error}") from error
     except Exception as error:  # any error of the reader, although the files are as they were written
         raise CheckpointError(_unreadable(folder, step, first_line(error))) from error
 

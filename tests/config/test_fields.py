@@ -2,7 +2,6 @@
 
 import pytest
 
-from detailclip_jax import methods
 from detailclip_jax.config import detection_fields, fields, run_config, segmentation_fields
 from detailclip_jax.config.data_path import KINDS
 from detailclip_jax.config.declarations import (
@@ -31,7 +30,6 @@ from detailclip_jax.methods import masking
 from detailclip_jax.models import attention, block, layers, positions, sizes, vit
 
 TABLES = {  # name of a field -> the table of another room whose names it takes
-    "method": methods.METHODS,
     "data.source": KINDS,
     "data.stickers.scenes": scenes.VARIETIES,
     "preprocess.filter": resizing.FILTERS,

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import gc
+import json
 import logging
 import resource
 import shutil
@@ -376,6 +377,17 @@ def test_load_of_an_older_step(saved_run):
     assert_equal(
         load(str(workdir), step=1)[1]["ema_params"], jax.tree.map(lambda x: np.asarray(x) + 1, state.ema_params)
     )
+
+
+def test_a_config_without_a_field_is_of_another_version_and_no_other_step_is_named(tmp_path):
+    stored = tiny_config().to_dict()
+    del stored["model"]["drop_path"]
+    with closing(Checkpoints(tmp_path)) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state_of(), {}, {"config": json.dumps(stored)})
+    with pytest.raises(CheckpointError, match=r"checkpoints/2 lacks the field model.drop_path: .*version") as caught:
+        load(tmp_path)
+    assert "step" not in str(caught.value)
 
 
 def test_load_names_the_steps_there_are(saved_run, tmp_path):
