@@ -105,8 +105,8 @@ def curves(lines, label, values, size=(4.4, 2.5)):
 # ## 3.1 Image-text contrast, eq. 1-5
 #
 # $u_i$ and $t_j$ are the L2-normalised embeddings of images and captions, $s$ is the trained scale, $N$ the number of
-# pairs. Eq. 1 and 2: an image is to find its caption among all, `losses.clip.image_to_text_loss`. Eq. 3 and 4: a
-# caption is to find its image, `losses.clip.text_to_image_loss`. Eq. 5: the mean, `losses.clip.clip_loss`.
+# pairs. Eq. 1 and 2 classify an image: which of all captions is its own, `losses.clip.image_to_text_loss`. Eq. 3 and 4
+# classify a caption among all images, `losses.clip.text_to_image_loss`. Eq. 5: the mean, `losses.clip.clip_loss`.
 #
 # $$L_{I2T}(i) = -\log \frac{\exp(s\, u_i \cdot t_i)}{\sum_{j=1}^{N} \exp(s\, u_i \cdot t_j)} \tag{1, 2}$$
 #
@@ -199,13 +199,13 @@ figure
 # %% [markdown]
 # ## 3.2.2 Distillation of the CLS token, eq. 6
 #
-# The student is to predict the teacher's distribution of the image, from its other view. The paper prints
+# The student predicts the teacher's distribution of the image, from the other view. The paper prints
 # $D = \mathrm{KL}(p_s \,\|\, p_t)$; the published code, and the default here, computes the cross-entropy
 # $-\sum p_t \log p_s$ (`losses.divergence`). `losses.distillation.cls_divergence` is the value of each image.
 #
 # $$L_{CLS} = \frac{1}{N} \sum_{i=1}^{N} \frac{1}{2} \sum_{v \neq w} D\big(p_s(x_i^v),\, p_t(x_i^w)\big) \tag{6}$$
 #
-# Of different images the distributions differ more than of two views of one, which are on the diagonal.
+# The diagonal compares two views of the same image. Distributions of different images differ more.
 
 # %%
 from detailclip_jax.losses.distillation import DIVERGENCES, cls_divergence
@@ -223,8 +223,8 @@ plots.image_grid(
 # %% [markdown]
 # ## 3.2.2 Distillation of the removed patches, eq. 7
 #
-# At the removed patches $R_i$, which only the decoder predicts, the student is to give the teacher's distribution of
-# the patch in the same view: `losses.distillation.patch_divergence` is the value of each image.
+# At the removed patches $R_i$, which only the decoder predicts, the student predicts the teacher's distribution of the
+# patch in the same view: `losses.distillation.patch_divergence` is the value of each image.
 #
 # $$L_{Patch} = \frac{1}{N} \sum_{i=1}^{N} \frac{1}{|R_i|} \sum_{n \in R_i}
 # D\big(p_s(x_{i,n}),\, p_t(x_{i,n})\big) \tag{7}$$

@@ -3,8 +3,8 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/REPOSITORY/blob/main/colabs/04_dense.ipynb)
 #
-# What the patch features of a frozen encoder know: masks by a linear head, maps for words without any training,
-# similar patches, and principal components.
+# Four looks at the patch features of a frozen encoder: principal components, similar patches, maps for words without
+# any training, and masks by a linear head.
 
 # %%
 # In Colab this installs the library. Elsewhere: pip install -e '.[demo]' in a clone.
@@ -25,8 +25,9 @@ print(f"jax {jax.__version__} on {len(jax.devices())} x {jax.devices()[0].device
 
 # %% [markdown]
 # The next cell trains a model for `STEPS` steps. It continues a training that was interrupted, and the notebooks share
-# the model. The environment variable `MODEL` names another run to load instead: the outputs below are of the demo's run
-# of 600 steps (`make demo`, `MODEL=stickers`), which takes longer.
+# the model. The environment variable `MODEL` names another run to load instead: the outputs below are of 300 steps
+# (`python -m detailclip_jax.main --config=stickers --config.total_steps=300 --workdir=runs/stickers`,
+# `MODEL=stickers`), which take longer.
 
 # %%
 from pathlib import Path
@@ -76,8 +77,8 @@ model_figures.draw("similarity", models, scenes, options)["similarity"]
 # ## Maps for words, without training
 #
 # `model.dense(image, texts)` compares texts with every place of an image. CLIP trains its class token only; a
-# read-out changes the last block so that patch tokens keep to their place (`naclip`, `sclip`, `clearclip`, `gem`,
-# ...). Each map is shown relative to the mean over all 96 nouns.
+# read-out changes the last block, so that the feature of a patch describes its own place (`naclip`, `sclip`,
+# `clearclip`, `gem`, ...). Each map is shown relative to the mean over all 96 nouns.
 
 # %%
 three = model_figures.scenes(model.config, count=3)
@@ -86,9 +87,9 @@ model_figures.draw("words", models, three, model_figures.Options(readout="naclip
 # %% [markdown]
 # ## Masks by a linear head
 #
-# The command `transfer` trains a segmentation head on an encoder. Here one linear layer tells objects from the
+# The command `transfer` trains a segmentation head on an encoder. Here one linear layer separates objects from the
 # background by the frozen features, on images of twice the size that the encoder was trained on. The outputs below are
-# of `HEAD_STEPS=300`. docs/segmentation.md has UPerNet, and trainings that name the objects.
+# of `HEAD_STEPS=300`. `docs/segmentation.md` has UPerNet, and heads that name the objects.
 
 # %%
 from detailclip_jax.dense import prediction_figures, runs

@@ -122,7 +122,7 @@ if "MODEL" not in os.environ:
 # `config.data.path` names both sets and their weights: three examples in four are from the folder. `config.init` names
 # the CLIP. Networks that it lacks (decoder, heads) are new, and the teacher starts as a copy of the student. Tensors
 # that come from the CLIP learn at a third of the rate. A quarter of the patches is removed instead of half: the encoder
-# is trained already, and images are encoded whole in the end (docs/experiments.md).
+# is trained already, and evaluation encodes all patches (`docs/experiments.md`).
 
 # %%
 config = run_config.load("stickers")
