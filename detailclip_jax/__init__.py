@@ -14,25 +14,9 @@ Public names are imported at their first use, which keeps `import detailclip_jax
 """
 
 import importlib
-import os
-import sys
+from typing import Any
 
-_NAME = os.path.basename((sys.argv or [""])[0])
-if _NAME in ("detailclip", "-m"):  # -m while Python resolves the module of `python -m detailclip_jax.NAME`
-    from detailclip_jax.runtime import signals
-
-    _restore = signals.handle()  # before all other imports
-    if _NAME == "-m":
-        from detailclip_jax.runtime import start
-
-        if start.is_command(sys.orig_argv):
-            start.check()
-        else:  # python -m OTHER, which imports this package
-            _restore()
-
-from typing import Any  # noqa: E402  after the handlers of signals
-
-from detailclip_jax.version import __version__  # noqa: E402
+from detailclip_jax.version import __version__
 
 _PUBLIC = {
     "METHODS": "detailclip_jax.methods",

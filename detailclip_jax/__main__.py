@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from detailclip_jax.runtime import start
+from detailclip_jax.runtime import signals, start
 from detailclip_jax.version import __version__
 
 CONSOLE_SCRIPT = "detailclip"
@@ -84,6 +84,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
 
 def command() -> None:
     """Runs the command of `sys.argv` and ends the process."""
+    signals.handle()
     sys.exit(main())
 
 

@@ -3,6 +3,11 @@
 python -m detailclip_jax.benchmark COMMAND --help
 """
 
+from detailclip_jax.runtime import start
+
+if __name__ == "__main__":
+    start.begin()  # before the other imports
+
 import argparse
 import contextlib
 import os

@@ -11,6 +11,11 @@ Finished runs are not trained again, and the same command continues where it was
 comparison.json and comparison.png.  In Python, `check(plan)`, `train(plan)` and `write(plan)` do the same for a `Plan`.
 """
 
+from detailclip_jax.runtime import start
+
+if __name__ == "__main__":
+    start.begin()  # before the other imports
+
 import argparse
 import itertools
 import json

@@ -8,6 +8,11 @@ you drop are not written to disk.  --embeddings is a file that `embed --out=FILE
 checkpoints are shown side by side.  Ctrl-C ends the server.
 """
 
+from detailclip_jax.runtime import start
+
+if __name__ == "__main__":
+    start.begin()  # before the other imports
+
 import argparse
 import socket
 import sys

@@ -10,6 +10,11 @@ processes, that the batch divides, that the data can be read, the memory, and th
 workdir.
 """
 
+from detailclip_jax.runtime import start
+
+if __name__ == "__main__":
+    start.begin()  # before the other imports
+
 import argparse
 import importlib.metadata
 import os
@@ -21,7 +26,7 @@ from typing import Any, NoReturn
 
 from packaging.requirements import Requirement
 
-from detailclip_jax.runtime import errors, start
+from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.terminal import LINES, counted, printable

@@ -12,6 +12,11 @@ and draws them on a contact sheet next to FILE, FILE-QUERY.png, or where --sheet
 images, and links that lead out of the folder (without --follow-links), are skipped and listed.
 """
 
+from detailclip_jax.runtime import start
+
+if __name__ == "__main__":
+    start.begin()  # before the other imports
+
 import argparse
 import os
 import re

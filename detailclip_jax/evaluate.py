@@ -32,6 +32,11 @@ under SLURM or Open MPI 4, on a TPU pod with --distributed, or with JAX_COORDINA
 JAX_PROCESS_ID.  Exit status: 0; 1 if a task failed or nothing was measured; 2 for invalid usage.
 """
 
+from detailclip_jax.runtime import start
+
+if __name__ == "__main__":
+    start.begin()  # before the other imports
+
 import argparse
 import contextlib
 import sys

@@ -26,6 +26,11 @@ and the attention heads, which import_torch reads.  The written model is loaded 
 --no-verify skips this; PyTorch is then needed only to write .pth files.
 """
 
+from detailclip_jax.runtime import start
+
+if __name__ == "__main__":
+    start.begin()  # before the other imports
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -13,6 +13,11 @@ Sizes are inferred from the shapes.  Only tensors are loaded: a file that would 
 training from DIR: `python -m detailclip_jax.main --config=configs/vitb16_continue.py --config.init=DIR`.
 """
 
+from detailclip_jax.runtime import start
+
+if __name__ == "__main__":
+    start.begin()  # before the other imports
+
 import argparse
 import sys
 from collections.abc import Sequence

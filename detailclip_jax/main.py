@@ -13,6 +13,11 @@ JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).  launch/ has a s
 before the run: python -m detailclip_jax.doctor --launch=main with the same flags.
 """
 
+from detailclip_jax.runtime import start
+
+if __name__ == "__main__":
+    start.begin()  # before the other imports
+
 import os
 import re
 import shlex

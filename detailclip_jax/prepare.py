@@ -15,6 +15,11 @@ command continues where it was stopped or killed, and produces the same bytes.  
 --config.data.path=DIR.
 """
 
+from detailclip_jax.runtime import start
+
+if __name__ == "__main__":
+    start.begin()  # before the other imports
+
 import argparse
 import dataclasses
 import os

@@ -17,6 +17,11 @@ Ctrl-C and SIGTERM save one first.
 run of segmentation is a PNG whose values are the class numbers.
 """
 
+from detailclip_jax.runtime import start
+
+if __name__ == "__main__":
+    start.begin()  # before the other imports
+
 import argparse
 import math
 import re

@@ -25,6 +25,11 @@ a figure that none can have is left out, with the reason; it is an error if none
 in `visualize` of the first checkpoint's workdir.
 """
 
+from detailclip_jax.runtime import start
+
+if __name__ == "__main__":
+    start.begin()  # before the other imports
+
 import argparse
 import re
 import sys

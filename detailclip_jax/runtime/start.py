@@ -1,6 +1,11 @@
-"""Start-up of every command, before the command's own module is imported: needed packages, folder of compiled programs.
+"""Start-up of every command, before its other imports: signals, needed packages, folder of compiled programs.
 
-`detailclip_jax/__init__.py` calls it for `python -m detailclip_jax.NAME`, `__main__.py` for the console script.
+    from detailclip_jax.runtime import start
+
+    if __name__ == "__main__":
+        start.begin()  # before the other imports
+
+The console script `detailclip` does the same in `__main__.py`.
 A training command notes when each part of its start has ended, for `python -m detailclip_jax.benchmark start`.
 
 Imports only the standard library.
@@ -8,26 +13,31 @@ Imports only the standard library.
 
 import hashlib
 import io
-import itertools
 import json
 import os
 import platform
-import re
 import sys
 import time
-from collections.abc import MutableMapping, Sequence
+from collections.abc import MutableMapping
 from importlib.util import find_spec
 from pathlib import Path
+
+from detailclip_jax.runtime import signals
 
 NEEDED = ("jax", "grain", "absl")
 OUTSIDE = """error: {python} does not have {missing}, which detailclip_jax needs. In the checkout, make the
 environment with make env and take its Python: . .venv/bin/activate (or .venv/bin/python -m ...). Without make:
 pip install -e '.[demo]' there, in an environment of your own"""
 USAGE_ERROR = 2
-MODULE = re.compile("-[bBdEiIOPqsSuvx]*m(.*)")  # -m, alone or after flags of the interpreter without values
 CACHE = "JAX_COMPILATION_CACHE_DIR"  # jax reads it when it is imported
 TIMES = "DETAILCLIP_START_TIMES"  # names the file of the times; without it nothing is written
 DEFAULTS = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}  # jax's own default leaves out most of a tiny model
+
+
+def begin() -> None:
+    """Starts a command: from here on a signal ends it with its exit code, without a traceback.  Exits as `check`."""
+    signals.handle()
+    check()
 
 
 def check() -> None:
@@ -41,17 +51,6 @@ def check() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     keep_programs(os.environ)
-
-
-def is_command(arguments: Sequence[str]) -> bool:
-    """Whether these arguments of the interpreter, its name first, start a module of this package by `-m`.
-
-    is_command(["python", "-u", "-m", "detailclip_jax.main", "--workdir=runs/a"]) is True
-    """
-    for argument, following in itertools.pairwise([*arguments[1:], ""]):
-        if found := MODULE.fullmatch(argument):
-            return (found[1] or following).partition(".")[0] == __name__.partition(".")[0]
-    return False
 
 
 def keep_programs(environ: MutableMapping[str, str]) -> None:

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from detailclip_jax import __main__ as door
 from detailclip_jax.runtime import start
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -58,39 +59,30 @@ def test_without_a_home_commands_compile_anew(monkeypatch):
     assert environ == {}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ("python -m detailclip_jax", True),
-        ("python -u -X dev -m detailclip_jax.main --workdir=a", True),
-        ("python -um detailclip_jax.main", True),
-        ("python -mdetailclip_jax.main", True),
-        ("python -m host -m detailclip_jax", False),
-        ("python -m pdb -m detailclip_jax.main", False),
-        ("python -m detailclip_jax_plots", False),
-        ("python script.py detailclip_jax", False),
-        ("python", False),
-    ],
-)
-def test_a_command_is_a_module_of_this_package(arguments, expected):
-    assert start.is_command(arguments.split()) is expected
+def test_the_package_does_nothing_when_it_is_imported():
+    code = (
+        "import signal, sys; before = signal.getsignal(signal.SIGINT), {*sys.modules}; import detailclip_jax; "
+        "assert signal.getsignal(signal.SIGINT) is before[0]; "
+        "print(*sorted(name for name in {*sys.modules} - before[1] if name.startswith('detailclip')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["detailclip_jax", "detailclip_jax.version"]
 
 
-def run_module(folder, module):
-    environ = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "XDG_CACHE_HOME": str(folder / "cache")}
+@pytest.mark.parametrize("module", [command.module for command in door.COMMANDS.values()])
+def test_every_module_of_a_command_starts_up_before_its_other_imports(module):
+    lines = (ROOT / f"detailclip_jax/{module}.py").read_text().split('"""\n')[1].splitlines()
+    assert [line for line in lines if line][:2] == [
+        "from detailclip_jax.runtime import start",
+        'if __name__ == "__main__":',
+    ]
+
+
+def test_a_command_by_its_module_starts_up(tmp_path):
+    environ = os.environ | {"PYTHONPATH": f"{ROOT}", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     environ.pop(start.CACHE, None)
-    command = [sys.executable, "-m", module, "--version"]
-    return subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout
-
-
-def test_a_command_by_its_module_starts_up_and_another_program_that_imports_us_does_not(tmp_path):
-    for name in ("host", "detailclip_host"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("import detailclip_jax")
-        (tmp_path / name / "__main__.py").write_text("import sys; print(sys.excepthook is sys.__excepthook__)")
-        assert run_module(tmp_path, name) == "True\n"
-    assert not (tmp_path / "cache").exists()
-    assert run_module(tmp_path, "detailclip_jax").startswith("detailclip_jax ")
+    command = [sys.executable, "-m", "detailclip_jax.demo", "--help"]
+    subprocess.run(command, env=environ, check=True, capture_output=True)
     assert (tmp_path / "cache").is_dir()
 
 
