@@ -35,11 +35,10 @@ stays on the device, and --config, --method or --size must say which.  With --ag
 ratio of their times is computed round by round.
 """
 DATA = """\
-Images per second that one core prepares, the cost of each stage, and which devices that feeds.
+Images per second that one core prepares, and the cost of each stage.
 
     python -m detailclip_jax.benchmark data                          # synthetic JPEG of 500 x 375
     python -m detailclip_jax.benchmark data --size=2000x1500         # large originals, decoded at a reduced size
-    python -m detailclip_jax.benchmark data --against=torchvision    # pip install 'detailclip_jax[torch]'
     python -m detailclip_jax.benchmark data --path=/data/yfcc15m --workers=8
     python -m detailclip_jax.benchmark data --config=configs/stickers.py
 
@@ -113,10 +112,7 @@ def _step(command: flags.Parser) -> None:
     add("--count-only", action="store_true", help="count FLOP, do not compile")
     add("--compile-only", action="store_true", help="count and compile, without running")
     add("--rounds", type=flags.positive, default=5, metavar="N", help="repetitions of the measurement (default: 5)")
-    add("--steps", type=flags.positive, metavar="N", help="steps per repetition (default: about a second)")
-    add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time, for a CPU with other work")
     add("--peak", type=float, metavar="TFLOPS", help="peak of a device (default: from a table of devices)")
-    add("--profile", metavar="DIR", help="write a trace of the measured steps, for TensorBoard or ui.perfetto.dev")
 
 
 def _start(command: flags.Parser) -> None:
@@ -127,18 +123,27 @@ def _start(command: flags.Parser) -> None:
     add("--json", metavar="FILE", help="also write the results as a JSON list")
 
 
-def _data(command: flags.Parser) -> None:
-    add = command.add_argument
+def add_data(add: Callable[..., object]) -> None:
+    """Adds the flags that define the examples and how often they are measured."""
     add("--config", metavar="FILE", help="config of crops and captions (default: the paper's run)")
     add("--method", metavar="NAME", help="another method, with its own crops")
     add("--path", metavar="DIR", help="records or a TFDS data set, as in data.path (default: synthetic JPEG)")
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the config; repeatable")
-    add("--size", type=_size, metavar="WIDTHxHEIGHT", help="size of the synthetic JPEG (default: 500x375)")
     add("--examples", type=flags.positive, default=64, metavar="N", help="images per repetition (default: 64)")
     add("--rounds", type=flags.positive, default=5, metavar="N", help="repetitions of the measurement (default: 5)")
-    add("--workers", type=flags.positive, metavar="N", help="also run the whole pipeline with N worker processes")
-    add("--against", choices=("torchvision",), help="also measure torchvision on the same images")
     add("--json", metavar="FILE", help="also write the results as a JSON list")
+
+
+def _data(command: flags.Parser) -> None:
+    add = command.add_argument
+    add_data(add)
+    add("--size", type=_size, metavar="WIDTHxHEIGHT", help="size of the synthetic JPEG (default: 500x375)")
+    add("--workers", type=flags.positive, metavar="N", help="also run the whole pipeline with N worker processes")
+    add("--against", type=_moved, help=argparse.SUPPRESS)
+
+
+def _moved(text: str) -> None:
+    raise argparse.ArgumentTypeError(f"{text} is compared by `python tools/cost.py views`, in a checkout")
 
 
 def _size(text: str) -> tuple[int, int]:

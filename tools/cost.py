@@ -1,4 +1,4 @@
-"""Measures what only the authors of a change ask: losses and collectives alone, dense tasks, texts, a day on a GPU.
+"""Measures what only the authors of a change ask: losses, collectives, products, texts, views, dense tasks.
 
     python tools/cost.py COMMAND --help
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from costs import collectives, dense, detection, gpu_day, loss, options, segmentation, texts
+from costs import collectives, dense, detection, gpu_day, loss, options, products, segmentation, texts, views
 
 from detailclip_jax import benchmark
 from detailclip_jax.benchmarks import variants
@@ -18,11 +18,13 @@ from detailclip_jax.runtime import errors
 
 PER_DEVICE = 256  # pairs, of gpu-day
 TASKS = {"segmentation": segmentation.TASK, "detection": detection.TASK}
-OF_A_STEP = {"loss": loss.run, "collectives": collectives.run, "texts": texts.run}
+OF_A_STEP = {"loss": loss.run, "collectives": collectives.run, "texts": texts.run, "products": products.run}
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Runs the command and returns its records."""
+    if arguments.command == "views":
+        return views.run(arguments)
     devices = benchmark.devices_for(arguments.devices)
     if arguments.command in TASKS:
         return dense.run(TASKS[arguments.command], devices, arguments)

@@ -312,6 +312,7 @@ METRICS = {  # heading -> task/metric
     "kept objects": "kept_objects/share",
 }
 PAGES = {"small": "glibc.malloc.hugetlb=0", "large": "glibc.malloc.hugetlb=1"}  # GLIBC_TUNABLES
+DTYPES = ("float32", "bfloat16")
 MEMORY_ROWS = tuple(itertools.product(("dots", "full"), (32, 64)))  # remat, pairs
 SIZES, GAPS = ("1024x768", "2000x1500", "4000x3000"), (0, 2)
 STAGES = {
@@ -457,6 +458,7 @@ def collectives(folder: Path) -> Made:
 def stages(folder: Path) -> Made:
     """The data pipeline by stage, against torchvision, and with workers."""
     records = {one["stage"]: one for one in read(folder, "data")}
+    theirs = {one["stage"]: one for one in read(folder, "views")}
     lines = [
         "| stage | ms per image (range of 9 rounds) | share | images/s per core |",
         "|---|---|---|---|",
@@ -469,7 +471,7 @@ def stages(folder: Path) -> Made:
         lines.append(f"| {STAGES[stage]} | {ms} | {one['share']:.1%} | {rate} |".replace("%", " %"))
     whole = records["all"]
     lines.append(f"| all | {1e3 * whole['seconds_per_image']:.2f} | | {whole['images_per_second_per_core']:.0f} |")
-    views, decode = (records[f"{name}, compared with torchvision"]["times_as_fast"] for name in ("views", "decode"))
+    views, decode = (theirs[name]["times_as_fast"] for name in ("views", "decode"))
     workers = records["pipeline"]
     sentence = (
         "Against torchvision (Pillow) on the same decoded images, in turn: views "
@@ -764,8 +766,8 @@ def rates(folder: Path) -> Made:
     """A step's share of the machine's own product rate, and texts per second in evaluation."""
     lines = ["| ViT-B/16, batch 4 | seconds per step | products, GFLOP/s | share of product rate |"]
     lines.append("|---|---:|---:|---:|")
-    for record in read(folder, "step"):
-        dtype = record["dtype"]
+    for dtype in DTYPES:
+        (record,) = read(folder, dtype)
         seconds = spread((record["step_seconds"], *record["step_seconds_range"]))
         share = spread([100 * value for value in record["product_share"]])
         rate = f"{record['product_flops'][dtype] / 1e9:.0f}"
@@ -983,8 +985,11 @@ NUMBERS = (
         "a step's share of the machine's product rate, and texts per second",
         6,
         (
-            f"{BENCHMARK} step --size=B/16 --batch=4 --dtype=float32 --scan=true --remat=dots --set "
-            "masking.granularity=cell2x2 --against=dtype=bfloat16 --rounds=5 --json={out}/step.json",
+            *(
+                f"{COST} products --size=B/16 --batch=4 --dtype={dtype} --scan=true --remat=dots --set "
+                f"masking.granularity=cell2x2 --rounds=5 --json={{out}}/{dtype}.json"
+                for dtype in DTYPES
+            ),
             f"{COST} texts --size=tiny --rounds=9 --json={{out}}/texts.json",
         ),
         rates,
@@ -1168,7 +1173,10 @@ NUMBERS = (
         "stages",
         "the data pipeline by stage",
         5,
-        (f"{BENCHMARK} data --rounds=9 --against=torchvision --workers=2 --json={{out}}/data.json",),
+        (
+            f"{BENCHMARK} data --rounds=9 --workers=2 --json={{out}}/data.json",
+            f"{COST} views --rounds=9 --json={{out}}/views.json",
+        ),
         stages,
     ),
     Number(

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from detailclip_jax.runtime.progress import Console, duration
 
 Clock = Callable[[], float]
-CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class MedianRange(NamedTuple):

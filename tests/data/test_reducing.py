@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from image_cases import encoded, oriented
 
-from detailclip_jax.benchmarks.synthetic_images import draw
+from detailclip_jax.benchmarks.data_rate import draw
 from detailclip_jax.data import decoding, views
 from detailclip_jax.data.decoding import BadImage, opened
 from detailclip_jax.data.pipeline import Stream

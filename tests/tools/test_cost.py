@@ -5,11 +5,15 @@ from pathlib import Path
 
 import cost
 import jax
+import numpy as np
 import pytest
-from costs import gpu_day, loss, texts
+from costs import gpu_day, loss, products, texts, views
 
-from detailclip_jax.benchmarks import product_rate, step, variants
+from detailclip_jax.benchmarks import data_rate, step, variants
+from detailclip_jax.data.decoding import Decoded, image_of
+from detailclip_jax.data.views import Crop, crops_from_config, cut
 from detailclip_jax.inference import batching
+from detailclip_jax.training.mesh import make_mesh
 
 ROOT = Path(__file__).parents[2]
 SMALLEST = str(ROOT / "tests/configs/smallest.py")
@@ -51,7 +55,7 @@ def test_every_term_has_a_gradient_alone(term):
 
 @pytest.mark.slow
 def test_a_day_on_a_gpu_runs_on_the_cpu(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(product_rate, "SIDES", {"cpu": 16})
+    monkeypatch.setattr(products, "SIDES", {"cpu": 16})
     monkeypatch.setattr(gpu_day, "COMPARED", {"remat": gpu_day.COMPARED["remat"], "bad": {"model.attention": "cudnn"}})
     out = tmp_path / "day"
     arguments = ["--method=clip", "--batch=4", "--devices=1", "--rounds=1", f"--out={out}"]
@@ -109,3 +113,46 @@ def test_a_section_that_fails_or_comes_late_is_reported(tmp_path, monkeypatch, c
 def test_gpu_day_without_a_gpu_asks_what_to_run(capsys):
     assert run("gpu-day", "--devices=1") == 2
     assert "say what to run" in capsys.readouterr().err
+
+
+def test_the_share_of_the_product_rate_is_taken_round_by_round():
+    made = variants.build(SMALLEST, {"dtype": "bfloat16", "batch": 4})
+    result = step.Result(made, None, flops=3e9, state={})
+    found = products.measured(result, [2.0, 6.0], {"float32": [1e9, 1e9], "bfloat16": [8e9, 4e9]})
+    assert found.seconds.median == 4 and found.rates["bfloat16"] == (6e9, 4e9, 8e9)
+    assert found.share == (0.625, 0.5, 0.75)  # 12 GFLOP in 2 s at 8 GFLOP/s, and in 6 s at 4
+
+
+def test_products_count_all_devices(monkeypatch):
+    monkeypatch.setattr(products, "SIDES", {"cpu": 16})
+    product = products.Product("bfloat16", make_mesh(), times=3)
+    product()
+    assert product.operations == 3 * 8 * 2 * 16**3
+    made = product._multiply(product.left, product.right)
+    assert made.dtype == np.float32 and made.shape == (8 * 16, 16) and not made.is_fully_replicated
+
+
+def test_torchvision_makes_the_same_kind_of_views(tmp_path, capsys):
+    transforms = pytest.importorskip("torchvision.transforms")
+    crop = variants.build(None, {}).config.views.crops.large
+    made = views.transforms({"large": crops_from_config({"large": crop})["large"]})
+    image = views.their_decode(data_rate.SyntheticImages()[0]["image"])
+    assert [tuple(one(image).shape) for one in made] == [(3, 224, 224)] * 2
+    assert isinstance(made[0].transforms[0], transforms.RandomResizedCrop) and made[0].transforms[0].scale == (0.5, 1.0)
+    found = as_json(tmp_path, "views", "--examples=2", "--rounds=1")
+    assert [one["stage"] for one in found] == ["views", "decode"] and "times as fast" in capsys.readouterr().out
+    assert run("views", "--method=aclip") == 2
+    assert "torchvision has no crop of kind 'enclosing'" in capsys.readouterr().err
+
+
+def test_resizing_alone_agrees_with_torchvision_s():
+    """What is compared is the same work: a cut without a draw gives the same pixels on both sides."""
+    pytest.importorskip("torchvision")
+    from PIL import Image
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as tv
+
+    image = image_of(data_rate.SyntheticImages(48, 64)[0]["image"]).decoded().pixels
+    ours = cut(Decoded(image, 48, 64), Crop(size=32), (6, 4, 50, 40))
+    theirs = tv.resized_crop(Image.fromarray(image), 4, 6, 36, 44, [32, 32], InterpolationMode.BICUBIC)
+    np.testing.assert_array_equal(ours, np.asarray(theirs))

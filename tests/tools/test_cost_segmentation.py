@@ -4,7 +4,6 @@ import json
 
 import cost
 import jax
-import jax.numpy as jnp
 import pytest
 from costs import dense, options, segmentation
 
@@ -75,23 +74,6 @@ def test_the_command_prints_and_writes_what_it_measures(tmp_path, capsys):
         assert all(found[part][name] > 0 for name in ("flops_per_image", "temp_bytes", "seconds"))
     assert found["evaluation"]["flops_per_image"] == pytest.approx(counted(config_of("--batch=8")), rel=0.05)
     assert "300 steps of 16 on 8 x A100 80GB" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("clock", ["wall", "cpu"])
-def test_images_per_second_are_of_the_wall_clock_alone(clock, monkeypatch, tmp_path, capsys):
-    matrix = jnp.ones((4, 4))
-    program = lambda built: (jax.jit(jnp.dot).lower(matrix, matrix), 2, lambda run: lambda: run(matrix, matrix))
-    programs = dict.fromkeys(segmentation.TASK.programs, program)
-    monkeypatch.setattr(segmentation, "TASK", segmentation.TASK._replace(programs=programs))
-    file = tmp_path / "out.json"
-    assert cost.main(["segmentation", LINEAR, "--run", f"--clock={clock}", f"--json={file}"]) == 0
-    (found,) = json.loads(file.read_text())
-    measured, other = ("seconds", "cpu_seconds") if clock == "wall" else ("cpu_seconds", "seconds")
-    for part in ("step", "evaluation"):
-        assert found[part][measured] > 0 and found[part][other] is None
-    shown = capsys.readouterr().out
-    assert ("CPU seconds" in shown) == (clock == "cpu")
-    assert ("per second" in shown) == ("\nseconds" in shown) == (clock == "wall")
 
 
 @pytest.mark.parametrize(

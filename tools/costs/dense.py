@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from detailclip_jax.benchmarks import cost_table, counting, peaks, timing
+from detailclip_jax.benchmarks import cost_table, counting, timing
 from detailclip_jax.benchmarks.counting import Compiled
+from detailclip_jax.benchmarks.step import peak_flops
 from detailclip_jax.config import run_config
 from detailclip_jax.config.settings import parse_setting, set_fields
 from detailclip_jax.dense.dense_experiment import Experiment
@@ -21,7 +22,6 @@ PARTS = {  # of the parameters of either task, with their names in the text
     **{"image": "encoder", "head": "head", "auxiliary": "auxiliary head"},
     **{"pyramid": "pyramid", "fpn": "FPN", "rpn": "RPN", "cascade": "stages"},
 }
-FIELDS = {"wall": "seconds", "cpu": "cpu_seconds"}  # of a part, by the clock
 KEYS = "step", "evaluation"  # of the two programs in JSON
 
 Program = tuple[jax.stages.Lowered, int, Callable[[Any], Callable[[], Any]]]
@@ -61,7 +61,6 @@ class Part(NamedTuple):
     flops: float  # per image, counted by XLA before it optimises
     compiled: Compiled | None = None
     seconds: timing.MedianRange | None = None  # of one call
-    cpu_seconds: timing.MedianRange | None = None  # if CPU time was measured, instead of `seconds`
 
 
 def run(task: Task, devices: Sequence[Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -80,8 +79,8 @@ def run(task: Task, devices: Sequence[Any], arguments: argparse.Namespace) -> li
         if part.compiled and arguments.run:
             call = prepare(part.compiled.run)
             call()
-            times = timing.interleaved([call], arguments.rounds, timing.CLOCKS[arguments.clock])[0]
-            part = part._replace(**{FIELDS[arguments.clock]: timing.median_range(times)})
+            times = timing.interleaved([call], arguments.rounds)[0]
+            part = part._replace(seconds=timing.median_range(times))
         parts.append(part)
     console.end_live()
     print(text(task, built, parts, arguments))
@@ -148,7 +147,7 @@ def parameters(built: Experiment) -> dict[str, int]:
 
 def projected_hours(flops: float, config: ConfigDict, num_devices: int, utilisation: float) -> float:
     """Hours of a whole run: total_steps * batch * FLOP per image / (devices * peak * utilisation)."""
-    peak: Any = peaks.peak_flops(PROJECTED, config.model.dtype)
+    peak: Any = peak_flops(PROJECTED, config.model.dtype)
     images = config.total_steps * config.optimizer.batch_size
     return images * flops / (num_devices * peak * utilisation) / 3600
 
@@ -184,7 +183,6 @@ def _row(part: Part) -> dict[str, str]:
         "temporaries per device": cost_table.bytes_text(memory.temporaries) if memory else "-",
         "compile seconds": f"{part.compiled.seconds:.1f}" if part.compiled else "-",
         "seconds (range)": str(part.seconds or "-"),
-        "CPU seconds (range)": str(part.cpu_seconds or "-"),
         "calls per second": cost_table.number(part.seconds and 1 / part.seconds.median),
         "images per second": cost_table.number(per_second),
     }
@@ -204,7 +202,6 @@ def record(task: Task, built: Experiment, parts: Sequence[Part], arguments: argp
         "frozen": config.encoder.frozen,
         "parameters": parameters(built),
         "devices": built.mesh.devices.size,
-        "clock": arguments.clock,
         "projected_hours": projected_hours(parts[0].flops, config, arguments.projected, arguments.utilisation),
         "projected_devices": arguments.projected,
         "utilisation": arguments.utilisation,
@@ -218,6 +215,5 @@ def record(task: Task, built: Experiment, parts: Sequence[Part], arguments: argp
             "temp_bytes": compiled and compiled.memory.temporaries,
             "compile_seconds": compiled and compiled.seconds,
             "seconds": part.seconds and part.seconds.median,
-            "cpu_seconds": part.cpu_seconds and part.cpu_seconds.median,
         }
     return found

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from costs import products
 from detailclip_jax import config as configs
 from detailclip_jax import interop, methods
-from detailclip_jax.benchmarks import cost_table, counting, data_rate, peaks, step, timing, variants
-from detailclip_jax.benchmarks.product_rate import DTYPES, Product
+from detailclip_jax.benchmarks import cost_table, counting, data_rate, step, timing, variants
 from detailclip_jax.benchmarks.step import Stepper
 from detailclip_jax.benchmarks.variants import Variant
 from detailclip_jax.models import sizes
@@ -68,10 +68,7 @@ class Target:
     @functools.cached_property
     def stepper(self) -> Stepper:
         """The running step, after its first call."""
-        compiled = self.result.compiled
-        stepper = Stepper(self.result.experiment, compiled and compiled.run, self.variant)
-        stepper()
-        return stepper
+        return Stepper(self.result)
 
     def changed(self, settings: Mapping[str, Any]) -> Variant:
         """The variant with other settings."""
@@ -153,13 +150,12 @@ def _shown(value: Any) -> str:
 
 def machine(target: Target) -> Values:
     """Devices, their memory and the host."""
-    known = peaks.device_named(target.devices[0].device_kind)
-    memory = device_memory()
+    peak, memory = step.peak_flops(target.devices[0].device_kind, "bfloat16"), device_memory()
     return {
         "device": target.devices[0].device_kind,
         "devices": len(target.devices),
         "usable_gigabytes": memory / 1e9 if memory else "unknown",
-        "known_peaks": "none" if known is None else f"{known.bfloat16} TFLOP/s in bfloat16, {known.name}",
+        "teraflops_in_bfloat16": "unknown" if peak is None else peak / 1e12,
         "attention": methods.build_networks(target.variant.config).table["image"].kernel,
         "host_cores": usable_cores(),
     }
@@ -226,33 +222,18 @@ def state_of(experiment: Experiment, **known: Any) -> TrainState:
     return jax.device_put(zeros.replace(**known), jax.tree.map(lambda shape: shape.sharding, experiment.state_shapes))
 
 
-def products(target: Target) -> Values:
-    """TFLOP/s of plain products on all devices."""
-    calls = {dtype: Product(dtype, target.mesh) for dtype in DTYPES}
-    for product in calls.values():
-        product()
-    times = timing.interleaved(list(calls.values()), target.arguments.rounds)
-    rates = {dtype: [calls[dtype].operations / second / 1e12 for second in row] for dtype, row in zip(calls, times)}
-    return {f"{dtype}_teraflops": list(timing.median_range(row)) for dtype, row in rates.items()}
-
-
 def speed(target: Target) -> Values:
-    """Seconds, utilisation, memory and compilation of the step, in alternation with plain products."""
-    steps = timing.steps_for(timing.interleaved([target.stepper], 1)[0][0])
-    products = {dtype: Product(dtype, target.mesh) for dtype in DTYPES}
-    for product in products.values():
-        product()
-    calls = [functools.partial(target.stepper, steps), *products.values()]
-    taken, *others = timing.interleaved(calls, target.arguments.rounds)
-    rates = {dtype: [products[dtype].operations / second for second in row] for dtype, row in zip(products, others)}
-    found = step.timed(target.result, [second / steps for second in taken], rates, "seconds")
+    """Seconds, utilisation, memory and compilation of the step, in turn with plain products."""
+    measured = products.in_turn(target.result, target.stepper, target.arguments.rounds)
+    found = target.result._replace(seconds=measured.seconds)
     compiled, statistics = found.compiled, target.devices[0].memory_stats() or {}
     return {
-        "seconds": list(found.seconds or ()),
+        "seconds": list(measured.seconds),
         "pairs_per_second": found.pairs_per_second,
         "gigaflops_per_pair": found.flops / 1e9,
         "utilisation_of_peak": found.utilisation if found.utilisation is not None else "unknown peak",
-        "share_of_product_rate": list(found.product_share or ()),
+        "share_of_product_rate": list(measured.share),
+        **{f"{dtype}_teraflops": [each / 1e12 for each in rate] for dtype, rate in measured.rates.items()},
         "planned_gibibytes": compiled and compiled.memory.total / 2**30,
         "used_gibibytes_at_most": statistics.get("peak_bytes_in_use", 0) / 2**30 or "unknown",
         "compile_seconds": compiled and compiled.seconds,
@@ -324,8 +305,7 @@ SECTIONS = (
     Section("machine", "What the numbers were measured on.", machine),
     Section("golden", "Difference from the authors' code on a tiny model: below 1e-5 is equal.", golden),
     Section("against the CPU", "Difference from the CPU, float32: below 1e-4 is equal.", against_cpu),
-    Section("products", "Plain products of large square matrices.", products),
-    Section("step", "The training step as configured.", speed),
+    Section("step", "The training step as configured, and plain products of large square matrices.", speed),
     Section("settings", "Other settings in alternation with the step; above 1 is faster.", alternatives),
     Section("determinism", "Two runs of one step from the same state.", determinism),
     Section("data", "The host's data pipeline against what the step takes.", pipeline_rate),

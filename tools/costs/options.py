@@ -55,6 +55,19 @@ Texts per second of the text encoder in evaluation: with all tokens, and cut to 
     python tools/cost.py texts --size=B/16 --num-texts=512 --rounds=3
 """
 
+PRODUCTS = """\
+The training step in turn with plain matrix products: its share of what this machine's products alone reach.
+
+    python tools/cost.py products --size=B/16 --batch=4 --dtype=float32
+"""
+
+VIEWS = """\
+Decoding and views in turn with torchvision's, on the same images, in CPU time of one thread.
+
+    python tools/cost.py views                         # synthetic JPEG of 500 x 375; needs the extra `torch`
+    python tools/cost.py views --path=/data/yfcc15m --rounds=9
+"""
+
 GPU_DAY = """\
 Measures a GPU or TPU in about ten minutes: numerics, speed, memory, settings, determinism, data.
 
@@ -92,6 +105,16 @@ def _gpu_day(command: flags.Parser) -> None:
     command.set_defaults(count_only=False, compile_only=False)
 
 
+def _products(command: flags.Parser) -> None:
+    benchmark.add_model(command.add_argument)
+    command.add_argument("--rounds", type=flags.positive, default=5, help="repetitions (default: 5)")
+    command.set_defaults(count_only=False, compile_only=False, peak=None)
+
+
+def _views(command: flags.Parser) -> None:
+    benchmark.add_data(command.add_argument)
+
+
 def _collectives(command: flags.Parser) -> None:
     benchmark.add_model(command.add_argument)
 
@@ -123,7 +146,6 @@ def _dense(command: flags.Parser, usual: str, classes: int) -> None:
     add("--count-only", action="store_true", help="count FLOP, do not compile")
     add("--run", action="store_true", help="also measure the time")
     add("--rounds", type=flags.positive, default=5, help="calls that are measured (default: 5)")
-    add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time, for a CPU with other work")
     add("--projected", type=flags.positive, default=8, metavar="N", help="A100s of the projection (default: 8)")
     add("--utilisation", type=_share, default=0.35, metavar="SHARE", help="share of the peak, assumed (default: 0.35)")
     add("--json", metavar="FILE", help="also write the results as a JSON list")
@@ -146,13 +168,15 @@ COMMANDS: benchmark.Commands = {
     "segmentation": (SEGMENTATION, _segmentation),
     "detection": (DETECTION, _detection),
     "texts": (TEXTS, _texts),
+    "products": (PRODUCTS, _products),
+    "views": (VIEWS, _views),
     "gpu-day": (GPU_DAY, _gpu_day),
 }
 
 
 def parser() -> flags.Parser:
     """Returns the argument parser, with one parser for each subcommand."""
-    text = "Measures losses, collectives, texts, dense tasks, and a GPU in ten minutes."
+    text = "Measures losses, collectives, texts, products, views, dense tasks, and a GPU in ten minutes."
     return benchmark.with_commands(flags.Parser("python tools/cost.py", description=text), COMMANDS)
 
 
