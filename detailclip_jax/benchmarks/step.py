@@ -111,8 +111,9 @@ class Stepper:
     def __init__(self, result: Result):
         """Creates the state and the batch, and runs the compiled step once."""
         experiment, variant = result.experiment, result.variant
+        compiled: Any = result.compiled
         shapes = counting.batch_shapes(variant.config, variant.batch, variant.words, experiment.mesh)
-        self.step, self.state = result.compiled and result.compiled.run, experiment.init(variant.config.seed)
+        self.step, self.state = compiled.run, experiment.init(variant.config.seed)
         self.batch, self.schedules = experiment.put(counting.example_batch(shapes)), experiment.schedules
         self()
 
