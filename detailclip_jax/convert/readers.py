@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 from detailclip_jax.convert import (
     coco_captions,
+    from_tfds,
     imagefolder,
     img2dataset,
     parquet,
     rows,
     slip_pickle,
     text_tables,
-    tfds,
     webdataset,
     yfcc,
 )
@@ -140,7 +140,9 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             rows.read,
             files=imagefolder.files,
         ),
-        "tfds": Source("tfds:NAME, a set prepared by TensorFlow Datasets as array_record", tfds.plan, tfds.read),
+        "tfds": Source(
+            "tfds:NAME, a set prepared by TensorFlow Datasets as array_record", from_tfds.plan, from_tfds.read
+        ),
     }
 )
 
