@@ -45,60 +45,47 @@ class Format(NamedTuple):
     holds_teacher: bool = False
 
 
-def write_file(
-    path: Path, tensors: Mapping[str, Any], card: Mapping[str, Any], parts: Sequence[str] = ()
-) -> Mapping[str, Any]:
-    """Writes a state dict, and beside it the card with what the state dict has no place for; returns the tensors."""
-    tensor_files.write(path, tensors, {"format": "pt"}, parts)
-    _write_json(hub.card_of(path), {**card, "bytes": path.stat().st_size})
-    return tensors
+def in_file(
+    layout: Callable[[ConfigDict], str],
+    verify: Callable[[Export, Path], dict[str, Difference]],
+    said: Callable[[ConfigDict, Path], list[str]] = notes.card_notes,
+    card: Callable[[ConfigDict], Mapping[str, Any]] = hub.state_dict_card,
+    parts: Sequence[str] = (),
+    holds_teacher: bool = False,
+) -> Format:
+    """The format of a state dict in one file, with a card beside it for what the state dict has no place for.
 
+    `layout` names the layout of a model, or raises ValueError for a model that the format is not for.
+    """
 
-def write_timm(export: Export, path: Path) -> Mapping[str, Any]:
-    """Writes the image encoder, and a card with the arguments of timm.create_model."""
-    tensors = to_state_dict({"params": export.params}, export.config, "timm")
-    return write_file(path, tensors, hub.timm_card(export.config))
+    def write(export: Export, path: Path) -> Mapping[str, Any]:
+        variables = export.variables if holds_teacher else {**export.variables, "params": export.params}
+        tensors = to_state_dict(variables, export.config, layout(export.config))
+        tensor_files.write(path, tensors, {"format": "pt"}, parts)
+        _write_json(hub.card_of(path), {**card(export.config), "bytes": path.stat().st_size})
+        return tensors
 
-
-def write_slip(export: Export, path: Path) -> Mapping[str, Any]:
-    """Writes CLIP's networks, and SLIP's head if the model has one."""
-    variables = {**export.variables, "params": export.params}
-    tensors = to_state_dict(variables, export.config, slip_layout(export.config))
-    return write_file(path, tensors, hub.state_dict_card(export.config))
+    networks = lambda config: networks_in(config, layout(config))  # noqa: E731
+    return Format(write, verify, networks, said, holds_teacher=holds_teacher)
 
 
 def slip_layout(config: ConfigDict) -> str:
-    """The layout of `write_slip`."""
+    """CLIP's networks, and SLIP's head if the model has one."""
     return "slip" if config.method == "slip" else "clip"
 
 
-def write_reference(export: Export, path: Path) -> Mapping[str, Any]:
-    """Writes student and teacher. The reference has one key for both token embeddings; it gets the student's."""
-    tensors = to_state_dict(export.variables, export.config, "reference")
-    return write_file(path, tensors, hub.state_dict_card(export.config, hub.ALL_HEADS))
+def layout_of_method(name: str) -> Callable[[ConfigDict], str]:
+    """The layout of this name, for models of the method of this name alone."""
 
+    def layout(config: ConfigDict) -> str:
+        if config.method != name:
+            raise ValueError(
+                f"--to={name} writes the networks of the method {name}, but this model is of {config.method}; "
+                "use --to=open_clip or safetensors"
+            )
+        return name
 
-def write_cosmos(export: Export, path: Path) -> Mapping[str, Any]:
-    """Writes the state dicts of student and teacher; raises ValueError for another method."""
-    check_method(export.config, "cosmos")
-    tensors = to_state_dict(export.variables, export.config, "cosmos")
-    return write_file(path, tensors, hub.state_dict_card(export.config), clip_names.COSMOS_PARTS)
-
-
-def write_flair(export: Export, path: Path) -> Mapping[str, Any]:
-    """Writes encoders, projections and pool; raises ValueError for another method."""
-    check_method(export.config, "flair")
-    tensors = to_state_dict({"params": export.params}, export.config, "flair")
-    return write_file(path, tensors, hub.state_dict_card(export.config))
-
-
-def check_method(config: ConfigDict, name: str) -> None:
-    """Raises ValueError unless a model is of the method for which the format `name` is."""
-    if config.method != name:
-        raise ValueError(
-            f"--to={name} writes the networks of the method {name}, but this model is of {config.method}; "
-            "use --to=open_clip or safetensors"
-        )
+    return layout
 
 
 def write_open_clip(export: Export, path: Path) -> Mapping[str, Any]:
@@ -195,26 +182,26 @@ def verify_reference(export: Export, path: Path) -> dict[str, Difference]:
     measured.
     """
     batch, student = verify.inputs(export.config), export.variables["params"]
-    averaged = ema.overlay(student, export.variables["ema_params"])
+    averaged = ema.overlay(student, export.variables["ema_params"])  # the reference has one key for both: the student's
     ends = {name: student["text"][name] for name in ("token_embedding", "positions", "ln_final")}
     teacher = {**averaged, "text": {**averaged["text"], **ends}}
-    expected: Features = {}
-    for name, params in {"student": student, "teacher": teacher}.items():
-        features = verify.ours(export.model, params, batch)
-        expected |= {f"{feature} ({name})": value for feature, value in features.items()}
+    expected = features_of(export, batch, {"student": student, "teacher": teacher})
     theirs = verify.reference_features(path, export.config, batch)
     text = verify.ours(export.model, averaged, batch)["text"]
     return verify.compare(theirs, expected) | {notes.TEACHER_TEXT: verify.difference(theirs["text (teacher)"], text)}
+
+
+def features_of(export: Export, batch: verify.Inputs, weights: Mapping[str, Params]) -> Features:
+    """Our features of the batch by several weights, whose names they state: "text (teacher)"."""
+    found = {name: verify.ours(export.model, params, batch) for name, params in weights.items()}
+    return {f"{feature} ({name})": value for name, features in found.items() for feature, value in features.items()}
 
 
 def verify_cosmos(export: Export, path: Path) -> dict[str, Difference]:
     """Compares the encoders of student and teacher with open_clip's, built from the same tensors."""
     batch, student = verify.inputs(export.config), export.variables["params"]
     teacher = ema.overlay(student, export.variables["ema_params"])
-    expected: Features = {}
-    for name, params in {clip_names.COSMOS_STUDENT: student, clip_names.COSMOS_TEACHER: teacher}.items():
-        features = verify.ours(export.model, params, batch)
-        expected |= {f"{feature} ({name})": value for feature, value in features.items()}
+    expected = features_of(export, batch, dict(zip(clip_names.COSMOS_PARTS, (student, teacher))))
     return verify.compare(verify.cosmos_features(path, export.config, batch), expected)
 
 
@@ -240,18 +227,17 @@ def in_layout(name: str) -> Callable[[ConfigDict], Collection[str]]:
 
 
 FORMATS = {
-    "reference": Format(
-        write_reference, verify_reference, in_layout("reference"), notes.reference_notes, holds_teacher=True
+    "reference": in_file(
+        lambda config: "reference",
+        verify_reference,
+        notes.reference_notes,
+        partial(hub.state_dict_card, heads=hub.ALL_HEADS),
+        holds_teacher=True,
     ),
-    "slip": Format(
-        write_slip,
-        partial(verify_with, verify.slip_features),
-        lambda config: networks_in(config, slip_layout(config)),
-        notes.card_notes,
-    ),
-    "timm": Format(write_timm, verify_image, in_layout("timm"), notes.timm_notes),
-    "cosmos": Format(write_cosmos, verify_cosmos, in_layout("cosmos"), notes.card_notes, holds_teacher=True),
-    "flair": Format(write_flair, verify_flair, in_layout("flair"), notes.card_notes),
+    "slip": in_file(slip_layout, partial(verify_with, verify.slip_features)),
+    "timm": in_file(lambda config: "timm", verify_image, notes.timm_notes, hub.timm_card),
+    "cosmos": in_file(layout_of_method("cosmos"), verify_cosmos, parts=clip_names.COSMOS_PARTS, holds_teacher=True),
+    "flair": in_file(layout_of_method("flair"), verify_flair),
     "open_clip": Format(
         write_open_clip,
         partial(verify_with, verify.open_clip_features),

@@ -16,14 +16,7 @@ from detailclip_jax.training import workdirs
 
 OPEN_CLIP, HUGGINGFACE = "open_clip_config.json", "config.json"
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
-PIL_FILTERS = (
-    "nearest",
-    "lanczos",
-    "bilinear",
-    "bicubic",
-    "box",
-    "hamming",
-)  # index = the number that `resample` stores
+PIL_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # index: the number in `resample`
 OPEN_CLIP_RESIZES = {"shorter_side": "shortest", "squash": "squash"}
 TIMM_RESIZES = {"shorter_side": "center", "squash": "squash"}
 TIMM = {  # patch, width, depth, heads -> architecture registered by timm, all at 224 px
@@ -47,6 +40,11 @@ LOCAL = "local-dir:"  # begins a timm_model_name that is a folder
 SIGLIP, DUAL_ENCODER = "siglip", "vision-text-dual-encoder"
 KINDS = (None, "clip", SIGLIP, "siglip_model", DUAL_ENCODER)  # model_type of a supported config.json
 TEXT_KINDS = (None, "clip_text_model")
+CLIP_USUAL, VIT_USUAL, SIGLIP_USUAL = (  # activation and epsilon of transformers, for a config.json without them
+    ("quick_gelu", 1e-5),
+    ("gelu", 1e-12),
+    ("gelu_pytorch_tanh", 1e-6),
+)
 HEADS = ("num_heads", "text_heads")  # attention heads, which the shapes of the tensors do not tell
 ALL_HEADS = (*HEADS, "decoder_heads")
 LEGACY_END = 2  # eos_token_id of older CLIPModels, which pool at the largest id of a text
@@ -240,20 +238,21 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
         raise ValueError(
             f"unsupported model_type of {HUGGINGFACE}: {kind!r}; supported: clip, {SIGLIP}, {DUAL_ENCODER}"
         )
-    if kind in (SIGLIP, "siglip_model"):
-        return siglip_options(image, text, preprocessor)
-    _check_huggingface_text(text)
-    is_vit = image.get("model_type") == "vit"
+    is_siglip, is_vit = kind in (SIGLIP, "siglip_model"), image.get("model_type") == "vit"
+    if not is_siglip:
+        _check_huggingface_text(text)
     if is_vit and image.get("pooler_act", "tanh") != "linear":
         raise ValueError("unsupported ViTModel: its pooler must be the identity (pooler_act linear)")
+    text_act, text_eps = SIGLIP_USUAL if is_siglip else CLIP_USUAL
+    act, eps = VIT_USUAL if is_vit else (text_act, text_eps)
     return {
         "num_heads": image.get("num_attention_heads", 12),
-        "text_heads": text.get("num_attention_heads", 8),
-        "activation": _known_as(HIDDEN_ACTS, image.get("hidden_act", "gelu" if is_vit else "quick_gelu")),
-        "text_activation": _known_as(HIDDEN_ACTS, text.get("hidden_act", "quick_gelu")),
-        "norm_eps": image.get("layer_norm_eps", 1e-12 if is_vit else 1e-5),
-        "text_norm_eps": text.get("layer_norm_eps", 1e-5),
-        TEXT_END: _text_end(text),
+        "text_heads": text.get("num_attention_heads", 12 if is_siglip else 8),
+        "activation": _known_as(HIDDEN_ACTS, image.get("hidden_act", act)),
+        "text_activation": _known_as(HIDDEN_ACTS, text.get("hidden_act", text_act)),
+        "norm_eps": image.get("layer_norm_eps", eps),
+        "text_norm_eps": text.get("layer_norm_eps", text_eps),
+        TEXT_END: None if is_siglip else _text_end(text),
         "mean": preprocessor.get("image_mean"),
         "std": preprocessor.get("image_std"),
         **_huggingface_geometry(preprocessor),
@@ -270,24 +269,6 @@ def _text_end(text: Mapping[str, Any]) -> int | None:
     """The token at which a text encoder pools by its config; None if it is the largest id of a text, as in CLIP's."""
     end, last = text.get("eos_token_id"), text.get("vocab_size", VOCAB_SIZE) - 1
     return None if end in (LEGACY_END, last) else end
-
-
-def siglip_options(
-    image: Mapping[str, Any], text: Mapping[str, Any], preprocessor: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Options of `interop.load` from both parts of a SiglipModel's config and its preprocessor_config.json."""
-    acts = [_known_as(HIDDEN_ACTS, part.get("hidden_act", "gelu_pytorch_tanh")) for part in (image, text)]
-    return {
-        "num_heads": image.get("num_attention_heads", 12),
-        "text_heads": text.get("num_attention_heads", 12),
-        "activation": acts[0],
-        "text_activation": acts[1],
-        "norm_eps": image.get("layer_norm_eps", 1e-6),
-        "text_norm_eps": text.get("layer_norm_eps", 1e-6),
-        "mean": preprocessor.get("image_mean"),
-        "std": preprocessor.get("image_std"),
-        **_huggingface_geometry(preprocessor),
-    }
 
 
 def _huggingface_geometry(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
@@ -480,72 +461,55 @@ def huggingface_config(config: ConfigDict) -> dict[str, Any]:
 
 def clip_config(spec: Spec, special_ids: Mapping[str, int | None]) -> dict[str, Any]:
     """config.json of a CLIPModel or a VisionTextDualEncoderModel."""
-    size, pre_norm = spec.size, spec.style.pre_norm
-    image = {
-        "model_type": "clip_vision_model" if pre_norm else "vit",
-        "hidden_size": size.width,
-        "num_hidden_layers": size.depth,
-        "num_attention_heads": size.num_heads,
-        "intermediate_size": 4 * size.width,
-        "hidden_act": HIDDEN_ACTS.get(spec.style.activation, spec.style.activation),
-        "layer_norm_eps": spec.style.norm_eps,
-        "image_size": spec.image_size,
-        "patch_size": size.patch_size,
-    }
-    text = {
-        "model_type": "clip_text_model",
-        "hidden_size": size.text_width,
-        "num_hidden_layers": size.text_depth,
-        "num_attention_heads": size.text_heads,
-        "intermediate_size": 4 * size.text_width,
-        "hidden_act": HIDDEN_ACTS.get(spec.text_activation, spec.text_activation),
-        "layer_norm_eps": spec.text_style.norm_eps,
-        "max_position_embeddings": spec.context_length,
-        "vocab_size": spec.vocab_size,
-        **special_ids,
-    }
+    width, pre_norm = {"projection_dim": spec.size.joint_width}, spec.style.pre_norm
+    image = _image_config(spec, "clip_vision_model" if pre_norm else "vit")
+    text = _text_config(spec, "clip_text_model") | special_ids | width
     kind = ("CLIPModel", "clip") if pre_norm else ("VisionTextDualEncoderModel", DUAL_ENCODER)
-    shared = {"projection_dim": size.joint_width, "architectures": [kind[0]], "model_type": kind[1]}
-    own = {"projection_dim": size.joint_width} if pre_norm else {"pooler_act": "linear", "initializer_factor": NO_CLIP}
-    return {**shared, "vision_config": image | own, "text_config": text | {"projection_dim": size.joint_width}}
+    own = width if pre_norm else {"pooler_act": "linear", "initializer_factor": NO_CLIP}
+    shared = {**width, "architectures": [kind[0]], "model_type": kind[1]}
+    return {**shared, "vision_config": image | own, "text_config": text}
 
 
 def siglip_config(spec: Spec) -> dict[str, Any]:
     """config.json of a SiglipModel."""
-    size = spec.size
-
-    def part(kind: str, width: int, depth: int, heads: int, mlp_width: int, activation: str) -> dict[str, Any]:
-        return {
-            "model_type": kind,
-            "hidden_size": width,
-            "num_hidden_layers": depth,
-            "num_attention_heads": heads,
-            "intermediate_size": mlp_width or 4 * width,
-            "hidden_act": HIDDEN_ACTS.get(activation, activation),
-        }
-
-    style, text_style = spec.style, spec.text_style
-    image = part("siglip_vision_model", size.width, size.depth, size.num_heads, size.mlp_width, style.activation)
-    sides = {"image_size": spec.image_size, "patch_size": size.patch_size, "layer_norm_eps": style.norm_eps}
-    text = part(
-        "siglip_text_model",
-        size.text_width,
-        size.text_depth,
-        size.text_heads,
-        size.text_mlp_width,
-        spec.text_activation,
-    )
-    words = {
-        "vocab_size": spec.vocab_size,
-        "max_position_embeddings": spec.context_length,
-        "layer_norm_eps": text_style.norm_eps,
-        "projection_size": size.joint_width,
+    image, text = _image_config(spec, "siglip_vision_model"), _text_config(spec, "siglip_text_model")
+    own = {
+        "projection_size": spec.size.joint_width,
         "bos_token_id": None,
         "eos_token_id": 1,  # as in the vocabularies of the published models
         "pad_token_id": 1,
     }
-    kind = {"architectures": ["SiglipModel"], "model_type": SIGLIP}
-    return {**kind, "vision_config": image | sides, "text_config": text | words}
+    return {"architectures": ["SiglipModel"], "model_type": SIGLIP, "vision_config": image, "text_config": text | own}
+
+
+def _image_config(spec: Spec, kind: str) -> dict[str, Any]:
+    size, style = spec.size, spec.style
+    return {
+        "model_type": kind,
+        "hidden_size": size.width,
+        "num_hidden_layers": size.depth,
+        "num_attention_heads": size.num_heads,
+        "intermediate_size": size.mlp_width or 4 * size.width,
+        "hidden_act": HIDDEN_ACTS.get(style.activation, style.activation),
+        "layer_norm_eps": style.norm_eps,
+        "image_size": spec.image_size,
+        "patch_size": size.patch_size,
+    }
+
+
+def _text_config(spec: Spec, kind: str) -> dict[str, Any]:
+    size = spec.size
+    return {
+        "model_type": kind,
+        "hidden_size": size.text_width,
+        "num_hidden_layers": size.text_depth,
+        "num_attention_heads": size.text_heads,
+        "intermediate_size": size.text_mlp_width or 4 * size.text_width,
+        "hidden_act": HIDDEN_ACTS.get(spec.text_activation, spec.text_activation),
+        "layer_norm_eps": spec.text_style.norm_eps,
+        "max_position_embeddings": spec.context_length,
+        "vocab_size": spec.vocab_size,
+    }
 
 
 def preprocessor_config(config: ConfigDict) -> dict[str, Any]:
