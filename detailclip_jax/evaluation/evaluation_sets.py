@@ -54,13 +54,13 @@ class Sets(NamedTuple):
     def labelled(self, name: str, split: str = "test") -> LabelledSet:
         """Images with classes. Raises MissingData, and ValueError for a set that has captions instead."""
         if name in STICKERS:
-            return self._limited(self._single_stickers(name, split), split)
+            return self.limited(self._single_stickers(name, split), split)
         data = labelled.open_set(name, self.data_dir, split, follow_links=self.follow_links)
         if not data.classes:
             raise ValueError(f"{name} has captions and no classes: use it for retrieval")
         if split != "test":  # files of two splits may have the same names and sizes
             data = data._replace(fingerprint=f"{split}-{data.fingerprint}")
-        return self._limited(data, split)
+        return self.limited(data, split)
 
     def captioned(self, name: str, num_captions: int | None = 5) -> LabelledSet:
         """Images with at most `num_captions` captions each.
@@ -68,7 +68,7 @@ class Sets(NamedTuple):
         Raises MissingData, and ValueError for a set that has classes instead.
         """
         if name in STICKERS:
-            return self._limited(self._sticker_scenes(name))
+            return self.limited(self._sticker_scenes(name))
         data = labelled.open_set(
             name, self.data_dir, num_captions=num_captions, follow_links=self.follow_links, captioned=True
         )
@@ -77,7 +77,7 @@ class Sets(NamedTuple):
                 f"{name} has classes and no captions: use it for zero_shot, knn or linear; retrieval:folder:mine needs "
                 f"{labelled.captions_of_your_own(Path('mine'), 'test')}"
             )
-        return self._limited(data)
+        return self.limited(data)
 
     def check(self, name: str) -> None:
         """Raises ValueError with the nearest names if `name` is neither a known set nor an existing folder."""
@@ -88,7 +88,8 @@ class Sets(NamedTuple):
         if not any(folder.is_dir() for folder in folders):
             raise ValueError(f"{unknown('set', name, known)}, or a folder (in {self.data_dir}, or folder:PATH)")
 
-    def _limited(self, data: LabelledSet, split: str = "test") -> LabelledSet:
+    def limited(self, data: LabelledSet, split: str = "test") -> LabelledSet:
+        """The part of a set that is used; its fingerprint says so, and no count is expected of it."""
         count = self.num_train_examples if split == "train" else self.num_examples
         if count is None or count >= len(data.source):
             return data

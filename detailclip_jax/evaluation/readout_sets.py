@@ -14,7 +14,7 @@ from detailclip_jax.data.sources import MissingData, Source
 from detailclip_jax.dense.segmentation.index_masks import IGNORE
 from detailclip_jax.dense.segmentation.segmentation_sets import SemanticSet, check_links, open_set
 from detailclip_jax.dense.segmentation.sticker_labels import open_stickers
-from detailclip_jax.evaluation.evaluation_sets import LIMITED, Sets, drawn
+from detailclip_jax.evaluation.evaluation_sets import Sets, drawn
 from detailclip_jax.evaluation.image_batches import Subset
 from detailclip_jax.inference.readout_maps import DEFAULT_READOUT, check_readout
 from detailclip_jax.models.readouts import READOUTS
@@ -134,11 +134,7 @@ def open_readout_set(name: str, sets: Sets) -> LabelledSet:
         opened = SemanticSet(name, Relabelled(found.source, kind.relabel), tuple(kind.classes(found.classes)))
         expected, identity = kind.expected, _file_names(found.source)
     digest = fingerprint([*identity, *opened.classes])
-    data = LabelledSet(name, opened.source, opened.classes, digest, expected)
-    if sets.num_examples is None or sets.num_examples >= len(data.source):
-        return data
-    few = Subset(data.source, sets.num_examples)
-    return data._replace(source=few, fingerprint=f"{digest}{LIMITED}{sets.num_examples}", expected=None)
+    return sets.limited(LabelledSet(name, opened.source, opened.classes, digest, expected))
 
 
 def _checked(found: SemanticSet, sets: Sets) -> SemanticSet:
