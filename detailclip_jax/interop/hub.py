@@ -463,7 +463,7 @@ def clip_config(spec: Spec, special_ids: Mapping[str, int | None]) -> dict[str, 
     """config.json of a CLIPModel or a VisionTextDualEncoderModel."""
     width, pre_norm = {"projection_dim": spec.size.joint_width}, spec.style.pre_norm
     image = _image_config(spec, "clip_vision_model" if pre_norm else "vit")
-    text = _text_config(spec, "clip_text_model") | special_ids | width
+    text = {**_text_config(spec, "clip_text_model"), **special_ids, **width}
     kind = ("CLIPModel", "clip") if pre_norm else ("VisionTextDualEncoderModel", DUAL_ENCODER)
     own = width if pre_norm else {"pooler_act": "linear", "initializer_factor": NO_CLIP}
     shared = {**width, "architectures": [kind[0]], "model_type": kind[1]}
