@@ -207,6 +207,12 @@ def closed(group: ConfigDict) -> Fields:
     return closed_fields.lock()
 
 
+def field_in(groups: Mapping[str, Group], name: str) -> Field | None:
+    """Returns the declaration of a dotted name in dotted groups; None if unknown."""
+    group, _, field = name.rpartition(".")
+    return groups.get(group, {}).get(field)
+
+
 def built(groups: Mapping[str, Group], changes: Mapping[str, Mapping[str, Any]] | None = None) -> Fields:
     """Makes a config of the defaults of dotted groups; `changes` replace some of a group's defaults."""
     config = ConfigDict()

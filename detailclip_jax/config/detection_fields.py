@@ -13,6 +13,7 @@ from detailclip_jax.config.declarations import (
     Fields,
     Group,
     built,
+    field_in,
 )
 from detailclip_jax.config.fields import IMAGE_STYLE, LOGGING, MESH, MODEL, POSITION_RECIPES, PREPROCESS
 from detailclip_jax.config.segmentation_fields import STICKER_LABELS
@@ -61,18 +62,12 @@ DATA: Group = {
     "val_images": Field("", "coco_format: folder of its images", OURS, may_change=True),
     "follow_links": Field(False, "whether links among the images may lead out of their folder", OURS, may_change=True),
     "labels": Field("groups", "stickers: objects (1 class), groups (24) or nouns (96)", OURS, choices=STICKER_LABELS),
-    "num_train": Field(0, "images to train on: the first ones; 0: all (stickers: scenes without end)", OURS),
-    "num_val": Field(0, "images to evaluate on: the first ones; 0: all (stickers: 500)", OURS),
     "canvas": Field(96, "stickers: pixels along a side of a scene", OURS, range=FROM_1),
     "max_instances": Field(
         100, "instances of an image that a batch holds; images with more are counted", OURS, range=FROM_1
     ),
     "mask_size": Field(112, "cells along a side of an instance's mask within its box", OURS, range=FROM_1),
-    "num_workers": Field(4, "processes that decode and augment; 0: threads", MMDET, may_change=True),
-    "prefetch": Field(2, "batches that are prepared in advance", OURS, may_change=True),
-    "max_bad_ratio": Field(
-        0.01, "share of unreadable records above which the run stops", OURS, range=SHARE, may_change=True
-    ),
+    **segmentation_fields.LOADING,
 }
 SHAPES = ((640, 864), (864, 640), (800, 1088), (1088, 800), (800, 1344), (1344, 800))
 VIEWS: Group = {
@@ -166,8 +161,7 @@ GROUPS: dict[str, Group] = {
 
 def field_of(name: str) -> Field | None:
     """Returns the declaration of a dotted name of a detection config; None if unknown."""
-    group, _, field = name.rpartition(".")
-    return GROUPS.get(group, {}).get(field)
+    return field_in(GROUPS, name)
 
 
 def detection() -> Fields:

@@ -22,6 +22,7 @@ from detailclip_jax.config.declarations import (
     Group,
     Range,
     built,
+    field_in,
 )
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -548,7 +549,7 @@ GROUPS: dict[str, Group] = {
 def field_of(name: str) -> Field | None:
     """Returns the declaration of a dotted name, None if unknown; a crop of any name has the fields of `CROP`."""
     group, _, field = name.rpartition(".")
-    declared = GROUPS.get(group, {}).get(field)
+    declared = field_in(GROUPS, name)
     return CROP.get(field) if declared is None and re.fullmatch(r"views\.crops\.[^.]+", group) else declared
 
 

@@ -14,6 +14,7 @@ from detailclip_jax.config.declarations import (
     Fields,
     Group,
     built,
+    field_in,
 )
 from detailclip_jax.config.fields import IMAGE_STYLE, LOGGING, MESH, MODEL, POSITION_RECIPES, PREPROCESS
 
@@ -51,6 +52,15 @@ RUN: Group = {
     "evaluate_at_end": Field(True, "whether a finished run is evaluated", OURS, may_change=True),
     "profile_steps": Field(0, "number of steps in the profile for TensorBoard; 0: no profile", OURS, may_change=True),
 }
+LOADING: Group = {  # of both dense tasks
+    "num_train": Field(0, "images to train on: the first ones; 0: all (stickers: scenes without end)", OURS),
+    "num_val": Field(0, "images to evaluate on: the first ones; 0: all (stickers: 500)", OURS),
+    "num_workers": Field(4, "processes that decode and augment; 0: threads", "mmseg, mmdet", may_change=True),
+    "prefetch": Field(2, "batches that are prepared in advance", OURS, may_change=True),
+    "max_bad_ratio": Field(
+        0.01, "share of unreadable records above which the run stops", OURS, range=SHARE, may_change=True
+    ),
+}
 DATA: Group = {
     "source": Field(
         "ade20k",
@@ -79,14 +89,8 @@ DATA: Group = {
     ),
     "train_split": Field("train", "split to train on", MMSEG),
     "val_split": Field("val", "split to evaluate on", MMSEG),
-    "num_train": Field(0, "images to train on: the first ones; 0: all (stickers: scenes without end)", OURS),
-    "num_val": Field(0, "images to evaluate on: the first ones; 0: all (stickers: 500)", OURS),
     "canvas": Field(80, "stickers: pixels along a side of a scene", OURS, range=FROM_1),
-    "num_workers": Field(4, "processes that decode and augment; 0: threads", MMSEG, may_change=True),
-    "prefetch": Field(2, "batches that are prepared in advance", OURS, may_change=True),
-    "max_bad_ratio": Field(
-        0.01, "share of unreadable records above which the run stops", OURS, range=SHARE, may_change=True
-    ),
+    **LOADING,
 }
 VIEWS: Group = {
     "crop": Field(512, "pixels along a side of a training crop", IBOT, range=FROM_1),
@@ -179,8 +183,7 @@ GROUPS: dict[str, Group] = {
 
 def field_of(name: str) -> Field | None:
     """Returns the declaration of a dotted name of a segmentation config; None if unknown."""
-    group, _, field = name.rpartition(".")
-    return GROUPS.get(group, {}).get(field)
+    return field_in(GROUPS, name)
 
 
 def segmentation() -> Fields:
