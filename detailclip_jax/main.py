@@ -211,7 +211,7 @@ def preflight(argv: Sequence[str], command: str | None = None) -> int:
 
     def check() -> int:
         check_no_others(argv)
-        given = asked(command)  # first of all, as a wrong command is not worth the wait for the other processes
+        given = asked(command)  # checks the command before joining the other processes, which can take minutes
         join_processes()
         from detailclip_jax.training import preflight
 
