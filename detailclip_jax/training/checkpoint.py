@@ -438,9 +438,9 @@ def _none_readable(folder: Path, failures: Mapping[int, str]) -> str:
 
 
 def _compare_checksums(saved: Mapping[str, int], read: Mapping[str, int]) -> None:
-    """Raises CheckpointError if the restored arrays differ from the saved ones; the manifest only checks files."""
+    """Raises ValueError if the restored arrays differ from the saved ones; the manifest only checks files."""
     if changed := [name for name in saved if read.get(name) != saved[name]]:
-        raise CheckpointError(f"checksum of {', '.join(changed[:5])} differs from the value that was saved")
+        raise ValueError(f"checksum of {', '.join(changed[:5])} differs from the value that was saved")
 
 
 class Saved(NamedTuple):
@@ -482,17 +482,8 @@ def load_saved(path: str | Path, step: int | None = None) -> Saved:
     """Loads the weights of a checkpoint on one device; as `load`, but no positions are interpolated."""
     folder, step = Path(path).absolute() / FOLDER, pick_step(path, step)
     device = first_device()
-    if broken := manifest.problem(folder / str(step)):
-        raise CheckpointError(_unreadable(folder, step, broken))
-    _check_run(folder, step)
-    try:
+    with _reading(folder, step, "--step="):
         return _load_saved(folder / str(step), device)
-    except (jax.errors.JaxRuntimeError, CheckpointError):  # of the devices, the other processes, or the kind of run
-        raise
-    except OtherVersion as error:
-        raise CheckpointError(f"the config in the checkpoint {folder / str(step)} {error}") from error
-    except Exception as error:  # any error of the reader, although the files are as they were written
-        raise CheckpointError(_unreadable(folder, step, first_line(error))) from error
 
 
 def save_weights(workdir: str | Path, variables: Mapping[str, Params], config: ConfigDict, origin: str) -> None:
@@ -541,23 +532,33 @@ def load_state(path: str | Path, target: PyTree, step: int | None = None) -> tup
     So it may be called while the run is training; `Checkpoints` removes what a run left unfinished.  Raises as `load`.
     """
     folder, step = Path(path).absolute() / FOLDER, pick_step(path, step)
-    if broken := manifest.problem(folder / str(step)):
-        raise CheckpointError(_unreadable(folder, step, broken, "step="))
-    _check_run(folder, step)
-    _check_version(folder, step, target)
-    try:
+    with _reading(folder, step, "step="):
+        _check_version(folder, step, target)
         state = target.replace(**_read_part(folder / str(step) / "state", _fields(target)))
-        run = _record(folder / str(step))
-        _compare_checksums(run["checksums"], checksums(state))
-    except jax.errors.JaxRuntimeError:
-        raise
-    except Exception as error:  # any error of the reader, although the files are as they were written
-        raise CheckpointError(_unreadable(folder, step, first_line(error), "step=")) from error
+        _compare_checksums(_record(folder / str(step))["checksums"], checksums(state))
     return state, step
 
 
-def _unreadable(folder: Path, step: int, reason: str, option: str = "--step=") -> str:
-    """The message about an unreadable checkpoint; `option` spells how another step is chosen."""
+@contextlib.contextmanager
+def _reading(folder: Path, step: int, option: str) -> Iterator[None]:
+    """Checks a checkpoint, and raises CheckpointError for any error of its reader.
+
+    `option` spells how another step is chosen. Errors of the devices and of other processes pass unchanged.
+    """
+    if broken := manifest.problem(folder / str(step)):
+        raise CheckpointError(_unreadable(folder, step, broken, option))
+    _check_run(folder, step)
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, CheckpointError):
+        raise
+    except OtherVersion as error:
+        raise CheckpointError(f"the config in the checkpoint {folder / str(step)} {error}") from error
+    except Exception as error:  # although the files are as they were written
+        raise CheckpointError(_unreadable(folder, step, first_line(error), option)) from error
+
+
+def _unreadable(folder: Path, step: int, reason: str, option: str) -> str:
     others = [other for other in steps_in(folder) if other != step]
     way_out = f"try {option}{others[-1]}" if others else "there is no other checkpoint; copy it again from its source"
     return f"the checkpoint of step {step} in {folder} cannot be read: {reason}; {way_out}"
