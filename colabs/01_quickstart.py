@@ -27,8 +27,9 @@ print(f"jax {jax.__version__} on {len(jax.devices())} x {jax.devices()[0].device
 
 # %% [markdown]
 # The next cell trains a model for `STEPS` steps. It continues a training that was interrupted, and the notebooks share
-# the model. The environment variable `MODEL` names another run to load instead: the outputs below are of the demo's run
-# of 600 steps (`make demo`, `MODEL=stickers`), which takes longer.
+# the model. The environment variable `MODEL` names another run to load instead: the outputs below are of 300 steps
+# (`python -m detailclip_jax.main --config=stickers --config.total_steps=300 --workdir=runs/stickers`,
+# `MODEL=stickers`), which take longer.
 
 # %%
 from pathlib import Path
