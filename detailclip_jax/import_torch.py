@@ -7,10 +7,11 @@ r"""Imports a PyTorch checkpoint as a workdir for evaluation, notebooks and trai
         --image-size=448
 
 FORMAT is the layout of the tensors: reference (DetailCLIP), aclip, flair, slip, clip (of SLIP's family), openai,
-open_clip, cosmos, huggingface, tips, mae, ibot, dino, timm, or safetensors (written by export).  Without --from it is
-inferred from their names, except for TIPS's image encoder alone, which has the names of DINOv2 with register tokens.
-Sizes are inferred from the shapes.  Only tensors are loaded: a file that would execute code is refused.  To continue
-training from DIR: `python -m detailclip_jax.main --config=configs/vitb16_continue.py --config.init=DIR`.
+longclip, open_clip, cosmos, huggingface, tips, mae, ibot, dino, timm, or safetensors (written by export).  Without
+--from it is inferred from their names, except for TIPS's image encoder alone, which has the names of DINOv2 with
+register tokens.  Sizes are inferred from the shapes.  Only tensors are loaded: a file that would execute code is
+refused.  To continue training from DIR:
+`python -m detailclip_jax.main --config=configs/vitb16_continue.py --config.init=DIR`.
 """
 
 from detailclip_jax.runtime import start

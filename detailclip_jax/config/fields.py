@@ -41,6 +41,13 @@ RUN: Group = {
     "method": Field("detailclip", "method; the table METHODS of methods/ has them", "paper"),
     "seed": Field(0, "seed of the parameters, the order of examples, the crops and the captions", OURS),
     "init": Field("", "checkpoint to start from: its networks, sizes and preprocessing (training/warm_start.py)", OURS),
+    "init_text_positions": Field(
+        "keep",
+        "text positions of init: keep has the context of the checkpoint; longclip and linear stretch them to "
+        "model.context_length (models/positions.py)",
+        "longclip: Long-CLIP (arXiv 2403.15378), 77 to 248",
+        choices=("keep", "longclip", "linear"),
+    ),
     "init_required": Field(
         False, "whether a run without init is refused, because the config continues a checkpoint", OURS, may_change=True
     ),

@@ -12,7 +12,7 @@ from detailclip_jax.data.tokenizer import Tokenizer
 
 NUM_READ = 200  # examples, evenly spaced over the source
 MUCH = 0.1  # share of long captions from which a warning is given
-CLIP = 77  # tokens of CLIP's context
+LONGEST = 248  # tokens of Long-CLIP's context, the longest that is recommended
 
 
 def caption_lengths(tokens: Int[np.ndarray, "*batch T"]) -> Int[np.ndarray, "*batch"]:
@@ -49,11 +49,14 @@ def warning_of_long_captions(source: Source, rule: str, tokenizer: Tokenizer, nu
     if share < MUCH:
         return ""
     enough, room = int(np.quantile(lengths, 0.99, method="higher")), tokenizer.context_length
-    longer = f"--config.model.context_length={min(enough, CLIP)} keeps more of them, with a slower step"
+    longer = (
+        f"--config.model.context_length={min(enough, LONGEST)} keeps more of them, with a slower step (with "
+        "--config.init also --config.init_text_positions=longclip)"
+    )
     return (
         f"{share:.1%} of {len(lengths)} sampled captions are longer than model.context_length {room} tokens "
         f"(median length {int(np.median(lengths))}): the rest is cut off and never used.  "
-        + (longer if room < CLIP else "For shorter captions, --config.data.caption=field:NAME selects another text")
+        + (longer if room < LONGEST else "For shorter captions, --config.data.caption=field:NAME selects another text")
     )
 
 

@@ -1,10 +1,13 @@
-"""Parameter names of OpenAI's CLIP and of open_clip, and of COSMOS and FLAIR, whose code extends open_clip's."""
+"""Parameter names of OpenAI's CLIP, Long-CLIP, open_clip, COSMOS and FLAIR, whose code extends open_clip's."""
+
+import numpy as np
 
 from detailclip_jax.interop.key_tables import (
     CONV,
     LINEAR,
     SAME,
     Entry,
+    StateDict,
     Table,
     cross_pool,
     linear,
@@ -15,7 +18,9 @@ from detailclip_jax.interop.key_tables import (
 from detailclip_jax.interop.measure import Spec
 from detailclip_jax.interop.reference import logit_scale, text_block, text_blocks, text_ends
 from detailclip_jax.interop.timm_vit import vit
+from detailclip_jax.models.positions import KEPT
 
+POSITIONS, LATER_POSITIONS = "positional_embedding", "positional_embedding_res"  # of texts
 COSMOS_PARTS = COSMOS_STUDENT, COSMOS_TEACHER = "student", "teacher"
 COSMOS_UNUSED = (
     r"(logit|distill_logit)_scale",
@@ -51,6 +56,20 @@ def text(depth: int, projection: str = "text_projection") -> list[Entry]:
 def clip_table(spec: Spec) -> Table:
     """OpenAI's CLIP with a ViT."""
     return Table([*image(spec.size.depth), *text(spec.size.text_depth)])
+
+
+def joined_positions(tensors: StateDict) -> StateDict:
+    """Long-CLIP's weights with one table of text positions: the first rows of one, the later rows of the other.
+
+    Raises ValueError if the two tables have different shapes.
+    """
+    found = dict(tensors)
+    later, first = found.pop(LATER_POSITIONS), found.get(POSITIONS)
+    if first is None:  # the check of the names reports it
+        return found
+    if first.shape != later.shape:
+        raise ValueError(f"{POSITIONS} has shape {first.shape}, but {LATER_POSITIONS} {later.shape}")
+    return found | {POSITIONS: np.concatenate([first[:KEPT], later[KEPT:]])}
 
 
 def timm_tower_table(spec: Spec) -> Table:

@@ -1,4 +1,4 @@
-"""Position embeddings of patches: fixed sin-cos positions, and interpolation of learnt ones to other grids."""
+"""Position embeddings: fixed sin-cos positions of patches, learnt ones interpolated to other grids, texts stretched."""
 
 import functools
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import numpy as np
 
 from detailclip_jax.types import Array, Float
 
+KEPT, STRETCH = 20, 4  # of Long-CLIP: text positions that stay, and the factor of the others
 SHARPNESS = -0.75  # parameter a of the cubic kernel, as in PyTorch's bicubic interpolation
 
 
@@ -94,6 +95,40 @@ def linear_matrix(old: int, new: int) -> Array:
     """Builds the antialiased linear interpolation matrix [new, old]; every row sums to 1."""
     highest = jax.lax.Precision.HIGHEST
     return jax.image.resize(jnp.eye(old), (new, old), "linear", antialias=True, precision=highest)
+
+
+def stretched_text(positions: np.ndarray, length: int, rule: str) -> np.ndarray:
+    """Stretches the positions [T, D] of texts to a longer context of `length`, by a rule of TEXT_RULES.
+
+        stretched_text(positions, 248, "longclip")   # of 77 positions
+
+    "longclip": the first 20 positions stay, each later one becomes four, interpolated, and the last three continue the
+    last difference (Long-CLIP, arXiv 2403.15378, `load_from_clip` of its code); a shorter `length` takes the first of
+    these.  "linear": all positions interpolated, the first and the last stay.
+
+    Raises ValueError as `check_stretch`.
+    """
+    num = len(positions)
+    check_stretch(num, length, rule)
+    places = np.arange(length, dtype=np.float64)
+    if rule == "longclip":
+        places = np.where(places < KEPT, places, KEPT + (places - KEPT) / STRETCH)
+    else:
+        places *= (num - 1) / max(length - 1, 1)
+    left = np.clip(places.astype(int), 0, num - 2)  # behind the last position: the line through the last two
+    share = (places - left)[:, None]
+    table = np.asarray(positions, np.float64)
+    return ((1 - share) * table[left] + share * table[left + 1]).astype(np.float32)
+
+
+def check_stretch(num: int, length: int, rule: str) -> None:
+    """Raises ValueError if a context of `num` would become shorter, or longer than the rule allows."""
+    longest = max(num, KEPT + STRETCH * (num - KEPT)) if rule == "longclip" else max(num, length)
+    if not num <= length <= longest:
+        raise ValueError(
+            f"model.context_length {length}: {num} text positions can be stretched to {num} to {longest} by "
+            f"init_text_positions={rule!r}; give such a length, or init_text_positions='keep'"
+        )
 
 
 RECIPES: dict[str, Callable[[int, int], np.ndarray | Array]] = {

@@ -18,7 +18,7 @@ from detailclip_jax.config import run_config
 from detailclip_jax.config.run_config import is_dense
 from detailclip_jax.data import preprocessing, vocabularies
 from detailclip_jax.methods import Method
-from detailclip_jax.models import stacking
+from detailclip_jax.models import positions, stacking
 from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models.vit import Style
 from detailclip_jax.training import checkpoint, dense_encoder, experiment
@@ -28,7 +28,9 @@ from detailclip_jax.training.workdirs import FOLDER, is_run, no_run
 from detailclip_jax.types import Array, Leaf, Params, PyTree
 
 OF_IMAGES = ("size", "custom", "image_size", "image_style")
-OF_TEXT = ("context_length", "vocab_size", "text_activation", "text_style", "image_is_embedding")
+KEEP = "keep"  # of init_text_positions: the context of the checkpoint
+CONTEXT = "context_length"
+OF_TEXT = (CONTEXT, "vocab_size", "text_activation", "text_style", "image_is_embedding")
 OF_PROTOTYPES = ("prototypes",)
 OF_DECODER = ("decoder_depth", "decoder_width")
 OF_ITS_WIDTH = ("decoder", "pixel_head")  # networks of the decoder's width
@@ -53,6 +55,9 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     (source, brought), adopted = _origin(config, workdir), ConfigDict(config.to_dict())
     set_by_user = {name.partition("[")[0] for name in given}
     fields = [*OF_IMAGES, *(OF_TEXT if "text" in brought else ())]
+    if "text" in brought and config.init_text_positions != KEEP:
+        positions.check_stretch(source.model[CONTEXT], config.model[CONTEXT], config.init_text_positions)
+        fields.remove(CONTEXT)
     _take(adopted, source, [*fields, *(OF_PROTOTYPES if "prototype_head" in brought else ())], set_by_user)
     if "text" in brought:
         adopted.data.tokenizer_digest = source.data.tokenizer_digest
@@ -175,7 +180,9 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     method, saved_centers = methods.build(config), variables.pop("centers")
     networks = method.networks
     variables = {name: _as_here(tree, state.params) for name, tree in variables.items()}
-    variables |= {name: _with_class_tokens(variables[name], state.params) for name in ("params", "ema_params")}
+    for name in ("params", "ema_params"):
+        tree = _with_class_tokens(variables[name], state.params)
+        variables[name] = _with_context(tree, state.params, config.init_text_positions)
     ours = _usable(method, source.model)
     loaded = {network: variables["params"][network] for network in ours if network in variables["params"]}
     _check_shapes(config.init, loaded, state.params)
@@ -219,6 +226,14 @@ def _with_class_tokens(tree: Params, params: Params) -> Params:
         return {**tree, "image": {**kept, name: fresh}}
     tokens = np.concatenate([np.asarray(known)[: len(fresh)], np.asarray(fresh)[len(known) :]])
     return {**tree, "image": {**kept, name: jnp.asarray(tokens)}}
+
+
+def _with_context(tree: Params, params: Params, rule: str) -> Params:
+    """Stretches the text positions of a checkpoint to the context of the new networks, unless they keep theirs."""
+    if rule == KEEP or "text" not in tree or "text" not in params:
+        return tree
+    stretched = positions.stretched_text(np.asarray(tree["text"]["positions"]), len(params["text"]["positions"]), rule)
+    return {**tree, "text": {**tree["text"], "positions": stretched}}
 
 
 def _statistics(old: Params, theirs: Params, student: Params) -> Params:
@@ -275,6 +290,7 @@ def report(
         f"  loaded        {', '.join(loaded) or 'nothing'}",
         f"  fresh         {', '.join(fresh) or 'nothing'}",
         *_token_lines(config, source),
+        *_context_lines(config, source),
         *_teacher_lines(teacher),
         f"  learning rate {opt.learning_rate:g} after {warmup} steps of warm-up; {rates}",
         f"  layer decay   {opt.layer_decay:g} in those",
@@ -303,6 +319,12 @@ def _unused_lines(params: list[str], loaded: list[str], theirs: list[str], teach
 def _token_lines(config: ConfigDict, source: ConfigDict) -> list[str]:
     ours, theirs = config.model.class_tokens, source.model.class_tokens
     return [f"  class tokens  {ours} (checkpoint: {theirs})"] if ours != theirs else []
+
+
+def _context_lines(config: ConfigDict, source: ConfigDict) -> list[str]:
+    ours, theirs, rule = config.model[CONTEXT], source.model[CONTEXT], config.init_text_positions
+    words = f"  context       {ours} tokens: {theirs} text positions of the checkpoint, stretched ({{}})"
+    return [words.format(rule)] if rule != KEEP and ours != theirs else []
 
 
 def _teacher_lines(teacher: dict[str, bool]) -> list[str]:

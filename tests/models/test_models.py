@@ -123,6 +123,26 @@ def test_drop_path_drops_whole_branches_of_an_image_by_its_own_key():
     assert (scales[0] != scales[1]).any()
 
 
+def test_text_positions_are_stretched_as_long_clip_does():
+    """Its `load_from_clip`: rows up to 20 stay, each later row becomes four, and the last line is continued."""
+    table = np.random.default_rng(0).standard_normal((77, 3)).astype(np.float32)
+    expected = list(table[:20])
+    for j in range(20, 76):
+        expected += [((4 - r) * table[j] + r * table[j + 1]) / 4 for r in range(4)]
+    expected += [table[76] + r / 4 * (table[76] - table[75]) for r in range(4)]
+    np.testing.assert_allclose(positions.stretched_text(table, 248, "longclip"), expected, atol=1e-6)
+    np.testing.assert_allclose(positions.stretched_text(table, 100, "longclip"), expected[:100], atol=1e-6)
+    linear = positions.stretched_text(table, 153, "linear")
+    np.testing.assert_allclose(linear[::2], table, atol=1e-6)
+    np.testing.assert_allclose(linear[1::2], (table[1:] + table[:-1]) / 2, atol=1e-6)
+    np.testing.assert_array_equal(positions.stretched_text(table, 77, "linear"), table)
+    for length, rule in ((249, "longclip"), (76, "longclip"), (76, "linear")):
+        with pytest.raises(
+            ValueError, match=rf"model\.context_length {length}: 77 text positions .* init_text_positions"
+        ):
+            positions.stretched_text(table, length, rule)
+
+
 def test_mae_s_positions_are_fixed_and_its_linears_xavier():
     style = vit_module.Style(positions="sincos", init="xavier")
     params = jax.jit(VIT.clone(style=style).init)(jax.random.key(0), images())["params"]

@@ -23,6 +23,7 @@ from detailclip_jax.config import run_config
 from detailclip_jax.interop import tensor_files
 from detailclip_jax.interop.layouts import OPENAI_STYLE
 from detailclip_jax.methods import METHODS
+from detailclip_jax.models.positions import stretched_text
 from detailclip_jax.pretraining import validate
 from detailclip_jax.runtime.metric_files import read_lines
 from detailclip_jax.training import checkpoint, experiment, loop, mesh, optimizer, warm_start, workdirs
@@ -436,6 +437,22 @@ def test_of_further_class_tokens_those_that_the_checkpoint_has_are_loaded(tmp_pa
     known = trees["params"]["image"]["extra_tokens"]
     np.testing.assert_array_equal(state.params["image"]["extra_tokens"], np.concatenate([known, 0 * known]))
     assert "  class tokens  3 (checkpoint: 2)" in lines
+
+
+def test_text_positions_are_stretched_to_a_longer_context(tmp_path):
+    trees = written(tmp_path / "clip", **{"model.context_length": 24})
+    asked = tiny("clip", init=str(tmp_path / "clip"), init_text_positions="longclip", **{"model.context_length": 36})
+    adopted = warm_start.adopt(asked)
+    assert adopted.model.context_length == 36
+    state, said = warm_start.load(adopted, blank(adopted))
+    expected = stretched_text(np.asarray(trees["params"]["text"]["positions"]), 36, "longclip")
+    np.testing.assert_array_equal(state.params["text"]["positions"], expected)
+    assert "  context       36 tokens: 24 text positions of the checkpoint, stretched (longclip)" in said
+    kept = warm_start.adopt(tiny("clip", init=str(tmp_path / "clip"), **{"model.context_length": 36}))
+    assert kept.model.context_length == 24
+    asked.model.context_length = 40
+    with pytest.raises(ValueError, match=r"model\.context_length 40: 24 text positions can be stretched to 24 to 36"):
+        warm_start.adopt(asked)
 
 
 def test_tips_with_one_caption_goes_on_from_two_class_tokens_as_its_message_says(tmp_path):
