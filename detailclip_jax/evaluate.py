@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint on named data sets: zero-shot, retrieval, k-NN and linear probes.
+"""Evaluates a checkpoint on named data sets: zero-shot, retrieval, choice of captions, k-NN and linear probes.
 
     python -m detailclip_jax.evaluate --checkpoint=runs/stickers                        # needs no data on disk
     python -m detailclip_jax.evaluate --checkpoint=runs/vitb16_yfcc --tasks=paper --data-dir=/data --compare=paper
@@ -11,9 +11,13 @@ TASKS is a list separated by semicolons, each entry KIND:SET,SET,... (quote it, 
 
   stickers   as a task: all of these but dense on the embedded scenes, no download.  As sets: stickers, stickers_pairs
              (pairs of nouns that do not occur together in training; retrieval), stickers_style (another artist's
-             drawings, see --style), stickers_white (one drawing on plain white; not for retrieval)
+             drawings, see --style), stickers_white (one drawing on plain white; not for retrieval), stickers_long
+             (captions of several sentences; retrieval)
   paper      as a task: the paper's tables 2 and 3.  As a set: the paper's sets of that kind, as in zero_shot:paper;
              "all" means all sets of that kind
+  detail     as a task: retrieval with long captions, and choice among captions that differ in one detail
+
+Sets of choice: stickers, {choices}.
 
 dense:SET:READOUT compares class names with patch features after a change to the last block.  Read-outs: plain,
 maskclip, maskclip_bare, sclip, naclip, clearclip, gem, tips (default: naclip; SET:all takes each in turn).  Sets:
@@ -58,13 +62,14 @@ KEPT = "what was measured is kept, and the same command continues from there"
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
-    from detailclip_jax.data.labelled import KNOWN
+    from detailclip_jax.data.labelled import CHOICES, KNOWN
     from detailclip_jax.evaluation.protocols import PROTOCOLS
     from detailclip_jax.evaluation.tasks import KINDS
 
     sets = textwrap.fill(", ".join(KNOWN), 112, subsequent_indent="      ")
+    choices = textwrap.fill(", ".join(CHOICES), 112, initial_indent=" " * 26, subsequent_indent="      ").strip()
     kinds = "\n".join(f"  {name:<13}{kind.about}" for name, kind in KINDS.items())
-    command = flags.parser("evaluate", (__doc__ or "").format(sets=sets, kinds=kinds))
+    command = flags.parser("evaluate", (__doc__ or "").format(sets=sets, kinds=kinds, choices=choices))
     add = command.add_argument
     flags.add_checkpoint(command)
     add("--tasks", default="stickers", metavar="TASKS", help="what to measure, see above (default: stickers)")
@@ -74,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     add("--data-dir", default="data", metavar="DIR", help="folder of the sets on disk (default: data)")
     add("--follow-links", action="store_true", help=flags.FOLLOW_LINKS)
     add("--out", metavar="DIR", help=f"folder of the results (default: {OUT}-STEP in the workdir)")
-    compare = "print published numbers next to ours: the paper's of the method, or of dense read-outs on CLIP B/16"
+    compare = "print published numbers next to ours: the paper's of the method, or of CLIP on detail and dense tasks"
     add("--compare", choices=("paper", "published"), help=compare)
     few = "evaluate N evenly spaced examples of each set (default: all; kept_objects 1,000 and segmentation 500 scenes)"
     add("--num-examples", type=flags.positive, metavar="N", help=few)
@@ -172,8 +177,9 @@ def introduction(
         yield f"preprocess: {preprocessing.description(config)}"
     count = counted(len(tasks), "task")
     yield f"{count}, protocol {arguments.protocol}, sets on disk: {arguments.data_dir}; results: {out}"
-    if arguments.compare == "published" and not any(task.kind == "dense" for task in tasks):
-        yield "published numbers exist for dense tasks only, such as --tasks=dense:voc21:sclip; --tasks has none"
+    known = {measured[:2] for row in paper.published_results().values() for measured in row}
+    if arguments.compare == "published" and not known & set(tasks):
+        yield "published numbers exist for --tasks=detail and for dense tasks such as dense:voc21:sclip, not for these"
     if arguments.compare == "paper" and subject.method not in paper.PRINTED_NAMES:
         yield f"the paper's tables 2 and 3 lack {subject.method}; they have {', '.join(paper.PRINTED_NAMES)}"
 

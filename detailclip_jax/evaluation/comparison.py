@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
+from detailclip_jax.data.stickers.scene_choices import EXCHANGES, SceneChoices, bag_of_words
 from detailclip_jax.evaluation import run_evaluators, tables
 from detailclip_jax.evaluation.metrics import split_name
 from detailclip_jax.figures import style
@@ -34,6 +35,10 @@ METRICS = {  # task/metric -> heading, the label in report.md
         "kept_objects/share",
     )
 }
+DETAIL = {  # of a table of its own
+    **{f"choice/{name}": f"{name} exchanged" for name in EXCHANGES},
+    **{name: tables.LABELS[name] for name in ("long/image_to_text_r1", "long/text_to_image_r1")},
+}
 LEGEND = (
     "Segmentation, object or not: how well a linear read-out of the frozen patch features tells objects from the "
     "ground, as intersection over union (foreground IoU in docs/experiments.md); mIoU, balanced: the same for "
@@ -42,6 +47,13 @@ LEGEND = (
     "Untrained (the same encoder at its random start) and raw pixels are floors: what segmentation reaches without any "
     "training. Cost: of the training step per image, and the mean seconds of the training alone.",
 )
+OF_DETAIL = (
+    "Exchanged: how often the caption that is true of a scene is nearer to it than the same caption with one thing "
+    "exchanged; chance 50. Long captions: retrieval among scenes, each with all that is known of it.",
+    "Bag of words: the most that a text side can reach which ignores the order of words. It knows the scene, and "
+    "guesses where the words of both captions tell something true in some order.",
+)
+BAG, FEW_PAIRS = "bag of words", 20  # the shares are the same for all pairs of an exchange
 FIGURE = ("zero_shot/top1", "retrieval/image_to_text_r1", "segmentation/figure_iou", "segmentation/balanced_miou")
 
 
@@ -81,12 +93,13 @@ def tabulate(results: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
 def write(workdir: Path, results: Mapping[str, Sequence[Mapping[str, float]]], costs: Mapping[str, str]) -> str:
     """Writes comparison.md, .json and, with matplotlib, .png; returns the table and the names of the files."""
     table = tabulate(results)
-    text, files = markdown(table, costs) + legend(table), ["comparison.md", "comparison.json"]
+    text = markdown(table, costs) + legend(table) + detail(table)
+    files = ["comparison.md", "comparison.json"]
     replace_text(workdir / files[0], text)
     records = {"results": as_json(table), "costs": dict(costs)}
     replace_text(workdir / files[1], json.dumps(records, indent=2) + "\n")
     try:
-        style.save(figure(table), workdir / "comparison.png")
+        style.save(figure({name: table[name] for name in table if name[0] != BAG}), workdir / "comparison.png")
         files.append("comparison.png")
     except ImportError as error:  # an optional package; the table is complete without a figure
         complain(f"no figure: {error}")
@@ -102,12 +115,22 @@ def legend(table: Table) -> str:
 
 def markdown(table: Table, costs: Mapping[str, str]) -> str:
     """A Markdown table with one line per method and set of weights; `costs` describes the training cost of each."""
-    head = ["method", "weights", *METRICS.values(), "cost"]
-    lines = [
-        [method, weights, *(str(values.get(name, "")) for name in METRICS), costs.get(method, "")]
-        for (method, weights), values in table.items()
-    ]
-    marks = ["---", "---", *("---:" for _ in METRICS), "---:"]
+    rows = {name: values for name, values in table.items() if name[0] != BAG}
+    return _lines(rows, METRICS, [costs.get(method, "") for method, _ in rows])
+
+
+def detail(table: Table) -> str:
+    """The table of exchanged captions and long captions, with its legend; empty if none was measured."""
+    rows = {name: values for name, values in table.items() if any(metric in values for metric in DETAIL)}
+    return "\n" + _lines(rows, DETAIL) + "\n" + textwrap.fill(" ".join(OF_DETAIL), 110) + "\n" if rows else ""
+
+
+def _lines(rows: Table, metrics: Mapping[str, str], costs: Sequence[str] | None = None) -> str:
+    head, marks = ["method", "weights", *metrics.values()], ["---", "---", *("---:" for _ in metrics)]
+    lines = [[*key, *(str(values.get(name, "")) for name in metrics)] for key, values in rows.items()]
+    if costs is not None:
+        head, marks = [*head, "cost"], [*marks, "---:"]
+        lines = [[*line, cost] for line, cost in zip(lines, costs)]
     return "".join("| " + " | ".join(line) + " |\n" for line in (head, marks, *lines))
 
 
@@ -161,21 +184,26 @@ class PixelEncoder:
 
 
 def floors(config: ConfigDict, num_seeds: int) -> dict[str, list[dict[str, float]]]:
-    """Measures segmentation without training: features of an untrained encoder (one per seed), and raw pixels.
+    """Measures what is reached without training: by an untrained encoder (one per seed), by raw pixels, by words alone.
 
-    Empty if segmentation is not among the evaluators of `config`.
+    Raw pixels are measured in segmentation, and a bag of words in the choice among captions. Empty if neither is among
+    the evaluators of `config`.
     """
     config = ConfigDict(config.to_dict())
     config.init = ""
     options = run_evaluators.plan(config)
-    if "segmentation" not in options:
+    config.evaluators = {name: options[name] for name in ("segmentation", "choice", "long") if name in options}
+    if not config.evaluators:
         return {}
-    config.evaluators = {"segmentation": options["segmentation"]}
     built = experiment.build(config)
-    encoders = built.encode, PixelEncoder(config.model)
-    features, pixels = (run_evaluators.build_all(encode, config) for encode in encoders)
+    evaluators = run_evaluators.build_all(built.encode, config)
     untrained = [{"student": built.init(seed).params} for seed in range(num_seeds)]
-    return {
-        "untrained": [run_evaluators.run(features, params, step=0) for params in untrained],
-        "raw pixels": [run_evaluators.run(pixels, {"student": {"image": {}}}, step=0)],
-    }
+    found = {"untrained": [run_evaluators.run(evaluators, params, step=0) for params in untrained]}
+    if "segmentation" in options:
+        config.evaluators = {"segmentation": options["segmentation"]}
+        pixels = run_evaluators.build_all(PixelEncoder(config.model), config)
+        found["raw pixels"] = [run_evaluators.run(pixels, {"student": {"image": {}}}, step=0)]
+    if "choice" in options:
+        pairs = SceneChoices(config.model.image_size * 5 // 4, FEW_PAIRS)
+        found[BAG] = [{f"choice/best/{name}": share for name, share in bag_of_words(pairs).items()}]
+    return found

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detailclip_jax.data import labelled
-from detailclip_jax.data.labelled import KNOWN, LabelledSet
+from detailclip_jax.data.held_out import Picked
+from detailclip_jax.data.labelled import CHOICES, KNOWN, Choice, ChoiceSet, LabelledSet
 from detailclip_jax.data.sources import MissingData, Source
 from detailclip_jax.data.stickers import scene_source
+from detailclip_jax.data.stickers.scene_choices import EXCHANGES, SceneChoices, exchange_of
 from detailclip_jax.data.stickers.scene_source import Stickers, noun_names
 from detailclip_jax.data.stickers.sprites import LEVELS, sprites
 from detailclip_jax.dense import paper
@@ -21,9 +23,10 @@ STICKERS = {
     "stickers_pairs": "scenes of two nouns that never met in training",
     "stickers_style": "scenes of another artist's drawings",
     "stickers_white": "one unchanged drawing on plain white",
+    "stickers_long": "unseen scenes with all that is known of each, in several sentences",
 }
-PAIRS, STYLE, ON_WHITE = "stickers_pairs", "stickers_style", "stickers_white"
-NUM_SCENES = {"train": 5000, "test": 2000, "captions": 1000}
+NEW_PAIRS, STYLE, ON_WHITE, LONG = "stickers_pairs", "stickers_style", "stickers_white", "stickers_long"
+NUM_SCENES = {"train": 5000, "test": 2000, "captions": 1000, "choices": 2000}
 DEFAULT_STYLE = "noto"
 LIMITED = "/"  # in the fingerprint of a part of a set, before the number of its examples
 
@@ -79,6 +82,12 @@ class Sets(NamedTuple):
             )
         return self.limited(data)
 
+    def choices(self, name: str) -> ChoiceSet:
+        """Images with captions of which some fit. Raises MissingData, also for a damaged set."""
+        if name == "stickers":
+            return self._some_choices(self._sticker_choices())
+        return self._some_choices(labelled.open_choices(name, self.data_dir, self.follow_links))
+
     def check(self, name: str) -> None:
         """Raises ValueError with the nearest names if `name` is neither a known set nor an existing folder."""
         known = (*STICKERS, *labelled.KNOWN)
@@ -98,8 +107,8 @@ class Sets(NamedTuple):
 
     def _single_stickers(self, name: str, split: str) -> LabelledSet:
         """Scenes of one object. Another artist's drawings and a white ground are for the test split only."""
-        if name == PAIRS:
-            raise ValueError(f"the scenes of {PAIRS} have several objects, for retrieval only; use stickers")
+        if name in (NEW_PAIRS, LONG):
+            raise ValueError(f"the scenes of {name} have several objects, for retrieval only; use stickers")
         if split == "train":
             return self._stickers(name, "train", NUM_SCENES["train"], single_object=True)
         options = {STYLE: {"style": self.style}, ON_WHITE: {"scenes": scene_source.ON_WHITE}}.get(name, {})
@@ -107,22 +116,51 @@ class Sets(NamedTuple):
         return self._stickers(name, "held_out_scenes", count, single_object=True, **options)
 
     def _sticker_scenes(self, name: str) -> LabelledSet:
-        """Scenes of one to four objects, with two captions each."""
-        kind = "held_out_pairs" if name == PAIRS else "held_out_scenes"
+        """Scenes of one to four objects, with two captions each, or the long one."""
+        kind = "held_out_pairs" if name == NEW_PAIRS else "held_out_scenes"
         style = self.style if name == STYLE else None
         return self._stickers(name, kind, self.num_scenes or NUM_SCENES["captions"], style=style)
 
     def _stickers(self, name: str, kind: str, count: int, **options: Any) -> LabelledSet:
-        source = drawn(lambda: Stickers(kind, self.image_size * 5 // 4, count, **options))
+        source = drawn(lambda: Stickers(kind, self._canvas, count, **options))
         classes = noun_names() if source.single_object else ()
-        return LabelledSet(name, Kept(source), classes, fingerprint(source), count)
+        marks = f"long-{fingerprint(source)}" if name == LONG else fingerprint(source)
+        return LabelledSet(name, Kept(source, long=name == LONG), classes, marks, count)
+
+    def _sticker_choices(self) -> ChoiceSet:
+        """Pairs of scenes, an equal number for every exchange."""
+        num_pairs = max((self.num_scenes or NUM_SCENES["choices"]) // (2 * len(EXCHANGES)), 1)
+        source = drawn(lambda: SceneChoices(self._canvas, num_pairs))
+        kept = Kept(source)
+        choices = [Choice(index, source.captions(index), group=exchange_of(index)) for index in range(len(source))]
+        return ChoiceSet(LabelledSet("stickers", kept, (), fingerprint(source), len(source)), choices)
+
+    def _some_choices(self, found: ChoiceSet) -> ChoiceSet:
+        """At most `num_examples` choices, or pairs of them, evenly spaced; only their images."""
+        units, count = found.units, self.num_examples
+        if count is None or count >= len(units):
+            return found
+        choices = [each for i in range(count) for each in units[i * len(units) // count]]
+        images = list(dict.fromkeys(each.image for each in choices))
+        places = {image: place for place, image in enumerate(images)}
+        source, marks = Picked(found.data.source, images), f"{found.data.fingerprint}{LIMITED}{count}"
+        data = found.data._replace(source=source, fingerprint=marks, expected=None)
+        return found._replace(data=data, choices=[each._replace(image=places[each.image]) for each in choices])
+
+    @property
+    def _canvas(self) -> int:
+        """Side of the scenes in pixels, as in training."""
+        return self.image_size * 5 // 4
 
 
 class Kept:
-    """The examples of a source, each kept in memory once it is read: all sets of weights see the same scenes."""
+    """The examples of a source, each kept in memory once it is read: all sets of weights see the same scenes.
 
-    def __init__(self, source: Source):
-        self.source, self._examples = source, {}
+    long: the captions are the long one alone.
+    """
+
+    def __init__(self, source: Source, long: bool = False):
+        self.source, self.long, self._examples = source, long, {}
 
     def __len__(self) -> int:
         return len(self.source)
@@ -130,6 +168,7 @@ class Kept:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index not in self._examples:
             example = self.source[index]
+            example["captions"] = (example["long"],) if self.long else example["captions"]
             self._examples[index] = {name: example[name] for name in ("image", "label", "captions", "key")}
         return self._examples[index]
 
@@ -141,7 +180,7 @@ def with_classes(kind: str, name: str, sets: Sets) -> Sequence[str]:
     """
     if name == "paper":
         return paper.zero_shot_sets()
-    if name == PAIRS:
+    if name in (NEW_PAIRS, LONG):
         raise ValueError(f"{kind}:{name}: its scenes have several objects, for retrieval only; write {kind}:stickers")
     return _known(kind, name, sets, captioned=False)
 
@@ -160,6 +199,15 @@ def with_masks(kind: str, name: str, sets: Sets) -> Sequence[str]:
     sets.check(name)
     if name != "stickers":
         raise ValueError(f"{kind}:{name}: {kind} needs exact object masks; write {kind}:stickers")
+    return [name]
+
+
+def with_choices(kind: str, name: str, sets: Sets) -> Sequence[str]:
+    """The sets of choices that a name stands for: "all" for all known ones. Raises ValueError for another set."""
+    if name == "all":
+        return list(CHOICES)
+    if name != "stickers" and name not in CHOICES:
+        raise ValueError(f"{kind}:{name}: {unknown('set of choices', name, ('stickers', *CHOICES))}")
     return [name]
 
 
@@ -187,7 +235,7 @@ def drawn(make: Callable[[], Any]) -> Any:
         raise MissingData(str(error)) from error
 
 
-def fingerprint(source: Stickers) -> str:
+def fingerprint(source: Stickers | SceneChoices) -> str:
     """Twelve hexadecimal digits of a hash of the scenes' description, the first image and all drawings."""
     said = data_fingerprint(source).encode()
     drawings = sprites(source.style).levels[max(LEVELS)]

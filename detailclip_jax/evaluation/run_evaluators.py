@@ -49,7 +49,9 @@ EVALUATORS = {
     "other_drawings": Named(
         KINDS["zero_shot"].build, evaluation_sets.STYLE, {**SCENES, "style": DEFAULT_STYLE}, top=(1,)
     ),
-    "retrieval": Named(KINDS["retrieval"].build, evaluation_sets.PAIRS, top=(1, 5)),
+    "retrieval": Named(KINDS["retrieval"].build, evaluation_sets.NEW_PAIRS, top=(1, 5)),
+    "long": Named(KINDS["retrieval"].build, evaluation_sets.LONG, top=(1, 5)),
+    "choice": Named(KINDS["choice"].build, "stickers"),
     "kept_objects": Named(KINDS["kept_objects"].build, "stickers"),
     "segmentation": Named(KINDS["segmentation"].build, "stickers", {**SCENES, "num_train_scenes": None}),
 }

@@ -35,6 +35,15 @@ NOTES = {
         "Retrieval: scenes of two nouns that never occur together in training, two captions each. Images with "
         "identical captions count as correct for each other."
     ),
+    "long": (
+        "Long captions: retrieval among unseen scenes, each with all that is known of it. A text is cut to the context "
+        "length of the model."
+    ),
+    "choice": (
+        "Which caption fits: pairs of unseen scenes; a caption is true of one of them and false of the other. Without "
+        "the image nobody is right more often than chance. A text side that ignores the order of words reaches 100 for "
+        "object and count, and 50 for attribute, side and size."
+    ),
     "kept_objects": (
         "Kept patches: the half with the highest CLS attention, for every method, in unseen scenes; chance is the "
         "share of all patches that touch an object."

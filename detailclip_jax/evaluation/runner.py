@@ -61,7 +61,7 @@ def run_tasks(
     out: folder of results.jsonl (written after each measurement; read to continue), results.md, results.csv and the
         embeddings. None writes nothing.
     compare: adds results to the tables: "paper" those of the subject's method in the paper, "published" those of
-        dense read-outs on CLIP B/16.
+        CLIP on sets of long captions, on Winoground, and of its dense read-outs.
 
     All processes of a job call this together; process 0 writes. Raises ValueError for an unknown protocol or
     comparison, and if `out` holds results of other weights. With several processes, raises any error but
@@ -92,7 +92,7 @@ def compared(method: str, compare: str | None) -> PaperResults:
     if compare not in (None, *COMPARE):
         raise ValueError(unknown("compare", compare, COMPARE))
     if compare == "published":
-        return paper.results_of_readouts()
+        return paper.published_results()
     return paper.results_of(method) if compare == "paper" else {}
 
 

@@ -5,6 +5,7 @@ import io
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+from detailclip_jax.data.stickers.scene_choices import EXCHANGES
 from detailclip_jax.data.stickers.scene_source import WHITE_SIDES
 from detailclip_jax.dense import paper
 from detailclip_jax.evaluation.evaluation_sets import is_limited
@@ -25,6 +26,8 @@ LABELS = {  # metric, or task/metric -> label
     "text_to_image_r1": "text to image R@1",
     "text_to_image_r5": "text to image R@5",
     "text_to_image_r10": "text to image R@10",
+    "choice/accuracy": "which caption fits",
+    **{f"choice/{name}": f"which caption fits, {name} exchanged" for name in EXCHANGES},
     "share": "kept patches that touch an object",
     "figure_iou": "segmentation, object or not, IoU",
     "miou": "linear segmentation mIoU",
@@ -32,7 +35,12 @@ LABELS = {  # metric, or task/metric -> label
     "object_miou": "segmentation mIoU, objects only",
 }
 LABELS |= {f"pooled_{name}": f"{LABELS[name]}, image pooled by class" for name in ("top1", "top5")}
-LABELS |= {f"cls_{name}": f"{label}, class token" for name, label in LABELS.items() if "_to_" in name}
+LABELS |= {f"long/{name}": f"long captions, {label}" for name, label in LABELS.items() if "_to_" in name}
+LABELS |= {
+    f"{task}{slash}cls_{metric}": f"{label}, class token"
+    for (task, slash, metric), label in ((name.rpartition("/"), label) for name, label in LABELS.items())
+    if "_to_" in metric or task == "choice"
+}
 NAMES = LABELS | {
     "top1": "top-1",
     "top5": "top-5",
@@ -44,6 +52,11 @@ NAMES = LABELS | {
     "mean_iou": "mIoU",
     "mean_accuracy": "mean accuracy per class",
     "pixel_accuracy": "accuracy of pixels",
+    "mean_of_groups": "mean of groups",
+    "text_score": "text score",
+    "image_score": "image score",
+    "group_score": "group score",
+    "text_only": "texts alone",
 }
 WEIGHTS = {"student": "student", "ema": "EMA"}
 ALWAYS = (

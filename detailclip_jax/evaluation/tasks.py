@@ -3,9 +3,18 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from detailclip_jax.data.labelled import KNOWN
-from detailclip_jax.evaluation import frozen_features, kept_objects, linear_segmentation, readout_scores
-from detailclip_jax.evaluation.evaluation_sets import ON_WHITE, STICKERS, Sets, with_captions, with_classes, with_masks
+from detailclip_jax.data.labelled import CHOICES, KNOWN
+from detailclip_jax.data.labelled.known_sets import LONG_CAPTIONS
+from detailclip_jax.evaluation import choice, frozen_features, kept_objects, linear_segmentation, readout_scores
+from detailclip_jax.evaluation.evaluation_sets import (
+    ON_WHITE,
+    STICKERS,
+    Sets,
+    with_captions,
+    with_choices,
+    with_classes,
+    with_masks,
+)
 from detailclip_jax.evaluation.evaluator import Kind
 from detailclip_jax.evaluation.readout_sets import spelled_out
 from detailclip_jax.evaluation.retrieval import retrieval
@@ -25,6 +34,14 @@ KINDS = {
         "find an image's captions among all captions, and images by captions (R@1, R@5, R@10)",
         "Retrieval: no prompt; images with identical captions count as correct for each other.",
         example="coco",
+    ),
+    "choice": Kind(
+        choice.choice,
+        with_choices,
+        "choose the caption that fits an image, or a box of it, among a few",
+        "Choice: the caption nearest to the image; chance is that of random scores. On stickers, a text side that "
+        "ignores the order of words reaches 100 for object and count, and 50 for attribute, side and size.",
+        example="sugarcrepe",
     ),
     "knn": Kind(
         frozen_features.nearest_neighbours,
@@ -61,9 +78,10 @@ KINDS = {
 }
 GROUPS = {
     "stickers": (
-        "zero_shot:stickers,stickers_style;retrieval:stickers,stickers_pairs,stickers_style;knn:stickers;"
-        "linear:stickers;kept_objects:stickers;segmentation:stickers"
+        "zero_shot:stickers,stickers_style;retrieval:stickers,stickers_pairs,stickers_style,stickers_long;"
+        "choice:stickers;knn:stickers;linear:stickers;kept_objects:stickers;segmentation:stickers"
     ),
+    "detail": f"retrieval:{','.join(known.name for known in LONG_CAPTIONS)};choice:all",
     "paper": "zero_shot:paper;retrieval:paper",
 }
 
@@ -84,9 +102,9 @@ def parse(text: str, sets: Sets) -> list[Task]:
 
         parse("paper", sets)  # tables 2 and 3: 14 sets, COCO and Flickr30K
 
-    An entry is KIND:SET,SET,... or a group ("paper", "stickers"). As a set, "paper" means the paper's sets and "all"
-    all known sets. A set of "dense" may name its read-out: "dense:voc20:gem" (default: naclip; "dense:voc20:all" for
-    each). Raises ValueError with the nearest names for an unknown kind, set or read-out.
+    An entry is KIND:SET,SET,... or a group ("paper", "stickers", "detail"). As a set, "paper" means the paper's sets
+    and "all" all known sets. A set of "dense" may name its read-out: "dense:voc20:gem" (default: naclip;
+    "dense:voc20:all" for each). Raises ValueError with the nearest names for an unknown kind, set or read-out.
     """
     tasks = [task for entry in filter(None, (p.strip() for p in text.split(";"))) for task in _parse_entry(entry, sets)]
     if not tasks:
@@ -108,6 +126,8 @@ def _parse_entry(entry: str, sets: Sets) -> Iterator[Task]:
 
 
 def _no_kind(entry: str, kind: str, colon: str) -> str:
+    if not colon and kind in CHOICES:
+        return f"{entry!r} is a set, not a task; write for example choice:{kind}"
     if not colon and (kind in KNOWN or kind in STICKERS):
         captioned = KNOWN[kind].captioned if kind in KNOWN else kind != ON_WHITE
         fitting = "retrieval" if captioned else "zero_shot"

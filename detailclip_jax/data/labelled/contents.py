@@ -1,10 +1,11 @@
 """Records that the layout readers and `open_set` return."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from detailclip_jax.data.sources import MissingData, Source
 
@@ -73,3 +74,40 @@ def lines_of(path: pathlib.Path) -> tuple[str, ...]:
     if not path.is_file():
         return ()
     return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines())
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path, what: str) -> Iterator[None]:
+    """Context that reads a file of a set: an error of its content becomes MissingData that names the file."""
+    try:
+        yield
+    except MissingData:
+        raise
+    except OSError as error:
+        raise MissingData(f"{path}: {error.strerror or error}; download it again") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise MissingData(f"{path} is not {what} ({type(error).__name__}: {error}); download it again") from error
+
+
+def text_of(row: Mapping[str, Any], key: str) -> str:
+    """Returns a text of an entry.  Raises ValueError for another type and for a blank text."""
+    if not isinstance(row[key], str) or not row[key].strip():
+        raise ValueError(f"{key} is {row[key]!r:.60}, not a text")
+    return row[key]
+
+
+def root_with(name: str, roots: Sequence[pathlib.Path], what: str) -> pathlib.Path:
+    """Returns the first of the folders that has the file; MissingData lists where it was looked for."""
+    found = next((root for root in roots if _is_file(root / name)), None)
+    if found is None:
+        raise MissingData(
+            f"the images of {what} are missing: looked for {', '.join(str(root / name) for root in roots)}"
+        )
+    return found
+
+
+def _is_file(path: pathlib.Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long or has a null byte
+        return False

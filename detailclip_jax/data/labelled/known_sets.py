@@ -13,7 +13,11 @@ VALIDATION = {"train": "train", "test": "validation"}
 
 
 class Known(NamedTuple):
-    """A known test set.  `tfds`: builder, with a config if it has several; `wds`: repository clip-benchmark/wds_..."""
+    """A known test set.
+
+    tfds: builder, with a config if it has several.  wds: repository clip-benchmark/wds_...
+    published: folder as its publisher names it, if that is the layout that is read.  get: how to get that.
+    """
 
     name: str
     num_test: int
@@ -22,6 +26,8 @@ class Known(NamedTuple):
     tfds_splits: Mapping[str, str] = {}
     other_sizes: Mapping[int, str] = {}
     captioned: bool = False
+    published: str = ""
+    get: str = ""
 
     @property
     def sizes(self) -> dict[int, str]:
@@ -30,7 +36,9 @@ class Known(NamedTuple):
 
     def folders(self) -> tuple[str, ...]:
         """Returns the folders, relative to the data folder, in which the set is searched, in order."""
-        return tuple(dict.fromkeys(f for f in (self.tfds, self.name, self.wds and f"wds_{self.wds}") if f))
+        return tuple(
+            dict.fromkeys(f for f in (self.tfds, self.name, self.published, self.wds and f"wds_{self.wds}") if f)
+        )
 
 
 PAPER = (
@@ -97,12 +105,55 @@ CAPTIONED = (
     Known("flickr30k", 1_000, wds="flickr30k", other_sizes={31_014: "all images"}, captioned=True),
 )
 
-KNOWN = {known.name: known for known in (*PAPER, *OTHERS, *CAPTIONED)}
+LONG_CAPTIONS = (  # one long caption per image; `long_captions` has the layouts
+    Known(
+        "urban1k",
+        1_000,
+        captioned=True,
+        published="Urban1k",
+        get="hf download BeichenZhang/Urban1k --repo-type dataset --local-dir {folder}; unpack Urban1k.zip there",
+    ),
+    Known(
+        "dci",
+        7_805,
+        captioned=True,
+        published="DCI",
+        get="https://github.com/facebookresearch/DCI: dci.tar.gz in {folder}/dci, and the images of SA-1B's "
+        "sa_000138.tar in {folder}/dci/densely_captioned_images/photos",
+    ),
+    Known(
+        "docci",
+        5_000,
+        captioned=True,
+        published="DOCCI",
+        get="https://google.github.io/docci: docci_descriptions.jsonlines and the images in {folder}/docci",
+    ),
+    Known(
+        "iiw400",
+        400,
+        captioned=True,
+        published="IIW-400",
+        get="https://github.com/google/imageinwords: datasets/IIW-400/data.jsonl in {folder}/iiw400, and the images of "
+        "DOCCI-AAR in {folder}/iiw400/images_aar",
+    ),
+    Known(
+        "sharegpt4v1k",
+        1_000,
+        captioned=True,
+        published="ShareGPT4V",
+        get="hf download Lin-Chen/ShareGPT4V share-captioner_coco_lcs_sam_1246k_1107.json --repo-type dataset "
+        "--local-dir {folder}/sharegpt4v1k; the images of SA-1B in {folder}/sharegpt4v1k/sam/images",
+    ),
+)
+
+KNOWN = {known.name: known for known in (*PAPER, *OTHERS, *CAPTIONED, *LONG_CAPTIONS)}
 
 
 def ways_to_get(known: Known, folder: str | os.PathLike) -> Iterator[str]:
     """Yields one line for each way to put the set into a folder in which it is searched."""
-    if known.captioned:
+    if known.get:
+        yield known.get.replace("{folder}", str(folder))
+    elif known.captioned:
         yield f"the Karpathy split file {folder}/{known.name}/dataset_{known.name}.json, with its images"
     else:
         yield f"one folder per class: {folder}/{known.name}/test/CLASS/*.jpg"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from absl import logging
 
 from detailclip_jax.data.caption_rules import not_blank
-from detailclip_jax.data.labelled import builders, folders, karpathy, labelled_tars, prepared_records
+from detailclip_jax.data.labelled import builders, folders, karpathy, labelled_tars, long_captions, prepared_records
 from detailclip_jax.data.labelled.contents import Contents, LabelledSet, fingerprint
 from detailclip_jax.data.labelled.known_sets import KNOWN, Known, ways_to_get
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
@@ -113,6 +113,8 @@ def readings(folder: pathlib.Path, split: str, known: Known | None, follow_links
     yield labelled_tars.read(folder, split)
     yield builders.read(folder, split, known.tfds_splits if known else None)
     yield karpathy.read(folder, split, follow_links)
+    if known and split == "test":
+        yield long_captions.read(folder, known.name, follow_links)
     if not (known and known.captioned):
         yield folders.read(folder, split, follow_links)
 
@@ -129,11 +131,11 @@ def expected_size(known: Known | None, found: int) -> int | None:
     return found if found in known.sizes else known.num_test
 
 
-def warn_of_size(name: str, found: int, expected: int | None) -> None:
+def warn_of_size(name: str, found: int, expected: int | None, what: str = "test images") -> None:
     """Logs a warning if the size is not the published one: the results are then not comparable."""
     if expected is not None and found != expected:
         logging.warning(
-            "%s has %d test images, but the published set has %d: the results are not comparable", name, found, expected
+            "%s has %d %s, but the published set has %d: the results are not comparable", name, found, what, expected
         )
 
 

@@ -1,6 +1,6 @@
 """Composes one sticker scene: layout of the objects, image, exact masks and boxes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -81,15 +81,25 @@ class Scene(NamedTuple):
 
 
 def compose(
-    rng: np.random.Generator, drawings: Sprites, nouns: Sequence[int], size: int, variety: Variety = TEXTURED
+    rng: np.random.Generator,
+    drawings: Sprites,
+    nouns: Sequence[int],
+    size: int,
+    variety: Variety = TEXTURED,
+    shares: Sequence[float] | None = None,
+    fits: Callable[[Float[np.ndarray, "n 4"]], bool] | None = None,
 ) -> Scene:
     """Composes a scene of the `nouns`, later ones in front, on a random ground.
 
     Masks hold the visible pixels: where two objects overlap, the front one.  A pixel belongs to an object that covers
     at least half of it.  Boxes are the tight boxes of these pixels.  At least `MIN_VISIBLE` of every object is visible.
+    `shares` are the relative areas of the objects, by default random ones.  With `fits`, layouts are drawn until it is
+    true of their boxes.
     """
     look = draw_look(rng, variety)
-    layers, instances = arrange(rng, drawings, nouns, size, look.any_size)
+    layers, instances = arrange(rng, drawings, nouns, size, look.any_size, shares)
+    while fits is not None and not fits(_boxes(instances, len(layers))):
+        layers, instances = arrange(rng, drawings, nouns, size, look.any_size, shares)
     image = (plain_ground if look.plain else background)(rng, size).astype(np.float32)
     for layer in layers:
         _paint(rng, image, layer)
@@ -120,12 +130,20 @@ def alone_on_white(rng: np.random.Generator, drawings: Sprites, noun: int, size:
 
 
 def _scene(image: UInt8[np.ndarray, "h w 3"], instances: UInt8[np.ndarray, "h w"], num: int) -> Scene:
-    boxes = np.stack([_box(instances == 1 + index) for index in range(num)])
-    return Scene(image, instances, boxes, _count(instances, num))
+    return Scene(image, instances, _boxes(instances, num), _count(instances, num))
+
+
+def _boxes(instances: UInt8[np.ndarray, "h w"], num: int) -> Float[np.ndarray, "n 4"]:
+    return np.stack([_box(instances == 1 + index) for index in range(num)])
 
 
 def arrange(
-    rng: np.random.Generator, drawings: Sprites, nouns: Sequence[int], size: int, any_size: bool = False
+    rng: np.random.Generator,
+    drawings: Sprites,
+    nouns: Sequence[int],
+    size: int,
+    any_size: bool = False,
+    shares: Sequence[float] | None = None,
 ) -> tuple[list[Layer], UInt8[np.ndarray, "h w"]]:
     """Returns the layers, back to front, and their instance map.
 
@@ -133,7 +151,7 @@ def arrange(
     """
     scale = 1.0
     while True:
-        placements = layout(rng, drawings, nouns, size, scale, any_size)
+        placements = layout(rng, drawings, nouns, size, scale, any_size, shares)
         layers = [draw_layer(drawings, placement, size) for placement in placements]
         instances = instance_map(layers, size)
         own = [np.count_nonzero(layer.drawing[..., 3] > 127) for layer in layers]
@@ -149,15 +167,16 @@ def layout(
     size: int,
     scale: float = 1.0,
     any_size: bool = False,
+    shares: Sequence[float] | None = None,
 ) -> list[Placement]:
     """Draws sizes, rotations and positions for the `nouns`, all inside the canvas and with little overlap.
 
     Together the objects cover a share of the canvas drawn from `COVER`, so a single object is larger than each of four;
     with `any_size` the share is drawn from `ANY_COVER`, and a single object has any side from small to the whole
-    canvas.  `scale` shrinks all objects.
+    canvas.  `scale` shrinks all objects.  `shares` are the relative areas of the objects, by default random ones.
     """
-    shares = rng.uniform(0.6, 1.4, len(nouns))
-    areas = rng.uniform(*(ANY_COVER if any_size else COVER)) * shares / shares.sum() * size**2
+    relative = rng.uniform(0.6, 1.4, len(nouns)) if shares is None else np.asarray(shares, np.float64)
+    areas = rng.uniform(*(ANY_COVER if any_size else COVER)) * relative / relative.sum() * size**2
     largest = WHOLE if any_size else MAX_EXTENT
     placements, boxes = [], np.zeros((0, 4))
     for noun, area in zip(nouns, areas):

@@ -1,0 +1,142 @@
+"""Reads sets with one long caption per image, in the layouts of their publishers.
+
+| set | layout | caption |
+|---|---|---|
+| urban1k | image/N.jpg, caption/N.txt (Long-CLIP, eval/retrieval/Urban1k.py) | first line |
+| dci | densely_captioned_images/{splits.json, annotations/*.json, photos} (facebookresearch/DCI) | short and extra |
+| docci | docci_descriptions.jsonlines, images (google/docci) | description, split test |
+| iiw400 | IIW-400/data.jsonl (google/imageinwords), images of DOCCI-AAR | IIW |
+| sharegpt4v1k | share-captioner_coco_lcs_sam_1246k_1107.json, sam/images (Long-CLIP, train/sharegpt4v.py) | answer |
+
+All images of DCI are evaluated, in all its splits, as in LoTLIP's code (wuw2019/LoTLIP); of ShareGPT4V the first
+thousand, as in Long-CLIP's.  Retrieval is in both directions, each image with its own caption.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+from detailclip_jax.data.labelled.contents import Contents, reading, root_with, sizes_of, text_of
+from detailclip_jax.data.labelled.karpathy import Captioned
+from detailclip_jax.runtime.regular_files import IN_SETS, inside, read_regular
+
+FIRST_BYTES = 2**24  # of ShareGPT4V's file of 1.3 GB: its first thousand entries have a tenth of them
+FIRST = 1000
+SHAREGPT4V = ("share-captioner_coco_lcs_sam_1246k_1107.json", "share4v_sam_10k.json")  # the whole; its beginning
+
+Entries = list[tuple[str, tuple[str, ...]]]  # path of each image, and its captions
+Found = tuple[Entries, list[pathlib.Path]]  # with the folders in which the images may be
+
+
+def read(folder: pathlib.Path, name: str, follow_links: bool = False) -> Contents | None:
+    """Returns the set `name` in a folder; None for another set, or if the folder does not have its files.
+
+    Raises MissingData that names the file if its content is not as published, or if the images are missing.
+    """
+    found = READERS[name](folder) if name in READERS and folder.is_dir() else None
+    if found is None:
+        return None
+    entries, roots = found
+    root = root_with(entries[0][0], roots, f"{name} in {folder}")
+    lines = ["\t".join((path, *texts, size)) for (path, texts), size in zip(entries, sizes_of(root, dict(entries)))]
+    return Contents(Captioned(root, entries, follow_links), (), ("long captions", name, *lines))
+
+
+def json_rows(path: pathlib.Path) -> list[Any]:
+    """Returns the entries of a file with one JSON object per line."""
+    return [json.loads(line) for line in read_regular(path).decode().splitlines() if line.strip()]
+
+
+def _urban1k(folder: pathlib.Path) -> Found | None:
+    files = sorted((folder / "caption").glob("*.txt"))
+    entries = []
+    for file in files:
+        with reading(file, "a caption"):
+            text = read_regular(file).decode()
+            entries.append((f"{file.stem}.jpg", (text_of({"its first line": text.split("\n")[0]}, "its first line"),)))
+    return (entries, [folder / "image", folder / "images"]) if files else None
+
+
+def _dci(folder: pathlib.Path) -> Found | None:
+    base = next(
+        (base for base in (folder / "densely_captioned_images", folder) if (base / "splits.json").is_file()), None
+    )
+    if base is None:
+        return None
+    with reading(base / "splits.json", "the file of DCI's splits"):
+        splits = json.loads(read_regular(base / "splits.json"))
+        names = [text_of({"name": name}, "name") for split in splits.values() for name in split]
+        files = [pathlib.Path(inside(base / "annotations", name, allow=IN_SETS)) for name in names]
+        entries = [_dci_entry(file) for file in files]
+        return _some(entries), [base / "photos"]
+
+
+def _dci_entry(file: pathlib.Path) -> tuple[str, tuple[str, ...]]:
+    with reading(file, "an annotation of DCI"):
+        row = json.loads(read_regular(file))
+        extra = row["extra_caption"] and text_of(row, "extra_caption")
+        return text_of(row, "image"), ("\n".join(filter(None, (text_of(row, "short_caption"), extra))),)
+
+
+def _docci(folder: pathlib.Path) -> Found | None:
+    file = folder / "docci_descriptions.jsonlines"
+    if not file.is_file():
+        return None
+    with reading(file, "the file of DOCCI's descriptions"):
+        rows = [row for row in json_rows(file) if row["split"] == "test"]
+        entries = [(text_of(row, "image_file"), (text_of(row, "description"),)) for row in rows]
+        return _some(entries), [folder / "images", folder]
+
+
+def _iiw400(folder: pathlib.Path) -> Found | None:
+    file = next((file for file in (folder / "IIW-400" / "data.jsonl", folder / "data.jsonl") if file.is_file()), None)
+    if file is None:
+        return None
+    with reading(file, "the file of IIW-400"):
+        entries = [(f"{text_of(row, 'image/key')}.jpg", (text_of(row, "IIW"),)) for row in json_rows(file)]
+        beside = [folder.parent / "docci" / name for name in ("images_aar", "images")]
+        return _some(entries), [*(folder / name for name in ("images_aar", "docci_aar", "images")), *beside]
+
+
+def _sharegpt4v1k(folder: pathlib.Path) -> Found | None:
+    file = next((folder / name for name in SHAREGPT4V if (folder / name).is_file()), None)
+    if file is None:
+        return None
+    with reading(file, "a list of ShareGPT4V's captions"):
+        with open(file, "rb") as stream:
+            rows = _first_rows(stream.read(FIRST_BYTES).decode(errors="ignore"), FIRST)
+        entries = [(text_of(row, "image"), (_answer(row),)) for row in rows]
+        return _some(entries), [folder, folder / "data", folder.parent]
+
+
+def _answer(row: dict[str, Any]) -> str:
+    return text_of(row["conversations"][1], "value").replace("\n", " ")
+
+
+def _first_rows(text: str, count: int) -> list[Any]:
+    """Returns at most `count` entries of a JSON list, of which `text` is the beginning."""
+    decoder, rows = json.JSONDecoder(), []
+    between = re.compile(r"[\s,]*")
+    place = between.match(text, text.index("[") + 1).end()  # type: ignore[union-attr]
+    while len(rows) < count and text[place : place + 1] != "]":
+        row, place = decoder.raw_decode(text, place)
+        rows.append(row)
+        place = between.match(text, place).end()  # type: ignore[union-attr]
+    return rows
+
+
+def _some(entries: Entries) -> Entries:
+    if not entries:
+        raise ValueError("it has no entry of the evaluated split")
+    return entries
+
+
+READERS: dict[str, Callable[[pathlib.Path], Found | None]] = {
+    "urban1k": _urban1k,
+    "dci": _dci,
+    "docci": _docci,
+    "iiw400": _iiw400,
+    "sharegpt4v1k": _sharegpt4v1k,
+}

@@ -1,0 +1,184 @@
+"""Which caption fits an image: the accuracy of choices among a few captions."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from detailclip_jax.data.held_out import Picked
+from detailclip_jax.data.labelled import Choice, ChoiceSet
+from detailclip_jax.data.labelled.choices import MEAN_OF_GROUPS, PAIRED_IMAGES, PAIRS
+from detailclip_jax.evaluation.embedder import Embedded
+from detailclip_jax.evaluation.evaluator import JOINT, Measured, SetEvaluator, Setting
+from detailclip_jax.evaluation.metrics import Metric, bootstrap_interval, ids_of, mean_metric, mean_per_class
+from detailclip_jax.runtime.errors import Unmeasurable
+from detailclip_jax.types import Params
+
+BLOCK = 4096  # choices per block of scores
+
+Scores = Float[np.ndarray, "N C"]  # of each caption with its image; -inf for padding
+
+
+class Indexed(NamedTuple):
+    """Choices by number: the row of their image among the embeddings, and their captions among the different texts.
+
+    captions: -1 pads; the first `num_right` of a row are right.
+    """
+
+    choices: Sequence[Choice]
+    images: Int[np.ndarray, " N"]
+    captions: Int[np.ndarray, "N C"]
+    num_right: Int[np.ndarray, " N"]
+    texts: Sequence[str]
+
+
+def choice(setting: Setting, name: str) -> SetEvaluator:
+    """The accuracy of choices by the cosine of image and caption; `measured` has the metrics.
+
+    A choice whose image cannot be read is left out, in sets of pairs with its other half. A method that pools an image
+    by each text (FLAIR) chooses by the cosine of each caption with the image pooled by it; the choice by class tokens
+    follows as "cls_...".
+    """
+    found, embedder, transform = setting.sets.choices(name), setting.embedder, setting.transform
+
+    def run(params: Params) -> Measured:
+        images = embedder.images(params, found.data, transform)
+        asked = indexed(found, images.index)
+        texts = embedder.texts(params, asked.texts)
+        if embedder.pools_images:
+            yield from measured(found.rule, asked, pooled_cosines(setting, params, found, asked, images), texts)
+        prefix = "cls_" if embedder.pools_images else ""
+        for metric, value in measured(found.rule, asked, cosines(asked, images.features, texts), texts):
+            yield prefix + metric, value
+
+    return SetEvaluator(JOINT, run, found.data, found.rule)
+
+
+def indexed(found: ChoiceSet, readable: Int[np.ndarray, " n"]) -> Indexed:
+    """Numbers the choices whose image is one of the `readable`. Raises Unmeasurable if there is none."""
+    rows = {int(image): row for row, image in enumerate(readable)}
+    choices = [each for unit in found.units if all(each.image in rows for each in unit) for each in unit]
+    if not choices:
+        raise Unmeasurable(f"{found.data.name}: no choice has a readable image")
+    numbers: dict[str, int] = {}
+    captions = np.full((len(choices), max(len(each.captions) for each in choices)), -1)
+    for row, each in enumerate(choices):
+        captions[row, : len(each.captions)] = [numbers.setdefault(text, len(numbers)) for text in each.captions]
+    images, right = (
+        [function(each) for each in choices] for function in (lambda c: rows[c.image], lambda c: c.num_right)
+    )
+    return Indexed(choices, np.array(images), captions, np.array(right), list(numbers))
+
+
+def cosines(asked: Indexed, images: Float[np.ndarray, "n E"], texts: Float[np.ndarray, "M E"]) -> Scores:
+    """The scores by embeddings of unit length."""
+    scores = np.empty(asked.captions.shape, np.float32)
+    for start in range(0, len(scores), BLOCK):
+        rows = slice(start, start + BLOCK)
+        scores[rows] = np.einsum("ne,nce->nc", images[asked.images[rows]], texts[asked.captions[rows]])
+    return np.where(asked.captions < 0, -np.inf, scores)
+
+
+def pooled_cosines(setting: Setting, params: Params, found: ChoiceSet, asked: Indexed, images: Embedded) -> Scores:
+    """The scores of a method that pools an image by each text; a batch of images meets only its own captions."""
+    embedder = setting.embedder
+    texts, scores = embedder.raw_texts(params, asked.texts), np.full(asked.captions.shape, -np.inf, np.float32)
+    batches = [range(start, start + embedder.batch_size) for start in range(0, len(images.index), embedder.batch_size)]
+    rows = [np.flatnonzero((asked.images >= batch.start) & (asked.images < batch.stop)) for batch in batches]
+    used = [np.setdiff1d(asked.captions[own], [-1]) for own in rows]
+    for batch, own, numbers in zip(batches, rows, used):
+        if len(own):
+            index = images.index[batch.start : batch.stop]
+            part = found.data._replace(source=Picked(found.data.source, index.tolist()))
+            here = Embedded(images.features[batch.start : batch.stop], images.labels, np.arange(len(index)), ())
+            padded = np.pad(numbers, (0, max(map(len, used)) - len(numbers)))  # one shape, so one program
+            matrix = embedder.pooled(params, part, setting.transform, texts[padded], here)
+            columns = np.searchsorted(numbers, np.maximum(asked.captions[own], 0)).clip(max=len(numbers) - 1)
+            scores[own] = matrix[(asked.images[own] - batch.start)[:, None], columns]
+    return np.where(asked.captions < 0, -np.inf, scores)
+
+
+def measured(
+    rule: str, asked: Indexed, scores: Scores, texts: Float[np.ndarray, "M E"]
+) -> Iterator[tuple[str, Metric]]:
+    """Yields the metrics of a set's rule; `data.labelled.choices.ChoiceSet` defines the rules.
+
+    EACH: "accuracy", then that of each group by its name; with two right captions also "text_only", the share whose
+    right captions are nearer to each other than to the wrong one. MEAN_OF_GROUPS: "mean_of_groups". PAIRS:
+    "text_score", "image_score" and "group_score". PAIRED_IMAGES: "accuracy" of pairs, then that of each group.
+    Intervals resample images, or pairs of them.
+    """
+    groups = [each.group for each in asked.choices]
+    if rule == PAIRS:
+        yield from pair_scores(scores)
+    elif rule == PAIRED_IMAGES:
+        right = image_hits(scores)
+        yield from _by_group(right, np.full(len(right), 1 / 4), np.arange(len(right)), groups[::2])
+    elif rule == MEAN_OF_GROUPS:
+        yield "mean_of_groups", _mean_of_groups(hits(scores, asked.num_right), chances(asked), ids_of(groups))
+    else:
+        yield from _by_group(hits(scores, asked.num_right), chances(asked), asked.images, groups)
+        if (asked.num_right == 2).all():
+            yield "text_only", mean_metric(text_hits(texts[asked.captions]), 1 / 3)
+
+
+def hits(scores: Scores, num_right: Int[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
+    """Whether every right caption scores higher than every wrong one; a tie or nan is an error."""
+    right = np.arange(scores.shape[1]) < num_right[:, None]
+    lowest = np.where(right, scores, np.inf).min(1)
+    return lowest > np.where(right, -np.inf, scores).max(1)
+
+
+def chances(asked: Indexed) -> Float[np.ndarray, " N"]:
+    """The probability of a hit by random scores: 1 / C(captions, right captions)."""
+    sizes = (asked.captions >= 0).sum(1)
+    return np.array([1 / math.comb(size, right) for size, right in zip(sizes.tolist(), asked.num_right.tolist())])
+
+
+def pair_scores(scores: Float[np.ndarray, "N 2"]) -> Iterator[tuple[str, Metric]]:
+    """Winoground's scores (arXiv 2204.03162, eqs. 1-3): rows 2i and 2i + 1 have the same captions, the own one first.
+
+    Text: both images are nearer to their own caption; image: both captions to their own image; group: both.
+    """
+    text = np.logical_and(*hits(scores, np.ones(len(scores), int)).reshape(-1, 2).T)
+    image = image_hits(scores)
+    yield "text_score", mean_metric(text, 1 / 4)
+    yield "image_score", mean_metric(image, 1 / 4)
+    yield "group_score", mean_metric(text & image, 1 / 6)
+
+
+def image_hits(scores: Float[np.ndarray, "N 2"]) -> Bool[np.ndarray, " P"]:
+    """Whether each caption of a pair scores higher with its own image than with the other."""
+    own, others = scores[:, 0].reshape(-1, 2), scores[:, 1].reshape(-1, 2)[:, ::-1]
+    return np.logical_and(*(own > others).T)
+
+
+def text_hits(texts: Float[np.ndarray, "N 3 E"]) -> Bool[np.ndarray, " N"]:
+    """Whether the first two texts are nearer to each other than either is to the third."""
+    between = np.einsum("nae,nbe->nab", texts, texts)
+    return (between[:, 0, 1] > between[:, 0, 2]) & (between[:, 0, 1] > between[:, 1, 2])
+
+
+def _by_group(
+    right: Bool[np.ndarray, " N"], chance: Float[np.ndarray, " N"], units: Int[np.ndarray, " N"], groups: Sequence[str]
+) -> Iterator[tuple[str, Metric]]:
+    """The accuracy of all and of each group; the interval resamples the units, such as images."""
+    yield "accuracy", _accuracy(right, chance, units)
+    names = np.array(groups)
+    for name in dict.fromkeys(filter(None, groups)):
+        yield name, _accuracy(right[names == name], chance[names == name], units[names == name])
+
+
+def _accuracy(right: Bool[np.ndarray, " N"], chance: Float[np.ndarray, " N"], units: Int[np.ndarray, " N"]) -> Metric:
+    _, unit = np.unique(units, return_inverse=True)
+    return mean_metric(np.bincount(unit, weights=right), float(chance.mean()), np.bincount(unit))
+
+
+def _mean_of_groups(
+    right: Bool[np.ndarray, " N"], chance: Float[np.ndarray, " N"], groups: Int[np.ndarray, " N"]
+) -> Metric:
+    low, high = bootstrap_interval(mean_per_class, right, groups)
+    value, guess = mean_per_class(right, groups), float(mean_per_class(chance, groups))
+    return Metric(value, n=len(right), chance=guess, low=low, high=high)
