@@ -87,7 +87,7 @@ def results_of(method: str) -> dict[str, dict[Measurement, float]]:
 
 
 def published_results() -> dict[str, dict[Measurement, float]]:
-    """The published results of CLIP on sets of detail and of its read-outs, by label: `Measurement` -> fraction of 1."""
+    """The published results of CLIP on sets of detail and by read-outs, by label: `Measurement` -> fraction of 1."""
     directions = "image_to_text_r1", "text_to_image_r1"
     long = {
         ("retrieval", name, metric): value / 100 for name, row in LONG.items() for metric, value in zip(directions, row)

@@ -105,8 +105,8 @@ def measured(
 ) -> Iterator[tuple[str, Metric]]:
     """Yields the metrics of a set's rule; `data.labelled.choices.ChoiceSet` defines the rules.
 
-    EACH: "accuracy", then that of each group by its name; with two right captions also "text_only", the share whose
-    right captions are nearer to each other than to the wrong one. MEAN_OF_GROUPS: "mean_of_groups". PAIRS:
+    EACH: "accuracy", then that of each group by its name; with two right captions and a wrong one also "text_only", the
+    share whose right captions are nearer to each other than to the wrong one. MEAN_OF_GROUPS: "mean_of_groups". PAIRS:
     "text_score", "image_score" and "group_score". PAIRED_IMAGES: "accuracy" of pairs, then that of each group.
     Intervals resample images, or pairs of them.
     """
@@ -120,7 +120,7 @@ def measured(
         yield "mean_of_groups", _mean_of_groups(hits(scores, asked.num_right), chances(asked), ids_of(groups))
     else:
         yield from _by_group(hits(scores, asked.num_right), chances(asked), asked.images, groups)
-        if (asked.num_right == 2).all():
+        if asked.captions.shape[1] == 3 and (asked.num_right == 2).all():
             yield "text_only", mean_metric(text_hits(texts[asked.captions]), 1 / 3)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.runtime.signals import pause_point
@@ -154,7 +154,7 @@ def ranks(scores: Float[np.ndarray, "Q G"], positives: Bool[np.ndarray, "Q G"]) 
     return (~positives & ~(scores < best)).sum(axis=1)
 
 
-def mean_per_class(hits: Bool[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) -> float:
+def mean_per_class(hits: Shaped[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) -> float:
     """Mean over classes of the hit rate within the class; classes without examples are skipped."""
     counts = np.bincount(labels)
     sums = np.bincount(labels, weights=hits)

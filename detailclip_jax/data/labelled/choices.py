@@ -183,11 +183,13 @@ def cut(image: Any, box: Box) -> Any:
     return found
 
 
-def _box(left: float, top: float, width: float, height: float) -> Box:
+def _box(sides: Any) -> Box:
+    """Returns the box of left, top, width and height as a file has them; ValueError or TypeError for anything else."""
+    left, top, width, height = sides
     box = left, top, left + width, top + height
     if not all(math.isfinite(side) for side in box):
         raise ValueError(f"the box is {box}")
-    return box
+    return float(box[0]), float(box[1]), float(box[2]), float(box[3])
 
 
 # readers of each layout
@@ -283,13 +285,13 @@ def _aro_attribution(folder: pathlib.Path) -> Found | None:
     return None if rows is None else (often, [folder / "images"])
 
 
-def _visual_genome(file: pathlib.Path, group: Callable[[Mapping[str, Any]], str]) -> list[Row] | None:
+def _visual_genome(file: pathlib.Path, group: Callable[[Any], str]) -> list[Row] | None:
     if not file.is_file():
         return None
     rows: list[Row] = []
     with reading(file, "a file of ARO"):
         for case in _json(file):
-            picture = Picture(text_of(case, "image_path"), _box(*(case[f"bbox_{side}"] for side in "xywh")))
+            picture = Picture(text_of(case, "image_path"), _box([case[f"bbox_{side}"] for side in "xywh"]))
             captions = text_of(case, "true_caption"), text_of(case, "false_caption")
             rows.append(Row(picture, captions, 1, group(case)))
     return rows
@@ -304,13 +306,13 @@ def _fg_ovd(folder: pathlib.Path) -> Found | None:
     return (rows, _coco(folder)) if files else None
 
 
-def _boxes(stored: Mapping[str, Any], group: str) -> Iterator[Row]:
+def _boxes(stored: Any, group: str) -> Iterator[Row]:
     paths = {image["id"]: text_of(image, "file_name") for image in stored["images"]}
     names = {category["id"]: text_of(category, "name") for category in stored["categories"]}
     for annotation in stored["annotations"]:
         if wrong := annotation["neg_category_ids"][:MOST_NEGATIVES]:
             captions = tuple(names[number] for number in (annotation["category_id"], *wrong))
-            yield Row(Picture(paths[annotation["image_id"]], _box(*annotation["bbox"])), captions, 1, group)
+            yield Row(Picture(paths[annotation["image_id"]], _box(annotation["bbox"])), captions, 1, group)
 
 
 # parquet tables

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from detailclip_jax.data.sources import MissingData, Source
@@ -86,11 +86,13 @@ def reading(path: pathlib.Path, what: str) -> Iterator[None]:
     except OSError as error:
         raise MissingData(f"{path}: {error.strerror or error}; download it again") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise MissingData(f"{path} is not {what} ({type(error).__name__}: {error}); download it again") from error
+        raise MissingData(
+            f"{path} is not {what} ({type(error).__name__}: {error!s:.200}); download it again"
+        ) from error
 
 
-def text_of(row: Mapping[str, Any], key: str) -> str:
-    """Returns a text of an entry.  Raises ValueError for another type and for a blank text."""
+def text_of(row: Any, key: str) -> str:
+    """Returns a text of an entry of a file.  Raises ValueError or TypeError for another type and for a blank text."""
     if not isinstance(row[key], str) or not row[key].strip():
         raise ValueError(f"{key} is {row[key]!r:.60}, not a text")
     return row[key]

@@ -111,7 +111,7 @@ def _sharegpt4v1k(folder: pathlib.Path) -> Found | None:
         return _some(entries), [folder, folder / "data", folder.parent]
 
 
-def _answer(row: dict[str, Any]) -> str:
+def _answer(row: Any) -> str:
     return text_of(row["conversations"][1], "value").replace("\n", " ")
 
 
