@@ -679,7 +679,7 @@ def test_the_paper_s_tables_leave_out_parts_of_sets_and_other_prompts():
 
     both = "image_to_text_r1", "text_to_image_r1"
     whole = labelled.LabelledSet("any", range(1000), (), "f", 1000)
-    limited = evaluation.Sets(num_examples=100)._limited(whole)
+    limited = evaluation.Sets(num_examples=100).limited(whole)
     found = [
         *records("retrieval", "coco", "slip, first 5 captions", 900, whole, *both),
         *records("retrieval", "flickr30k", "slip, first 5 captions", 1000, whole, *both),
