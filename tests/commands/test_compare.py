@@ -22,7 +22,8 @@ from detailclip_jax.config import run_config
 def get_config(arg=None):
     c = run_config.load({path!r} + (f":{{arg}}" if arg else ""))
     c.evaluators = {{
-        "zero_shot": {{"num_scenes": 8}}, "retrieval": {{"num_scenes": 8}}, "segmentation": {{"num_scenes": 8}}
+        "zero_shot": {{"num_scenes": 8}}, "retrieval": {{"num_scenes": 8}}, "segmentation": {{"num_scenes": 8}},
+        "choice": {{"num_scenes": 10}}, "long": {{"num_scenes": 8}},
     }}
     return c
 """
@@ -54,12 +55,12 @@ def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypa
         assert compare.main(command) == 0
     text, printed = (work / "comparison.md").read_text(), capsys.readouterr().out
     assert text in printed and f"written to {work}: comparison.md, comparison.json, comparison.png" in printed
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    rows = [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]]
-    assert rows == ["clip", "untrained", "raw pixels"]
+    blocks = [block.splitlines()[2:] for block in text.split("\n\n") if block.startswith("|")]
+    rows, detail = [[line.split(" | ")[0].removeprefix("| ") for line in lines] for lines in blocks]
+    assert rows == ["clip", "untrained", "raw pixels"] and detail == ["clip", "untrained", "bag of words"]
     assert "GFLOP/image" in text and (work / "comparison.png").exists()
     records = json.loads((work / "comparison.json").read_text())
-    assert {r["method"] for r in records["results"]} == set(rows)
+    assert {r["method"] for r in records["results"]} == {*rows, *detail}
     assert json.loads((work / "clip/seed-0/config.json").read_text())["total_steps"] == 2
 
     monkeypatch.setattr(loop, "train", lambda run: pytest.fail("a finished run was run again"))
