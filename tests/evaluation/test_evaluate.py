@@ -344,7 +344,7 @@ def test_run_all_on_a_real_method(tmp_path, monkeypatch, drawings):
     built = experiment.build(config, make_mesh(jax.devices()[:1]))
     state = built.init(0)
     results = run_all(built.encode, all_weights(state), config, step=0)
-    assert len(results) == 2 * (2 + 5 + 1 + 4 + 1 + 4)
+    assert len(results) == 2 * (2 + 5 + 1 + 4 + 4 + 6 + 1 + 4)
     assert all(0 <= value <= 1 and value.low <= value <= value.high for value in results.values())
     assert all(results[name.replace("student", "ema")] == value for name, value in results.items())
     text = run_report.write(tmp_path, results, config, step=0)
