@@ -32,11 +32,11 @@ from detailclip_jax.runtime.regular_files import read_regular
 from detailclip_jax.training import checkpoint, dense_encoder, sharding
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training import optimizer as groups_of
+from detailclip_jax.training.forward_pass import STATS
 from detailclip_jax.training.session import COUNTS
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import Array, Batch, Params
 
-STATS = "batch_stats"
 Sides = tuple[int, int]  # height and width in pixels
 Pairs: TypeAlias = Iterable[tuple[Example, UInt8[np.ndarray, "_h _w 3"]]]  # examples and their images
 
@@ -162,8 +162,7 @@ class Experiment:
 
     def init(self, seed: int) -> TrainState:
         """Creates the state of step 0 directly on the devices, with an untrained encoder; see `load_encoder`."""
-        make = functools.partial(fine_tuning.create, variables=self.setup.variables, adamw=self.setup.optimizer)
-        return jax.jit(make, out_shardings=fine_tuning.places_of(self.state_shapes))(seed)
+        return self.setup.initial.put(seed, self.state_shapes, self.setup.optimizer)
 
     def load_encoder(self, state: TrainState) -> tuple[TrainState, list[str]]:
         """Replaces the encoder by that of `config.init`; returns the state and lines that say what was loaded.
@@ -304,11 +303,7 @@ def build(
     classes = classes if sets is None else sets.train.classes
     model = task.network(config, len(classes))
 
-    def variables(rng: Array) -> tuple[Params, Params]:
-        created: Any = task.initial(model, config, rng)
-        return created["params"], created.get(STATS, {})
-
-    setup, shapes = fine_tuning.set_up(config, model, variables, mesh)
+    setup, shapes = fine_tuning.set_up(config, model, functools.partial(task.initial, model, config), mesh)
     return Experiment(config, task, setup, classes, sets, shapes, fine_tuning.jitted(task.loss, setup, shapes))
 
 

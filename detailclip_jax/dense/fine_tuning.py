@@ -5,7 +5,7 @@ AdamW with linear warm-up, polynomial or stepwise decay, and smaller learning ra
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +19,12 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from detailclip_jax.kernels.products import matmul_precision
+from detailclip_jax.models import initial_values
 from detailclip_jax.models.vit import NETWORKS
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training import optimizer, sharding
+from detailclip_jax.training.forward_pass import STATS
+from detailclip_jax.training.initial_state import InitialState
 from detailclip_jax.training.schedules import Number, Schedule, ScheduledStep, Step, of_numbers, per_step
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import BATCH, Array, Batch, Float, Params, PyTree, Scalar
@@ -176,15 +179,12 @@ def table_text(params: Params, config: ConfigDict) -> str:
     return "\n".join(f"{factor:>9} {count:>14}  {layers}" for factor, count, layers in rows)
 
 
-Variables = Callable[[Array], tuple[Params, Params]]  # from a key to parameters and BatchNorm statistics
-
-
 class TaskSetup(NamedTuple):
     """The constant inputs of a training step."""
 
     config: ConfigDict
     model: Any
-    variables: Variables
+    initial: InitialState
     adamw: Callable[[Schedules], optax.GradientTransformation]
     schedules: Schedules
     groups: PyTree
@@ -200,14 +200,20 @@ class TaskSetup(NamedTuple):
 Loss = Callable[[Params, Params, Batch, Array, TaskSetup], tuple[Scalar, dict[str, Array], Params]]
 
 
-def set_up(config: ConfigDict, model: Any, variables: Variables, mesh: Mesh) -> tuple[TaskSetup, TrainState]:
-    """Builds optimiser and placement; returns them with the shapes and shardings of the state."""
-    variables = jax.jit(variables)  # traced once, here, for the shapes of the state and for its values
-    params, _ = jax.eval_shape(variables, jax.random.key(0))
-    adamw, groups = build(params, config)
+def set_up(
+    config: ConfigDict, model: Any, variables: Callable[[Array], Mapping[str, Any]], mesh: Mesh
+) -> tuple[TaskSetup, TrainState]:
+    """Builds optimiser and placement; returns them with the shapes and shardings of the state.
+
+    `variables` initialises the network from a key.
+    """
+    start = initial_values.start(lambda key: ({STATS: {}, **variables(key)}, ()))
+    initial = InitialState(start, start.shapes["params"])
+    adamw, groups = build(initial.params, config)
     plan = Schedules(schedule_of(config), np.float32(config.optimizer.weight_decay))
-    shapes, specs = state_shapes(functools.partial(create, variables=variables, adamw=adamw(plan)), mesh)
-    return TaskSetup(config, model, variables, adamw, plan, groups, mesh, specs), shapes
+    shapes = initial.shapes.replace(opt_state=jax.eval_shape(adamw(plan).init, initial.params))
+    shapes = sharding.placed(shapes, mesh, sharding.rules(NETWORKS))
+    return TaskSetup(config, model, initial, adamw, plan, groups, mesh, sharding.specs(places_of(shapes))), shapes
 
 
 def jitted(loss: Loss, setup: TaskSetup, shapes: TrainState) -> ScheduledStep:
@@ -251,29 +257,6 @@ def combined_loss(
     params = optimizer.stop_frozen(params, setup.groups)
     total, values, stats = mapped(params, state.batch_stats["student"], batch, keys)
     return total, (values, stats)
-
-
-def create(seed: Any, variables: Variables, adamw: Any) -> TrainState:
-    """Creates the state of step 0."""
-    params_key, run_key = jax.random.split(jax.random.key(seed))
-    params, stats = variables(params_key)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        ema_params={},
-        batch_stats={"student": stats, "teacher": {}},
-        opt_state=adamw.init(params),
-        centers={},
-        rng=jax.random.key_data(run_key),
-    )
-
-
-def state_shapes(make: Callable[[int], TrainState], mesh: Mesh) -> tuple[TrainState, TrainState]:
-    """Returns shapes with shardings, and the partition spec, of every array of the state that `make(seed)` creates."""
-    shapes = jax.eval_shape(make, 0)
-    places = sharding.shardings(shapes, mesh, sharding.rules(NETWORKS))
-    shapes = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
-    return shapes, sharding.specs(places)
 
 
 def places_of(shapes: TrainState) -> TrainState:

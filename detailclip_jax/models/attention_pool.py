@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from detailclip_jax.models.attention import Attention, Kernel
 from detailclip_jax.models.block import BlockInit, Mlp
+from detailclip_jax.models.initial_values import normal
 from detailclip_jax.models.layers import LayerNorm, activation_named
 from detailclip_jax.types import Array, Float
 
@@ -32,7 +33,7 @@ class AttentionPool(nn.Module):
     def setup(self) -> None:
         """Creates the parameters."""
         inits = self.inits
-        self.probe = self.param("probe", nn.initializers.normal(0.02), (self.width,))
+        self.probe = self.param("probe", normal(0.02), (self.width,))
         self.attn = Attention(self.width, self.num_heads, inits.qkv, inits.proj, self.dtype, self.kernel)
         self.norm = LayerNorm(self.eps, self.dtype)
         self.mlp = Mlp(inits, activation_named(self.activation), self.dtype, self.mlp_width)

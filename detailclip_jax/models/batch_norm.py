@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from detailclip_jax.models.layers import Linear, uniform_fan_in
+from detailclip_jax.models.initial_values import ONES, ZEROS, uniform_fan_in
+from detailclip_jax.models.layers import Linear
 from detailclip_jax.models.registry import Build, Network
 from detailclip_jax.types import Array, Axis, Bool, Float
 
@@ -37,10 +38,10 @@ class BatchNorm(nn.Module):
     ) -> Float[Array, "B D"]:
         """Normalises in float32 and returns `dtype`; `valid` None counts all entries."""
         width = x.shape[-1]
-        mean = self.variable("batch_stats", "mean", jnp.zeros, (width,))
-        variance = self.variable("batch_stats", "variance", jnp.ones, (width,))
-        scale = self.param("scale", nn.initializers.ones, (width,))
-        bias = self.param("bias", nn.initializers.zeros, (width,))
+        mean = self.variable("batch_stats", "mean", ZEROS, None, (width,))
+        variance = self.variable("batch_stats", "variance", ONES, None, (width,))
+        scale = self.param("scale", ONES, (width,))
+        bias = self.param("bias", ZEROS, (width,))
         x = x.astype(jnp.float32)
         now = mean.value, variance.value
         if train and not self.is_initializing():

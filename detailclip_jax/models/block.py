@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from detailclip_jax.kernels.products import PRODUCT, rows_at
 from detailclip_jax.models.attention import Attention, Kernel
+from detailclip_jax.models.initial_values import ZEROS
 from detailclip_jax.models.layers import Initialiser, LayerNorm, Linear, exact_gelu
 from detailclip_jax.types import Array, Bool, Float, Int, PyTree
 
@@ -23,8 +24,8 @@ class BlockInit(NamedTuple):
     proj: Initialiser
     fc1: Initialiser
     fc2: Initialiser
-    fc1_bias: Initialiser = nn.initializers.zeros
-    fc2_bias: Initialiser = nn.initializers.zeros
+    fc1_bias: Initialiser = ZEROS
+    fc2_bias: Initialiser = ZEROS
 
 
 class Table(NamedTuple):

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from detailclip_jax.kernels.cross_attention import Pool, attend
-from detailclip_jax.models.layers import LayerNorm, Weights, affine, uniform_fan_in
+from detailclip_jax.models.initial_values import XAVIER, uniform_fan_in
+from detailclip_jax.models.layers import LayerNorm, Weights, affine
 from detailclip_jax.models.registry import Build, Network
 from detailclip_jax.types import Array, Bool, Float
 
@@ -35,7 +36,7 @@ class CrossPool(nn.Module):
         self.norm_query, self.norm_key = (LayerNorm(EPS, self.dtype) for _ in range(2))
         if self.norm_values:
             self.norm_value = LayerNorm(EPS, self.dtype)
-        self.qkv = Weights(3 * self.width, nn.initializers.xavier_uniform())
+        self.qkv = Weights(3 * self.width, XAVIER)
         self.proj = Weights(self.width, uniform_fan_in(self.width))
 
     def __call__(

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 from detailclip_jax.models.attention import Kernel
 from detailclip_jax.models.block import Block, BlockInit, Gather, recomputed_in_turns, run_blocks
-from detailclip_jax.models.layers import LayerNorm, Linear, uniform_fan_in
+from detailclip_jax.models.initial_values import XAVIER, ZEROS, normal, uniform_fan_in
+from detailclip_jax.models.layers import LayerNorm, Linear
 from detailclip_jax.models.positions import sincos_positions
 from detailclip_jax.models.registry import Build, Network, ParameterRule
 from detailclip_jax.models.sizes import num_side_patches
 from detailclip_jax.types import Array, Float, Hidden, Tokens
 
-XAVIER = nn.initializers.xavier_uniform()
 DECODER_INIT = BlockInit(qkv=XAVIER, proj=XAVIER, fc1=XAVIER, fc2=XAVIER)
 EPS = 1e-6
 
@@ -55,14 +55,14 @@ class Decoder(nn.Module):
         """Embeds CLS and kept tokens in the decoder's width and adds their positions."""
         assert hidden.kept is not None  # the same number in every image
         encoded = jnp.concatenate([tokens.cls[:, None], tokens.patches], 1)
-        bias_init = nn.initializers.zeros if self.zero_bias else uniform_fan_in(encoded.shape[-1])
+        bias_init = ZEROS if self.zero_bias else uniform_fan_in(encoded.shape[-1])
         seen = jnp.concatenate([jnp.zeros_like(hidden.kept[:, :1]), hidden.kept + 1], 1)
         embed = Linear(self.width, XAVIER, self.dtype, bias_init, name="embed")
         return embed(encoded) + positions[seen].astype(self.dtype)
 
     def _mask_tokens(self, positions: Array) -> Float[Array, "N D"]:
         """Adds the mask token to the position of every patch."""
-        return self.param("mask_token", nn.initializers.normal(0.02), (self.width,)) + positions[1:]
+        return self.param("mask_token", normal(0.02), (self.width,)) + positions[1:]
 
     def _middle(self) -> Block | list[Block]:
         if self.scan and self.depth > 2:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from detailclip_jax.kernels.chunked_logits import Logits
-from detailclip_jax.models.layers import Linear, exact_gelu, uniform_fan_in
+from detailclip_jax.models.initial_values import ONES, XAVIER, ZEROS, constant, normal, uniform_fan_in
+from detailclip_jax.models.layers import Linear, exact_gelu
 from detailclip_jax.models.registry import Build, Network, ParameterRule
 from detailclip_jax.models.sizes import num_prototypes
 from detailclip_jax.models.text import TextStyle
@@ -30,7 +31,7 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch E"]:
         """Computes x W, or x W + b, in `dtype` and returns float32."""
-        init = unit_matrix if self.identity else nn.initializers.normal(x.shape[-1] ** -0.5)
+        init = unit_matrix if self.identity else normal(x.shape[-1] ** -0.5)
         linear = Linear(self.joint_width, init, self.dtype, use_bias=self.use_bias, name="proj")
         return linear(x).astype(jnp.float32)
 
@@ -52,7 +53,7 @@ class ScalarParameter(nn.Module):
     @nn.compact
     def __call__(self) -> Scalar:
         """Returns the number."""
-        return self.param("value", nn.initializers.constant(self.start), ())
+        return self.param("value", constant(self.start), ())
 
 
 def scalar(start: float, bounds: tuple[float, float] | None = None) -> Network:
@@ -71,7 +72,7 @@ class MaskToken(nn.Module):
     @nn.compact
     def __call__(self) -> Float[Array, "D"]:
         """Returns the token, before positions are added."""
-        return self.param("value", nn.initializers.zeros, (self.width,))
+        return self.param("value", ZEROS, (self.width,))
 
 
 class PixelHead(nn.Module):
@@ -88,8 +89,8 @@ class PixelHead(nn.Module):
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch P"]:
         """Predicts normalised pixels, in the order of `patches.patchify`."""
         uniform = uniform_fan_in(x.shape[-1])
-        init = nn.initializers.xavier_uniform() if self.xavier else uniform
-        bias_init = nn.initializers.zeros if self.xavier else uniform
+        init = XAVIER if self.xavier else uniform
+        bias_init = ZEROS if self.xavier else uniform
         return Linear(self.num_values, init, self.dtype, bias_init, name="proj")(x)
 
 
@@ -102,7 +103,7 @@ class ClassHead(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch C"]:
         """Computes logits in float32."""
-        linear = Linear(self.num_classes, nn.initializers.normal(0.02), self.dtype, name="proj")
+        linear = Linear(self.num_classes, normal(0.02), self.dtype, name="proj")
         return linear(x).astype(jnp.float32)
 
 
@@ -123,12 +124,12 @@ class PrototypeHead(nn.Module):
 
     def setup(self) -> None:
         """Creates the parameters."""
-        init = nn.initializers.normal(0.02)  # the reference truncates at 100 standard deviations, which has no effect
+        init = normal(0.02)  # the reference truncates at 100 standard deviations, which has no effect
         widths = (self.hidden_width, self.hidden_width, self.bottleneck_width)
         self.mlp = [Linear(width, init, self.dtype) for width in widths]
         shape = (self.num_prototypes, self.bottleneck_width)
         self.direction = self.param("direction", uniform_fan_in(self.bottleneck_width), shape)
-        self.gain = self.param("gain", nn.initializers.ones, (self.num_prototypes,))
+        self.gain = self.param("gain", ONES, (self.num_prototypes,))
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Logits:
         """Returns raw logits, before center and temperature."""

@@ -8,19 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from detailclip_jax.kernels.products import plus, product
+from detailclip_jax.models.initial_values import ONES, ZEROS
 from detailclip_jax.types import Array, Float
 
 Initialiser = Callable[..., Array]
-
-
-def uniform_fan_in(fan_in: int) -> Initialiser:
-    """Initialiser U(+-1/sqrt(fan_in)), the default of PyTorch's Linear and Conv."""
-    bound = fan_in**-0.5
-
-    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
 
 
 def elementwise(value_and_slope: Callable[[Array], tuple[Array, Array]]) -> Callable[[Array], Array]:
@@ -91,8 +82,8 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """Normalises the last axis."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        scale = self.param("scale", ONES, (x.shape[-1],))
+        bias = self.param("bias", ZEROS, (x.shape[-1],))
         x = x.astype(jnp.float32)
         centered = x - x.mean(-1, keepdims=True)
         variance = jnp.mean(jnp.square(centered), -1, keepdims=True)
@@ -105,7 +96,7 @@ class Weights(nn.Module):
     features: int
     kernel_init: Initialiser
     dtype: Any = jnp.float32
-    bias_init: Initialiser = nn.initializers.zeros
+    bias_init: Initialiser = ZEROS
     use_bias: bool = True
 
     @nn.compact

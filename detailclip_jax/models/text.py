@@ -10,7 +10,8 @@ from detailclip_jax.config.fields import AT_EOT, MEAN, POOLED
 from detailclip_jax.data.tokenizer import PAD
 from detailclip_jax.models.attention import Kernel
 from detailclip_jax.models.block import Block, BlockInit, Gather, recomputed, run_blocks
-from detailclip_jax.models.layers import LayerNorm, activation_named, uniform_fan_in
+from detailclip_jax.models.initial_values import normal, uniform_fan_in
+from detailclip_jax.models.layers import LayerNorm, activation_named
 from detailclip_jax.models.registry import Build, Network, ParameterRule
 from detailclip_jax.types import FSDP, Array, Bool, Float, Int
 
@@ -41,7 +42,6 @@ def text_init(width: int, depth: int) -> BlockInit:
     Standard deviations: qkv 1/sqrt(D); fc1 1/sqrt(2 D); proj and fc2, the last layers of the residual branches,
     1/sqrt(D) / sqrt(2 depth).
     """
-    normal = nn.initializers.normal
     branch = normal(width**-0.5 * (2 * depth) ** -0.5)
     return BlockInit(
         qkv=normal(width**-0.5),
@@ -82,7 +82,7 @@ class TextTransformer(nn.Module):
             raise ValueError(f"text pooling {self.style.pooling!r} is unknown; known: {', '.join(POOLED)}")
         if self.style.pooling == MEAN and self.style.causal:
             raise ValueError("text pooling 'mean' masks padding alone: it needs model.text_style.causal=False")
-        embedding, positions = nn.initializers.normal(0.02), nn.initializers.normal(0.01)
+        embedding, positions = normal(0.02), normal(0.01)
         self.token_embedding = self.param("token_embedding", embedding, (self.vocab_size, self.width))
         self.positions = self.param("positions", positions, (self.context_length, self.width))
         inits, activation = text_init(self.width, self.depth), activation_named(self.activation)

@@ -11,14 +11,14 @@ from detailclip_jax.kernels.products import broadcast, rows_at
 from detailclip_jax.models.attention import Kernel
 from detailclip_jax.models.attention_pool import AttentionPool
 from detailclip_jax.models.block import Block, BlockInit, Gather, branch_scales, run_blocks
-from detailclip_jax.models.layers import LayerNorm, Linear, activation_named, uniform_fan_in
+from detailclip_jax.models.initial_values import XAVIER, normal, uniform_fan_in
+from detailclip_jax.models.layers import LayerNorm, Linear, activation_named
 from detailclip_jax.models.patches import patchify, take
 from detailclip_jax.models.positions import RECIPES, interpolate, sincos_positions
 from detailclip_jax.models.registry import Build, Network, ParameterRule
 from detailclip_jax.types import FSDP, Array, Bool, Float, Int, Tokens
 
-NORMAL = nn.initializers.normal(0.02)
-XAVIER = nn.initializers.xavier_uniform()
+NORMAL = normal(0.02)
 VIT_INIT = BlockInit(qkv=NORMAL, proj=NORMAL, fc1=NORMAL, fc2=NORMAL)
 MAE_INIT = BlockInit(qkv=XAVIER, proj=XAVIER, fc1=XAVIER, fc2=XAVIER)
 INITS = {"normal": VIT_INIT, "xavier": MAE_INIT}

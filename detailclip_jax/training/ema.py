@@ -1,7 +1,6 @@
 """The teacher: exponential moving averages (EMA) of the student's networks (paper section 3.2.1) and of its logits."""
 
 import functools
-from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +38,6 @@ def update_center(center: Float[Array, "C"], batch_mean: Float[Array, "C"], mome
     are part of the train state.
     """
     return momentum * center + (1 - momentum) * batch_mean
-
-
-def copy(student: Params, names: Iterable[str]) -> Params:
-    """Returns a copy of these networks of the student, in new buffers (a donated buffer must not be used twice)."""
-    return {name: jax.tree.map(jnp.copy, student[name]) for name in names}
 
 
 def overlay(student: Params, teacher: Params) -> Params:

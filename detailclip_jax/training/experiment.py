@@ -17,15 +17,17 @@ from detailclip_jax.data.caption_rules import num_captions
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods.encode import Encode, encoders
 from detailclip_jax.methods.method import Forward, Method
+from detailclip_jax.models import initial_values
 from detailclip_jax.models.registry import Network
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.training import forward_pass, mixing, optimizer, schedules, sharding, train_state
+from detailclip_jax.training import forward_pass, mixing, optimizer, schedules, sharding
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training.forward_pass import ForwardPass, make_keys
+from detailclip_jax.training.initial_state import InitialState
 from detailclip_jax.training.schedules import ScheduledStep
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.training.train_step import Schedules, StepLayout, StepSetup, combined_loss, train_step
-from detailclip_jax.types import Array, Batch, Int, Params
+from detailclip_jax.types import Array, Batch, Params
 
 
 class Experiment(NamedTuple):
@@ -41,7 +43,7 @@ class Experiment(NamedTuple):
     setup: StepSetup  # what a step computes
     layout: StepLayout  # where it computes it
     state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
-    weights: jax.stages.Wrapped  # seed -> state of step 0 without optimizer moments
+    initial: InitialState
     train_step: ScheduledStep  # (state, batch) -> (state, metrics); `state` is donated
     forward: jax.stages.Wrapped  # (state, batch) -> Forward: masks, tokens, predicted pixels; for figures
     encode: Encode
@@ -63,12 +65,7 @@ class Experiment(NamedTuple):
 
     def init(self, seed: int) -> TrainState:
         """Creates the state of step 0 directly on the devices."""
-
-        def make(seed: Int[Array, ""]) -> TrainState:
-            state = self.weights(seed)
-            return state.replace(opt_state=self.setup.optimizer.init(state.params))
-
-        return jax.jit(make, out_shardings=_places(self.state_shapes))(seed)
+        return self.initial.put(seed, self.state_shapes, self.setup.optimizer)
 
     def combined_loss(self, params: Params, state: TrainState, batch: Batch) -> Any:
         """Computes eq. 10 of a step, see `train_step.combined_loss`; for gradients outside of a step."""
@@ -105,14 +102,14 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
         on_mesh = on_mesh.gathering(sharding.gather_layer)
     setup = build_setup(config, forward_of(config, method, on_mesh), weights.params)
     shapes = weights.replace(opt_state=jax.eval_shape(setup.optimizer.init, weights.params))
-    shapes = _placed(shapes, mesh, sharding.rules(method.networks))
+    shapes = sharding.placed(shapes, mesh, sharding.rules(method.networks))
     layout = StepLayout(mesh, sharding.specs(_places(shapes)))
     step = _compiled_step(setup, layout, _places(shapes), config.model.matmul_precision)
     if config.accumulation > 1:  # a term that chunks cannot compute exactly is refused here, not when the run starts
         jax.eval_shape(step, shapes, _batch_shapes(config, mesh))
     record = _compiled_forward(forward_of(config, method, model), config.model.matmul_precision)
     return Experiment(
-        config, model, setup, layout, shapes, _weights(*_recipe(config)), step, record, encoders(model, config)
+        config, model, setup, layout, shapes, _initial(*_recipe(config)), step, record, encoders(model, config)
     )
 
 
@@ -155,7 +152,7 @@ def weight_shapes(config: ConfigDict) -> TrainState:
     These are all that loading weights needs, and computing them takes no mesh, no schedules and no `total_steps`.  They
     are computed once per config and process.
     """
-    return _weight_shapes(*_recipe(config))
+    return _initial(*_recipe(config)).shapes
 
 
 def _recipe(config: ConfigDict) -> tuple[str, Any]:
@@ -164,16 +161,21 @@ def _recipe(config: ConfigDict) -> tuple[str, Any]:
 
 
 @functools.lru_cache(maxsize=128)
-def _weight_shapes(config_text: str, method: Any) -> TrainState:
-    return jax.eval_shape(_weights(config_text, method), 0)
-
-
-@functools.lru_cache(maxsize=128)
-def _weights(config_text: str, method: Any) -> jax.stages.Wrapped:
-    """The function from a seed to a state without optimizer moments: shapes and values share one trace of it."""
+def _initial(config_text: str, method: Any) -> InitialState:
     config = run_config.from_json(config_text)
     given = forward_of(config, methods.build(config), methods.build_networks(config))
-    return jax.jit(functools.partial(create_state, given=given, optimizer=optax.identity(), config=config))
+
+    def make(model: Networks, key: Array) -> tuple[dict[str, Params], dict[str, Array]]:
+        variables, record = forward_pass.init(key, dummy_batch(config), given._replace(model=model))
+        return variables, forward_pass.center_means(record, given.method)
+
+    unrolled = given.model.unrolled()
+    start = initial_values.start(functools.partial(make, unrolled))
+    params = start.shapes["params"]
+    if unrolled != given.model:
+        params = jax.eval_shape(functools.partial(make, given.model), jax.eval_shape(jax.random.key, 0))[0]["params"]
+    centers = {name: mean.shape for name, mean in start.aux.items()}
+    return InitialState(start, params, given.method.ema, centers)
 
 
 def build_schedules(config: ConfigDict, method: Method) -> Schedules:
@@ -240,22 +242,6 @@ def _batch_shapes(config: ConfigDict, mesh: Mesh) -> Batch:
     """The shapes of a batch as `mesh.put` places it, for which the step is then not traced once more."""
     place, shapes = meshes.sharded(mesh), jax.eval_shape(lambda: dummy_batch(config, config.batch_size))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
-
-
-def create_state(
-    seed: Int[Array, ""], given: ForwardPass, optimizer: optax.GradientTransformation, config: ConfigDict
-) -> TrainState:
-    """Creates parameters, teacher, optimiser moments and centers of step 0."""
-    params_key, run_key = jax.random.split(jax.random.key(seed))
-    record, params, batch_stats = forward_pass.init(params_key, dummy_batch(config), given)
-    centers = {name: mean.shape for name, mean in forward_pass.center_means(record, given.method).items()}
-    return train_state.create(params, batch_stats, optimizer, given.method.ema, centers, run_key)
-
-
-def _placed(shapes: TrainState, mesh: Mesh, table: tuple[sharding.ShardingRule, ...]) -> TrainState:
-    """The shapes with the shardings that the table gives them on the mesh."""
-    places = sharding.shardings(shapes, mesh, table)
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
 
 
 def _places(shapes: TrainState) -> TrainState:

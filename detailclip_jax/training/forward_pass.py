@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from detailclip_jax.methods.method import Forward, Method, forward
-from detailclip_jax.models import stacking
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.training import ema
-from detailclip_jax.types import Array, Batch, Keys, Params, PyTree, View
+from detailclip_jax.types import Array, Batch, Keys, Params, View
 
 Stats = Mapping[str, Params]  # BatchNorm's, of "student" and "teacher"
 STATS = "batch_stats"  # the collection of BatchNorm's running statistics
@@ -55,24 +54,16 @@ def run_networks(
     return record, {"student": changed.get(STATS, {}), "teacher": bound.variables.get(STATS, {})}
 
 
-def init(rng: Array, batch: Batch, given: ForwardPass) -> tuple[Forward, Params, Params]:
+def init(rng: Array, batch: Batch, given: ForwardPass) -> tuple[dict[str, Params], Forward]:
     """Initialises the parameters and BatchNorm statistics of exactly the networks that the forward pass uses.
 
     Returns also the record of this forward pass, in which the student is used in place of the teacher.
     """
     views = normalised_views(batch, given.pixel_mean, given.pixel_std)
     keys = make_keys(rng, batch)
-
-    def start(networks: Networks) -> tuple[Forward, PyTree]:
-        record = lambda bound: forward(given.method, bound, bound, views, batch, keys)  # noqa: E731
-        return nn.init_with_output(record, networks)(rng)
-
-    unrolled = given.model.unrolled()
-    record, variables = start(unrolled)  # so that stacked and separate blocks get the same values
-    params, batch_stats = variables["params"], variables.get(STATS, {})
-    if unrolled == given.model:
-        return record, params, batch_stats
-    return record, stacking.like(params, jax.eval_shape(lambda: start(given.model)[1]["params"])), batch_stats
+    run = lambda bound: forward(given.method, bound, bound, views, batch, keys)  # noqa: E731
+    record, variables = nn.init_with_output(run, given.model)(rng)
+    return {STATS: {}, **variables}, record
 
 
 def make_keys(key: Array, batch: Batch) -> Keys:

@@ -52,6 +52,12 @@ def shardings(state: PyTree, mesh: Mesh, table: tuple[ShardingRule, ...]) -> PyT
     return jax.tree.map_with_path(place, state)
 
 
+def placed(shapes: PyTree, mesh: Mesh, table: tuple[ShardingRule, ...]) -> PyTree:
+    """Returns the shapes of a state with the shardings that the table gives them, see `shardings`."""
+    places = shardings(shapes, mesh, table)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+
+
 def _match(state: PyTree, table: tuple[ShardingRule, ...]) -> dict[str, ShardingRule]:
     """The rule of every path.  Raises ValueError that lists the paths without a rule."""
     paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(state)]

@@ -1,14 +1,11 @@
 """The training state: everything that training changes, and what a checkpoint holds."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-import jax
-import jax.numpy as jnp
-import optax
 from flax import struct
 
 from detailclip_jax.training import ema
-from detailclip_jax.types import Array, Leaf, Params, PyTree
+from detailclip_jax.types import Leaf, Params, PyTree
 
 
 class TrainState(struct.PyTreeNode):
@@ -21,32 +18,6 @@ class TrainState(struct.PyTreeNode):
     opt_state: PyTree
     centers: Mapping[str, Leaf]  # [C] each: running means of the teacher's logits
     rng: Leaf  # key data, constant; each step folds its step number in
-
-
-def create(
-    params: Params,
-    batch_stats: Params,
-    optimizer: optax.GradientTransformation,
-    averaged: Iterable[str],
-    centers: Mapping[str, tuple[int, ...]],
-    rng: Array,
-) -> TrainState:
-    """Creates the state of step 0: the teacher equals the student, the centers are zero.
-
-    `averaged` names the teacher's networks; `centers` has the shapes of the centers.
-    """
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        ema_params=ema.copy(params, averaged),
-        batch_stats={
-            "student": batch_stats,
-            "teacher": ema.copy(batch_stats, [name for name in averaged if name in batch_stats]),
-        },
-        opt_state=optimizer.init(params),
-        centers={name: jnp.zeros(shape) for name, shape in centers.items()},
-        rng=jax.random.key_data(rng),
-    )
 
 
 def weights(state: TrainState, which: str) -> Params:

@@ -1,7 +1,5 @@
 """Learning rates of dense tasks: the schedule, and one factor per layer for every parameter."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +12,7 @@ from detailclip_jax.dense import fine_tuning
 from detailclip_jax.dense.segmentation import segmentation_heads
 from detailclip_jax.dense.segmentation.segmentation_network import SegmentationModel
 from detailclip_jax.dense.taps import usual_blocks
+from detailclip_jax.models.initial_values import generator_of, normal
 from detailclip_jax.models.vit import VisionTransformer
 from detailclip_jax.training import mesh
 from detailclip_jax.training.optimizer import labels
@@ -88,12 +87,12 @@ def test_a_network_is_traced_once_for_its_shapes_and_its_first_values():
 
     def variables(key):
         traced.append(key)
-        return {"head": {"kernel": jax.random.normal(key, (4, 3))}}, {}
+        return {"params": {"head": {"kernel": normal(1.0)(key, (4, 3))}}}
 
     setup, shapes = fine_tuning.set_up(segmentation(), None, variables, mesh.make_mesh(jax.devices()[:1]))
-    state = jax.jit(functools.partial(fine_tuning.create, variables=setup.variables, adamw=setup.optimizer))(0)
+    state = setup.initial.put(0, shapes, setup.optimizer)
     assert len(traced) == 1 and state.params["head"]["kernel"].shape == shapes.params["head"]["kernel"].shape
-    expected = jax.random.normal(jax.random.split(jax.random.key(0))[0], (4, 3))
+    expected = generator_of(0, "params/head/kernel").standard_normal((4, 3), np.float32)
     np.testing.assert_array_equal(state.params["head"]["kernel"], expected)
 
 

@@ -41,11 +41,6 @@ def test_a_half_precision_teacher_is_moved_in_float32():
     np.testing.assert_array_equal(teacher.astype(jnp.float32), 1.75)
 
 
-def test_copy_shares_no_buffer():
-    teacher = ema.copy(STUDENT, ("image",))
-    assert teacher["image"]["w"].unsafe_buffer_pointer() != STUDENT["image"]["w"].unsafe_buffer_pointer()
-
-
 def test_overlay_takes_the_student_s_where_the_teacher_has_none():
     params = ema.overlay(STUDENT, {"image": {"w": jnp.zeros((2,))}})
     assert not params["image"]["w"].any() and params["decoder"] is STUDENT["decoder"]

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from detailclip_jax.kernels.products import plus, precision_of
+from detailclip_jax.models.initial_values import XAVIER, ZEROS
 from detailclip_jax.models.layers import affine
 from detailclip_jax.types import Array, Bool, Float
-
-XAVIER = nn.initializers.xavier_uniform()
 
 
 class Conv1(nn.Module):
@@ -26,7 +25,7 @@ class Conv1(nn.Module):
     def __call__(self, maps: Float[Array, "B h w C"]) -> Float[Array, "B h w D"]:
         """Computes the convolution."""
         kernel = self.param("kernel", self.kernel_init, (1, 1, maps.shape[-1], self.width))
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        bias = self.param("bias", ZEROS, (self.width,))
         return affine(maps, kernel[0, 0], bias, self.dtype, self.out)
 
 
@@ -44,7 +43,7 @@ class Conv3(nn.Module):
     def __call__(self, maps: Float[Array, "B h w C"]) -> Float[Array, "B h w D"]:
         """Computes the convolution."""
         kernel = self.param("kernel", self.kernel_init, (3, 3, maps.shape[-1], self.width))
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        bias = self.param("bias", ZEROS, (self.width,))
         factors, precision = (maps.astype(self.dtype), kernel.astype(self.dtype)), precision_of(self.dtype)
         layout = ("NHWC", "HWIO", "NHWC")
         return plus(jax.lax.conv_general_dilated(*factors, (1, 1), "SAME", None, None, layout, 1, 1, precision), bias)

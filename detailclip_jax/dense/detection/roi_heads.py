@@ -5,9 +5,10 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from detailclip_jax.dense.detection.fpn import XAVIER, Conv1, Conv3
-from detailclip_jax.dense.segmentation.convolution import KAIMING, ConvNormRelu
+from detailclip_jax.dense.detection.fpn import Conv1, Conv3
+from detailclip_jax.dense.segmentation.convolution import ConvNormRelu
 from detailclip_jax.dense.segmentation.upernet import Doubling
+from detailclip_jax.models.initial_values import KAIMING, XAVIER, normal
 from detailclip_jax.models.layers import Linear
 from detailclip_jax.types import Array, Axis, Bool, Float
 
@@ -37,7 +38,6 @@ class BoxHead(nn.Module):
             x = ConvNormRelu(self.width, 3, self.axis, self.dtype, name=f"conv_{number}")(x, train, inside)
         x = x.reshape(len(x), -1)
         x = nn.relu(Linear(self.fc_width, XAVIER, self.dtype, name="fc")(x))
-        normal = nn.initializers.normal
         logits = Linear(self.num_classes + 1, normal(0.01), self.dtype, out=jnp.float32, name="classifier")(x)
         offsets = Linear(4 * self.num_classes, normal(0.001), self.dtype, out=jnp.float32, name="regressor")(x)
         return logits, offsets.reshape(len(x), self.num_classes, 4)

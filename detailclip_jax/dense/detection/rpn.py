@@ -16,9 +16,10 @@ from detailclip_jax.dense.detection.cascade_options import Options
 from detailclip_jax.dense.detection.fpn import Conv1, Conv3
 from detailclip_jax.dense.detection.nms import nms
 from detailclip_jax.dense.detection.sampling import sample
+from detailclip_jax.models.initial_values import normal
 from detailclip_jax.types import Array, Axis, Bool, Float, Int, Scalar
 
-NORMAL = nn.initializers.normal(0.01)
+NORMAL = normal(0.01)
 
 
 class RpnHead(nn.Module):

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from detailclip_jax.kernels.products import precision_of
 from detailclip_jax.models.batch_norm import BatchNorm
+from detailclip_jax.models.initial_values import KAIMING, normal
 from detailclip_jax.models.layers import Linear
 from detailclip_jax.types import Array, Axis, Bool, Float
 
-KAIMING = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # of convolutions before a ReLU
-CLASSIFIER = nn.initializers.normal(0.01)
+CLASSIFIER = normal(0.01)
 
 
 class ConvNormRelu(nn.Module):

@@ -1,0 +1,176 @@
+"""Initial values of parameters: their distributions, and values that NumPy draws.
+
+A jitted function of the hundred normal draws of a ViT-B/16 takes longer to compile than NumPy takes to draw them.
+NumPy's values are also the same on every backend, number of processes and mesh. `Distribution` is an initialiser for
+Flax. `Start` traces networks once for the shape and the distribution of every parameter, and draws the values.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from flax.core import meta
+
+from detailclip_jax.types import Array, PyTree
+
+Shape = tuple[int, ...]
+_declaring = ContextVar("declaring", default=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Distribution:
+    """Initialiser of Flax that NumPy can draw too: `scale(shape)` times N(0, 1), times U(-1, 1), or itself.
+
+    Flax calls it with a key and a shape. For a module on its own it then computes the values with jax.
+    """
+
+    kind: Literal["normal", "uniform", "constant"]
+    scale: Callable[[Shape], float]
+
+    def __call__(self, key: Any, shape: Shape, dtype: Any = jnp.float32) -> Any:
+        """Returns values of `shape`; for `Start` zeros, in a box with the distribution."""
+        if _declaring.get():
+            return Declared(jnp.zeros(shape, dtype), self)
+        if self.kind == "constant":
+            return jnp.full(shape, self.scale(shape), dtype)
+        if self.kind == "normal":
+            return jax.random.normal(key, shape, dtype) * self.scale(shape)
+        return jax.random.uniform(key, shape, dtype, -1) * self.scale(shape)
+
+    def draw(self, generator: np.random.Generator, shape: Shape) -> np.ndarray:
+        """Returns values of `shape` in float32."""
+        if self.kind == "constant":
+            return np.full(shape, self.scale(shape), np.float32)
+        if self.kind == "normal":
+            values = np.asarray(generator.standard_normal(shape, np.float32))
+        else:
+            values = np.asarray(2 * generator.random(shape, np.float32) - 1)
+        return np.multiply(values, np.float32(self.scale(shape)), out=values)
+
+
+def normal(std: float) -> Distribution:
+    """N(0, std^2)."""
+    return Distribution("normal", lambda shape: std)
+
+
+def uniform_fan_in(fan_in: int) -> Distribution:
+    """U(+-1/sqrt(fan_in)), the default of PyTorch's Linear and Conv."""
+    return Distribution("uniform", lambda shape: fan_in**-0.5)
+
+
+def constant(value: float) -> Distribution:
+    """The same value everywhere."""
+    return Distribution("constant", lambda shape: value)
+
+
+def _fans(shape: Shape) -> tuple[int, int]:
+    """Inputs of an output, and outputs of an input, of a kernel [*window, in, out]."""
+    window = math.prod(shape[:-2])
+    return window * shape[-2], window * shape[-1]
+
+
+ZEROS, ONES = constant(0.0), constant(1.0)
+XAVIER = Distribution("uniform", lambda shape: math.sqrt(6 / sum(_fans(shape))))
+"""Xavier-uniform, U(+-sqrt(6 / (fan_in + fan_out)))."""
+KAIMING = Distribution("normal", lambda shape: math.sqrt(2 / _fans(shape)[1]))
+"""Kaiming-normal of fan-out, N(0, 2 / fan_out), of convolutions before a ReLU."""
+
+
+class Declared(struct.PyTreeNode, meta.AxisMetadata):
+    """A variable's value with its distribution: Flax hands the value to the module, and keeps the box in its tree.
+
+    What a loop of Flax (`nn.scan`, `nn.vmap`) stacks has no box any more, so that Flax computes its values.
+    """
+
+    value: Any
+    distribution: Distribution = struct.field(pytree_node=False)
+
+    def unbox(self) -> Any:
+        """Returns the value."""
+        return self.value
+
+    def replace_boxed(self, val: Any) -> "Declared":
+        """Returns the box with another value."""
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: dict[Any, Any]) -> Any:
+        """Returns the value without the box."""
+        return self.value
+
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> Any:
+        """Returns the value without the box."""
+        return self.value
+
+
+class Start(NamedTuple):
+    """The initial variables of networks: `make(key)` computes them with jax, and something else.
+
+    `declared` has the shapes of the variables, in boxes with their distributions; `aux` those of the rest.
+    """
+
+    make: Callable[[Array], tuple[PyTree, PyTree]]
+    declared: PyTree
+    aux: PyTree
+
+    @property
+    def shapes(self) -> PyTree:
+        """The shapes of all variables."""
+        return meta.unbox(self.declared)
+
+    def draw(self, seed: int, key: Array) -> PyTree:
+        """Returns the values, in NumPy where a `Distribution` is declared.
+
+        Each of these has a random generator of its own, for the seed and the variable's path, so that it depends on
+        nothing else. The others are computed by Flax, from `key`, in one jitted function.
+        """
+        leaves, structure = jax.tree.flatten_with_path(self.declared, is_leaf=meta.is_axis_metadata)
+        with ThreadPoolExecutor() as pool:
+            values = list(pool.map(lambda leaf: _drawn(seed, *leaf), leaves))
+        others = iter(self._others(key, [value is None for value in values]))
+        return structure.unflatten([next(others) if value is None else value for value in values])
+
+    def _others(self, key: Array, wanted: list[bool]) -> list[Array]:
+        if not any(wanted):
+            return []
+        return jax.jit(lambda key: [x for x, want in zip(jax.tree.leaves(self.make(key)[0]), wanted) if want])(key)
+
+
+def start(make: Callable[[Array], tuple[PyTree, PyTree]]) -> Start:
+    """Traces `make(key)`, a function that initialises networks: see `Start`."""
+
+    def traced(key: Array) -> tuple[PyTree, PyTree]:
+        with _declared():
+            return make(key)
+
+    return Start(make, *jax.eval_shape(traced, jax.eval_shape(jax.random.key, 0)))
+
+
+@contextmanager
+def _declared() -> Iterator[None]:
+    """Initialisers return boxes."""
+    token = _declaring.set(True)
+    try:
+        yield
+    finally:
+        _declaring.reset(token)
+
+
+def _drawn(seed: int, path: Any, leaf: Any) -> np.ndarray | None:
+    if not isinstance(leaf, Declared):
+        return None
+    return leaf.distribution.draw(generator_of(seed, "/".join(key.key for key in path)), leaf.value.shape)
+
+
+def generator_of(seed: int, path: str) -> np.random.Generator:
+    """Returns the random numbers of one variable of a run: NumPy's Philox, keyed by the seed and the path."""
+    digest = hashlib.sha256(f"{seed} {path}".encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))

@@ -1,0 +1,65 @@
+"""The state of step 0: its shapes, its values on the host, and the same on the devices."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from detailclip_jax.models import stacking
+from detailclip_jax.models.initial_values import Start
+from detailclip_jax.training.forward_pass import STATS
+from detailclip_jax.training.train_state import TrainState
+from detailclip_jax.types import Array, Leaf, Params, PyTree
+
+
+class InitialState(NamedTuple):
+    """The state of step 0 without optimizer moments."""
+
+    start: Start  # of {"params": ..., STATS: ...}, without stacked blocks
+    params: Params  # their shapes, with stacked blocks
+    averaged: tuple[str, ...] = ()  # the teacher's networks
+    centers: Mapping[str, tuple[int, ...]] = {}  # shapes of the centers
+
+    @property
+    def shapes(self) -> TrainState:
+        """The shapes of the state."""
+        rng = jax.eval_shape(_keys, 0)[1]
+        state = self._state(self.params, self.start.shapes[STATS], rng)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+
+    def draw(self, seed: int) -> TrainState:
+        """Draws the values on the host. A stacked block gets those of a separate one."""
+        key, rng = _keys(seed)
+        variables = self.start.draw(seed, key)
+        return self._state(stacking.like(variables["params"], self.params), variables[STATS], rng)
+
+    def put(self, seed: int, shapes: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+        """Returns the values on the devices, as the `shapes` with shardings say, with the moments of the optimizer."""
+        state = self.draw(seed)
+        state = jax.tree.map(_place, state, shapes.replace(opt_state=state.opt_state))
+        places = jax.tree.map(lambda shape: shape.sharding, shapes.opt_state)
+        return state.replace(opt_state=jax.jit(optimizer.init, out_shardings=places)(state.params))
+
+    def _state(self, params: Params, stats: Params, rng: Leaf) -> TrainState:
+        """The teacher equals the student, the centers are zero."""
+        return TrainState(
+            step=np.zeros((), np.int32),
+            params=params,
+            ema_params={name: params[name] for name in self.averaged},
+            batch_stats={"student": stats, "teacher": {name: stats[name] for name in self.averaged if name in stats}},
+            opt_state=optax.EmptyState(),
+            centers={name: np.zeros(shape, np.float32) for name, shape in self.centers.items()},
+            rng=rng,
+        )
+
+
+def _keys(seed: int | Array) -> tuple[Array, Array]:
+    """The key of the initial values that Flax draws, and the key data of the run."""
+    params, run = jax.random.split(jax.random.key(seed))
+    return params, jax.random.key_data(run)
+
+
+def _place(leaf: Leaf, shape: PyTree) -> Array:
+    return jax.make_array_from_callback(shape.shape, shape.sharding, lambda index: np.asarray(leaf)[index])
