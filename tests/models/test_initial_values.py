@@ -122,6 +122,13 @@ def test_values_are_the_same_on_every_mesh_and_with_stacked_blocks(grid, scan):
     assert equal(state.ema_params["image"], state.params["image"]) and equal(state.rng, plain.rng)
 
 
+def test_student_and_teacher_share_no_memory():
+    """The step writes into the memory of the state that it is given."""
+    state = tiny_experiment().init(0)
+    pairs = zip(jax.tree.leaves(state.params["image"]), jax.tree.leaves(state.ema_params["image"]), strict=True)
+    assert all(one.unsafe_buffer_pointer() != other.unsafe_buffer_pointer() for one, other in pairs)
+
+
 class Own(nn.Module):
     """A network as a user writes it, with initialisers of Flax, beside one with a distribution."""
 
