@@ -180,7 +180,7 @@ def write_document(file: Path, blocks: Made) -> None:
 # --- the numbers
 
 FONT_ROW = "other artists' drawings"  # needs Noto Color Emoji
-OVERVIEW = "--what=overview --num-images=4"
+OVERVIEW = "--what=overview --num-images=2"
 BENCHMARK = "python -m detailclip_jax.benchmark"
 COST = "python tools/cost.py"
 MAIN = "python -m detailclip_jax.main --config=configs/stickers.py"
