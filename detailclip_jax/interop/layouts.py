@@ -306,6 +306,20 @@ def _distilled(name: str, mark: str) -> TensorLayout:
     return encoder._replace(interpolation="ibot", **kept)
 
 
+OPENAI_LAYOUT = TensorLayout(
+    "openai",
+    "clip",
+    ("visual.class_embedding", "visual.ln_pre.weight", "input_resolution"),
+    OPENAI,
+    clip_names.clip_table,
+    CLIP_TEXT,
+    style=OPENAI_STYLE,
+    fits=fits_openai,
+    normalisation="clip",
+    filter="bicubic",
+    drops=BUFFERS,
+)
+
 LAYOUTS = (
     TensorLayout(
         "reference",
@@ -367,34 +381,13 @@ LAYOUTS = (
         CLIP_TEXT,
         heads=SLIP_HEADS,
     ),
-    TensorLayout(
-        "longclip",
-        "clip",
-        ("visual.class_embedding", "visual.ln_pre.weight", clip_names.LATER_POSITIONS),
-        OPENAI,
-        clip_names.clip_table,
-        CLIP_TEXT,
-        style=OPENAI_STYLE,
-        fits=fits_openai,
-        normalisation="clip",
-        filter="bicubic",
+    OPENAI_LAYOUT._replace(
+        name="longclip",
+        marks=("visual.class_embedding", "visual.ln_pre.weight", clip_names.LATER_POSITIONS),
         prepare=clip_names.joined_positions,
         read_only=True,
-        drops=BUFFERS,
     ),
-    TensorLayout(
-        "openai",
-        "clip",
-        ("visual.class_embedding", "visual.ln_pre.weight", "input_resolution"),
-        OPENAI,
-        clip_names.clip_table,
-        CLIP_TEXT,
-        style=OPENAI_STYLE,
-        fits=fits_openai,
-        normalisation="clip",
-        filter="bicubic",
-        drops=BUFFERS,
-    ),
+    OPENAI_LAYOUT,
     TensorLayout(
         "open_clip",
         "clip",

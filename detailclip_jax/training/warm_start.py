@@ -180,9 +180,9 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     method, saved_centers = methods.build(config), variables.pop("centers")
     networks = method.networks
     variables = {name: _as_here(tree, state.params) for name, tree in variables.items()}
-    for name in ("params", "ema_params"):
-        tree = _with_class_tokens(variables[name], state.params)
-        variables[name] = _with_context(tree, state.params, config.init_text_positions)
+    variables |= {name: _with_class_tokens(variables[name], state.params) for name in ("params", "ema_params")}
+    rule = config.init_text_positions
+    variables |= {name: _with_context(variables[name], state.params, rule) for name in ("params", "ema_params")}
     ours = _usable(method, source.model)
     loaded = {network: variables["params"][network] for network in ours if network in variables["params"]}
     _check_shapes(config.init, loaded, state.params)
