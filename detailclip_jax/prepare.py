@@ -3,6 +3,8 @@
     python -m detailclip_jax.prepare webdataset /data/cc3m --out /data/records/cc3m --dataset cc3m
     python -m detailclip_jax.prepare img2dataset-parquet /data/cc12m --out /data/records/cc12m --dataset cc12m
     python -m detailclip_jax.prepare slip-yfcc15m yfcc15m.pkl --images /data/yfcc100m/images --out /data/records/yfcc
+    python -m detailclip_jax.prepare webdataset /data/cc3m --out /data/records/cc3m --captions captions.parquet \
+        --captions-key url --captions-columns raw,short,long   captions of another file, joined by URL
     python -m detailclip_jax.prepare coco captions_train2017.json --images /data/coco --out /data/records/coco
     python -m detailclip_jax.prepare verify DIR      re-reads every checksum
     python -m detailclip_jax.prepare stats DIR       prints and draws the statistics, and a contact sheet
@@ -21,17 +23,20 @@ if __name__ == "__main__":
     start.begin()  # before the other imports
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from typing import Any
 
-from detailclip_jax.convert import columns, local, set_report, to_tfds
+from detailclip_jax.convert import columns, joined_captions, local, set_report, to_tfds
+from detailclip_jax.convert import shard as shards
 from detailclip_jax.convert.cleaning import CLEANING
 from detailclip_jax.convert.image_checks import CHECKS
-from detailclip_jax.convert.job import Options, Request, located
+from detailclip_jax.convert.job import Job, Options, Request, located
 from detailclip_jax.convert.known_sizes import KNOWN
 from detailclip_jax.convert.planning import AlreadyThere, begin, refuse_finished
 from detailclip_jax.convert.prepared_set import NothingAccepted, finish, problems
@@ -42,7 +47,7 @@ from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.files import check_no_file
 from detailclip_jax.runtime.locks import alone
-from detailclip_jax.runtime.progress import Console
+from detailclip_jax.runtime.progress import Console, duration
 from detailclip_jax.runtime.terminal import counted, printable
 
 ENGINES = ("local", "beam")
@@ -64,6 +69,7 @@ FEW_CAPTIONS = (
     "them out, and --caption-column NAME names another column or field: prepare the set again with a new --out"
 )
 TABLES = ("csv", "tsv", "jsonl", "parquet")  # image paths may be relative to the folder of the table
+WITH_FIELDS = ("webdataset", "img2dataset-parquet", *TABLES)
 
 
 def parser() -> flags.Parser:
@@ -75,6 +81,7 @@ def parser() -> flags.Parser:
     command.add_argument("paths", metavar=flags.EITHER, nargs="*", help="what the source reads; patterns too")
     _add_output(command)
     _add_tables(command)
+    _add_captions(command)
     _add_examples(command)
     _add_engine(command)
     return command
@@ -145,6 +152,34 @@ def _add_tables(command: flags.Parser) -> None:
     add("--label-column", default="", metavar="NAME", help=f"{tables}: a whole number ({label})")
 
 
+def _add_captions(command: flags.Parser) -> None:
+    add = command.add_argument
+    what = "join captions from parquet, csv, tsv or jsonl, plain or compressed; patterns too; may be repeated"
+    add("--captions", action="append", default=[], metavar=flags.EITHER, help=what)
+    key = (
+        "what of an image equals COLUMN of a caption (default: a column of the same name): key; path, as the source "
+        "names its file; file, the same without folders; or a field of a tar's json, or column of a table, such as url"
+    )
+    add("--captions-key", default="", metavar="KEY[=COLUMN]", help=key)
+    names = "names of the captions, and their columns if these differ; a name with several columns has several texts"
+    add("--captions-columns", default=(), type=names_of, metavar="NAME[=COLUMN],...", help=names)
+    least = "stop if a smaller share of the images has a row of captions (default: 0.5); 0 accepts any"
+    add("--captions-min-matched", default=0.5, type=share, metavar="SHARE", help=least)
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """Splits NAME[=COLUMN],... as the `type` of a flag."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def share(text: str) -> float:
+    """Parses a number from 0 to 1, as the `type` of a flag."""
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 1")
+
+
 def _add_examples(command: flags.Parser) -> None:
     add = command.add_argument
     add("--clean", choices=tuple(CLEANING), help="captions: slip decodes escapes, removes tags and URLs (YFCC: slip)")
@@ -202,17 +237,33 @@ def request_of(arguments: argparse.Namespace) -> Request:
         raise ValueError(f"{arguments.source} needs --images ROOT, the folder or zip of its images")
     if not arguments.paths and ":" not in arguments.source:
         raise ValueError(f"{arguments.source} needs a PATH: {source.what}")
-    for path in (arguments.out, *([] if arguments.source.startswith("tfds") else arguments.paths)):
+    sources = [] if arguments.source.startswith("tfds") else arguments.paths
+    for path in (arguments.out, *sources, *arguments.captions):
         check_local(path)
     check_no_file(arguments.out)
     if arguments.images and not os.path.exists(arguments.images):
         raise FileNotFoundError(f"--images {arguments.images}: this folder or zip does not exist")
     if arguments.caption_template and arguments.source != "imagefolder":
         raise ValueError("--caption-template: only the classes of an imagefolder have names; leave it out")
-    out, paths = os.path.abspath(arguments.out), located(arguments.source, arguments.paths)
+    out, paths, options = (
+        os.path.abspath(arguments.out),
+        located(arguments.source, arguments.paths),
+        _options(arguments),
+    )
     check_beside(out, paths)
-    request = Request(arguments.source, paths, out, arguments.split, "", _options(arguments))
+    joined_captions.check_options(options)
+    check_key(arguments.source, options.joined_by)
+    request = Request(arguments.source, paths, out, arguments.split, "", options)
     return dataclasses.replace(request, dataset=arguments.dataset or source.dataset(request))
+
+
+def check_key(kind: str, by: str) -> None:
+    """Raises ValueError if a source has nothing by which captions are to be joined."""
+    there = ("key",) if kind.startswith("tfds") else columns.MATCHED_BY
+    if by and by not in there and kind not in WITH_FIELDS:
+        raise ValueError(
+            f"--captions-key {by}: {kind} has only {', '.join(there)}, fields are of {', '.join(WITH_FIELDS)}"
+        )
 
 
 def check_beside(out: str, paths: Iterable[str]) -> None:
@@ -237,7 +288,7 @@ def _options(arguments: argparse.Namespace) -> Options:
     images = os.path.abspath(arguments.images) if arguments.images else ""
     ids = tuple(map(os.path.abspath, arguments.ids))
     texts = {"caption_columns": tuple(arguments.caption_column), "caption_templates": tuple(arguments.caption_template)}
-    named = {"images": images, "ids": ids, **texts}
+    named = {"images": images, "ids": ids, "captions": located("", arguments.captions), **texts}
     clean = arguments.clean or source_of(arguments.source).clean
     others = {field.name for field in dataclasses.fields(Options)} - {*named, "clean"}
     return Options(**named, clean=clean, **{name: getattr(arguments, name) for name in others})
@@ -247,13 +298,29 @@ def _made(request: Request, given: argparse.Namespace, beam_options: Sequence[st
     """Plans or resumes the job, converts its shards and finishes it; returns the description of the split."""
     with local.planning(request, console):
         job = begin(request, given.shards)
+    if request.options.captions:
+        _index_captions(job, given.captions_min_matched, console)
     if given.engine == "beam":
         from detailclip_jax.convert import beam
 
         beam.run(job, beam_options)
     else:
         local.run(job, given.workers, console)
-    return finish(job)
+    return finish(job, given.captions_min_matched)
+
+
+def _index_captions(job: Job, min_matched: float, console: Console) -> None:
+    """Builds the index of captions, and ends a run whose keys seem to be wrong before it converts an image."""
+    start = time.monotonic()
+    show = local.at_times(console)
+    joined_captions.build(
+        job.request, lambda num: show(f"captions {num:,} rows | {duration(time.monotonic() - start)}")
+    )
+    console.end_live()
+    if len(shards.unconverted(job)) == job.num_shards:
+        counts = joined_captions.total(job.request, shards.sampled(job))
+        if not counts["matched"]:
+            joined_captions.check(job.request, counts, min_matched)
 
 
 def _warnings(request: Request, part: Mapping[str, Any]) -> Iterator[str]:

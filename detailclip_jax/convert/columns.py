@@ -12,21 +12,30 @@ CAPTION = ("caption", "captions", "text", "txt", "sentence", "sentences")
 PAIR = ("title", "description")
 KEY = ("key", "id", "image_id", "photoid")
 LABEL = ("label", "cls", "class")
+MATCHED_BY = ("key", "path", "file")  # what every source knows of an image; other names are fields and columns
 TEXTS = ("raw", "text")  # of a dict in a cell
 
 
 class Columns(NamedTuple):
-    """Column names; "" if the table has no key or label."""
+    """Column names; "" if the table has no key or label.  `match` is by what captions are joined, see `match_of`."""
 
     image: str
     captions: tuple[str, ...]
     key: str
     label: str
+    match: str = ""
 
     @property
     def wanted(self) -> tuple[str, ...]:
         """All columns to read."""
-        return tuple(dict.fromkeys(name for name in (self.image, *self.captions, self.key, self.label) if name))
+        match = "" if self.match in MATCHED_BY else self.match
+        return tuple(dict.fromkeys(name for name in (self.image, *self.captions, self.key, self.label, match) if name))
+
+
+def sides(text: str) -> tuple[str, str]:
+    """Splits KEY=COLUMN; without "=" both are the same.  sides("url=Image Path") == ("url", "Image Path")."""
+    name, _, column = text.partition("=")
+    return name, column or name
 
 
 def choose(there: Sequence[str], options: Options, where: str) -> Columns:
@@ -38,7 +47,7 @@ def choose(there: Sequence[str], options: Options, where: str) -> Columns:
     image = _one(there, options.image_column, IMAGE)
     captions = options.caption_columns or usual_captions(there)
     key, label = _one(there, options.key_column, KEY), _one(there, options.label_column, LABEL)
-    chosen = Columns(image or "", captions, key or "", label or "")
+    chosen = Columns(image or "", captions, key or "", label or "", options.joined_by)
     missing = [name for name in chosen.wanted if name not in there]
     if missing or not image:
         what = f"no column {', '.join(missing)}" if missing else f"none of the columns {', '.join(IMAGE)}"
@@ -52,7 +61,7 @@ def choose(there: Sequence[str], options: Options, where: str) -> Columns:
             f"{repeated}1, {repeated}2 and so on, and for captions give --caption-column for each"
         )
     others = [name for name in there if name and name not in chosen.wanted]
-    if others and not (captions or label):
+    if others and not (captions or label or options.captions):
         raise ValueError(
             f"{where} has none of the caption columns {', '.join((*PAIR, *CAPTION))}; its columns are "
             f"{', '.join(map(str, there))}.  Name those of captions with --caption-column; for images without captions "
@@ -69,6 +78,25 @@ def usual_captions(there: Collection[str]) -> tuple[str, ...]:
 
 def _one(there: Sequence[str], given: str, usual: Sequence[str]) -> str | None:
     return given or next((name for name in usual if name in there), None)
+
+
+def require(there: Sequence[str], wanted: Sequence[str], where: str) -> None:
+    """Raises ValueError, with the table's columns, if some of the wanted ones are missing."""
+    if missing := [name for name in wanted if name not in there]:
+        columns = ", ".join(map(str, there)) or "none"
+        raise ValueError(f"{where} has no column {', '.join(missing)}; its columns are {columns}")
+
+
+def match_of(by: str, key: str, path: str, fields: Mapping[str, Any]) -> str:
+    """Returns the text by which captions are joined to an image (`joined_captions`); "" without one.
+
+    `by` is "key", "path", as the source names the file of the image, "file", the same without folders, or a field.
+    """
+    if by == "key":
+        return key
+    if by in MATCHED_BY:
+        return path if by == "path" else path.rpartition("/")[2]
+    return text_of(fields.get(by))
 
 
 def captions_in(values: Mapping[str, Any], names: Sequence[str]) -> tuple[tuple[str, ...], Named]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -22,18 +22,26 @@ Named = Mapping[str, str | Sequence[str]]  # captions by the name of their sourc
 
 @dataclasses.dataclass(frozen=True)
 class Raw:
-    """One example as its source has it; `texts` are captions by name, `captions` those without."""
+    """One example as its source has it; `texts` are captions by name, `captions` those without.
+
+    `match` is the text by which captions of other files are joined, see `columns.match_of`.
+    """
 
     key: str
     image: bytes
     captions: tuple[str, ...] = ()
     texts: Named = dataclasses.field(default_factory=dict)
     label: int = -1
+    match: str = ""
 
     @property
     def all_captions(self) -> list[str]:
         """The captions of all names, then those without."""
         return [*(text for texts in self.texts.values() for text in several(texts)), *self.captions]
+
+    def named(self, texts: Iterable[tuple[str, str | Sequence[str]]]) -> "Raw":
+        """Returns the example with more named captions; they replace those of the same names."""
+        return dataclasses.replace(self, texts={**self.texts, **dict(texts)})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,4 +32,5 @@ def _example(records: TfdsRecords, index: int, names: Sequence[str]) -> Raw | Re
         return Reject(f"{records.name}#{index}", "damaged record", str(error))
     texts = {name: fields[name] for name in names}
     captions = () if texts else tuple(fields["captions"])
-    return Raw(str(fields["key"]), fields["image"], captions, texts, fields["label"])
+    key = str(fields["key"])
+    return Raw(key, fields["image"], captions, texts, fields["label"], match=key)

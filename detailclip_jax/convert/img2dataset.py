@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from detailclip_jax.convert import parquet, webdataset
-from detailclip_jax.convert.columns import texts_in
+from detailclip_jax.convert.columns import text_of, texts_in
 from detailclip_jax.convert.examples import Named, Raw, Reject, Rejected, several
 from detailclip_jax.convert.job import Options, Plan, Request, Shard, limited, of_files
 
@@ -49,7 +49,8 @@ def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
 
 def _rows(shard: Shard, options: Options, *more: str) -> Iterator[dict[str, Any]]:
     there = parquet.column_names(shard.path)
-    names = [name for name in ("key", "status", "error_message", *_captions(options), *more) if name in there]
+    wanted = dict.fromkeys(("key", "status", "error_message", *_captions(options), *more, options.joined_by))
+    names = [name for name in wanted if name in there]
     return itertools.islice(parquet.rows(shard.path, tuple(names)), shard.stop or None)
 
 
@@ -62,14 +63,15 @@ def _tar(path: str) -> pathlib.Path:
 
 
 def _with_row(example: Raw | Reject, row: dict[str, Any], options: Options) -> Raw | Reject:
-    """Returns the example with the captions of its row; a reject if one of them is no text."""
+    """Returns the example with the captions and key of its row; a reject if one of them is no text."""
     if isinstance(example, Reject):
         return example
     try:
         captions, texts = _texts(row, options)
+        match = text_of(row[options.joined_by]) if options.joined_by in row else example.match
     except Rejected as refusal:
         return refusal.of(example.key)
-    return dataclasses.replace(example, captions=captions, texts=texts)
+    return dataclasses.replace(example, captions=captions, texts=texts, match=match)
 
 
 def _texts(row: dict[str, Any], options: Options) -> tuple[tuple[str, ...], Named]:

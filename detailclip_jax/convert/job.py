@@ -33,6 +33,7 @@ class Options:
     context_length: captions with more tokens count as truncated.
     limit: number of examples to take from the source; 0 takes all.
     follow_links: whether links may lead out of the folder of images.
+    captions, captions_key, captions_columns: files, KEY=COLUMN and NAME=COLUMN of captions, see `joined_captions`.
     """
 
     images: str = ""
@@ -50,6 +51,14 @@ class Options:
     context_length: int = 77
     limit: int = 0
     follow_links: bool = False
+    captions: tuple[str, ...] = ()
+    captions_key: str = ""
+    captions_columns: tuple[str, ...] = ()
+
+    @property
+    def joined_by(self) -> str:
+        """What of an image is compared with the keys of captions; "" without them."""
+        return self.captions_key.partition("=")[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
@@ -184,6 +184,19 @@ class Progress:
             f"{self._shards}/{len(self._weights)} shards | {num:,} examples | "
             f"{num / seconds:,.0f} images/s | {num_bytes / seconds / 1e6:.1f} MB/s | eta {eta} | {rejected:,} rejected"
         )
+
+
+def at_times(console: Console) -> Callable[[str], None]:
+    """Returns a function that shows a line if enough time has passed since the last one."""
+    shown = time.monotonic()
+
+    def show(line: str) -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= (EVERY_PLAIN if console.width is None else EVERY):
+            shown = time.monotonic()
+            console.live(line)
+
+    return show
 
 
 @contextlib.contextmanager

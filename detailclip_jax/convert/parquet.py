@@ -65,13 +65,12 @@ def num_rows(path: str) -> int:
 
 def require(path: str, wanted: Sequence[str]) -> None:
     """Raises ValueError, with the file's columns, if some of the wanted ones are missing."""
-    there = column_names(path)
-    if missing := [name for name in wanted if name not in there]:
-        raise ValueError(f"{path} has no column {', '.join(missing)}; its columns are {', '.join(there)}")
+    columns.require(column_names(path), wanted, path)
 
 
 SUFFIXES = (".parquet",)
 BATCH = 64  # rows in memory at once, in addition to what pyarrow holds of a row group
+TEXTS = 4096  # the same, of rows without images
 
 
 def files(request: Request) -> list[str]:
@@ -99,13 +98,26 @@ def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
 
 def rows(path: str, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Yields the rows of a file, holding only a few in memory."""
+    for batch in _batches(path, names, BATCH):
+        yield from batch.to_pylist()
+
+
+def _batches(path: str, names: Sequence[str], most: int) -> Iterator[Any]:
+    """Yields a file's pyarrow batches of up to `most` rows."""
     with parquet_file(path) as file:
-        largest = largest_chunk(file, path, names)
-        rows_at_once = max(
-            1, min(BATCH, MAX_BYTES // max(largest, 1))
-        )  # one value may fill a chunk, and every row may repeat it
-        for batch in file.iter_batches(batch_size=rows_at_once, columns=list(names)):
-            yield from batch.to_pylist()
+        # one value may fill a chunk, and every row may repeat it
+        rows_at_once = max(1, min(most, MAX_BYTES // max(largest_chunk(file, path, names), 1)))
+        yield from file.iter_batches(batch_size=rows_at_once, columns=list(names))
+
+
+def cells(path: str, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """Yields the cells of these columns in each row of a file; ValueError that names it if it is damaged."""
+    require(path, names)
+    try:
+        for batch in _batches(path, list(dict.fromkeys(names)), TEXTS):
+            yield from zip(*(batch.column(name).to_pylist() for name in names))
+    except damage() as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def example(row: dict[str, Any], chosen: Columns, images: ImageRoot, place: str) -> Raw | Reject:
@@ -115,9 +127,15 @@ def example(row: dict[str, Any], chosen: Columns, images: ImageRoot, place: str)
         key = columns.key_of(row, chosen, place)
         captions, texts = columns.captions_in(row, chosen.captions)
         label = columns.cell_label(row[chosen.label]) if chosen.label else -1
-        return Raw(key, _image(row[chosen.image], images), captions, texts, label)
+        match = columns.match_of(chosen.match, key, _path(row[chosen.image]), row)
+        return Raw(key, _image(row[chosen.image], images), captions, texts, label, match)
     except Rejected as refusal:
         return refusal.of(key)
+
+
+def _path(cell: Any) -> str:
+    path = cell.get("path") if isinstance(cell, dict) else cell
+    return path if isinstance(path, str) else ""
 
 
 def _image(cell: Any, images: ImageRoot) -> bytes:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from detailclip_jax.convert import job as jobs
+from detailclip_jax.convert import joined_captions
 from detailclip_jax.convert.job import Job, Request, Shard
 from detailclip_jax.convert.prepared_set import identity, known_split
 from detailclip_jax.convert.readers import source_of
@@ -169,7 +170,7 @@ def listing(path: str, request: Request, files: Files) -> Listing:
 def stamps(request: Request, shards: Iterable[Shard]) -> dict[str, tuple[int, int]]:
     """Returns the stamps of the files that a request names, and of the files of its shards."""
     matching = (file for path in request.paths for file in glob.glob(path) or [path])
-    named = (*matching, *request.options.ids, request.options.images)
+    named = (*matching, *request.options.ids, request.options.images, *joined_captions.files(request.options))
     paths = sorted({*map(os.path.abspath, filter(None, named)), *(shard.path for shard in shards)})
     work = os.path.join(os.path.realpath(request.work), "")
     files = [path for path in paths if os.path.isfile(path) and not os.path.realpath(path).startswith(work)]
@@ -195,6 +196,8 @@ def difference(
     for path, before in stamped.items():
         if os.path.isfile(path) and stamp(path) != tuple(before):
             return f"{path} has changed (size or modification time)"
+    if new := sorted(set(joined_captions.files_left(request.options)) - {*stamped}):
+        return f"{new[0]} is a new file of --captions"
     for path, before in listed.items():
         now = listing(path, request, files)
         if now.num_files and now != tuple(before):

@@ -10,7 +10,7 @@ from typing import Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from detailclip_jax.convert import statistics
+from detailclip_jax.convert import joined_captions, statistics
 from detailclip_jax.convert.examples import SCHEMA
 from detailclip_jax.convert.job import FORMAT, Job, Request
 from detailclip_jax.convert.known_sizes import KNOWN
@@ -53,16 +53,21 @@ class NothingAccepted(RunError):
         self.rejected = rejected
 
 
-def finish(job: Job) -> dict[str, Any]:
+def finish(job: Job, min_matched: float = 0) -> dict[str, Any]:
     """Writes the list of rejects and the split's entry in dataset.json, removes the work folder, returns the entry.
 
-    Raises NothingAccepted if there is no example; then only the list of rejects is kept.
+    Raises NothingAccepted if there is no example; then only the list of rejects is kept.  Raises RunError, and keeps
+    everything, if captions are joined to less than `min_matched` of the images.
     """
     reports, rejected, first = _write_rejected(job)
+    joined = joined_captions.total(job.request, reports) if job.request.options.captions else {}
+    if joined:
+        joined_captions.check(job.request, joined, min_matched)
     record = _split_record(job, reports, rejected) | {
         "first_rejected": first,
         "cut_captions": sum(report["cut_captions"] for report in reports),
     }
+    record |= {"joined": joined} if joined else {}
     if record["num_examples"]:
         _enter(job, record)
     else:

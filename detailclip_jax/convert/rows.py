@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import msgpack
 
+from detailclip_jax.convert import columns
 from detailclip_jax.convert.examples import Named, Raw, Reject, Rejected, converted, escaped, valid_text
 from detailclip_jax.convert.image_root import ImageRoot, Place
 from detailclip_jax.convert.job import PER_SHARD, Options, Plan, Request, Shard
@@ -24,7 +25,7 @@ class Row(NamedTuple):
     """An example without its image, which is read from the first of `places` that exists.
 
     A row that cannot be used has no places and `refused` = "reason: detail".  `root` is the folder that contains the
-    places if `--images` does not name one.
+    places if `--images` does not name one, `match` the cell by which captions are joined, if they are by a column.
     """
 
     key: str
@@ -34,6 +35,7 @@ class Row(NamedTuple):
     label: int = -1
     refused: str = ""
     root: str = ""
+    match: str = ""
 
 
 MakeRows = Callable[[Request], Iterator[Row]]
@@ -75,14 +77,15 @@ def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
     with contextlib.ExitStack() as opened:
         root_at = functools.cache(lambda path: opened.enter_context(ImageRoot(path, options.follow_links)))
         for row in rows:
-            yield _example(row, root_at(options.images or row.root))
+            yield _example(row, root_at(options.images or row.root), options.joined_by)
 
 
-def _example(row: Row, root: ImageRoot) -> Raw | Reject:
+def _example(row: Row, root: ImageRoot, joined_by: str) -> Raw | Reject:
     try:
         if row.refused:
             raise Rejected(row.refused)
-        return Raw(row.key, root.read(row.places), tuple(row.captions), row.texts, row.label)
+        match = columns.match_of(joined_by, row.key, "/".join(row.places[0]), {joined_by: row.match})
+        return Raw(row.key, root.read(row.places), tuple(row.captions), row.texts, row.label, match)
     except Rejected as refusal:
         return refusal.of(row.key)
 

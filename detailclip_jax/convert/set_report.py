@@ -11,6 +11,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image, ImageDraw
 
+from detailclip_jax.convert.columns import sides
 from detailclip_jax.convert.known_sizes import comparison
 from detailclip_jax.convert.limited_files import FIGURES
 from detailclip_jax.convert.prepared_set import load, reasons_in
@@ -51,6 +52,8 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     ]
     if expected := comparison(record["dataset"], record["num_examples"], record["num_rejected"]):
         lines.append(f"expected    {expected}")
+    if joined := record.get("joined"):
+        lines.append(f"joined      {_joined(joined)}")
     if not record["num_examples"]:
         return lines
     lines += [f"{name:<12}{_quantiles(counts[name], name)}" for name in ("width", "height", "bytes")]
@@ -62,7 +65,9 @@ def summary(record: Mapping[str, Any]) -> list[str]:
 
 def blank_captions(record: Mapping[str, Any]) -> list[str]:
     """Returns the names that the user has given to captions and that are blank in every example of a split."""
-    counts, named = record["statistics"]["captions"], record["options"]["caption_columns"]
+    counts, options = record["statistics"]["captions"], record["options"]
+    joined = [sides(each)[0] for each in options.get("captions_columns", ())]
+    named = dict.fromkeys([*options["caption_columns"], *joined])
     return [name for name in named if name in counts and counts[name].get("empty", 0) == counts[name].get("count", 0)]
 
 
@@ -73,6 +78,15 @@ def _rejects(record: Mapping[str, Any]) -> str:
         return "0"
     reasons = reasons_in(record["rejected"], record.get("first_rejected", {}))
     return f"{num:,} of {num + record['num_examples']:,}: {reasons}; all are in {record['rejected_list']}"
+
+
+def _joined(counts: Mapping[str, Any]) -> str:
+    """Returns "9 of 10 images, 1 without a row; 12 rows, 2 of them doubled: the first of a key counts"."""
+    num = counts["matched"] + counts["unmatched"]
+    images = f"{counts['matched']:,} of {counted(num, 'image')}, {counts['unmatched']:,} without a row"
+    doubled = f"{counts['doubled']:,} doubled (the first row of a key counts)" if counts["doubled"] else "0 doubled"
+    unusable = f", {counts['unusable']:,} unusable" if counts["unusable"] else ""
+    return f"{images}; {counted(counts['rows'], 'row')}, {doubled}{unusable}"
 
 
 def _quantiles(histogram: Mapping[str, int], name: str) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import UInt64
 
-from detailclip_jax.convert import statistics
+from detailclip_jax.convert import joined_captions, statistics
 from detailclip_jax.convert.cleaning import CLEANING
 from detailclip_jax.convert.examples import (
     Raw,
@@ -47,6 +47,7 @@ from detailclip_jax.runtime.files import written_atomically
 ARRAY_RECORD = "group_size:1,uncompressed"  # one record per block gives random access; images are compressed already
 COUNTED_CHARACTERS = 2000  # per caption: its number of tokens is counted on this beginning
 UNREADABLE = "damaged shard"
+SAMPLED_SHARDS, SAMPLED = 8, 64  # input shards and images of each, see `sampled`
 
 Tell = Callable[[int, int, int], None]  # examples seen, bytes, rejected since the last call
 
@@ -65,8 +66,9 @@ def convert(job: Job, number: int, tell: Tell = nobody) -> None:
     path, options = job.output(number), job.request.options
     found = Found(options.context_length, _digests(job, number).tolist())
     with written_atomically(path, partial_of(path, job.request.work)) as partial:
-        with _writer(partial) as writer:
+        with _writer(partial) as writer, joined_captions.opened(job.request) as join:
             for item in itertools.chain.from_iterable(read(shard, job.request) for shard in job.inputs(number)):
+                item = join(item) if join else item
                 record = found.accepted(item, options)
                 if record is not None:
                     writer.write(record)
@@ -76,7 +78,21 @@ def convert(job: Job, number: int, tell: Tell = nobody) -> None:
         np.save(file, np.array(sorted(found.keys), np.uint64))
     rejected = list(map(columns_of, found.rejected))
     report = {"shard": description, "statistics": found.counts, "rejected": rejected, "cut_captions": found.num_cut}
+    if join:
+        report["joined"] = join.report
     write_json(job.report(number), report, indent=None)
+
+
+def sampled(job: Job) -> list[dict[str, Any]]:
+    """Returns a report of the join of some images, which shows a wrong key before hours of work."""
+    count = len(job.shards)
+    some = dict.fromkeys(job.shards[n * count // SAMPLED_SHARDS] for n in range(SAMPLED_SHARDS))
+    with joined_captions.opened(job.request) as join:
+        assert join
+        for shard in some:
+            for item in itertools.islice(read(shard, job.request), SAMPLED):
+                join(item)
+        return [{"joined": join.report}]
 
 
 class Found:

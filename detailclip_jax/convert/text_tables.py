@@ -29,17 +29,19 @@ REMEDIES = {
     ";": "save it with commas (quotes around cells with commas)",
     "\t": "use prepare tsv",
 }
+CSV: dict[str, Any] = {"delimiter": ",", "strict": True}
+TSV: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
 COMPRESSIONS = ("", ".gz", ".bz2", ".xz")
 
 
 def csv_rows(request: Request) -> Iterator[Row]:
     """Yields the rows of comma-separated files; the first line names the columns, quoting follows RFC 4180."""
-    return _separated(request, ".csv", {"delimiter": ",", "strict": True})
+    return _separated(request, ".csv", CSV)
 
 
 def tsv_rows(request: Request) -> Iterator[Row]:
     """Yields the rows of tab-separated files; the first line names the columns, and quotes are ordinary characters."""
-    return _separated(request, ".tsv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE})
+    return _separated(request, ".tsv", TSV)
 
 
 def _separated(request: Request, suffix: str, dialect: dict[str, Any]) -> Iterator[Row]:
@@ -124,18 +126,62 @@ def jsonl_rows(request: Request) -> Iterator[Row]:
     tables = _tables(request, ".jsonl")
     for path, name in tables.items():
         chosen = None
-        with open_text(path, errors=KEPT) as file:
-            for number, line in enumerate(lines(file), 1):
-                _check_utf8(line or "", path, number)
-                values = _object(line) if line is not None else None
-                if values is None:
-                    why = f"bad json: {line[:60]!r}" if line is not None else f"too large: over {MAX_LINE:,} characters"
-                    yield Row(f"{name}#{number}", refused=why)
-                    continue
-                if chosen is None:
-                    chosen = columns.choose(list(values), request.options, path)
-                    _check_name(path, tables, chosen)
-                yield _row(values, chosen, path, f"{name}#{number}")
+        for number, (line, values) in enumerate(_objects(path), 1):
+            if values is None:
+                why = f"bad json: {line[:60]!r}" if line is not None else f"too large: over {MAX_LINE:,} characters"
+                yield Row(f"{name}#{number}", refused=why)
+                continue
+            if chosen is None:
+                chosen = columns.choose(list(values), request.options, path)
+                _check_name(path, tables, chosen)
+            yield _row(values, chosen, path, f"{name}#{number}")
+
+
+def _objects(path: str) -> Iterator[tuple[str | None, dict[str, Any] | None]]:
+    """Yields the lines of a file and the objects in them; None for a line that is too long, and for another object."""
+    with open_text(path, errors=KEPT) as file:
+        for number, line in enumerate(lines(file), 1):
+            _check_utf8(line or "", path, number)
+            yield line, _object(line) if line is not None else None
+
+
+def csv_cells(path: str, names: Sequence[str]) -> Iterator[list[str] | None]:
+    """Yields the cells of these columns in each row of a csv; None for a row with another number of cells."""
+    return _cells(path, names, CSV)
+
+
+def tsv_cells(path: str, names: Sequence[str]) -> Iterator[list[str] | None]:
+    """Yields the cells of these columns in each row of a tsv, as `csv_cells`."""
+    return _cells(path, names, TSV)
+
+
+def _cells(path: str, names: Sequence[str], dialect: dict[str, Any]) -> Iterator[list[str] | None]:
+    csv.field_size_limit(MAX_FIELD)
+    with open_text(path, errors=KEPT) as file:
+        counted = _Lines(file, path)
+        reader = csv.reader(counted, **dialect)
+        try:
+            header = next(reader, [])
+            columns.require(header, names, path)
+            places = [header.index(name) for name in names]
+            for row in filter(None, reader):
+                counted.held = 0
+                yield [row[place] for place in places] if len(row) == len(header) else None
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def jsonl_cells(path: str, names: Sequence[str]) -> Iterator[list[Any] | None]:
+    """Yields these fields of the object in each line; None for a line that is no object.
+
+    The first object must have all fields, later ones may lack some.
+    """
+    seen = False
+    for _, values in _objects(path):
+        if values is not None and not seen:
+            columns.require(list(values), names, path)
+            seen = True
+        yield [values.get(name) for name in names] if values is not None else None
 
 
 def _object(line: str) -> dict[str, Any] | None:
@@ -148,10 +194,11 @@ def _object(line: str) -> dict[str, Any] | None:
 
 def files(suffix: str, request: Request) -> list[str]:
     """Returns the tables of a request, sorted by name: in a folder those with the suffix, plain or compressed."""
-    return expand(request.paths, _endings(suffix))
+    return expand(request.paths, endings(suffix))
 
 
-def _endings(suffix: str) -> tuple[str, ...]:
+def endings(suffix: str) -> tuple[str, ...]:
+    """Returns a suffix, and the same with those of compressed files."""
     return tuple(suffix + compression for compression in COMPRESSIONS)
 
 
@@ -160,11 +207,11 @@ def _tables(request: Request, suffix: str) -> dict[str, str]:
 
     The keys of rows begin with the name if the table has no column of keys.
     """
-    endings, paths = _endings(suffix), files(suffix, request)
+    paths = files(suffix, request)
     folder, tables = common_folder(paths), {}
     for path in paths:
         below = pathlib.Path(os.path.relpath(path, folder)).as_posix()
-        name = next((below.removesuffix(each) for each in endings if below.endswith(each)), below)
+        name = next((below.removesuffix(each) for each in endings(suffix) if below.endswith(each)), below)
         tables[path] = name
     return tables
 
@@ -195,6 +242,7 @@ def _row(values: dict[str, Any], chosen: Columns, path: str, place: str) -> Row:
             return Row(key, refused=f"bad row: no {', '.join(missing) or chosen.image}")
         captions, texts = columns.captions_in(values, chosen.captions)
         label = columns.cell_label(values[chosen.label]) if chosen.label else -1
+        match = columns.text_of(values.get(chosen.match))
     except Rejected as refusal:
         return Row(key, refused=str(refusal))
-    return Row(key, [(image,)], captions, texts, label, root=_folder(path))
+    return Row(key, [(image,)], captions, texts, label, root=_folder(path), match=match)

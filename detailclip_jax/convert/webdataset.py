@@ -69,7 +69,8 @@ def example(sample: Sample, shard: Shard, options: Options) -> Raw | Reject:
         image = image_of(sample)
         fields = _json(sample.files.get("json", b"{}"))
         captions, texts = sample_captions(sample.files, fields, options)
-        return Raw(key, image, captions, texts, sample_label(sample.files, fields, options))
+        match = columns.match_of(options.joined_by, sample.key, f"{sample.key}.{image_suffix(sample)}", fields)
+        return Raw(key, image, captions, texts, sample_label(sample.files, fields, options), match)
     except Rejected as refusal:
         return refusal.of(key)
 
@@ -78,10 +79,14 @@ def image_of(sample: Sample) -> bytes:
     """Returns the image file; Rejected if there is none."""
     if sample.refused:
         raise Rejected(sample.refused)
-    for suffix in IMAGES:
-        if suffix in sample.files:
-            return sample.files[suffix]
+    if suffix := image_suffix(sample):
+        return sample.files[suffix]
     raise Rejected(f"no image: only {', '.join(sorted(sample.files))}")
+
+
+def image_suffix(sample: Sample) -> str:
+    """Returns the suffix of the image file, "" if there is none."""
+    return next((suffix for suffix in IMAGES if suffix in sample.files), "")
 
 
 def sample_captions(

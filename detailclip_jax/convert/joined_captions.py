@@ -1,0 +1,264 @@
+"""Joins captions of other files (parquet, csv, tsv, JSON lines) to the images of a source: `prepare --captions`.
+
+The rows of all caption files become one SQLite file in the work folder, in their order, with an index over digests of
+their keys.  SQLite sorts the index on disk, so that building needs the same memory for a thousand and for a hundred
+million rows.  The file gets its name when it is complete, and belongs to one request, whose caption files `planning`
+compares when a job is resumed.  Every output shard then opens it read-only.  Of several rows with one key the first
+counts.
+"""
+
+import contextlib
+import itertools
+import math
+import pathlib
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgpack
+
+from detailclip_jax.convert import columns, parquet, text_tables
+from detailclip_jax.convert.examples import RESERVED, Raw, Reject, digest_of, escaped, valid_text
+from detailclip_jax.convert.job import Options, Request
+from detailclip_jax.convert.limited_files import expand, partial_of
+from detailclip_jax.data.tokenizer import MAX_CHARACTERS
+from detailclip_jax.runtime.errors import RunError
+from detailclip_jax.runtime.files import written_atomically
+
+Cells = Sequence[Any] | None  # of one row; None if the row cannot be read
+READERS: Mapping[str, Callable[[str, Sequence[str]], Iterable[Cells]]] = {
+    ".parquet": parquet.cells,
+    ".csv": text_tables.csv_cells,
+    ".tsv": text_tables.tsv_cells,
+    ".jsonl": text_tables.jsonl_cells,
+}
+INDEX = "captions.sqlite"
+CACHE = 64 * 2**10  # KiB that SQLite holds in memory
+BATCH = 10_000  # rows inserted at once
+PRAGMAS = (f"cache_size = -{CACHE}", "journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE")
+FIRST = "SELECT texts FROM captions WHERE digest = ? AND key = ? ORDER BY rowid LIMIT 1"
+NUM_KEYS = "SELECT count(*) FROM (SELECT 1 FROM captions GROUP BY digest)"
+SHOWN = 3  # keys of each side in a message
+
+
+def files(options: Options) -> list[str]:
+    """Returns the caption files, sorted by name; FileNotFoundError for what is missing."""
+    return expand(options.captions, tuple(ending for kind in READERS for ending in text_tables.endings(kind)))
+
+
+def files_left(options: Options) -> list[str]:
+    """Returns the caption files, none if they were removed."""
+    try:
+        return files(options)
+    except FileNotFoundError:
+        return []
+
+
+def named_columns(options: Options) -> dict[str, list[str]]:
+    """Returns the columns of each caption: ("raw", "long=a", "long=b") gives {"raw": ["raw"], "long": ["a", "b"]}."""
+    named: dict[str, list[str]] = {}
+    for name, column in map(columns.sides, options.captions_columns):
+        named.setdefault(name, []).append(column)
+    return named
+
+
+def check_options(options: Options) -> None:
+    """Raises ValueError if the three flags of a join are not given together, or a name of a caption is not allowed."""
+    given = {"": options.captions, "-key": options.captions_key, "-columns": options.captions_columns}
+    if missing := [f"--captions{end}" for end, value in given.items() if any(given.values()) and not value]:
+        raise ValueError(
+            f"{' and '.join(missing)} missing: a join takes --captions DIR_OR_FILE --captions-key KEY[=COLUMN] "
+            "--captions-columns NAME[=COLUMN],..."
+        )
+    if wrong := [name for name in named_columns(options) if name in RESERVED or not name]:
+        raise ValueError(
+            f"--captions-columns: a caption cannot have the name {wrong[0]!r}; give another one before its column, as "
+            f"in long={wrong[0] or 'COLUMN'}"
+        )
+
+
+def build(request: Request, tell: Callable[[int], None]) -> None:
+    """Writes the index if it is not there; `tell` is called with the number of rows so far.
+
+    Raises ValueError that names the file, and where possible the column or line, of a table that cannot be read.
+    """
+    path = request.work / INDEX
+    if not request.options.captions or path.exists():
+        return
+    with written_atomically(path, partial_of(path)) as partial:
+        try:
+            with contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as database:
+                _fill(database, request.options, tell)
+        except sqlite3.Error as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def _fill(database: sqlite3.Connection, options: Options, tell: Callable[[int], None]) -> None:
+    for pragma in PRAGMAS:
+        database.execute(f"PRAGMA {pragma}")
+    database.execute("CREATE TABLE captions (digest INTEGER, key TEXT, texts BLOB)")
+    database.execute("CREATE TABLE counts (num_rows INTEGER, doubled INTEGER, unusable INTEGER)")
+    num, unusable, rows = 0, 0, _rows(options)
+    database.execute("BEGIN")
+    while batch := list(itertools.islice(rows, BATCH)):
+        usable = [row for row in batch if row]
+        database.executemany("INSERT INTO captions VALUES (?, ?, ?)", usable)
+        num, unusable = num + len(batch), unusable + len(batch) - len(usable)
+        tell(num)
+    database.execute("COMMIT")
+    database.execute("CREATE INDEX by_digest ON captions (digest)")
+    doubled = num - unusable - database.execute(NUM_KEYS).fetchone()[0]
+    database.execute("INSERT INTO counts VALUES (?, ?, ?)", (num, doubled, unusable))
+
+
+def _rows(options: Options) -> Iterator[tuple[int, str, bytes] | None]:
+    """Yields digest, key and packed texts of each row in the order of the files; None for a row without a key."""
+    by, column = columns.sides(options.captions_key)
+    sizes = [len(each) for each in named_columns(options).values()]
+    wanted = (column, *itertools.chain.from_iterable(named_columns(options).values()))
+    for path in files(options):
+        empty = True
+        for cells in _reader(path)(path, wanted):
+            empty = False
+            yield _row(cells, by, sizes, wanted, path) if cells else None
+        if empty:
+            raise ValueError(f"{path} has no row of captions; leave it out of --captions, or download it again")
+
+
+def _reader(path: str) -> Callable[[str, Sequence[str]], Iterable[Cells]]:
+    for kind, reader in READERS.items():
+        if path.endswith(text_tables.endings(kind)):
+            return reader
+    raise ValueError(f"--captions {path}: a file that ends in {', '.join(READERS)} is required")
+
+
+def _row(
+    cells: Sequence[Any], by: str, sizes: Sequence[int], wanted: Sequence[str], path: str
+) -> tuple[int, str, bytes] | None:
+    """Returns a row of the index; a caption of several columns, or of a list, has several texts."""
+    key = escaped(_key(cells[0], path, wanted[0]))
+    if by == "file":
+        key = key.rpartition("/")[2]
+    if not key:
+        return None
+    texts = [_texts(cell, path, name) for cell, name in zip(cells[1:], wanted[1:])]
+    named = texts if len(texts) == len(sizes) else list(_grouped(texts, sizes))
+    return digest_of(key) - 2**63, key, msgpack.packb(named) or b""
+
+
+def _grouped(texts: Iterable[str | list[str]], sizes: Iterable[int]) -> Iterator[str | list[str]]:
+    """Yields the texts of each caption: one column as it is, several in one list."""
+    left = iter(texts)
+    for size in sizes:
+        columns = list(itertools.islice(left, size))
+        yield (
+            columns[0]
+            if size == 1
+            else [text for each in columns for text in ([each] if isinstance(each, str) else each)]
+        )
+
+
+def _key(cell: Any, path: str, column: str) -> str:
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, bytes):
+        return cell.decode("utf-8", "replace")
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    if not isinstance(cell, int):
+        raise ValueError(f"{path}, column {column}: {cell!r:.40} ({type(cell).__name__}) is no key, which is a text")
+    return str(cell)
+
+
+def _texts(cell: Any, path: str, column: str) -> str | list[str]:
+    if isinstance(cell, list):
+        return [_text(each, path, column) for each in cell]
+    return _text(cell, path, column)
+
+
+def _text(cell: Any, path: str, column: str) -> str:
+    """Returns a caption, cut behind the character at which `shard.cleaned` cuts; it counts these captions."""
+    if isinstance(cell, str):
+        return valid_text(cell[: MAX_CHARACTERS + 1])
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    if isinstance(cell, bytes):
+        return cell.decode("utf-8", "replace")[: MAX_CHARACTERS + 1]
+    raise ValueError(
+        f"{path}, column {column}: {cell!r:.40} ({type(cell).__name__}) is no caption, which is a text or a list of "
+        "texts"
+    )
+
+
+class Joined:
+    """Adds captions to examples, and counts the images; `unmatched` has the keys of the first ones without a row."""
+
+    def __init__(self, database: sqlite3.Connection, options: Options):
+        self._database, self._names = database, list(named_columns(options))
+        self.num_matched = self.num_unmatched = 0
+        self.unmatched: list[str] = []
+
+    def __call__(self, item: Raw | Reject) -> Raw | Reject:
+        """Returns an example with the captions of its row beside its own; a reject if it has neither."""
+        if isinstance(item, Reject):
+            return item
+        key = escaped(item.match)
+        found = self._database.execute(FIRST, (digest_of(key) - 2**63, key)).fetchone() if key else None
+        self.num_matched += found is not None
+        self.num_unmatched += found is None
+        if found is None and len(self.unmatched) < SHOWN:
+            self.unmatched.append(key)
+        raw = item.named(zip(self._names, msgpack.unpackb(found[0]))) if found else item
+        if not any(text.strip() for text in raw.all_captions):
+            return Reject(item.key, "no caption", f"{'a blank' if found else 'no'} row in --captions for {key!r}")
+        return raw
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The counts, and keys of images without a row."""
+        return {"matched": self.num_matched, "unmatched": self.num_unmatched, "first_unmatched": self.unmatched}
+
+
+@contextlib.contextmanager
+def opened(request: Request) -> Iterator[Joined | None]:
+    """Opens the index of a request read-only; None if the request joins no captions."""
+    if not request.options.captions:
+        yield None
+        return
+    with contextlib.closing(_open(request.work)) as database:
+        yield Joined(database, request.options)
+
+
+def _open(work: pathlib.Path) -> sqlite3.Connection:
+    # `immutable` needs no locks, which network disks may lack
+    return sqlite3.connect(f"{(work / INDEX).resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+
+
+def total(request: Request, reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the counts of a join: images from the reports of shards, rows from the index."""
+    joined = [report["joined"] for report in reports]
+    with contextlib.closing(_open(request.work)) as database:
+        num, doubled, unusable = database.execute("SELECT num_rows, doubled, unusable FROM counts").fetchone()
+        keys = [key for (key,) in database.execute(f"SELECT key FROM captions ORDER BY rowid LIMIT {SHOWN}")]
+    images = {name: sum(each[name] for each in joined) for name in ("matched", "unmatched")}
+    first = list(itertools.chain.from_iterable(each["first_unmatched"] for each in joined))[:SHOWN]
+    rows = {"rows": num, "doubled": doubled, "unusable": unusable}
+    return {**images, **rows, "first_unmatched": first, "first_keys": keys}
+
+
+def check(request: Request, counts: Mapping[str, Any], at_least: float) -> None:
+    """Raises RunError, with keys of both sides, if fewer than a share of the images have a row; 0 accepts all."""
+    num = counts["matched"] + counts["unmatched"]
+    if counts["matched"] >= at_least * num:
+        return
+    by, column = columns.sides(request.options.captions_key)
+    raise RunError(
+        f"{counts['matched']:,} of {num:,} images have a row in --captions, fewer than --captions-min-matched "
+        f"{at_least:g}: {by} of images is {_shown(counts['first_unmatched'])}, {column} of rows is "
+        f"{_shown(counts['first_keys'])}; if these should be equal, choose others with --captions-key KEY=COLUMN and "
+        "another --out; else repeat the command with --captions-min-matched 0"
+    )
+
+
+def _shown(keys: Sequence[str]) -> str:
+    return " or ".join(map(repr, keys)) or "missing"
