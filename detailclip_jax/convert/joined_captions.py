@@ -42,8 +42,11 @@ SHOWN = 3  # keys of each side in a message
 
 
 def files(options: Options) -> list[str]:
-    """Returns the caption files, sorted by name; FileNotFoundError for what is missing."""
-    return expand(options.captions, tuple(ending for kind in READERS for ending in text_tables.endings(kind)))
+    """Returns the caption files, sorted by name; FileNotFoundError for what is missing, ValueError for other files."""
+    found = expand(options.captions, tuple(ending for kind in READERS for ending in text_tables.endings(kind)))
+    for path in found:
+        _reader(path)
+    return found
 
 
 def files_left(options: Options) -> list[str]:

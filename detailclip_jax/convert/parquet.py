@@ -107,7 +107,8 @@ def _batches(path: str, names: Sequence[str], most: int) -> Iterator[Any]:
     with parquet_file(path) as file:
         # one value may fill a chunk, and every row may repeat it
         rows_at_once = max(1, min(most, MAX_BYTES // max(largest_chunk(file, path, names), 1)))
-        yield from file.iter_batches(batch_size=rows_at_once, columns=list(names))
+        for group in range(file.num_row_groups):  # pyarrow keeps what it has read until the end of an iteration
+            yield from file.iter_batches(batch_size=rows_at_once, row_groups=[group], columns=list(names))
 
 
 def cells(path: str, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:

@@ -236,7 +236,7 @@ def _row(values: dict[str, Any], chosen: Columns, path: str, place: str) -> Row:
     key = place
     try:
         key = columns.key_of(values, chosen, place)
-        missing = [name for name in chosen.wanted if name not in values]
+        missing = [name for name in chosen.wanted if name not in values and name != chosen.match]
         image = columns.text_of(values.get(chosen.image))
         if missing or not image:
             return Row(key, refused=f"bad row: no {', '.join(missing) or chosen.image}")

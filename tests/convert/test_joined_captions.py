@@ -13,6 +13,7 @@ import pytest
 from pyarrow import parquet
 
 from detailclip_jax.convert import joined_captions, prepared_set
+from detailclip_jax.convert.parquet import cells
 from detailclip_jax.convert.planning import begin
 from detailclip_jax.data.sources import Records
 from detailclip_jax.prepare import main, parser, request_of
@@ -133,6 +134,16 @@ def test_an_image_without_any_caption_is_left_out_and_counted(tmp_path):
     assert split(tmp_path / "out")["rejected"] == {"no caption": 2}
     rejected = [json.loads(line) for line in (tmp_path / "out" / "train-rejected.jsonl").read_text().splitlines()]
     assert [line[2] for line in rejected] == ["a blank row in --captions for '2'", "no row in --captions for '3'"]
+
+
+def test_of_a_parquet_one_row_group_is_in_memory(tmp_path):
+    texts = [random.Random(n).randbytes(500_000).hex() for n in range(20)]  # 1 MB each, a row group of its own
+    parquet.write_table(pyarrow.table({"key": texts}), tmp_path / "t.parquet", row_group_size=1, compression="none")
+    before, most = pyarrow.total_allocated_bytes(), 0
+    for number, (text,) in enumerate(cells(str(tmp_path / "t.parquet"), ["key"])):
+        assert text == texts[number]
+        most = max(most, pyarrow.total_allocated_bytes() - before)
+    assert most < 8e6
 
 
 # The public layouts
