@@ -166,10 +166,10 @@ def test_dreamlip_is_joined_to_tars_of_cc3m_by_url(tmp_path):
 
 def test_llavanext_is_joined_to_tars_of_cc12m_by_key(tmp_path):
     tar_of_urls(tmp_path / "cc12m" / "cc12m-train-0000.tar", ["u1", "u2", "u3"])
-    names = ["caption_llava", "caption_llava_short", "key", "url"]
-    rows = [[f"long {n}", f"short {n}", f"{n:09d}", f"u{n}"] for n in range(2)]
+    names = ["caption_llava", "caption_llava_short", "caption", "url", "key", "status"]
+    rows = [[f"long {n}", f"short {n}", f"alt {n}", f"u{n}", f"{n:09d}", "success"] for n in range(2)]
     table = write_table(tmp_path / "train.jsonl.gz", rows, names)
-    columns = "short=caption_llava_short,long=caption_llava"
+    columns = "raw=caption,short=caption_llava_short,long=caption_llava"
     more = ("--captions", table, "--captions-key", "key", "--captions-columns", columns)
     assert run("webdataset", tmp_path / "cc12m", tmp_path / "out", *more) == 0
     found = examples(tmp_path / "out")
