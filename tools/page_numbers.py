@@ -220,17 +220,9 @@ pathlib.Path("{out}/study.md").write_text(probes.study(trained, supervised))
 """.replace("NAMES", repr(tuple(SUPERVISED)))
 EXAMPLES = """
 import contextlib, pathlib, re
-import numpy as np
-import scipy.special
-import detailclip_jax.inference.model
 (block,) = re.findall("```python\\n(.*?)```", pathlib.Path("docs/first_run.md").read_text(), re.DOTALL)
 with open("{out}/first_run.txt", "w") as file, contextlib.redirect_stdout(file):
     exec(block.replace("runs/stickers", "{demo}"))
-model = detailclip_jax.load("{demo}")
-scene = detailclip_jax.Stickers("held_out_scenes", size=80)[6]["image"]
-maps = model.dense(scene, ["a dog", "grass", "sky"])
-share = (scipy.special.softmax(40 * maps, 0).max(0) > 0.99).mean()
-np.savetxt("{out}/dense.txt", [maps.min(), maps.max(), share])
 """
 DETECTORS = {  # name in the table -> fields of the config, seeds
     "200: the default": ("", 3),
@@ -698,18 +690,9 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 
 def examples(folder: Path) -> Made:
-    """What the Python of a page prints with the demo's checkpoint, and how far the cosines of a map per text lie."""
-    low, high, share = np.loadtxt(folder / "dense.txt")
-    sentence = (
-        "The 40 is for the cosines of CLIP, which lie close together. Those of the small model span far more: "
-        f'{low:.2f} to {high:.2f} for "a dog", "grass" and "sky" in the scene of README.md, where {100 * share:.0f} % '
-        "of the pixels get one text with a share above .99. Take about 10 there."
-    )
+    """What the Python of a page prints with the demo's checkpoint."""
     printed = (folder / "first_run.txt").read_text().splitlines()
-    return {
-        "examples.first_run": [f"    {line}" for line in printed],
-        "examples.dense": textwrap.wrap(sentence, WIDTH),
-    }
+    return {"examples.first_run": [f"    {line}" for line in printed]}
 
 
 def readouts(folder: Path) -> Made:
@@ -909,7 +892,7 @@ NUMBERS = (
     ),
     Number(
         "examples",
-        "what the Python of docs/first_run.md prints, and cosines of a map per text, with the demo's checkpoint",
+        "what the Python of docs/first_run.md prints, with the demo's checkpoint",
         1,
         (f"python -c {shlex.quote(EXAMPLES)}",),
         examples,
