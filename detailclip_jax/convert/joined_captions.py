@@ -18,7 +18,7 @@ from typing import Any
 import msgpack
 
 from detailclip_jax.convert import columns, parquet, text_tables
-from detailclip_jax.convert.examples import RESERVED, Raw, Reject, digest_of, escaped, valid_text
+from detailclip_jax.convert.examples import RESERVED, Named, Raw, Reject, digest_of, escaped, several, valid_text
 from detailclip_jax.convert.job import Options, Request
 from detailclip_jax.convert.limited_files import expand, partial_of
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS
@@ -72,6 +72,11 @@ def check_options(options: Options) -> None:
         raise ValueError(
             f"{' and '.join(missing)} missing: a join takes --captions DIR_OR_FILE --captions-key KEY[=COLUMN] "
             "--captions-columns NAME[=COLUMN],..."
+        )
+    if options.captions and not all(columns.sides(options.captions_key)):
+        raise ValueError(
+            f"--captions-key {options.captions_key}: give the name on the side of the images, and =COLUMN if the "
+            "caption files have another, as in url=image_url"
         )
     if wrong := [name for name in named_columns(options) if name in RESERVED or not name]:
         raise ValueError(
@@ -206,15 +211,28 @@ class Joined:
         if isinstance(item, Reject):
             return item
         key = escaped(item.match)
-        found = self._database.execute(FIRST, (digest_of(key) - 2**63, key)).fetchone() if key else None
+        found = self._row(key, item.texts) if key else None
         self.num_matched += found is not None
         self.num_unmatched += found is None
         if found is None and len(self.unmatched) < SHOWN:
             self.unmatched.append(key)
-        raw = item.named(zip(self._names, msgpack.unpackb(found[0]))) if found else item
+        raw = item if found is None else item.named(found)
         if not any(text.strip() for text in raw.all_captions):
-            return Reject(item.key, "no caption", f"{'a blank' if found else 'no'} row in --captions for {key!r}")
+            return Reject(
+                item.key, "no caption", f"{'no' if found is None else 'a blank'} row in --captions for {key!r}"
+            )
         return raw
+
+    def _row(self, key: str, own: Named) -> list[tuple[str, str | list[str]]] | None:
+        """Returns the captions of a key, but for blank ones that the image has of its `own`; None without a row."""
+        try:
+            found = self._database.execute(FIRST, (digest_of(key) - 2**63, key)).fetchone()
+        except sqlite3.Error as error:
+            raise OSError(f"the index of --captions cannot be read: {error}; repeat the command") from error
+        if found is None:
+            return None
+        named = zip(self._names, msgpack.unpackb(found[0]))
+        return [(name, texts) for name, texts in named if name not in own or any(map(str.strip, several(texts)))]
 
     @property
     def report(self) -> dict[str, Any]:

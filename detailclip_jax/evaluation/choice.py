@@ -51,7 +51,8 @@ def choice(setting: Setting, name: str) -> SetEvaluator:
             yield from measured(found.rule, asked, pooled_cosines(setting, params, found, asked, images), texts)
         prefix = "cls_" if embedder.pools_images else ""
         for metric, value in measured(found.rule, asked, cosines(asked, images.features, texts), texts):
-            yield prefix + metric, value
+            if metric != "text_only" or not prefix:  # the texts alone have no class token
+                yield prefix + metric, value
 
     return SetEvaluator(JOINT, run, found.data, found.rule)
 

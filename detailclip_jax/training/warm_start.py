@@ -136,6 +136,11 @@ def _with_tokenizer(config: ConfigDict) -> ConfigDict:
 
 def _check_not_required(config: ConfigDict) -> None:
     """Raises ValueError if the config continues a checkpoint: without one, frozen layers would stay random."""
+    if config.init_text_positions != KEEP:
+        raise ValueError(
+            f"init_text_positions {config.init_text_positions!r} stretches the positions of a checkpoint: give "
+            "--config.init=WORKDIR, or leave it out"
+        )
     if config.init_required:
         raise ValueError("this config continues a checkpoint: give --config.init=WORKDIR")
 

@@ -6,13 +6,17 @@ import io
 import json
 import pathlib
 import random
+import sqlite3
 
+import msgpack
 import prepare_trees as trees
 import pyarrow
 import pytest
 from pyarrow import parquet
 
 from detailclip_jax.convert import joined_captions, prepared_set, shard
+from detailclip_jax.convert.examples import Raw, digest_of
+from detailclip_jax.convert.job import Options
 from detailclip_jax.convert.parquet import cells
 from detailclip_jax.convert.planning import begin
 from detailclip_jax.data.sources import Records
@@ -123,6 +127,19 @@ def test_a_name_may_have_several_columns_and_a_cell_several_texts(tmp_path):
     assert run("webdataset", tmp_path / "a.tar", tmp_path / "out", "--captions", tmp_path / "t.parquet", *more) == 0
     example = examples(tmp_path / "out")["a/000000000"]
     assert (list(example["long"]), example["c"]) == (["one", "two", "three"], "four")
+
+
+def test_a_blank_cell_leaves_the_image_s_own_caption():
+    database = sqlite3.connect(":memory:")
+    database.execute("CREATE TABLE captions (digest INTEGER, key TEXT, texts BLOB)")
+    row = digest_of("1") - 2**63, "1", msgpack.packb([" ", "a frog"])
+    database.execute("INSERT INTO captions VALUES (?, ?, ?)", row)
+    join = joined_captions.Joined(database, Options(captions_columns=("raw", "long")))
+    raw = join(Raw("k", b"", texts={"raw": "a bus"}, match="1"))
+    assert isinstance(raw, Raw) and raw.texts == {"raw": "a bus", "long": "a frog"}
+    database.execute("DROP TABLE captions")
+    with pytest.raises(OSError, match="the index of --captions cannot be read: no such table"):
+        join(raw)
 
 
 def test_an_image_without_any_caption_is_left_out_and_counted(tmp_path):
@@ -392,6 +409,7 @@ def test_rows_that_are_no_rows_are_counted(tmp_path):
         (["--captions", "t.csv"], "--captions-key and --captions-columns missing"),
         (["--captions-key", "url"], "--captions and --captions-columns missing"),
         (["--captions", "t.csv", "--captions-key", "url", "--captions-columns", "captions"], "the name 'captions'"),
+        (["--captions", "t.csv", "--captions-key", "=url", "--captions-columns", "a"], "the side of the images"),
         (["--captions", "hf://t.csv", "--captions-key", "url", "--captions-columns", "a"], "local or mounted"),
         (["--captions", "none.csv", "--captions-key", "url", "--captions-columns", "a"], "none.csv' does not exist"),
         (["--captions-min-matched", "2"], "a number from 0 to 1"),

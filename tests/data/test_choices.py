@@ -196,7 +196,11 @@ HOSTILE = {
     "winoground": (winoground, "winoground/examples.jsonl", [{"image_0": "a"}, {"caption_0": 3}, "[", "\xff", '{"a"']),
     "sugarcrepe": (sugarcrepe, "sugar-crepe/data/swap_obj.json", [[3], {"0": []}, "nan", [{"caption": None}], "5"]),
     "sugarcrepe_pp": (sugarcrepe_pp, "sugarcrepe_pp/swap_object.json", [[{"filename": NUMBER, "caption": " "}], "{"]),
-    "mmvp_vlm": (mmvp_vlm, "MMVP_VLM/Questions.csv", ["a\n1\n2\n", "a,b,c\nx,y,z\nx,y,z\n", "a,b,c\n1,y,\n2,y,z\n"]),
+    "mmvp_vlm": (
+        mmvp_vlm,
+        "MMVP_VLM/Questions.csv",
+        ["a\n1\n2\n", "a,b,c\nx,y,z\nx,y,z\n", "a,b,c\n1,y,\n2,y,z\n", "a,b,c\n1,y,z\n"],
+    ),
     "aro_relation": (aro, "aro/visual_genome_relation.json", [[{"image_path": 3}], {"a": 1}, "[" * 100_000]),
     "aro_attribution": (aro, "aro/visual_genome_attribution.json", [[{"attributes": 3}], "[[]]", "{}}"]),
     "fg_ovd": (

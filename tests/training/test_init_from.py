@@ -450,6 +450,8 @@ def test_text_positions_are_stretched_to_a_longer_context(tmp_path):
     assert "  context       36 tokens: 24 text positions of the checkpoint, stretched (longclip)" in said
     kept = warm_start.adopt(tiny("clip", init=str(tmp_path / "clip"), **{"model.context_length": 36}))
     assert kept.model.context_length == 24
+    with pytest.raises(ValueError, match="init_text_positions 'linear' stretches the positions of a checkpoint"):
+        warm_start.adopt(tiny("clip", init_text_positions="linear"))
     asked.model.context_length = 40
     with pytest.raises(ValueError, match=r"model\.context_length 40: 24 text positions can be stretched to 24 to 36"):
         warm_start.adopt(asked)

@@ -263,7 +263,7 @@ def _mmvp_vlm(folder: pathlib.Path) -> Found | None:
     rows: list[Row] = []
     with reading(file, "MMVP-VLM's Questions.csv"):
         lines = [line for line in csv.reader(io.StringIO(read_regular(file).decode("utf-8-sig"))) if line][1:]
-        for first, second in zip(lines[::2], lines[1::2]):
+        for first, second in zip(lines[::2], lines[1::2], strict=True):
             captions = tuple(f"a photo of {text_of({'statement': line[2]}, 'statement')}" for line in (first, second))
             group = "_".join(first[1].lower().split())
             rows.append(Row(Picture(f"{first[1]}/{int(first[0])}.jpg"), captions, 1, group))

@@ -85,7 +85,7 @@ def reading(path: pathlib.Path, what: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise MissingData(f"{path}: {error.strerror or error}; download it again") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise MissingData(
             f"{path} is not {what} ({type(error).__name__}: {error!s:.200}); download it again"
         ) from error

@@ -46,7 +46,7 @@ def read(folder: pathlib.Path, name: str, follow_links: bool = False) -> Content
 
 def json_rows(path: pathlib.Path) -> list[Any]:
     """Returns the entries of a file with one JSON object per line."""
-    return [json.loads(line) for line in read_regular(path).decode().splitlines() if line.strip()]
+    return [json.loads(line) for line in read_regular(path).decode("utf-8-sig").split("\n") if line.strip()]
 
 
 def _urban1k(folder: pathlib.Path) -> Found | None:
@@ -76,7 +76,7 @@ def _dci(folder: pathlib.Path) -> Found | None:
 def _dci_entry(file: pathlib.Path) -> tuple[str, tuple[str, ...]]:
     with reading(file, "an annotation of DCI"):
         row = json.loads(read_regular(file))
-        extra = row["extra_caption"] and text_of(row, "extra_caption")
+        extra = (row["extra_caption"] or "").strip()
         return text_of(row, "image"), ("\n".join(filter(None, (text_of(row, "short_caption"), extra))),)
 
 
