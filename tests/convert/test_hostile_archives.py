@@ -335,7 +335,7 @@ def test_a_value_that_a_dictionary_repeats_is_not_held_many_times(tmp_path, monk
     sizes, original = [], pytest.importorskip("pyarrow.parquet").ParquetFile.iter_batches
     monkeypatch.setattr(
         "pyarrow.parquet.ParquetFile.iter_batches",
-        lambda self, batch_size, columns: (sizes.append(batch_size), original(self, batch_size, columns=columns))[1],
+        lambda self, batch_size, **options: (sizes.append(batch_size), original(self, batch_size, **options))[1],
     )
     assert len(list(parquet.rows(path, ("jpg",)))) == 20
     assert sizes == [2]

@@ -207,7 +207,7 @@ def test_scanned_networks_start_as_unrolled_ones():
     unrolled = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     config.model.scan = True
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
-    plain, stacked = jax.device_get(jax.jit(lambda: (unrolled.init(3), exp.init(3)))())  # one program: half to compile
+    plain, stacked = jax.device_get((unrolled.init(3), exp.init(3)))
     assert stacked.params["image"]["blocks"]["norm1"]["scale"].shape == (2, 96)
     both = jax.jit(lambda plain, stacked: (stacking.unstack(stacked), stacking.like(plain, stacked)))
     unstacked, again = jax.device_get(both(plain.params, stacked.params))

@@ -85,14 +85,9 @@ def zeros_like(leaf):
 
 
 def fresh(exp, names):
-    """The initial parameters of some networks, in a program that computes no others."""
-
-    @jax.jit
-    def create():
-        params = exp.init(0).params
-        return {name: params[name] for name in names}
-
-    return create()
+    """The initial parameters of some networks."""
+    params = exp.initial.draw(0).params
+    return {name: params[name] for name in names}
 
 
 @functools.cache
