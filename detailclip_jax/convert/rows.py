@@ -84,7 +84,8 @@ def _example(row: Row, root: ImageRoot, joined_by: str) -> Raw | Reject:
     try:
         if row.refused:
             raise Rejected(row.refused)
-        match = columns.match_of(joined_by, row.key, "/".join(row.places[0]), {joined_by: row.match})
+        path = "/".join(row.places[0]) if row.places else ""  # a photo may have no known place
+        match = columns.match_of(joined_by, row.key, path, {joined_by: row.match})
         return Raw(row.key, root.read(row.places), tuple(row.captions), row.texts, row.label, match)
     except Rejected as refusal:
         return refusal.of(row.key)

@@ -14,9 +14,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from detailclip_jax.convert import joined_captions, prepared_set, shard
-from detailclip_jax.convert.examples import Raw, digest_of
-from detailclip_jax.convert.job import Options
+from detailclip_jax.convert import joined_captions, prepared_set, rows, shard
+from detailclip_jax.convert.examples import Raw, Reject, digest_of
+from detailclip_jax.convert.job import Options, Shard
 from detailclip_jax.convert.parquet import cells
 from detailclip_jax.convert.planning import begin
 from detailclip_jax.data.sources import Records
@@ -127,6 +127,13 @@ def test_a_name_may_have_several_columns_and_a_cell_several_texts(tmp_path):
     assert run("webdataset", tmp_path / "a.tar", tmp_path / "out", "--captions", tmp_path / "t.parquet", *more) == 0
     example = examples(tmp_path / "out")["a/000000000"]
     assert (list(example["long"]), example["c"]) == (["one", "two", "three"], "four")
+
+
+def test_a_row_without_a_place_is_a_missing_file(tmp_path):
+    """A photo of YFCC100M whose line and hash are unknown."""
+    (tmp_path / "rows").write_bytes(msgpack.packb([rows.Row("k")]))
+    (found,) = rows.read(Shard("x", str(tmp_path / "rows")), Options(images=str(tmp_path)))
+    assert isinstance(found, Reject) and (found.key, found.reason) == ("k", "missing file")
 
 
 def test_a_blank_cell_leaves_the_image_s_own_caption():
