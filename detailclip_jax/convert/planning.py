@@ -114,7 +114,7 @@ def _planned(request: Request, num_shards: int) -> Job:
     with nothing_left(request.work):
         request.work.mkdir(parents=True)
         source = source_of(request.kind)
-        joined_captions.files(request.options)  # what is missing is told before the plan, which may take minutes
+        joined_captions.files(request.options)  # reports missing files before planning, which may take minutes
         folders = listings(request, source.files)  # before the plan: what changes while it is made is noticed
         plan = source.plan(request)
         if not plan.shards:
