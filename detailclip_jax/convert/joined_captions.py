@@ -21,6 +21,7 @@ from detailclip_jax.convert import columns, parquet, text_tables
 from detailclip_jax.convert.examples import RESERVED, Named, Raw, Reject, digest_of, escaped, several, valid_text
 from detailclip_jax.convert.job import Options, Request
 from detailclip_jax.convert.limited_files import expand, partial_of
+from detailclip_jax.convert.rows import MAX_REFUSED
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS
 from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.files import written_atomically
@@ -112,6 +113,12 @@ def _fill(database: sqlite3.Connection, options: Options, tell: Callable[[int], 
         usable = [row for row in batch if row]
         database.executemany("INSERT INTO captions VALUES (?, ?, ?)", usable)
         num, unusable = num + len(batch), unusable + len(batch) - len(usable)
+        if unusable > MAX_REFUSED and 2 * unusable > num:
+            raise ValueError(
+                f"{unusable:,} of the first {num:,} rows of {', '.join(options.captions)} cannot be used: they have "
+                f"another number of cells than the header, are no JSON objects, or have no key in the column "
+                f"{columns.sides(options.captions_key)[1]}; correct the files, or --captions-key"
+            )
         tell(num)
     database.execute("COMMIT")
     database.execute("CREATE INDEX by_digest ON captions (digest)")

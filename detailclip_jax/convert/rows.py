@@ -18,6 +18,7 @@ from detailclip_jax.convert.image_root import ImageRoot, Place
 from detailclip_jax.convert.job import PER_SHARD, Options, Plan, Request, Shard
 from detailclip_jax.convert.limited_files import atomic_file, is_inside
 
+MAX_REFUSED = 50_000  # rows of a table that cannot be used, if they are more than the others
 NAMES = "surrogatepass"  # Python's handler that keeps names of files whose bytes are not UTF-8
 
 
@@ -47,9 +48,24 @@ def plan(make: MakeRows, request: Request) -> Plan:
 
 
 def chunked(request: Request, rows: Iterable[Row]) -> tuple[Shard, ...]:
-    """Writes rows to files in the work folder; each file is a shard."""
-    left = itertools.islice(rows, request.options.limit or None)
+    """Writes rows to files in the work folder; each file is a shard.
+
+    ValueError for a table of another format: over `MAX_REFUSED` rows cannot be used, and these are most of its rows.
+    """
+    left = itertools.islice(_mostly_usable(rows, request), request.options.limit or None)
     return tuple(_chunk(request.work, number, chunk) for number, chunk in enumerate(_chunks(left)))
+
+
+def _mostly_usable(rows: Iterable[Row], request: Request) -> Iterator[Row]:
+    num_refused = 0
+    for number, row in enumerate(rows, 1):
+        num_refused += bool(row.refused)
+        if num_refused > MAX_REFUSED and 2 * num_refused > number:
+            raise ValueError(
+                f"{num_refused:,} of the first {number:,} rows of {', '.join(request.paths)} cannot be used, for "
+                f"example {row.key}: {row.refused}; is this the format that `prepare {request.kind}` reads?"
+            )
+        yield row
 
 
 def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:

@@ -146,7 +146,7 @@ def _objects(path: str) -> Iterator[tuple[str | None, dict[str, Any] | None]]:
 
 
 def csv_cells(path: str, names: Sequence[str]) -> Iterator[list[str] | None]:
-    """Yields the cells of these columns in each row of a csv; None for a row with another number of cells."""
+    """Yields the cells of these columns in each row of a csv; None for a row with too few cells, or too many texts."""
     return _cells(path, names, CSV)
 
 
@@ -166,7 +166,8 @@ def _cells(path: str, names: Sequence[str], dialect: dict[str, Any]) -> Iterator
             places = [header.index(name) for name in names]
             for row in filter(None, reader):
                 counted.held = 0
-                yield [row[place] for place in places] if len(row) == len(header) else None
+                whole = len(row) >= len(header) and not any(map(str.strip, row[len(header) :]))
+                yield [row[place] for place in places] if whole else None
         except csv.Error as error:
             raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
 

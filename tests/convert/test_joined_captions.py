@@ -402,12 +402,21 @@ def test_parquet_columns_of_another_type_are_named(tmp_path, capsys):
 
 
 def test_rows_that_are_no_rows_are_counted(tmp_path):
-    trees.write(tmp_path / "t.csv", "url,text\r\n1,a\r\n2\r\n3,b,c\r\n\r\n,d\r\n")
+    trees.write(tmp_path / "t.csv", "url,text\r\n1,a\r\n2\r\n3,b,c\r\n\r\n,d\r\n4,e, \r\n")
     tar_of_urls(tmp_path / "a.tar", ["1"])
     more = ("--captions", tmp_path / "t.csv", "--captions-key", "url", "--captions-columns", "text")
     assert run("webdataset", tmp_path / "a.tar", tmp_path / "out", *more) == 0
     joined = split(tmp_path / "out")["joined"]
-    assert (joined["rows"], joined["unusable"], joined["doubled"]) == (4, 3, 0)
+    assert (joined["rows"], joined["unusable"], joined["doubled"]) == (5, 3, 0)
+
+
+def test_captions_of_another_format_end_early(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(joined_captions, "MAX_REFUSED", 3)
+    trees.write(tmp_path / "t.csv", "url,text\n1,a\n" + "x\n" * 4)
+    tar_of_urls(tmp_path / "a.tar", ["1"])
+    more = ("--captions", tmp_path / "t.csv", "--captions-key", "url", "--captions-columns", "text")
+    assert run("webdataset", tmp_path / "a.tar", tmp_path / "out", *more) in (1, 2)
+    assert "4 of the first 5 rows of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

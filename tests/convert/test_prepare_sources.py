@@ -14,7 +14,7 @@ from test_prepare import keys, prepared
 from tiny import check_names
 
 from detailclip_jax import prepare
-from detailclip_jax.convert import coco_captions, webdataset, yfcc
+from detailclip_jax.convert import coco_captions, rows, webdataset, yfcc
 from detailclip_jax.convert.examples import Reject
 from detailclip_jax.convert.job import Options, Request, Shard
 from detailclip_jax.convert.planning import AlreadyThere, begin
@@ -631,6 +631,24 @@ def test_jsonl_with_lists_and_bad_lines(tmp_path):
     part = prepared(path, tmp_path / "out", kind="jsonl", images=str(tmp_path / "images"))
     assert [example["captions"] for example in examples(tmp_path / "out").values()] == [("one", "two")]
     assert part["rejected"] == {"bad json": 4, "bad row": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "why"),
+    [("jsonl", "x\n" * 60, "t#51: bad json"), ("csv", "image,caption\n" + "x\n" * 60, "t#52: bad row")],
+)
+def test_a_table_of_another_format_ends_early(tmp_path, monkeypatch, kind, text, why):
+    monkeypatch.setattr(rows, "MAX_REFUSED", 50)
+    with pytest.raises(ValueError, match=rf"51 of the first 51 rows of .* {why}.* format that `prepare {kind}` reads"):
+        prepared(trees.write(tmp_path / f"t.{kind}", text), tmp_path / "out", kind=kind)
+
+
+def test_a_table_with_fewer_bad_rows_than_good_ones_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "MAX_REFUSED", 3)
+    write_images(tmp_path, "a.jpg")
+    lines = ['{"image": "a.jpg", "caption": "one"}'] * 8 + ["x"] * 7
+    part = prepared(trees.write(tmp_path / "t.jsonl", "\n".join(lines)), tmp_path / "out", kind="jsonl")
+    assert part["rejected"]["bad json"] == 7
 
 
 CAPTIONS = [  # of one example, and what becomes of them: the texts, or None for a reject
