@@ -281,7 +281,8 @@ def next_commands(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
         f"to explore:    python -m detailclip_jax.demo --checkpoint={there}\n"
         f"to search:     python -m detailclip_jax.embed --checkpoint={there} --images=DIR --query=TEXT\n"
         f"on stickers:   python -m detailclip_jax.evaluate --checkpoint={there}\n"
-        f"on your data:  python -m detailclip_jax.evaluate --checkpoint={there} --tasks=zero_shot:folder:PATH\n"
+        f"on your pairs: python -m detailclip_jax.evaluate --checkpoint={there} --tasks=retrieval:folder:PATH\n"
+        f"on classes:    python -m detailclip_jax.evaluate --checkpoint={there} --tasks=zero_shot:folder:PATH\n"
         f"to PyTorch:    python -m detailclip_jax.export --checkpoint={there} --to=safetensors --out=model.safetensors"
     )
 

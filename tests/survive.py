@@ -56,7 +56,7 @@ from detailclip_jax import pretraining
 from detailclip_jax.training import loop
 pretraining.open_source(run_config.load("{ROOT}/tests/configs/smallest.py"))"""
 IN_A_ROW = {"kills": 9, "stops": 3}
-COMPLETE = "on your data:"  # begins the last line of a complete run
+COMPLETE = "on classes:"  # begins the last line of a complete run
 NOISE = ("Traceback", "Exception ignored", "Event loop is closed", "Fatal", "leaked")
 PARTING = 3.0  # seconds until the workers of a process that has ended have noticed it
 

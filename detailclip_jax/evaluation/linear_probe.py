@@ -60,6 +60,7 @@ def linear_metrics(
     """
     mean, std = train.mean(0), np.maximum(train.std(0), 1e-6)
     train, test = (train - mean) / std, (test - mean) / std
+    logging.info("fitting linear probes with %d values of C on %s features", len(strengths), f"{len(train):,}")
     strength = choose(train, train_labels, num_classes, strengths)
     probe = fit(train, train_labels, num_classes, strength)
     blocks = ((slice(i, min(i + BLOCK, len(test))), probe(test[i : i + BLOCK])) for i in range(0, len(test), BLOCK))
