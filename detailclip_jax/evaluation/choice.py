@@ -109,7 +109,7 @@ def measured(
     EACH: "accuracy", then that of each group by its name; with two right captions and a wrong one also "text_only", the
     share whose right captions are nearer to each other than to the wrong one. MEAN_OF_GROUPS: "mean_of_groups". PAIRS:
     "text_score", "image_score" and "group_score". PAIRED_IMAGES: "accuracy" of pairs, then that of each group.
-    Intervals resample images, or pairs of them.
+    Intervals resample images, boxes of images (FG-OVD, ARO), or pairs of images.
     """
     groups = [each.group for each in asked.choices]
     if rule == PAIRS:

@@ -235,6 +235,12 @@ def test_sets_without_their_images_or_choices_are_named(tmp_path, name):
             open_choices(name, tmp_path)
 
 
+def test_a_first_image_that_is_missing_does_not_refuse_the_set(tmp_path):
+    winoground(tmp_path)
+    (tmp_path / "winoground/images/ex_0_img_0.png").unlink()
+    assert len(open_choices("winoground", tmp_path).data.source) == 4
+
+
 def test_a_single_image_that_is_missing_or_leads_out_is_a_bad_record(tmp_path):
     winoground(tmp_path)
     found = open_choices("winoground", tmp_path)

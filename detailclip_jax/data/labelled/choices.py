@@ -147,7 +147,8 @@ def _read(name: str, layout: Layout, folder: pathlib.Path, follow_links: bool) -
     if not rows:
         raise MissingData(f"{folder}: the files of {name} have no choice that is evaluated; download them again")
     pictures = list(dict.fromkeys(row.picture for row in rows))
-    root, places = root_with(pictures[0].path, roots, name), {picture: i for i, picture in enumerate(pictures)}
+    root = root_with((picture.path for picture in pictures), roots, name)
+    places = {picture: i for i, picture in enumerate(pictures)}
     choices = [Choice(places[row.picture], row.captions, row.num_right, row.group) for row in rows]
     sizes = sizes_of(root, [picture.path for picture in pictures])
     marks = fingerprint((name, *map(repr, zip(pictures, sizes)), *map(repr, choices)))

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 from detailclip_jax.data.sources import MissingData, Source
 
+TRIED = 100  # files of a list whose folder is searched: the first ones may be missing
 TEST_NAMES = ("test", "val", "validation", "dev")  # names that data sets use for the evaluated split
 
 
@@ -98,12 +100,13 @@ def text_of(row: Any, key: str) -> str:
     return row[key]
 
 
-def root_with(name: str, roots: Sequence[pathlib.Path], what: str) -> pathlib.Path:
-    """Returns the first of the folders that has the file; MissingData lists where it was looked for."""
-    found = next((root for root in roots if _is_file(root / name)), None)
+def root_with(names: Iterable[str], roots: Sequence[pathlib.Path], what: str) -> pathlib.Path:
+    """Returns the first of the folders that has one of the first `TRIED` files; MissingData lists where it looked."""
+    first = list(itertools.islice(names, TRIED))
+    found = next((root for root in roots if any(_is_file(root / name) for name in first)), None)
     if found is None:
         raise MissingData(
-            f"the images of {what} are missing: looked for {', '.join(str(root / name) for root in roots)}"
+            f"the images of {what} are missing: looked for {', '.join(str(root / first[0]) for root in roots)}"
         )
     return found
 

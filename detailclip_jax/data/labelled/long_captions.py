@@ -39,7 +39,7 @@ def read(folder: pathlib.Path, name: str, follow_links: bool = False) -> Content
     if found is None:
         return None
     entries, roots = found
-    root = root_with(entries[0][0], roots, f"{name} in {folder}")
+    root = root_with((path for path, _ in entries), roots, f"{name} in {folder}")
     lines = ["\t".join((path, *texts, size)) for (path, texts), size in zip(entries, sizes_of(root, dict(entries)))]
     return Contents(Captioned(root, entries, follow_links), (), ("long captions", name, *lines))
 
