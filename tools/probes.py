@@ -44,7 +44,7 @@ from detailclip_jax.training.checkpoint import load_state
 from detailclip_jax.types import Params
 
 NUM_CLASSES = {"groups": len(class_names()), "nouns": 1 + len(noun_names())}
-COLUMNS = ("figure IoU", "mIoU of groups", "right group on object pixels", "mIoU of nouns")
+COLUMNS = ("foreground IoU", "mIoU of groups", "right group on object pixels", "mIoU of nouns")
 Solve = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # (features, targets, weights) -> matrix [D + 1, K]
 BATCH = 250
 OWN_HEAD = "the encoder's own head"
@@ -200,7 +200,7 @@ def measure(variant: Variant, found: tuple[np.ndarray, ...], parts: tuple[Scenes
     groups = patches(train, parts[0].groups[:count], "groups"), patches(test, parts[1].groups, "groups")
     nouns = patches(train, parts[0].nouns[:count], "nouns"), patches(test, parts[1].nouns, "nouns")
     solve = logistic if variant.logistic else fit
-    return [figure(*groups, solve), *classes(*groups, solve), classes(*nouns, solve)[0]]
+    return [foreground(*groups, solve), *classes(*groups, solve), classes(*nouns, solve)[0]]
 
 
 def patches(features: Float[np.ndarray, "M N D"], pixels: Shaped[np.ndarray, "M S S"], labels: str) -> Patches:
@@ -208,8 +208,8 @@ def patches(features: Float[np.ndarray, "M N D"], pixels: Shaped[np.ndarray, "M 
     return Patches(features, class_shares(pixels, round(features.shape[1] ** 0.5), NUM_CLASSES[labels]), pixels)
 
 
-def figure(train: Patches, test: Patches, solve: Solve) -> float:
-    """IoU of objects against background, as `segmentation.over_figure` with another solver."""
+def foreground(train: Patches, test: Patches, solve: Solve) -> float:
+    """IoU of objects against background, as `linear_segmentation.over_foreground` with another solver."""
     ground = train.shares[..., :1]
     matrix = solve(train.features, np.concatenate([ground, 1 - ground], -1), np.ones(ground.shape[:2]))
     difference = matrix[:, 1:] - matrix[:, :1]

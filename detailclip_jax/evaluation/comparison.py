@@ -30,7 +30,7 @@ METRICS = {  # task/metric -> heading, the label in report.md
         "zero_shot/top1",
         "retrieval/image_to_text_r1",
         "retrieval/text_to_image_r1",
-        "segmentation/figure_iou",
+        "segmentation/foreground_iou",
         "segmentation/balanced_miou",
         "kept_objects/share",
     )
@@ -40,9 +40,8 @@ DETAIL = {  # of a table of its own
     **{name: tables.LABELS[name] for name in ("long/image_to_text_r1", "long/text_to_image_r1")},
 }
 LEGEND = (
-    "Segmentation, object or not: how well a linear read-out of the frozen patch features tells objects from the "
-    "ground, as intersection over union (foreground IoU in docs/experiments.md); mIoU, balanced: the same for "
-    "the classes, where the fit weighs every class equally.",
+    "Foreground IoU: how well a linear read-out of the frozen patch features tells objects from the background, as "
+    "intersection over union; mIoU, balanced: the same for the classes, where the fit weighs every class equally.",
     "Kept patches that touch an object: of the half with the highest CLS attention.",
     "Untrained (the same encoder at its random start) and raw pixels are floors: what segmentation reaches without any "
     "training. Cost: of the training step per image, and the mean seconds of the training alone.",
@@ -54,7 +53,7 @@ OF_DETAIL = (
     "guesses where the words of both captions tell something true in some order.",
 )
 BAG, FEW_PAIRS = "bag of words", 20  # the shares are the same for all pairs of an exchange
-FIGURE = ("zero_shot/top1", "retrieval/image_to_text_r1", "segmentation/figure_iou", "segmentation/balanced_miou")
+FIGURE = ("zero_shot/top1", "retrieval/image_to_text_r1", "segmentation/foreground_iou", "segmentation/balanced_miou")
 
 
 class MeanStd(NamedTuple):

@@ -61,8 +61,8 @@ def measure(train: Patches, test: Patches) -> Measured:
     is fitted on `train` scenes and evaluated on `test` scenes. There are four variants. The first one is where the
     object is; the others are which class it has, in three ways since background covers most of a scene:
 
-    `figure_iou`: one output, the share of any object, a_p = 1; evaluated on all pixels, with bilinearly interpolated
-        score maps and the threshold that has the highest IoU on the `train` scenes.
+    `foreground_iou`: one output, the share of any object, a_p = 1; evaluated on all pixels, with bilinearly
+        interpolated score maps and the threshold that has the highest IoU on the `train` scenes.
     `miou`: a_p = 1; evaluated in the same way, by the class with the highest score.
     `balanced_miou`: a_p = 1 / (number of patches with p's main class); evaluated in the same way.
     `object_miou`: balanced; fitted and evaluated on patches whose main class is an object, among object classes only.
@@ -71,7 +71,7 @@ def measure(train: Patches, test: Patches) -> Measured:
     scenes. tools/measured.md has the range of each variant from untrained to supervised features.
     """
     measured = {
-        "figure_iou": over_figure(train, test),
+        "foreground_iou": over_foreground(train, test),
         "miou": over_pixels(train, test, np.ones(train.features.shape[:2])),
         "balanced_miou": over_pixels(train, test, balanced(train.shares.argmax(-1))),
         "object_miou": over_object_patches(train, test),
@@ -81,7 +81,7 @@ def measure(train: Patches, test: Patches) -> Measured:
         yield name, value
 
 
-def over_figure(train: Patches, test: Patches) -> Metric:
+def over_foreground(train: Patches, test: Patches) -> Metric:
     """Fits the share of any object on all patches; IoU of the object pixels of the `test` scenes."""
     matrix = fit(train.features, 1 - train.shares[..., :1], np.ones(train.features.shape[:2]))
     shown, found = (enlarge(with_one(p.features) @ matrix, p.pixels.shape[1])[..., 0] for p in (train, test))

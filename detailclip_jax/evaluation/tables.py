@@ -29,7 +29,7 @@ LABELS = {  # metric, or task/metric -> label
     "choice/accuracy": "which caption fits",
     **{f"choice/{name}": f"which caption fits, {name} exchanged" for name in EXCHANGES},
     "share": "kept patches that touch an object",
-    "figure_iou": "segmentation, object or not, IoU",
+    "foreground_iou": "segmentation, foreground IoU",
     "miou": "linear segmentation mIoU",
     "balanced_miou": "segmentation mIoU, balanced",
     "object_miou": "segmentation mIoU, objects only",

@@ -321,8 +321,8 @@ def evaluator(noise):
 
 def test_features_that_know_the_classes_score_high_and_noise_scores_low():
     known, noise = (dict(evaluator(level)) for level in (0.0, 1.0))
-    assert set(known) == {"figure_iou", "miou", "balanced_miou", "object_miou"}
-    assert known["object_miou"] == 1.0 and known["miou"] > 0.6 and known["figure_iou"] > 0.8
+    assert set(known) == {"foreground_iou", "miou", "balanced_miou", "object_miou"}
+    assert known["object_miou"] == 1.0 and known["miou"] > 0.6 and known["foreground_iou"] > 0.8
     assert all(noise[name] < 0.5 * known[name] for name in known)
 
 
@@ -360,7 +360,7 @@ def test_the_threshold_is_the_best_of_a_loop_over_all_scores():
         assert every[found] == max(every.values()) and found == max(t for t in every if every[t] == every[found])
 
 
-def test_figure_iou_is_that_of_a_naive_fit_and_of_a_loop_over_pixels():
+def test_foreground_iou_is_that_of_a_naive_fit_and_of_a_loop_over_pixels():
     rng, maps = np.random.default_rng(1), scenes(np.random.default_rng(0), 10)
     shares = linear_segmentation.class_shares(maps, 4, 3)
     features = shares @ rng.standard_normal((3, 5)) + 0.3 * rng.standard_normal((10, 16, 5))
@@ -388,7 +388,7 @@ def test_figure_iou_is_that_of_a_naive_fit_and_of_a_loop_over_pixels():
     truth = train.pixels > 0
     best = max(np.unique(shown), key=lambda t: (truth & (shown >= t)).sum() / (truth | (shown >= t)).sum())
     found, there = np.stack([drawn(scene, weights) for scene in test.features]) >= best, test.pixels > 0
-    value = linear_segmentation.over_figure(train, test)
+    value = linear_segmentation.over_foreground(train, test)
     assert np.isclose(value, (found & there).sum() / (found | there).sum(), atol=2e-3)
     assert value.low <= value <= value.high and value.n == 4
 

@@ -364,7 +364,7 @@ def test_stickers_have_three_label_sets_on_the_same_scenes():
         open_stickers("noun", "train", 64)
 
 
-def test_the_objects_of_segmentation_are_those_of_detection_and_of_the_figure_iou():
+def test_the_objects_of_segmentation_are_those_of_detection_and_of_the_foreground_iou():
     scene = open_stickers("objects", "val", 64, 3).source[2]
     detected = detection_stickers.open_stickers("objects", "val", 64, 3).source[2]
     runs = [np.arange(len(shape.lengths)) % 2 for shape in detected["shapes"]]  # of a column after the other
@@ -373,7 +373,7 @@ def test_the_objects_of_segmentation_are_those_of_detection_and_of_the_figure_io
         for values, shape in zip(runs, detected["shapes"])
     ]
     np.testing.assert_array_equal(scene["mask"], np.any(masks, axis=0))
-    np.testing.assert_array_equal(scene["mask"], scene["segmentation"] > 0)  # as `over_figure` has it
+    np.testing.assert_array_equal(scene["mask"], scene["segmentation"] > 0)  # as `over_foreground` has it
     assert open_stickers("objects", "val", 64).classes[1:] == detection_stickers.LABELS["objects"]
 
 

@@ -6,7 +6,7 @@ import pytest
 from evaluation_data import write_checkpoint
 
 from detailclip_jax.evaluation.linear_segmentation import balanced as weights_of
-from detailclip_jax.evaluation.linear_segmentation import class_shares, fit, over_figure, over_pixels
+from detailclip_jax.evaluation.linear_segmentation import class_shares, fit, over_foreground, over_pixels
 
 
 def parts(count=12):
@@ -20,7 +20,7 @@ def parts(count=12):
 
 def test_the_comparison_s_probe_is_the_evaluator_s():
     train, test = parts()
-    assert probes.figure(train, test, fit) == pytest.approx(over_figure(train, test), abs=0.02)
+    assert probes.foreground(train, test, fit) == pytest.approx(over_foreground(train, test), abs=0.02)
     found, right = probes.classes(train, test, fit)
     assert found == pytest.approx(over_pixels(train, test, weights_of(train.shares.argmax(-1))), abs=1e-3)
     scores = probes.score_maps(test, fit(train.features, train.shares, weights_of(train.shares.argmax(-1))))
