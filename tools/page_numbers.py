@@ -34,9 +34,8 @@ import scipy.stats
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs/numbers.json"
 RUNS = ROOT / "runs/numbers"
-DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("detection", "evaluation", "experiments", "records")))
-DOCUMENTS += tuple(f"docs/{name}.md" for name in ("first_run", "performance", "pytorch", "python", "segmentation"))
-DOCUMENTS += ("tools/measured.md",)
+DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("detection", "evaluation", "experiments", "first_run")))
+DOCUMENTS += ("docs/performance.md", "docs/segmentation.md", "tools/measured.md")
 WIDTH = 120  # of the documents' lines
 MARKS = re.compile(r"<!-- numbers (?P<name>\S+) -->\n(?P<text>.*?)\n<!-- end -->", re.DOTALL)
 VERSIONS = ("jax", "flax", "numpy", "Pillow", "opencv-python-headless")
@@ -299,7 +298,7 @@ METRICS = {  # heading -> task/metric
     "zero-shot": "zero_shot/top1",
     "image to text R@1": "retrieval/image_to_text_r1",
     "text to image R@1": "retrieval/text_to_image_r1",
-    "foreground IoU": "segmentation/figure_iou",
+    "foreground IoU": "segmentation/foreground_iou",
     "balanced mIoU": "segmentation/balanced_miou",
     "kept objects": "kept_objects/share",
 }

@@ -228,7 +228,7 @@ def objects(config: ConfigDict) -> ConfigDict:
 def many_classes(config: ConfigDict, labels: str) -> ConfigDict:
     """Sets what groups or nouns need of `stickers`: 192,000 scenes, from which the encoder learns too, hours on a CPU.
 
-    After a tenth of them a prediction is background nearly everywhere, see docs/segmentation.md.
+    After a tenth of them a prediction is background nearly everywhere, see tools/measured.md.
     """
     config.data.labels, config.encoder.frozen, config.total_steps = labels, False, 3000
     config.batch_size, config.optimizer.batch_size, config.optimizer.learning_rate = 64, 64, 1e-3
