@@ -97,13 +97,11 @@ ENCODER: Group = {
     ),
     "positions": Field(
         "bicubic",
-        "recipe that resizes the positions once, to that grid: bicubic or timm",
+        "recipe that resizes the positions once, to that grid",
         IBOT,
         choices=POSITION_RECIPES,
     ),
-    "other_sizes": Field(
-        "ibot", "recipe for the grid of each image: ibot, bicubic or timm", IBOT, choices=POSITION_RECIPES
-    ),
+    "other_sizes": Field("ibot", "recipe for the grid of each image", IBOT, choices=POSITION_RECIPES),
     "frozen": Field(False, "frozen: no gradient of the encoder; otherwise trained end to end", IBOT),
 }
 DETECTOR: Group = {

@@ -112,13 +112,13 @@ ENCODER: Group = {
     ),
     "positions": Field(
         "bicubic",
-        "recipe that resizes the positions once, to the crop's grid: bicubic or timm",
+        "recipe that resizes the positions once, to the crop's grid",
         IBOT,
         choices=POSITION_RECIPES,
     ),
     "other_sizes": Field(
         "ibot",
-        "recipe for windows of another size than the crop: ibot, bicubic or timm",
+        "recipe for windows of another size than the crop",
         IBOT,
         choices=POSITION_RECIPES,
     ),

@@ -33,7 +33,9 @@ def write(workdir: str | Path, experiment: Experiment, state: TrainState) -> lis
     figures = {}
     metrics = Path(workdir) / "metrics.jsonl"
     if metrics.exists():
-        figures["loss_curves"] = plots.loss_curves(read_lines(metrics))
+        figures["loss_curves"] = plots.loss_curves(
+            read_lines(metrics), [loss.name for loss in experiment.method.losses]
+        )
     figures |= of_held_out(experiment, state)
     if jax.process_index():
         return []

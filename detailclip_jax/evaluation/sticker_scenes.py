@@ -28,10 +28,14 @@ def scenes(config: ConfigDict, split: str, num_scenes: int, **options: Any) -> S
     return Stickers(split, size=config.model.image_size * 5 // 4, num_scenes=num_scenes, **options)
 
 
-def with_masks(setting: Setting, kind: str, name: str, **counts: int) -> tuple[LabelledSet, list[Callable[[], Any]]]:
-    """The set of a kind that needs object masks, and a function that returns the batches of each split.
+def open_with_masks(
+    setting: Setting, kind: str, name: str, **counts: int
+) -> tuple[LabelledSet, list[Callable[[], Any]]]:
+    """Opens the scenes for an evaluator that needs object masks: the set, and for each split a function that returns
+    its batches.
 
-    `counts` are the scenes of each split; the last split is the evaluated one. Batches are drawn at the first call.
+    `kind` is the evaluator's, for messages. `counts` are the scenes of each split; the last split is the evaluated one.
+    Batches are drawn at the first call.
     Raises ValueError for another set than stickers, and without a run of this package.
     """
     if name != "stickers":

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 GREY = 0.88  # of removed patches; 0 is black, 1 white
-TERMS = {
+EQUATIONS = {  # of the paper, below the names of its terms
     "loss": "total, eq. 10",
     "clip": "image-text, eq. 1-5",
     "cls": "CLS distillation, eq. 6",
@@ -143,14 +143,17 @@ def text_maps(image: UInt8[np.ndarray, "H W 3"], maps: Float[np.ndarray, "T H W"
     return figure
 
 
-def loss_curves(metrics: Sequence[Mapping[str, Any]]):
-    """Each loss term over the steps, in its own panel; `metrics` is the output of `metrics.read_lines`."""
-    terms = [term for term in TERMS if any(term in line for line in metrics)]
+def loss_curves(metrics: Sequence[Mapping[str, Any]], terms: Sequence[str]):
+    """The total loss and each of its terms over the steps, in a panel each.
+
+    `metrics` are the lines of metrics.jsonl (`runtime.metric_files.read_lines`); a term that they lack has no panel.
+    """
+    terms = [term for term in ("loss", *terms) if any(term in line for line in metrics)]
     figure = blank(9.2, 2.1)
     panels = figure.subplots(1, max(len(terms), 1), squeeze=False)[0]
     for axes, term in zip(panels, terms):
         _curve(axes, [(line["step"], line[term]) for line in metrics if term in line])
-        axes.set_title(f"{term}\n{TERMS[term]}", fontsize=8, color=INK, loc="left", linespacing=1.4)
+        axes.set_title(f"{term}\n{EQUATIONS.get(term, '')}", fontsize=8, color=INK, loc="left", linespacing=1.4)
     figure.tight_layout(w_pad=1.2)
     return figure
 

@@ -2,7 +2,8 @@
 
 batch -> views -> teacher -> mask -> student -> decoder -> heads -> losses. The EMA update of the teacher happens
 before, in `train_step`. A `Method` is a small frozen record of functions; `forward` itself has no branch per method.
-Everything else follows from the record: networks, centers, weights, and what gradient accumulation may split.
+Networks, centers, and what gradient accumulation may split follow from the record; the weights of the losses are
+`config.losses.weights`.
 """
 
 import dataclasses
@@ -101,8 +102,8 @@ class Loss(NamedTuple):
     """A term of eq. 10: reads the entries `reads` of `Forward.heads`, returns its value and metrics to log.
 
     `run` takes (record, context) if the term is a mean over images, and (record, context, whole_batch) if it compares
-    images with each other. Its weight is `config.losses.weights.NAME`, where NAME is `weighted_by`, or else `name`;
-    `build` fills it in.
+    images with each other: the third parameter must have this name, `compares` looks for it. Its weight is
+    `config.losses.weights.NAME`, where NAME is `weighted_by`, or else `name`; `build` fills it in.
     """
 
     name: str

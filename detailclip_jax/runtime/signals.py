@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # in this order: `interrupt` takes the first alone, `dense_loop` the second
 TOGETHER = 0.1  # seconds within which two signals count as one: `timeout` sends its signal twice
 _SAVING: list["Saving"] = []  # those whose context is entered
 _CLEANING: list[Callable[[], str | None]] = []  # of `if_ended`

@@ -84,16 +84,17 @@ def test_attention_figure_has_a_row_per_set_of_weights(tmp_path):
 
 
 def test_loss_curves_draw_the_terms_that_were_logged():
-    lines = [{"step": step, "loss": 9.0 / step, "clip": 5.0 / step, "learning_rate": 0.1} for step in (1, 50, 100)]
-    figure = plots.loss_curves(lines)
-    assert [axes.get_title(loc="left").split("\n")[0] for axes in figure.axes] == ["loss", "clip"]
+    """Also a term that is no equation of the paper."""
+    lines = [{"step": step, "loss": 9.0 / step, "sigmoid": 5.0 / step, "learning_rate": 0.1} for step in (1, 50, 100)]
+    figure = plots.loss_curves(lines, ["sigmoid", "cls"])
+    assert [axes.get_title(loc="left").split("\n")[0] for axes in figure.axes] == ["loss", "sigmoid"]
     assert figure.axes[1].lines[0].get_xydata().tolist() == [[1, 5], [50, 0.1], [100, 0.05]]
 
 
 def test_the_axes_of_loss_curves_say_their_values_without_an_offset_or_a_factor():
     """matplotlib would write 1e-6+4.1589 above the first one, and 1e6 below the second one."""
     for steps, change in (((1, 2), 1e-6), ((1, 2_000_000), 1.0)):
-        figure = plots.loss_curves([{"step": step, "loss": 4.1589 + change * step} for step in steps])
+        figure = plots.loss_curves([{"step": step, "loss": 4.1589 + change * step} for step in steps], [])
         figure.canvas.draw()
         (axes,) = figure.axes
         assert [axis.get_offset_text().get_text() for axis in (axes.xaxis, axes.yaxis)] == ["", ""]
