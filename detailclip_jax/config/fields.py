@@ -461,6 +461,17 @@ WEIGHTS: Group = {
     "byol": Field(2.0, "weight of the BYOL term (online to EMA)", "A-CLIP"),
     "labels": Field(1.0, "weight of the supervised term", OURS),
 }
+RAMPS: Group = {  # of the terms with these weights
+    name: Field(
+        (0.0, 0.0),
+        f"shares of the run: the weight {name} is 0 before the first, rises by half a cosine, and is full from the "
+        "second on",
+        "ours; DINOv3's gram loss",
+        range=SHARE,
+        ascending=True,
+    )
+    for name in WEIGHTS
+}
 OPTIMIZER: Group = {
     "learning_rate": Field(5e-4, "learning rate at the end of the warm-up", CODE, range=POSITIVE),
     "warmup_start": Field(1e-6, "learning rate of the first step", CODE, range=FROM_0),
@@ -547,6 +558,7 @@ GROUPS: dict[str, Group] = {
     "masking": MASKING,
     "losses": LOSSES,
     "losses.weights": WEIGHTS,
+    "losses.ramps": RAMPS,
     "optimizer": OPTIMIZER,
     "ema": EMA,
     "logging": LOGGING,

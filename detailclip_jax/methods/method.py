@@ -45,6 +45,7 @@ class Context(NamedTuple):
 
     centers: Mapping[str, Float[Array, "C"]]
     temperatures: Mapping[str, Scalar]  # of the teacher, for "cls" and "patch"
+    weights: Mapping[str, Scalar] = {}  # of the terms whose weight changes during the run
 
 
 class WholeBatch(NamedTuple):
@@ -281,9 +282,10 @@ def values(method: Method, record: Forward, context: Context, whole_batch: Whole
     return metrics
 
 
-def total(method: Method, metrics: Mapping[str, Scalar]) -> Scalar:
-    """Computes eq. 10: the weighted sum of the loss terms in `metrics`."""
-    return functools.reduce(lambda sum, loss: sum + loss.weight * metrics[loss.name], method.losses, jnp.zeros(()))
+def total(method: Method, metrics: Mapping[str, Scalar], changing: Mapping[str, Scalar] | None = None) -> Scalar:
+    """Computes eq. 10: the weighted sum of the terms in `metrics`; `changing` has the weights that are not constant."""
+    weights = {loss.name: loss.weight for loss in method.losses} | dict(changing or {})
+    return functools.reduce(lambda sum, name: sum + weights[name] * metrics[name], method.terms, jnp.zeros(()))
 
 
 def build(method: Method, weights: Mapping[str, float]) -> Method:

@@ -66,7 +66,7 @@ def device_losses(
     heads = partial(run_heads, by_batch, record=rejoin(batch, embedded))
     record, stats = run_networks(heads, params, teacher, stats, given.model)
     metrics |= values(by_batch, record, context, whole_batch)
-    loss = total(given.method, metrics)
+    loss = total(given.method, metrics, context.weights)
     return (loss, metrics | {"loss": loss}, centers | center_means(record, given.method)), stats
 
 

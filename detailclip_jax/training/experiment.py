@@ -16,7 +16,7 @@ from detailclip_jax.config import run_config
 from detailclip_jax.data.caption_rules import num_captions
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods.encode import Encode, encoders
-from detailclip_jax.methods.method import Forward, Method
+from detailclip_jax.methods.method import Forward, Loss, Method
 from detailclip_jax.models import initial_values
 from detailclip_jax.models.registry import Network
 from detailclip_jax.models.towers import Networks
@@ -195,6 +195,7 @@ def build_schedules(config: ConfigDict, method: Method) -> Schedules:
         np.float32(decay) if end is None else schedules.cosine(decay, end, total),
         schedules.cosine(config.ema.start, config.ema.end, total),
         build_temperatures(config.losses, steps_of_epoch(config), method.centers),
+        build_ramps(config.losses.ramps, method.losses, total),
         np.int32(round(opt.frozen_prototype_epochs * steps_of_epoch(config))),
     )
 
@@ -204,6 +205,16 @@ def build_temperatures(losses: ConfigDict, steps_per_epoch: int, terms: Iterable
     ends = {"cls": losses.teacher_temperature, "patch": losses.patch_temperature}
     epochs = losses.temperature_epochs
     return {name: schedules.epoch_warmup(ends[name][0], ends[name][1], epochs, steps_per_epoch) for name in terms}
+
+
+def build_ramps(ramps: ConfigDict, losses: Iterable[Loss], total_steps: int) -> dict[str, schedules.Schedule]:
+    """Builds the schedules of the weights that are not constant, by name of the term."""
+    ends = {loss: ramps.get(loss.weight_name, (0.0, 0.0)) for loss in losses}
+    return {
+        loss.name: schedules.ramp(loss.weight, *(round(share * total_steps) for share in shares))
+        for loss, shares in ends.items()
+        if any(shares)
+    }
 
 
 def build_mixing(views: ConfigDict) -> Callable[[Batch, Array], Batch]:

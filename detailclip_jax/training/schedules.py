@@ -73,6 +73,20 @@ def _epoch_warmup(
     return jnp.where(epoch < num_epochs, start + slope * epoch, end)
 
 
+def ramp(end: float, first_step: int, last_step: int) -> Schedule:
+    """Schedule of a loss weight: 0 before `first_step`, then half a cosine, and `end` from `last_step` on.
+
+    end / 2 (1 - cos(pi (t - first) / (last - first)))
+    """
+    return of_numbers(_ramp, end, first_step, last_step, per_step(np.pi, max(last_step - first_step, 1)))
+
+
+def _ramp(end: Number, first_step: Number, last_step: Number, turn: Number, step: Step) -> Scalar:
+    t = jnp.asarray(step, jnp.float32)
+    rising = end / 2 * (1 - jnp.cos(turn * (t - first_step)))
+    return jnp.where(t >= last_step, end, jnp.where(t < first_step, 0.0, rising))
+
+
 def of_numbers(function: Callable[..., Scalar], *numbers: Any) -> Schedule:
     """Returns the schedule step -> function(*numbers, step); Python's numbers become float32."""
     return Partial(function, *(np.float32(x) if isinstance(x, int | float) else x for x in numbers))

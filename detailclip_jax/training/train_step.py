@@ -26,6 +26,7 @@ class Schedules(NamedTuple):
     weight_decay: Schedule | np.float32  # a number: constant
     ema_momentum: Schedule
     temperatures: Mapping[str, Schedule]  # of the teacher, for "cls" and "patch"
+    weights: Mapping[str, Schedule]  # of the terms whose weight changes during the run
     wait: np.int32  # first step that updates the last layers, see `optimizer.build`
 
 
@@ -69,6 +70,7 @@ def train_step(state: TrainState, batch: Batch, setup: StepSetup, layout: StepLa
     metrics |= {
         "learning_rate": schedules.learning_rate(state.step),
         "ema_momentum": momentum,
+        **{f"{name}_weight": weight(state.step) for name, weight in schedules.weights.items()},
         "grad_norm": optax.tree.norm(grads),
     }
     state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats)
@@ -86,22 +88,30 @@ def combined_loss(
     """
     keys = make_keys(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), batch)
     batch = setup.mix(batch, keys.step)
-    temperatures = {name: schedule(state.step) for name, schedule in setup.schedules.temperatures.items()}
+    temperatures, weights = (
+        {name: schedule(state.step) for name, schedule in plan.items()}
+        for plan in (setup.schedules.temperatures, setup.schedules.weights)
+    )
     axis, placed = batch_axis(layout.mesh), layout.specs
     divided = placed.params, placed.ema_params, placed.centers
 
-    def local_loss(params, teacher, stats, centers, temperatures, batch, keys):
+    def local_loss(params, teacher, stats, centers, temperatures, weights, batch, keys):
         params, teacher, centers = (sharding.gather(*pair) for pair in zip((params, teacher, centers), divided))
-        given = Context(centers, temperatures), WholeBatch(axis, setup.clip_block), setup.forward_pass, setup.chunks
+        given = (
+            Context(centers, temperatures, weights),
+            WholeBatch(axis, setup.clip_block),
+            setup.forward_pass,
+            setup.chunks,
+        )
         values, stats = accumulation.device_losses(params, teacher, stats, batch, keys, *given)
         total, metrics, means = jax.lax.pmean(values, axis) if axis else values
         return total, (metrics, means, stats)
 
     params = optimizer.stop_frozen(params, setup.groups)
-    given = params, state.ema_params, state.batch_stats, state.centers, temperatures, batch, keys
+    given = params, state.ema_params, state.batch_stats, state.centers, temperatures, weights, batch, keys
     if axis is None:
         return local_loss(*given)
-    specs = (placed.params, placed.ema_params, P(), placed.centers, P(), P(BATCH), Keys(P(), P(BATCH)))
+    specs = (placed.params, placed.ema_params, P(), placed.centers, P(), P(), P(BATCH), Keys(P(), P(BATCH)))
     # jax 0.12 cannot check the varying axes of the error function.  The check would not change a number here, because
     # the gradient is taken outside `shard_map`.
     mapped = jax.shard_map(local_loss, mesh=layout.mesh, in_specs=specs, out_specs=P(), check_vma=False)

@@ -331,6 +331,20 @@ def test_a_term_of_weight_zero_takes_its_networks_along(off, gone):
     assert not gone.get("params", set()) & set(shapes.params)
 
 
+@pytest.mark.check
+def test_a_weight_that_rises_is_0_before_its_ramp_and_full_after_it():
+    config = tiny_config()
+    config.losses.ramps.cls = (0.1, 0.2)  # of 20 steps
+    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+    state, found = start_of(INITIAL), []
+    for step in range(5):
+        state, metrics = exp.train_step(state, exp.put(tiny_batch(step, config)))
+        weights = dict.fromkeys(exp.method.terms, 1.0) | {"cls": metrics["cls_weight"]}
+        np.testing.assert_allclose(metrics["loss"], sum(w * metrics[name] for name, w in weights.items()), rtol=1e-6)
+        found.append(float(metrics["cls_weight"]))
+    np.testing.assert_allclose(found, [0, 0, 0, 0.5, 1], atol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("divergence", ["kl_teacher_student", "kl_student_teacher"])
 def test_divergences_train(divergence):

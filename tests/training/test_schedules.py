@@ -57,9 +57,21 @@ def test_warmup_is_shortened_where_it_does_not_fit():
     assert schedules.clamp_warmup(3586, 1) == 0
 
 
+@pytest.mark.parametrize(("first", "last"), [(0, 10), (5, 25), (5, 5), (0, 1)])
+def test_a_weight_is_0_then_rises_by_half_a_cosine_then_stays(first, last):
+    def expected(t):
+        if t < first or t >= last:
+            return 2.0 * (t >= last)
+        return 2.0 * (1 - math.cos(math.pi * (t - first) / (last - first))) / 2
+
+    schedule = schedules.ramp(2.0, first, last)
+    np.testing.assert_allclose([schedule(t) for t in range(30)], [*map(expected, range(30))], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("make", "given", "other"),
     [
+        (schedules.ramp, (2.0, 10, 40), (1.0, 0, 0)),
         (schedules.warmup_cosine, (1e-6, 5e-4, 1e-5, 10, 100), (0.0, 1e-3, 1e-6, 0, 30, False)),
         (schedules.cosine, (0.996, 1.0, 100), (0.98, 0.99, 30)),
         (schedules.epoch_warmup, (0.04, 0.07, 1, 10), (0.05, 0.06, 4, 3)),
@@ -111,10 +123,11 @@ def program_of(method, changes):
 @pytest.mark.check
 @pytest.mark.parametrize("method", ["detailclip", "dino"])
 def test_a_run_of_another_length_rate_or_seed_has_the_same_program(method):
-    """DINO's has a scheduled weight decay, and a last layer that waits."""
-    one, other = {}, OTHER_RUN
+    """DINO's has a scheduled weight decay, and a last layer that waits; a weight that rises has other numbers too."""
+    one = {"losses.ramps.cls": (0.2, 0.5)}
+    other = OTHER_RUN | {"losses.ramps.cls": (0.1, 0.9), "losses.weights.cls": 0.3}
     if method == "dino":
-        one = {"optimizer.weight_decay_end": 0.4, "optimizer.frozen_prototype_epochs": 1.0}
+        one |= {"optimizer.weight_decay_end": 0.4, "optimizer.frozen_prototype_epochs": 1.0}
         other = other | {"optimizer.weight_decay_end": 0.3, "optimizer.frozen_prototype_epochs": 2.0}
     assert program_of(method, one) == program_of(method, other)
 
