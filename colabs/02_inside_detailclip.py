@@ -73,7 +73,7 @@ config = model.config.copy_and_resolve_references()
 config.batch_size = 16
 experiment = detailclip_jax.build(config)
 untrained = experiment.init(0)
-fields = ("params", "ema_params", "batch_stats", "centers")
+fields = ("params", "ema_params", "batch_stats", "running")
 state = untrained.replace(step=jnp.int32(model.step), **{name: model.variables[name] for name in fields})
 with open_pipeline(config, open_source(config)) as batches:
     batch = experiment.put(next(batches))
@@ -174,7 +174,7 @@ model_figures.draw("removal", {"student": student, "teacher": teacher}, scenes, 
 # %%
 from detailclip_jax.losses.distillation import entropy, student_log_probabilities, teacher_log_probabilities
 
-losses, center = config.losses, state.centers["cls"]
+losses, center = config.losses, state.running["cls"]
 temperature = experiment.schedules.temperatures["cls"](model.step)
 student_log = student_log_probabilities(heads["student_cls"][...], losses.student_temperature)
 teacher_log = teacher_log_probabilities(heads["teacher_cls"][...], center, temperature)
@@ -234,7 +234,7 @@ from detailclip_jax.losses.distillation import patch_divergence
 
 patch_temperature = experiment.schedules.temperatures["patch"](model.step)
 patch_student = student_log_probabilities(heads["student_patches"][...], losses.student_temperature)
-patch_teacher = teacher_log_probabilities(heads["teacher_patches"][...], state.centers["patch"], patch_temperature)
+patch_teacher = teacher_log_probabilities(heads["teacher_patches"][...], state.running["patch"], patch_temperature)
 divergence, removed = DIVERGENCES[losses.divergence], np.asarray(record.hidden.removed)
 every = jnp.ones(removed.shape, bool)  # the arrays hold removed patches only
 print(f"{losses.divergence} {patch_divergence(patch_student, patch_teacher, every, divergence).mean():.3f}")
@@ -328,7 +328,7 @@ from detailclip_jax.methods.method import values as values_of
 bars = {}
 for name, weights in (("untrained", untrained), (f"step {model.step}", state)):
     current = {term: schedule(weights.step) for term, schedule in experiment.schedules.temperatures.items()}
-    context = Context(weights.centers, current)
+    context = Context(weights.running, current)
     found = values_of(experiment.method, experiment.forward(weights, batch), context, WholeBatch())
     bars[name] = {term: one.weight * float(found[term]) for term, one in experiment.method.terms.items()}
     listed = " + ".join(f"{one.weight} x {found[term]:.3f} {term}" for term, one in experiment.method.terms.items())

@@ -44,7 +44,7 @@ def straightforward_step(exp):
 
         def loss(params):
             params = optimizer.stop_frozen(params, setup.groups)
-            return straightforward.combined_loss(params, moved, batch, state.centers, temperatures, exp.config)
+            return straightforward.combined_loss(params, moved, batch, state.running, temperatures, exp.config)
 
         (value, means), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, opt_state = setup.optimizer.update(gradients, state.opt_state, state.params)
@@ -54,7 +54,7 @@ def straightforward_step(exp):
             params=optimizer.clamp(optax.apply_updates(state.params, updates), exp.method.networks),
             ema_params=moved,
             opt_state=opt_state,
-            centers={name: ema.update_center(old, means[name], momentum) for name, old in state.centers.items()},
+            running={name: ema.update_center(old, means[name], momentum) for name, old in state.running.items()},
         )
         return after, {"loss": value, "grad_norm": optax.tree.norm(gradients)}
 

@@ -186,7 +186,7 @@ def noise_state(exp, scale=0.1):
 def empty_state():
     """A state without any network, for what only passes it on."""
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params={}, ema_params={}, batch_stats={}, opt_state=(), centers={}, rng=zero)
+    return TrainState(zero, params={}, ema_params={}, batch_stats={}, opt_state=(), running={}, rng=zero)
 
 
 def copied(state):

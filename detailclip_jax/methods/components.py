@@ -397,7 +397,7 @@ def cls_term(config: ConfigDict, same_views: bool = True) -> Loss:
     how = distillation.comparison(config)
 
     def run(record: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
-        target = distillation.Sharpening(context.centers["cls"], context.temperatures["cls"])
+        target = distillation.Sharpening(context.running["cls"], context.temperatures["cls"])
         heads = record.heads
         return distillation.cls_loss(heads["student_cls"], heads["teacher_cls"], target, how, same_views)
 
@@ -409,7 +409,7 @@ def patch_term(config: ConfigDict, over: str = "removed") -> Loss:
     how = distillation.comparison(config)
 
     def run(record: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
-        target = distillation.Sharpening(context.centers["patch"], context.temperatures["patch"])
+        target = distillation.Sharpening(context.running["patch"], context.temperatures["patch"])
         heads, hidden = record.heads, None
         if over == "removed":
             hidden = jnp.take_along_axis(record.hidden.mask, record.hidden.removed, -1)  # False at fill entries

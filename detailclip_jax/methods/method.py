@@ -41,11 +41,12 @@ class Forward(struct.PyTreeNode):
 
 
 class Context(NamedTuple):
-    """Further inputs of a loss: the training state's centers, and the schedules' values at this step."""
+    """Further inputs of a loss: the training state's running statistics, and the schedules' values at this step."""
 
-    centers: Mapping[str, Float[Array, "C"]]
+    running: Mapping[str, Float[Array, "C"]]  # of the steps before this one, by name of the term
     temperatures: Mapping[str, Scalar]  # of the teacher, for "cls" and "patch"
     weights: Mapping[str, Scalar] = {}  # of the terms whose weight changes during the run
+    step: Scalar | int = 0  # steps done
 
 
 class WholeBatch(NamedTuple):
@@ -183,9 +184,20 @@ class Method:
         return {loss.name: loss for loss in self.losses}
 
     @property
+    def running(self) -> Mapping[str, str]:
+        """The rule of each running statistic, by name of the term: "mean" if it reads "<name>_mean", or "sum".
+
+        The head's output "<name>_mean" is the mean over the images that it sees, "<name>_sum" the sum.
+        """
+        found = {
+            loss.name: [rule for rule in ("mean", "sum") if f"{loss.name}_{rule}" in loss.reads] for loss in self.losses
+        }
+        return {name: rules[0] for name, rules in found.items() if rules}
+
+    @property
     def centers(self) -> tuple[str, ...]:
-        """The terms with a center: those that read "<name>_mean", the batch mean of the teacher's logits."""
-        return tuple(loss.name for loss in self.losses if f"{loss.name}_mean" in loss.reads)
+        """The terms with a center, a running mean of the teacher's logits."""
+        return tuple(name for name, rule in self.running.items() if rule == "mean")
 
     @property
     def has_prototypes_of_decoded(self) -> bool:

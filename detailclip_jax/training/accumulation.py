@@ -28,7 +28,8 @@ from detailclip_jax.methods.method import (
     total,
     values,
 )
-from detailclip_jax.training.forward_pass import ForwardPass, Stats, center_means, run, run_networks
+from detailclip_jax.training.forward_pass import ForwardPass, Stats, run, run_networks, running_statistics
+from detailclip_jax.training.running import RULES
 from detailclip_jax.types import Array, Batch, Float, Keys, Params, PyTree, Scalar
 
 Embeddings = Mapping[str, Any]  # see `embeddings`
@@ -48,7 +49,7 @@ def device_losses(
 ) -> tuple[tuple[Scalar, Metrics, dict[str, Array]], Stats]:
     """Computes eq. 10 on a device's share of the batch.
 
-    Returns (weighted sum, metrics to log, means of the teacher's logits), and the new BatchNorm statistics.  With
+    Returns (weighted sum, metrics to log, the batch's running statistics), and the new BatchNorm statistics.  With
     several `chunks` the result differs by rounding only, and the networks need the memory of 1 / `chunks` of the
     device's images.  Raises ValueError if a term over the whole batch reads what is only known chunk by chunk.
     """
@@ -59,15 +60,17 @@ def device_losses(
         pass_ = given._replace(method=by_image)
         record, stats = run(params, teacher, stats, rows[0], Keys(keys.step, rows[1]), pass_)
         terms = values(by_image, record, context, whole_batch)
-        return stats, ((terms, center_means(record, given.method)), embeddings(record, kept))
+        return stats, ((terms, running_statistics(record, given.method)), embeddings(record, kept))
 
     stats, (means, embedded) = in_chunks(chunk, stats, (batch, keys.image), chunks)
-    metrics, centers = jax.tree.map(lambda x: x.mean(0), means)
+    terms, statistics = means
+    metrics = jax.tree.map(lambda x: x.mean(0), terms)
+    running = {name: RULES[given.method.running[name]].of_chunks(x) for name, x in statistics.items()}
     heads = partial(run_heads, by_batch, record=rejoin(batch, embedded))
     record, stats = run_networks(heads, params, teacher, stats, given.model)
     metrics |= values(by_batch, record, context, whole_batch)
     loss = total(given.method, metrics, context.weights)
-    return (loss, metrics | {"loss": loss}, centers | center_means(record, given.method)), stats
+    return (loss, metrics | {"loss": loss}, running | running_statistics(record, given.method)), stats
 
 
 def divide(method: Method, chunks: int) -> tuple[Method, Method]:

@@ -467,7 +467,7 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
         encode.image(variables["params"], images)
 
     `path` is a workdir; without `step` its newest checkpoint is loaded.  `variables` holds "params" (the student),
-    "ema_params" (the teacher's networks; `ema.overlay` adds the student's others), "batch_stats" and "centers".
+    "ema_params" (the teacher's networks; `ema.overlay` adds the student's others), "batch_stats" and "running".
     Of a run of a dense task this is the fine-tuned image encoder, see `dense_encoder.config_alone`; it logs that.
     Raises FileNotFoundError that lists the existing steps, and CheckpointError for an unreadable checkpoint.
     """
@@ -489,7 +489,7 @@ def load_saved(path: str | Path, step: int | None = None) -> Saved:
 def save_weights(workdir: str | Path, variables: Mapping[str, Params], config: ConfigDict, origin: str) -> None:
     """Writes weights to a workdir as a checkpoint of step 0, which `load` and `config.init` read.
 
-    `variables` are as `load` returns them, centers may be missing; `origin` says where they are from. There are no
+    `variables` are as `load` returns them, "running" may be missing; `origin` says where they are from. There are no
     moments of an optimizer: training starts from the checkpoint as a new run.
 
     Raises ValueError if the workdir already holds checkpoints.
@@ -503,7 +503,7 @@ def save_weights(workdir: str | Path, variables: Mapping[str, Params], config: C
         ema_params=dict(variables["ema_params"]),
         batch_stats={"student": {}, "teacher": {}, **variables["batch_stats"]},
         opt_state={},
-        centers=dict(variables.get("centers", {})),
+        running=dict(variables.get("running", {})),
         rng=jax.random.key_data(jax.random.key(config.seed)),
     )
     run = {"config": to_json(config), "git_revision": git_revision(), "versions": versions()}
@@ -570,14 +570,14 @@ def _load_saved(folder: Path, device: Any) -> Saved:
     place, saved = SingleDeviceSharding(device), saved_tree(folder / "state")
     config = dense_encoder.config_alone(run) if is_dense(run) else run
     config.model.attention = "auto"  # chosen for this machine, not for the one that trained
-    weights = {name: saved.get(name, {}) for name in ("params", "ema_params", "batch_stats", "centers")}
+    weights = {name: saved.get(name, {}) for name in ("params", "ema_params", "batch_stats", "running")}
     if is_dense(run):
         weights = {"params": {"image": saved["params"]["image"]}}
     _check_networks(folder, config, weights["params"])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), weights)
     variables = _read_part(folder / "state", target)
     if is_dense(run):
-        nothing: dict[str, Params] = {"ema_params": {}, "batch_stats": {"student": {}, "teacher": {}}, "centers": {}}
+        nothing: dict[str, Params] = {"ema_params": {}, "batch_stats": {"student": {}, "teacher": {}}, "running": {}}
         return Saved({**variables, **nothing}, config, dense_encoder.grid_of(run), run)
     side = num_side_patches(config.model)
     return Saved(variables, config, (side, side), None)

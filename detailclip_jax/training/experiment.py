@@ -147,7 +147,7 @@ def forward_of(config: ConfigDict, method: Method, model: Networks) -> ForwardPa
 
 
 def weight_shapes(config: ConfigDict) -> TrainState:
-    """Returns the shapes of a state without optimizer moments: of parameters, teacher, BatchNorm statistics, centers.
+    """Returns the shapes of a state without optimizer moments: of parameters, teacher, BatchNorm, running statistics.
 
     These are all that loading weights needs, and computing them takes no mesh, no schedules and no `total_steps`.  They
     are computed once per config and process.
@@ -167,15 +167,15 @@ def _initial(config_text: str, method: Any) -> InitialState:
 
     def make(model: Networks, key: Array) -> tuple[dict[str, Params], dict[str, Array]]:
         variables, record = forward_pass.init(key, dummy_batch(config), given._replace(model=model))
-        return variables, forward_pass.center_means(record, given.method)
+        return variables, forward_pass.running_statistics(record, given.method)
 
     unrolled = given.model.unrolled()
     start = initial_values.start(functools.partial(make, unrolled))
     params = start.shapes["params"]
     if unrolled != given.model:
         params = jax.eval_shape(functools.partial(make, given.model), jax.eval_shape(jax.random.key, 0))[0]["params"]
-    centers = {name: mean.shape for name, mean in start.aux.items()}
-    return InitialState(start, params, given.method.ema, centers)
+    running = {name: statistic.shape for name, statistic in start.aux.items()}
+    return InitialState(start, params, given.method.ema, running)
 
 
 def build_schedules(config: ConfigDict, method: Method) -> Schedules:

@@ -85,6 +85,7 @@ def normalised_views(batch: Batch, mean: tuple[float, ...], std: tuple[float, ..
     }
 
 
-def center_means(record: Forward, method: Method) -> dict[str, Array]:
-    """Returns the batch mean of the teacher's logits for each of the method's centers whose head was run."""
-    return {name: record.heads[f"{name}_mean"] for name in method.centers if f"{name}_mean" in record.heads}
+def running_statistics(record: Forward, method: Method) -> dict[str, Array]:
+    """Returns what the batch adds to each of the method's running statistics whose head was run."""
+    names = {name: f"{name}_{rule}" for name, rule in method.running.items()}
+    return {name: record.heads[output] for name, output in names.items() if output in record.heads}

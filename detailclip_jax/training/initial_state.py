@@ -20,7 +20,7 @@ class InitialState(NamedTuple):
     start: Start  # of {"params": ..., STATS: ...}, without stacked blocks
     params: Params  # their shapes, with stacked blocks
     averaged: tuple[str, ...] = ()  # the teacher's networks
-    centers: Mapping[str, tuple[int, ...]] = {}  # shapes of the centers
+    running: Mapping[str, tuple[int, ...]] = {}  # shapes of the running statistics
 
     @property
     def shapes(self) -> TrainState:
@@ -43,14 +43,14 @@ class InitialState(NamedTuple):
         return state.replace(opt_state=jax.jit(optimizer.init, out_shardings=places)(state.params))
 
     def _state(self, params: Params, stats: Params, rng: Leaf) -> TrainState:
-        """The teacher equals the student, the centers are zero."""
+        """The teacher equals the student, the running statistics are zero."""
         return TrainState(
             step=np.zeros((), np.int32),
             params=params,
             ema_params={name: params[name] for name in self.averaged},
             batch_stats={"student": stats, "teacher": {name: stats[name] for name in self.averaged if name in stats}},
             opt_state=optax.EmptyState(),
-            centers={name: np.zeros(shape, np.float32) for name, shape in self.centers.items()},
+            running={name: np.zeros(shape, np.float32) for name, shape in self.running.items()},
             rng=rng,
         )
 

@@ -1,4 +1,4 @@
-"""One training step, in the reference's order: EMA, forward pass, gradient, update, centers, metrics."""
+"""One training step, in the reference's order: EMA, forward pass, gradient, update, running statistics, metrics."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from detailclip_jax.training import accumulation, ema, optimizer, sharding
 from detailclip_jax.training.accumulation import Metrics
 from detailclip_jax.training.forward_pass import ForwardPass, make_keys
 from detailclip_jax.training.mesh import batch_axis
+from detailclip_jax.training.running import RULES
 from detailclip_jax.training.schedules import Schedule
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import BATCH, Array, Batch, Keys, Params, PyTree, Scalar
@@ -62,11 +63,14 @@ def train_step(state: TrainState, batch: Batch, setup: StepSetup, layout: StepLa
     teacher = ema.update(state.ema_params, state.params, momentum)
     state = state.replace(ema_params=teacher)
     gradient = jax.value_and_grad(combined_loss, has_aux=True)
-    (_, (metrics, means, batch_stats)), grads = gradient(state.params, state, batch, setup, layout)
+    (_, (metrics, found, batch_stats)), grads = gradient(state.params, state, batch, setup, layout)
     updates, opt_state = setup.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     params = optimizer.clamp(params, setup.forward_pass.method.networks)
-    centers = {name: ema.update_center(c, means[name], setup.center_momentum) for name, c in state.centers.items()}
+    rules = setup.forward_pass.method.running
+    running = {
+        name: RULES[rules[name]].update(old, found[name], setup.center_momentum) for name, old in state.running.items()
+    }
     metrics |= {
         "learning_rate": schedules.learning_rate(state.step),
         "ema_momentum": momentum,
@@ -74,7 +78,7 @@ def train_step(state: TrainState, batch: Batch, setup: StepSetup, layout: StepLa
         "grad_norm": optax.tree.norm(grads),
     }
     state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats)
-    return state.replace(opt_state=opt_state, centers=centers), metrics
+    return state.replace(opt_state=opt_state, running=running), metrics
 
 
 def combined_loss(
@@ -82,8 +86,8 @@ def combined_loss(
 ) -> tuple[Scalar, tuple[Metrics, dict[str, Array], Mapping[str, Params]]]:
     """Computes eq. 10 over the mesh: the mean over devices, each on its share of the batch.
 
-    Gradients are taken of this function, outside `shard_map`.  Returns the loss, and a tuple of the metrics, the batch
-    means of the teacher's logits and the new BatchNorm statistics.  A single device computes the loss without
+    Gradients are taken of this function, outside `shard_map`.  Returns the loss, and a tuple of the metrics, the
+    batch's running statistics and the new BatchNorm statistics.  A single device computes the loss without
     `shard_map`: a reduction over one device would copy all gradients.
     """
     keys = make_keys(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), batch)
@@ -93,25 +97,29 @@ def combined_loss(
         for plan in (setup.schedules.temperatures, setup.schedules.weights)
     )
     axis, placed = batch_axis(layout.mesh), layout.specs
-    divided = placed.params, placed.ema_params, placed.centers
+    divided = placed.params, placed.ema_params, placed.running
 
-    def local_loss(params, teacher, stats, centers, temperatures, weights, batch, keys):
-        params, teacher, centers = (sharding.gather(*pair) for pair in zip((params, teacher, centers), divided))
+    def local_loss(params, teacher, stats, running, temperatures, weights, step, batch, keys):
+        params, teacher, running = (sharding.gather(*pair) for pair in zip((params, teacher, running), divided))
         given = (
-            Context(centers, temperatures, weights),
+            Context(running, temperatures, weights, step),
             WholeBatch(axis, setup.clip_block),
             setup.forward_pass,
             setup.chunks,
         )
         values, stats = accumulation.device_losses(params, teacher, stats, batch, keys, *given)
-        total, metrics, means = jax.lax.pmean(values, axis) if axis else values
-        return total, (metrics, means, stats)
+        total, metrics, found = values
+        if axis:
+            rules = given[2].method.running
+            total, metrics = jax.lax.pmean((total, metrics), axis)
+            found = {name: RULES[rules[name]].of_devices(x, axis) for name, x in found.items()}
+        return total, (metrics, found, stats)
 
     params = optimizer.stop_frozen(params, setup.groups)
-    given = params, state.ema_params, state.batch_stats, state.centers, temperatures, weights, batch, keys
+    given = params, state.ema_params, state.batch_stats, state.running, temperatures, weights, state.step, batch, keys
     if axis is None:
         return local_loss(*given)
-    specs = (placed.params, placed.ema_params, P(), placed.centers, P(), P(), P(BATCH), Keys(P(), P(BATCH)))
+    specs = (placed.params, placed.ema_params, P(), placed.running, P(), P(), P(), P(BATCH), Keys(P(), P(BATCH)))
     # jax 0.12 cannot check the varying axes of the error function.  The check would not change a number here, because
     # the gradient is taken outside `shard_map`.
     mapped = jax.shard_map(local_loss, mesh=layout.mesh, in_specs=specs, out_specs=P(), check_vma=False)

@@ -182,7 +182,7 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     Raises CheckpointError that lists tensors of other shapes.
     """
     _, variables, source = checkpoint.load(config.init)
-    method, saved_centers = methods.build(config), variables.pop("centers")
+    method, saved = methods.build(config), variables.pop("running")
     networks = method.networks
     variables = {name: _as_here(tree, state.params) for name, tree in variables.items()}
     variables |= {name: _with_class_tokens(variables[name], state.params) for name in ("params", "ema_params")}
@@ -200,8 +200,8 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
         network: _like(known[network], old) if network in known else jax.tree.map(jnp.copy, params[network])
         for network, old in state.ema_params.items()
     }
-    found = saved_centers if "prototype_head" in theirs else {}
-    centers = {name: _like(found[name], old) if name in found else old for name, old in state.centers.items()}
+    found = {name: saved[name] for name in method.centers if name in saved and "prototype_head" in theirs}
+    running = {name: _like(found[name], old) if name in found else old for name, old in state.running.items()}
     stats = {
         "student": _statistics(state.batch_stats["student"], variables["batch_stats"]["student"], {}),
         "teacher": _statistics(
@@ -212,9 +212,9 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     lines = report(
         config, source, list(loaded), fresh, {network: network in theirs for network in networks if network in teacher}
     )
-    lines += [f"  centers       {', '.join(name for name in centers if name in found) or 'fresh'}"] if centers else []
+    lines += [f"  centers       {', '.join(found) or 'fresh'}"] if method.centers else []
     lines += _unused_lines([*variables["params"]], [*loaded], [*theirs], [*teacher])
-    state = state.replace(params=params, ema_params=teacher, batch_stats=stats, centers=centers)
+    state = state.replace(params=params, ema_params=teacher, batch_stats=stats, running=running)
     return state, lines
 
 

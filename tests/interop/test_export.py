@@ -654,7 +654,7 @@ def test_our_own_tree_holds_running_statistics(tmp_path, method, weights):
     for part, tree in again["batch_stats"]["teacher"].items():
         jax.tree.map(np.testing.assert_array_equal, tree, expected[part])
     checkpoint.save_weights(tmp_path / "again", again, made, "own")
-    jax.tree.map(np.testing.assert_array_equal, checkpoint.load(tmp_path / "again")[1], again | {"centers": {}})
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.load(tmp_path / "again")[1], again | {"running": {}})
 
 
 def test_stablehlo_is_called_without_this_package(detailclip, tmp_path):

@@ -81,7 +81,7 @@ def ours(**changes):
 def trees_of_noise():
     """Parameters, a teacher that is not the student, and centers; no block is stacked."""
     plain = experiment.weight_shapes(config_of())
-    return {name: noise(getattr(plain, name), seed) for seed, name in enumerate(("params", "ema_params", "centers"))}
+    return {name: noise(getattr(plain, name), seed) for seed, name in enumerate(("params", "ema_params", "running"))}
 
 
 def state_of(exp, trees):
@@ -99,7 +99,7 @@ def theirs(granularity):
     def loss(params, others, batch):
         params = optimizer.stop_frozen(params, exp.setup.groups)
         temperatures = {name: schedule(0) for name, schedule in exp.schedules.temperatures.items()}
-        teacher, centers = others["ema_params"], others["centers"]
+        teacher, centers = others["ema_params"], others["running"]
         return straightforward.combined_loss(params, teacher, batch, centers, temperatures, config)
 
     gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))

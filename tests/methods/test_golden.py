@@ -69,7 +69,7 @@ def detailclip_case(devices=1):
         step=jnp.asarray(int(golden["in/epoch"]), jnp.int32),
         params=variables["params"],
         ema_params=variables["ema_params"],
-        centers={
+        running={
             "cls": jnp.asarray(golden["in/center"][0]),
             "patch": jnp.asarray(golden["in/center2"][0, 0]),
         },
@@ -209,8 +209,8 @@ def test_teacher_and_centers_after_the_step():
     theirs = key_tables.write(reference.teacher(3, 2), new.ema_params)
     for name, value in part(golden, "teacher_after_ema/").items():
         assert relative(theirs[name], value) < 1e-6, name
-    assert relative(new.centers["cls"], golden["out/center_after"][0]) < 1e-6
-    assert relative(new.centers["patch"], golden["out/center2_after"][0, 0]) < 1e-6
+    assert relative(new.running["cls"], golden["out/center_after"][0]) < 1e-6
+    assert relative(new.running["patch"], golden["out/center2_after"][0, 0]) < 1e-6
 
 
 @pytest.mark.slow
@@ -221,7 +221,7 @@ def test_four_devices_give_the_same_step():
     four, many_metrics = many.train_step(copied(many_state), many_batch)
     for name, value in metrics.items():
         np.testing.assert_allclose(many_metrics[name], value, rtol=1e-5, err_msg=name)
-    for a, b in zip(jax.tree.leaves(one.centers), jax.tree.leaves(four.centers), strict=True):
+    for a, b in zip(jax.tree.leaves(one.running), jax.tree.leaves(four.running), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 

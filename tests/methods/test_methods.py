@@ -143,7 +143,7 @@ def test_the_teacher_owns_exactly_what_the_row_names(method):
     exp, (state, _, _) = tiny_experiment(method), trained(method)
     assert set(state.ema_params) == set(exp.method.ema)
     assert set(state.params) == set(exp.method.networks)
-    assert set(state.centers) == set(exp.method.centers)
+    assert set(state.running) == set(exp.method.running)
 
 
 @pytest.mark.parametrize("method", first(("detailclip",), OVER_DEVICES), indirect=True)
@@ -153,7 +153,7 @@ def test_eight_devices_give_the_numbers_of_one(method):
     for a, b in zip(history, many, strict=True):
         for name in a:
             np.testing.assert_allclose(b[name], a[name], rtol=1e-5, atol=1e-6, err_msg=name)
-    for a, b in zip(jax.tree.leaves(one.centers), jax.tree.leaves(eight.centers), strict=True):
+    for a, b in zip(jax.tree.leaves(one.running), jax.tree.leaves(eight.running), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
     expected, gradients = gradient_of_one_step(first), gradient_of_one_step(first_of_eight)
     for path, a in expected.items():
@@ -180,7 +180,7 @@ def test_chunks_give_the_numbers_of_the_whole_batch(method):
     assert set(metrics) == set(history[0])
     for name, value in history[0].items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
-    for a, b in zip(*(jax.tree.leaves((state.centers, state.batch_stats)) for state in (whole, chunked)), strict=True):
+    for a, b in zip(*(jax.tree.leaves((state.running, state.batch_stats)) for state in (whole, chunked)), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
     expected, gradients = gradient_of_one_step(whole), gradient_of_one_step(chunked)
     assert expected.keys() == gradients.keys()
@@ -227,7 +227,7 @@ def test_over_data_gradients_are_reduced_and_embeddings_gathered_and_nothing_els
     assert [size for kind, size in found if kind == "all-gather"] == [embeddings]
     assert [size for kind, size in found if kind == "reduce-scatter"] == [embeddings // 8]
     reduced = sum(size for kind, size in found if kind == "all-reduce")
-    centers = sum(4 * leaf.size for leaf in jax.tree.leaves(exp.state_shapes.centers))
+    centers = sum(4 * leaf.size for leaf in jax.tree.leaves(exp.state_shapes.running))
     scalars = 4 * 32  # terms and what is logged
     assert trained_bytes(exp) + centers <= reduced <= trained_bytes(exp) + centers + scalars
 
@@ -327,7 +327,7 @@ def test_a_term_of_weight_zero_takes_its_networks_along(off, gone):
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     shapes = exp.state_shapes
     assert not set(off) & set(exp.method.terms)
-    assert set(shapes.centers) == {"cls", "patch"} - gone.get("center", set())
+    assert set(shapes.running) == {"cls", "patch"} - gone.get("center", set())
     assert not gone.get("params", set()) & set(shapes.params)
 
 

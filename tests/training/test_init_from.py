@@ -79,7 +79,7 @@ def saved(config_text):
         name: jax.tree.map(
             lambda leaf: jax.device_put(np.float32(rng.standard_normal(leaf.shape))), getattr(shapes, name)
         )
-        for name in ("params", "ema_params", "batch_stats", "centers")
+        for name in ("params", "ema_params", "batch_stats", "running")
     }
     checkpoint.save_weights(folder.name, trees, made, "noise")
     return folder, trees
@@ -207,8 +207,8 @@ def test_a_teacher_that_comes_along_is_kept(tmp_path):
     teacher = {"image", "image_projection", "text", "text_projection", "prototype_head"}
     assert named(said, "teacher", ": loaded") == teacher
     assert "fresh         nothing" in said and "a copy" not in said and "not used" not in said
-    assert set(state.centers) == {"cls", "patch"} and "centers       cls, patch" in said
-    jax.tree.map(np.testing.assert_array_equal, dict(state.centers), trees["centers"])
+    assert set(state.running) == {"cls", "patch"} and "centers       cls, patch" in said
+    jax.tree.map(np.testing.assert_array_equal, dict(state.running), trees["running"])
 
 
 def test_networks_of_the_checkpoint_that_are_not_used_are_named(tmp_path):
@@ -294,7 +294,7 @@ def test_a_run_goes_on_without_the_folder_it_has_started_from(tmp_path, method):
 
 def blank_trees(config):
     state = blank(config)
-    return {name: getattr(state, name) for name in ("params", "ema_params", "batch_stats", "centers")}
+    return {name: getattr(state, name) for name in ("params", "ema_params", "batch_stats", "running")}
 
 
 def test_no_run_there_and_networks_that_do_not_fit(tmp_path):

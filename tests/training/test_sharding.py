@@ -42,7 +42,7 @@ def test_five_steps_on_a_mesh_are_those_on_one_device():
     for a, b in zip(expected, history, strict=True):
         for name in a:
             np.testing.assert_allclose(b[name], a[name], rtol=1e-5, atol=1e-6, err_msg=name)
-    for a, b in zip(jax.tree.leaves(one.centers), jax.tree.leaves(many.centers), strict=True):
+    for a, b in zip(jax.tree.leaves(one.running), jax.tree.leaves(many.running), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
 
 
@@ -55,7 +55,7 @@ def test_the_state_stays_where_the_table_puts_it():
         for name in kernel:
             leaf = leaf[name]
         assert {shard.data.shape for shard in leaf.addressable_shards} == {(leaf.shape[0] // 4, leaf.shape[1])}
-    assert state.centers["cls"].sharding.spec == P("fsdp")
+    assert state.running["cls"].sharding.spec == P("fsdp")
     assert state.params["logit_scale"]["value"].sharding.is_fully_replicated
 
 
@@ -64,7 +64,7 @@ def test_weights_are_gathered_and_gradients_scattered():
     exp, _, state = trained(*EIGHT)
     found = collectives(exp.train_step.lower(state, exp.put(tiny_batch(0))).compile().as_text())
     assert {kind for kind, _ in found} <= {"all-reduce", "all-gather", "reduce-scatter"}
-    weights = jax.tree.leaves((exp.state_shapes.params, exp.state_shapes.ema_params, exp.state_shapes.centers))
+    weights = jax.tree.leaves((exp.state_shapes.params, exp.state_shapes.ema_params, exp.state_shapes.running))
     divided = sum(4 * leaf.size for leaf in weights if not leaf.sharding.is_fully_replicated)
     gathered = sum(size for kind, size in found if kind == "all-gather")
     assert gathered <= divided + 4 * BATCH * 3 * SIZE["joint_width"]  # u, v and text

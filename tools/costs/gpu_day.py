@@ -168,7 +168,7 @@ def golden(target: Target) -> Values:
     experiment = experiments.build(golden_config(), meshes.make_mesh(target.devices[:1]))
     _, variables, _ = interop.load({k[3:]: v for k, v in known.items() if k.startswith("sd/")}, "reference")
     centers = {"cls": known["in/center"][0], "patch": known["in/center2"][0, 0]}
-    state = state_of(experiment, step=np.int32(known["in/epoch"]), **variables, centers=centers)
+    state = state_of(experiment, step=np.int32(known["in/epoch"]), **variables, running=centers)
     views = np.stack([np.moveaxis(known[f"in/{name}_u8"], 1, -1) for name in ("u", "v")], 1)
     batch = {
         "image": {"large": views},

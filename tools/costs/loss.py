@@ -99,7 +99,7 @@ def build(experiment: Experiment, term: str, mesh: Mesh) -> tuple[jax.stages.Wra
         return jax.value_and_grad(lambda floats: mapped(_joined(floats, rest), centers))(floats)
 
     placed = [_placed(leaf, mesh, spec) for leaf, spec in zip(once, specs)]
-    centers = jax.tree.map(lambda x: _placed(x, mesh, P()), experiment.state_shapes.centers)
+    centers = jax.tree.map(lambda x: _placed(x, mesh, P()), experiment.state_shapes.running)
     return jax.jit(gradient), (*_split(placed), centers)
 
 
