@@ -5,6 +5,7 @@
     python -m detailclip_jax.prepare slip-yfcc15m yfcc15m.pkl --images /data/yfcc100m/images --out /data/records/yfcc
     python -m detailclip_jax.prepare webdataset /data/cc3m --out /data/records/cc3m --captions captions.parquet \
         --captions-key url --captions-columns raw,short,long   captions of another file, joined by URL
+    python -m detailclip_jax.prepare webdataset "https://host/cc3m/{00000..00331}.tar" --out /data/records/cc3m
     python -m detailclip_jax.prepare coco captions_train2017.json --images /data/coco --out /data/records/coco
     python -m detailclip_jax.prepare verify DIR      re-reads every checksum
     python -m detailclip_jax.prepare stats DIR       prints and draws the statistics, and a contact sheet
@@ -41,6 +42,7 @@ from detailclip_jax.convert.known_sizes import KNOWN
 from detailclip_jax.convert.planning import AlreadyThere, begin, refuse_finished
 from detailclip_jax.convert.prepared_set import NothingAccepted, finish, problems
 from detailclip_jax.convert.readers import SOURCES, source_of
+from detailclip_jax.convert.remote_files import is_remote
 from detailclip_jax.convert.shard import UNREADABLE
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
@@ -68,7 +70,8 @@ FEW_CAPTIONS = (
     "{without:,} of {num_examples:,} examples have no caption, and train with the empty text; --require-caption leaves "
     "them out, and --caption-column NAME names another column or field: prepare the set again with a new --out"
 )
-TABLES = ("csv", "tsv", "jsonl", "parquet")  # image paths may be relative to the folder of the table
+TEXT_TABLES = ("csv", "tsv", "jsonl")
+TABLES = (*TEXT_TABLES, "parquet")  # image paths may be relative to the folder of the table
 WITH_FIELDS = ("webdataset", "img2dataset-parquet", *TABLES)
 
 
@@ -78,7 +81,7 @@ def parser() -> flags.Parser:
     usage = f"%(prog)s SOURCE {flags.EITHER} ... --out DIR [flags]\n       %(prog)s tfds:NAME --out DIR [flags]"
     command = flags.parser("prepare", __doc__, usage=usage, epilog=epilog)
     command.add_argument("source", metavar="SOURCE", help="one of the sources below")
-    command.add_argument("paths", metavar=flags.EITHER, nargs="*", help="what the source reads; patterns too")
+    command.add_argument("paths", metavar=flags.EITHER, nargs="*", help="what the source reads; patterns and URLs too")
     _add_output(command)
     _add_tables(command)
     _add_captions(command)
@@ -154,7 +157,7 @@ def _add_tables(command: flags.Parser) -> None:
 
 def _add_captions(command: flags.Parser) -> None:
     add = command.add_argument
-    what = "join captions from parquet, csv, tsv or jsonl, plain or compressed; patterns too; may be repeated"
+    what = "join captions from parquet, csv, tsv or jsonl, plain or compressed; patterns and URLs too; may be repeated"
     add("--captions", action="append", default=[], metavar=flags.EITHER, help=what)
     key = (
         "what of an image equals COLUMN of a caption (default: a column of the same name): key; path, as the source "
@@ -238,7 +241,8 @@ def request_of(arguments: argparse.Namespace) -> Request:
     if not arguments.paths and ":" not in arguments.source:
         raise ValueError(f"{arguments.source} needs a PATH: {source.what}")
     sources = [] if arguments.source.startswith("tfds") else arguments.paths
-    for path in (arguments.out, *sources, *arguments.captions):
+    check_places(arguments.source, sources, arguments.images)
+    for path in (arguments.out, arguments.images, *arguments.ids):
         check_local(path)
     check_no_file(arguments.out)
     if arguments.images and not os.path.exists(arguments.images):
@@ -274,12 +278,26 @@ def check_beside(out: str, paths: Iterable[str]) -> None:
             raise ValueError(f"--out {out} is in the source {path}; choose another --out, such as {path}-records")
 
 
+def check_places(kind: str, paths: Iterable[str], images: str) -> None:
+    """Raises ValueError, with a way out, for URLs of a source that is not read from other machines."""
+    if not (remote := next(filter(is_remote, paths), "")):
+        return
+    if kind not in WITH_FIELDS:
+        check_local(remote)
+    if kind in TEXT_TABLES and not images:
+        raise ValueError(
+            f"{remote}: {kind} names its images by their paths, and images are read from local or mounted folders; "
+            "give --images DIR_OR_FILE"
+        )
+
+
 def check_local(path: str) -> None:
     """Raises ValueError, with a way out, for gs://, s3:// and other remote paths."""
-    if "://" in path:
+    if is_remote(path):
         raise ValueError(
-            f"{path}: prepare reads and writes local or mounted folders; mount the bucket (gcsfuse, mount-s3), or copy "
-            "(gcloud storage rsync -r, aws s3 sync): training can read finished shards from gs://"
+            f"{path}: a local or mounted folder is required; mount the bucket (gcsfuse, mount-s3), or copy (gcloud "
+            f"storage rsync -r, aws s3 sync).  By URL are read {', '.join(WITH_FIELDS)} and --captions; training reads "
+            "finished shards from gs://"
         )
 
 

@@ -6,7 +6,7 @@ dead link) becomes a reject with img2dataset's reason.  Source: img2dataset's wr
 
 import dataclasses
 import itertools
-import pathlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +14,7 @@ from detailclip_jax.convert import parquet, webdataset
 from detailclip_jax.convert.columns import text_of, texts_in
 from detailclip_jax.convert.examples import Named, Raw, Reject, Rejected, several
 from detailclip_jax.convert.job import Options, Plan, Request, Shard, limited, of_files
+from detailclip_jax.convert.limited_files import is_file
 
 SUCCESS = "success"
 IMAGE = "jpg"  # image column of img2dataset's parquet output
@@ -22,7 +23,7 @@ IMAGE = "jpg"  # image column of img2dataset's parquet output
 def files(request: Request) -> list[str]:
     """Returns the parquets of a request and the tars beside them."""
     paths = parquet.files(request)
-    return [*paths, *(str(_tar(path)) for path in paths if _tar(path).exists())]
+    return [*paths, *filter(is_file, map(_tar, paths))]
 
 
 def plan(request: Request) -> Plan:
@@ -30,17 +31,17 @@ def plan(request: Request) -> Plan:
     paths = parquet.files(request)
     for path in paths:
         wanted = ("key", "status", *_captions(request.options))
-        parquet.require(path, wanted if _tar(path).exists() else (*wanted, IMAGE))
+        parquet.require(path, wanted if is_file(_tar(path)) else (*wanted, IMAGE))
     return Plan(limited(of_files(paths), lambda shard: parquet.num_rows(shard.path), request.options.limit))
 
 
 def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
     """Yields the rows of a shard: those with images in their order, then those without."""
-    if not _tar(shard.path).exists():
+    if not is_file(_tar(shard.path)):
         yield from _from_parquet(shard, options)
         return
     rows = {str(row["key"]): row for row in _rows(shard, options)}
-    for sample in webdataset.samples(str(_tar(shard.path))):
+    for sample in webdataset.samples(_tar(shard.path)):
         row = rows.pop(sample.key, None)
         if row is not None:
             yield _with_row(webdataset.example(sample, shard, options), row, options)
@@ -58,8 +59,8 @@ def _captions(options: Options) -> tuple[str, ...]:
     return options.caption_columns or ("caption",)
 
 
-def _tar(path: str) -> pathlib.Path:
-    return pathlib.Path(path).with_suffix(".tar")
+def _tar(path: str) -> str:
+    return os.path.splitext(path)[0] + ".tar"
 
 
 def _with_row(example: Raw | Reject, row: dict[str, Any], options: Options) -> Raw | Reject:

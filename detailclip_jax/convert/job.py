@@ -11,7 +11,9 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from detailclip_jax.convert import remote_files
 from detailclip_jax.convert.limited_files import absolute, common_folder, write_json
+from detailclip_jax.convert.remote_files import is_remote
 from detailclip_jax.data.sources import PLAN, WORK
 
 FORMAT = "detailclip_jax image-text records 1"
@@ -101,7 +103,8 @@ class Request:
 class Job:
     """A request with the shards of its source, which become `num_shards` output shards.
 
-    files: size in bytes and modification time in ns of the source's files when the job was planned, and
+    files: size in bytes and modification time in ns of the source's files when the job was planned (of a URL its
+    `remote_files.Stamp`), and
     folders: number and digest of the files of its folders and patterns, see `planning`.
     """
 
@@ -109,7 +112,7 @@ class Job:
     num_shards: int
     shards: tuple[Shard, ...]
     classes: tuple[str, ...] = ()
-    files: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, Sequence[int | str]] = dataclasses.field(default_factory=dict)
     folders: Mapping[str, Sequence[int | str]] = dataclasses.field(default_factory=dict)
 
     def inputs(self, number: int) -> tuple[Shard, ...]:
@@ -210,7 +213,11 @@ class Plan(NamedTuple):
 def of_files(paths: Sequence[str]) -> tuple[Shard, ...]:
     """Returns one shard per file, weighted by file size; its name is the path below the common folder, no suffix."""
     folder = common_folder(paths)
-    return tuple(Shard(_name(path, folder), os.path.abspath(path), weight=os.path.getsize(path)) for path in paths)
+    return tuple(Shard(_name(path, folder), absolute(path), weight=_size(path)) for path in paths)
+
+
+def _size(path: str) -> int:
+    return remote_files.stamp(path).size if is_remote(path) else os.path.getsize(path)
 
 
 def _name(path: str, folder: str) -> str:

@@ -5,6 +5,7 @@ import contextlib
 import glob
 import gzip
 import io
+import itertools
 import json
 import lzma
 import os
@@ -14,7 +15,9 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
+from detailclip_jax.convert import remote_files
 from detailclip_jax.convert.examples import Rejected
+from detailclip_jax.convert.remote_files import RemoteFile, is_remote
 from detailclip_jax.data.sources import DATASET
 from detailclip_jax.runtime.files import written_atomically
 from detailclip_jax.runtime.regular_files import MAX_BYTES, NotRegular, check_regular, open_regular
@@ -50,7 +53,7 @@ class Unpacked(io.RawIOBase):
 
     def __init__(self, path: str | os.PathLike, counted: Counted | None = None):
         self._path, self._count, self._counted, self._marks, self._reads_at_end = path, 0, counted, 0, 0
-        self._packed = open_regular(path)  # closed by `close`
+        self._packed = _open_plain(path)  # closed by `close`
         kind = COMPRESSED[pathlib.Path(path).suffix]
         self._unpacked = kind(fileobj=self._packed) if kind is gzip.GzipFile else kind(self._packed)
 
@@ -97,8 +100,13 @@ def is_compressed(path: str | os.PathLike) -> bool:
 
 
 def open_bytes(path: str | os.PathLike, counted: Counted | None = None) -> io.BufferedReader:
-    """Opens a regular file for reading; it is decompressed if its name has a compressed suffix."""
-    return io.BufferedReader(Unpacked(path, counted), 2**17) if is_compressed(path) else open_regular(path)
+    """Opens a regular file, or a URL, for reading; it is decompressed if its name has a compressed suffix."""
+    return io.BufferedReader(Unpacked(path, counted), 2**17) if is_compressed(path) else _open_plain(path)
+
+
+def _open_plain(path: str | os.PathLike) -> io.BufferedReader:
+    url = os.fspath(path)
+    return io.BufferedReader(RemoteFile(url), remote_files.BLOCK) if is_remote(url) else open_regular(path)
 
 
 @contextlib.contextmanager
@@ -175,7 +183,12 @@ def partial_of(path: pathlib.Path, folder: pathlib.Path | None = None) -> pathli
 
 
 def absolute(path: str) -> str:
-    """Returns a path or pattern from the root; in front of a pattern, the working directory's own "[" is no pattern."""
+    """Returns a path or pattern from the root; in front of a pattern, the working directory's own "[" is no pattern.
+
+    A URL stays as it is.
+    """
+    if is_remote(path):
+        return path
     here = os.getcwd()
     if glob.has_magic(path) and not os.path.exists(path):
         here = glob.escape(here)
@@ -185,11 +198,11 @@ def absolute(path: str) -> str:
 def expand(paths: Sequence[str], suffixes: Iterable[str]) -> list[str]:
     """Returns files sorted by name: those with one of the suffixes from each folder, those that match each pattern.
 
-    Files in a folder that `prepare` has written (`is_own`) are left out.
+    Files in a folder that `prepare` has written (`is_own`) are left out.  `remote_files.expand` expands URLs.
     Raises FileNotFoundError that names what is missing, and ValueError for anything but a regular file.
     """
     found = sorted({file: None for path in paths for file in _expand_one(path, tuple(suffixes))})
-    for file in found:
+    for file in itertools.filterfalse(is_remote, found):
         try:
             check_regular(file, os.stat(file).st_mode)
         except NotRegular as error:
@@ -198,6 +211,8 @@ def expand(paths: Sequence[str], suffixes: Iterable[str]) -> list[str]:
 
 
 def _expand_one(path: str, suffixes: tuple[str, ...]) -> list[str]:
+    if is_remote(path):
+        return remote_files.expand(path, suffixes)
     if os.path.isdir(path):
         names = (file for file in pathlib.Path(path).rglob("*") if file.name.endswith(suffixes))
         found = [str(file) for file in names if not is_own(file)]
@@ -205,6 +220,11 @@ def _expand_one(path: str, suffixes: tuple[str, ...]) -> list[str]:
     if os.path.exists(path):
         return [path]
     return glob.glob(path) or _missing(f"{path!r} does not exist")
+
+
+def is_file(path: str) -> bool:
+    """Returns whether a file exists, here or on another machine."""
+    return remote_files.stamp(path) != remote_files.ABSENT if is_remote(path) else os.path.isfile(path)
 
 
 def is_own(path: pathlib.Path) -> bool:

@@ -17,18 +17,22 @@ from detailclip_jax.convert import job as jobs
 from detailclip_jax.convert import shard as shards
 from detailclip_jax.convert.job import PER_SHARD, Job, Request
 from detailclip_jax.convert.planning import remove_partial
+from detailclip_jax.convert.remote_files import RemoteError
 from detailclip_jax.runtime import signals
 from detailclip_jax.runtime.progress import Console, duration
+from detailclip_jax.runtime.terminal import counted
 
 EVERY = 1.0  # seconds between progress lines on a terminal
 EVERY_PLAIN = 10.0  # the same where every line is kept, as in a log
 BATCH = 32  # examples between two reports of a worker
+MAX_UNREAD, SHOWN = 16, 3  # input files that cannot be read before the run ends, and those that its message names
 
 
 def run(job: Job, workers: int, console: Console) -> None:
     """Converts the unconverted shards, and once more those that repeat keys of earlier ones.
 
-    Raises Stopped after a signal once the workers have ended; finished shards are kept.
+    Raises Stopped after a signal once the workers have ended, RemoteError once all other shards are converted if input
+    files of other machines could not be read; finished shards are kept.
     """
     _convert(job, workers, console)
     while shards.exclude_repeated(job):
@@ -38,28 +42,55 @@ def run(job: Job, workers: int, console: Console) -> None:
 def _convert(job: Job, workers: int, console: Console) -> None:
     todo = shards.unconverted(job)
     progress = Progress([sum(shard.weight for shard in job.inputs(n)) for n in range(job.num_shards)], todo, console)
+    unread = Unread()
     with signals.Saving("stopping after the current examples") as asked:
         if workers == 1 or len(todo) <= 1:
-            _in_turn(job, todo, progress)
+            _in_turn(job, todo, progress, unread)
         else:
-            _at_once(job, todo, progress, min(workers, len(todo)))
+            _at_once(job, todo, progress, unread, min(workers, len(todo)))
     progress.end()
     if asked.received is not None:
         raise signals.Stopped(asked.received)
+    unread.check()
 
 
-def _in_turn(job: Job, todo: Sequence[int], progress: "Progress") -> None:
+class Unread:
+    """Collects the errors of input files that cannot be read now, so that the other shards are converted."""
+
+    def __init__(self):
+        self._errors: list[str] = []
+
+    def add(self, error: RemoteError) -> None:
+        """Keeps an error; raises it with the others if there are MAX_UNREAD."""
+        self._errors.append(str(error))
+        if len(self._errors) == MAX_UNREAD:
+            self.check()
+
+    def check(self) -> None:
+        """Raises RemoteError that names the first files, if there was any."""
+        if self._errors:
+            number = counted(len(self._errors), "shard")
+            raise RemoteError(
+                f"{number} not finished: {' | '.join(self._errors[:SHOWN])}{' | ...' * (len(self._errors) > SHOWN)}.  "
+                "The others are kept, and the same command continues with these"
+            )
+
+
+def _in_turn(job: Job, todo: Sequence[int], progress: "Progress", unread: Unread) -> None:
     def tell(*counts: int) -> None:
         signals.pause_point()
         progress.add(*counts)
         progress.show()
 
     for number in todo:
-        shards.convert(job, number, tell)
-        progress.done(number)
+        try:
+            shards.convert(job, number, tell)
+            progress.done(number)
+        except RemoteError as error:
+            unread.add(error)
 
 
-def _at_once(job: Job, todo: Sequence[int], progress: "Progress", workers: int) -> None:
+def _at_once(job: Job, todo: Sequence[int], progress: "Progress", unread: Unread, workers: int) -> None:
     context = multiprocessing.get_context("spawn")  # fork is unsafe with threads
     counts, others = [context.Value("q", 0) for _ in range(3)], multiprocessing.active_children()
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, _init_worker, (counts, os.getpid()))
@@ -73,7 +104,7 @@ def _at_once(job: Job, todo: Sequence[int], progress: "Progress", workers: int) 
         with signals.if_ended(kill):
             tasks = {pool.submit(_task, str(job.request.work), number): number for number in todo}
             signal.pthread_sigmask(signal.SIG_SETMASK, before)  # each `submit` starts a worker: all have started
-            _wait(tasks, progress, counts)
+            _wait(tasks, progress, unread, counts)
     except BaseException:
         kill()  # what is kept are finished shards
         raise
@@ -83,14 +114,17 @@ def _at_once(job: Job, todo: Sequence[int], progress: "Progress", workers: int) 
         remove_partial(job.request)
 
 
-def _wait(tasks: dict[Any, int], progress: "Progress", counts: "list[Synchronized[int]]") -> None:
+def _wait(tasks: dict[Any, int], progress: "Progress", unread: Unread, counts: "list[Synchronized[int]]") -> None:
     left = set(tasks)
     while left:
         finished, left = concurrent.futures.wait(left, EVERY, concurrent.futures.FIRST_COMPLETED)
         signals.pause_point()
         for task in finished:
-            task.result()
-            progress.done(tasks[task])
+            try:
+                task.result()
+                progress.done(tasks[task])
+            except RemoteError as error:
+                unread.add(error)
         progress.set(*(count.value for count in counts))
         progress.show()
 

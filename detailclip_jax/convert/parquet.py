@@ -13,7 +13,8 @@ from detailclip_jax.convert.columns import Columns
 from detailclip_jax.convert.examples import Raw, Reject, Rejected
 from detailclip_jax.convert.image_root import ImageRoot
 from detailclip_jax.convert.job import Options, Plan, Request, Shard, limited, of_files
-from detailclip_jax.convert.limited_files import FREE_BYTES, MAX_BYTES, MAX_RATIO, expand
+from detailclip_jax.convert.limited_files import FREE_BYTES, MAX_BYTES, MAX_RATIO, expand, open_bytes
+from detailclip_jax.convert.remote_files import is_remote
 
 
 def parquet_file(path: str) -> Any:
@@ -24,7 +25,7 @@ def parquet_file(path: str) -> Any:
     except ImportError as error:
         raise ImportError("parquet files need pyarrow: pip install 'detailclip_jax[data]'") from error
     try:
-        return parquet.ParquetFile(path)
+        return parquet.ParquetFile(open_bytes(path) if is_remote(path) else path)
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # an error of the disk, not of the file
             raise

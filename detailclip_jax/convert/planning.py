@@ -1,8 +1,9 @@
 """Plans the job of a request, or resumes the one that an earlier run left, unless its source has changed since.
 
-A file that the request names, and the file of a shard, is compared by size and modification time.  Of a folder or
-pattern there is one digest of the names, sizes and modification times of the files that the source reads there, so that
-the record of a tree of millions of images is one line.  Images that a table names in a folder are not compared.
+A file that the request names, and the file of a shard, is compared by size and modification time (of a URL: by size
+and version, see `remote_files.Stamp`).  Of a folder, pattern or URL there is one digest of the names, sizes and
+modification times of the files that the source reads there, so that the record of a tree of millions of images is one
+line.  Images that a table names in a folder are not compared.
 """
 
 import collections
@@ -15,10 +16,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from detailclip_jax.convert import job as jobs
-from detailclip_jax.convert import joined_captions
+from detailclip_jax.convert import joined_captions, remote_files
 from detailclip_jax.convert.job import Job, Request, Shard
+from detailclip_jax.convert.limited_files import absolute, is_file
 from detailclip_jax.convert.prepared_set import identity, known_split
 from detailclip_jax.convert.readers import source_of
+from detailclip_jax.convert.remote_files import is_remote
 from detailclip_jax.data.sources import PLAN, shards_of
 from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.files import nothing_left
@@ -48,6 +51,7 @@ def begin(request: Request, num_shards: int = 0) -> Job:
 
 def refuse_finished(request: Request) -> None:
     """Raises as `begin` does for a finished split, without writing; returns if a work folder is left to remove."""
+    remote_files.stamp.cache_clear()  # a command compares what is there now
     record = known_split(request)
     if record and not request.work.exists():
         _refuse_finished(request, record)
@@ -149,7 +153,7 @@ class Listing(NamedTuple):
 
 def listings(request: Request, files: Files) -> dict[str, Listing]:
     """Returns the listings of a request's folders and patterns by their absolute paths, without those of no file."""
-    paths = [os.path.abspath(path) for path in request.paths if not os.path.isfile(path)]
+    paths = [absolute(path) for path in request.paths if not os.path.isfile(path)]
     found = {path: listing(path, request, files) for path in paths}
     return {path: listed for path, listed in found.items() if listed.num_files}
 
@@ -160,26 +164,32 @@ def listing(path: str, request: Request, files: Files) -> Listing:
         found = [*files(dataclasses.replace(request, paths=(path,)))]
     except FileNotFoundError:
         found = []
-    names = sorted({os.path.relpath(file, path) for file in found} if os.path.isdir(path) else found)
+    folder = path if os.path.isdir(path) else ""
+    names = sorted({os.path.relpath(file, folder) for file in found} if folder else found)
     digest = hashlib.sha256()
     for name in names:
-        size, time = stamp(os.path.join(path, name))
+        size, time = stamp(os.path.join(folder, name))
         digest.update(os.fsencode(f"{name}\0{size}\0{time}\n"))
     return Listing(len(names), digest.hexdigest())
 
 
-def stamps(request: Request, shards: Iterable[Shard]) -> dict[str, tuple[int, int]]:
-    """Returns the stamps of the files that a request names, and of the files of its shards."""
-    matching = (file for path in request.paths for file in glob.glob(path) or [path])
+def stamps(request: Request, shards: Iterable[Shard]) -> dict[str, tuple[int, int | str]]:
+    """Returns the stamps of the files that a request names, and of the files of its shards.
+
+    URLs of the request belong to its `listings`.
+    """
+    matching = (file for path in request.paths if not is_remote(path) for file in glob.glob(path) or [path])
     named = (*matching, *request.options.ids, request.options.images, *joined_captions.files(request.options))
-    paths = sorted({*map(os.path.abspath, filter(None, named)), *(shard.path for shard in shards)})
+    paths = sorted({*map(absolute, filter(None, named)), *(shard.path for shard in shards)})
     work = os.path.join(os.path.realpath(request.work), "")
-    files = [path for path in paths if os.path.isfile(path) and not os.path.realpath(path).startswith(work)]
+    files = [path for path in paths if is_file(path) and not os.path.realpath(path).startswith(work)]
     return {path: stamp(path) for path in files}
 
 
-def stamp(path: str) -> tuple[int, int]:
-    """Returns size in bytes and modification time in ns of a file, ABSENT if it is not there."""
+def stamp(path: str) -> tuple[int, int | str]:
+    """Returns size in bytes and modification time in ns of a file, ABSENT if it is not there; the Stamp of a URL."""
+    if is_remote(path):
+        return remote_files.stamp(path)
     try:
         status = os.stat(path)
     except OSError:
@@ -188,15 +198,18 @@ def stamp(path: str) -> tuple[int, int]:
 
 
 def difference(
-    request: Request, files: Files, stamped: Mapping[str, Sequence[int]], listed: Mapping[str, Sequence[int | str]]
+    request: Request,
+    files: Files,
+    stamped: Mapping[str, Sequence[int | str]],
+    listed: Mapping[str, Sequence[int | str]],
 ) -> str:
     """Says which file or folder has changed since `stamps` and `listings`, or returns "".
 
     Files, and folders with all their files, that are not there any more count as unchanged: a source may be removed.
     """
     for path, before in stamped.items():
-        if os.path.isfile(path) and stamp(path) != tuple(before):
-            return f"{path} has changed (size or modification time)"
+        if is_file(path) and stamp(path) != tuple(before):
+            return f"{path} has changed (size or {'version' if is_remote(path) else 'modification time'})"
     if new := sorted(set(joined_captions.files_left(request.options)) - {*stamped}):
         return f"{new[0]} is a new file of --captions"
     for path, before in listed.items():

@@ -42,6 +42,7 @@ from detailclip_jax.convert.limited_files import atomic_file, partial_of, write_
 from detailclip_jax.convert.readers import source_of
 from detailclip_jax.convert.statistics import Entry
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS, Tokenizer
+from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.files import written_atomically
 
 ARRAY_RECORD = "group_size:1,uncompressed"  # one record per block gives random access; images are compressed already
@@ -213,7 +214,7 @@ def _writer(path: pathlib.Path) -> Iterator[ArrayRecordWriter]:
         with contextlib.suppress(RuntimeError):
             writer.close()
         path.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError):  # the only exception type of the library
+        if isinstance(error, RuntimeError) and not isinstance(error, RunError):  # the library's only exception type
             raise OSError(f"{path} cannot be written: {error}") from error
         raise
 

@@ -426,7 +426,6 @@ def test_captions_of_another_format_end_early(tmp_path, monkeypatch, capsys):
         (["--captions-key", "url"], "--captions and --captions-columns missing"),
         (["--captions", "t.csv", "--captions-key", "url", "--captions-columns", "captions"], "the name 'captions'"),
         (["--captions", "t.csv", "--captions-key", "=url", "--captions-columns", "a"], "the side of the images"),
-        (["--captions", "hf://t.csv", "--captions-key", "url", "--captions-columns", "a"], "local or mounted"),
         (["--captions", "none.csv", "--captions-key", "url", "--captions-columns", "a"], "none.csv' does not exist"),
         (["--captions-min-matched", "2"], "a number from 0 to 1"),
     ],

@@ -521,9 +521,9 @@ def test_help_names_the_columns_and_their_defaults(capsys):
 def test_remote_folders_are_refused_with_the_way_out(tars, tmp_path, remote, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("webdataset", tars, out=remote) == 2
-    assert run("webdataset", remote, out=tmp_path / "out") == 2
+    assert run("imagefolder", remote, out=tmp_path / "out") == 2
     message = capsys.readouterr().err
-    assert message.count(f"error: {remote}: prepare reads and writes local or mounted folders; mount the bucket") == 2
+    assert message.count(f"error: {remote}: a local or mounted folder is required; mount the bucket") == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tars"]
 
 
