@@ -37,7 +37,7 @@ class Result(NamedTuple):
 
     variant: Variant
     experiment: Experiment
-    flops: float  # per pair, counted by XLA on the straight step
+    flops: float  # per pair, see `counting.straight`
     state: Mapping[str, int]  # bytes
     compiled: Compiled | None = None
     seconds: MedianRange | None = None  # of a step
@@ -166,7 +166,7 @@ MEASUREMENTS: dict[str, Callable[[Result], str]] = {
     "state": lambda r: cost_table.bytes_text(sum(r.state.values())),
     "arguments per device": _of_compiled(lambda c: cost_table.bytes_text(c.memory.arguments)),
     "temporaries per device": _of_compiled(lambda c: cost_table.bytes_text(c.memory.temporaries)),
-    "both": _of_compiled(lambda c: cost_table.bytes_text(c.memory.total)),
+    "arguments and temporaries": _of_compiled(lambda c: cost_table.bytes_text(c.memory.total)),
     "compile seconds (CPU seconds)": _of_compiled(lambda c: f"{c.seconds:.1f} ({c.cpu_seconds:.1f})"),
     "step seconds (range)": lambda r: str(r.seconds) if r.seconds else "-",
     "pairs/s": lambda r: cost_table.number(r.pairs_per_second),

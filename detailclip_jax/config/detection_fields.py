@@ -21,7 +21,7 @@ from detailclip_jax.config.segmentation_fields import STICKER_LABELS
 METHOD = "detection"  # the value of `method` in the config of a detection run
 IBOT = segmentation_fields.IBOT
 MMDET = "mmdet"
-# Names of a table of another room; tests/config/test_fields.py compares them.
+# The metrics of `dense.detection`, which config may not import; tests/config/test_fields.py compares the names.
 SCORES = tuple(
     f"{kind}_{name}"
     for kind in ("bbox", "segm")
@@ -183,7 +183,10 @@ def schedule(config: ConfigDict, name: str) -> ConfigDict:
     return config
 
 
-SCHEDULES = {"1x": (12, 8, 11, 0.75), "3x": (36, 27, 33, 0.65)}  # epochs, two ends of the rate, layer decay
+SCHEDULES = {
+    "1x": (12, 8, 11, 0.75),
+    "3x": (36, 27, 33, 0.65),
+}  # epochs, the two at whose end the rate falls, layer decay
 
 
 def stickers(config: ConfigDict) -> ConfigDict:

@@ -11,7 +11,7 @@ from detailclip_jax.interop import hub, hub_tokenizer, hub_vocabulary, measure
 from detailclip_jax.interop.exported_model import Export
 from detailclip_jax.training import dense_encoder
 
-TEACHER_TEXT = "text (teacher) against the run's ema"  # the row of a difference that the reference's layout causes
+TEACHER_TEXT = "text (teacher) against the run's ema"  # row of the verification: the reference has no text teacher
 CARD = """---
 library_name: transformers
 pipeline_tag: zero-shot-image-classification

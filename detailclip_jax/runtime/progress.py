@@ -1,4 +1,4 @@
-"""Console output of a run: a progress line that is rewritten on a terminal, plain lines elsewhere."""
+"""Console output of commands: a progress line that is rewritten on a terminal, plain lines elsewhere."""
 
 import contextlib
 import math
@@ -81,7 +81,7 @@ class Clock:
         self._paused += self._now() - start
 
     def speed(self, num_images: int) -> dict[str, float]:
-        """Returns `images_per_second` and `data_wait` (share, 0 to 1) of `num_images` since the last lap."""
+        """Returns `images_per_second` and `data_wait` (share, 0 to 1) of `num_images` since the last `lap`."""
         seconds = max(self._now() - self._start - self._paused, 1e-9)
         return {"images_per_second": num_images / seconds, "data_wait": self._waited / seconds}
 

@@ -38,7 +38,7 @@ def handle(numbers: Sequence[int] = SIGNALS) -> Callable[[], None]:
     """Handles the signals from now on; returns a function that restores what was before.  For the main thread.
 
     The system writes the number of a signal into a pipe as it arrives.  Python runs handlers in the main thread only,
-    which may wait for a device, so a thread reads the pipe too: the first of the two acts, and the other one waits.
+    which may wait for a device, so a thread reads the pipe too; a lock lets one of the two act.
     """
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
@@ -114,7 +114,7 @@ def clean_up() -> str:
 def if_ended(clean: Callable[[], str | None]) -> Iterator[None]:
     """Context in which a signal that ends the process calls `clean` first.
 
-    `clean` removes what is unfinished, or returns what is printed behind "interrupted"; of several, the innermost's.
+    `clean` removes what is unfinished, or returns what is printed behind "interrupted". Nested contexts are called from the inside; the first text is printed.
     """
     _CLEANING.append(clean)
     try:

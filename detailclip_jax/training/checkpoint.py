@@ -73,8 +73,8 @@ class StorageError(RunError):
 class Sealed(atomicity.AtomicRenameTemporaryPath):
     """Orbax's writer for a temporary folder that is renamed at the end; adds the manifest before the last renaming.
 
-    A step's folder gets the name of an unfinished one from Orbax, then the manifest, then its final name. The folders
-    of items in a step are written as Orbax does.
+    Orbax writes a step into a folder with a name of its own. Then the manifest is added, and the folder gets its final
+    name. The folders of items in a step are written as Orbax does.
     """
 
     @classmethod
@@ -313,7 +313,7 @@ class Checkpoints:
 def _check_run(folder: Path, step: int, resumes: bool = False) -> None:
     """Raises CheckpointError if a checkpoint was copied from the workdir of another run: the ids differ.
 
-    A run that `resumes` also needs the config that was saved with it; who only reads it takes that config.
+    A run that `resumes` must also have the config that was saved with the checkpoint.
     """
     try:
         config, run = read(folder.parent / CONFIG), _record(folder / str(step))
