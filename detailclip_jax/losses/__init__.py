@@ -7,6 +7,7 @@
 | 7, hidden patches | `distillation.patch_divergence` |
 | 8, pixels | `reconstruction.pixel_loss` |
 
-Of other methods: `sigmoid` is SigLIP's, `flair` FLAIR's, `contrastive` SimCLR's and BYOL's, `labels` the cross-entropy with labels. Where the arrays of an equation would be too
-large, a loss calls a blockwise or chunked function of `kernels` with the same value and gradient.
+Of other methods: `sigmoid` is SigLIP's, `flair` FLAIR's, `contrastive` SimCLR's and BYOL's, `labels` the cross-entropy
+with labels. Where the arrays of an equation would be too large, a loss calls a blockwise or chunked function of
+`kernels` with the same value and gradient.
 """

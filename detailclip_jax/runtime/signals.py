@@ -114,7 +114,8 @@ def clean_up() -> str:
 def if_ended(clean: Callable[[], str | None]) -> Iterator[None]:
     """Context in which a signal that ends the process calls `clean` first.
 
-    `clean` removes what is unfinished, or returns what is printed behind "interrupted". Nested contexts are called from the inside; the first text is printed.
+    `clean` removes what is unfinished, or returns what is printed behind "interrupted". Nested contexts are called from
+    the inside; the first text is printed.
     """
     _CLEANING.append(clean)
     try:
