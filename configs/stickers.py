@@ -8,7 +8,9 @@ Results on these scenes cannot be compared with other benchmarks.  Comments expl
 """
 
 from detailclip_jax import config as base
+from detailclip_jax.data.stickers.scene_captions import words
 from detailclip_jax.data.stickers.scene_source import noun_names
+from detailclip_jax.data.tokenizer import Tokenizer
 
 
 def get_config(arg=None):
@@ -63,6 +65,13 @@ def one_view(c):
     crop = c.views.crops.large
     crop.count, crop.blur_p, crop.solarize_p = 1, (0.1,), (0.0,)
     c.model.freeze_patch_embed = False
+
+
+def superclip(c):
+    """SuperCLIP: CLIP, and a head over the tokens of these captions; for other data --config.losses.token_ids="()"."""
+    one_view(c)
+    c.losses.weights.token_set = 1.0
+    c.losses.token_ids = tuple(sorted({id for text in words() for id in Tokenizer().encode(text)[1:-1]}))
 
 
 def slip(c):
@@ -216,6 +225,7 @@ CHANGES = {
     "siglip2": siglip2,
     "cosmos": cosmos,
     "flair": flair,
+    "superclip": superclip,
     "slip": slip,
     "maskclip": maskclip,
     "aclip": aclip,

@@ -27,6 +27,7 @@ CHANGES = {  # of the default config, by method; its crops replace the two large
     "siglip": {"views.crops": {"large": ONE}},
     "cosmos": {"views.crops": LOCAL, "data.caption": "crops", "data.num_captions": 4},
     "flair": {"views.crops": {"large": ONE}, "data.caption": "diverse", "data.num_captions": 3},
+    "superclip": {"views.crops": {"large": ONE}, "losses.weights.token_set": 1.0},
     "slip": {"views.crops": {"clean": ONE}},
     "maskclip": {"views.crops": {"large": ONE}, "masking.strategy": "random", "masking.ratio": 0.75},
     "aclip": {"views.crops": ENCLOSING, "views.teacher": "enclosing", "masking.granularity": "cell2x2"},
@@ -84,6 +85,15 @@ def tiny_experiment(method="detailclip", devices=1):
 @functools.cache
 def _experiment(method, devices):
     return experiment.build(tiny_config(method), mesh.make_mesh(jax.devices()[:devices]))
+
+
+def program_of(method, changes):
+    """The text of the program of a step."""
+    config = tiny_config(method)
+    config.update_from_flattened_dict(changes)
+    built = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+    shapes = jax.eval_shape(lambda: experiment.dummy_batch(config, config.batch_size))
+    return built.train_step.lower(built.state_shapes, shapes).as_text()
 
 
 def tiny_batch(seed=0, config=None, size=BATCH):

@@ -431,10 +431,18 @@ LOSSES: Group = {
     "center_momentum": Field(0.9, "momentum of the running mean of the teacher's logits", CODE, range=SHARE),
     "chunk_logits": Field(
         None,
-        "prototype logits (tokens x C) computed at a time; 0: all; default: chosen from the memory of the devices",
+        "prototype logits (tokens x C), or logits of token_set, computed at a time; 0: all; default: chosen from the "
+        "memory of the devices",
         OURS,
         int,
         may_change=True,
+    ),
+    "token_ids": Field(
+        (),
+        "token ids that the term token_set predicts, such as those that occur in the data; (): the whole vocabulary",
+        "SuperCLIP: the whole vocabulary",
+        range=FROM_0,
+        min_length=0,
     ),
     "normalise_pixels": Field(True, "whether the pixel target is normalised per patch", "reference, as in MAE"),
     "pixel_eps": Field(1e-6, "added to the variance of a patch", "reference, as in MAE"),
@@ -460,6 +468,9 @@ WEIGHTS: Group = {
     "simclr": Field(1.0, "weight of the contrastive loss between views", "SLIP, A-CLIP"),
     "byol": Field(2.0, "weight of the BYOL term (online to EMA)", "A-CLIP"),
     "labels": Field(1.0, "weight of the supervised term", OURS),
+    "token_set": Field(
+        0.0, "weight of the classification of captions' tokens, with any method that has captions", "SuperCLIP: 1"
+    ),
 }
 RAMPS: Group = {  # of the terms with these weights
     name: Field(

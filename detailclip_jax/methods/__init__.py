@@ -1,5 +1,6 @@
 """The methods, one file each: a function from a config to a `Method`."""
 
+import dataclasses
 from collections.abc import Iterable
 
 from ml_collections import ConfigDict
@@ -20,6 +21,7 @@ from detailclip_jax.methods.siglip import siglip
 from detailclip_jax.methods.siglip2 import siglip2
 from detailclip_jax.methods.silc import silc
 from detailclip_jax.methods.slip import slip
+from detailclip_jax.methods.superclip import superclip, token_set
 from detailclip_jax.methods.supervised import supervised
 from detailclip_jax.methods.tips import tips
 from detailclip_jax.methods.tipsv2 import tipsv2
@@ -46,7 +48,10 @@ METHODS = {
     "siglip2": siglip2,
     "cosmos": cosmos,
     "flair": flair,
+    "superclip": superclip,
 }
+# Terms that a method has in addition if their weight is not 0: (method, config) -> heads and terms.
+TERMS = {"token_set": token_set}
 ENCODERS = {"image_encoder": image_encoder}  # further methods of imported checkpoints; not trainable
 
 
@@ -59,12 +64,20 @@ def build(config: ConfigDict) -> Method:
     if config.method not in ENCODERS:
         check_name(config.method)
     _check_crops({"large"}, config)
-    method = (METHODS | ENCODERS)[config.method](config)
+    method = _with_terms((METHODS | ENCODERS)[config.method](config), config)
     _check_crops({*method.targets.values(), *(p.view for p in method.passes.values())}, config)
     built = build_method(method, config.losses.weights.to_dict())
     _check_count(built, config)
     _check_decoder(built, config)
     return built
+
+
+def _with_terms(method: Method, config: ConfigDict) -> Method:
+    for name, make in TERMS.items():
+        if config.losses.weights.get(name, 0) and name not in method.terms and method.losses:
+            heads, losses = make(method, config)
+            method = dataclasses.replace(method, heads=method.heads + heads, losses=method.losses + losses)
+    return method
 
 
 def check_name(name: str) -> None:

@@ -14,6 +14,7 @@ from detailclip_jax.methods.method import (
     Forward,
     Head,
     Loss,
+    Method,
     Pass,
     Targets,
     Views,
@@ -213,6 +214,17 @@ def joint_head(*names: str, class_tokens: int = 1, **scalars: Network) -> Head:
         return {"image_embedding": images, **{number: getattr(student, number)() for number in numbers}}
 
     return Head(("image_embedding", *numbers), run, passes=names)
+
+
+def captioned_pass(method: Method, term: str) -> str:
+    """Returns the first of the method's passes whose class tokens are compared with captions.
+
+    Raises ValueError that names the `term` which needs it for a method without captions.
+    """
+    names = [name for head in method.heads if "image_embedding" in head.makes for name in head.passes]
+    if not names:
+        raise ValueError(f"losses.weights.{term} needs captions, which method {method.name} does not use; set it to 0")
+    return names[0]
 
 
 def cls_of(record: Forward, names: Sequence[str]) -> Float[Array, "V B D"]:

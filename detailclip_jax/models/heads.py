@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from detailclip_jax.kernels.chunked_logits import Logits
 from detailclip_jax.models.initial_values import ONES, XAVIER, ZEROS, constant, normal, uniform_fan_in
-from detailclip_jax.models.layers import Linear, exact_gelu
+from detailclip_jax.models.layers import LayerNorm, Linear, Weights, exact_gelu
 from detailclip_jax.models.registry import Build, Network, ParameterRule
 from detailclip_jax.models.sizes import num_prototypes
 from detailclip_jax.models.text import TextStyle
@@ -105,6 +105,32 @@ class ClassHead(nn.Module):
         """Computes logits in float32."""
         linear = Linear(self.num_classes, normal(0.02), self.dtype, name="proj")
         return linear(x).astype(jnp.float32)
+
+
+class TokenHead(nn.Module):
+    """Classifier of an image's feature over the tokens of captions (SuperCLIP): LayerNorm, then a linear layer.
+
+    Initial kernel N(0, 1/D), bias 0. The loss multiplies `features` and `layer` chunk by chunk.
+    """
+
+    width: int
+    num_tokens: int
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        self.norm = LayerNorm(1e-5, self.dtype)
+        self.proj = Weights(self.num_tokens, normal(self.width**-0.5))
+
+    def features(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """Normalises features."""
+        return self.norm(x)
+
+    def layer(self) -> tuple[Float[Array, "D C"], Float[Array, "C"]]:
+        """Returns kernel and bias of the linear layer."""
+        kernel, bias = self.proj(self.width)
+        assert bias is not None  # `proj` has one
+        return kernel, bias
 
 
 class PrototypeHead(nn.Module):

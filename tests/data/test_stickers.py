@@ -25,10 +25,12 @@ from detailclip_jax.data.stickers.scene_captions import (
     long_caption,
     relation,
     size_relation,
+    words,
 )
 from detailclip_jax.data.stickers.scene_source import SPLITS, Stickers, held_out_pairs, zero_shot_prompts
 from detailclip_jax.data.stickers.scenes import Layer, Placement, arrange, draw_layer, instance_map
 from detailclip_jax.data.stickers.sprites import Sprites
+from detailclip_jax.data.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 SIZE = 64
@@ -278,6 +280,14 @@ def test_every_sentence_of_a_long_caption_is_true(every):
     for example in every:
         for sentence in sentences_of([example["long"]]):
             check_sentence(sentence, example)
+
+
+def test_every_token_of_a_caption_is_one_of_the_words(every):
+    """The ids that SuperCLIP predicts on stickers."""
+    known = {id for text in words() for id in Tokenizer().encode(text)}
+    for example in every:
+        for text in (*example["captions"], example["long"]):
+            assert {*Tokenizer().encode(text)} <= known, text
 
 
 def test_long_captions_state_every_object_and_every_clear_relation():

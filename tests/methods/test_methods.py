@@ -34,10 +34,10 @@ COLLECTIVES = ("aclip", "detailclip")
 # `siglip` and `tips` those of `siglip2`.
 PARTS_OF_OTHERS = ("attmask", "dino", "silc", "siglip2")
 CHECKED = tuple(name for name in methods.METHODS if name not in PARTS_OF_OTHERS)
-# In `make check`: over devices every kind of collective, and several captions; in chunks sums over pairs, and
-# BatchNorm by view and by batch.  Other methods are left to `make slow`.
-OVER_DEVICES = (*COLLECTIVES, "cosmos")
-CHUNKS = ("siglip", "detailclip", "slip", "aclip")  # CLIP's own term is among those of the last three
+# In `make check`: over devices every kind of collective, and several captions; in chunks sums over pairs,
+# counts, and BatchNorm by view and by batch.  Other methods are left to `make slow`.
+OVER_DEVICES = (*COLLECTIVES, "cosmos", "superclip")
+CHUNKS = ("siglip", "detailclip", "slip", "aclip", "superclip")  # CLIP's own term is among those of the last four
 
 
 def first(names, checked=CHECKED):

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_segmentation_step import tiny as tiny_segmentation
-from tiny import tiny_config
+from tiny import program_of
 
 from detailclip_jax.dense import fine_tuning, runs
-from detailclip_jax.training import experiment, mesh, schedules
+from detailclip_jax.training import mesh, schedules
 
 
 def reference_learning_rate(t, warmup, total, start=1e-6, peak=5e-4, end=1e-5):
@@ -110,14 +110,6 @@ OTHER_RUN = {
     "losses.patch_temperature": (0.03, 0.05),
     "losses.temperature_epochs": 3,
 }
-
-
-def program_of(method, changes):
-    config = tiny_config(method)
-    config.update_from_flattened_dict(changes)
-    built = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
-    shapes = jax.eval_shape(lambda: experiment.dummy_batch(config, config.batch_size))
-    return built.train_step.lower(built.state_shapes, shapes).as_text()
 
 
 @pytest.mark.check

@@ -39,6 +39,13 @@ def captions(
     return tuple(_caption(rng, groups, MARGIN * size) for _ in range(num))
 
 
+def words() -> tuple[str, ...]:
+    """Returns texts that together have every word and mark of the captions of scenes, long ones included."""
+    nouns = [noun.counted(count) for noun in NOUNS for count in (1, *NUMBERS)]
+    templates = [template.format("") for template in TEMPLATES]
+    return (*nouns, *templates, *OPPOSITE, "there is one object. there are two objects", "only", "and, with")
+
+
 def long_caption(nouns: Int[np.ndarray, " n"], boxes: Float[np.ndarray, "n 4"], size: int) -> str:
     """Returns all that is known of a scene, one fact per sentence; arguments as in `captions`.
 
