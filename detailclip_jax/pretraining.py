@@ -1,12 +1,16 @@
 """Pretraining as the task of the loop: assembles a run from data, method, evaluators and report."""
 
+import collections
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax import numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from detailclip_jax import evaluation, methods
@@ -15,7 +19,7 @@ from detailclip_jax.config.data_path import components, is_endless
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.bad_records import bad_list
 from detailclip_jax.data.caption_rules import num_captions, with_own_number
-from detailclip_jax.data.lengths import lengths_within, trimmed, warning_of_long_captions
+from detailclip_jax.data.lengths import caption_lengths, lengths_within, trimmed, warning_of_long_captions
 from detailclip_jax.data.mixture import check_some_caption, members_of, single_sentences, summary
 from detailclip_jax.data.views import check_reducing_gap, crops_from_config
 from detailclip_jax.data.vocabularies import tokenizer_of
@@ -30,11 +34,11 @@ from detailclip_jax.runtime.start import part_ended
 from detailclip_jax.runtime.terminal import counted, plain
 from detailclip_jax.training import experiment, warm_start
 from detailclip_jax.training.experiment import dummy_batch
-from detailclip_jax.training.mesh import make_mesh, sharded
+from detailclip_jax.training.mesh import make_mesh, put, replicated, sharded
 from detailclip_jax.training.schedules import clamp_warmup
-from detailclip_jax.training.session import Finding, Run, Task, slower
+from detailclip_jax.training.session import RUN_AHEAD, Finding, Run, Task, slower
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.types import Array, PyTree
+from detailclip_jax.types import Array, Batch, PyTree
 
 LESS_MEMORY = (
     "a smaller --config.batch_size, --config.accumulation=2, --config.model.remat=dots or full, "
@@ -235,8 +239,11 @@ def _fresh(run: Run) -> TrainState:
     return state
 
 
-def open_batches(run: Run, examples: int) -> pipeline.Pipeline:
-    """Opens this process's batches; starts after `examples` examples, counted over all processes."""
+def open_batches(run: Run, examples: int) -> Any:
+    """Opens this process's batches; starts after `examples` examples, counted over all processes.
+
+    Returns a Pipeline; with several processes and lengths of captions, `SameLength` over it.
+    """
     config = ConfigDict(run.config.to_dict())
     config.data.num_workers = usable_workers(config.data.num_workers)
     if config.data.num_workers < run.config.data.num_workers:
@@ -244,7 +251,42 @@ def open_batches(run: Run, examples: int) -> pipeline.Pipeline:
             f"data.num_workers reduced from {run.config.data.num_workers} to {config.data.num_workers}: too few cores"
         )
     where = jax.process_index(), jax.process_count()
-    return pipeline.open_pipeline(config, run.source, *where, examples, bad_list(run.workdir, *where))
+    batches = pipeline.open_pipeline(config, run.source, *where, examples, bad_list(run.workdir, *where))
+    lengths = text_lengths(run)
+    return SameLength(batches, lengths, run.experiment.mesh) if jax.process_count() > 1 < len(lengths) else batches
+
+
+class SameLength:
+    """The batches of a Pipeline with captions of one length on all processes, which all read equally many batches.
+
+    It is the first of the increasing `lengths` that holds the longest caption of a global batch, as in one process.
+    The devices compare the longest captions of the processes, RUN_AHEAD batches in advance: in front of the steps that
+    may be unfinished, so that the answer is there when it is needed.
+    """
+
+    def __init__(self, batches: Any, lengths: Sequence[int], mesh: Mesh):
+        self._batches, self._lengths, self._mesh = batches, lengths, mesh
+        self._largest = jax.jit(jnp.max, out_shardings=replicated(mesh))
+        self._ahead: collections.deque[tuple[Batch, int, int, Array]] = collections.deque()
+        self.num_bad = self.num_truncated = 0  # without those of the batches that are read in advance
+
+    def __next__(self) -> Batch:
+        while len(self._ahead) <= RUN_AHEAD:
+            self._ahead.append(self._read())
+        batch, self.num_bad, self.num_truncated, longest = self._ahead.popleft()
+        return trimmed(batch, self._lengths, int(longest))
+
+    def _read(self) -> tuple[Batch, int, int, Array]:
+        batch = next(self._batches)
+        here = np.full(len(self._mesh.local_devices), caption_lengths(batch["text"]).max(), np.int32)
+        longest = self._largest(put({"longest": here}, self._mesh)["longest"])
+        return batch, self._batches.num_bad, self._batches.num_truncated, longest
+
+    def __enter__(self) -> "SameLength":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._batches.close()
 
 
 def compiled_step(run: Run, clock: Clock, state: TrainState) -> "Step":
@@ -256,7 +298,10 @@ def compiled_step(run: Run, clock: Clock, state: TrainState) -> "Step":
 
 
 class Step:
-    """The step of pretraining; cuts the captions of each batch to a sufficient length, and compiles once per length."""
+    """The step of pretraining; cuts the captions of each batch to a sufficient length, and compiles once per length.
+
+    With several processes, `SameLength` has cut them already.
+    """
 
     def __init__(self, run: Run, clock: Clock, state: PyTree):
         """Stores shapes and shardings of `state`; compiles nothing yet.  `clock` excludes the time of compiling."""
@@ -267,7 +312,8 @@ class Step:
 
     def __call__(self, state: PyTree, batch: Mapping[str, Any]) -> tuple[PyTree, dict[str, Array]]:
         """Computes the next state and the scalars of the step from this process's part of a batch."""
-        batch = trimmed(batch, self.lengths)
+        if jax.process_count() == 1:
+            batch = trimmed(batch, self.lengths)
         program = self.compiled(batch["text"].shape[-1])
         return program(state, self._run.experiment.put(batch))
 
@@ -291,20 +337,12 @@ class Step:
 def text_lengths(run: Run) -> tuple[int, ...]:
     """Returns the lengths that a batch's captions can be cut to.
 
-    Captions are not cut for methods without captions, for text encoders in which padding has an effect, and with
-    several processes, which would have to agree on the length of each batch.
+    Captions are not cut for methods without captions, and for text encoders in which padding has an effect.
     """
     config = run.config
     trims = run.experiment.method.has_text and TextStyle(**config.model.text_style).trims
     buckets = config.data.text_buckets if trims else ()
-    lengths = lengths_within(buckets, config.model.context_length)
-    if jax.process_count() == 1:
-        return lengths
-    if len(lengths) > 1:
-        run.console.say(
-            f"several processes: captions keep all {lengths[-1]} tokens (data.text_buckets needs a single process)"
-        )
-    return lengths[-1:]
+    return lengths_within(buckets, config.model.context_length)
 
 
 def batch_shapes(run: Run, text_length: int) -> Any:

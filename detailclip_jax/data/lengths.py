@@ -30,12 +30,14 @@ def lengths_within(buckets: Sequence[int], context_length: int) -> tuple[int, ..
     return (*sorted({length for length in buckets if length < context_length}), context_length)
 
 
-def trimmed(batch: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
+def trimmed(batch: Mapping[str, Any], lengths: Sequence[int], longest: int = 0) -> dict[str, Any]:
     """Returns the batch with its captions cut to the first of the increasing `lengths` that holds the longest caption.
+
+    `longest` is the number of its tokens, by default that of this part of the batch.
 
     trimmed({"text": np.array([[[1, 9, 0, 0]]])}, (2, 4))["text"].shape == (1, 1, 2)
     """
-    needed = caption_lengths(batch["text"]).max()
+    needed = longest or caption_lengths(batch["text"]).max()
     return {**batch, "text": batch["text"][..., : next(length for length in lengths if length >= needed)]}
 
 

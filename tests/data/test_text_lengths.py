@@ -11,6 +11,7 @@ from tiny import tiny_batch, tiny_config
 
 from detailclip_jax import methods, pretraining
 from detailclip_jax.config import run_config
+from detailclip_jax.data import lengths
 from detailclip_jax.data.caption_rules import sentences_of
 from detailclip_jax.data.lengths import lengths_within
 from detailclip_jax.data.stickers.scene_source import Stickers
@@ -60,14 +61,40 @@ def test_every_length_is_compiled_once_when_it_first_comes():
     assert [line.split(" in ")[0] for line in said][1] == "compiled the training step for captions of up to 4 tokens"
 
 
-def test_methods_without_captions_and_several_processes_keep_all_words(monkeypatch):
+def test_methods_without_captions_keep_all_words():
     assert step_of((8, 4), "dino")[0].lengths == (12,)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    step, program, said = step_of((8, 4))
-    assert step.lengths == (12,) and "captions keep all 12 tokens" in said[0]
-    step({}, batch_with(3))
-    assert program.ran == [(8, 1, 12)]
     assert np.array_equal(step_of(())[0].lengths, (12,))
+
+
+class Counted:
+    """Batches of a process with these longest captions, counted as the Pipeline counts them."""
+
+    def __init__(self, words):
+        self._batches, self.num_bad, self.num_truncated, self.closed = map(batch_with, words), 0, 0, False
+
+    def __next__(self):
+        self.num_bad, self.num_truncated = self.num_bad + 1, self.num_truncated + 2
+        return next(self._batches)
+
+    def close(self):
+        self.closed = True
+
+
+def test_batches_of_several_processes_have_one_length():
+    """That of the longest caption anywhere; the counts do not run ahead with the batches."""
+    words, inner = (7, 3, 8, 12, 5, 2, 2), Counted((7, 3, 8, 12, 5, 2, 2))
+    with pretraining.SameLength(inner, (4, 8, 12), make_mesh()) as batches:
+        for number, expected in enumerate((8, 4, 8, 12, 8), 1):
+            batch = next(batches)
+            assert batch["text"].shape == (8, 1, expected)
+            assert np.array_equal(batch["text"], batch_with(words[number - 1])["text"][..., :expected])
+            assert (batches.num_bad, batches.num_truncated) == (number, 2 * number)
+    assert inner.closed
+
+
+def test_a_process_cuts_to_the_longest_caption_of_another():
+    assert lengths.trimmed(batch_with(3), (4, 8, 12), longest=7)["text"].shape == (8, 1, 8)
+    assert lengths.trimmed(batch_with(3), (4, 8, 12))["text"].shape == (8, 1, 4)
 
 
 @pytest.mark.parametrize("style", [{"causal": False}, {"pooling": "last"}])

@@ -1,6 +1,7 @@
 """Two processes as one run: its losses, the loss of a process, resuming on other machines, scores of dense tasks."""
 
 import json
+import re
 import shutil
 import signal
 import sys
@@ -75,6 +76,18 @@ def test_a_checkpoint_of_two_hosts_goes_on_with_one(tmp_path):
         run = started([*MAIN, f"--workdir={copy}"], environment(tmp_path, JAX_NUM_CPU_DEVICES=devices))
         assert "resuming from the checkpoint" in run.communicate(timeout=600)[0] and run.returncode == 0
         compare(losses(copy), losses(alone), 1)
+
+
+@pytest.mark.slow
+def test_two_processes_cut_captions_as_one_does(tmp_path):
+    """Of batches 2 and 3, one process alone would cut its part to fewer words than the other."""
+    flags = ["--config.model.context_length=24", "--config.data.text_buckets=(12,16)", "--config.total_steps=4"]
+    alone = started([*MAIN, f"--workdir={tmp_path}/alone", *flags], environment(tmp_path, JAX_NUM_CPU_DEVICES="8"))
+    (expected,) = finished([alone])
+    found, _ = finished(two(tmp_path / "together", tmp_path, *flags))
+    programs = [re.findall(r"captions of up to \d+ tokens", output) for output in (expected, found)]
+    assert programs[0] == programs[1] == ["captions of up to 16 tokens", "captions of up to 24 tokens"]
+    compare(losses(tmp_path / "together"), losses(tmp_path / "alone"), 1)
 
 
 @pytest.mark.check
