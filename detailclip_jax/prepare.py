@@ -338,7 +338,10 @@ def _index_captions(job: Job, min_matched: float, console: Console) -> None:
     if len(shards.unconverted(job)) == job.num_shards:
         counts = joined_captions.total(job.request, shards.sampled(job))
         if not counts["matched"]:
-            joined_captions.check(job.request, counts, min_matched)
+            some = (
+                f"images that were looked at first (up to {shards.SAMPLED} of each of {shards.SAMPLED_SHARDS} shards)"
+            )
+            joined_captions.check(job.request, counts, min_matched, some)
 
 
 def _warnings(request: Request, part: Mapping[str, Any]) -> Iterator[str]:

@@ -80,11 +80,17 @@ def _one(there: Sequence[str], given: str, usual: Sequence[str]) -> str | None:
     return given or next((name for name in usual if name in there), None)
 
 
+class WrongColumns(ValueError):
+    """Raised if a table lacks columns, or has one of them more than once; the message has the table's columns."""
+
+
 def require(there: Sequence[str], wanted: Sequence[str], where: str) -> None:
-    """Raises ValueError, with the table's columns, if some of the wanted ones are missing."""
+    """Raises WrongColumns unless each of the wanted columns is there once."""
+    columns = ", ".join(map(str, there)) or "none"
     if missing := [name for name in wanted if name not in there]:
-        columns = ", ".join(map(str, there)) or "none"
-        raise ValueError(f"{where} has no column {', '.join(missing)}; its columns are {columns}")
+        raise WrongColumns(f"{where} has no column {', '.join(missing)}; its columns are {columns}")
+    if repeated := next((name for name in wanted if there.count(name) > 1), ""):
+        raise WrongColumns(f"{where} has the column {repeated} more than once; rename them; its columns are {columns}")
 
 
 def match_of(by: str, key: str, path: str, fields: Mapping[str, Any]) -> str:
@@ -96,7 +102,7 @@ def match_of(by: str, key: str, path: str, fields: Mapping[str, Any]) -> str:
         return key
     if by in MATCHED_BY:
         return path if by == "path" else path.rpartition("/")[2]
-    return text_of(fields.get(by))
+    return key_text(fields.get(by))
 
 
 def captions_in(values: Mapping[str, Any], names: Sequence[str]) -> tuple[tuple[str, ...], Named]:
@@ -125,9 +131,14 @@ def text_of(value: Any) -> str:
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
 
 
+def key_text(value: Any) -> str:
+    """Returns a table cell as a key, as `text_of`; 1.0 is "1", as pandas writes whole numbers beside empty cells so."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else text_of(value)
+
+
 def key_of(values: Mapping[str, Any], chosen: Columns, place: str) -> str:
     """Returns the key of a row: its cell in the column of keys, else `place`; Rejected as in `text_of`."""
-    return (text_of(values.get(chosen.key)) if chosen.key else "") or place
+    return (key_text(values.get(chosen.key)) if chosen.key else "") or place
 
 
 def cell_label(value: Any) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from detailclip_jax.convert import parquet, webdataset
-from detailclip_jax.convert.columns import text_of, texts_in
+from detailclip_jax.convert.columns import key_text, match_of, texts_in
 from detailclip_jax.convert.examples import Named, Raw, Reject, Rejected, several
 from detailclip_jax.convert.job import Options, Plan, Request, Shard, limited, of_files
 from detailclip_jax.convert.limited_files import is_file
@@ -69,7 +69,7 @@ def _with_row(example: Raw | Reject, row: dict[str, Any], options: Options) -> R
         return example
     try:
         captions, texts = _texts(row, options)
-        match = text_of(row[options.joined_by]) if options.joined_by in row else example.match
+        match = key_text(row[options.joined_by]) if options.joined_by in row else example.match
     except Rejected as refusal:
         return refusal.of(example.key)
     return dataclasses.replace(example, captions=captions, texts=texts, match=match)
@@ -92,6 +92,7 @@ def _from_parquet(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
     for row in _rows(shard, options, IMAGE):
         key = f"{shard.name}/{row['key']}"
         if row["status"] == SUCCESS and row[IMAGE]:
-            yield _with_row(Raw(key, row[IMAGE]), row, options)
+            match = match_of(options.joined_by, str(row["key"]), f"{row['key']}.{IMAGE}", row)
+            yield _with_row(Raw(key, row[IMAGE], match=match), row, options)
         else:
             yield _absent(key, row)

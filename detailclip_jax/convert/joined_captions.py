@@ -133,9 +133,14 @@ def _rows(options: Options) -> Iterator[tuple[int, str, bytes] | None]:
     wanted = (column, *itertools.chain.from_iterable(named_columns(options).values()))
     for path in files(options):
         empty = True
-        for cells in _reader(path)(path, wanted):
-            empty = False
-            yield _row(cells, by, sizes, wanted, path) if cells else None
+        try:
+            for cells in _reader(path)(path, wanted):
+                empty = False
+                yield _row(cells, by, sizes, wanted, path) if cells else None
+        except columns.WrongColumns as error:
+            raise ValueError(
+                f"{error}.  Name them with --captions-key KEY=COLUMN and --captions-columns NAME=COLUMN,..."
+            ) from error
         if empty:
             raise ValueError(f"{path} has no row of captions; leave it out of --captions, or download it again")
 
@@ -178,11 +183,11 @@ def _key(cell: Any, path: str, column: str) -> str:
         return cell
     if isinstance(cell, bytes):
         return cell.decode("utf-8", "replace")
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return ""
-    if not isinstance(cell, int):
-        raise ValueError(f"{path}, column {column}: {cell!r:.40} ({type(cell).__name__}) is no key, which is a text")
-    return str(cell)
+    if cell is None or isinstance(cell, int) or (isinstance(cell, float) and not cell % 1 > 0):
+        return columns.key_text(cell)
+    raise ValueError(
+        f"{path}, column {column}: {cell!r:.40} ({type(cell).__name__}) is no key, which is a text or a whole number"
+    )
 
 
 def _texts(cell: Any, path: str, column: str) -> str | list[str]:
@@ -274,14 +279,17 @@ def total(request: Request, reports: Iterable[Mapping[str, Any]]) -> dict[str, A
     return {**images, **rows, "first_unmatched": first, "first_keys": keys}
 
 
-def check(request: Request, counts: Mapping[str, Any], at_least: float) -> None:
-    """Raises RunError, with keys of both sides, if fewer than a share of the images have a row; 0 accepts all."""
+def check(request: Request, counts: Mapping[str, Any], at_least: float, images: str = "images") -> None:
+    """Raises RunError, with keys of both sides, if fewer than a share of the images have a row; 0 accepts all.
+
+    `images` says in the message which images these are.
+    """
     num = counts["matched"] + counts["unmatched"]
     if counts["matched"] >= at_least * num:
         return
     by, column = columns.sides(request.options.captions_key)
     raise RunError(
-        f"{counts['matched']:,} of {num:,} images have a row in --captions, fewer than --captions-min-matched "
+        f"{counts['matched']:,} of {num:,} {images} have a row in --captions, fewer than --captions-min-matched "
         f"{at_least:g}: {by} of images is {_shown(counts['first_unmatched'])}, {column} of rows is "
         f"{_shown(counts['first_keys'])}; if these should be equal, choose others with --captions-key KEY=COLUMN and "
         "another --out; else repeat the command with --captions-min-matched 0"

@@ -243,7 +243,7 @@ def _row(values: dict[str, Any], chosen: Columns, path: str, place: str) -> Row:
             return Row(key, refused=f"bad row: no {', '.join(missing) or chosen.image}")
         captions, texts = columns.captions_in(values, chosen.captions)
         label = columns.cell_label(values[chosen.label]) if chosen.label else -1
-        match = columns.text_of(values.get(chosen.match))
+        match = columns.key_text(values.get(chosen.match))
     except Rejected as refusal:
         return Row(key, refused=str(refusal))
     return Row(key, [(image,)], captions, texts, label, root=_folder(path), match=match)

@@ -27,11 +27,12 @@ MAX_TEXT_BYTES = 4 * 2**20  # of a member other than an image
 
 
 class Sample(NamedTuple):
-    """The files of one example by suffix, or the reason why it is refused."""
+    """The files of one example by suffix, or the reason why it is refused; `names` are those of the tar by suffix."""
 
     key: str
     files: Mapping[str, bytes]
     refused: str = ""
+    names: Mapping[str, str] = {}  # never written
 
 
 def files(request: Request) -> list[str]:
@@ -69,7 +70,7 @@ def example(sample: Sample, shard: Shard, options: Options) -> Raw | Reject:
         image = image_of(sample)
         fields = _json(sample.files.get("json", b"{}"))
         captions, texts = sample_captions(sample.files, fields, options)
-        match = columns.match_of(options.joined_by, sample.key, f"{sample.key}.{image_suffix(sample)}", fields)
+        match = columns.match_of(options.joined_by, sample.key, sample.names.get(image_suffix(sample), ""), fields)
         return Raw(key, image, captions, texts, sample_label(sample.files, fields, options), match)
     except Rejected as refusal:
         return refusal.of(key)
@@ -138,21 +139,21 @@ def samples(path: str) -> Iterator[Sample]:
     Raises tarfile.TarError, or the exception of its compression, if the tar is damaged.  The sample being read is then
     dropped, since it may be incomplete.
     """
-    for key, group in tar_archive.samples(members(path)):
+    for key, group in tar_archive.samples((name, (name, data)) for name, data in members(path)):
         yield from _samples(key, group)
 
 
-def _samples(key: str, group: Iterable[tuple[str, bytes | Rejected | None]]) -> Iterator[Sample]:
-    files, refused, dotted = {}, "", []
-    for suffix, data in group:
+def _samples(key: str, group: Iterable[tuple[str, tuple[str, bytes | Rejected | None]]]) -> Iterator[Sample]:
+    files, names, refused, dotted = {}, {}, "", []
+    for suffix, (name, data) in group:
         if isinstance(data, bytes):
-            files[suffix] = data
+            files[suffix], names[suffix] = data, name.removeprefix("./")
         elif data is None:
             dotted.append(suffix)
         else:
             refused = refused or str(data)
     if not dotted or refused or not files.keys().isdisjoint(IMAGES):
-        yield Sample(key, files, refused)
+        yield Sample(key, files, refused, names)
         return
     for suffix in dotted:
         yield Sample(f"{key}.{suffix}", {}, f"no image: only {suffix}; the key ends at the first dot, rename the files")

@@ -253,6 +253,58 @@ def test_tables_are_joined_by_a_column_without_captions_of_their_own(tmp_path, k
     assert [found[f"id{n}"]["text"] for n in range(4)] == [f"of {key}" for key in keys]
 
 
+def test_a_file_of_a_tar_has_its_name_and_not_a_lower_case_one(tmp_path):
+    names = ["./Dogs/One.JPG", "Dogs/two.Jpeg", "Dogs/three.png"]
+    trees.write_tar(tmp_path / "a.tar", [(name, trees.jpeg(n)) for n, name in enumerate(names)])
+    for by, keys in (("path", ["Dogs/One.JPG", *names[1:]]), ("file", ["One.JPG", "two.Jpeg", "three.png"])):
+        write_table(tmp_path / f"{by}.csv", [[key, f"of {key}"] for key in keys], [by, "text"])
+        more = ("--captions", tmp_path / f"{by}.csv", "--captions-key", by, "--captions-columns", "text")
+        assert run("webdataset", tmp_path / "a.tar", tmp_path / by, *more) == 0
+        found = [example["text"] for example in examples(tmp_path / by).values()]
+        assert found == [f"of {key}" for key in keys]
+
+
+@pytest.mark.parametrize("by", ["key", "path", "file"])
+def test_a_parquet_of_img2dataset_with_its_images_is_joined_as_one_with_a_tar(tmp_path, by):
+    fields = {
+        "key": ["a", "b"],
+        "caption": ["0", "1"],
+        "status": ["success"] * 2,
+        "jpg": [trees.jpeg(n) for n in (0, 1)],
+    }
+    (tmp_path / "pairs").mkdir()
+    parquet.write_table(pyarrow.table(fields), tmp_path / "pairs" / "00000.parquet")
+    end = "" if by == "key" else ".jpg"
+    write_table(tmp_path / "t.csv", [[f"a{end}", "of a"], [f"b{end}", "of b"]], [by, "text"])
+    more = ("--captions", tmp_path / "t.csv", "--captions-key", by, "--captions-columns", "text")
+    assert run("img2dataset-parquet", tmp_path / "pairs", tmp_path / "out", *more) == 0
+    assert [example["text"] for example in examples(tmp_path / "out").values()] == ["of a", "of b"]
+
+
+@pytest.mark.parametrize("by", ["number", "key"])
+@pytest.mark.parametrize("float_rows", [True, False])
+def test_whole_numbers_of_pandas_are_those_of_other_tables(tmp_path, by, float_rows):
+    """A column of whole numbers with an empty cell is one of 1.0, 2.0 and NaN."""
+    trees.write(tmp_path / "x.jpg", trees.jpeg())
+    floats, whole = [1.0, 1234567890123.0, float("nan")], ["1", "1234567890123", "x"]
+    images, rows = (whole, floats) if float_rows else (floats, whole)
+    parquet.write_table(pyarrow.table({"image": ["x.jpg"] * 3, by: images}), tmp_path / "images.parquet")
+    parquet.write_table(pyarrow.table({by: rows, "text": ["a", "b", "c"]}), tmp_path / "captions.parquet")
+    more = ("--captions", tmp_path / "captions.parquet", "--captions-key", by, "--captions-columns", "text")
+    assert run("parquet", tmp_path / "images.parquet", tmp_path / "out", *more) == 0
+    assert [example["text"] for example in examples(tmp_path / "out").values()] == ["a", "b"]
+
+
+def test_an_image_with_a_label_and_no_row_is_left_out_and_counted(tmp_path):
+    members = trees.flat([(f"{n}.jpg", trees.jpeg(n)), (f"{n}.cls", b"3")] for n in range(2))
+    trees.write_tar(tmp_path / "a.tar", members)
+    write_table(tmp_path / "t.csv", [["0", "a frog"]], ["key", "text"])
+    more = ("--captions", tmp_path / "t.csv", "--captions-key", "key", "--captions-columns", "text")
+    assert run("webdataset", tmp_path / "a.tar", tmp_path / "out", *more) == 0
+    assert [example["label"] for example in examples(tmp_path / "out").values()] == [3]
+    assert split(tmp_path / "out")["rejected"] == {"no caption": 1}
+
+
 # Stop and repeat
 
 
@@ -340,7 +392,8 @@ def test_a_wrong_key_stops_before_an_image_is_converted(tmp_path, capsys):
     out = tmp_path / "out"
     assert run("webdataset", tmp_path / "a.tar", out, *more) == 1
     said = capsys.readouterr().err
-    assert "0 of 4 images" in said and "'http://a.org/0'" in said and "'0.jpg'" in said
+    assert "0 of 4 images that were looked at first (up to 64 of each of 8 shards)" in said
+    assert "'http://a.org/0'" in said and "'0.jpg'" in said
     assert not list(out.glob("*.arrayrecord"))
     assert run("webdataset", tmp_path / "a.tar", out, *more, "--captions-min-matched", "0") == 0
     assert split(out)["joined"]["unmatched"] == 4
@@ -364,7 +417,15 @@ def test_a_join_of_less_than_half_stops_and_is_finished_by_the_same_command_when
 
 
 HOSTILE = {
-    "missing.csv": (b"url,other\r\n1,a\r\n", "has no column text; its columns are url, other"),
+    "missing.csv": (
+        b"url,other\r\n1,a\r\n",
+        "has no column text; its columns are url, other.  Name them with --captions-key",
+    ),
+    "twice.csv": (b"url,text,text\r\n1,a,b\r\n", "has the column text more than once"),
+    "half.jsonl": (
+        b'{"url": 1.5, "text": "a"}\n',
+        "column url: 1.5 (float) is no key, which is a text or a whole number",
+    ),
     "missing.jsonl": (b'{"url": "1"}\n', "has no column text; its columns are url"),
     "empty.csv": (b"", "has no column url, text; its columns are none"),
     "header.csv": (b"url,text\n", "has no row of captions"),
