@@ -1,6 +1,7 @@
 """The evaluation sets by name: sets on disk, and the embedded sticker scenes."""
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,7 +86,7 @@ class Sets(NamedTuple):
     def choices(self, name: str) -> ChoiceSet:
         """Images with captions of which some fit. Raises MissingData, also for a damaged set."""
         if name == "stickers":
-            return self._some_choices(self._sticker_choices())
+            return self._sticker_choices()
         return self._some_choices(labelled.open_choices(name, self.data_dir, self.follow_links))
 
     def check(self, name: str) -> None:
@@ -128,8 +129,9 @@ class Sets(NamedTuple):
         return LabelledSet(name, Kept(source, long=name == LONG), classes, marks, count)
 
     def _sticker_choices(self) -> ChoiceSet:
-        """Pairs of scenes, an equal number for every exchange."""
-        num_pairs = max((self.num_scenes or NUM_SCENES["choices"]) // (2 * len(EXCHANGES)), 1)
+        """Pairs of scenes, an equal number for every exchange, also with `num_examples`."""
+        num_scenes = min(self.num_scenes or NUM_SCENES["choices"], self.num_examples or sys.maxsize)
+        num_pairs = max(num_scenes // (2 * len(EXCHANGES)), 1)
         source = drawn(lambda: SceneChoices(self._canvas, num_pairs))
         kept = Kept(source)
         choices = [Choice(index, source.captions(index), group=exchange_of(index)) for index in range(len(source))]

@@ -1,6 +1,7 @@
 """Position embeddings: fixed sin-cos positions of patches, learnt ones interpolated to other grids, texts stretched."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -123,11 +124,12 @@ def stretched_text(positions: np.ndarray, length: int, rule: str) -> np.ndarray:
 
 def check_stretch(num: int, length: int, rule: str) -> None:
     """Raises ValueError if a context of `num` would become shorter, or longer than the rule allows."""
-    longest = max(num, KEPT + STRETCH * (num - KEPT)) if rule == "longclip" else max(num, length)
+    longest = max(num, KEPT + STRETCH * (num - KEPT)) if rule == "longclip" else math.inf
     if not num <= length <= longest:
+        most = f"at most {longest}" if rule == "longclip" else "any number above"
         raise ValueError(
-            f"model.context_length {length}: {num} text positions can be stretched to {num} to {longest} by "
-            f"init_text_positions={rule!r}; give such a length, or init_text_positions='keep'"
+            f"model.context_length {length}: init_text_positions={rule!r} stretches {num} text positions to {num} at "
+            f"least and {most}; give such a length, or init_text_positions='keep'"
         )
 
 

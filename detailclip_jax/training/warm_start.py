@@ -109,9 +109,11 @@ def _take(config: ConfigDict, source: ConfigDict, names: Iterable[str], given: C
         for field in sorted(ours.keys() | theirs.keys()):
             asked = any(f"{field}.".startswith(f"{entry}.") for entry in given)
             if asked and ours.get(field) != theirs.get(field):
+                stretch = "stretch its positions with --config.init_text_positions=linear or longclip, "
                 raise ValueError(
                     f"{field} {ours.get(field)!r}: config.init {config.init!r} has {field} {theirs.get(field)!r}, "
-                    "which a loaded network keeps; leave that flag out, or train from scratch without --config.init"
+                    f"which a loaded network keeps; {stretch * (name == CONTEXT)}leave that flag out, or train from "
+                    "scratch without --config.init"
                 )
         config.model[name] = source.model[name]
 

@@ -9,6 +9,7 @@ from test_evaluate_pooling import SIZE, SQUARE, flair, tokenize
 
 from detailclip_jax.data.labelled import Choice, ChoiceSet, LabelledSet
 from detailclip_jax.data.sources import BadRecord, MissingData
+from detailclip_jax.data.stickers.scene_choices import EXCHANGES
 from detailclip_jax.evaluation import comparison, run_report, tables
 from detailclip_jax.evaluation.choice import Indexed, chances, choice, cosines, indexed, measured
 from detailclip_jax.evaluation.embedder import Embedder
@@ -235,8 +236,14 @@ def test_choices_and_long_captions_of_stickers():
         "."
     ) > 1
     assert np.array_equal(long.source[0]["image"], short.source[0]["image"]) and long.fingerprint != short.fingerprint
-    few = Sets(image_size=48, num_scenes=20, num_examples=4).choices("stickers")
-    assert [each.group for each in few.choices] == ["object", "count", "object", "count"] or len(few.choices) == 4
+
+
+def test_a_part_of_the_sticker_choices_has_whole_pairs_of_every_exchange():
+    """With single scenes, a model that always prefers one caption could be right in all of them."""
+    few = Sets(image_size=48, num_scenes=100, num_examples=25).choices("stickers").choices
+    assert len(few) == 20 and {each.group: 0 for each in few} == dict.fromkeys(EXCHANGES, 0)
+    assert all(first.captions == second.captions[::-1] for first, second in zip(few[::2], few[1::2]))
+    assert [each.group for each in few[::2]] == [*EXCHANGES, *EXCHANGES]
 
 
 def test_tables_name_what_is_exchanged():
