@@ -20,7 +20,7 @@ from detailclip_jax.data import pipeline
 from detailclip_jax.data.bad_records import bad_list
 from detailclip_jax.data.caption_rules import num_captions, with_own_number
 from detailclip_jax.data.lengths import caption_lengths, lengths_within, trimmed, warning_of_long_captions
-from detailclip_jax.data.mixture import check_some_caption, members_of, single_sentences, summary
+from detailclip_jax.data.mixture import check_some_caption, members_of, single_sentences, summary, without_text
 from detailclip_jax.data.views import check_reducing_gap, crops_from_config
 from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.data.workers import usable_workers
@@ -147,7 +147,7 @@ def introduce(run: Run) -> None:
     if found := held_out_pairs.find(config):
         say(f"held out from training: {len(found.source):,} examples ({found.origin})")
     lines = [*first_run_missing(run), *rate_of_another_batch(run), *repeated_captions(run)]
-    for line in (*lines, *cut_captions(run), *same_captions(run)):
+    for line in (*lines, *cut_captions(run), *empty_captions(run), *same_captions(run)):
         run.console.warn(line)
     epochs = run_config.num_epochs(config, len(run.source))
     say(f"{counted(config.total_steps, 'step')} of {config.batch_size}, {plain(epochs)} epochs; workdir {run.workdir}")
@@ -197,6 +197,16 @@ def cut_captions(run: Run) -> list[str]:
     tokenizer = tokenizer_of(run.config, run.config.data.keep_eot)
     line = warning_of_long_captions(run.source, run.config.data.caption, tokenizer, num_captions(run.config.data))
     return [line] if line else []
+
+
+def empty_captions(run: Run) -> list[str]:
+    """Returns a warning if sampled examples of a captioned set train with the empty text, else an empty list."""
+    rule = run.config.data.caption
+    num_empty, num_asked, others = without_text(run.source, rule)
+    if not num_empty:
+        return []
+    way_out = f"; add a field that they have, as in --config.data.caption={rule},{others[0]}" if others else ""
+    return [f"{num_empty} of {num_asked} sampled examples train with an empty text by data.caption {rule!r}{way_out}"]
 
 
 def same_captions(run: Run) -> list[str]:
@@ -417,7 +427,7 @@ def _readable_data(run: Run) -> Finding:
     ends = accumulate(len(member.source) for member in members)
     height, width = [pipeline.read(run.source, end - 1)[1].shape[:2] for end in ends][-1]
     text = f"{run.config.data.source}: {len(run.source):,} examples{sets}, the last image {width} x {height} pixels"
-    lines = [f"{text}, fingerprint {fingerprint}", *cut_captions(run), *same_captions(run)]
+    lines = [f"{text}, fingerprint {fingerprint}", *cut_captions(run), *empty_captions(run), *same_captions(run)]
     return Finding("; WARNING: ".join(lines), int(fingerprint, 16))
 
 

@@ -215,6 +215,21 @@ def single_sentences(source: Source, rule: str) -> tuple[int, int]:
     return counts.count(1), len(counts)
 
 
+def without_text(source: Source, rule: str) -> tuple[int, int, list[str]]:
+    """Returns how many checked examples lack a text that a rule takes from named fields, and how many were checked.
+
+    The third value has the other fields in which all of the former have a text.  Nothing is checked for a rule without
+    names.
+    """
+    lists = parse(rule).fields
+    if not lists:
+        return 0, 0, []
+    asked = [*itertools.chain.from_iterable(_asked(member.source, NUM_FOR_BLANK) for member in members_of(source))]
+    lacking = [each for each in asked if any(all(is_blank(each.get(name)) for name in names) for names in lists)]
+    filled = [{name for name in text_fields(each) if not is_blank(each[name])} for each in lacking]
+    return len(lacking), len(asked), sorted(set.intersection(*filled)) if filled else []
+
+
 def check_labels(source: Source, num_classes: int) -> None:
     """Raises ValueError if the checked examples of a set have no label, or a label that is not below `num_classes`."""
     for member in members_of(source):

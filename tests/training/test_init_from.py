@@ -461,7 +461,7 @@ def test_text_positions_are_stretched_to_a_longer_context(tmp_path):
     with pytest.raises(ValueError, match="to 24 at least and any number above"):
         warm_start.adopt(asked)
     asked.init_text_positions = "keep"
-    with pytest.raises(ValueError, match=r"stretch its positions with --config\.init_text_positions=linear or longclip"):
+    with pytest.raises(ValueError, match=r"stretch its positions with --config\.init_text_positions=linear or longcl"):
         warm_start.adopt(asked, given=["model.context_length"])
 
 

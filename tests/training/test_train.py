@@ -304,6 +304,21 @@ def test_captions_of_one_sentence_are_warned_of(run_of, monkeypatch, text, is_wa
     assert (f"; WARNING: {line}" in FINDINGS["data"](run).text) == is_warned  # before a launch as well
 
 
+def test_examples_without_a_text_in_the_named_fields_are_warned_of(run_of, monkeypatch):
+    """As the images without a row of joined captions, which keep their own."""
+    monkeypatch.setattr(pretraining, "without_text", lambda _, rule: mixture.without_text(source, rule))
+    source = [{"captions": ["a"], "key": "k", "long": " "}, *[{"captions": ["a"], "key": "k", "long": "b"}] * 3]
+    run = run_of(**{"data.caption": "field:long"})
+    line = (
+        "1 of 4 sampled examples train with an empty text by data.caption 'field:long'; add a field that they have, as "
+    )
+    assert f"WARNING: {line}in --config.data.caption=field:long,captions" in FINDINGS["data"](run).text
+    pretraining.introduce(run)
+    assert line in text_of(run)
+    run.config.data.caption = "field:long,captions"
+    assert "empty text" not in FINDINGS["data"](run).text
+
+
 def test_a_missing_first_run_is_said_at_the_start(run_of, monkeypatch):
     monkeypatch.setattr(pretraining, "is_endless", lambda found: False)
     run = run_of()
