@@ -72,9 +72,13 @@ def expand(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
             "write the addresses of several files as in https://host/{00000..00331}.tar"
         )
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        for url, (size, _) in zip(urls, pool.map(stamp, urls)):
-            if size < 0:
-                raise FileNotFoundError(f"{url} does not exist; check the address")
+        try:
+            for url, found in zip(urls, pool.map(stamp, urls)):
+                if found == ABSENT:
+                    raise FileNotFoundError(f"{url} does not exist; check the address")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # a server that is gone takes a minute for each address
+            raise
     return urls
 
 
@@ -239,9 +243,9 @@ class RemoteFile(io.RawIOBase):
         return place
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fills `buffer` up to the end of the file, and returns the number of bytes."""
+        """Reads up to BLOCK bytes into `buffer`, fewer only where the file ends, and returns their number."""
         first = self._at
-        view = memoryview(buffer).cast("B")[: max(self.stamp.size - first, 0)]
+        view = memoryview(buffer).cast("B")[: min(max(self.stamp.size - first, 0), BLOCK)]
 
         def fill() -> None:
             try:

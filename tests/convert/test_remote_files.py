@@ -267,6 +267,25 @@ def test_a_server_without_ranges_is_read_forward_and_not_sought(server):
             file.read(1)
 
 
+def test_a_long_read_is_one_of_blocks_each_with_its_own_tries(server, monkeypatch):
+    monkeypatch.setattr(remote_files, "BLOCK", 10_000)
+    monkeypatch.setattr(remote_files, "TRIES", 1)
+    with RemoteFile(server.add("a", DATA)) as file:
+        assert file.readinto(bytearray(50_000)) == 10_000
+        assert io.BufferedReader(file, 1000).read() == DATA[10_000:]
+
+
+def test_addresses_of_a_server_that_is_gone_are_not_all_tried(monkeypatch):
+    asked = []
+    monkeypatch.setattr(remote_files, "AT_ONCE", 1)
+    monkeypatch.setattr(remote_files, "TRIES", 1)
+    monkeypatch.setattr(remote_files, "_stamp", lambda url: asked.append(url) or 1 / 0)
+    remote_files.stamp.cache_clear()
+    with pytest.raises(RemoteError, match="ZeroDivisionError"):
+        remote_files.expand("http://127.0.0.1:1/{000..999}.tar", (".tar",))
+    assert len(asked) < 100
+
+
 def test_patterns():
     assert numbered("a{8..10}.tar") == ["a8.tar", "a9.tar", "a10.tar"]
     assert numbered("{0..1}/{08..09}") == ["0/08", "0/09", "1/08", "1/09"]
