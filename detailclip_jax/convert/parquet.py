@@ -3,6 +3,7 @@
 The extra `data` installs pyarrow, which reads them.
 """
 
+import contextlib
 import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -20,16 +21,24 @@ from detailclip_jax.convert.remote_files import is_remote
 def parquet_file(path: str) -> Any:
     """Returns an open pyarrow.parquet.ParquetFile; ValueError if it is not valid, ImportError without pyarrow."""
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise ImportError("parquet files need pyarrow: pip install 'detailclip_jax[data]'") from error
-    try:
+    with undamaged(path):
         return parquet.ParquetFile(open_bytes(path) if is_remote(path) else path)
-    except (pyarrow.ArrowException, OSError) as error:
+
+
+@contextlib.contextmanager
+def undamaged(path: str) -> Iterator[None]:
+    """Context that turns errors of pyarrow's reader into a ValueError that names the file and the way out."""
+    try:
+        yield
+    except (*damage(), OSError) as error:
         if isinstance(error, OSError) and error.errno:  # an error of the disk, not of the file
             raise
-        raise ValueError(f"{path} is not readable as parquet: {error}") from error
+        raise ValueError(
+            f"{path} is not readable as parquet ({error}); it is truncated or damaged, download it again"
+        ) from error
 
 
 def damage() -> tuple[type[Exception], ...]:
@@ -115,11 +124,9 @@ def _batches(path: str, names: Sequence[str], most: int) -> Iterator[Any]:
 def cells(path: str, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     """Yields the cells of these columns in each row of a file; ValueError that names it if it is damaged."""
     require(path, names)
-    try:
+    with undamaged(path):
         for batch in _batches(path, list(dict.fromkeys(names)), TEXTS):
             yield from zip(*(batch.column(name).to_pylist() for name in names))
-    except damage() as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def example(row: dict[str, Any], chosen: Columns, images: ImageRoot, place: str) -> Raw | Reject:

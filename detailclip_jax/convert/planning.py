@@ -75,17 +75,23 @@ def _refuse_finished(request: Request, record: dict[str, Any]) -> NoReturn:
 
 
 def _resumed(request: Request, num_shards: int) -> Job:
-    """Returns the job that an earlier run left, without the files that it was writing when it was killed."""
+    """Returns the job that an earlier run left, without the files that it was writing when it was killed.
+
+    If that run finished no shard, and the request or its source has changed since, the job is planned anew.
+    """
     job = jobs.load(str(request.work))
     others = jobs.differences(job.request, request)
     if num_shards and (now := _limited(num_shards, job.shards)) != job.num_shards:
         others.append(f"shards: {job.num_shards} before, {now} now")
+    changed = "" if others else _changed(request, job.files, job.folders)
+    if (others or changed) and not shards_of(request.out, request.split):
+        return _planned(request, num_shards)
     if others:
         raise ValueError(
             f"{request.work} was started by a different request ({'; '.join(others)}); "
             f"repeat the first request, remove {_written(request)}, or choose another --out"
         )
-    if changed := _changed(request, job.files, job.folders):
+    if changed:
         raise RunError(
             f"since {request.work} was started, {changed}; remove {_written(request)}, or choose another --out"
         )
@@ -105,8 +111,7 @@ def _changed(request: Request, *before: Any) -> str:
 
 def _written(request: Request) -> str:
     """Names what an unfinished run has written, all of which must go before another one can begin."""
-    shards = f" and {request.out}/{request.split}-*.arrayrecord" if shards_of(request.out, request.split) else ""
-    return f"{request.work}{shards}"
+    return f"{request.work} and {request.out}/{request.split}-*.arrayrecord"
 
 
 def _planned(request: Request, num_shards: int) -> Job:

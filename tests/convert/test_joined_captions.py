@@ -13,6 +13,7 @@ import prepare_trees as trees
 import pyarrow
 import pytest
 from pyarrow import parquet
+from tiny import check_names
 
 from detailclip_jax.convert import joined_captions, prepared_set, rows, shard
 from detailclip_jax.convert.examples import Raw, Reject, digest_of
@@ -358,7 +359,7 @@ def test_a_run_is_not_continued_with_other_captions(source, tmp_path, change, fi
     if finished:
         assert main([*source, "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
     else:
-        planned(source, tmp_path / "out")
+        shard.convert(planned(source, tmp_path / "out"), 0)
     if change == "content":
         write_table(tmp_path / "t.csv", [["00", "a", "b"]], ["Image Path", "raw_caption", "long_caption"])
     if change == "file":
@@ -373,6 +374,19 @@ def test_a_run_is_not_continued_with_other_captions(source, tmp_path, change, fi
     assert {"content": "t.csv has changed", "file": "t2.csv is a new file", "columns": "captions_columns"}.get(
         change, "captions_key"
     ) in said
+
+
+@pytest.mark.parametrize("left", [1000, 60])
+def test_a_damaged_parquet_of_captions_is_named_and_works_when_it_is_replaced(tmp_path, left, capsys):
+    tar_of_urls(tmp_path / "a.tar", ["1", "2"])
+    table = write_table(tmp_path / "t.parquet", [["1", "a" * 9999], ["2", "b" * 9999]], ["url", "text"])
+    whole = table.read_bytes()
+    table.write_bytes(whole[:40] + b"x" * left + whole[40 + left :] if left == 60 else whole[:-left])
+    more = ("--captions", table, "--captions-key", "url", "--captions-columns", "text")
+    assert run("webdataset", tmp_path / "a.tar", tmp_path / "out", *more) in (1, 2)
+    check_names(capsys.readouterr().err, str(table), "damaged, download it again")
+    table.write_bytes(whole)
+    assert run("webdataset", tmp_path / "a.tar", tmp_path / "out", *more) == 0
 
 
 def test_a_finished_set_needs_its_captions_no_more(source, tmp_path, capsys):

@@ -351,7 +351,7 @@ def test_a_kill_after_the_last_byte_leaves_nothing_behind(tars, tmp_path):
 
 @pytest.mark.parametrize("change", [{"max_side": 99}, {"clean": "slip"}, {"limit": 5}])
 def test_another_request_does_not_go_on(tars, tmp_path, change):
-    begin(Request("webdataset", (str(tars),), str(tmp_path / "out")))
+    shard.convert(begin(Request("webdataset", (str(tars),), str(tmp_path / "out"))), 0)
     with pytest.raises(ValueError, match=f"{next(iter(change))}: .* before, {next(iter(change.values()))!r} now"):
         begin(Request("webdataset", (str(tars),), str(tmp_path / "out"), options=Options(**change)))
 
