@@ -297,4 +297,4 @@ def check(request: Request, counts: Mapping[str, Any], at_least: float, images: 
 
 
 def _shown(keys: Sequence[str]) -> str:
-    return " or ".join(map(repr, keys)) or "missing"
+    return " or ".join(map(repr, filter(None, keys))) or "missing (no such field or column)"

@@ -142,6 +142,11 @@ def shards_of(path: str | os.PathLike, split: str) -> list[pathlib.PurePath]:
     return sorted(file for file in _folder(path).glob("*.arrayrecord") if name.fullmatch(file.name))
 
 
+def splits_of(path: str | os.PathLike) -> list[str]:
+    """Returns the names of the splits of a folder of records."""
+    return sorted({shard.name.rpartition("-")[0] for shard in _folder(path).glob("*-*.arrayrecord")})
+
+
 def check_finished(path: str | os.PathLike, split: str) -> None:
     """Raises MissingData for a split of a folder that `prepare` has begun and not finished."""
     work = _folder(path) / f"{WORK}{split}"
@@ -267,7 +272,7 @@ def _missing_records(path: str | os.PathLike, split: str) -> str:
     elif not _folder(path).is_dir():
         seen = f"the folder {str(path)!r} does not exist"
     else:
-        others = sorted({shard.name.rpartition("-")[0] for shard in _folder(path).glob("*-*.arrayrecord")})
+        others = splits_of(path)
         seen = f"{str(path)!r} has " + (f"only the splits {', '.join(others)}" if others else "no shards")
     if command := command_for(pathlib.Path(path), split) if path else "":
         way_out = f"Make them with\n  {command}\nand set --config.data.path to that --out"

@@ -203,6 +203,12 @@ def test_folders_without_images_are_named(tmp_path):
         open_set("mine", tmp_path)
 
 
+def test_records_of_another_split_are_named(tmp_path):
+    write_records(tmp_path / "mine", [{"image": make_image(0), "captions": ["a"], "key": "k"}])
+    with pytest.raises(MissingData, match=r"its records have train: prepare the split with --split test"):
+        open_set("mine", tmp_path)
+
+
 def test_an_unreadable_image_is_a_bad_record(tmp_path):
     class_folders(tmp_path / "mine")
     (tmp_path / "mine" / "cat" / "1.png").write_bytes(b"no image")

@@ -11,7 +11,7 @@ from detailclip_jax.data.caption_rules import not_blank
 from detailclip_jax.data.labelled import builders, folders, karpathy, labelled_tars, long_captions, prepared_records
 from detailclip_jax.data.labelled.contents import Contents, LabelledSet, fingerprint
 from detailclip_jax.data.labelled.known_sets import KNOWN, Known, ways_to_get
-from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
+from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source, splits_of
 from detailclip_jax.runtime.errors import near_folder
 
 NUM_CAPTIONS = 5  # per image, if a set has more
@@ -145,12 +145,19 @@ def missing(name: str, split: str, data_dir: pathlib.Path, tried: list[pathlib.P
     captioned = known.captioned if known else captioned
     kind = "captioned" if captioned else "labelled"
     lacks = f"holds no {kind} images of split {split} in a known layout"
-    seen = "; ".join(f"{path} {lacks if path.is_dir() else 'does not exist'}" for path in tried)
+    seen = "; ".join(
+        f"{path} {lacks if path.is_dir() else 'does not exist'}{_other_splits(path, split)}" for path in tried
+    )
     guesses = (near_folder(path, tried) for path in tried if known is None and not path.exists())
     guess = next(filter(None, guesses), "")
     own = captions_of_your_own(tried[0], split) if captioned else classes_of_your_own(tried[0], split)
     ways = "\n  ".join(ways_to_get(known, data_dir) if known else (own, f"known sets are {', '.join(KNOWN)}"))
     return f"no data of {name!r}: {seen}{guess or '.'}  Do one of these:\n  {ways}"
+
+
+def _other_splits(folder: pathlib.Path, split: str) -> str:
+    others = splits_of(folder)
+    return f" (its records have {', '.join(others)}: prepare the split with --split {split})" if others else ""
 
 
 def classes_of_your_own(folder: pathlib.Path, split: str) -> str:
