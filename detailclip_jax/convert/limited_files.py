@@ -198,6 +198,7 @@ def absolute(path: str) -> str:
 def expand(paths: Sequence[str], suffixes: Iterable[str]) -> list[str]:
     """Returns files sorted by name: those with one of the suffixes from each folder, those that match each pattern.
 
+    In a pattern {00000..00331} stands for the numbers in between.
     Files in a folder that `prepare` has written (`is_own`) are left out.  `remote_files.expand` expands URLs.
     Raises FileNotFoundError that names what is missing, and ValueError for anything but a regular file.
     """
@@ -219,7 +220,8 @@ def _expand_one(path: str, suffixes: tuple[str, ...]) -> list[str]:
         return found or _missing(f"{path!r} has no file that ends in {' or '.join(suffixes)}")
     if os.path.exists(path):
         return [path]
-    return glob.glob(path) or _missing(f"{path!r} does not exist")
+    found = (glob.glob(each) or _missing(f"{each!r} does not exist") for each in remote_files.numbered(path))
+    return [*itertools.chain.from_iterable(found)]
 
 
 def is_file(path: str) -> bool:

@@ -147,6 +147,15 @@ def test_webdataset_tars_of_several_folders_keep_apart(tmp_path):
     assert keys(tmp_path / "out") == ["a/00000/000000000", "b/00000/000000000"]
 
 
+def test_numbers_of_a_pattern_of_local_files(tmp_path):
+    for number in range(4):
+        trees.write_tar(tmp_path / f"0000{number}.tar", trees.sample(f"k{number}", number))
+    prepared(tmp_path / "{00001..00002}.tar", tmp_path / "out")
+    assert sorted(examples(tmp_path / "out")) == ["00001/k1", "00002/k2"]
+    with pytest.raises(FileNotFoundError, match=r"00004\.tar' does not exist"):
+        prepared(tmp_path / "{00003..00004}.tar", tmp_path / "other")
+
+
 def test_webdataset_patterns(tmp_path):
     trees.webdataset(tmp_path)
     assert prepared(tmp_path / "0000[02].tar", tmp_path / "out")["num_examples"] == 14
