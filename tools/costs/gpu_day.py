@@ -294,8 +294,9 @@ def determinism(target: Target) -> Values:
 
 def repeats(target: Target, program: Any) -> bool:
     """Whether a step gives the same parameters twice."""
+    given = target.stepper
     first, second = (
-        jax.device_get(program(jax.tree.map(jnp.copy, target.stepper.state), target.stepper.batch)[0].params)
+        jax.device_get(program(jax.tree.map(jnp.copy, given.state), given.batch, given.schedules)[0].params)
         for _ in range(2)
     )
     return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
