@@ -216,6 +216,14 @@ def flair(c):
     c.data.text_buckets = (48,)  # one program: captions have up to 37 tokens
 
 
+def beta(c):
+    """B-CLIP: CLIP's view, a caption of up to five sentences and each of these sentences."""
+    one_view(c)
+    sentences(c, "parts", 6)
+    c.data.text_buckets = ()  # one program: captions have up to 57 tokens
+    c.losses.weights.beta = 1.0
+
+
 CHANGES = {
     "clip": one_view,
     "siglip": one_view,
@@ -226,6 +234,7 @@ CHANGES = {
     "cosmos": cosmos,
     "flair": flair,
     "superclip": superclip,
+    "beta": beta,
     "slip": slip,
     "maskclip": maskclip,
     "aclip": aclip,

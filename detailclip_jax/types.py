@@ -63,6 +63,8 @@ class Tokens(struct.PyTreeNode):
     """Output of an image encoder, after its final norm.
 
     `extra` holds the class tokens after the first (TIPS), and is None if there is one.
+    `values` holds the patches of the value read-out (MaskCLIP's: in the last block each attends to itself alone), after
+    the final norm. It is None unless requested.
     `attention` holds for each layer the CLS token's attention to the patches: the softmax runs over all keys, CLS
     included, and is averaged over heads. It is None unless requested.
     """
@@ -71,6 +73,7 @@ class Tokens(struct.PyTreeNode):
     patches: Float[Array, "*batch K D"]
     attention: Float[Array, "*batch L N"] | None = None
     extra: Float[Array, "*batch R D"] | None = None
+    values: Float[Array, "*batch K D"] | None = None
 
 
 class Texts(struct.PyTreeNode):

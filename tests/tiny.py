@@ -27,6 +27,12 @@ CHANGES = {  # of the default config, by method; its crops replace the two large
     "siglip": {"views.crops": {"large": ONE}},
     "cosmos": {"views.crops": LOCAL, "data.caption": "crops", "data.num_captions": 4},
     "flair": {"views.crops": {"large": ONE}, "data.caption": "diverse", "data.num_captions": 3},
+    "beta": {
+        "views.crops": {"large": ONE},
+        "data.caption": "parts",
+        "data.num_captions": 3,
+        "losses.weights.beta": 1.0,
+    },
     "superclip": {"views.crops": {"large": ONE}, "losses.weights.token_set": 1.0},
     "slip": {"views.crops": {"clean": ONE}},
     "maskclip": {"views.crops": {"large": ONE}, "masking.strategy": "random", "masking.ratio": 0.75},

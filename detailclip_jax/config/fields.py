@@ -113,12 +113,16 @@ DATA: Group = {
         "random",
         "one caption of an example: random, first, concat (title + description, as in the reference), or "
         "field:NAME,... (the first of these that is not blank).  Several captions: crops (COSMOS: two of several "
-        "sentences, then one sentence each) or diverse (FLAIR: 1 to 3 sentences each), drawn from all captions or from "
+        "sentences, then one sentence each), diverse (FLAIR: 1 to 3 sentences each) or parts (B-CLIP: several "
+        "sentences, then each of them), drawn from all captions or from "
         "named fields (crops:NAME,...); sources:A,B/C (TIPS: one caption of field A, one of field B or C)",
         "paper: a random valid caption",
     ),
     "num_captions": Field(
-        None, "captions per example, with the caption rules crops and diverse; default: 8", "COSMOS: 2 + 6; FLAIR", int
+        None,
+        "captions per example, with the caption rules crops, diverse and parts; default: 8",
+        "COSMOS: 2 + 6; FLAIR",
+        int,
     ),
     "keep_eot": Field(
         True,
@@ -437,6 +441,12 @@ LOSSES: Group = {
         int,
         may_change=True,
     ),
+    "beta": Field(
+        0.5,
+        "target of the other captions of an image in the term beta, whose own caption has target 1",
+        "B-CLIP",
+        range=SHARE,
+    ),
     "token_ids": Field(
         (),
         "token ids that the term token_set predicts, such as those that occur in the data; (): the whole vocabulary",
@@ -470,6 +480,9 @@ WEIGHTS: Group = {
     "labels": Field(1.0, "weight of the supervised term", OURS),
     "token_set": Field(
         0.0, "weight of the classification of captions' tokens, with any method that has captions", "SuperCLIP: 1"
+    ),
+    "beta": Field(
+        0.0, "weight of the contrast of captions with the image pooled by them, with any method", "B-CLIP: 1"
     ),
 }
 RAMPS: Group = {  # of the terms with these weights

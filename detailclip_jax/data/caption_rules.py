@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 CAPTION_RULES = ("random", "first", "concat")  # of one caption; they use all captions of an example
 FIELD = "field:"
-SENTENCE_RULES = ("crops", "diverse")  # of several captions
+SENTENCE_RULES = ("crops", "diverse", "parts")  # of several captions
 SOURCES = "sources:"
 NO_CAPTIONS = ("key",)  # fields of an example that hold text but no caption
 FORM = (
@@ -34,8 +34,9 @@ class CaptionRule(NamedTuple):
 
 
 def captions_of(example: Mapping[str, Any], rule: str, rng: np.random.Generator, num: int = 1) -> tuple[str, ...]:
-    """Returns the captions of an example by a rule: `num` for "crops" and "diverse", see `num_captions`.
+    """Returns the captions of an example by a rule: `num` for rules of several captions, see `num_captions`.
 
+    "parts" (B-CLIP): first a caption of up to num - 1 distinct sentences, then each of them; "" where they are fewer.
     "crops" (COSMOS): first two captions of 1 to 5 distinct sentences each, then captions of one sentence each, drawn
         without replacement; k of these and n < k sentences use each sentence floor(k / n) or ceil(k / n) times.
     "diverse" (FLAIR): captions of 1 to 3 sentences each.  Of those with several, half are consecutive sentences and
@@ -43,10 +44,10 @@ def captions_of(example: Mapping[str, Any], rule: str, rng: np.random.Generator,
     "sources:web,long" (TIPS): a caption of the field `web`, then one of the field `long`.  "sources:web,one/two"
         (TIPSv2): the second comes from `one` or `two`, drawn uniformly among those that are not blank.
 
-    Sentences are those of all captions; "crops:NAME,..." and "diverse:NAME,..." take those of the named fields (see
-    `sentences_of`).  A caption of fewer sentences than were drawn has all of them once; the published codes of COSMOS
-    and FLAIR repeat some within the caption.  Captions are "" where there is no text.  Any other rule gives one
-    caption, see `caption_of`.
+    Sentences are those of all captions; "crops:NAME,...", "diverse:NAME,..." and "parts:NAME,..." take those of the
+    named fields (see `sentences_of`).  A caption of fewer sentences than were drawn has all of them once; the published
+    codes of COSMOS and FLAIR repeat some within the caption.  Captions are "" where there is no text.  Any other rule
+    gives one caption, see `caption_of`.
     """
     parsed = parse(rule)
     if parsed.name == "sources":
@@ -80,7 +81,7 @@ def num_captions(data: ConfigDict) -> int:
 
 
 def captions_by(rule: str, asked: int | None = None) -> int:
-    """Returns the number of captions that a rule gives: `asked` by "crops" and "diverse", without it 8.
+    """Returns the number of captions that a rule gives: `asked` by "crops", "diverse" and "parts", without it 8.
 
     Raises ValueError for an unknown rule, for a number that is too small for it, and for a number other than its own if
     the rule has one: 1, or the number of fields of "sources".
@@ -96,7 +97,7 @@ def captions_by(rule: str, asked: int | None = None) -> int:
                 f"--config.data.num_captions={own}, or data.caption to {' or '.join(SENTENCE_RULES)}"
             )
         return own
-    num, least = NUM_SENTENCE_CAPTIONS if asked is None else asked, NUM_GLOBAL if parsed.name == "crops" else 1
+    num, least = NUM_SENTENCE_CAPTIONS if asked is None else asked, 1 if parsed.name == "diverse" else NUM_GLOBAL
     if num < least:
         raise ValueError(f"data.num_captions {num} is too small for data.caption {rule!r}: at least {least}")
     return num
@@ -116,7 +117,7 @@ def with_own_number(config: ConfigDict, given: Iterable[str]) -> ConfigDict:
 
 
 def sentences_for(example: Mapping[str, Any], rule: str) -> list[str]:
-    """Returns the sentences that "crops" or "diverse" draws from: of all captions, or of the fields that it names."""
+    """Returns the sentences that a rule draws from: of all captions, or of the fields that it names."""
     fields = parse(rule).fields
     return sentences_of(_fields_texts(example, fields[0]) if fields else example["captions"])
 
@@ -146,6 +147,12 @@ def diverse(sentences: Sequence[str], rng: np.random.Generator, num: int) -> tup
     return tuple(BETWEEN.join(_diverse(sentences, rng)) for _ in range(num))
 
 
+def parts(sentences: Sequence[str], rng: np.random.Generator, num: int) -> tuple[str, ...]:
+    """Draws up to `num - 1` distinct sentences; returns their join, then each of them, then "" (B-CLIP, 2512.12678)."""
+    drawn = _distinct(sentences, rng, num - 1)
+    return (BETWEEN.join(drawn), *drawn, *[""] * (num - 1 - len(drawn)))
+
+
 def _diverse(sentences: Sequence[str], rng: np.random.Generator) -> Sequence[str]:
     num = min(1 + int(rng.integers(MAX_DIVERSE)), len(sentences))
     if num > 1 and rng.random() < 0.5:
@@ -169,6 +176,7 @@ def _distinct(sentences: Sequence[str], rng: np.random.Generator, num: int) -> l
 RULES: dict[str, Callable[[Sequence[str], np.random.Generator, int], tuple[str, ...]]] = {
     "crops": crops,
     "diverse": diverse,
+    "parts": parts,
 }
 
 

@@ -1,11 +1,11 @@
 """The methods, one file each: a function from a config to a `Method`."""
 
-import dataclasses
 from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
 from detailclip_jax.methods.aclip import aclip
+from detailclip_jax.methods.beta import beta, sentence_contrast
 from detailclip_jax.methods.clip import clip
 from detailclip_jax.methods.cosmos import cosmos
 from detailclip_jax.methods.detailclip import detailclip
@@ -49,9 +49,10 @@ METHODS = {
     "cosmos": cosmos,
     "flair": flair,
     "superclip": superclip,
+    "beta": beta,
 }
-# Terms that a method has in addition if their weight is not 0: (method, config) -> heads and terms.
-TERMS = {"token_set": token_set}
+# Terms that a method gets if their weight is not 0: (method, config) -> the method with the term.
+TERMS = {"token_set": token_set, "beta": sentence_contrast}
 ENCODERS = {"image_encoder": image_encoder}  # further methods of imported checkpoints; not trainable
 
 
@@ -74,9 +75,8 @@ def build(config: ConfigDict) -> Method:
 
 def _with_terms(method: Method, config: ConfigDict) -> Method:
     for name, make in TERMS.items():
-        if config.losses.weights.get(name, 0) and name not in method.terms and method.losses:
-            heads, losses = make(method, config)
-            method = dataclasses.replace(method, heads=method.heads + heads, losses=method.losses + losses)
+        if config.losses.weights.get(name, 0) and method.losses:
+            method = make(method, config)
     return method
 
 

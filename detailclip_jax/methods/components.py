@@ -391,13 +391,16 @@ def label_term(smoothing: float, mixed: bool) -> Loss:
     return Loss("labels", ("class_logits",), run)
 
 
-def clip_term(pairs: str = "all") -> Loss:
-    """Image-text loss term, eq. 1-5, over "all" pairs of views and captions or those of "same" number."""
+def clip_term(pairs: str = "all", num_captions: int | None = None) -> Loss:
+    """Image-text loss term, eq. 1-5, over "all" pairs of views and captions or those of "same" number.
+
+    `num_captions` are the first captions of an image that it compares; None for all.
+    """
 
     def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
         scale, images = jnp.exp(record.heads["logit_scale"]), record.heads["image_embedding"]
         loss, accuracy = clip.clip_loss(
-            images, record.text.embedding, scale, whole_batch.axis, whole_batch.block, pairs
+            images, record.text.embedding[:num_captions], scale, whole_batch.axis, whole_batch.block, pairs
         )
         return loss, {"clip_accuracy": accuracy, "logit_scale": scale}
 

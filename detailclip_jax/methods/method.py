@@ -205,6 +205,10 @@ class Method:
         heads = (head for head in self.heads if "decoded" in head.reads)
         return "decoder" in networks_of([self.decode]) and any("prototype_head" in networks_of([h.run]) for h in heads)
 
+    def plus(self, heads: tuple[Head, ...], loss: Loss, **changes: Any) -> "Method":
+        """Returns the method with one more term and its heads; `changes` are other fields."""
+        return dataclasses.replace(self, heads=self.heads + heads, losses=(*self.losses, loss), **changes)
+
     def heads_of(self, losses: Iterable[Loss]) -> tuple[Head, ...]:
         """Returns the heads whose outputs these losses read."""
         wanted = {name for loss in losses for name in loss.reads}
@@ -244,6 +248,13 @@ def encode_target(teacher: Networks, view: View) -> Tokens:
 def full(student: Networks, view: View, hidden: Hidden | None, keys: Array) -> Tokens:
     """Encodes all patches with the student; keys [B] are for drop path."""
     return fold(lambda images, noise: student.image(images, keys=noise), view.image, view_keys(keys, view))
+
+
+@uses("image")
+def full_with_values(student: Networks, view: View, hidden: Hidden | None, keys: Array) -> Tokens:
+    """Encodes all patches with the student, and returns also the patches of the value read-out, `Tokens.values`."""
+    encode = lambda images, noise: student.image(images, keys=noise, values=True)  # noqa: E731
+    return fold(encode, view.image, view_keys(keys, view))
 
 
 @uses("image")

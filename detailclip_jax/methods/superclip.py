@@ -36,14 +36,15 @@ def superclip(config: ConfigDict) -> Method:
     return dataclasses.replace(clip(config), name="superclip")
 
 
-def token_set(method: Method, config: ConfigDict) -> tuple[tuple[Head, ...], tuple[Loss, ...]]:
-    """Returns the heads and the term of L_set, for the first of the method's passes that captions are compared with.
+def token_set(method: Method, config: ConfigDict) -> Method:
+    """Adds the term L_set, for the first of the method's passes whose class tokens captions are compared with.
 
     Raises ValueError for a method without captions, and for unfit `losses.token_ids`.
     """
     name, size, ids = captioned_pass(method, "token_set"), config.model.vocab_size, predicted_ids(config)
     network = Network(lambda build: TokenHead(build.size.width, len(ids), build.dtype))
-    return (feature_head(name, network), layer_head(network), counts_head(size)), (token_set_term(ids, config),)
+    heads = feature_head(name, network), layer_head(network), counts_head(size)
+    return method.plus(heads, token_set_term(ids, config))
 
 
 def predicted_ids(config: ConfigDict) -> Int[np.ndarray, "C"]:

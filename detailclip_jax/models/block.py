@@ -83,6 +83,10 @@ class Block(nn.Module):
         attended, row = self.attn(qkv[..., : self.width], qkv[..., self.width :], None, self.causal, cls_row)
         return self._add(x, attended, scale), row
 
+    def values(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        """Computes the tokens if each attended to itself alone: MaskCLIP's value read-out."""
+        return self._add(x, self.attn.proj(self.attn.project(self.norm1(x), 2)))
+
     def at_queries(
         self, x: Float[Array, "B N D"], queries: Float[Array, "B Q D"], mask: Bool[Array, "#B 1 #Q N"] | None = None
     ) -> Float[Array, "B Q D"]:

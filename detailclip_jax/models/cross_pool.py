@@ -1,18 +1,21 @@
-"""Cross-attention pools: a query of one modality attends to the tokens of the other (COSMOS, FLAIR)."""
+"""Cross-attention pools: a query of one modality attends to the tokens of the other (COSMOS, FLAIR, B-CLIP)."""
 
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from detailclip_jax.kernels.cross_attention import Pool, attend
-from detailclip_jax.models.initial_values import XAVIER, uniform_fan_in
-from detailclip_jax.models.layers import LayerNorm, Weights, affine
+from detailclip_jax.models.block import BlockInit, Mlp
+from detailclip_jax.models.initial_values import XAVIER, normal, uniform_fan_in
+from detailclip_jax.models.layers import LayerNorm, Weights, affine, exact_gelu
 from detailclip_jax.models.registry import Build, Network
 from detailclip_jax.types import Array, Bool, Float
 
 EPS = 1e-5
-NUM_HEADS = 8  # of both methods
+NUM_HEADS = 8  # of all methods with a pool
+MLP_INIT = BlockInit(*[normal(0.02)] * 4)
 
 
 class CrossPool(nn.Module):
@@ -22,7 +25,8 @@ class CrossPool(nn.Module):
 
     With `norm_values` the values have a LayerNorm of their own; otherwise keys and values share one. With `zero_key` a
     key and a value of zeros are appended after the projections, so that a query may attend to nothing (PyTorch's
-    `add_zero_attn`). Initial values are those of PyTorch's MultiheadAttention.
+    `add_zero_attn`). With `unit` queries and tokens are L2-normalised instead of the LayerNorms, and the pooled a
+    becomes a + MLP(LayerNorm(a)) (B-CLIP). Initial values are those of PyTorch's MultiheadAttention.
     """
 
     width: int
@@ -30,10 +34,15 @@ class CrossPool(nn.Module):
     norm_values: bool = False
     zero_key: bool = False
     dtype: Any = jnp.float32
+    unit: bool = False
 
     def setup(self) -> None:
         """Creates the parameters."""
-        self.norm_query, self.norm_key = (LayerNorm(EPS, self.dtype) for _ in range(2))
+        if self.unit:
+            self.norm_query = self.norm_key = unit
+            self.norm, self.mlp = LayerNorm(EPS, self.dtype), Mlp(MLP_INIT, exact_gelu, self.dtype)
+        else:
+            self.norm_query, self.norm_key = (LayerNorm(EPS, self.dtype) for _ in range(2))
         if self.norm_values:
             self.norm_value = LayerNorm(EPS, self.dtype)
         self.qkv = Weights(3 * self.width, XAVIER)
@@ -46,7 +55,8 @@ class CrossPool(nn.Module):
         if valid is not None and self.zero_key:
             valid = jnp.concatenate([valid, jnp.ones_like(valid[..., :1])], -1)
         pooled = attend(self.queries(query), self.pairs(tokens), self.num_heads, valid)
-        return affine(pooled, *self.output(), self.dtype).astype(jnp.float32)
+        pooled = affine(pooled, *self.output(), self.dtype)
+        return (pooled + self.mlp(self.norm(pooled)) if self.unit else pooled).astype(jnp.float32)
 
     def queries(self, query: Float[Array, "*B Q E"]) -> Float[Array, "*B Q E"]:
         """Normalises and projects queries."""
@@ -76,10 +86,16 @@ class CrossPool(nn.Module):
         return affine(x, kernel[:, part], bias[part], self.dtype)
 
 
-def cross_pool(norm_values: bool = False, zero_key: bool = False) -> Network:
+def unit(x: Float[Array, "*B N E"]) -> Float[Array, "*B N E"]:
+    """Divides by the length, with a finite gradient at zero."""
+    square = jnp.sum(jnp.square(x.astype(jnp.float32)), -1, keepdims=True)
+    return (x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))).astype(x.dtype)
+
+
+def cross_pool(norm_values: bool = False, zero_key: bool = False, unit: bool = False) -> Network:
     """Describes a cross-attention pool in the joint space: uses(image_pool=cross_pool())."""
 
     def make(build: Build) -> CrossPool:
-        return CrossPool(build.size.joint_width, NUM_HEADS, norm_values, zero_key, build.dtype)
+        return CrossPool(build.size.joint_width, NUM_HEADS, norm_values, zero_key, build.dtype, unit)
 
     return Network(make)

@@ -71,7 +71,7 @@ def plain(blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid) -> Floa
 
 def maskclip(blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid) -> Float[Array, "B M D"]:
     """Every token attends to itself alone; residual and MLP stay."""
-    return with_mlp(blocks[-1], x + maskclip_bare(blocks, x, grid))
+    return blocks[-1].values(x)
 
 
 def maskclip_bare(blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid) -> Float[Array, "B M D"]:

@@ -1,0 +1,113 @@
+"""B-CLIP: an image, pooled by each of its captions, is compared with all captions of the batch (arXiv 2512.12678).
+
+    L = L_CLIP(class token, first caption) + L_beta
+
+Equations: `losses.beta`. An image has a caption of several sentences and each of these sentences (caption rule
+"parts"). Its patches are those of the value read-out (in the last block each attends to itself alone), through the
+projection of the class token. The pool is an aid of training; evaluation does not use it.
+
+Any method with captions and an unmasked pass can have the term L_beta: `losses.weights.beta`.
+
+Differences from the published code: the batch of the loss is the global one, not that of a device; queries without
+words neither count as rows nor as columns, while the code keeps them as negatives; parts of a caption are its
+sentences, not also phrases that a parser finds.
+"""
+
+import math
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from detailclip_jax.data.caption_rules import num_captions
+from detailclip_jax.losses.beta import beta_loss
+from detailclip_jax.methods import components
+from detailclip_jax.methods.method import (
+    Context,
+    Forward,
+    Head,
+    Loss,
+    Method,
+    Pass,
+    WholeBatch,
+    fold,
+    full,
+    full_with_values,
+    uses,
+)
+from detailclip_jax.models.cross_pool import cross_pool
+from detailclip_jax.models.heads import scalar
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.types import Array, Bool, Int, Scalar
+
+SCALE = scalar(math.log(1 / 0.07), bounds=(0.0, math.log(100)))
+
+
+def beta(config: ConfigDict) -> Method:
+    """Builds the method `beta`: CLIP on the first caption, to which `losses.weights.beta` adds the term."""
+    return Method(
+        name="beta",
+        passes={"full": Pass("large", full)},
+        encode_text=components.encode_text,
+        heads=(components.joint_head("full"),),
+        losses=(components.clip_term(num_captions=1),),
+    )
+
+
+def sentence_contrast(method: Method, config: ConfigDict) -> Method:
+    """Adds the term L_beta, for the first of the method's passes whose class tokens captions are compared with.
+
+    Raises ValueError for a method without captions or whose pass is masked, with one caption, and for stacked blocks.
+    """
+    name, count = components.captioned_pass(method, "beta"), num_captions(config.data)
+    if method.passes[name].encode not in (full, full_with_values):
+        raise ValueError(
+            f"losses.weights.beta needs all patches of an image, but method {method.name} removes some; set it to 0"
+        )
+    if count < 2:
+        raise ValueError(
+            f"losses.weights.beta needs several captions of an image, but data.caption {config.data.caption!r} gives "
+            f"{count}; set it to 'parts', or to parts:NAME,... for the sentences of named fields"
+        )
+    if config.model.scan:
+        raise ValueError("losses.weights.beta reads values of the last block alone; set model.scan to False")
+    passes = {**method.passes, name: method.passes[name]._replace(encode=full_with_values)}
+    return method.plus((pooled_head(name), scale_head()), beta_term(config.losses.beta), passes=passes)
+
+
+def pooled_head(name: str) -> Head:
+    """Head of the first view of the student's pass `name`, pooled by each caption of its image."""
+
+    @uses("image_projection", beta_pool=cross_pool(unit=True))
+    def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
+        patches = fold(student.image_projection, record.tokens[name].values)[0]
+        pooled = student.beta_pool(jnp.moveaxis(record.text.embedding, 0, 1), patches)
+        return {"caption_pooled": jnp.moveaxis(pooled, 1, 0)}
+
+    return Head(("caption_pooled",), run, per_image=True)
+
+
+def scale_head() -> Head:
+    """Head of the logarithm of the inverse temperature of L_beta."""
+
+    @uses(beta_scale=SCALE)
+    def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
+        return {"beta_scale": student.beta_scale()}
+
+    return Head(("beta_scale",), run)
+
+
+def beta_term(beta: float) -> Loss:
+    """Term of L_beta; captions without words do not count."""
+
+    def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
+        heads, scale = record.heads, jnp.exp(record.heads["beta_scale"])
+        given = heads["caption_pooled"], record.text.embedding, scale, beta, has_words(record.batch["text"])
+        loss, accuracy = beta_loss(*given, whole_batch.axis, whole_batch.block)
+        return loss, {"beta_accuracy": accuracy, "beta_scale": scale}
+
+    return Loss("beta", ("caption_pooled", "beta_scale"), run)
+
+
+def has_words(text: Int[Array, "B C T"]) -> Bool[Array, "C B"]:
+    """Returns whether a caption has tokens between its start and its end, the largest id (as CLIP finds it)."""
+    return (text.argmax(-1) > 1).T
