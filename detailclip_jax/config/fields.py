@@ -481,13 +481,15 @@ WEIGHTS: Group = {
     "token_set": Field(
         0.0, "weight of the classification of captions' tokens, with any method that has captions", "SuperCLIP: 1"
     ),
+    "gram": Field(0.0, "weight of the Gram anchor, with any method that has a pass over all patches", "DINOv3: 2"),
     "beta": Field(
         0.0, "weight of the contrast of captions with the image pooled by them, with any method", "B-CLIP: 1"
     ),
 }
+STARTS = {"gram": (0.3333, 0.3333)}  # of ramps; the anchor is copied where that of gram starts
 RAMPS: Group = {  # of the terms with these weights
     name: Field(
-        (0.0, 0.0),
+        STARTS.get(name, (0.0, 0.0)),
         f"shares of the run: the weight {name} is 0 before the first, rises by half a cosine, and is full from the "
         "second on",
         "ours; DINOv3's gram loss",

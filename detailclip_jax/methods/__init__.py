@@ -11,6 +11,7 @@ from detailclip_jax.methods.cosmos import cosmos
 from detailclip_jax.methods.detailclip import detailclip
 from detailclip_jax.methods.dino import dino
 from detailclip_jax.methods.flair import flair
+from detailclip_jax.methods.gram import gram_anchor
 from detailclip_jax.methods.ibot import attmask, ibot
 from detailclip_jax.methods.image_encoder import image_encoder
 from detailclip_jax.methods.mae import mae
@@ -52,7 +53,7 @@ METHODS = {
     "beta": beta,
 }
 # Terms that a method gets if their weight is not 0: (method, config) -> the method with the term.
-TERMS = {"token_set": token_set, "beta": sentence_contrast}
+TERMS = {"token_set": token_set, "beta": sentence_contrast, "gram": gram_anchor}
 ENCODERS = {"image_encoder": image_encoder}  # further methods of imported checkpoints; not trainable
 
 

@@ -26,12 +26,16 @@ Function = TypeVar("Function", bound=Callable)
 Score = Callable[[Networks, Float[Array, "B S S 3"], Float[Array, "M E"]], Float[Array, "B M"]]
 
 
+ANCHOR = "anchor"  # entry of the running state: the copy of the networks that the anchor's passes run
+
+
 class Forward(struct.PyTreeNode):
     """Results of the forward pass on one batch, in the order of computation; losses and figures read them."""
 
     batch: Batch
     views: Leaf  # `Views`
     targets: Mapping[str, Leaf]  # teacher `Tokens`, by name of the pass
+    anchors: Mapping[str, Leaf]  # the anchor's `Tokens`, by name of the pass
     hidden: Leaf  # `Hidden` over [V, B, N]; None without a mask
     tokens: Mapping[str, Leaf]  # student `Tokens`, by name of the pass
     decoded: Leaf  # [V, B, H, D]; None without a decoder
@@ -149,6 +153,8 @@ class Method:
     `encode_text` the student's encoded captions, and `target_text` the teacher's, which get no gradient. Each returns
     None for methods without it.
 
+    The anchor is a copy of the image encoder, made once during a run (the state's `running["anchor"]`).
+
     `score` ranks images and texts in evaluation: (networks, normalised pixels, text embeddings before their
     normalisation) -> [B, M]. Without it, scores are cosines of image and text embeddings.
     """
@@ -159,6 +165,7 @@ class Method:
     losses: tuple[Loss, ...] = ()
     ema: tuple[str, ...] = ()  # names of the networks that are averaged: the teacher's own
     targets: Mapping[str, str] = dataclasses.field(default_factory=dict)  # teacher passes: name -> view
+    anchors: Mapping[str, str] = dataclasses.field(default_factory=dict)  # the anchor's passes: name -> view
     mask: Callable[[Targets, Views, Batch, Keys], Hidden | None] = no_mask
     decode: Callable[[Networks, Mapping[str, Tokens], Hidden | None], Array | None] = no_decoder
     encode_text: Callable[[Networks, Batch], Texts | None] = no_text
@@ -220,15 +227,18 @@ class Method:
         return loss.compares or any(network.batch_norm for network in networks.values())
 
 
-def forward(method: Method, student: Networks, teacher: Networks, views: Views, batch: Batch, keys: Keys) -> Forward:
+def forward(
+    method: Method, student: Networks, teacher: Networks, anchor: Networks, views: Views, batch: Batch, keys: Keys
+) -> Forward:
     """Runs the forward pass on one device's share of the batch: B images, each with its own random key."""
     targets = {name: encode_target(teacher, views[view]) for name, view in method.targets.items()}
+    anchors = {name: encode_target(anchor, views[view]) for name, view in method.anchors.items()}
     hidden = method.mask(targets, views, batch, keys)
     tokens = {name: p.encode(student, views[p.view], hidden, keys.of(name)) for name, p in method.passes.items()}
     decoded = method.decode(student, tokens, hidden)
     text = method.encode_text(student, batch)
     target_text = jax.lax.stop_gradient(method.target_text(teacher, batch))
-    record = Forward(batch, views, targets, hidden, tokens, decoded, text, target_text, {})
+    record = Forward(batch, views, targets, anchors, hidden, tokens, decoded, text, target_text, {})
     return run_heads(method, student, teacher, record)
 
 

@@ -58,7 +58,7 @@ def device_losses(
 
     def chunk(stats: Stats, rows: tuple[Batch, Array]) -> tuple[Stats, PyTree]:
         pass_ = given._replace(method=by_image)
-        record, stats = run(params, teacher, stats, rows[0], Keys(keys.step, rows[1]), pass_)
+        record, stats = run(params, teacher, context.running, stats, rows[0], Keys(keys.step, rows[1]), pass_)
         terms = values(by_image, record, context, whole_batch)
         return stats, ((terms, running_statistics(record, given.method)), embeddings(record, kept))
 
@@ -105,12 +105,12 @@ def split(rows: PyTree, chunks: int) -> PyTree:
 def embeddings(record: Forward, kept: Iterable[str]) -> Embeddings:
     """Returns the inputs of the terms that need the whole batch: one vector per class token and one per caption.
 
-    "targets" and "tokens" hold them by name of the pass, [V, B, ...], "text" and "target_text" are [C, B, E] or None,
-    and "heads" has the outputs `kept` of heads that ran on the chunk.
+    "targets", "anchors" and "tokens" hold them by name of the pass, [V, B, ...], "text" and "target_text" are [C, B, E]
+    or None, and "heads" has the outputs `kept` of heads that ran on the chunk.
     """
     classes = {
         kind: {name: ClassTokens(t.cls, t.extra) for name, t in getattr(record, kind).items()}
-        for kind in ("targets", "tokens")
+        for kind in ("targets", "anchors", "tokens")
     }
     captions = {
         kind: None if (texts := getattr(record, kind)) is None else Captions(texts.embedding)

@@ -40,6 +40,11 @@ def update_center(center: Float[Array, "C"], batch_mean: Float[Array, "C"], mome
     return momentum * center + (1 - momentum) * batch_mean
 
 
+def anchor_of(student: Params, teacher: Params) -> Params:
+    """Returns the networks that the anchor copies: the image encoder, the teacher's if it has one."""
+    return {"image": overlay(student, teacher)["image"]}
+
+
 def overlay(student: Params, teacher: Params) -> Params:
     """Returns the teacher's networks, completed by the student's where the teacher has none; used in evaluation."""
     return {**student, **teacher}

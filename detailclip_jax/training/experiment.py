@@ -175,7 +175,7 @@ def _initial(config_text: str, method: Any) -> InitialState:
     if unrolled != given.model:
         params = jax.eval_shape(functools.partial(make, given.model), jax.eval_shape(jax.random.key, 0))[0]["params"]
     running = {name: statistic.shape for name, statistic in start.aux.items()}
-    return InitialState(start, params, given.method.ema, running)
+    return InitialState(start, params, given.method.ema, running, has_anchor=bool(given.method.anchors))
 
 
 def build_schedules(config: ConfigDict, method: Method) -> Schedules:
@@ -196,6 +196,7 @@ def build_schedules(config: ConfigDict, method: Method) -> Schedules:
         schedules.cosine(config.ema.start, config.ema.end, total),
         build_temperatures(config.losses, steps_of_epoch(config), method.centers),
         build_ramps(config.losses.ramps, method.losses, total),
+        np.int32(round(config.losses.ramps.gram[0] * total)),
         np.int32(round(opt.frozen_prototype_epochs * steps_of_epoch(config))),
     )
 
@@ -273,7 +274,9 @@ def _compiled_forward(given: ForwardPass, precision: str | None) -> jax.stages.W
     def forward(state: TrainState, batch: Batch) -> Forward:
         keys = make_keys(jax.random.wrap_key_data(state.rng), batch)
         with matmul_precision(precision):
-            record, _ = forward_pass.run(state.params, state.ema_params, state.batch_stats, batch, keys, given)
+            record, _ = forward_pass.run(
+                state.params, state.ema_params, state.running, state.batch_stats, batch, keys, given
+            )
         return record
 
     return jax.jit(forward)

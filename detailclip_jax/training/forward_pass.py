@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from detailclip_jax.methods.method import Forward, Method, forward
+from detailclip_jax.methods.method import ANCHOR, Forward, Method, forward
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.training import ema
@@ -27,13 +27,17 @@ class ForwardPass(NamedTuple):
 
 
 def run(
-    params: Params, teacher: Params, stats: Stats, batch: Batch, keys: Keys, given: ForwardPass
+    params: Params, teacher: Params, running: Params, stats: Stats, batch: Batch, keys: Keys, given: ForwardPass
 ) -> tuple[Forward, Stats]:
-    """Runs the forward pass of `given.method` on a batch; returns its record and the new BatchNorm statistics."""
+    """Runs the forward pass of `given.method` on a batch; returns its record and the new BatchNorm statistics.
+
+    `running` is that of the training state, which has the anchor of a method with one.
+    """
     views = normalised_views(batch, given.pixel_mean, given.pixel_std)
+    anchor = given.model.bind({"params": running.get(ANCHOR, {})})
 
     def record(student: Networks, teacher: Networks) -> Forward:
-        return forward(given.method, student, teacher, views, batch, keys)
+        return forward(given.method, student, teacher, anchor, views, batch, keys)
 
     return run_networks(record, params, teacher, stats, given.model)
 
@@ -57,11 +61,11 @@ def run_networks(
 def init(rng: Array, batch: Batch, given: ForwardPass) -> tuple[dict[str, Params], Forward]:
     """Initialises the parameters and BatchNorm statistics of exactly the networks that the forward pass uses.
 
-    Returns also the record of this forward pass, in which the student is used in place of the teacher.
+    Returns also the record of this forward pass, in which the student is used in place of teacher and anchor.
     """
     views = normalised_views(batch, given.pixel_mean, given.pixel_std)
     keys = make_keys(rng, batch)
-    run = lambda bound: forward(given.method, bound, bound, views, batch, keys)  # noqa: E731
+    run = lambda bound: forward(given.method, bound, bound, bound, views, batch, keys)  # noqa: E731
     record, variables = nn.init_with_output(run, given.model)(rng)
     return {STATS: {}, **variables}, record
 

@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import optax
 
+from detailclip_jax.methods.method import ANCHOR
 from detailclip_jax.models import stacking
 from detailclip_jax.models.initial_values import Start
+from detailclip_jax.training import ema
 from detailclip_jax.training.forward_pass import STATS
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import Array, Leaf, Params, PyTree
@@ -21,6 +23,7 @@ class InitialState(NamedTuple):
     params: Params  # their shapes, with stacked blocks
     averaged: tuple[str, ...] = ()  # the teacher's networks
     running: Mapping[str, tuple[int, ...]] = {}  # shapes of the running statistics
+    has_anchor: bool = False
 
     @property
     def shapes(self) -> TrainState:
@@ -43,14 +46,15 @@ class InitialState(NamedTuple):
         return state.replace(opt_state=jax.jit(optimizer.init, out_shardings=places)(state.params))
 
     def _state(self, params: Params, stats: Params, rng: Leaf) -> TrainState:
-        """The teacher equals the student, the running statistics are zero."""
+        """Teacher and anchor equal the student, the running statistics are zero."""
+        anchor = {ANCHOR: ema.anchor_of(params, {})} if self.has_anchor else {}
         return TrainState(
             step=np.zeros((), np.int32),
             params=params,
             ema_params={name: params[name] for name in self.averaged},
             batch_stats={"student": stats, "teacher": {name: stats[name] for name in self.averaged if name in stats}},
             opt_state=optax.EmptyState(),
-            running={name: np.zeros(shape, np.float32) for name, shape in self.running.items()},
+            running={name: np.zeros(shape, np.float32) for name, shape in self.running.items()} | anchor,
             rng=rng,
         )
 

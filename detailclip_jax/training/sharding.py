@@ -27,7 +27,7 @@ class ShardingRule(NamedTuple):
 
 
 STATE = (  # parts of the state besides parameters, moments and teacher
-    ShardingRule(r"running/.*", P(FSDP)),
+    ShardingRule(r"running/[^/]*", P(FSDP)),
     ShardingRule(r"batch_stats/.*", P()),
     ShardingRule(r"(step|count|rng)", P()),
 )

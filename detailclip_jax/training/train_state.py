@@ -16,7 +16,7 @@ class TrainState(struct.PyTreeNode):
     ema_params: Params  # the networks that the method's teacher owns
     batch_stats: Mapping[str, Params]  # BatchNorm's, of "student" and "teacher"; empty without BatchNorm
     opt_state: PyTree
-    running: Mapping[str, Leaf]  # running statistics, see `running`: the centers of the teacher's logits, counts
+    running: Mapping[str, PyTree]  # running statistics (centers, counts), and the networks of "anchor", if any
     rng: Leaf  # key data, constant; each step folds its step number in
 
 

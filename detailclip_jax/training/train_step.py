@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from detailclip_jax.methods.method import Context, WholeBatch
+from detailclip_jax.methods.method import ANCHOR, Context, WholeBatch
 from detailclip_jax.training import accumulation, ema, optimizer, sharding
 from detailclip_jax.training.accumulation import Metrics
 from detailclip_jax.training.forward_pass import ForwardPass, make_keys
@@ -28,6 +28,7 @@ class Schedules(NamedTuple):
     ema_momentum: Schedule
     temperatures: Mapping[str, Schedule]  # of the teacher, for "cls" and "patch"
     weights: Mapping[str, Schedule]  # of the terms whose weight changes during the run
+    anchor: np.int32  # step at whose start the anchor is copied
     wait: np.int32  # first step that updates the last layers, see `optimizer.build`
 
 
@@ -61,15 +62,16 @@ def train_step(state: TrainState, batch: Batch, setup: StepSetup, layout: StepLa
     schedules = setup.schedules
     momentum = schedules.ema_momentum(state.step)
     teacher = ema.update(state.ema_params, state.params, momentum)
-    state = state.replace(ema_params=teacher)
+    state = state.replace(ema_params=teacher, running=with_anchor(state, teacher, schedules.anchor))
     gradient = jax.value_and_grad(combined_loss, has_aux=True)
     (_, (metrics, found, batch_stats)), grads = gradient(state.params, state, batch, setup, layout)
     updates, opt_state = setup.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     params = optimizer.clamp(params, setup.forward_pass.method.networks)
     rules = setup.forward_pass.method.running
-    running = {
-        name: RULES[rules[name]].update(old, found[name], setup.center_momentum) for name, old in state.running.items()
+    running = dict(state.running) | {
+        name: RULES[rule].update(state.running[name], found[name], setup.center_momentum)
+        for name, rule in rules.items()
     }
     metrics |= {
         "learning_rate": schedules.learning_rate(state.step),
@@ -79,6 +81,15 @@ def train_step(state: TrainState, batch: Batch, setup: StepSetup, layout: StepLa
     }
     state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats)
     return state.replace(opt_state=opt_state, running=running), metrics
+
+
+def with_anchor(state: TrainState, teacher: Params, copy_at: Array | np.int32) -> Mapping[str, PyTree]:
+    """Returns the running state, in which step `copy_at` replaces the anchor by a copy of the image encoder."""
+    if ANCHOR not in state.running:
+        return state.running
+    found = ema.anchor_of(state.params, teacher)
+    anchor = jax.lax.cond(state.step == copy_at, lambda: found, lambda: dict(state.running[ANCHOR]))
+    return {**state.running, ANCHOR: anchor}
 
 
 def combined_loss(

@@ -71,7 +71,7 @@ def test_networks_that_are_not_averaged_are_the_student_s_without_gradient():
 
     def record(student, teacher):
         heads = [networks.prototype_head.bottleneck(networks.image(images).cls) for networks in (student, teacher)]
-        return Forward({}, {}, {}, None, {}, None, None, None, {"all": (*heads, teacher.image(images).cls)})
+        return Forward({}, {}, {}, {}, None, {}, None, None, None, {"all": (*heads, teacher.image(images).cls)})
 
     def outputs(params):
         given = {"prototype_head": other["prototype_head"]}, {"student": {}, "teacher": {}}

@@ -1,0 +1,54 @@
+"""The Gram anchor of DINOv3 as a term of other methods (arXiv 2508.10104): `losses.weights.gram`.
+
+The anchor is a copy of the image encoder, the teacher's if it has one, made once: at the step from which
+`losses.ramps.gram` lets the weight rise. Until then the weight is 0. The term keeps the similarities between the
+patches of the student near those of the anchor: dense features of a long run tend to get worse while its other losses
+still fall.
+
+Choices where DINOv3 differs: it makes the copy again three times, ten thousand steps apart, and its anchor reads crops
+of twice the size; here there is one copy, and it reads the student's own views, in an unmasked pass.
+"""
+
+from ml_collections import ConfigDict
+
+from detailclip_jax.losses.gram import gram_loss
+from detailclip_jax.methods.method import (
+    Context,
+    Forward,
+    Head,
+    Loss,
+    Method,
+    full,
+    full_with_values,
+)
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.types import Array, Scalar
+
+
+def gram_anchor(method: Method, config: ConfigDict) -> Method:
+    """Adds the term for the first of the method's passes over all patches; ValueError for a method without one."""
+    names = [name for name, each in method.passes.items() if each.encode in (full, full_with_values)]
+    if not names:
+        raise ValueError(
+            f"losses.weights.gram needs a pass over all patches, which method {method.name} does not have; set it to 0"
+        )
+    anchors = {names[0]: method.passes[names[0]].view}
+    return method.plus((patches_head(names[0]),), gram_term(), anchors=anchors)
+
+
+def patches_head(name: str) -> Head:
+    """Head of the patches of the pass `name`, of the student and of the anchor."""
+
+    def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
+        return {"gram_student": record.tokens[name].patches, "gram_anchor": record.anchors[name].patches}
+
+    return Head(("gram_student", "gram_anchor"), run)
+
+
+def gram_term() -> Loss:
+    """Term of the Gram loss, a mean over images."""
+
+    def run(record: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
+        return gram_loss(record.heads["gram_student"], record.heads["gram_anchor"]), {}
+
+    return Loss("gram", ("gram_student", "gram_anchor"), run)
