@@ -41,7 +41,9 @@ def test_split_and_rejoin_keep_every_row_in_its_place():
     text = jnp.moveaxis(captions.reshape(2, 3, 2, 1), 0, 1)
     classes = accumulation.ClassTokens(chunks, chunks[..., None, :] * jnp.ones((2, 1)))
     texts = {"text": accumulation.Captions(text), "target_text": None}
-    line = accumulation.rejoin({}, {"targets": {}, "tokens": {"full": classes}, **texts, "heads": {"own": chunks}})
+    line = accumulation.rejoin(
+        {}, {"targets": {}, "anchors": {}, "tokens": {"full": classes}, **texts, "heads": {"own": chunks}}
+    )
     np.testing.assert_array_equal(line.tokens["full"].cls, rows)
     np.testing.assert_array_equal(line.text.embedding, captions)
     np.testing.assert_array_equal(line.tokens["full"].extra, jnp.stack([rows, rows], 2))
