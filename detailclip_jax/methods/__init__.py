@@ -11,7 +11,7 @@ from detailclip_jax.methods.cosmos import cosmos
 from detailclip_jax.methods.detailclip import detailclip
 from detailclip_jax.methods.dino import dino
 from detailclip_jax.methods.flair import flair
-from detailclip_jax.methods.gram import gram_anchor
+from detailclip_jax.methods.gram_anchor import gram_anchor
 from detailclip_jax.methods.ibot import attmask, ibot
 from detailclip_jax.methods.image_encoder import image_encoder
 from detailclip_jax.methods.mae import mae
