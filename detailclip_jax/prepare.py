@@ -296,8 +296,8 @@ def check_local(path: str) -> None:
     if is_remote(path):
         raise ValueError(
             f"{path}: a local or mounted folder is required; mount the bucket (gcsfuse, mount-s3), or copy (gcloud "
-            f"storage rsync -r, aws s3 sync).  By URL are read {', '.join(WITH_FIELDS)} and --captions; training reads "
-            "finished shards from gs://"
+            f"storage rsync -r, aws s3 sync).  Only the sources {', '.join(WITH_FIELDS)}, and --captions, may "
+            "be URLs; training reads finished shards from gs://"
         )
 
 

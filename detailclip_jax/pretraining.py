@@ -18,7 +18,7 @@ from detailclip_jax.config import run_config
 from detailclip_jax.config.data_path import components, is_endless
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.bad_records import bad_list
-from detailclip_jax.data.caption_rules import num_captions, with_own_number
+from detailclip_jax.data.caption_rules import SOURCES, num_captions, parse, with_own_number
 from detailclip_jax.data.lengths import caption_lengths, lengths_within, trimmed, warning_of_long_captions
 from detailclip_jax.data.mixture import check_some_caption, members_of, single_sentences, summary, without_text
 from detailclip_jax.data.views import check_reducing_gap, crops_from_config
@@ -205,7 +205,10 @@ def empty_captions(run: Run) -> list[str]:
     num_empty, num_asked, others = without_text(run.source, rule)
     if not num_empty:
         return []
-    way_out = f"; add a field that they have, as in --config.data.caption={rule},{others[0]}" if others else ""
+    more = f"{rule},{others[0]}" if others and not rule.startswith(SOURCES) else ""
+    if others and not more:  # each list of `sources` is a caption
+        more = SOURCES + ",".join(f"{'/'.join(names)}/{others[0]}" for names in parse(rule).fields)
+    way_out = f"; add a field that they have, as in --config.data.caption={more}" if more else ""
     return [f"{num_empty} of {num_asked} sampled examples train with an empty text by data.caption {rule!r}{way_out}"]
 
 
@@ -277,18 +280,25 @@ class SameLength:
     def __init__(self, batches: Any, lengths: Sequence[int], mesh: Mesh):
         self._batches, self._lengths, self._mesh = batches, lengths, mesh
         self._largest = jax.jit(jnp.max, out_shardings=replicated(mesh))
-        self._ahead: collections.deque[tuple[Batch, int, int, Array]] = collections.deque()
+        self._ahead: collections.deque[tuple[Batch | Exception, int, int, Array]] = collections.deque()
         self.num_bad = self.num_truncated = 0  # without those of the batches that are read in advance
 
     def __next__(self) -> Batch:
         while len(self._ahead) <= RUN_AHEAD:
             self._ahead.append(self._read())
         batch, self.num_bad, self.num_truncated, longest = self._ahead.popleft()
+        if isinstance(batch, Exception):
+            raise batch
         return trimmed(batch, self._lengths, int(longest))
 
-    def _read(self) -> tuple[Batch, int, int, Array]:
-        batch = next(self._batches)
-        here = np.full(len(self._mesh.local_devices), caption_lengths(batch["text"]).max(), np.int32)
+    def _read(self) -> tuple[Batch | Exception, int, int, Array]:
+        """Returns a batch, or the error of its data, which a run that ends before it does not see."""
+        try:
+            batch = next(self._batches)
+            length = caption_lengths(batch["text"]).max()
+        except Exception as error:
+            batch, length = error, 0
+        here = np.full(len(self._mesh.local_devices), length, np.int32)
         longest = self._largest(put({"longest": here}, self._mesh)["longest"])
         return batch, self._batches.num_bad, self._batches.num_truncated, longest
 

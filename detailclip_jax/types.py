@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 PyTree: TypeAlias = Any
 Params: TypeAlias = Mapping[str, Any]
@@ -107,5 +107,6 @@ __all__ = [
     "Texts",
     "Tokens",
     "UInt8",
+    "UInt32",
     "View",
 ]

@@ -132,8 +132,15 @@ def text_of(value: Any) -> str:
 
 
 def key_text(value: Any) -> str:
-    """Returns a table cell as a key, as `text_of`; 1.0 is "1", as pandas writes whole numbers beside empty cells so."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else text_of(value)
+    """Returns a table cell as a key, as `text_of`; 1.0 is "1", because pandas stores whole numbers as 1.0 beside gaps.
+
+    Rejected for a float of 2^53 and more, which has lost the last digits of a number.
+    """
+    if isinstance(value, float) and value.is_integer():
+        if abs(value) >= 2**53:
+            raise Rejected(f"bad key: {value!r} is a float that has lost digits; store the column as integers or texts")
+        return str(int(value))
+    return text_of(value)
 
 
 def key_of(values: Mapping[str, Any], chosen: Columns, place: str) -> str:

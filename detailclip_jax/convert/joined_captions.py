@@ -18,7 +18,17 @@ from typing import Any
 import msgpack
 
 from detailclip_jax.convert import columns, parquet, text_tables
-from detailclip_jax.convert.examples import RESERVED, Named, Raw, Reject, digest_of, escaped, several, valid_text
+from detailclip_jax.convert.examples import (
+    RESERVED,
+    Named,
+    Raw,
+    Reject,
+    Rejected,
+    digest_of,
+    escaped,
+    several,
+    valid_text,
+)
 from detailclip_jax.convert.job import Options, Request
 from detailclip_jax.convert.limited_files import expand, partial_of
 from detailclip_jax.convert.rows import MAX_REFUSED
@@ -113,12 +123,6 @@ def _fill(database: sqlite3.Connection, options: Options, tell: Callable[[int], 
         usable = [row for row in batch if row]
         database.executemany("INSERT INTO captions VALUES (?, ?, ?)", usable)
         num, unusable = num + len(batch), unusable + len(batch) - len(usable)
-        if unusable > MAX_REFUSED and 2 * unusable > num:
-            raise ValueError(
-                f"{unusable:,} of the first {num:,} rows of {', '.join(options.captions)} cannot be used: they have "
-                f"another number of cells than the header, are no JSON objects, or have no key in the column "
-                f"{columns.sides(options.captions_key)[1]}; correct the files, or --captions-key"
-            )
         tell(num)
     database.execute("COMMIT")
     database.execute("CREATE INDEX by_digest ON captions (digest)")
@@ -132,10 +136,15 @@ def _rows(options: Options) -> Iterator[tuple[int, str, bytes] | None]:
     sizes = [len(each) for each in named_columns(options).values()]
     wanted = (column, *itertools.chain.from_iterable(named_columns(options).values()))
     for path in files(options):
-        empty = True
+        empty, num_unreadable = True, 0
         try:
-            for cells in _reader(path)(path, wanted):
-                empty = False
+            for number, cells in enumerate(_reader(path)(path, wanted), 1):
+                empty, num_unreadable = False, num_unreadable + (cells is None)
+                if num_unreadable > MAX_REFUSED and 2 * num_unreadable > number:
+                    raise ValueError(
+                        f"{num_unreadable:,} of the first {number:,} rows of {path} have another number of cells than "
+                        "the header, or are no JSON objects; correct the file, or leave it out of --captions"
+                    )
                 yield _row(cells, by, sizes, wanted, path) if cells else None
         except columns.WrongColumns as error:
             raise ValueError(
@@ -184,7 +193,10 @@ def _key(cell: Any, path: str, column: str) -> str:
     if isinstance(cell, bytes):
         return cell.decode("utf-8", "replace")
     if cell is None or isinstance(cell, int) or (isinstance(cell, float) and not cell % 1 > 0):
-        return columns.key_text(cell)
+        try:
+            return columns.key_text(cell)
+        except Rejected as refusal:
+            raise ValueError(f"{path}, column {column}: {refusal}") from refusal
     raise ValueError(
         f"{path}, column {column}: {cell!r:.40} ({type(cell).__name__}) is no key, which is a text or a whole number"
     )
@@ -297,4 +309,4 @@ def check(request: Request, counts: Mapping[str, Any], at_least: float, images: 
 
 
 def _shown(keys: Sequence[str]) -> str:
-    return " or ".join(map(repr, filter(None, keys))) or "missing (no such field or column)"
+    return " or ".join(map(repr, filter(None, keys))) or "missing or empty"

@@ -64,15 +64,15 @@ class Unread:
         """Keeps an error; raises it with the others if there are MAX_UNREAD."""
         self._errors.append(str(error))
         if len(self._errors) == MAX_UNREAD:
-            self.check()
+            self.check("shards behind them were not tried")
 
-    def check(self) -> None:
+    def check(self, more: str = "the others are finished") -> None:
         """Raises RemoteError that names the first files, if there was any."""
         if self._errors:
             number = counted(len(self._errors), "shard")
             raise RemoteError(
                 f"{number} not finished: {' | '.join(self._errors[:SHOWN])}{' | ...' * (len(self._errors) > SHOWN)}.  "
-                "The others are kept, and the same command continues with these"
+                f"Finished shards are kept, {more}; the same command continues with the rest"
             )
 
 

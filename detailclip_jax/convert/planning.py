@@ -85,7 +85,7 @@ def _resumed(request: Request, num_shards: int) -> Job:
         others.append(f"shards: {job.num_shards} before, {now} now")
     changed = "" if others else _changed(request, job.files, job.folders)
     if (others or changed) and not shards_of(request.out, request.split):
-        return _planned(request, num_shards)
+        return _planned_anew(request, num_shards)
     if others:
         raise ValueError(
             f"{request.work} was started by a different request ({'; '.join(others)}); "
@@ -112,6 +112,20 @@ def _changed(request: Request, *before: Any) -> str:
 def _written(request: Request) -> str:
     """Names what an unfinished run has written, all of which must go before another one can begin."""
     return f"{request.work} and {request.out}/{request.split}-*.arrayrecord"
+
+
+def _planned_anew(request: Request, num_shards: int) -> Job:
+    """Plans a job in place of another one, which is back if that fails: it may have taken hours."""
+    before = request.work.with_name(f"{request.work.name}.before")
+    shutil.rmtree(before, ignore_errors=True)
+    request.work.rename(before)
+    try:
+        job = _planned(request, num_shards)
+    except BaseException:
+        before.rename(request.work)
+        raise
+    shutil.rmtree(before)
+    return job
 
 
 def _planned(request: Request, num_shards: int) -> Job:

@@ -218,7 +218,7 @@ def single_sentences(source: Source, rule: str) -> tuple[int, int]:
 def without_text(source: Source, rule: str) -> tuple[int, int, list[str]]:
     """Returns how many checked examples lack a text that a rule takes from named fields, and how many were checked.
 
-    The third value has the other fields in which all of the former have a text.  Nothing is checked for a rule without
+    Third: the other fields that hold a text in every example that lacks one.  Nothing is checked for a rule without
     names.
     """
     lists = parse(rule).fields

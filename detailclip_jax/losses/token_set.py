@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from detailclip_jax.kernels import chunks
 from detailclip_jax.kernels.products import product
-from detailclip_jax.types import Array, Float, Int, PyTree, Scalar
+from detailclip_jax.types import Array, Float, Int, PyTree, Scalar, UInt32
 
 
 def token_set_loss(
@@ -59,14 +59,17 @@ def token_sets(tokens: Int[Array, "B M"], num_classes: int) -> Float[Array, "B C
     return rows.at[jnp.arange(len(tokens))[:, None], known].set(1)[:, :num_classes]
 
 
-def document_counts(tokens: Int[Array, "B M"], num_classes: int) -> Float[Array, "C"]:
+def document_counts(tokens: Int[Array, "B M"], num_classes: int) -> UInt32[Array, "C"]:
     """Counts the rows that have each class, each row once; in the memory of the tokens, without y."""
     ordered = jnp.sort(tokens, -1)
     first = jnp.concatenate([jnp.ones_like(ordered[:, :1], bool), ordered[:, 1:] != ordered[:, :-1]], -1)
     counted = first & (ordered >= 0) & (ordered < num_classes)
-    return jnp.zeros(num_classes).at[jnp.where(counted, ordered, 0)].add(counted.astype(jnp.float32))
+    return jnp.zeros(num_classes, jnp.uint32).at[jnp.where(counted, ordered, 0)].add(counted.astype(jnp.uint32))
 
 
-def inverse_frequency(counts: Float[Array, "C"], num_images: Scalar | float) -> Float[Array, "C"]:
-    """Computes the weight w of each class from the counts f of N images."""
-    return jnp.log((num_images + 1) / (counts + 1))
+def inverse_frequency(counts: UInt32[Array, "C"], num_images: UInt32[Array, ""]) -> Float[Array, "C"]:
+    """Computes the weight w of each class from the counts f of N images: ln(1 + (N - f) / (f + 1)).
+
+    N - f is a difference of integers, so that w is exact, and 0, for a class that nearly all images have.
+    """
+    return jnp.log1p((num_images - counts).astype(jnp.float32) / (counts.astype(jnp.float32) + 1))

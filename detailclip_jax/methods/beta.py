@@ -18,7 +18,8 @@ import math
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from detailclip_jax.data.caption_rules import num_captions
+from detailclip_jax.data.caption_rules import num_captions, parse
+from detailclip_jax.data.vocabularies import CLIP
 from detailclip_jax.losses.block_targets import beta_loss
 from detailclip_jax.methods import components
 from detailclip_jax.methods.method import (
@@ -56,7 +57,8 @@ def beta(config: ConfigDict) -> Method:
 def sentence_contrast(method: Method, config: ConfigDict) -> Method:
     """Adds the term L_beta, for the first of the method's passes whose class tokens captions are compared with.
 
-    Raises ValueError for a method without captions or whose pass is masked, with one caption, and for stacked blocks.
+    Raises ValueError for a method without captions or whose pass is masked, with one caption, for stacked blocks,
+    another tokenizer than CLIP's, and blank captions that other losses would compare.
     """
     name, count = components.captioned_pass(method, "beta"), num_captions(config.data)
     if method.passes[name].encode not in (full, full_with_values):
@@ -68,10 +70,22 @@ def sentence_contrast(method: Method, config: ConfigDict) -> Method:
             f"losses.weights.beta needs several captions of an image, but data.caption {config.data.caption!r} gives "
             f"{count}; set it to 'parts', or to parts:NAME,... for the sentences of named fields"
         )
+    if config.data.tokenizer != CLIP:
+        raise ValueError(
+            f"losses.weights.beta knows captions without words by CLIP's end token, but data.tokenizer is "
+            f"{config.data.tokenizer!r}; set it to 0"
+        )
+    if parse(config.data.caption).name == "parts" and method.name != "beta":
+        raise ValueError(
+            f"data.caption {config.data.caption!r} fills up with blank captions, which the other losses of method "
+            f"{method.name} would compare; set it to 'crops', or take method beta"
+        )
     if config.model.scan:
         raise ValueError("losses.weights.beta reads values of the last block alone; set model.scan to False")
     passes = {**method.passes, name: method.passes[name]._replace(encode=full_with_values)}
-    return method.plus((pooled_head(name), scale_head()), beta_term(config.losses.beta), passes=passes)
+    return method.plus(
+        (pooled_head(name), scale_head()), beta_term(config.losses.beta, config.model.vocab_size - 1), passes=passes
+    )
 
 
 def pooled_head(name: str) -> Head:
@@ -96,18 +110,18 @@ def scale_head() -> Head:
     return Head(("beta_scale",), run)
 
 
-def beta_term(beta: float) -> Loss:
-    """Term of L_beta; captions without words do not count."""
+def beta_term(beta: float, end: int) -> Loss:
+    """Term of L_beta; captions without words, whose second token is `end`, do not count."""
 
     def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
         heads, scale = record.heads, jnp.exp(record.heads["beta_scale"])
-        given = heads["caption_pooled"], record.text.embedding, scale, beta, has_words(record.batch["text"])
+        given = heads["caption_pooled"], record.text.embedding, scale, beta, has_words(record.batch["text"], end)
         loss, accuracy = beta_loss(*given, whole_batch.axis, whole_batch.block)
         return loss, {"beta_accuracy": accuracy, "beta_scale": scale}
 
     return Loss("beta", ("caption_pooled", "beta_scale"), run)
 
 
-def has_words(text: Int[Array, "B C T"]) -> Bool[Array, "C B"]:
-    """Returns whether a caption has tokens between its start and its end, the largest id (as CLIP finds it)."""
-    return (text.argmax(-1) > 1).T
+def has_words(text: Int[Array, "B C T"], end: int) -> Bool[Array, "C B"]:
+    """Returns whether the token after a caption's start is another one than `end`."""
+    return (text[..., 1] != end).T

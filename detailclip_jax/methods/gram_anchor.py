@@ -1,12 +1,13 @@
 """The Gram anchor of DINOv3 as a term of other methods (arXiv 2508.10104): `losses.weights.gram`.
 
-The anchor is a copy of the image encoder, the teacher's if it has one, made once: at the step from which
-`losses.ramps.gram` lets the weight rise. Until then the weight is 0. The term keeps the similarities between the
+The anchor is a copy of the image encoder, the teacher's if it has one: at the step from which `losses.ramps.gram` lets
+the weight rise. Until then the weight is 0. A run that resumes with another `total_steps` has another such step; if it
+is still to come, the anchor is copied again. The term keeps the similarities between the
 patches of the student near those of the anchor: dense features of a long run tend to get worse while its other losses
 still fall.
 
 Choices where DINOv3 differs: it makes the copy again three times, ten thousand steps apart, and its anchor reads crops
-of twice the size; here there is one copy, and it reads the student's own views, in an unmasked pass.
+of twice the size; here it is one copy, and it reads the student's own views, in an unmasked pass.
 """
 
 from ml_collections import ConfigDict
@@ -27,10 +28,12 @@ from detailclip_jax.types import Array, Scalar
 
 def gram_anchor(method: Method, config: ConfigDict) -> Method:
     """Adds the term for the first of the method's passes over all patches; ValueError for a method without one."""
-    names = [name for name, each in method.passes.items() if each.encode in (full, full_with_values)]
+    whole = (full, full_with_values)
+    names = [name for name, each in method.passes.items() if each.encode in whole and each.view != "local"]
     if not names:
         raise ValueError(
-            f"losses.weights.gram needs a pass over all patches, which method {method.name} does not have; set it to 0"
+            f"losses.weights.gram needs a pass over all patches of a large crop, which method {method.name} lacks; set "
+            "it to 0"
         )
     anchors = {names[0]: method.passes[names[0]].view}
     return method.plus((patches_head(names[0]),), gram_term(), anchors=anchors)

@@ -47,7 +47,7 @@ class Forward(struct.PyTreeNode):
 class Context(NamedTuple):
     """Further inputs of a loss: the training state's running statistics, and the schedules' values at this step."""
 
-    running: Mapping[str, Float[Array, "C"]]  # of the steps before this one, by name of the term
+    running: Mapping[str, Any]  # of the steps before: [C] by name of the term; and the networks of ANCHOR
     temperatures: Mapping[str, Scalar]  # of the teacher, for "cls" and "patch"
     weights: Mapping[str, Scalar] = {}  # of the terms whose weight changes during the run
     step: Scalar | int = 0  # steps done

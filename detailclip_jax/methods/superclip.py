@@ -120,7 +120,8 @@ def token_set_term(ids: Int[np.ndarray, "C"], config: ConfigDict) -> Loss:
         tokens, counts = tokens_of(record), heads["token_set_sum"]
         in_batch = len(tokens) * (jax.lax.axis_size(axis) if axis else 1)
         counts = context.running["token_set"] + (jax.lax.psum(counts, axis) if axis else counts)
-        weights = inverse_frequency(counts, (context.step + 1.0) * in_batch)[ids]
+        num_images = (jnp.asarray(context.step, jnp.uint32) + 1) * jnp.uint32(in_batch)
+        weights = inverse_frequency(counts, num_images)[ids]
         given = heads["set_features"], heads["set_kernel"], heads["set_bias"], jnp.asarray(classes)[tokens], weights
         loss, accuracy = token_set_loss(*given, automatic_chunk_logits() if most is None else most)
         return loss, {"token_set_accuracy": accuracy}

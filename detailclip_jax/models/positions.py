@@ -126,10 +126,10 @@ def check_stretch(num: int, length: int, rule: str) -> None:
     """Raises ValueError if a context of `num` would become shorter, or longer than the rule allows."""
     longest = max(num, KEPT + STRETCH * (num - KEPT)) if rule == "longclip" else math.inf
     if not num <= length <= longest:
-        most = f"at most {longest}" if rule == "longclip" else "any number above"
+        most = f" and at most {longest}" if rule == "longclip" else ""
         raise ValueError(
-            f"model.context_length {length}: init_text_positions={rule!r} stretches {num} text positions to {num} at "
-            f"least and {most}; give such a length, or init_text_positions='keep'"
+            f"model.context_length {length}: init_text_positions={rule!r} makes at least {num}{most} of {num} text "
+            "positions; give such a length, or init_text_positions='keep'"
         )
 
 

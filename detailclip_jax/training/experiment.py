@@ -174,7 +174,7 @@ def _initial(config_text: str, method: Any) -> InitialState:
     params = start.shapes["params"]
     if unrolled != given.model:
         params = jax.eval_shape(functools.partial(make, given.model), jax.eval_shape(jax.random.key, 0))[0]["params"]
-    running = {name: statistic.shape for name, statistic in start.aux.items()}
+    running = {name: jax.ShapeDtypeStruct(each.shape, each.dtype) for name, each in start.aux.items()}
     return InitialState(start, params, given.method.ema, running, has_anchor=bool(given.method.anchors))
 
 

@@ -22,7 +22,7 @@ class InitialState(NamedTuple):
     start: Start  # of {"params": ..., STATS: ...}, without stacked blocks
     params: Params  # their shapes, with stacked blocks
     averaged: tuple[str, ...] = ()  # the teacher's networks
-    running: Mapping[str, tuple[int, ...]] = {}  # shapes of the running statistics
+    running: Mapping[str, jax.ShapeDtypeStruct] = {}  # the running statistics
     has_anchor: bool = False
 
     @property
@@ -54,7 +54,7 @@ class InitialState(NamedTuple):
             ema_params={name: params[name] for name in self.averaged},
             batch_stats={"student": stats, "teacher": {name: stats[name] for name in self.averaged if name in stats}},
             opt_state=optax.EmptyState(),
-            running={name: np.zeros(shape, np.float32) for name, shape in self.running.items()} | anchor,
+            running={name: np.zeros(each.shape, each.dtype) for name, each in self.running.items()} | anchor,
             rng=rng,
         )
 

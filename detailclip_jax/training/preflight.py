@@ -93,7 +93,7 @@ def estimate(plan: Run) -> dict[str, int]:
     return {
         "state": sharding.device_bytes(shapes),
         "gradients": sharding.gradient_bytes(optimizer.trained(shapes.params, plan.experiment.setup.groups)),
-        "weights": sharding.gathered_bytes((shapes.params, shapes.ema_params)) if divided else 0,
+        "weights": sharding.gathered_bytes((shapes.params, shapes.ema_params, shapes.running)) if divided else 0,
         "activations": activation_bytes(plan),
     }
 

@@ -10,27 +10,23 @@ from typing import NamedTuple
 import jax
 
 from detailclip_jax.training.ema import update_center
-from detailclip_jax.types import Array, Axis, Float
+from detailclip_jax.types import Array, Axis, UInt32
 
 
 class Rule(NamedTuple):
     """How a statistic of a batch is put together from its parts, and how it changes the running one."""
 
-    of_chunks: Callable[[Float[Array, "A C"]], Float[Array, "C"]]
-    of_devices: Callable[[Float[Array, "C"], Axis], Float[Array, "C"]]
-    update: Callable[[Float[Array, "C"], Float[Array, "C"], float], Float[Array, "C"]]  # (old, of the batch, momentum)
+    of_chunks: Callable[[Array], Array]  # [A, C] -> [C]
+    of_devices: Callable[[Array, Axis], Array]  # [C] -> [C]
+    update: Callable[[Array, Array, float], Array]  # (old [C], of the batch [C], momentum) -> [C]
 
 
-def add(total: Float[Array, "C"], of_batch: Float[Array, "C"], momentum: float) -> Float[Array, "C"]:
-    """Adds a batch to a running sum.
-
-    Counts are exact up to 2^24 in float32. From there on an addition is rounded: n of them change a count by at most
-    n 2^-24 of its value, and a count goes on growing while the run has fewer than 2^24 steps.
-    """
+def add(total: UInt32[Array, "C"], of_batch: UInt32[Array, "C"], momentum: float) -> UInt32[Array, "C"]:
+    """Adds a batch to a running sum. Sums are integers of 32 bits: exact for up to 4.29e9 images."""
     return total + of_batch
 
 
 RULES = {
     "mean": Rule(lambda chunks: chunks.mean(0), jax.lax.pmean, update_center),
-    "sum": Rule(lambda chunks: chunks.sum(0), jax.lax.psum, add),
+    "sum": Rule(lambda chunks: chunks.sum(0, dtype=chunks.dtype), jax.lax.psum, add),
 }

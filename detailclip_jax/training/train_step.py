@@ -84,11 +84,14 @@ def train_step(state: TrainState, batch: Batch, setup: StepSetup, layout: StepLa
 
 
 def with_anchor(state: TrainState, teacher: Params, copy_at: Array | np.int32) -> Mapping[str, PyTree]:
-    """Returns the running state, in which step `copy_at` replaces the anchor by a copy of the image encoder."""
+    """Returns the running state, in which the anchor is a copy of the image encoder, up to the one of step `copy_at`.
+
+    The copies before that step are there for a run that resumes with fewer steps in all: its `copy_at` is over.
+    """
     if ANCHOR not in state.running:
         return state.running
     found = ema.anchor_of(state.params, teacher)
-    anchor = jax.lax.cond(state.step == copy_at, lambda: found, lambda: dict(state.running[ANCHOR]))
+    anchor = jax.lax.cond(state.step <= copy_at, lambda: found, lambda: dict(state.running[ANCHOR]))
     return {**state.running, ANCHOR: anchor}
 
 

@@ -1,5 +1,6 @@
 """Two runs at once, runs that accept nothing, and what tables and folders hold beside the data."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -281,6 +282,10 @@ def test_a_started_split_without_a_finished_shard_is_planned_anew_for_another_re
     assert begin(request).request == request
     trees.write_tar(tars / "more.tar", trees.sample("new", 1))
     assert len(begin(request).shards) == 2
+    plan = (request.work / "plan.json").read_bytes()
+    with pytest.raises(FileNotFoundError):
+        begin(dataclasses.replace(request, paths=(str(tmp_path / "none"),)))
+    assert (request.work / "plan.json").read_bytes() == plan  # a mistake does not cost the plan, nor an index
 
 
 def test_the_next_start_removes_what_a_kill_left_half_written(tars, tmp_path):

@@ -432,7 +432,7 @@ def test_a_table_needs_its_images_here(server, tmp_path, capsys):
     assert run("csv", url, tmp_path / "more", "--images", f"{server.url}/images.zip") == 2
     assert "images.zip: a local or mounted folder is required" in capsys.readouterr().err
     assert run("imagefolder", f"{server.url}/images", tmp_path / "more") == 2
-    assert "By URL are read webdataset" in capsys.readouterr().err
+    assert "Only the sources webdataset" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl.gz", "t.parquet"])

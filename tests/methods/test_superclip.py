@@ -80,15 +80,15 @@ def test_weights_are_the_published_ones():
     size, updates = 16, 5
     shares = np.random.default_rng(0).integers(0, size + 1, (updates, 9)) / size
     published = np.log((updates + 1 / size) / (shares.sum(0) + 1 / size))
-    np.testing.assert_allclose(
-        inverse_frequency(jnp.float32(shares.sum(0) * size), float(updates * size)), published, rtol=1e-5, atol=1e-6
-    )
+    counts = jnp.asarray(np.round(shares.sum(0) * size), jnp.uint32)
+    np.testing.assert_allclose(inverse_frequency(counts, jnp.uint32(updates * size)), published, rtol=1e-5, atol=1e-6)
 
 
-def test_a_count_goes_on_growing_beyond_the_whole_numbers_of_float32():
-    """2^24 + 1 is no float32; a token of 2^27 images in a million steps occurs in over a hundred of a batch."""
-    count = jnp.full(1, 2.0**27)
-    assert RULES["sum"].update(count, jnp.full(1, 128.0), 0.9)[0] == 2**27 + 128
+def test_counts_are_exact_beyond_the_whole_numbers_of_float32():
+    """In float32 a token that all but 3 of 600 million images have would have a weight of 0, or one below it."""
+    count = RULES["sum"].update(jnp.full(1, 599_999_900, jnp.uint32), jnp.full(1, 97, jnp.uint32), 0.9)
+    weight = inverse_frequency(count, jnp.uint32(600_000_000))
+    np.testing.assert_allclose(weight, np.log(600_000_001 / 599_999_998), rtol=1e-5)
 
 
 def counts_of(batches, vocab_size):
