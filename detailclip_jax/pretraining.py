@@ -273,8 +273,8 @@ class SameLength:
     """The batches of a Pipeline with captions of one length on all processes, which all read equally many batches.
 
     It is the first of the increasing `lengths` that holds the longest caption of a global batch, as in one process.
-    The devices compare the longest captions of the processes, RUN_AHEAD batches in advance: in front of the steps that
-    may be unfinished, so that the answer is there when it is needed.
+    The devices compare the longest captions of the processes RUN_AHEAD batches in advance. So they do it before the
+    steps that may be unfinished, and no step waits for the answer.
     """
 
     def __init__(self, batches: Any, lengths: Sequence[int], mesh: Mesh):

@@ -486,7 +486,7 @@ WEIGHTS: Group = {
         0.0, "weight of the contrast of captions with the image pooled by them, with any method", "B-CLIP: 1"
     ),
 }
-STARTS = {"gram": (0.3333, 0.3333)}  # of ramps; the anchor is copied where that of gram starts
+STARTS = {"gram": (0.3333, 0.3333)}  # ramps that are not 0; the anchor is copied at the start of the ramp of gram
 RAMPS: Group = {  # of the terms with these weights
     name: Field(
         STARTS.get(name, (0.0, 0.0)),

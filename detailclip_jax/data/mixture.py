@@ -204,7 +204,7 @@ def _num_blank(source: Source, rule: str, fields: Collection[str]) -> int:
 
 
 def single_sentences(source: Source, rule: str) -> tuple[int, int]:
-    """Returns in how many checked examples "crops" or "diverse" finds a single sentence, and how many it checked.
+    """Returns in how many checked examples a rule of sentences finds a single one, and how many it checked.
 
     Both are 0 for another rule.
     """
