@@ -50,7 +50,7 @@ def plan(make: MakeRows, request: Request) -> Plan:
 def chunked(request: Request, rows: Iterable[Row]) -> tuple[Shard, ...]:
     """Writes rows to files in the work folder; each file is a shard.
 
-    ValueError for a table of another format: over `MAX_REFUSED` rows cannot be used, and these are most of the rows so far.
+    ValueError for a table of another format: over `MAX_REFUSED` rows cannot be used, and these are most of those read.
     """
     left = itertools.islice(_mostly_usable(rows, request), request.options.limit or None)
     return tuple(_chunk(request.work, number, chunk) for number, chunk in enumerate(_chunks(left)))
