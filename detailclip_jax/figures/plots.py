@@ -143,12 +143,13 @@ def text_maps(image: UInt8[np.ndarray, "H W 3"], maps: Float[np.ndarray, "T H W"
     return figure
 
 
-def loss_curves(metrics: Sequence[Mapping[str, Any]], terms: Sequence[str]):
+def loss_curves(metrics: Sequence[Mapping[str, Any]], terms: Sequence[str] = tuple(EQUATIONS)):
     """The total loss and each of its terms over the steps, in a panel each.
 
-    `metrics` are the lines of metrics.jsonl (`runtime.metric_files.read_lines`); a term that they lack has no panel.
+    `metrics` are the lines of metrics.jsonl (`runtime.metric_files.read_lines`); a term that they lack has no
+    panel. By default the terms are those of the paper.
     """
-    terms = [term for term in ("loss", *terms) if any(term in line for line in metrics)]
+    terms = [term for term in dict.fromkeys(("loss", *terms)) if any(term in line for line in metrics)]
     figure = blank(9.2, 2.1)
     panels = figure.subplots(1, max(len(terms), 1), squeeze=False)[0]
     for axes, term in zip(panels, terms):

@@ -177,11 +177,18 @@ def test_weight_0_is_clip_bit_for_bit():
     assert program_of("beta", {**one_caption, "losses.weights.beta": 0.0}) == program_of("clip", {})
 
 
+def test_captions_that_may_be_blank_are_for_the_method_that_leaves_them_out():
+    config = tiny_config("siglip")
+    config.update_from_flattened_dict({"losses.weights.beta": 1.0, "data.caption": "parts", "data.num_captions": 3})
+    with pytest.raises(ValueError, match="fills up with blank captions, .* set it to 'crops'"):
+        methods.build(config)
+
+
 @pytest.mark.check
 @pytest.mark.parametrize("method", ["siglip", "cosmos"])
 def test_other_methods_train_with_the_term(method):
     config = tiny_config(method)
-    caption = {"data.caption": "parts", "data.num_captions": 3} if method == "siglip" else {}
+    caption = {"data.caption": "crops", "data.num_captions": 3} if method == "siglip" else {}
     config.update_from_flattened_dict({"losses.weights.beta": 1.0, **caption})
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     state, batch, history = noise_state(exp), exp.put(tiny_batch(0, config)), []

@@ -138,7 +138,7 @@ def test_text_positions_are_stretched_as_long_clip_does():
     np.testing.assert_array_equal(positions.stretched_text(table, 77, "linear"), table)
     for length, rule in ((249, "longclip"), (76, "longclip"), (76, "linear")):
         with pytest.raises(
-            ValueError, match=rf"model\.context_length {length}: 77 text positions .* init_text_positions"
+            ValueError, match=rf"model\.context_length {length}: init_text_positions=.* of 77 text positions"
         ):
             positions.stretched_text(table, length, rule)
 
