@@ -180,7 +180,7 @@ def test_weight_0_is_clip_bit_for_bit():
 def test_captions_that_may_be_blank_are_for_the_method_that_leaves_them_out():
     config = tiny_config("siglip")
     config.update_from_flattened_dict({"losses.weights.beta": 1.0, "data.caption": "parts", "data.num_captions": 3})
-    with pytest.raises(ValueError, match="fills up with blank captions, .* set it to 'crops'"):
+    with pytest.raises(ValueError, match=r"fills up with blank captions, .* set it to 'crops'"):
         methods.build(config)
 
 
