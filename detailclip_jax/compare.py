@@ -4,8 +4,10 @@
     python -m detailclip_jax.compare --methods=clip,detailclip --init=runs/clip --workdir=runs/continued
     python -m detailclip_jax.compare --methods=detailclip,detailclip+ema.end=0.99 --workdir=runs/ema
     python -m detailclip_jax.compare --sweep=configs/ablation_table4.py --workdir=runs/table4
+    python -m detailclip_jax.compare --methods=clip,cosmos --budget=600 --flop-of=cosmos --workdir=runs/equal_flop
 
 Every run sees the same number of images, budget x batch size; the table reports the cost (FLOP per image, seconds).
+With --flop-of every run has the same number of operations instead: cheaper methods take more steps.
 Each run is an ordinary run of detailclip_jax.main in WORKDIR/NAME/seed-K, where NAME is its name in the table.
 Finished runs are not trained again, and the same command continues where it was stopped.  Writes comparison.md,
 comparison.json and comparison.png.  In Python, `check(plan)`, `train(plan)` and `write(plan)` do the same for a `Plan`.
@@ -61,7 +63,7 @@ class Entry(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a comparison trains: every entry with every seed, all for the same number of steps.
+    """What a comparison trains: every entry with every seed.
 
     config: file of every run's config; it must accept the argument method=NAME.
     workdir: folder of all runs and of the comparison.
@@ -69,6 +71,7 @@ class Plan(NamedTuple):
     budget: steps of every run.
     init: a run or checkpoint that every run continues from; "" for training from scratch.
     fields: dotted names -> values of fields of every run's config; those of an entry replace them.
+    steps: name of an entry -> steps of its runs, where they are not the budget.
     """
 
     entries: Sequence[Entry]
@@ -78,6 +81,7 @@ class Plan(NamedTuple):
     budget: int
     init: str = ""
     fields: Mapping[str, Any] = MappingProxyType({})
+    steps: Mapping[str, int] = MappingProxyType({})
 
 
 def two_views(config: ConfigDict) -> None:
@@ -143,7 +147,7 @@ def config_of(plan: Plan, entry: Entry, seed: int) -> ConfigDict:
     set_fields(plan.fields)(config)
     entry.change(config)
     config.seed, config.init, config.evaluate_at_end = seed, plan.init, True
-    config.total_steps = plan.budget
+    config.total_steps = plan.steps.get(entry.name, plan.budget)
     return with_own_number(config, given_fields(plan, entry))
 
 
@@ -181,6 +185,8 @@ def parser() -> argparse.ArgumentParser:
     add("--sweep", default="", metavar="FILE", help="a config file with a SWEEP, whose entries are compared")
     add("--seeds", type=flags.positive, default=3, metavar="N", help="runs per method, seeds 0, 1, ... (default: 3)")
     add("--budget", type=flags.positive, default=600, metavar="STEPS", help="steps per run (default: 600)")
+    equal = "an entry: every run takes as many steps as have the FLOP of --budget steps of this entry"
+    add("--flop-of", default="", metavar="ENTRY", help=equal)
     workdir = "folder of all runs and of the comparison (default: runs/compare)"
     add("--workdir", default="runs/compare", metavar="DIR", help=workdir)
     add("--init", default="", metavar="DIR", help="a run or checkpoint that every run continues from")
@@ -213,7 +219,27 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         raise ValueError("nothing to compare: give --methods or --sweep")
     fields = dict(map(parse_setting, arguments.set))
     workdir, budget = Path(arguments.workdir), arguments.budget
-    return Plan(entries, arguments.config, workdir, arguments.seeds, budget, arguments.init, fields)
+    plan = Plan(entries, arguments.config, workdir, arguments.seeds, budget, arguments.init, fields)
+    return with_equal_flop(plan, arguments.flop_of) if arguments.flop_of else plan
+
+
+def with_equal_flop(plan: Plan, name: str) -> Plan:
+    """Returns the plan in which the runs of every entry have the FLOP of `budget` steps of the entry `name`.
+
+    The steps are rounded.  Raises ValueError for an unknown entry.
+    """
+    from detailclip_jax.training import warm_start
+
+    workdirs = workdirs_of(plan)
+    if name not in workdirs:
+        raise ValueError(errors.unknown("--flop-of", name, workdirs))
+    check_methods(plan)
+    costs = {}
+    for entry in plan.entries:
+        config = warm_start.adopt(config_of(plan, entry, 0), given_fields(plan, entry), workdirs[entry.name][0])
+        costs[entry.name] = gflop_per_image(config)
+    steps = {entry: max(1, round(plan.budget * costs[name] / cost)) for entry, cost in costs.items()}
+    return plan._replace(steps=steps)
 
 
 def gflop_per_image(config: ConfigDict) -> float:
@@ -227,15 +253,22 @@ class CannotBegin(errors.RunError):
     """A run is invalid and does not start; the message is that of `detailclip_jax.main`."""
 
 
-def check(plan: Plan) -> None:
-    """Checks the config and workdir of every run before the first one starts.  Raises ValueError."""
+def check_methods(plan: Plan) -> None:
+    """Raises ValueError for an entry of an unknown method."""
     from detailclip_jax import methods  # imports jax, as below: only after the flags are parsed
-    from detailclip_jax.pretraining import validate
-    from detailclip_jax.training import warm_start
 
     for entry in plan.entries:
         if entry.method not in methods.METHODS:
             raise ValueError(errors.unknown("method", entry.method, (*methods.METHODS, *CONTROLS)))
+
+
+def check(plan: Plan) -> None:
+    """Checks the config and workdir of every run before the first one starts.  Raises ValueError."""
+    from detailclip_jax import methods
+    from detailclip_jax.pretraining import validate
+    from detailclip_jax.training import warm_start
+
+    check_methods(plan)
     workdirs = workdirs_of(plan)
     adopted: list[Adopted] = []
     for entry in plan.entries:

@@ -153,6 +153,15 @@ def test_every_run_has_the_budget_the_seed_and_its_row_s_fields():
     assert (config.total_steps, config.seed, config.init, config.ema.end) == (7, 3, "runs/x", 0.5)
 
 
+def test_runs_of_equal_flop_have_steps_in_inverse_proportion_to_their_cost(monkeypatch, tmp_path):
+    monkeypatch.setattr(compare, "gflop_per_image", lambda config: {"clip": 2.0, "cosmos": 9.0}[config.method])
+    given = plan("--methods=clip,cosmos", f"--workdir={tmp_path}")
+    equal = compare.with_equal_flop(given, "cosmos")
+    assert [compare.config_of(equal, entry, 0).total_steps for entry in equal.entries] == [32, 7]  # 7 x 9 / 2 = 31.5
+    with pytest.raises(ValueError, match=r"--flop-of.*slip.*clip, cosmos"):
+        compare.with_equal_flop(given, "slip")
+
+
 def test_a_run_whose_field_was_set_is_not_one_that_leaves_it_open(tmp_path):
     """But for steps_per_epoch, which a run counts if the config leaves it open."""
     counted = "--set=steps_per_epoch=None"
