@@ -41,7 +41,7 @@ class Keys(NamedTuple):
 
 
 class View(struct.PyTreeNode):
-    """V crops of each image; `box` is the crop's place in the original image, xyxy in pixels."""
+    """V crops of each image; `box` is the crop's place in the original image, xyxy in pixels, mirrored if x0 > x1."""
 
     image: Float[Array, "V B S S 3"]
     box: Float[Array, "V B 4"]

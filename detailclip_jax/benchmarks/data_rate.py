@@ -203,7 +203,9 @@ def make_views(
         with watch.stage("crop"):
             cut = [views.cut(pixels, crops[name], box) for box in boxes[name]]
         with watch.stage("colour"):
-            found[name] = np.stack([views.augment(view, crops[name], number, rng) for number, view in enumerate(cut)])
+            found[name] = np.stack(
+                [views.augment(view, crops[name], number, rng)[0] for number, view in enumerate(cut)]
+            )
     return found
 
 

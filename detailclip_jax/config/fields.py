@@ -216,13 +216,14 @@ CROP: Group = {  # fields of one entry of views.crops; the defaults have no phot
     "size": Field(224, "pixels along a side", "paper 4.1", range=FROM_1),
     "kind": Field(
         "random",
-        "random; enclosing: a crop that contains all large crops; whole: the whole image, squashed to a square",
+        "random; enclosing: a crop that contains all large crops; inside: random within the first large crop; whole: the "
+        "whole image, squashed to a square",
         "paper 4.1.1; SILC",
-        choices=("random", "whole", "enclosing"),
+        choices=("random", "whole", "enclosing", "inside"),
     ),
     "scale": Field(
         (0.5, 1.0),
-        "share of the image's area, minimum and maximum",
+        "share of the image's area, minimum and maximum; of a crop inside: of the large crop's",
         "paper 4.1; reference: (.14, 1)",
         range=POSITIVE_SHARE,
         ascending=True,

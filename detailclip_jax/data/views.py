@@ -1,7 +1,8 @@
 """Draws random crops of one image and returns their pixels and boxes; the pixel operations are in `images`.
 
 The config (`config.views.crops`) describes the crops: u and v of the paper, small local crops, crops without
-photometrics ("clean": leave the probabilities out), and the teacher's crop, which encloses u and v.
+photometrics ("clean": leave the probabilities out), and the teacher's crop, which encloses u and v. A view and its box
+are one map: the left side of the view is the first x of the box, also of a mirrored view, whose box has x0 > x1.
 """
 
 import dataclasses
@@ -20,8 +21,8 @@ from detailclip_jax.data.decoding import Decoded, Encoded
 
 Box = tuple[int, int, int, int]  # xyxy, pixels of the image; x1 and y1 are exclusive
 Opened = Encoded | Decoded
-KINDS = ("random", "whole", "enclosing")  # in the order in which their boxes are drawn
-ENCLOSED = "large"  # the crops that an enclosing crop contains
+KINDS = ("random", "whole", "enclosing", "inside")  # in the order in which their boxes are drawn
+LARGE = "large"  # the crops that an enclosing crop contains; an inside crop lies in the first of them
 TRIES = 10
 REDUCING_GAP = 2.0  # in training; see `reduction_for`
 
@@ -32,8 +33,9 @@ class Crop:
 
     `blur_p` and `solarize_p` have one entry per view, or a single number for all views.  Kind "enclosing" draws a box
     around all "large" crops (paper 4.1.1), and kind "whole" takes the whole image, squashed to a square, without a
-    draw; both ignore `scale` and `ratio`.  With `mask_grid` patches along a side
-    every view gets a block mask with probability `mask_p`; its hidden share is drawn from `mask_ratio`.
+    draw; both ignore `scale` and `ratio`.  Kind "inside" draws within the first "large" crop, of whose area `scale` is
+    a share.  With `mask_grid` patches along a side every view gets a block mask with probability `mask_p`; its hidden
+    share is drawn from `mask_ratio`.
     """
 
     count: int = 1
@@ -72,12 +74,14 @@ class Crop:
 def crops_from_config(crops: ConfigDict | Mapping[str, Any]) -> dict[str, Crop]:
     """Returns the checked crops of `config.views.crops` by name.
 
-    Raises ValueError for an unknown field (with the nearest known one), and for an enclosing crop without "large"
-    crops.
+    Raises ValueError for an unknown field (with the nearest known one), and for an enclosing or inside crop without
+    "large" crops.
     """
     found = {name: _crop(name, {**fields}) for name, fields in crops.items()}
-    if ENCLOSED not in found and any(crop.kind == "enclosing" for crop in found.values()):
-        raise ValueError(f"an enclosing crop needs crops named {ENCLOSED!r} to enclose; the crops are {sorted(found)}")
+    independent = LARGE in found and found[LARGE].kind in ("random", "whole")
+    for kind, use in (("enclosing", "to enclose"), ("inside", "to lie in")):
+        if not independent and any(crop.kind == kind for crop in found.values()):
+            raise ValueError(f"an {kind} crop needs crops named {LARGE!r} {use}; the crops are {sorted(found)}")
     return found
 
 
@@ -149,9 +153,13 @@ def jitter(
 
 def augment(
     image: UInt8[np.ndarray, "S S 3"], crop: Crop, view: int, rng: np.random.Generator
-) -> UInt8[np.ndarray, "S S 3"]:
-    """Applies the crop's augmentations to view number `view`: flip, jitter, gray, blur, solarize."""
-    if rng.random() < crop.flip:
+) -> tuple[UInt8[np.ndarray, "S S 3"], bool]:
+    """Applies the crop's augmentations to view number `view`: flip, jitter, gray, blur, solarize.
+
+    Returns also whether the view is mirrored.
+    """
+    mirrored = rng.random() < crop.flip
+    if mirrored:
         image = images.flip(image)
     if rng.random() < crop.jitter_p:
         image = jitter(image, crop.jitter, rng)
@@ -161,7 +169,7 @@ def augment(
         image = images.gaussian_blur(image, rng.uniform(*crop.blur_sigma))
     if rng.random() < _of_view(crop.solarize_p, view):
         image = images.solarize(image)
-    return image
+    return image, mirrored
 
 
 def _of_view(probability: float | tuple[float, ...], view: int) -> float:
@@ -194,7 +202,7 @@ def make_views(
 
     An encoded image is decoded after its boxes are drawn, so that it can be decoded at the smallest sufficient size
     (see `reduction_for`); it raises BadImage if its bytes are damaged.  Boxes are xyxy in pixels of the original image;
-    a flipped view keeps the box it was cut from.  The result depends on `rng`, not on the order of `crops`.
+    that of a mirrored view goes from right to left, x0 > x1.  The result depends on `rng`, not on the order of `crops`.
 
         views = make_views(image, {"large": Crop(count=2)}, np.random.default_rng(0))
         pixels, boxes = views["large"]            # uint8 [2, 224, 224, 3], float32 [2, 4]
@@ -206,20 +214,22 @@ def make_views(
 
 
 def draw_boxes(height: int, width: int, crops: Mapping[str, Crop], rng: np.random.Generator) -> dict[str, list[Box]]:
-    """Draws the boxes of all crops by name, those of enclosing crops last."""
+    """Draws the boxes of all crops by name, those that depend on the large ones last."""
     boxes: dict[str, list[Box]] = {}
     for name in sorted(crops, key=lambda name: (KINDS.index(crops[name].kind), name)):
-        enclosed = boxes.get(ENCLOSED, [])
-        boxes[name] = [_draw_box(height, width, crops[name], enclosed, rng) for _ in range(crops[name].count)]
+        large = boxes.get(LARGE, [])
+        boxes[name] = [_draw_box(height, width, crops[name], large, rng) for _ in range(crops[name].count)]
     return boxes
 
 
-def _draw_box(height: int, width: int, crop: Crop, enclosed: list[Box], rng: np.random.Generator) -> Box:
+def _draw_box(height: int, width: int, crop: Crop, large: list[Box], rng: np.random.Generator) -> Box:
     if crop.kind == "enclosing":
-        return enclosing_box(height, width, enclosed, rng)
+        return enclosing_box(height, width, large, rng)
     if crop.kind == "whole":
         return 0, 0, width, height
-    return random_resized_crop_box(height, width, crop.scale, crop.ratio, rng)
+    left, top, right, bottom = large[0] if crop.kind == "inside" else (0, 0, width, height)
+    x0, y0, x1, y1 = random_resized_crop_box(bottom - top, right - left, crop.scale, crop.ratio, rng)
+    return left + x0, top + y0, left + x1, top + y1
 
 
 def reduction_for(boxes: Mapping[str, list[Box]], crops: Mapping[str, Crop], reducing_gap: int | float) -> int | float:
@@ -244,8 +254,9 @@ def check_reducing_gap(gap: int | float, name: str = "reducing_gap") -> None:
 def _views(
     image: Decoded, crop: Crop, boxes: list[Box], rng: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "V S S 3"], Float32[np.ndarray, "V 4"]]:
-    pixels = [augment(cut(image, crop, box), crop, view, rng) for view, box in enumerate(boxes)]
-    return np.stack(pixels), np.array(boxes, np.float32)
+    pixels, mirrored = zip(*(augment(cut(image, crop, box), crop, view, rng) for view, box in enumerate(boxes)))
+    turned = [(x1, y0, x0, y1) if turn else (x0, y0, x1, y1) for (x0, y0, x1, y1), turn in zip(boxes, mirrored)]
+    return np.stack(pixels), np.array(turned, np.float32)
 
 
 def cut(image: Decoded, crop: Crop, box: Box) -> UInt8[np.ndarray, "S S 3"]:

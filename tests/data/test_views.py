@@ -82,6 +82,31 @@ def test_a_whole_crop_is_the_image_and_moves_no_other_box(shape):
     assert boxes == views.draw_boxes(*shape, crops, rng())
 
 
+@pytest.mark.parametrize("shape", [(48, 64), (300, 20), (7, 5)])
+def test_inside_crops_lie_in_the_first_large_one_and_move_no_other_box(shape):
+    crops = {"large": Crop(count=2), "late": Crop(kind="enclosing"), "small": Crop(scale=(0.1, 0.2))}
+    inside = Crop(count=50, kind="inside", scale=(0.1, 0.4))
+    boxes = views.draw_boxes(*shape, {**crops, "first": inside}, rng())
+    drawn, (left, top, right, bottom) = np.array(boxes.pop("first")), boxes["large"][0]
+    assert boxes == views.draw_boxes(*shape, crops, rng())
+    assert (drawn[:, :2] >= (left, top)).all() and (drawn[:, 2:] <= (right, bottom)).all()
+    if shape == (48, 64):  # the others hardly have boxes of these shapes
+        share = np.prod(drawn[:, 2:] - drawn[:, :2], -1) / ((right - left) * (bottom - top))
+        assert 0.08 < share.min() < 0.2 and 0.3 < share.max() < 0.42
+        assert np.ptp(drawn[:, 0]) > (right - left) / 3 and np.ptp(drawn[:, 1]) > (bottom - top) / 3
+
+
+def test_a_mirrored_view_has_a_box_from_right_to_left():
+    crops = {"large": Crop(count=40, size=16, flip=0.5)}
+    pixels, boxes = make_views(IMAGE, crops, rng())["large"]
+    plain, upright = make_views(IMAGE, {"large": Crop(count=40, size=16)}, rng())["large"]
+    mirrored = boxes[:, 0] > boxes[:, 2]
+    assert 10 < mirrored.sum() < 30
+    np.testing.assert_array_equal(boxes[mirrored][:, [2, 1, 0, 3]], upright[mirrored])
+    np.testing.assert_array_equal(boxes[~mirrored], upright[~mirrored])
+    np.testing.assert_array_equal(np.where(mirrored[:, None, None, None], pixels[:, :, ::-1], pixels), plain)
+
+
 def test_a_whole_crop_squashes_the_image():
     pixels, boxes = make_views(IMAGE, {"clean": Crop(size=16, kind="whole")}, rng())["clean"]
     expected = np.asarray(Image.fromarray(IMAGE).resize((16, 16), Image.Resampling.BICUBIC))
@@ -94,7 +119,7 @@ def test_a_whole_crop_squashes_the_image():
 def changed(crop: Crop, image: np.ndarray = IMAGE, view: int = 0, tries: int = 400) -> float:
     """Share of draws that change the image."""
     generator = rng()
-    return np.mean([not np.array_equal(views.augment(image, crop, view, generator), image) for _ in range(tries)])
+    return np.mean([not np.array_equal(views.augment(image, crop, view, generator)[0], image) for _ in range(tries)])
 
 
 @pytest.mark.parametrize("field", ["flip", "jitter_p", "gray_p", "blur_p", "solarize_p"])
@@ -110,8 +135,8 @@ def test_views_have_their_own_probabilities():
         Crop(count=2, blur_p=(1.0, 0.0), blur_sigma=(1.0, 2.0), solarize_p=(0.0, 1.0)),
     )
     generator = rng()
-    np.testing.assert_array_equal(views.augment(square, crop, 1, generator), images.solarize(square))
-    assert views.augment(square, crop, 0, generator).std() < square.std()
+    np.testing.assert_array_equal(views.augment(square, crop, 1, generator)[0], images.solarize(square))
+    assert views.augment(square, crop, 0, generator)[0].std() < square.std()
 
 
 def test_jitter_draws_every_order_and_the_stated_ranges(monkeypatch):
@@ -218,7 +243,7 @@ def test_lists_of_a_saved_config_become_tuples():
     ("fields", "message"),
     [
         ({"sizes": 8}, "crop 'large' has no field 'sizes'; did you mean size"),
-        ({"kind": "round"}, "crop kind 'round' is unknown; known: random, whole, enclosing"),
+        ({"kind": "round"}, "crop kind 'round' is unknown; known: random, whole, enclosing, inside"),
         ({"filter": "nearest"}, "crop filter 'nearest' is unknown; known: bicubic, bilinear"),
         ({"count": 2, "blur_p": (1.0, 0.1, 0.5)}, "crop blur_p has 3 entries for 2 views"),
         ({"count": 0}, "crop count 0 must be at least 1"),
@@ -232,3 +257,6 @@ def test_wrong_fields_are_named(fields, message):
 def test_an_enclosing_crop_without_globals_is_refused():
     with pytest.raises(ValueError, match=r"needs crops named 'large' to enclose; the crops are \['teacher'\]"):
         crops_from_config({"teacher": {"kind": "enclosing"}})
+    for crops in ({"local": {"kind": "inside"}}, {"large": {"kind": "inside"}}):
+        with pytest.raises(ValueError, match="an inside crop needs crops named 'large'"):
+            crops_from_config(crops)
