@@ -32,7 +32,6 @@ def get_config(arg=None):
     c.batch_size = 2048  # 64 x 4 devices x 8 accumulated [code]
     c.data.caption, c.data.num_captions = "parts", 6  # five sentences and their join [code]; no phrases [choice]
     c.views.crops = {"large": base.crop(scale=(0.9, 1.0), filter="bicubic")}  # [choice]: as in flair.py
-    c.model.scan = False  # the value read-out needs a last block of its own
     c.losses.weights.update({"clip": 1.0, "beta": 1.0})  # [code]
     c.losses.beta = 0.5  # [code]
     c.optimizer.learning_rate, c.optimizer.learning_rate_end = 1e-5, 0.0  # [code]; the end [choice]

@@ -216,8 +216,8 @@ CROP: Group = {  # fields of one entry of views.crops; the defaults have no phot
     "size": Field(224, "pixels along a side", "paper 4.1", range=FROM_1),
     "kind": Field(
         "random",
-        "random; enclosing: a crop that contains all large crops; inside: random within the first large crop; whole: the "
-        "whole image, squashed to a square",
+        "random; enclosing: a crop that contains all large crops; inside: random within the first large crop; whole: "
+        "the whole image, squashed to a square",
         "paper 4.1.1; SILC",
         choices=("random", "whole", "enclosing", "inside"),
     ),

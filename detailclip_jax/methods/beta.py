@@ -57,8 +57,8 @@ def beta(config: ConfigDict) -> Method:
 def sentence_contrast(method: Method, config: ConfigDict) -> Method:
     """Adds the term L_beta, for the first of the method's passes whose class tokens captions are compared with.
 
-    Raises ValueError for a method without captions or whose pass is masked, with one caption, for stacked blocks,
-    another tokenizer than CLIP's, and blank captions that other losses would compare.
+    Raises ValueError for a method without captions or whose pass is masked, with one caption, for another tokenizer
+    than CLIP's, and blank captions that other losses would compare.
     """
     name, count = components.captioned_pass(method, "beta"), num_captions(config.data)
     if method.passes[name].encode not in (full, full_with_values):
@@ -80,8 +80,6 @@ def sentence_contrast(method: Method, config: ConfigDict) -> Method:
             f"data.caption {config.data.caption!r} fills up with blank captions, which the other losses of method "
             f"{method.name} would compare; set it to 'crops', or take method beta"
         )
-    if config.model.scan:
-        raise ValueError("losses.weights.beta reads values of the last block alone; set model.scan to False")
     passes = {**method.passes, name: method.passes[name]._replace(encode=full_with_values)}
     return method.plus(
         (pooled_head(name), scale_head()), beta_term(config.losses.beta, config.model.vocab_size - 1), passes=passes

@@ -214,14 +214,48 @@ def run_blocks(
             return block.at_queries(x, x, mask), None
         return block(x, scale, cls_rows)
 
-    run_one = recomputed(run, remat)
     if isinstance(blocks, Block):
-        one = run_one if gather is None or blocks.is_initializing() else gathered(run, remat, gather)
-        loop = nn.scan(one, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth)
-        x, rows = loop(blocks, x, scales)
+        x, rows = loop_over(run, blocks, remat, depth, gather)(blocks, x, scales)
         return x, jnp.moveaxis(rows, 0, 1) if cls_rows else None
-    rows = []
+    rows, run_one = [], recomputed(run, remat)
     for number, block in enumerate(blocks):
         x, row = run_one(block, x, None if scales is None else scales[number])
         rows.append(row)
     return x, jnp.stack(rows, 1) if cls_rows else None
+
+
+def run_blocks_with_values(
+    blocks: Block | Sequence[Block],
+    x: Float[Array, "B N D"],
+    scales: Float[Array, "L 2 B 1 1"] | None = None,
+    cls_rows: bool = False,
+    remat: str = "none",
+    depth: int = 0,
+    gather: Gather | None = None,
+) -> tuple[Float[Array, "B N D"], Float[Array, "B L N"] | None, Float[Array, "B N D"]]:
+    """Runs a sequence of blocks as `run_blocks` does; returns also the last one's value read-out, `Block.values`."""
+    if not isinstance(blocks, Block):
+        *most, last = blocks
+        x, rows = run_blocks(most, x, scales, cls_rows, remat)
+        read = recomputed(Block.values, remat)(last, x)
+        x, row = run_blocks([last], x, None if scales is None else scales[-1:], cls_rows, remat)
+        return x, None if rows is None or row is None else jnp.concatenate([rows, row], 1), read
+
+    def run(block: Block, carry: tuple[Array, Array], scale: Array | None) -> tuple[tuple[Array, Array], Any]:
+        after, row = block(carry[0], scale, cls_rows)
+        return (after, carry[0]), row
+
+    def last_layer(params: PyTree) -> PyTree:
+        layer = jax.tree.map(lambda leaf: leaf[-1], params)
+        return layer if gather is None else gather(layer)
+
+    (x, before), rows = loop_over(run, blocks, remat, depth, gather)(blocks, (x, x), scales)
+    read = before if blocks.is_initializing() else gathered(Block.values, remat, last_layer)(blocks, before)
+    return x, jnp.moveaxis(rows, 0, 1) if cls_rows else None, read
+
+
+def loop_over(run: Callable[..., Any], block: Block, remat: str, depth: int, gather: Gather | None) -> Any:
+    """Returns a loop (`nn.scan`) of `run` over the stacked layers of a block, see `run_blocks`."""
+    whole = gather is None or block.is_initializing()
+    one = recomputed(run, remat) if whole else gathered(run, remat, gather)
+    return nn.scan(one, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth)

@@ -10,7 +10,14 @@ from jax.sharding import PartitionSpec as P
 from detailclip_jax.kernels.products import broadcast, rows_at
 from detailclip_jax.models.attention import Kernel
 from detailclip_jax.models.attention_pool import AttentionPool
-from detailclip_jax.models.block import Block, BlockInit, Gather, branch_scales, recomputed, run_blocks
+from detailclip_jax.models.block import (
+    Block,
+    BlockInit,
+    Gather,
+    branch_scales,
+    run_blocks,
+    run_blocks_with_values,
+)
 from detailclip_jax.models.initial_values import XAVIER, normal, uniform_fan_in
 from detailclip_jax.models.layers import LayerNorm, Linear, activation_named
 from detailclip_jax.models.patches import patchify, take
@@ -136,8 +143,8 @@ class VisionTransformer(nn.Module):
         """Encodes normalised images; `kept` holds the indices of the patches to encode, None for all.
 
         `mask_token` replaces the patches at which `hidden` is True. `attention` also returns the CLS attention. `keys`
-        [B] enable drop path. `values` also returns the value read-out, which needs an encoder with class tokens whose
-        blocks are not stacked; else it raises ValueError.
+        [B] enable drop path. `values` also returns the value read-out; it raises ValueError for an encoder without
+        class tokens.
         """
         x, scales = self.embed(images, kept, hidden, mask_token), self._scales(keys)
         if self.style.pooling == "attention":
@@ -148,11 +155,12 @@ class VisionTransformer(nn.Module):
             cls, row = self.pool(x, attention)
             return Tokens(cls, x, None if row is None else row[:, None])
         first = self.num_class_tokens  # place of the first patch
-        read = None
+        given, read = (self.blocks, x, scales, attention, self.remat, self.depth, self.gather), None
         if values:
-            x, rows, read = self._run_with_values(x, scales, attention)
+            x, rows, read = run_blocks_with_values(*given)
+            read = self.norm(read)
         else:
-            x, rows = run_blocks(self.blocks, x, scales, attention, self.remat, self.depth, self.gather)
+            x, rows = run_blocks(*given)
         maps = None if rows is None else rows[..., first:]
         if self.style.pooling == "norm_of_mean":
             cls, extra, patches = self.norm(x[:, first:].mean(1)), self.norm(x[:, 1:first]), x[:, first:]
@@ -161,18 +169,6 @@ class VisionTransformer(nn.Module):
             patches, extra = x[:, first:], x[:, 1:first]
             cls = x[:, 0] if self.style.pooling == "cls" else patches.mean(1)
         return Tokens(cls, patches, maps, extra if first > 1 else None, None if read is None else read[:, first:])
-
-    def _run_with_values(
-        self, x: Float[Array, "B M D"], scales: Float[Array, "L 2 B 1 1"] | None, attention: bool
-    ) -> tuple[Float[Array, "B M D"], Float[Array, "B L M"] | None, Float[Array, "B M D"]]:
-        """Runs the blocks; returns also the normalised tokens of the value read-out."""
-        if isinstance(self.blocks, Block):
-            raise ValueError("a value read-out needs separate blocks; set model.scan to False")
-        *most, last = self.blocks
-        x, rows = run_blocks(most, x, scales, attention, self.remat)
-        read = self.norm(recomputed(Block.values, self.remat)(last, x))
-        x, row = run_blocks([last], x, None if scales is None else scales[-1:], attention, self.remat)
-        return x, None if rows is None or row is None else jnp.concatenate([rows, row], 1), read
 
     def _scales(self, keys: Array | None) -> Float[Array, "L 2 B 1 1"] | None:
         """Draws drop path's factor for every branch; None without drop path."""
