@@ -17,7 +17,7 @@ from detailclip_jax.benchmarks import cost_table, timing, variants
 from detailclip_jax.benchmarks.timing import MedianRange
 from detailclip_jax.config.settings import parse_setting
 from detailclip_jax.data import pipeline, views
-from detailclip_jax.data.caption_rules import captions_by, captions_of, num_captions
+from detailclip_jax.data.caption_rules import num_captions
 from detailclip_jax.data.decoding import BadImage, image_of
 from detailclip_jax.data.mixture import order_of
 from detailclip_jax.data.pipeline import Stream
@@ -182,8 +182,7 @@ def prepare_one(stream: Stream, index: int, watch: Stopwatch, rng: np.random.Gen
     with watch.stage("read"):
         example = stream.source[index]
     with watch.stage("tokenise"):
-        number = captions_by(stream.caption, stream.num_captions)
-        text = stream.tokenizer(captions_of(example, stream.caption, rng, number))
+        text, _ = stream.text_of(example, rng)
     with watch.stage("decode"):
         image = image_of(example["image"])
     return {**make_views(image, stream, watch, rng), "text": text}

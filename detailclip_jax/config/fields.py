@@ -113,9 +113,10 @@ DATA: Group = {
         "random",
         "one caption of an example: random, first, concat (title + description, as in the reference), or "
         "field:NAME,... (the first of these that is not blank).  Several captions: crops (COSMOS: two of several "
-        "sentences, then one sentence each), diverse (FLAIR: 1 to 3 sentences each) or parts (B-CLIP: several "
-        "sentences, then each of them), drawn from all captions or from "
-        "named fields (crops:NAME,...); sources:A,B/C (TIPS: one caption of field A, one of field B or C)",
+        "sentences, then one sentence each), diverse (FLAIR: 1 to 3 sentences each), parts (B-CLIP: several "
+        "sentences, then each of them) or debias (DeBias-CLIP: all sentences, then some without the first, their "
+        "words at drawn positions), of all captions or of named fields (crops:NAME,...); sources:A,B/C (TIPS: one "
+        "caption of field A, one of field B or C)",
         "paper: a random valid caption",
     ),
     "num_captions": Field(

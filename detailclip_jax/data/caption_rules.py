@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 CAPTION_RULES = ("random", "first", "concat")  # of one caption; they use all captions of an example
 FIELD = "field:"
-SENTENCE_RULES = ("crops", "diverse", "parts")  # of several captions
+ANY_NUMBER = ("crops", "diverse", "parts")  # of as many captions as asked for
+SENTENCE_RULES = (*ANY_NUMBER, "debias")  # of several captions
 SOURCES = "sources:"
 NO_CAPTIONS = ("key",)  # fields of an example that hold text but no caption
 FORM = (
@@ -20,6 +21,7 @@ FORM = (
 )
 SENTENCE_END = re.compile(r"\n|</s>|\.")
 NUM_SENTENCE_CAPTIONS = 8  # captions of an example by these rules, unless the user gives another number
+NUM_DEBIAS = 2  # captions of "debias"
 NUM_GLOBAL = 2  # captions of several sentences in "crops"; COSMOS has as many global crops of the image
 MAX_GLOBAL = 5  # sentences of such a caption
 MAX_DIVERSE = 3  # sentences of a caption in "diverse"
@@ -43,11 +45,12 @@ def captions_of(example: Mapping[str, Any], rule: str, rng: np.random.Generator,
         half are distinct random ones.
     "sources:web,long" (TIPS): a caption of the field `web`, then one of the field `long`.  "sources:web,one/two"
         (TIPSv2): the second comes from `one` or `two`, drawn uniformly among those that are not blank.
+    "debias" (DeBias-CLIP): all sentences, then 1 to all of them but the first, in random order.  The second caption has
+        paddings before its words, see `is_shifted`.
 
-    Sentences are those of all captions; "crops:NAME,...", "diverse:NAME,..." and "parts:NAME,..." take those of the
-    named fields (see `sentences_of`).  A caption of fewer sentences than were drawn has all of them once; the published
-    codes of COSMOS and FLAIR repeat some within the caption.  Captions are "" where there is no text.  Any other rule
-    gives one caption, see `caption_of`.
+    Sentences are those of all captions (see `sentences_of`), or of the fields in "crops:NAME,...".  A caption of fewer
+    sentences than were drawn has all of them once; the published codes of COSMOS and FLAIR repeat some within the
+    caption.  Captions are "" where there is no text.  Any other rule gives one caption, see `caption_of`.
     """
     parsed = parse(rule)
     if parsed.name == "sources":
@@ -84,17 +87,17 @@ def captions_by(rule: str, asked: int | None = None) -> int:
     """Returns the number of captions that a rule gives: `asked` by "crops", "diverse" and "parts", without it 8.
 
     Raises ValueError for an unknown rule, for a number that is too small for it, and for a number other than its own if
-    the rule has one: 1, or the number of fields of "sources".
+    the rule has one: 1, 2 of "debias", or the number of fields of "sources".
 
     captions_by("crops") == 8;  captions_by("diverse", 4) == 4;  captions_by("sources:web,long") == 2
     """
     parsed = parse(rule)
-    if parsed.name not in SENTENCE_RULES:
-        own = len(parsed.fields) if parsed.name == "sources" else 1
+    if parsed.name not in ANY_NUMBER:
+        own = {"sources": len(parsed.fields), "debias": NUM_DEBIAS}.get(parsed.name, 1)
         if asked not in (None, own):
             raise ValueError(
                 f"data.num_captions {asked} does not fit data.caption {rule!r}, which gives {own}; set "
-                f"--config.data.num_captions={own}, or data.caption to {' or '.join(SENTENCE_RULES)}"
+                f"--config.data.num_captions={own}, or data.caption to {' or '.join(ANY_NUMBER)}"
             )
         return own
     num, least = NUM_SENTENCE_CAPTIONS if asked is None else asked, 1 if parsed.name == "diverse" else NUM_GLOBAL
@@ -109,11 +112,16 @@ def with_own_number(config: ConfigDict, given: Iterable[str]) -> ConfigDict:
     `given`: dotted names of fields that the user has set.  Raises ValueError for an unknown rule.
     """
     names, data = set(given), config.data
-    if "data.caption" not in names or "data.num_captions" in names or parse(data.caption).name in SENTENCE_RULES:
+    if "data.caption" not in names or "data.num_captions" in names or parse(data.caption).name in ANY_NUMBER:
         return config
     changed = ConfigDict(config.to_dict())
     changed.data.num_captions = None
     return changed
+
+
+def is_shifted(rule: str, number: int) -> bool:
+    """Returns whether caption `number` of an example has paddings before its words (`Tokenizer.shifted`)."""
+    return parse(rule).name == "debias" and number > 0
 
 
 def sentences_for(example: Mapping[str, Any], rule: str) -> list[str]:
@@ -153,6 +161,15 @@ def parts(sentences: Sequence[str], rng: np.random.Generator, num: int) -> tuple
     return (BETWEEN.join(drawn), *drawn, *[""] * (num - 1 - len(drawn)))
 
 
+def debias(sentences: Sequence[str], rng: np.random.Generator, num: int) -> tuple[str, ...]:
+    """Returns all sentences, then 1 to all of them but the first, in random order (DeBias-CLIP, 2602.22419).
+
+    Without the first one, which sums up the others, the later sentences count.  A single sentence is both captions.
+    """
+    rest = sentences[1:] or sentences
+    return BETWEEN.join(sentences), BETWEEN.join(_distinct(rest, rng, 1 + int(rng.integers(len(rest)))))
+
+
 def _diverse(sentences: Sequence[str], rng: np.random.Generator) -> Sequence[str]:
     num = min(1 + int(rng.integers(MAX_DIVERSE)), len(sentences))
     if num > 1 and rng.random() < 0.5:
@@ -177,6 +194,7 @@ RULES: dict[str, Callable[[Sequence[str], np.random.Generator, int], tuple[str, 
     "crops": crops,
     "diverse": diverse,
     "parts": parts,
+    "debias": debias,
 }
 
 

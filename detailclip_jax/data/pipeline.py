@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from jaxtyping import Int32
 from ml_collections import ConfigDict
 
 from detailclip_jax.data import held_out, mixture
 from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
-from detailclip_jax.data.caption_rules import captions_by, captions_of, num_captions
+from detailclip_jax.data.caption_rules import captions_by, captions_of, is_shifted, num_captions
 from detailclip_jax.data.decoding import BUDGET, UPRIGHT, BadImage, image_of
 from detailclip_jax.data.images import evaluation_mask
 from detailclip_jax.data.preprocessing import Transform
@@ -139,8 +140,7 @@ class Stream:
         example = self.source[index]
         label = label_of(example)
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, position))))
-        captions = captions_of(example, self.caption, rng, self._num_captions)
-        text, is_cut = zip(*map(self.tokenizer.row, captions))
+        text, num_cut = self.text_of(example, rng)
         with _bad_images_are_bad_records(example), BUDGET.scope():
             views = make_views(image_of(example["image"]), self.crops, rng, self.reducing_gap)
         masks = make_masks(self.crops, rng)
@@ -148,10 +148,19 @@ class Stream:
             **({"hidden": masks} if masks else {}),
             "image": {name: pixels for name, (pixels, _) in views.items()},
             "box": {name: boxes for name, (_, boxes) in views.items()},
-            "text": np.stack(text),
+            "text": text,
             "label": label,
-            "truncated": sum(is_cut),
+            "truncated": num_cut,
         }
+
+    def text_of(self, example: Example, rng: np.random.Generator) -> tuple[Int32[np.ndarray, "C T"], int]:
+        """Returns the token ids of an example's captions, drawn by `rng`, and how many of them were cut."""
+        captions = enumerate(captions_of(example, self.caption, rng, self._num_captions))
+        rows = [
+            self.tokenizer.row(text, rng if is_shifted(self.caption, number) else None) for number, text in captions
+        ]
+        text, is_cut = zip(*rows)
+        return np.stack(text), sum(is_cut)
 
 
 def read(source: Source, index: int, decoding: str = UPRIGHT) -> tuple[Example, np.ndarray]:

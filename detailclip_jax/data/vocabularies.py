@@ -98,6 +98,11 @@ class FileTokenizer(Tokenizer):
         words = self._pieces.ids(text if self.pooling == AT_EOT else text.lower())
         return [*self._pieces.before, *words, *self._pieces.after]
 
+    @property
+    def around(self) -> tuple[int, int, int]:
+        """The numbers of ids before and after the words, and the id of padding."""
+        return len(self._pieces.before), len(self._pieces.after), self._pieces.padding
+
     def fit(self, ids: Sequence[int]) -> Int32[np.ndarray, " T"]:
         """Cuts or pads ids to the context length, and counts cuts."""
         row = np.full(self.context_length, self._pieces.padding, np.int32)

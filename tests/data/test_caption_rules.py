@@ -21,6 +21,7 @@ from detailclip_jax.data.caption_rules import (
     text_fields,
     with_own_number,
 )
+from detailclip_jax.data.lengths import trimmed
 from detailclip_jax.data.mixture import check_captions, check_some_caption, single_sentences
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.data.sources import BadRecord, Records, write_records
@@ -185,6 +186,80 @@ def test_diverse_captions_of_few_sentences():
     assert drawn("diverse:absent", num=3, count=1) == [("",) * 3]
 
 
+def test_debias_is_all_sentences_then_some_without_the_first():
+    """Every number of them with equal probability, without replacement, in every order."""
+    shorts = [short.split(". ") for long, short in drawn("debias", count=1200) if long == "a. b. c. d. e"]
+    assert len(shorts) == 1200
+    assert all(len({*short}) == len(short) and {*short} <= set("bcde") for short in shorts)
+    counts = collections.Counter(map(len, shorts))
+    assert {*counts} == {1, 2, 3, 4} and all(240 < count < 360 for count in counts.values())
+    assert len({tuple(short) for short in shorts if len(short) == 2}) == 12  # ordered pairs of four
+    assert set(drawn("debias:long", count=50)) >= {("f. g. h", "g"), ("f. g. h", "h. g"), ("f. g. h", "g. h")}
+    assert set(drawn("debias:other", count=5)) == {("o", "o")}  # a single sentence
+    assert drawn("debias:blank", num=2, count=1) == [("", "")]
+
+
+def rows_of(text, length=16, count=300, tokenizer=Tokenizer):
+    """Rows of token ids of a text whose words are moved."""
+    draws, reads = rng(), tokenizer(length)
+    return np.stack([reads.row(text, draws)[0] for _ in range(count)])
+
+
+def test_words_are_moved_by_0_to_all_paddings():
+    """[start, paddings, words, end, paddings]: every place has the same probability."""
+    [plain] = Tokenizer(16)(["a red kite"])
+    rows = rows_of("a red kite", count=1200)
+    num = rows.argmax(1) - plain.argmax()  # paddings before the words
+    expected = [[plain[0], *[0] * n, *plain[1:5], *[0] * (11 - n)] for n in num]
+    assert np.array_equal(rows, expected)
+    counts = np.bincount(num, minlength=12)
+    assert len(counts) == 12 and counts.min() > 60 and counts.max() < 140
+
+
+@pytest.mark.parametrize("text", ["", " ", "\u200b", "word " * 5000, "word " * 14, "é" * 9000, "<|endoftext|> a" * 8])
+def test_hostile_captions_end_well(text):
+    """Without words there is nothing to move, and a text that fills the context stays as it is."""
+    tokenizer, [plain] = Tokenizer(16), Tokenizer(16)([text])
+    row, is_cut = tokenizer.row(text, rng())
+    assert is_cut == (tokenizer.num_truncated == 1) and row.shape == (16,) and row[0] == plain[0]
+    if len(tokenizer.encode(text)) in (2, *range(16, 2**20)):
+        assert np.array_equal(row, plain)
+    assert "word" not in text or (row == plain).all()
+
+
+@pytest.mark.parametrize("text", ["kite", "🪁 Ελλάδα 日本", "!", "a" * 60])
+def test_moved_captions_say_the_same(text):
+    tokenizer = Tokenizer(40)
+    [plain] = tokenizer([text])
+    assert {tokenizer.decode(row[row > 0]) for row in rows_of(text, 40, 20)} == {tokenizer.decode(plain[plain > 0])}
+
+
+def moved(count, length=16, **fields):
+    """The token ids of the captions of examples in a pipeline."""
+    source = [{**LONG, "image": make_image(0), "label": -1, "key": "k"}] * count
+    given = {"batch_size": count, "caption": "debias", **fields}
+    with Pipeline(source, {"large": Crop(size=8)}, Tokenizer(length), **given) as batches:
+        return next(batches)["text"]
+
+
+def test_the_second_caption_of_debias_is_moved_by_seed_and_position():
+    text = moved(40)
+    assert text.shape == (40, 2, 16) and np.array_equal(text[:, 0], Tokenizer(16)(["a. b. c. d. e"] * 40))
+    starts = text[:, 1].argmax(-1) + 1 - (text[:, 1] > 0).sum(-1)
+    assert {0, 5} < {*starts}  # paddings before the words
+    assert np.array_equal(text, moved(40)) and not np.array_equal(text, moved(40, seed=1))
+    assert np.array_equal(text[20:], moved(20, start=20))
+
+
+def test_a_batch_is_cut_behind_the_words_that_were_moved_most():
+    text = moved(3, length=64)
+    last = text.argmax(-1).max()
+    for longest in (last, last + 1, 64):
+        cut = trimmed({"text": text}, sorted({4, int(longest), 64}))["text"]
+        assert cut.shape[-1] == (64 if longest == last else longest)  # the end token at place `last` must stay
+        assert np.array_equal(cut.argmax(-1), text.argmax(-1))
+
+
 def test_sources_give_a_caption_each():
     assert set(drawn("sources:web,other")) == {("w", "o")}
     assert set(drawn("sources:other,blank,absent")) == {("o", "", "")}
@@ -198,7 +273,7 @@ def test_a_source_is_drawn_uniformly_among_those_with_a_text():
 
 
 def test_draws_depend_on_the_generator_only():
-    for rule in ("crops", "diverse", "sources:web,other/long"):
+    for rule in ("crops", "diverse", "debias", "sources:web,other/long"):
         assert drawn(rule) == drawn(rule)
         assert len(set(drawn(rule))) > 1
 
@@ -213,6 +288,7 @@ def test_other_rules_give_the_caption_that_they_gave(rule):
     [
         *(("random", None, 1), ("random", 1, 1), ("field:a,b", None, 1), ("sources:a,b/c,d", None, 3)),
         *(("crops", None, 8), ("crops", 5, 5), ("diverse:a", None, 8), ("diverse:a", 3, 3)),
+        *(("debias", None, 2), ("debias:long", 2, 2)),
     ],
 )
 def test_the_number_of_captions_follows_from_the_rule(rule, num, expected):
@@ -232,7 +308,7 @@ def test_too_few_captions_are_refused(rule, num, least):
         num_captions(c.data)
 
 
-@pytest.mark.parametrize(("rule", "own"), [("random", 1), ("field:a,b", 1), ("sources:a,b", 2)])
+@pytest.mark.parametrize(("rule", "own"), [("random", 1), ("field:a,b", 1), ("sources:a,b", 2), ("debias", 2)])
 def test_another_number_than_that_of_the_rule_is_refused(rule, own):
     c = default()
     c.data.caption, c.data.num_captions = rule, 8
@@ -252,6 +328,7 @@ def test_another_number_than_that_of_the_rule_is_refused(rule, own):
     ("rule", "given", "expected"),
     [
         *(("sources:raw,long", ["data.caption"], None), ("random", ["data.caption"], None), ("random", [], 4)),
+        ("debias:long", ["data.caption"], None),
         ("crops:long", ["data.caption"], 4),
         ("sources:raw,long", ["data.caption", "data.num_captions"], 4),  # the user's own number is not ignored
     ],

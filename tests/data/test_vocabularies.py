@@ -57,6 +57,16 @@ def end_file(folder, padding="<unk>", **options):
     return word_file(folder, [*WORDS, "</s>"], padding, first=("<unk>",), **options)
 
 
+@pytest.mark.parametrize(("before", "first"), [("", []), ("<unk>", [0])])
+def test_words_of_another_vocabulary_are_moved_behind_its_start(tmp_path, before, first):
+    file = word_file(tmp_path, padding="<unk>" if before else "</s>", before=before)
+    tokenizer, draws = vocabularies.tokenizer_of(config_with(file, 8)), np.random.default_rng(0)
+    rows, pad = [tokenizer.row("a frog", draws)[0].tolist() for _ in range(60)], 0 if before else 1
+    room = 5 - len(first)
+    expected = [[*first, *[pad] * n, 2, 3, 1, *[pad] * (room - n)] for n in range(room + 1)]
+    assert sorted(expected) == sorted(map(list, {*map(tuple, rows)}))
+
+
 @pytest.mark.parametrize("before", ["", "<unk>"])
 def test_ids_are_those_of_the_library_in_lower_case(tmp_path, before):
     file = word_file(tmp_path, padding="</s>", before=before)

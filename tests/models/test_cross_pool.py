@@ -9,7 +9,7 @@ import pytest
 from tiny import noise
 
 from detailclip_jax.models.cross_pool import CrossPool
-from detailclip_jax.models.text import TextTransformer
+from detailclip_jax.models.text import TextStyle, TextTransformer
 
 WIDTH, HEADS = 32, 8
 POOLS = {
@@ -117,6 +117,26 @@ def test_all_tokens_of_a_caption_end_in_the_feature_of_eot(scan):
     np.testing.assert_allclose(feature, jax.jit(text.apply)(params, IDS), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(valid, np.arange(7) <= np.array([[3], [6]]))
     np.testing.assert_array_equal(np.asarray(tokens)[np.arange(2), [3, 6]], feature)
+
+
+@pytest.mark.parametrize("style", [TextStyle(), TextStyle(causal=False, pooling="mean"), TextStyle(pooling="last")])
+def test_paddings_before_the_words(style):
+    """As in DeBias-CLIP: EOT, or the last place, attends to them; a mean and its attention leave paddings out."""
+    text, moved = TEXT.clone(style=style), np.array([[48, 0, 0, 3, 5, 49, 0, 0, 0, 0]])
+    params, encode = noise(jax.eval_shape(text.init, jax.random.key(1), IDS), scale=0.3), jax.jit(text.apply)
+    feature, tokens, valid = jax.jit(functools.partial(text.apply, method="all_tokens"))(params, moved)
+    np.testing.assert_allclose(encode(params, moved), feature, rtol=1e-5, atol=1e-5)
+    row = params["params"]["token_embedding"].at[0, 0].add(3.0)
+    other = encode({"params": {**params["params"], "token_embedding": row}}, moved)  # another embedding of paddings
+    if style.pooling == "mean":
+        np.testing.assert_array_equal(valid, moved > 0)
+        np.testing.assert_allclose(feature, tokens[moved > 0].mean(0, keepdims=True), rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(other, feature)
+    else:
+        assert np.abs(other - feature).max() > 1e-3
+    if style.pooling == "eot":
+        np.testing.assert_array_equal(feature, tokens[:, 5])
+        np.testing.assert_allclose(encode(params, moved[:, :6]), feature, rtol=1e-5, atol=1e-5)  # cut behind EOT
 
 
 def test_each_token_is_the_feature_of_the_caption_up_to_it():
