@@ -84,6 +84,7 @@ setup(
     package_data={PACKAGE: ASSETS},
     install_requires=[
         "absl-py>=2.1",
+        "aiohttp>=3.10",  # https:// of fsspec
         "array_record>=0.5",
         "clu>=0.0.12",
         "einops>=0.8",

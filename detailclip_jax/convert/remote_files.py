@@ -1,45 +1,52 @@
-"""Reads files by URL: https:// with Python's own client, s3://, gs://, hf:// and others with fsspec.
+"""Reads files by URL with fsspec: https://, s3://, gs://, hf:// and others.
 
     with io.BufferedReader(RemoteFile("https://host/00000.tar"), BLOCK) as file: ...
 
-A file is read forward in one request, and a seek begins another one at its place.  A request that fails, is cut off or
-stalls is repeated from the last byte that arrived, up to TRIES times for each buffer; then RemoteError ends the work on
-this file.  The server's numbers are compared: a file whose size or version changes while it is read is refused.
+A file is read in blocks, each with one request.  A request that fails, is cut off or stalls is repeated, up to TRIES
+times for each block; then RemoteError ends the work on this file.  What a web server states about place and length is
+compared, and a file whose size or version changes while it is read is refused.
 """
 
 import concurrent.futures
 import contextlib
 import functools
 import glob
-import http.client
 import io
 import itertools
 import re
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from detailclip_jax.runtime.errors import RunError, first_line
 from detailclip_jax.version import __version__
 
 TRIES, PAUSE = 5, 1.0  # seconds before the second try; the double before each further one
-TIMEOUT = 60.0  # seconds without a byte, and for each buffer
-BLOCK = 4 * 2**20  # bytes of a buffer
-PIECE = 2**18  # bytes taken from a connection at once
+TIMEOUT = 60.0  # seconds for each block
+BLOCK = 8 * 2**20  # bytes
 AT_ONCE = 16  # requests for sizes
 WEB = ("http://", "https://")
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
-VERSIONS = ("ETag", "etag", "blob_id", "xet_hash", "generation", "mtime", "LastModified", "created")  # of fsspec
-RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+VERSIONS = ("ETag", "etag", "Last-Modified", "blob_id", "xet_hash", "generation", "mtime", "LastModified", "created")
 NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
-MISSING, FORBIDDEN, TOO_MANY, AFTER_END = (404, 410), (401, 403), (408, 429), 416
+RANGE = re.compile(r"bytes (\d+)-(\d+)/")
+STATUSES = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 410: FileNotFoundError}
 T = TypeVar("T")
 
 
 class RemoteError(RunError):
     """A file of another machine cannot be read; the message names it, the reason and the number of tries."""
+
+
+class Denied(RemoteError):
+    """The storage does not allow to read a file; some answer so for a file that does not exist."""
+
+
+class NoParts(ValueError):
+    """A web server gives whole files only."""
+
+    def __init__(self):
+        super().__init__("the server does not give parts of files; download the file")
 
 
 class Stamp(NamedTuple):
@@ -63,23 +70,18 @@ def expand(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
     {00000..00331} stands for the numbers in between, in every URL.  Other patterns, and folders (their files with one
     of the suffixes), need storage that lists its files; a web server does not.
     """
-    urls = numbered(pattern)
-    if not pattern.startswith(WEB):
-        return [file for url in urls for file in _tried(url, functools.partial(_listed, url, suffixes))]
-    if "*" in pattern or "?" in pattern:
+    if pattern.startswith(WEB) and ("*" in pattern or "?" in pattern):
         raise ValueError(
             f"{pattern}: a web server has no list of its files, and a signed address (with ?) changes with every run; "
             "write the addresses of several files as in https://host/{00000..00331}.tar"
         )
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         try:
-            for url, found in zip(urls, pool.map(stamp, urls)):
-                if found == ABSENT:
-                    raise FileNotFoundError(f"{url} does not exist; check the address")
+            found = pool.map(functools.partial(_listed, suffixes=suffixes), numbered(pattern))
+            return list(itertools.chain.from_iterable(found))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # a server that is gone takes a minute for each address
             raise
-    return urls
 
 
 def numbered(pattern: str) -> list[str]:
@@ -95,17 +97,22 @@ def numbered(pattern: str) -> list[str]:
 
 
 def _listed(url: str, suffixes: tuple[str, ...]) -> list[str]:
+    found = [url] if stamp(url) != ABSENT else _tried(url, functools.partial(_searched, url, suffixes))
+    if not found:
+        ends = " or ".join(suffixes)
+        raise FileNotFoundError(f"{url} does not exist, or has no file that ends in {ends}; check the address")
+    return found
+
+
+def _searched(url: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Returns the files of a folder or pattern."""
     storage, path = _storage(url)
     found: list[str] = []
     with contextlib.suppress(FileNotFoundError):  # of the folder
         if glob.has_magic(path):
             found = [name for name, info in storage.glob(path, detail=True).items() if info["type"] == "file"]
-        elif storage.isdir(path):
+        elif not url.startswith(WEB):
             found = [name for name in storage.find(path) if name.endswith(suffixes)]
-        elif storage.isfile(path):
-            found = [path]
-    if not found:
-        raise FileNotFoundError(f"{url} does not exist, or has no file that ends in {' or '.join(suffixes)}")
     return sorted(map(storage.unstrip_protocol, found))
 
 
@@ -114,13 +121,43 @@ def _storage(url: str) -> tuple[Any, str]:
     import fsspec.core
 
     try:
-        return fsspec.core.url_to_fs(url)
+        return fsspec.core.url_to_fs(url, **(_web_options() if url.startswith(WEB) else {}))
     except ImportError as error:
         scheme = url.partition("://")[0]
         package = PACKAGES.get(scheme)
         raise ImportError(f"{scheme}:// needs {f'pip install {package}' if package else error}") from error
-    except ValueError as error:
-        raise RemoteError(f"{url}: {error}; known are https, {', '.join(PACKAGES)} and what fsspec knows") from error
+
+
+def _web_options() -> dict[str, Any]:
+    import aiohttp
+
+    client = {
+        "headers": {"Accept-Encoding": "identity", "User-Agent": f"detailclip_jax/{__version__}"},
+        "auto_decompress": False,  # a short answer could unpack to any size
+        "timeout": aiohttp.ClientTimeout(sock_connect=TIMEOUT, sock_read=TIMEOUT),
+        "trust_env": True,  # proxies, and logins of ~/.netrc
+        "raise_for_status": _check,
+    }
+    return {"client_kwargs": client}
+
+
+async def _check(response: Any) -> None:
+    """Raises for an answer of a web server (an aiohttp.ClientResponse) that cannot be used, before its body is read."""
+    if fault := _fault(response):
+        response.close()
+        raise fault
+
+
+def _fault(response: Any) -> Exception | None:
+    if response.status >= 400:
+        return STATUSES.get(response.status, ConnectionError)(f"the server answers {response.status} {response.reason}")
+    asked = response.request_info.headers.get("Range")
+    if not asked or response.status != 206:
+        return NoParts() if asked else None
+    first, last = map(int, asked.removeprefix("bytes=").split("-"))
+    given = RANGE.match(response.headers.get("Content-Range", "")) or (0, -1, -1)
+    is_part = int(given[1]) == first and int(given[2]) <= last and response.content_length == int(given[2]) - first + 1
+    return None if is_part else ConnectionError(f"the server answers with other bytes than {first:,} to {last:,}")
 
 
 @functools.cache
@@ -129,21 +166,25 @@ def stamp(url: str) -> Stamp:
     return _tried(url, functools.partial(_stamp, url))
 
 
-def _stamp(url: str) -> Stamp:
+def _stamp(url: str, fresh: bool = False) -> Stamp:
+    storage, path = _storage(url)
+    if fresh:
+        storage.invalidate_cache(path)
     try:
-        if url.startswith(WEB):
-            with _requested(url, "0-0") as response:
-                return _described(response, url, 0)
-        storage, path = _storage(url)
-        info = storage.info(path)
-    except FileNotFoundError:
+        info = storage.info(path, timeout=TIMEOUT) if storage.async_impl else storage.info(path)
+    except FileNotFoundError as error:
+        reason = error.__cause__
+        if url.startswith(WEB) and isinstance(reason, Exception) and not isinstance(reason, FileNotFoundError):
+            raise reason from error  # fsspec says so of every failure
         return ABSENT
-    if info.get("size") is None:
-        raise RemoteError(f"{url}: the storage does not say how long this file is; copy it to a disk")
+    if info["type"] != "file":
+        return ABSENT
+    if not info.get("size"):
+        raise ValueError("the server says that this file is empty, or not how long it is; download the file")
     return Stamp(int(info["size"]), str(next((info[name] for name in VERSIONS if info.get(name)), "")))
 
 
-def _tried(url: str, work: Callable[[], T]) -> T:
+def _tried(what: str, work: Callable[[], T]) -> T:
     """Returns what `work` returns, after up to TRIES tries; RemoteError after the last, and as `work` raises it."""
     for number in range(1, TRIES + 1):
         try:
@@ -151,65 +192,16 @@ def _tried(url: str, work: Callable[[], T]) -> T:
         except (RemoteError, FileNotFoundError, ImportError):
             raise
         except ValueError as error:  # would be taken for damage of the file
-            raise RemoteError(f"{url}: {first_line(error)}; check the address") from error
+            raise RemoteError(f"{what}: {first_line(error)}") from error
         except PermissionError as error:
-            raise RemoteError(f"{url}: access is denied ({first_line(error)}); log in to this storage") from error
+            raise Denied(f"{what}: access is denied ({first_line(error)}); log in to this storage") from error
         except Exception as error:  # each library of a storage has its own
             if number == TRIES:
-                raise RemoteError(f"{url}: {_reason(error)}, after {TRIES} tries; repeat the command later") from error
+                late = f"no complete answer within {TIMEOUT:g} seconds"
+                reason = late if isinstance(error, TimeoutError) else first_line(error)
+                raise RemoteError(f"{what}: {reason}, after {TRIES} tries; repeat the command later") from error
             time.sleep(PAUSE * 2 ** (number - 1))
     raise AssertionError
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"the server answers {error.code} {error.reason}"
-    if isinstance(error, urllib.error.URLError):
-        return f"no connection ({getattr(error.reason, 'strerror', None) or error.reason})"
-    return str(error) if isinstance(error, Interrupted) else first_line(error)
-
-
-class Interrupted(ConnectionError):
-    """A connection ended or stalled; the message is for users."""
-
-
-def _requested(url: str, bytes_wanted: str) -> Any:
-    """Returns the response with a range of bytes, "FIRST-LAST" or "FIRST-"."""
-    headers = {"Range": f"bytes={bytes_wanted}", "User-Agent": f"detailclip_jax/{__version__}"}
-    try:
-        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code in MISSING:
-                raise FileNotFoundError(f"{url} does not exist ({error.code} {error.reason})") from error
-            if error.code in FORBIDDEN:
-                raise PermissionError(f"{error.code} {error.reason}") from error
-            if error.code == AFTER_END and error.headers.get("Content-Range") == "bytes */0":
-                raise RemoteError(f"{url} is empty") from error
-            if error.code < 500 and error.code not in TOO_MANY:
-                raise RemoteError(f"{url}: {_reason(error)}; download the file") from error
-            raise
-    except (http.client.InvalidURL, UnicodeError) as error:
-        raise RemoteError(
-            f"{url} is no valid address: {first_line(error)}; write %20 for a space, and so on"
-        ) from error
-    except TimeoutError as error:
-        raise Interrupted(f"no answer within {TIMEOUT:g} seconds") from error
-
-
-def _described(response: http.client.HTTPResponse, url: str, first: int) -> Stamp:
-    """Returns size and version of the file of a response; RemoteError unless it starts at byte `first`."""
-    found = RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    length = response.headers.get("Content-Length", "")
-    version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-    if response.status == 206 and found and int(found[1]) == first:
-        return Stamp(int(found[2]), version)
-    if response.status == 200 and not first and length.isdecimal():
-        return Stamp(int(length), version)
-    if response.status == 200:
-        what = "does not give parts of files" if first else "does not say how long this file is"
-        raise RemoteError(f"{url}: the server {what}; download the file")
-    raise RemoteError(f"{url}: the server answers with other bytes than those from {first:,}; download the file")
 
 
 class RemoteFile(io.RawIOBase):
@@ -217,10 +209,11 @@ class RemoteFile(io.RawIOBase):
 
     def __init__(self, url: str):
         self.name, self.stamp = url, stamp(url)
-        self._at = self._connected_at = 0
-        self._connection: Any = None
         if self.stamp == ABSENT:
             raise RemoteError(f"{url} does not exist any more")
+        self._storage, self._path = _storage(url)
+        self._at, self._has_parts = 0, True
+        self._whole: Any = None  # the answer of a server without parts
 
     def readable(self) -> bool:
         """Returns True."""
@@ -236,76 +229,66 @@ class RemoteFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         """Goes to a place, without a request, and returns it."""
-        place = offset + (0, self._at, self.stamp.size)[whence]
-        if place < 0:
-            raise ValueError(f"{self.name}: there is no byte {place}")
-        self._at = place
-        return place
+        self._at = offset + (0, self._at, self.stamp.size)[whence]
+        return self._at
 
     def readinto(self, buffer: Any, /) -> int:
-        """Reads up to BLOCK bytes into `buffer`, fewer only where the file ends, and returns their number."""
-        first = self._at
-        view = memoryview(buffer).cast("B")[: min(max(self.stamp.size - first, 0), BLOCK)]
+        """Reads up to BLOCK bytes into `buffer` and returns their number, 0 where the file ends."""
+        view = memoryview(buffer).cast("B")
+        most = min(len(view), BLOCK, self.stamp.size - self._at)
+        if most <= 0:
+            return 0
+        sizes = (max(1, most >> number) for number in itertools.count())  # a further try asks for half as much
+        data = _tried(f"{self.name} from byte {self._at:,}", lambda: self._next(next(sizes)))
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
-        def fill() -> None:
-            try:
-                self._fill(view[self._at - first :])
-            except BaseException:
-                self._disconnect()
-                raise
-
-        _tried(self.name, fill)
-        return len(view)
-
-    def _fill(self, view: memoryview) -> None:
-        end = time.monotonic() + TIMEOUT
-        while len(view):
-            data = self._next(len(view))
-            if not data:
-                raise Interrupted(f"the connection ends after {self._at:,} of {self.stamp.size:,} bytes")
-            view[: len(data)] = data
-            view = view[len(data) :]
-            self._at += len(data)
-            self._connected_at = self._at
-            if len(view) and time.monotonic() > end:
-                raise Interrupted(f"less than {BLOCK:,} bytes arrive in {TIMEOUT:g} seconds")
-
-    def _next(self, most: int) -> bytes:
-        """Returns up to `most` bytes from the place of the file; none if the connection has ended."""
-        if self._connection is None or self._connected_at != self._at:
-            self._disconnect()
-            self._connection, self._connected_at = self._connect(), self._at
+    def _next(self, size: int) -> bytes:
+        """Returns `size` bytes; with the last ones the file must be what it was, and have no byte more."""
+        last = self._at + size == self.stamp.size
         try:
-            web = isinstance(self._connection, http.client.HTTPResponse)
-            return self._connection.read1(min(most, PIECE)) if web else self._connection.read(most)
-        except TimeoutError as error:
-            raise Interrupted(f"no byte after {self._at:,} within {TIMEOUT:g} seconds") from error
-
-    def _connect(self) -> Any:
-        try:
-            if not self.name.startswith(WEB):
-                storage, path = _storage(self.name)
-                file = storage.open(path, "rb", block_size=BLOCK, cache_type="readahead")
-                file.seek(self._at)
-                return file
-            response = _requested(self.name, f"{self._at}-")
+            data = self._part(size + last) if self._has_parts else self._read_on(size + last)
+            now = _stamp(self.name, fresh=True) if last else self.stamp
         except FileNotFoundError as error:
             raise RemoteError(f"{self.name} does not exist any more") from error
+        if len(data) > size or now != self.stamp:
+            raise RemoteError(
+                f"{self.name} has changed while it was read, or its server is wrong (size and version: "
+                f"{self.stamp.size:,} {self.stamp.version} before, {now.size:,} {now.version} now); repeat the command"
+            )
+        if len(data) < size:
+            raise ConnectionError(f"{len(data):,} of {size:,} bytes arrive")
+        return data
+
+    def _part(self, size: int) -> bytes:
+        # A storage without an asynchronous client opens the file, which would read ahead
+        options = {"timeout": TIMEOUT} if self._storage.async_impl else {"cache_type": "none"}
         try:
-            if (now := _described(response, self.name, self._at)) != self.stamp:
-                raise RemoteError(
-                    f"{self.name} has changed while it was read, or its server is wrong: {_told(self.stamp)} before, "
-                    f"{_told(now)} now; repeat the command"
-                )
+            return self._storage.cat_file(self._path, start=self._at, end=self._at + size, **options)
+        except NoParts:
+            if self._at:
+                raise
+            self._has_parts = False
+            return self._read_on(size)
+
+    def _read_on(self, size: int) -> bytes:
+        """Reads on in one answer with the whole file; begins it again, and skips bytes, after a failure."""
+        try:
+            if not self._whole or self._whole.tell() > self._at:
+                self._disconnect()
+                self._whole = self._storage.open(self._path, block_size=0, size=self.stamp.size)
+            while self._whole.tell() < self._at:
+                _taken(self._whole, min(self._at - self._whole.tell(), BLOCK))
+            return _taken(self._whole, size)
         except BaseException:
-            response.close()
+            self._disconnect()
             raise
-        return response
 
     def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        whole, self._whole = self._whole, None
+        if whole:
+            whole.close()
 
     def close(self) -> None:
         """Closes the connection."""
@@ -313,6 +296,11 @@ class RemoteFile(io.RawIOBase):
         super().close()
 
 
-def _told(stamp: Sequence[Any]) -> str:
-    size, version = stamp
-    return f"{size:,} bytes, version {version or 'unknown'}"
+def _taken(whole: Any, size: int) -> bytes:
+    """Returns the next bytes of an answer, fewer than `size` only where it ends."""
+    end, data = time.monotonic() + TIMEOUT, bytearray()
+    while len(data) < size and (piece := whole.read(size - len(data), timeout=max(end - time.monotonic(), 0.001))):
+        data += piece
+    if not data:
+        raise ConnectionError(f"the answer ends after {whole.tell():,} bytes")
+    return bytes(data)

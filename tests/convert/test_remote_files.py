@@ -27,30 +27,37 @@ DATA = random.Random(0).randbytes(100_000)
 
 
 class Store(http.server.BaseHTTPRequestHandler):
-    """Serves `server.files` by ranges; `server.faults` has the faults of the next answers by path, "0-0" excepted."""
+    """Serves `server.files`; `server.faults` has the faults of the next answers by path, of HEAD those in HEADS."""
 
     protocol_version = "HTTP/1.1"
+    HEADS = ("503", "403", "longer", "short head", "no length")
 
     def log_message(self, *args):
         pass
 
+    def do_POST(self):
+        self._head(404, {"Content-Length": "0"})
+
+    def do_HEAD(self):
+        self.do_GET()
+
     def do_GET(self):
-        data = self.server.files.get(self.path.partition("?")[0])
+        data, wanted = self.server.files.get(self.path.partition("?")[0]), self.headers.get("Range")
         if data is None:
             return self._head(404, {"Content-Length": "0"})
-        if "Range" not in self.headers:  # of the hub's interface
+        if self.path.startswith("/api/"):
             self._head(200, {"Content-Length": str(len(data)), "Content-Type": "application/json"})
             return self.wfile.write(data)
-        first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
-        first, last = int(first), int(last or len(data) - 1)
+        self.whole = not wanted
+        first, last = map(int, wanted.removeprefix("bytes=").split("-")) if wanted else (0, len(data) - 1)
+        self.server.requests.append((self.path, "HEAD" if self.command == "HEAD" else "all" if self.whole else first))
         faults = self.server.faults.get(self.path, [])
-        self.server.requests.append((self.path, first))
         fault = faults[0].removeprefix("always ") if faults else ""
-        if first == last == 0 and fault not in ("503", "403", "longer", "no length", "elsewhere", "whole"):
+        if self.command == "HEAD" and fault not in self.HEADS:
             fault = ""
         elif faults and not faults[0].startswith("always"):
             faults.pop(0)
-        getattr(self, "_" + fault.replace(" ", "_"))(data, first, last + 1)
+        getattr(self, "_" + fault.replace(" ", "_"))(data, first, min(last + 1, len(data)))
 
     def _head(self, status, headers):
         self.send_response(status)
@@ -58,23 +65,30 @@ class Store(http.server.BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
-    def _part(self, data, first, end, status=206, **headers):
-        given = {"Content-Range": f"bytes {first}-{end - 1}/{len(data)}", "Content-Length": str(end - first)}
-        given["ETag"] = f'"{hash(data)}"'
-        self._head(status, given | {name.replace("_", "-"): value for name, value in headers.items()})
+    def _part(self, data, first, end, **headers):
+        given = {} if self.whole else {"Content-Range": f"bytes {first}-{end - 1}/{len(data)}"}
+        given |= {"Content-Length": str(end - first), "ETag": f'"{hash(data)}"'}
+        self._head(
+            200 if self.whole else 206, given | {name.replace("_", "-"): value for name, value in headers.items()}
+        )
+
+    def _write(self, data):
+        if self.command != "HEAD":
+            with contextlib.suppress(OSError):
+                self.wfile.write(data)
 
     def _(self, data, first, end):
         self._part(data, first, end)
-        self.wfile.write(data[first:end])
+        self._write(data[first:end])
 
     def _cut(self, data, first, end):
         self._part(data, first, end)
-        self.wfile.write(data[first : (first + end + 1) // 2])
+        self._write(data[first : (first + end + 1) // 2])
         self.close_connection = True
 
     def _stall(self, data, first, end):
         self._part(data, first, end)
-        self.wfile.write(data[first : (first + end) // 2])
+        self._write(data[first : (first + end) // 2])
         self.wfile.flush()
         self.server.stop.wait(20)
         self.close_connection = True
@@ -91,35 +105,43 @@ class Store(http.server.BaseHTTPRequestHandler):
                 time.sleep(0.02)
 
     def _longer(self, data, first, end):
-        """The file claims 100 bytes more than it has."""
-        self._part(
-            data, first, end, Content_Range=f"bytes {first}-{end - 1}/{len(data) + 100}", Content_Length="9999999"
-        )
-        self.wfile.write(data[first:end])
-        self.close_connection = True
+        """HEAD claims 100 bytes more than there are."""
+        if self.command == "HEAD":
+            self._part(data, first, end + 100)
+        elif first >= len(data):
+            self._head(416, {"Content-Length": "0", "Content-Range": f"bytes */{len(data)}"})
+        else:
+            self._(data, first, end)
+
+    def _short_head(self, data, first, end):
+        """HEAD claims 100 bytes less than there are."""
+        self._part(data, first, end - 100)
 
     def _shorter(self, data, first, end):
         """The answer claims half of the bytes."""
         self._part(data, first, end, Content_Length=str((end - first + 1) // 2))
-        self.wfile.write(data[first:end])
+        self._write(data[first:end])
         self.close_connection = True
 
-    def _other_size(self, data, first, end):
-        self._part(data, first, end, Content_Range=f"bytes {first}-{end - 1}/{len(data) - 1}")
-        self.wfile.write(data[first:end])
+    def _endless(self, data, first, end):
+        self._part(data, first, end, Content_Length="999999999999")
+        self._write(data[first:end])
 
-    def _other_version(self, data, first, end):
-        self._part(data, first, end, ETag='"other"')
-        self.wfile.write(data[first:end])
+    def _one_byte(self, data, first, end):
+        self._part(data, first, end, Content_Range=f"bytes {first}-{first}/*", Content_Length="1")
+        self._write(data[first : first + 1])
+
+    def _packed(self, data, first, end):
+        self._part(data, first, end, Content_Encoding="gzip")
+        self._write(data[first:end])
 
     def _elsewhere(self, data, first, end):
         self._part(data, first, end, Content_Range=f"bytes {first + 1}-{end}/{len(data)}")
-        self.wfile.write(data[first:end])
+        self._write(data[first:end])
 
     def _whole(self, data, first, end):
-        self._head(200, {"Content-Length": str(len(data)), "ETag": f'"{hash(data)}"'})
-        with contextlib.suppress(OSError):
-            self.wfile.write(data)
+        self.whole = True
+        self._(data, 0, len(data))
 
     def _no_length(self, data, first, end):
         self._head(200, {"Connection": "close"})
@@ -204,28 +226,27 @@ def test_reads_and_seeks_give_the_bytes_of_the_file(server, fault, seed):
         assert file.read() == expected.read()
 
 
-def test_a_file_is_read_forward_in_one_request(server):
-    with io.BufferedReader(RemoteFile(server.add("a", DATA)), 1000) as file:
+def test_a_file_is_read_forward_by_blocks_and_compared_at_its_end(server, monkeypatch):
+    monkeypatch.setattr(remote_files, "BLOCK", 40_000)
+    with io.BufferedReader(RemoteFile(server.add("a", DATA)), 40_000) as file:
         while file.read(777):
             pass
-    assert server.requests == [("/a", 0), ("/a", 0)]  # its size, its bytes
+    assert [first for _, first in server.requests] == ["HEAD", 0, 40_000, 80_000, "HEAD"]
 
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        ("stall", "no byte after 50,000 within 0.3 seconds, after 1 tries"),
-        ("silent", "no answer within 0.3 seconds, after 1 tries"),
-        ("trickle", "bytes arrive in 0.3 seconds, after 1 tries"),
-        ("cut", "the connection ends after 50,000 of 100,000 bytes, after 1 tries"),
-        ("shorter", "the connection ends after 50,000 of 100,000 bytes, after 1 tries"),
+        ("stall", "from byte 0: no complete answer within 0.3 seconds, after 1 tries; repeat the command later"),
+        ("silent", "no complete answer within 0.3 seconds, after 1 tries"),
+        ("trickle", "no complete answer within 0.3 seconds, after 1 tries"),
+        ("cut", "payload is not completed"),
         ("503", "the server answers 503 Service Unavailable, after 1 tries"),
         ("403", "access is denied"),
-        ("longer", "has changed while it was read, or its server is wrong: 100,000 bytes"),
-        ("other size", "99,999 bytes"),
-        ("other version", 'version "other" now; repeat the command'),
-        ("elsewhere", "answers with other bytes than those from 0"),
-        ("no length", "does not say how long this file is; download the file"),
+        ("shorter", "from byte 0: "),
+        ("elsewhere", "the server answers with other bytes than 0 to 100,000"),
+        ("endless", "the server answers with other bytes than 0 to 100,000"),
+        ("one byte", "1 of 100,000 bytes arrive"),
     ],
 )
 def test_a_fault_is_named(server, monkeypatch, fault, reason):
@@ -238,11 +259,28 @@ def test_a_fault_is_named(server, monkeypatch, fault, reason):
     assert url in str(error.value) and reason in str(error.value)
 
 
-def test_a_server_that_stalls_is_asked_again_from_the_last_byte(server):
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("silent", "no complete answer within 0.3 seconds"),
+        ("503", "the server answers 503 Service Unavailable, after 1 tries"),
+        ("no length", "empty, or not how long it is; download the file"),
+    ],
+)
+def test_a_fault_of_the_size_is_named(server, monkeypatch, fault, reason):
+    monkeypatch.setattr(remote_files, "TRIES", 1)
+    monkeypatch.setattr(Store, "HEADS", (fault,))
+    server.faults["/a"] = [f"always {fault}"]
+    with pytest.raises(RemoteError, match=reason):
+        RemoteFile(server.add("a", DATA))
+
+
+def test_a_request_that_fails_is_repeated_for_half_of_the_bytes(server):
     server.faults["/a"] = ["stall", "silent", "503", "cut"]
     with RemoteFile(server.add("a", DATA)) as file:
-        assert file.read(len(DATA)) == DATA
-    assert server.requests == [("/a", 0), ("/a", 0), *[("/a", 50_000)] * 3, ("/a", 75_000)]
+        assert file.read(len(DATA)) == DATA[: len(DATA) >> 4]
+        assert file.read(len(DATA)) == DATA[len(DATA) >> 4 :]
+    assert [first for _, first in server.requests] == ["HEAD", 0, 0, 0, 0, 0, len(DATA) >> 4, "HEAD"]
 
 
 def test_tries_are_limited(server):
@@ -254,15 +292,47 @@ def test_tries_are_limited(server):
 
 def test_a_file_that_is_longer_by_its_server_alone_is_no_file(server):
     server.faults["/a"] = ["always longer"]
-    with RemoteFile(server.add("a", DATA)) as file, pytest.raises(RemoteError, match=r"100,000 of 100,100 bytes"):
-        file.read()
+    with RemoteFile(server.add("a", DATA)) as file, pytest.raises(RemoteError, match=r"byte 100,000.* answers 416"):
+        file.readall()
 
 
-def test_a_server_without_ranges_is_read_forward_and_not_sought(server):
-    server.faults["/a"] = ["always whole"]
+@pytest.mark.parametrize("data", [DATA[::-1], DATA[1:], DATA + b"."])
+def test_a_file_that_changes_while_it_is_read_is_refused(server, monkeypatch, data):
+    monkeypatch.setattr(remote_files, "BLOCK", 10_000)
+    monkeypatch.setattr(remote_files, "TRIES", 1)
+    with RemoteFile(server.add("a", DATA)) as file, pytest.raises(RemoteError, match="has changed while it was read"):
+        file.read(10)
+        server.add("a", data)
+        file.readall()
+
+
+def test_a_file_that_is_longer_than_its_server_says_is_refused(server):
+    server.faults["/a"] = ["short head"]
+    with RemoteFile(server.add("a", DATA)) as file, pytest.raises(RemoteError, match="or its server is wrong"):
+        file.readall()
+
+
+def test_a_file_that_is_removed_while_it_is_read_is_named(server):
+    with RemoteFile(server.add("a", DATA)) as file, pytest.raises(RemoteError, match="/a does not exist any more"):
+        server.files.clear()
+        file.read(1)
+
+
+def test_an_answer_is_not_unpacked(server):
+    server.faults["/a"] = ["packed"]
+    with RemoteFile(server.add("a", gzip.compress(bytes(10_000)))) as file:
+        assert gzip.decompress(file.readall()) == bytes(10_000)
+
+
+def test_a_server_without_parts_is_read_forward(server, monkeypatch):
+    monkeypatch.setattr(remote_files, "BLOCK", 20_000)
+    server.faults["/a"] = ["whole", "cut", "stall", "silent"]
     with RemoteFile(server.add("a", DATA)) as file:
         assert file.readall() == DATA
+    assert [first for _, first in server.requests] == ["HEAD", 0, "all", "all", "all", "all", "HEAD"]
+    with RemoteFile(server.add("a", DATA)) as file:
         file.seek(5)
+        server.faults["/a"] = ["whole"]
         with pytest.raises(RemoteError, match="does not give parts of files; download the file"):
             file.read(1)
 
@@ -334,7 +404,8 @@ def test_a_shard_that_fails_is_named_and_the_same_command_finishes_it(server, ta
     assert run(*command) == 1
     message = capsys.readouterr().err
     assert "2 shards not finished" in message and "the same command continues" in message
-    assert f"{server.url}/00000.tar: the connection ends" in message and "/00002.tar: no byte" in message
+    assert f"{server.url}/00000.tar from byte 0: ClientPayloadError" in message and "received" in message
+    assert f"{server.url}/00002.tar from byte 0: no complete answer" in message
     assert [path.name for path in (tmp_path / "out").glob("*.arrayrecord")] == ["train-00001.arrayrecord"]
     server.faults.clear()
     assert run(*command) == 0
@@ -347,7 +418,7 @@ def test_a_server_that_is_gone_ends_the_run_early(server, tars, tmp_path, capsys
     server.faults |= {f"/{path.name}": ["always cut"] for path in tars.iterdir()}
     assert run("webdataset", f"{server.url}/{{00000..00002}}.tar", tmp_path / "out") == 1
     assert "2 shards not finished" in capsys.readouterr().err
-    assert not [path for path, first in server.requests if path == "/00002.tar" and first]
+    assert not [path for path, first in server.requests if path == "/00002.tar" and first != "HEAD"]
 
 
 @pytest.mark.check
@@ -362,12 +433,12 @@ def test_workers_read_from_a_server(server, tars, expected, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("{url}/none.tar", "none.tar does not exist; check the address"),
+        ("{url}/none.tar", "none.tar does not exist"),
         ("{url}/{{00000..00003}}.tar", "00003.tar does not exist"),
         ("{url}/*.tar", "a web server has no list of its files"),
         ("{url}/00000.tar?download=true", "a signed address"),
-        ("{url}/a b.tar", "a b.tar is no valid address"),
-        ("http://127.0.0.1:1/a.tar", "no connection (Connection refused), after 5 tries"),
+        ("http://[::1/a.tar", "http://[::1/a.tar: "),
+        ("http://127.0.0.1:1/a.tar", "Cannot connect to host 127.0.0.1:1"),
         ("nowhere://a.tar", "Protocol not known: nowhere"),
     ],
 )
@@ -417,7 +488,7 @@ def test_an_error_in_a_parquet_keeps_its_message(server, tmp_path, capsys):
     url = server.add("t.parquet", path.read_bytes())
     server.faults["/t.parquet"] = ["", "", "always stall"]
     assert run("parquet", url, tmp_path / "out") == 1
-    assert f"{url}: no byte after" in capsys.readouterr().err
+    assert f"{url} from byte 0: no complete answer" in capsys.readouterr().err
 
 
 def test_a_table_needs_its_images_here(server, tmp_path, capsys):
@@ -457,7 +528,7 @@ def test_captions_that_do_not_arrive_end_the_run(server, tars, tmp_path, capsys)
     server.faults["/t.csv"] = ["always cut"]
     join = ("--captions", url, "--captions-key", "key", "--captions-columns", "long")
     assert run("webdataset", tars, tmp_path / "out", *join) == 1
-    assert f"error: {url}: the connection ends after" in capsys.readouterr().err
+    assert f"error: {url} from byte 0: ClientPayloadError" in capsys.readouterr().err
 
 
 # Limits hold for what comes from a server
