@@ -37,7 +37,7 @@ def plan(request: Request) -> Plan:
 
 def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
     """Yields the rows of a shard: those with images in their order, then those without."""
-    if not is_file(_tar(shard.path)):
+    if not is_file(_tar(shard.path)) and IMAGE in parquet.column_names(shard.path):
         yield from _from_parquet(shard, options)
         return
     rows = {str(row["key"]): row for row in _rows(shard, options)}

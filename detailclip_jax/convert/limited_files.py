@@ -225,8 +225,14 @@ def _expand_one(path: str, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def is_file(path: str) -> bool:
-    """Returns whether a file exists, here or on another machine."""
-    return remote_files.stamp(path) != remote_files.ABSENT if is_remote(path) else os.path.isfile(path)
+    """Returns whether a file exists, here or on another machine.
+
+    False too where access is denied: S3 answers so for a missing file to those who may not list its bucket.
+    """
+    try:
+        return remote_files.stamp(path) != remote_files.ABSENT if is_remote(path) else os.path.isfile(path)
+    except remote_files.Denied:
+        return False
 
 
 def is_own(path: pathlib.Path) -> bool:

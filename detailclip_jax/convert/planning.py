@@ -21,7 +21,7 @@ from detailclip_jax.convert.job import Job, Request, Shard
 from detailclip_jax.convert.limited_files import absolute, is_file
 from detailclip_jax.convert.prepared_set import identity, known_split
 from detailclip_jax.convert.readers import source_of
-from detailclip_jax.convert.remote_files import is_remote
+from detailclip_jax.convert.remote_files import RemoteError, is_remote
 from detailclip_jax.data.sources import PLAN, shards_of
 from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.files import nothing_left
@@ -62,7 +62,11 @@ def _refuse_finished(request: Request, record: dict[str, Any]) -> NoReturn:
     now = identity(request)
     others = jobs.differing({**record["source"], **record["options"]}, {**now["source"], **now["options"]})
     if not others:
-        if changed := _changed(request, record["source_files"], record["source_folders"]):
+        try:
+            changed = _changed(request, record["source_files"], record["source_folders"])
+        except RemoteError as error:
+            raise AlreadyThere(f"{there}; nothing to do (its source was not compared: {error})") from error
+        if changed:
             raise RunError(
                 f"{there}, and since then {changed}; choose another --out, or remove {request.out} with all its splits "
                 "and repeat the command"

@@ -395,6 +395,9 @@ def test_tars_of_a_web_server_become_the_records_of_a_disk(server, tars, expecte
     server.add("00001.tar", server.files["/00001.tar"] + bytes(512))
     assert run("webdataset", source, tmp_path / "out") == 1
     assert "00001.tar has changed (size or version)" in capsys.readouterr().err
+    server.faults["/00001.tar"] = ["always 503"]
+    assert run("webdataset", source, tmp_path / "out") == 0
+    assert "nothing to do (its source was not compared: " in capsys.readouterr().out
 
 
 def test_a_shard_that_fails_is_named_and_the_same_command_finishes_it(server, tars, expected, tmp_path, capsys):
@@ -481,6 +484,21 @@ def test_parquets_of_images_and_of_img2dataset(server, tmp_path):
         assert run(kind, tmp_path / folder, tmp_path / "local" / folder) == 0
         assert run(kind, f"{server.url}/{name}.parquet", tmp_path / "remote" / folder) == 0
         assert records(tmp_path / "remote" / folder) == records(tmp_path / "local" / folder)
+
+
+def test_a_storage_that_denies_missing_files_has_no_tars_beside_its_tables(server, tmp_path, capsys):
+    named = {"key": ["000"], "status": ["success"], "caption": ["a"]}
+    path = write_parquet(tmp_path / "0.parquet", **named, jpg=[trees.jpeg(0)])
+    url = server.add("0.parquet", path.read_bytes())
+    server.add("0.tar", b"not shown")
+    server.faults["/0.tar"] = ["always 403"]
+    assert run("img2dataset-parquet", url, tmp_path / "out") == 0
+    server.add("0.parquet", write_parquet(tmp_path / "0.parquet", **named).read_bytes())
+    assert run("img2dataset-parquet", url, tmp_path / "more") == 2
+    assert f"{url} has no column jpg" in capsys.readouterr().err
+    server.faults["/0.parquet"] = ["always 403"]
+    assert run("img2dataset-parquet", url, tmp_path / "more") == 1
+    assert f"{url}: access is denied" in capsys.readouterr().err
 
 
 def test_an_error_in_a_parquet_keeps_its_message(server, tmp_path, capsys):
