@@ -243,10 +243,21 @@ def with_equal_flop(plan: Plan, name: str) -> Plan:
 
 
 def gflop_per_image(config: ConfigDict) -> float:
-    """Returns the GFLOP of a training step per image, as the benchmark counts them, of the config of a prepared run."""
+    """Returns the GFLOP of a training step per image, as the benchmark counts them, of the config of a prepared run.
+
+    With patch dropout it is the mean over the run.
+    """
     from detailclip_jax.benchmarks import counting, variants
 
-    return counting.count_flops(variants.Variant(config.method, config, config.model.context_length)) / 1e9
+    def count(config: ConfigDict) -> float:
+        return counting.count_flops(variants.Variant(config.method, config, config.model.context_length)) / 1e9
+
+    share = config.views.patch_dropout_until if config.views.patch_dropout else 1.0
+    if share == 1:
+        return count(config)
+    whole = ConfigDict(config.to_dict())
+    whole.views.patch_dropout = 0.0
+    return share * count(config) + (1 - share) * count(whole)
 
 
 class CannotBegin(errors.RunError):

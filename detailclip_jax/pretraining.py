@@ -156,6 +156,8 @@ def introduce(run: Run) -> None:
     shortened = f" ({asked:,} do not fit)" if given != asked else ""
     warmup = f"{counted(given, 'step')} of warm-up{shortened}"
     say(f"{counted(config.steps_per_epoch, 'step')} per epoch in the schedules; {warmup}")
+    if config.views.patch_dropout:
+        say(f"patch dropout {config.views.patch_dropout:g} in the first {run.experiment.unmasked_from:,} steps")
     say(run.experiment.parameter_table())
     if config.mesh.fsdp > 1:
         say(run.experiment.sharding_table())
@@ -311,7 +313,7 @@ class SameLength:
 
 def compiled_step(run: Run, clock: Clock, state: TrainState) -> "Step":
     """Returns the step of pretraining; compiled now for a single caption length, else at the first use of each."""
-    step = Step(run, clock, state)
+    step = Step(run, clock, state, int(state.step))
     if len(step.lengths) == 1:
         step.compiled(step.lengths[0])
     return step
@@ -320,20 +322,28 @@ def compiled_step(run: Run, clock: Clock, state: TrainState) -> "Step":
 class Step:
     """The step of pretraining; cuts the captions of each batch to a sufficient length, and compiles once per length.
 
-    With several processes, `SameLength` has cut them already.
+    A run with patch dropout has other programs for its end, which are compiled when it comes there.  With several
+    processes, `SameLength` has cut the captions already.
     """
 
-    def __init__(self, run: Run, clock: Clock, state: PyTree):
-        """Stores shapes and shardings of `state`; compiles nothing yet.  `clock` excludes the time of compiling."""
+    def __init__(self, run: Run, clock: Clock, state: PyTree, num_done: int = 0):
+        """Stores shapes and shardings of `state`, after `num_done` steps; compiles nothing yet.
+
+        `clock` excludes the time of compiling.
+        """
         self.lengths = text_lengths(run)
         self._run, self._clock = run, clock
         self._state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        self._num_done, self._step = num_done, run.experiment.step_after(num_done)
         self._programs: dict[int, Callable[..., Any]] = {}
 
     def __call__(self, state: PyTree, batch: Mapping[str, Any]) -> tuple[PyTree, dict[str, Array]]:
         """Computes the next state and the scalars of the step from this process's part of a batch."""
         if jax.process_count() == 1:
             batch = trimmed(batch, self.lengths)
+        if (step := self._run.experiment.step_after(self._num_done)) is not self._step:
+            self._step, self._programs = step, {}
+        self._num_done += 1
         program = self.compiled(batch["text"].shape[-1])
         return program(state, self._run.experiment.put(batch))
 
@@ -347,7 +357,7 @@ class Step:
     def _compile(self, length: int) -> Callable[..., Any]:
         run, began = self._run, time.perf_counter()
         run.console.live("compiling the training step: seconds for a tiny model, minutes for a large one ...")
-        program = run.experiment.train_step.compile(self._state, batch_shapes(run, length))
+        program = self._step.compile(self._state, batch_shapes(run, length))
         part_ended("compiled step")
         words = f" for captions of up to {length} tokens" if len(self.lengths) > 1 else ""
         run.console.say(f"compiled the training step{words} in {time.perf_counter() - began:.1f} s")
@@ -444,6 +454,8 @@ def _readable_data(run: Run) -> Finding:
 def _share(run: Run) -> tuple[Any, PyTree]:
     """The experiment of a chunk of a device's part of the batch, on that device, and the shapes of the chunk."""
     config = ConfigDict(run.config.to_dict())
+    if config.views.patch_dropout_until < 1:
+        config.views.patch_dropout = 0.0  # the end of the run needs more memory
     config.batch_size = run.config.batch_size // run.config.accumulation // run.experiment.mesh.devices.size
     config.accumulation, config.losses.clip_block = 1, 0  # small: all logits at once
     if run.experiment.setup.forward_pass.model.gathers and run.config.model.remat == "none":

@@ -173,6 +173,19 @@ VIEWS: Group = {
     "cutmix": Field(
         0.0, "alpha of CutMix over the global batch (supervised); 0: off", "off in the paper", range=FROM_0
     ),
+    "patch_dropout": Field(
+        0.0,
+        "share of the patches that the image encoder does not see in training, drawn anew at each step; for methods "
+        "with one pass, such as clip and siglip; 0: sees all",
+        "FLIP: .5 or .75",
+        range=BELOW_1,
+    ),
+    "patch_dropout_until": Field(
+        1.0,
+        "share of the run from which on it sees all patches (unmasked tuning)",
+        "ours; FLIP: .99, as a second run",
+        range=SHARE,
+    ),
     "teacher": Field(
         "same",
         "input of the teacher; same: the student's views; enclosing: a crop that contains them",

@@ -18,6 +18,7 @@ from detailclip_jax.methods.mae import mae
 from detailclip_jax.methods.maskclip import maskclip
 from detailclip_jax.methods.method import Method
 from detailclip_jax.methods.method import build as build_method
+from detailclip_jax.methods.patch_dropout import patch_dropout
 from detailclip_jax.methods.siglip import siglip
 from detailclip_jax.methods.siglip2 import siglip2
 from detailclip_jax.methods.silc import silc
@@ -66,7 +67,10 @@ def build(config: ConfigDict) -> Method:
     if config.method not in ENCODERS:
         check_name(config.method)
     _check_crops({"large"}, config)
-    method = _with_terms((METHODS | ENCODERS)[config.method](config), config)
+    method = (METHODS | ENCODERS)[config.method](config)
+    if config.views.patch_dropout:
+        method = patch_dropout(method, config)
+    method = _with_terms(method, config)
     _check_crops({*method.targets.values(), *(p.view for p in method.passes.values())}, config)
     built = build_method(method, config.losses.weights.to_dict())
     _check_count(built, config)

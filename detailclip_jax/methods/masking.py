@@ -44,14 +44,14 @@ class RemovalRule(NamedTuple):
     def num_removed_units(self) -> int:
         """Number of removed units (patches or cells).
 
-        Patches: int(N ratio), e.g. 98 of 196; if `rounded` is "kept", N - int(N (1 - ratio)).
+        Patches: int(N ratio), e.g. 98 of 196; if `rounded` is "kept", N - max(int(N (1 - ratio)), 1).
         Cells: M - (int(M (1 - ratio)) + 1), as in the reference; of M = 49 cells 25 are kept at ratio .5.
         Raises ValueError unless 0 < ratio < 1 and at least one unit is removed.
         """
         units = self.num_patches // self.cell**2
         if not 0 < self.ratio < 1:
             raise ValueError(f"masking.ratio {self.ratio} must be greater than 0 and less than 1")
-        kept = int(units * (1 - self.ratio)) + (self.cell > 1)
+        kept = max(int(units * (1 - self.ratio)) + (self.cell > 1), 1)
         removed = int(units * self.ratio) if self.cell == 1 and self.rounded == "removed" else units - kept
         if removed < 1:
             raise ValueError(

@@ -45,6 +45,7 @@ class Experiment(NamedTuple):
     state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
     initial: InitialState
     train_step: ScheduledStep  # (state, batch) -> (state, metrics); `state` is donated
+    unmasked_step: ScheduledStep  # that without patch dropout, for the end of a run; without dropout `train_step`
     forward: jax.stages.Wrapped  # (state, batch) -> Forward: masks, tokens, predicted pixels; for figures
     encode: Encode
 
@@ -62,6 +63,15 @@ class Experiment(NamedTuple):
     def schedules(self) -> Schedules:
         """Learning rate, weight decay, teacher momentum and teacher temperatures as functions of the step."""
         return self.setup.schedules
+
+    @property
+    def unmasked_from(self) -> int:
+        """The number of steps after which a run sees all patches, see `views.patch_dropout_until`."""
+        return round(self.config.views.patch_dropout_until * self.config.total_steps)
+
+    def step_after(self, num_done: int) -> ScheduledStep:
+        """Returns the step that follows `num_done` steps of a run."""
+        return self.train_step if num_done < self.unmasked_from else self.unmasked_step
 
     def init(self, seed: int) -> TrainState:
         """Creates the state of step 0 directly on the devices."""
@@ -104,13 +114,17 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     shapes = weights.replace(opt_state=jax.eval_shape(setup.optimizer.init, weights.params))
     shapes = sharding.placed(shapes, mesh, sharding.rules(method.networks))
     layout = StepLayout(mesh, sharding.specs(_places(shapes)))
-    step = _compiled_step(setup, layout, _places(shapes), config.model.matmul_precision)
+    compiled = lambda setup: _compiled_step(setup, layout, _places(shapes), config.model.matmul_precision)  # noqa: E731
+    step = unmasked = compiled(setup)
+    if config.views.patch_dropout:
+        whole = ConfigDict(config.to_dict())
+        whole.views.patch_dropout = 0.0
+        unmasked = compiled(setup._replace(forward_pass=forward_of(config, methods.build(whole), on_mesh)))
     if config.accumulation > 1:  # a term that chunks cannot compute exactly is refused here, not when the run starts
         jax.eval_shape(step, shapes, _batch_shapes(config, mesh))
     record = _compiled_forward(forward_of(config, method, model), config.model.matmul_precision)
-    return Experiment(
-        config, model, setup, layout, shapes, _initial(*_recipe(config)), step, record, encoders(model, config)
-    )
+    functions = step, unmasked, record, encoders(model, config)
+    return Experiment(config, model, setup, layout, shapes, _initial(*_recipe(config)), *functions)
 
 
 def group_rules(config: ConfigDict, networks: Mapping[str, Network]) -> tuple[optimizer.DecayRule, ...]:

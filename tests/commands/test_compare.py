@@ -79,6 +79,12 @@ def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
     whole = compare.gflop_per_image(config)
     config.model.scan, config.losses.clip_block = True, 2
     assert compare.gflop_per_image(config) == whole > 0.01
+    config.views.patch_dropout = 0.5
+    dropped = compare.gflop_per_image(config)
+    config.views.patch_dropout_until = 0.75
+    assert dropped < whole
+    np.testing.assert_allclose(compare.gflop_per_image(config), 0.75 * dropped + 0.25 * whole)
+    config.views.patch_dropout = 0.0
     lines = [{"step": 10, "images_per_second": 4.0}, {"step": 20, "images_per_second": 8.0}]
     lines += [{"step": 20, "images_per_second": 2.0}]  # once more after a restart
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -36,7 +36,10 @@ def step_of(buckets, method="detailclip", **text_style):
     config.model.text_style.update(text_style)
     config.data.text_buckets = buckets
     experiment = types.SimpleNamespace(
-        method=methods.build(config), train_step=program, put=lambda batch: batch, mesh=make_mesh(jax.devices()[:1])
+        method=methods.build(config),
+        step_after=lambda done: program,
+        put=lambda batch: batch,
+        mesh=make_mesh(jax.devices()[:1]),
     )
     console = types.SimpleNamespace(live=lambda text: None, say=said.append)
     run = session.Run(config, pathlib.Path(), experiment, None, console, pretraining.PRETRAINING)

@@ -1,0 +1,186 @@
+"""Patch dropout: which patches an image encoder sees, and runs that end without it."""
+
+import functools
+import types
+from contextlib import closing
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny import check_names, copied, noise_state, program_of, tiny_batch, tiny_config
+from toy import SMALLEST
+
+from detailclip_jax import methods, pretraining
+from detailclip_jax.config import run_config
+from detailclip_jax.losses.clip import clip_loss
+from detailclip_jax.runtime.metric_files import read_lines
+from detailclip_jax.runtime.progress import Clock
+from detailclip_jax.training import experiment, loop, mesh
+from detailclip_jax.training.checkpoint import Checkpoints
+from detailclip_jax.training.session import Run
+from detailclip_jax.types import Keys
+
+SWITCH = 3  # steps with dropout, of 20
+
+
+@functools.cache
+def built(method="clip", devices=1, accumulation=1, share=0.5):
+    config = tiny_config(method)
+    fields = {"views.patch_dropout": share, "views.patch_dropout_until": SWITCH / 20, "accumulation": accumulation}
+    config.update_from_flattened_dict(fields)
+    return experiment.build(config, mesh.make_mesh(jax.devices()[:devices]))
+
+
+def step_of(exp, num_done):
+    """The step of a run that goes on after `num_done` steps."""
+    console = types.SimpleNamespace(live=lambda text: None, say=lambda text: None)
+    run = Run(exp.config, Path(), exp, None, console, pretraining.PRETRAINING)
+    return pretraining.Step(run, Clock(), exp.state_shapes, num_done)
+
+
+def trained(exp, state, first, last):
+    """The state and the metrics after steps first .. last - 1 of a run that goes on after `first` steps."""
+    step, found = step_of(exp, first), []
+    for number in range(first, last):
+        state, metrics = step(state, tiny_batch(number, exp.config))
+        found.append(jax.device_get(metrics))
+    return state, found
+
+
+@functools.cache
+def history(method="clip", devices=1, accumulation=1, last=5):
+    """Metrics of a run across the switch, and its last state."""
+    exp = built(method, devices, accumulation)
+    state, found = trained(exp, noise_state(exp), 0, last)
+    return found, jax.device_get(state)
+
+
+@pytest.mark.parametrize(("share", "num_kept"), [(0.5, 8), (0.75, 4), (0.3, 11), (0.01, 15), (0.99, 1)])
+def test_kept_patches_are_a_uniform_subset_without_repetition(share, num_kept):
+    config = tiny_config("clip")
+    config.views.patch_dropout = share
+    keys = Keys(jax.random.key(0), jax.random.split(jax.random.key(1), 2000))
+    hidden = jax.jit(lambda keys: methods.build(config).mask({}, {}, {}, keys))(keys)
+    kept, mask = np.asarray(hidden.kept)[0], np.asarray(hidden.mask)[0]
+    assert kept.shape == (2000, num_kept) and all(len({*row}) == num_kept for row in kept)
+    assert np.array_equal(np.sort(kept), np.nonzero(~mask)[1].reshape(kept.shape))
+    deviation = np.sqrt(num_kept / 16 * (1 - num_kept / 16) / 2000)
+    assert np.abs((~mask).mean(0) - num_kept / 16).max() < 4.5 * deviation
+    pairs = (~mask[:, :8] & ~mask[:, 8:]).mean(0)  # patches of an image are drawn without regard to each other
+    assert np.abs(pairs - num_kept * (num_kept - 1) / (16 * 15)).max() < 0.06
+
+
+def test_views_and_images_draw_their_own():
+    config = tiny_config("clip")
+    config.views.patch_dropout, config.views.crops.large.count = 0.5, 2
+    keys = Keys(jax.random.key(0), jax.random.split(jax.random.key(1), 50))
+    kept = np.asarray(methods.build(config).mask({}, {}, {}, keys).kept)
+    assert kept.shape == (2, 50, 8) and len({*map(tuple, kept.reshape(100, 8))}) > 95
+
+
+def test_positions_are_added_before_patches_are_dropped_and_the_class_token_stays():
+    exp = built()
+    state, batch = noise_state(exp), tiny_batch(0, exp.config)
+    record = exp.forward(state, exp.put(batch))
+    kept = np.asarray(record.hidden.kept)[0]
+
+    def expected(params, images, kept):
+        image = exp.model.bind({"params": params}).image
+        x = image.embed(images)
+        rows = jax.numpy.concatenate([jax.numpy.zeros_like(kept[:, :1]), 1 + kept], 1)
+        x = jax.numpy.take_along_axis(x, rows[..., None], 1)
+        for block in image.blocks:
+            x, _ = block(x)
+        return image.norm(x)
+
+    tokens = jax.jit(expected)(state.params, record.views["large"].image[0], kept)
+    np.testing.assert_allclose(record.tokens["full"].cls[0], tokens[:, 0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(record.tokens["full"].patches[0], tokens[:, 1:], rtol=1e-4, atol=1e-5)
+    images, scale = record.heads["image_embedding"], np.exp(record.heads["logit_scale"])
+    loss = jax.jit(clip_loss)(images, record.text.embedding, scale)[0]
+    found = exp.combined_loss(state.params, state, exp.put(batch))[1][0]  # the key of step 0 is another
+    assert np.isfinite(loss) and found["clip"] != loss
+
+
+@pytest.mark.parametrize("method", ["clip", pytest.param("siglip", marks=pytest.mark.check)])
+def test_share_0_and_the_end_of_a_run_are_the_method_without_it(method):
+    plain = program_of(method, {})
+    assert plain == program_of(method, {"views.patch_dropout_until": 0.5})
+    exp = built(method)
+    shapes = jax.eval_shape(lambda: experiment.dummy_batch(exp.config, exp.config.batch_size))
+    assert exp.unmasked_step.lower(exp.state_shapes, shapes).as_text() == plain
+    assert exp.train_step.lower(exp.state_shapes, shapes).as_text() != plain
+
+
+def test_a_run_changes_its_step_after_the_stated_one():
+    """Both steps take the same schedules, and the state goes on."""
+    exp, (found, end) = built(), history()
+    state = noise_state(exp)
+    for number, step in enumerate([exp.train_step] * SWITCH + [exp.unmasked_step] * 2):
+        assert step is exp.step_after(number)
+        state, metrics = step(state, exp.put(tiny_batch(number, exp.config)))
+        assert jax.device_get(metrics) == found[number]
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), end)
+
+
+@pytest.mark.parametrize("stop", [SWITCH - 1, SWITCH, SWITCH + 1])
+def test_a_run_that_was_stopped_around_the_switch_gives_the_same_bits(stop, tmp_path):
+    exp, (found, end) = built(), history()
+    state, _ = trained(exp, noise_state(exp), 0, stop)
+    with closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(stop, state, {"examples": 8 * stop}, {"config": "{}"})
+        restored = checkpoints.restore(exp.state_shapes).state
+    state, rest = trained(exp, copied(restored), stop, 5)
+    assert rest == found[stop:]
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), end)
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("other", [{"devices": 8}, {"accumulation": 4}, {"devices": 2, "accumulation": 2}])
+@pytest.mark.parametrize("method", ["clip", "siglip"])
+def test_devices_and_chunks_give_the_same_numbers(method, other):
+    for one, many in zip(history(method)[0], history(method, **other)[0], strict=True):
+        for name in one:
+            np.testing.assert_allclose(many[name], one[name], rtol=2e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "named"),
+    [
+        *((method, {}, ("views.patch_dropout 0.5", method, "0")) for method in ("detailclip", "slip", "mae", "silc")),
+        ("clip", {"losses.weights.gram": 1.0}, ("losses.weights.gram", "all patches")),
+        ("beta", {}, ("losses.weights.beta", "all patches")),
+        ("clip", {"views.patch_dropout": 1.0}, ("views.patch_dropout", "1")),
+        ("clip", {"views.patch_dropout": -0.5}, ("views.patch_dropout", "0")),
+        ("clip", {"views.patch_dropout_until": 1.5}, ("views.patch_dropout_until", "1")),
+    ],
+)
+def test_what_does_not_fit_is_refused(method, fields, named):
+    config = tiny_config(method)
+    config.update_from_flattened_dict({"views.patch_dropout": 0.5, **fields})
+    with pytest.raises(ValueError) as refused:
+        pretraining.validate(config)
+    check_names(refused.value, *named)
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("method", ["superclip", "flair", "supervised"])
+def test_other_methods_of_one_pass_train_with_it(method):
+    exp = built(method)
+    state, found = noise_state(exp), []
+    for _ in range(5):
+        state, metrics = exp.train_step(state, exp.put(tiny_batch(0, exp.config)))
+        found.append(float(metrics["loss"]))
+    assert np.isfinite(found).all() and found[-1] < found[0]
+
+
+@pytest.mark.check
+def test_one_command_trains_with_and_without_dropout(tmp_path):
+    config = run_config.load(str(SMALLEST))
+    fields = {"method": "clip", "total_steps": 4, "log_every": 1, "evaluate_at_end": False, "views.patch_dropout": 0.5}
+    config.update_from_flattened_dict({**fields, "views.patch_dropout_until": 0.5, "data.text_buckets": ()})
+    run = pretraining.prepare(config, tmp_path / "run", ["method"])
+    assert loop.train(run) == 0
+    lines = read_lines(tmp_path / "run/metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and all(np.isfinite(line["loss"]) for line in lines)
