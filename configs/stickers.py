@@ -3,6 +3,7 @@
     python -m detailclip_jax.main --config=configs/stickers.py
     python -m detailclip_jax.main --config=configs/stickers.py:method=clip --config.seed=1
     python -m detailclip_jax.main --config=configs/stickers.py:teacher=enclosing
+    python -m detailclip_jax.main --config=configs/stickers.py:method=clip,region=1
 
 Results on these scenes cannot be compared with other benchmarks.  Comments explain the differences from the paper.
 """
@@ -14,7 +15,7 @@ from detailclip_jax.data.tokenizer import Tokenizer
 
 
 def get_config(arg=None):
-    arg = base.parse_arg(arg, method="detailclip", teacher="same")
+    arg = base.parse_arg(arg, method="detailclip", teacher="same", region=0.0)
     if (arg.method, arg.teacher) not in ((arg.method, "same"), ("detailclip", "enclosing")):
         raise ValueError(f"config argument teacher={arg.teacher}: known are same and, for detailclip, enclosing")
     c = base.default()
@@ -49,6 +50,8 @@ def get_config(arg=None):
     CHANGES.get(c.method, paper)(c)
     if arg.teacher == "enclosing":
         enclosing(c)
+    if arg.region:
+        region(c, arg.region)
     return c
 
 
@@ -93,6 +96,13 @@ def enclosing(c):
     """The teacher's attention is computed on a crop that encloses the student's views (paper 4.1.1)."""
     c.views.crops.enclosing = base.crop(size=c.model.image_size, kind="enclosing")
     c.views.teacher = "enclosing"
+
+
+def region(c, weight):
+    """The term region; a method without local crops gets four for the teacher, with sides of about half the view's."""
+    if "local" not in c.views.crops:
+        c.views.crops.local = base.crop(count=4, size=32, kind="inside", scale=(0.15, 0.4), filter="bicubic")
+    c.losses.weights.region = weight
 
 
 def aclip(c):

@@ -500,8 +500,16 @@ WEIGHTS: Group = {
     "beta": Field(
         0.0, "weight of the contrast of captions with the image pooled by them, with any method", "B-CLIP: 1"
     ),
+    "region": Field(
+        0.0,
+        "weight of the distance between patches pooled in the box of a local crop and the teacher's embedding of that "
+        "crop, with any method that has captions and a pass over all patches",
+        "CLIPSelf: 1",
+    ),
 }
-STARTS = {"gram": (0.3333, 0.3333)}  # ramps that are not 0; the anchor is copied at the start of the ramp of gram
+# Ramps that are not 0. The anchor is copied at the start of the ramp of gram; the class token of small crops has to
+# learn something before regions learn from it.
+STARTS = {"gram": (0.3333, 0.3333), "region": (0.2, 0.2)}
 RAMPS: Group = {  # of the terms with these weights
     name: Field(
         STARTS.get(name, (0.0, 0.0)),

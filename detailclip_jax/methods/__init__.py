@@ -8,6 +8,7 @@ from detailclip_jax.methods.aclip import aclip
 from detailclip_jax.methods.beta import beta, sentence_contrast
 from detailclip_jax.methods.clip import clip
 from detailclip_jax.methods.cosmos import cosmos
+from detailclip_jax.methods.crop_to_region import crop_to_region
 from detailclip_jax.methods.detailclip import detailclip
 from detailclip_jax.methods.dino import dino
 from detailclip_jax.methods.flair import flair
@@ -54,7 +55,7 @@ METHODS = {
     "beta": beta,
 }
 # Terms that a method gets if their weight is not 0: (method, config) -> the method with the term.
-TERMS = {"token_set": token_set, "beta": sentence_contrast, "gram": gram_anchor}
+TERMS = {"token_set": token_set, "beta": sentence_contrast, "gram": gram_anchor, "region": crop_to_region}
 ENCODERS = {"image_encoder": image_encoder}  # further methods of imported checkpoints; not trainable
 
 

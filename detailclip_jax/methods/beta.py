@@ -32,7 +32,6 @@ from detailclip_jax.methods.method import (
     WholeBatch,
     fold,
     full,
-    full_with_values,
     uses,
 )
 from detailclip_jax.models.cross_pool import cross_pool
@@ -60,11 +59,7 @@ def sentence_contrast(method: Method, config: ConfigDict) -> Method:
     Raises ValueError for a method without captions or whose pass is masked, with one caption, for another tokenizer
     than CLIP's, and blank captions that other losses would compare.
     """
-    name, count = components.captioned_pass(method, "beta"), num_captions(config.data)
-    if method.passes[name].encode not in (full, full_with_values):
-        raise ValueError(
-            f"losses.weights.beta needs all patches of an image, but method {method.name} removes some; set it to 0"
-        )
+    (name, passes), count = components.with_values(method, "beta"), num_captions(config.data)
     if count < 2:
         raise ValueError(
             f"losses.weights.beta needs several captions of an image, but data.caption {config.data.caption!r} gives "
@@ -80,7 +75,6 @@ def sentence_contrast(method: Method, config: ConfigDict) -> Method:
             f"data.caption {config.data.caption!r} fills up with blank captions, which the other losses of method "
             f"{method.name} would compare; set it to 'crops', or take method beta"
         )
-    passes = {**method.passes, name: method.passes[name]._replace(encode=full_with_values)}
     return method.plus(
         (pooled_head(name), scale_head()), beta_term(config.losses.beta, config.model.vocab_size - 1), passes=passes
     )

@@ -21,6 +21,7 @@ from detailclip_jax.methods.method import (
     WholeBatch,
     fold,
     full,
+    full_with_values,
     uses,
 )
 from detailclip_jax.models import sizes
@@ -225,6 +226,19 @@ def captioned_pass(method: Method, term: str) -> str:
     if not names:
         raise ValueError(f"losses.weights.{term} needs captions, which method {method.name} does not use; set it to 0")
     return names[0]
+
+
+def with_values(method: Method, term: str) -> tuple[str, dict[str, Pass]]:
+    """Returns the pass of `captioned_pass`, and the method's passes, of which this one also has the value read-out.
+
+    Raises ValueError that names the `term` also for a method whose pass removes patches.
+    """
+    name = captioned_pass(method, term)
+    if method.passes[name].encode not in (full, full_with_values):
+        raise ValueError(
+            f"losses.weights.{term} needs all patches of an image, but method {method.name} removes some; set it to 0"
+        )
+    return name, {**method.passes, name: method.passes[name]._replace(encode=full_with_values)}
 
 
 def cls_of(record: Forward, names: Sequence[str]) -> Float[Array, "V B D"]:

@@ -1,9 +1,14 @@
-"""Resampling of a map over one crop to another crop inside it (A-CLIP; paper section 4.1.1)."""
+"""Maps over one crop, read at another crop: resampled (A-CLIP; paper section 4.1.1), or pooled in its box (RoIAlign).
+
+`boxes_in` says where a crop lies in another one, `pool_boxes` pools a map there.
+"""
 
 import jax
 import jax.numpy as jnp
 
 from detailclip_jax.types import Array, Float
+
+ROUNDING = 1e-4  # cells by which a box may exceed a whole number of them, so that rounding adds no sample
 
 
 def read_at(
@@ -57,3 +62,36 @@ def half_pixel(index: Array, num_from: Array | int, num_to: Array | int) -> Arra
 def hat(position: Float[Array, "*batch"], side: int) -> Float[Array, "*batch side"]:
     """Computes the linear interpolation weights of the cells 0 .. side - 1 at a fractional position."""
     return jax.nn.relu(1 - jnp.abs(position[..., None] - jnp.arange(side)))
+
+
+def boxes_in(inner: Float[Array, "*#n 4"], outer: Float[Array, "*#n 4"]) -> Float[Array, "*n 4"]:
+    """Returns the places of crops `inner` in crops `outer`, xyxy in shares of the outer sides: (0, 0, 1, 1) is all.
+
+    Both are boxes in pixels of the original image, of mirrored crops with x0 > x1. A part of an inner crop that lies
+    outside gives numbers below 0 or above 1.
+    """
+    corner, sides = outer[..., :2], outer[..., 2:] - outer[..., :2]
+    ends = (inner[..., :2] - corner) / sides, (inner[..., 2:] - corner) / sides
+    return jnp.concatenate([jnp.minimum(*ends), jnp.maximum(*ends)], -1)
+
+
+def pool_boxes(maps: Float[Array, "G B N D"], boxes: Float[Array, "G V B 4"]) -> Float[Array, "G V B D"]:
+    """Pools square maps in boxes: RoIAlign with one bin (torchvision's, aligned, as many samples as the box spans).
+
+    A box that spans h x w cells of its map is sampled bilinearly at ceil(h) x ceil(w) points, the centres of equal
+    parts; the result is their mean. `boxes` are xyxy in shares of the map's sides, from 0 to 1, and get no gradient.
+    """
+    side = round(maps.shape[-2] ** 0.5)
+    boxes = jax.lax.stop_gradient(boxes)
+    rows, columns = (mean_weights(boxes[..., at], boxes[..., at + 2], side) for at in (1, 0))
+    weights = (rows[..., :, None] * columns[..., None, :]).reshape(*boxes.shape[:-1], -1)
+    return jnp.einsum("gvbn,gbnd->gvbd", weights, maps, precision="highest")
+
+
+def mean_weights(start: Float[Array, "*n"], end: Float[Array, "*n"], side: int) -> Float[Array, "*n side"]:
+    """Computes the weights of the cells of one axis in the mean from `start` to `end`, shares of the axis."""
+    length, sample = ((end - start) * side)[..., None], jnp.arange(side)
+    count = jnp.maximum(jnp.ceil(length - ROUNDING), 1)
+    centre = start[..., None] * side + (sample + 0.5) * length / count - 0.5
+    weights = hat(jnp.clip(centre, 0, side - 1), side)
+    return jnp.where((sample < count)[..., None], weights, 0).sum(-2) / count

@@ -34,6 +34,7 @@ CASES = {
     **{f"beyond-{method}-captions=2": f"beyond/{method}.py:captions=2" for method in ("tips", "tipsv2")},
     "ablation_table4-row=5": "ablation_table4.py:row=5",
     "stickers-teacher=enclosing": "stickers.py:teacher=enclosing",
+    "stickers-method=clip,region=1": "stickers.py:method=clip,region=1",
     "vitb16_continue": "vitb16_continue.py",
     "vitb16_continue-method=clip": "vitb16_continue.py:method=clip",
     "vitb16_yfcc": "vitb16_yfcc.py",

@@ -1,0 +1,98 @@
+"""Crop to region distillation as a term of other methods: `losses.weights.region` (after CLIPSelf, arXiv 2310.01403).
+
+The student encodes a large crop, and the teacher the small crops "local". Where a small crop lies in the large one, the
+student's patches are pooled in its box (RoIAlign), and the loss brings the result near the teacher's embedding of the
+small crop. So each patch learns what the class token of a crop around it says. Equation: `losses.region`. The patches
+are those of the value read-out (in the last block each attends to itself alone), through the projection of the class
+token, L2-normalised before they are pooled.
+
+A box counts if the large crop has 90 % of its area, and if it spans 1.5 patches in both directions; it is cut to the
+large crop. Crops of the kind "inside" always lie in the first large one.
+
+Differences from the published codes: the teacher is a moving average, while CLIPSelf's is the frozen start (momentum
+1) and FineCLIP's the student itself, with gradient; boxes are random crops, not a grid or proposals. FineCLIP's
+contrast of regions with captions also counts the rows that pad a batch; here only boxes that count are in the mean.
+"""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from detailclip_jax.losses.clip import l2_normalise
+from detailclip_jax.losses.region import region_loss
+from detailclip_jax.methods import components
+from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, WholeBatch, fold, uses
+from detailclip_jax.methods.resample import boxes_in, pool_boxes
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.types import Array, Bool, Float, Scalar
+
+CROPS = "local"  # the teacher's crops
+LEAST_SHARE, LEAST_SPAN = 0.9, 1.5  # of a box's area in the large crop; of its sides, in patches
+TEACHER = ("image", "image_projection")
+
+
+def crop_to_region(method: Method, config: ConfigDict) -> Method:
+    """Adds the term for the first of the method's passes whose class tokens captions are compared with.
+
+    A method without a teacher gets one, which averages the image encoder and its projection; the student is evaluated.
+    A teacher that runs the student's encoder (`tipsv2`) keeps it. Raises ValueError for a method without captions or
+    whose pass removes patches, and for a config without the crops "local".
+    """
+    name, passes = components.with_values(method, "region")
+    if CROPS not in config.views.crops:
+        raise ValueError(
+            f"losses.weights.region needs crops for the teacher, but views.crops has no {CROPS!r}: it has only "
+            f"{', '.join(config.views.crops)}; configs/beyond/continue_region.py and configs/stickers.py:method="
+            f"{method.name},region=1 have them, or set losses.weights.region to 0"
+        )
+    averaged = TEACHER if not method.ema or "image" in method.ema else ()
+    return method.plus(
+        (region_head(name, passes[name].view),),
+        region_term(),
+        passes=passes,
+        targets={**method.targets, CROPS: CROPS},
+        ema=(*method.ema, *(network for network in averaged if network not in method.ema)),
+        weights=method.weights if method.ema else "student",
+    )
+
+
+def region_head(name: str, view: str) -> Head:
+    """Head of the regions of the student's pass `name` over `view`: those of the V crops in each of its G views.
+
+    R = G V; the crops of the first view come first.
+    """
+
+    @uses("image_projection")
+    def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
+        maps = l2_normalise(fold(student.image_projection, record.tokens[name].values))
+        boxes = boxes_in(record.views[CROPS].box, record.views[view].box[:, None])
+        boxes, counts = usable(boxes, round(maps.shape[-2] ** 0.5))
+        crops = jax.lax.stop_gradient(fold(teacher.image_projection, record.targets[CROPS].cls))
+        regions = (
+            pool_boxes(maps, boxes),
+            jnp.broadcast_to(crops, (len(maps), *crops.shape)),
+            counts.astype(jnp.float32),
+        )
+        return {made: x.reshape(-1, *x.shape[2:]) for made, x in zip(MADE, regions, strict=True)}
+
+    return Head(MADE, run, per_image=True)
+
+
+MADE = ("region_pooled", "region_crops", "region_counts")
+
+
+def usable(boxes: Float[Array, "*n 4"], side: int) -> tuple[Float[Array, "*n 4"], Bool[Array, "*n"]]:
+    """Cuts boxes (shares of a map of `side` x `side` patches) to the map, and returns which of them count."""
+    cut = jnp.clip(boxes, 0, 1)
+    sides, whole = (x[..., 2:] - x[..., :2] for x in (cut, boxes))
+    return cut, (sides.prod(-1) >= LEAST_SHARE * whole.prod(-1)) & (sides.min(-1) * side >= LEAST_SPAN)
+
+
+def region_term() -> Loss:
+    """Term of the regions, a mean over those of the whole batch; it logs the share of boxes that count."""
+
+    def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
+        regions = [record.heads[name] for name in MADE]
+        return region_loss(*regions, whole_batch.axis), {"region_boxes": regions[-1].mean()}
+
+    return Loss("region", MADE, run)
