@@ -5,6 +5,7 @@
     python -m detailclip_jax.compare --methods=detailclip,detailclip+ema.end=0.99 --workdir=runs/ema
     python -m detailclip_jax.compare --sweep=configs/ablation_table4.py --workdir=runs/table4
     python -m detailclip_jax.compare --methods=clip,cosmos --budget=600 --flop-of=cosmos --workdir=runs/equal_flop
+    python -m detailclip_jax.compare --methods=clip,configs/detail.py --workdir=runs/detail
 
 Every run sees the same number of images, budget x batch size; the table reports the cost (FLOP per image, seconds).
 With --flop-of every run has the same number of operations instead: cheaper methods take more steps.
@@ -54,12 +55,13 @@ OWN = {  # fields that the comparison itself sets for every run, and what to do 
 
 
 class Entry(NamedTuple):
-    """One entry of the comparison: a method, and a change of its config."""
+    """One entry of the comparison: a method or a config file, and a change of its config."""
 
     name: str
-    method: str
+    method: str  # "" for a config file
     change: Change
     given: tuple[str, ...] = ()  # dotted names of the fields that its text sets
+    config: str = ""  # its own config file
 
 
 class Plan(NamedTuple):
@@ -115,10 +117,12 @@ CONTROLS = {
 
 
 def parse_entry(text: str) -> Entry:
-    """Parses a method or control with optional fields after it: "detailclip+ema.end=0.99+ema.start=0.98"."""
+    """Parses a method, control or config file with optional fields after it: "clip+ema.end=0.99+ema.start=0.98"."""
     name, *settings = text.split("+")
-    known = CONTROLS.get(name, Entry(name, name, lambda config: None))
     fields = dict(map(parse_setting, settings))
+    if name.partition(":")[0].endswith(".py"):
+        return Entry(text, "", set_fields(fields), tuple(fields), config=name)
+    known = CONTROLS.get(name, Entry(name, name, lambda config: None))
     return Entry(text, known.method, both(known.change, set_fields(fields)), tuple(fields))
 
 
@@ -143,7 +147,7 @@ def config_of(plan: Plan, entry: Entry, seed: int) -> ConfigDict:
     config file.
     """
     check_not_own(given_fields(plan, entry))
-    config = run_config.load(f"{plan.config}:method={entry.method}")
+    config = run_config.load(entry.config or f"{plan.config}:method={entry.method}")
     set_fields(plan.fields)(config)
     entry.change(config)
     config.seed, config.init, config.evaluate_at_end = seed, plan.init, True
@@ -180,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
     usage = "%(prog)s (--methods NAME,... | --sweep FILE) [flags]"
     command = flags.parser("compare", __doc__, usage=usage)
     add = command.add_argument
-    methods = f"comma-separated methods; besides the methods of `main`: {', '.join(CONTROLS)}"
+    methods = f"comma-separated methods or config files; besides the methods of `main`: {', '.join(CONTROLS)}"
     add("--methods", default="", metavar="NAME,...", help=methods)
     add("--sweep", default="", metavar="FILE", help="a config file with a SWEEP, whose entries are compared")
     add("--seeds", type=flags.positive, default=3, metavar="N", help="runs per method, seeds 0, 1, ... (default: 3)")
@@ -269,7 +273,7 @@ def check_methods(plan: Plan) -> None:
     from detailclip_jax import methods  # imports jax, as below: only after the flags are parsed
 
     for entry in plan.entries:
-        if entry.method not in methods.METHODS:
+        if not entry.config and entry.method not in methods.METHODS:
             raise ValueError(errors.unknown("method", entry.method, (*methods.METHODS, *CONTROLS)))
 
 

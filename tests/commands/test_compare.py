@@ -159,6 +159,17 @@ def test_every_run_has_the_budget_the_seed_and_its_row_s_fields():
     assert (config.total_steps, config.seed, config.init, config.ema.end) == (7, 3, "runs/x", 0.5)
 
 
+def test_a_row_may_be_a_config_file():
+    file = ROOT / "configs/stickers.py"
+    given = plan(f"--methods={file}:method=slip+ema.end=0.5,clip")
+    configs = [compare.config_of(given, entry, 0) for entry in given.entries]
+    assert [(each.method, each.total_steps) for each in configs] == [("slip", 7), ("clip", 7)]
+    assert configs[0].ema.end == 0.5 and next(iter(compare.workdirs_of(given))).endswith(
+        "stickers.py:method=slip+ema.end=0.5"
+    )
+    compare.check_methods(given)
+
+
 def test_runs_of_equal_flop_have_steps_in_inverse_proportion_to_their_cost(monkeypatch, tmp_path):
     monkeypatch.setattr(compare, "gflop_per_image", lambda config: {"clip": 2.0, "cosmos": 9.0}[config.method])
     given = plan("--methods=clip,cosmos", f"--workdir={tmp_path}")

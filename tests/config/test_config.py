@@ -35,6 +35,8 @@ CASES = {
     "ablation_table4-row=5": "ablation_table4.py:row=5",
     "stickers-teacher=enclosing": "stickers.py:teacher=enclosing",
     "stickers-method=clip,region=1": "stickers.py:method=clip,region=1",
+    "detail": "detail.py",
+    "detail-data=yfcc": "detail.py:data=yfcc",
     "vitb16_continue": "vitb16_continue.py",
     "vitb16_continue-method=clip": "vitb16_continue.py:method=clip",
     "vitb16_yfcc": "vitb16_yfcc.py",
