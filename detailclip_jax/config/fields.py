@@ -556,6 +556,12 @@ OPTIMIZER: Group = {
     "frozen_prototype_epochs": Field(
         0.0, "epochs in which the last layer of the prototype heads is frozen (DINO: 1)", CODE, range=FROM_0
     ),
+    "frozen": Field(
+        "",
+        "what is not trained, separated by commas: networks (image, text, image_projection, ...), image:-2 or text:-2, "
+        "all but its last two blocks and what follows them, or patch_embed",
+        OURS,
+    ),
     "loaded_rate": Field(
         1.0, "factor on the learning rate of the networks that are loaded from init", OURS, range=FROM_0
     ),

@@ -1,5 +1,6 @@
 """The methods, one file each: a function from a config to a `Method`."""
 
+import dataclasses
 from collections.abc import Iterable
 
 from ml_collections import ConfigDict
@@ -74,6 +75,8 @@ def build(config: ConfigDict) -> Method:
     method = _with_terms(method, config)
     _check_crops({*method.targets.values(), *(p.view for p in method.passes.values())}, config)
     built = build_method(method, config.losses.weights.to_dict())
+    frozen = config.optimizer.frozen.split(",")  # the teacher's network is the student's, which does not change
+    built = dataclasses.replace(built, ema=tuple(name for name in built.ema if name not in frozen))
     _check_count(built, config)
     _check_decoder(built, config)
     return built

@@ -130,7 +130,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
 def group_rules(config: ConfigDict, networks: Mapping[str, Network]) -> tuple[optimizer.DecayRule, ...]:
     """Returns the rules that assign the networks' parameters to the groups of AdamW."""
     given = config.optimizer
-    return optimizer.rules(networks, config.model, given.decay_1d, given.decay_positions)
+    return optimizer.rules(networks, config.model, given.decay_1d, given.decay_positions, given.frozen)
 
 
 def build_setup(config: ConfigDict, given: ForwardPass, params: Params) -> StepSetup:

@@ -15,12 +15,14 @@ from clu import parameter_overview
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from detailclip_jax.models import registry, stacking
+from detailclip_jax.models import registry, sizes, stacking
 from detailclip_jax.models.registry import COMMON, Network, own_rules
+from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.training.schedules import Number, Schedule, Step
 from detailclip_jax.types import Array, Params, PyTree
 
 FROZEN, PLAIN, DECAYED = "frozen", "plain", "decayed"
+PATCH_EMBED = "patch_embed"
 SHOWN = {FROZEN: "frozen", PLAIN: "no decay", DECAYED: "decayed"}
 POSITIONS = "positions"  # the pattern of learnt positions in the rules of image and text encoders
 FIRST_LAYER = r"(patch_embed|cls_token|extra_tokens|positions|token_embedding|pre_norm)(/.*)?"  # layer 0 of an encoder
@@ -34,15 +36,22 @@ class DecayRule(NamedTuple):
 
 
 def rules(
-    networks: Mapping[str, Network], model: ConfigDict, decay_1d: bool = True, decay_positions: bool = True
+    networks: Mapping[str, Network],
+    model: ConfigDict,
+    decay_1d: bool = True,
+    decay_positions: bool = True,
+    frozen: str = "",
 ) -> tuple[DecayRule, ...]:
-    """Returns the groups of the networks' parameters: first what `config.model` freezes, then the networks' own rules.
+    """Returns the groups of the networks' parameters: first what is frozen, then the networks' own rules.
+
+    `frozen` is `config.optimizer.frozen`, see `frozen_pattern`; `config.model` freezes patch embedding and gains.
 
     As in the reference, tensors of two or more dimensions decay; biases, norms and scales do not.  Class tokens, mask
     tokens and the gain of prototypes are vectors here, but have more axes in the reference: they decay if `decay_1d`.
     Learnt positions decay if `decay_positions`.
     """
-    frozen = [
+    named = [DecayRule(frozen_pattern(name, networks, model), FROZEN) for name in frozen.split(",") if frozen]
+    frozen_by_model = [
         DecayRule(f"{name}/{pattern}", FROZEN)
         for name, network in networks.items()
         for pattern, field in network.frozen.items()
@@ -54,7 +63,36 @@ def rules(
         return DECAYED if rule.decayed and not spared else PLAIN
 
     own = [DecayRule(pattern, group(rule)) for pattern, rule in own_rules(networks).items()]
-    return (*frozen, *own, *(DecayRule(f".*/{rule.pattern}", group(rule)) for rule in COMMON))
+    return (*named, *frozen_by_model, *own, *(DecayRule(f".*/{rule.pattern}", group(rule)) for rule in COMMON))
+
+
+def frozen_pattern(name: str, networks: Mapping[str, Network], model: ConfigDict) -> str:
+    """Returns the pattern of the parameters that an entry of `optimizer.frozen` names.
+
+    "text" is a network, "image:-2" are embeddings and blocks of this encoder but the last two, "patch_embed" is a layer
+    of the image encoder.  As in open_clip's `lock`, what follows the blocks is trained with the last of them.
+
+    Raises ValueError for an unknown entry, for networks with BatchNorm, whose statistics would go on, and for blocks of
+    stacked encoders.
+    """
+    network, colon, count = name.partition(":-")
+    blocks = {"image": sizes.size_of(model).depth, "text": sizes.size_of(model).text_depth}
+    known = [each for each, made in networks.items() if not made.batch_norm]
+    if name == PATCH_EMBED and "image" in known:
+        return f"image/{PATCH_EMBED}/.*"
+    if not colon and name in known:
+        return f"{name}/.*"
+    if network not in set(known) & set(blocks) or count not in map(str, range(1, blocks[network] + 1)):
+        entries = [
+            *known,
+            PATCH_EMBED,
+            *(f"{each}:-N (N of {blocks[each]} blocks)" for each in blocks if each in known),
+        ]
+        raise ValueError(unknown("optimizer.frozen", name, entries))
+    if model.scan:
+        raise ValueError(f"optimizer.frozen {name!r} needs separate blocks; set model.scan to False")
+    first = "|".join(map(str, range(blocks[network] - int(count))))
+    return f"{network}/({FIRST_LAYER}|blocks_({first})/.*)"
 
 
 def group_of(path: str, table: tuple[DecayRule, ...]) -> DecayRule | None:

@@ -1,0 +1,141 @@
+"""Frozen groups: what `optimizer.frozen` names keeps its bits, and costs neither gradient nor moments nor a teacher."""
+
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+from tiny import check_names, noise_state, tiny_batch, tiny_config
+
+from detailclip_jax import methods, pretraining
+from detailclip_jax.training import experiment, mesh, optimizer, sharding
+
+
+@functools.cache
+def built(method, frozen="", devices=1, layers=False, **fields):
+    config = tiny_config(method)
+    config.model.freeze_patch_embed = config.model.freeze_gain = False
+    if layers:
+        config.optimizer.part_rates, config.optimizer.layer_decay = {"image": 0.5, "text": 0.1}, 0.7
+    config.update_from_flattened_dict({"optimizer.frozen": frozen, **fields})
+    return experiment.build(config, mesh.make_mesh(jax.devices()[:devices]))
+
+
+def flat(params):
+    return traverse_util.flatten_dict(jax.device_get(params), sep="/")
+
+
+def steps(exp, count):
+    """Parameters before and after some steps from noise, and the last state."""
+    state = noise_state(exp)
+    before = flat(state.params)
+    for number in range(count):
+        state, _ = exp.train_step(state, exp.put(tiny_batch(number, exp.config)))
+    return before, flat(state.params), state
+
+
+CASES = {  # method, entry -> pattern of the frozen parameters; encoders have two blocks, the text encoder one
+    ("clip", "image"): r"image/.*",
+    ("clip", "text,text_projection"): r"(text|text_projection)/.*",
+    ("clip", "patch_embed"): r"image/patch_embed/.*",
+    ("clip", "image:-1"): r"image/(patch_embed/.*|cls_token|positions|blocks_0/.*)",
+    ("clip", "image:-2,text:-1"): r"(image|text)/(patch_embed/.*|cls_token|positions|token_embedding)",
+    ("detailclip", "image"): r"image/.*",
+    ("siglip", "logit_bias"): r"logit_bias/.*",
+}
+FIRST = ("image", "image:-1")
+
+
+@pytest.mark.parametrize(
+    ("method", "entry"),
+    [
+        pytest.param(*case, marks=() if case in {("clip", name) for name in FIRST} else pytest.mark.check)
+        for case in CASES
+    ],
+)
+def test_what_is_frozen_has_the_same_bits_after_20_steps(method, entry):
+    exp, pattern = built(method, entry), CASES[method, entry]
+    before, after, state = steps(exp, 20)
+    frozen = {path for path in before if re.fullmatch(pattern, path)}
+    assert frozen and {path for path in before if before[path].tobytes() == after[path].tobytes()} == frozen
+    moments = [
+        jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(state.opt_state)
+    ]
+    kept = {path for path in before if any(moment.endswith(f"mu/{path}") for moment in moments)}
+    assert kept == before.keys() - frozen
+    if method == "detailclip":
+        assert {*built(method).method.ema} - {*state.ema_params} == {"image"}
+
+
+@pytest.mark.parametrize("method", ["clip", pytest.param("detailclip", marks=pytest.mark.check)])
+def test_the_rest_is_trained_as_without(method):
+    """The first update of every other parameter, with layer decay and rates of loaded networks."""
+    (_, plain, _), (before, found, _) = (steps(built(method, entry, layers=True), 1) for entry in ("", "image:-1"))
+    moved = {path for path in before if not np.array_equal(before[path], found[path])}
+    assert {path.partition("/")[0] for path in moved} >= {"image", "text", "image_projection"}
+    for path in moved:
+        np.testing.assert_allclose(found[path], plain[path], rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+def test_the_backward_pass_and_the_memory_of_what_is_frozen_are_spared():
+    def flop(exp):
+        shapes = jax.eval_shape(lambda: experiment.dummy_batch(exp.config, exp.config.batch_size))
+        return exp.train_step.lower(exp.state_shapes, shapes).cost_analysis()["flops"]
+
+    plain, image, one = (built("detailclip", entry) for entry in ("", "image", "image:-1"))
+    assert flop(image) < flop(one) < flop(plain)
+    size = sharding.total_bytes([*jax.tree.leaves(plain.state_shapes.params["image"])])
+    saved = sharding.device_bytes(plain.state_shapes) - sharding.device_bytes(image.state_shapes)
+    assert saved == 3 * size  # two moments and the teacher
+    trained = (optimizer.trained(exp.state_shapes.params, exp.setup.groups) for exp in (plain, image))
+    gradients = [sharding.total_bytes(jax.tree.leaves(each)) for each in trained]
+    assert gradients[0] - gradients[1] == size
+
+
+def test_a_frozen_encoder_costs_a_forward_pass_alone():
+    """CLIP's own: without the text encoder's share, a third of the products."""
+
+    def flop(entry):
+        exp = built("clip", f"text,text_projection{entry}")
+        shapes = jax.eval_shape(lambda: experiment.dummy_batch(exp.config, exp.config.batch_size))
+        return exp.train_step.lower(exp.state_shapes, shapes).cost_analysis()["flops"]
+
+    exp = built("clip")
+    images = jax.ShapeDtypeStruct((8, 32, 32, 3), np.float32)
+    encode = lambda params, images: exp.model.bind({"params": params}).image(images).cls
+    forward = jax.jit(encode).lower(exp.state_shapes.params, images).cost_analysis()["flops"]
+    assert 1.7 * forward < flop("") - flop(",image") < 2.6 * forward
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("other", [{"devices": 8}, {"accumulation": 4}])
+def test_devices_and_chunks_give_the_same_numbers(other):
+    _, one, _ = steps(built("clip", "image:-1"), 2)
+    _, many, _ = steps(built("clip", "image:-1", **other), 2)
+    for path in one:
+        np.testing.assert_allclose(many[path], one[path], rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("method", "entry", "fields", "named"),
+    [
+        ("clip", "imag", {}, ("'imag'", "image", "text", "patch_embed", "image:-N")),
+        ("clip", "decoder", {}, ("decoder", "image_projection")),
+        ("dino", "text", {}, ("'text'", "image")),
+        ("clip", "image:-3", {}, ("image:-3", "N of 2 blocks")),
+        ("clip", "image:2", {}, ("image:2", "image:-N")),
+        ("clip", "image_projection:-1", {}, ("image_projection:-1", "image:-N")),
+        ("slip", "ssl_head", {}, ("ssl_head",)),
+        ("clip", "image:-1", {"model.scan": True}, ("image:-1", "model.scan", "False")),
+    ],
+)
+def test_what_does_not_fit_is_refused(method, entry, fields, named):
+    config = tiny_config(method)
+    config.update_from_flattened_dict({"optimizer.frozen": entry, **fields})
+    pretraining.validate(config)
+    networks = methods.build(config).networks
+    with pytest.raises(ValueError) as refused:
+        experiment.group_rules(config, networks)
+    check_names(refused.value, *named)
