@@ -106,7 +106,7 @@ def open_bytes(path: str | os.PathLike, counted: Counted | None = None) -> io.Bu
 
 def _open_plain(path: str | os.PathLike) -> io.BufferedReader:
     url = os.fspath(path)
-    return io.BufferedReader(RemoteFile(url), remote_files.BLOCK) if is_remote(url) else open_regular(path)
+    return io.BufferedReader(RemoteFile(url)) if is_remote(url) else open_regular(path)
 
 
 @contextlib.contextmanager

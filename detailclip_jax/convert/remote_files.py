@@ -1,6 +1,6 @@
 """Reads files by URL with fsspec: https://, s3://, gs://, hf:// and others.
 
-    with io.BufferedReader(RemoteFile("https://host/00000.tar"), BLOCK) as file: ...
+    with io.BufferedReader(RemoteFile("https://host/00000.tar")) as file: ...
 
 A file is read in blocks, each with one request.  A request that fails, is cut off or stalls is repeated, up to TRIES
 times for each block; then RemoteError ends the work on this file.  What a web server states about place and length is
@@ -30,6 +30,7 @@ PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "h
 VERSIONS = ("ETag", "etag", "Last-Modified", "blob_id", "xet_hash", "generation", "mtime", "LastModified", "created")
 NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 RANGE = re.compile(r"bytes (\d+)-(\d+)/")
+LOGIN = re.compile("Credentials|Gated")  # in the names of errors of botocore, google.auth and huggingface_hub
 STATUSES = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 410: FileNotFoundError}
 T = TypeVar("T")
 
@@ -100,7 +101,9 @@ def _listed(url: str, suffixes: tuple[str, ...]) -> list[str]:
     found = [url] if stamp(url) != ABSENT else _tried(url, functools.partial(_searched, url, suffixes))
     if not found:
         ends = " or ".join(suffixes)
-        raise FileNotFoundError(f"{url} does not exist, or has no file that ends in {ends}; check the address")
+        raise FileNotFoundError(
+            f"{url} does not exist, or has no file that ends in {ends}; check the address, and your login"
+        )
     return found
 
 
@@ -193,9 +196,9 @@ def _tried(what: str, work: Callable[[], T]) -> T:
             raise
         except ValueError as error:  # would be taken for damage of the file
             raise RemoteError(f"{what}: {first_line(error)}") from error
-        except PermissionError as error:
-            raise Denied(f"{what}: access is denied ({first_line(error)}); log in to this storage") from error
         except Exception as error:  # each library of a storage has its own
+            if isinstance(error, PermissionError) or LOGIN.search(type(error).__name__):
+                raise Denied(f"{what}: access is denied ({first_line(error)}); log in to this storage") from error
             if number == TRIES:
                 late = f"no complete answer within {TIMEOUT:g} seconds"
                 reason = late if isinstance(error, TimeoutError) else first_line(error)
@@ -212,7 +215,8 @@ class RemoteFile(io.RawIOBase):
         if self.stamp == ABSENT:
             raise RemoteError(f"{url} does not exist any more")
         self._storage, self._path = _storage(url)
-        self._at, self._has_parts = 0, True
+        self._at = self._block_at = 0
+        self._block, self._has_parts = b"", True
         self._whole: Any = None  # the answer of a server without parts
 
     def readable(self) -> bool:
@@ -233,13 +237,15 @@ class RemoteFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any, /) -> int:
-        """Reads up to BLOCK bytes into `buffer` and returns their number, 0 where the file ends."""
-        view = memoryview(buffer).cast("B")
-        most = min(len(view), BLOCK, self.stamp.size - self._at)
-        if most <= 0:
-            return 0
-        sizes = (max(1, most >> number) for number in itertools.count())  # a further try asks for half as much
-        data = _tried(f"{self.name} from byte {self._at:,}", lambda: self._next(next(sizes)))
+        """Reads bytes into `buffer` and returns their number, 0 where the file ends."""
+        if not 0 <= self._at - self._block_at < len(self._block):
+            self._block, self._block_at = b"", self._at  # not two blocks at once
+            most = min(BLOCK, self.stamp.size - self._at)
+            sizes = (max(1, most >> number) for number in itertools.count())  # a further try asks for half as much
+            if most > 0:
+                self._block = _tried(f"{self.name} from byte {self._at:,}", lambda: self._next(next(sizes)))
+        view, first = memoryview(buffer).cast("B"), self._at - self._block_at
+        data = memoryview(self._block)[first : first + len(view)]
         view[: len(data)] = data
         self._at += len(data)
         return len(data)
