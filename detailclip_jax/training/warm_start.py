@@ -288,7 +288,10 @@ def report(
     """
     warmup = clamp_warmup(experiment.warmup_steps(config), config.total_steps)
     opt, style = config.optimizer, Style(**config.model.image_style)
-    rates = ", ".join(f"{network} x {opt.part_rates[network]:g}" for network in loaded)
+    frozen = opt.frozen.split(",")
+    rates = ", ".join(
+        f"{network} frozen" if network in frozen else f"{network} x {opt.part_rates[network]:g}" for network in loaded
+    )
     start, end = config.ema.start, config.ema.end
     moving = f"{start:g} -> {end:g}" if start != end else f"with the constant momentum {start:g}"
     kept = ", ".join(f"{name} {value}" for name, value in style._asdict().items() if name != "init")

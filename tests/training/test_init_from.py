@@ -197,6 +197,22 @@ def test_loaded_fresh_and_copied(tmp_path):
     assert len(set(pointers)) == len(pointers)  # a step donates them all
 
 
+def test_a_locked_network_is_loaded_and_its_rate_is_not_said(tmp_path):
+    """The teacher has no copy of it; `loaded_rate` is that of the other networks."""
+    trees = written(tmp_path / "clip")
+    fields = {"optimizer.frozen": "image,image_projection", "optimizer.loaded_rate": 0.5}
+    adopted = warm_start.adopt(tiny("detailclip", init=str(tmp_path / "clip"), **fields))
+    state, lines = warm_start.load(adopted, blank(adopted))
+    jax.tree.map(np.testing.assert_array_equal, state.params["image"], trees["params"]["image"])
+    assert named("\n".join(lines), "teacher", ": a copy of the student") == {
+        "text",
+        "text_projection",
+        "prototype_head",
+    }
+    [rates] = [line for line in lines if line.startswith("  learning rate")]
+    assert "image frozen" in rates and "image_projection frozen" in rates and "text x 0.5" in rates
+
+
 def test_a_teacher_that_comes_along_is_kept(tmp_path):
     trees = written(tmp_path / "run", "detailclip")
     adopted = warm_start.adopt(tiny("detailclip", init=str(tmp_path / "run"), **{"model.prototypes": 8}))
