@@ -30,7 +30,7 @@ PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "h
 VERSIONS = ("ETag", "etag", "Last-Modified", "blob_id", "xet_hash", "generation", "mtime", "LastModified", "created")
 NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 RANGE = re.compile(r"bytes (\d+)-(\d+)/")
-LOGIN = re.compile("Credentials|Gated")  # in the names of errors of botocore, google.auth and huggingface_hub
+LOGIN = re.compile("Credential|Gated")  # in the names of errors of botocore, google.auth and huggingface_hub
 STATUSES = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 410: FileNotFoundError}
 T = TypeVar("T")
 
@@ -98,7 +98,10 @@ def numbered(pattern: str) -> list[str]:
 
 
 def _listed(url: str, suffixes: tuple[str, ...]) -> list[str]:
-    found = [url] if stamp(url) != ABSENT else _tried(url, functools.partial(_searched, url, suffixes))
+    is_web = url.startswith(WEB)
+    if (is_web or not glob.has_magic(url)) and stamp(url) != ABSENT:
+        return [url]
+    found = [] if is_web else _tried(url, functools.partial(_searched, url, suffixes))
     if not found:
         ends = " or ".join(suffixes)
         raise FileNotFoundError(
@@ -114,7 +117,7 @@ def _searched(url: str, suffixes: tuple[str, ...]) -> list[str]:
     with contextlib.suppress(FileNotFoundError):  # of the folder
         if glob.has_magic(path):
             found = [name for name, info in storage.glob(path, detail=True).items() if info["type"] == "file"]
-        elif not url.startswith(WEB):
+        else:
             found = [name for name in storage.find(path) if name.endswith(suffixes)]
     return sorted(map(storage.unstrip_protocol, found))
 
