@@ -92,7 +92,7 @@ def region_term() -> Loss:
     """Term of the regions, a mean over those of the whole batch; it logs the share of boxes that count."""
 
     def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
-        regions = [record.heads[name] for name in MADE]
-        return region_loss(*regions, whole_batch.axis), {"region_boxes": regions[-1].mean()}
+        pooled, crops, counts = (record.heads[name] for name in MADE)
+        return region_loss(pooled, crops, counts, whole_batch.axis), {"region_boxes": counts.mean()}
 
     return Loss("region", MADE, run)
