@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from tiny import check_names, copied, noise_state, program_of, tiny_batch, tiny_config
 from toy import SMALLEST
 
@@ -134,6 +135,14 @@ def test_a_run_that_was_stopped_around_the_switch_gives_the_same_bits(stop, tmp_
     state, rest = trained(exp, copied(restored), stop, 5)
     assert rest == found[stop:]
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), end)
+
+
+@pytest.mark.parametrize(("until", "expected"), [(0.15, 0.0), (1.0, 0.5)])
+def test_the_memory_of_a_run_is_that_of_its_end(until, expected):
+    config = ConfigDict(built().config.to_dict())
+    config.views.patch_dropout_until = until
+    run = Run(config, Path(), built(), None, None, pretraining.PRETRAINING)
+    assert run.task.share(run)[0].config.views.patch_dropout == expected
 
 
 @pytest.mark.check
