@@ -214,13 +214,13 @@ class RemoteFile(io.RawIOBase):
     """A file of another machine, opened for reading; it can be sought.  Raises RemoteError, also while it is read."""
 
     def __init__(self, url: str):
+        self._whole: Any = None  # the answer of a server without parts
         self.name, self.stamp = url, stamp(url)
         if self.stamp == ABSENT:
             raise RemoteError(f"{url} does not exist any more")
         self._storage, self._path = _storage(url)
         self._at = self._block_at = 0
         self._block, self._has_parts = b"", True
-        self._whole: Any = None  # the answer of a server without parts
 
     def readable(self) -> bool:
         """Returns True."""

@@ -93,7 +93,7 @@ def of_numbers(function: Callable[..., Scalar], *numbers: Any) -> Schedule:
 
 
 def per_step(value: float | int, num_steps: int) -> np.float32:
-    """Returns value / num_steps as XLA divides by a constant: times the reciprocal, both rounded to float32."""
+    """Returns value / num_steps as value times the reciprocal, both rounded to float32."""
     return np.float32(value) * (np.float32(1) / np.float32(num_steps))
 
 

@@ -1,5 +1,6 @@
 """Captions joined by key, URL or file name: against a dictionary, in the public layouts, restarts, hostile tables."""
 
+import contextlib
 import csv
 import gzip
 import io
@@ -138,16 +139,16 @@ def test_a_row_without_a_place_is_a_missing_file(tmp_path):
 
 
 def test_a_blank_cell_leaves_the_image_s_own_caption():
-    database = sqlite3.connect(":memory:")
-    database.execute("CREATE TABLE captions (digest INTEGER, key TEXT, texts BLOB)")
-    row = digest_of("1") - 2**63, "1", msgpack.packb([" ", "a frog"])
-    database.execute("INSERT INTO captions VALUES (?, ?, ?)", row)
-    join = joined_captions.Joined(database, Options(captions_columns=("raw", "long")))
-    raw = join(Raw("k", b"", texts={"raw": "a bus"}, match="1"))
-    assert isinstance(raw, Raw) and raw.texts == {"raw": "a bus", "long": "a frog"}
-    database.execute("DROP TABLE captions")
-    with pytest.raises(OSError, match="the index of --captions cannot be read: no such table"):
-        join(raw)
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        database.execute("CREATE TABLE captions (digest INTEGER, key TEXT, texts BLOB)")
+        row = digest_of("1") - 2**63, "1", msgpack.packb([" ", "a frog"])
+        database.execute("INSERT INTO captions VALUES (?, ?, ?)", row)
+        join = joined_captions.Joined(database, Options(captions_columns=("raw", "long")))
+        raw = join(Raw("k", b"", texts={"raw": "a bus"}, match="1"))
+        assert isinstance(raw, Raw) and raw.texts == {"raw": "a bus", "long": "a frog"}
+        database.execute("DROP TABLE captions")
+        with pytest.raises(OSError, match="the index of --captions cannot be read: no such table"):
+            join(raw)
 
 
 def test_an_image_without_any_caption_is_left_out_and_counted(tmp_path):

@@ -95,6 +95,7 @@ def archive(path, module):
     return path
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")  # tracing; archives of old models stay
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_openai_archive(tmp_path):
     module = noisy(open_clip.model.CLIP(24, dict(IMAGE), dict(TEXT), quick_gelu=True), seed=3)

@@ -86,14 +86,6 @@ def test_other_numbers_of_a_schedule_are_the_same_program(make, given, other):
     np.testing.assert_allclose(values, expected, rtol=2e-6)
 
 
-def test_the_number_of_a_step_is_divided_as_xla_divides_by_a_constant():
-    """Programs with the numbers as constants, as runs of before had them, compute the same bits."""
-    steps = jnp.arange(1.0, 1000.0)
-    for value, num_steps in ((np.pi, 540), (2e-3, 59), (0.03, 7)):
-        constant = jax.jit(lambda t, value=value, num_steps=num_steps: np.float32(value) * t / num_steps)(steps)
-        np.testing.assert_array_equal(jax.jit(jnp.multiply)(steps, schedules.per_step(value, num_steps)), constant)
-
-
 OTHER_RUN = {
     "total_steps": 37,
     "steps_per_epoch": 7,
