@@ -245,12 +245,15 @@ def repeats(source: pipeline.Source, batch_size: int) -> list[str]:
 
 
 def _fresh(run: Run) -> TrainState:
-    """The state of step 0, with the networks of `config.init` loaded."""
-    state = run.experiment.init(run.config.seed)
-    if not run.config.init:
-        return state
-    state, lines = warm_start.load(run.config, state)
-    run.console.say("\n".join(lines))
+    """The state of step 0, with the networks of `config.init` and a frozen teacher loaded."""
+    state, lines = run.experiment.init(run.config.seed), []
+    if run.config.init:
+        state, lines = warm_start.load(run.config, state)
+    if run.config.losses.weights.distill:
+        state, of_teacher = warm_start.load_teacher(run.config, state)
+        lines += of_teacher
+    if lines:
+        run.console.say("\n".join(lines))
     return state
 
 

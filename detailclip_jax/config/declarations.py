@@ -16,7 +16,15 @@ from detailclip_jax.runtime.files import with_home
 
 OURS = "ours"  # specific to this implementation, or a number that neither the paper nor the code states
 CODE = "reference"  # the authors' published code
-OPEN = ("evaluators", "stickers", "crops", "custom", "part_rates", "options")  # groups that accept fields of any name
+OPEN = (
+    "evaluators",
+    "stickers",
+    "crops",
+    "custom",
+    "record",
+    "part_rates",
+    "options",
+)  # groups that accept fields of any name
 INFINITE = float("inf")
 LARGEST = 2**31 - 1  # of int32, in which steps, token ids and sizes are computed
 

@@ -506,6 +506,12 @@ WEIGHTS: Group = {
         "crop, with any method that has captions and a pass over all patches",
         "CLIPSelf: 1",
     ),
+    "distill": Field(
+        0.0,
+        "weight of the distance to the tokens of the frozen teacher distill.teacher, with any method that has a pass "
+        "over all or the visible patches",
+        OURS,
+    ),
 }
 # Ramps that are not 0. The anchor is copied at the start of the ramp of gram; the class token of small crops has to
 # learn something before regions learn from it.
@@ -582,6 +588,11 @@ EMA: Group = {
     ),
     "end": Field(1.0, "momentum of the teacher at the last step", "paper 3.2.1; reference", range=SHARE),
 }
+DISTILL: Group = {
+    "teacher": Field("", "workdir of the frozen teacher of the term distill: a run or an import", OURS),
+    "size": Field(0, "pixels along a side of what this teacher sees; 0: the size of its own images", OURS),
+    "record": Field({}, "sizes and preprocessing of this teacher, copied from its workdir", OURS),
+}
 LOGGING: Group = {  # none of them changes what is computed
     "images_every": Field(
         500,
@@ -616,6 +627,7 @@ GROUPS: dict[str, Group] = {
     "losses.ramps": RAMPS,
     "optimizer": OPTIMIZER,
     "ema": EMA,
+    "distill": DISTILL,
     "logging": LOGGING,
 }
 

@@ -8,7 +8,7 @@
 | 8, pixels | `reconstruction.pixel_loss` |
 
 Of other methods: `sigmoid` is SigLIP's, `flair` FLAIR's, `contrastive` SimCLR's and BYOL's, `labels` the cross-entropy
-with labels, `token_set` SuperCLIP's, `block_targets` B-CLIP's, `gram` DINOv3's, `region` CLIPSelf's. Where the arrays
-of an equation would be too large, a loss calls a blockwise or chunked function of `kernels` with the same value and
-gradient.
+with labels, `token_set` SuperCLIP's, `block_targets` B-CLIP's, `gram` DINOv3's, `region` CLIPSelf's, `token_cosine`
+that of a frozen teacher. Where the arrays of an equation would be too large, a loss calls a blockwise or chunked
+function of `kernels` with the same value and gradient.
 """

@@ -13,6 +13,7 @@ from detailclip_jax.methods.crop_to_region import crop_to_region
 from detailclip_jax.methods.detailclip import detailclip
 from detailclip_jax.methods.dino import dino
 from detailclip_jax.methods.flair import flair
+from detailclip_jax.methods.frozen_teacher import frozen_teacher
 from detailclip_jax.methods.gram_anchor import gram_anchor
 from detailclip_jax.methods.ibot import attmask, ibot
 from detailclip_jax.methods.image_encoder import image_encoder
@@ -56,7 +57,13 @@ METHODS = {
     "beta": beta,
 }
 # Terms that a method gets if their weight is not 0: (method, config) -> the method with the term.
-TERMS = {"token_set": token_set, "beta": sentence_contrast, "gram": gram_anchor, "region": crop_to_region}
+TERMS = {
+    "token_set": token_set,
+    "beta": sentence_contrast,
+    "gram": gram_anchor,
+    "region": crop_to_region,
+    "distill": frozen_teacher,
+}
 ENCODERS = {"image_encoder": image_encoder}  # further methods of imported checkpoints; not trainable
 
 

@@ -51,7 +51,7 @@ COMMON = (  # rules for the end of a path, in all networks; a network's own rule
 class Network(NamedTuple):
     """A network: its maker, the rules of parameters that are neither kernel, bias nor scale, and what is frozen.
 
-    `frozen` maps a pattern of paths to the boolean field of `config.model` that freezes these parameters.
+    `frozen` maps a pattern of paths to the boolean field of `config.model` that freezes these parameters; "" always.
     """
 
     make: Callable[[Build], nn.Module]

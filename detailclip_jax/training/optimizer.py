@@ -55,7 +55,7 @@ def rules(
         DecayRule(f"{name}/{pattern}", FROZEN)
         for name, network in networks.items()
         for pattern, field in network.frozen.items()
-        if model[field]
+        if not field or model[field]
     ]
 
     def group(rule: registry.ParameterRule) -> str:

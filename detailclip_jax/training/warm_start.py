@@ -18,10 +18,10 @@ from detailclip_jax.config import run_config
 from detailclip_jax.config.run_config import is_dense
 from detailclip_jax.data import preprocessing, vocabularies
 from detailclip_jax.methods import Method
-from detailclip_jax.models import positions, stacking
-from detailclip_jax.models.sizes import size_of
+from detailclip_jax.methods.frozen_teacher import MAP, OF_TEACHER, TEACHER, input_size
+from detailclip_jax.models import positions, sizes, stacking
 from detailclip_jax.models.vit import Style
-from detailclip_jax.training import checkpoint, dense_encoder, experiment
+from detailclip_jax.training import checkpoint, dense_encoder, ema, experiment
 from detailclip_jax.training.schedules import clamp_warmup
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.training.workdirs import FOLDER, is_run, no_run
@@ -43,12 +43,14 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     factors of the loaded networks.  The preprocessing and the sizes of crops that the user has set keep their values;
     `given` has the dotted names of these fields, e.g. "preprocess.filter".  There are at least as many class tokens as
     in the checkpoint, unless the user has set "model.class_tokens".  The file of a tokenizer gets its absolute path and
-    its digest; apart from that the config is returned unchanged without `init`.  If a run from the same `init` goes on
-    in `workdir`, the fields are those of its own config, and `init` need not exist any more.
+    its digest, and `distill.record` the fields of a frozen teacher; apart from that the config is returned unchanged
+    without `init`.  If a run from the same `init` and teacher goes on in `workdir`, the fields are those of its own
+    config, and `init` and the teacher need not exist any more.
 
     Raises FileNotFoundError if there is no run at `init` or no such file, and ValueError if the config requires an
     `init` and has none, if the file does not fit, or if a given field of `model` contradicts a loaded network.
     """
+    config = _with_teacher(config, workdir)
     if not config.init:
         _check_not_required(config)
         return _with_tokenizer(config)
@@ -78,6 +80,27 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     rates = adopted.optimizer.part_rates.to_dict()
     adopted.optimizer.part_rates = ConfigDict(dict.fromkeys(loaded, adopted.optimizer.loaded_rate) | rates)
     return adopted
+
+
+def _with_teacher(config: ConfigDict, workdir: str | Path | None) -> ConfigDict:
+    """Returns the config with the fields of the frozen teacher, see `methods.frozen_teacher`.
+
+    A run that goes on in `workdir` has them in its own config; the teacher's folder need not exist any more.
+    """
+    if not config.losses.weights.distill:
+        return config
+    folder, config = config.distill.teacher, ConfigDict(config.to_dict())
+    if not folder:
+        raise ValueError("losses.weights.distill needs a frozen teacher: give --config.distill.teacher=WORKDIR")
+    run = run_of(config, workdir)
+    if run is not None and run.distill.teacher == folder:
+        config.distill.record = run.distill.record
+        return config
+    source = config_of(folder, "config.distill.teacher")
+    fields = {name: source.model[name] for name in OF_TEACHER}
+    record = {"method": source.method, "model": fields, "preprocess": source.preprocess}
+    config.distill.record = ConfigDict(record)
+    return config
 
 
 def _origin(config: ConfigDict, workdir: str | Path | None) -> tuple[ConfigDict, Collection[str]]:
@@ -121,10 +144,11 @@ def _take(config: ConfigDict, source: ConfigDict, names: Iterable[str], given: C
 def _usable(method: Method, model: ConfigDict) -> list[str]:
     """Returns the networks of a method that can be those of a checkpoint with the sizes in `model`.
 
-    A decoder of another width than the encoder serves the reconstruction of pixels, but not a patch term.
+    A decoder of another width than the encoder serves the reconstruction of pixels, but not a patch term.  The frozen
+    teacher is that of `distill.teacher`.
     """
     takes = methods.takes_decoder(method, model)
-    return [name for name in method.networks if takes or name not in OF_ITS_WIDTH]
+    return [name for name in method.networks if name not in (TEACHER, MAP) and (takes or name not in OF_ITS_WIDTH)]
 
 
 def _with_tokenizer(config: ConfigDict) -> ConfigDict:
@@ -152,7 +176,7 @@ def _fit_crops(config: ConfigDict, before: ConfigDict, given: Collection[str]) -
 
     A size or mask_grid among the `given` fields stays.
     """
-    new, old = ((c.model.image_size, size_of(c.model).patch_size) for c in (config, before))
+    new, old = ((c.model.image_size, sizes.size_of(c.model).patch_size) for c in (config, before))
     if new == old:
         return
     for name, crop in config.views.crops.items():
@@ -162,15 +186,15 @@ def _fit_crops(config: ConfigDict, before: ConfigDict, given: Collection[str]) -
             crop.mask_grid = crop.size // new[1]
 
 
-def config_of(workdir: str) -> ConfigDict:
+def config_of(workdir: str, field: str = "config.init") -> ConfigDict:
     """Returns the config of a run or an imported checkpoint; of a run of a dense task that of its encoder alone.
 
-    Raises FileNotFoundError if there is none.
+    Raises FileNotFoundError if there is none; `field` names the workdir.
     """
     file = Path(workdir) / "config.json"
     if not file.is_file() or not any((Path(workdir) / FOLDER).glob("*")):
         raise FileNotFoundError(
-            f"config.init {workdir!r} is not a workdir with a config.json and a checkpoint: {no_run(workdir)}"
+            f"{field} {workdir!r} is not a workdir with a config.json and a checkpoint: {no_run(workdir)}"
         )
     config = run_config.read(file)
     return dense_encoder.config_alone(config) if is_dense(config) else config
@@ -192,7 +216,7 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     variables |= {name: _with_context(variables[name], state.params, rule) for name in ("params", "ema_params")}
     ours = _usable(method, source.model)
     loaded = {network: variables["params"][network] for network in ours if network in variables["params"]}
-    _check_shapes(config.init, loaded, state.params)
+    _check_shapes(f"config.init {config.init!r}", loaded, state.params)
     params = {
         network: _like(loaded[network], old) if network in loaded else old for network, old in state.params.items()
     }
@@ -218,6 +242,29 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     lines += _unused_lines([*variables["params"]], [*loaded], [*theirs], [*teacher])
     state = state.replace(params=params, ema_params=teacher, batch_stats=stats, running=running)
     return state, lines
+
+
+def load_teacher(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
+    """Loads the frozen teacher of the term distill into a fresh state; returns the state and lines that describe it.
+
+    Its weights are those by which the teacher's own method is evaluated.  Raises CheckpointError that lists tensors of
+    other shapes.
+    """
+    folder = config.distill.teacher
+    _, variables, source = checkpoint.load(folder)
+    averaged = {} if methods.build(source).weights == "student" else variables["ema_params"]
+    encoder = _as_here({TEACHER: ema.overlay(variables["params"], averaged)["image"]}, state.params)
+    _check_shapes(f"distill.teacher {folder!r}", encoder, state.params)
+    params = {**state.params, TEACHER: _like(encoder[TEACHER], state.params[TEACHER])}
+    size, seen = sizes.size_of(config.distill.record.model), input_size(config)
+    colours = config.distill.record.preprocess
+    mean, std = (" ".join(f"{number:.4g}" for number in colours[each]) for each in ("mean", "std"))
+    lines = [
+        f"frozen teacher {folder} ({source.method}, {source.model.size}, {'ema' if averaged else 'student'})",
+        f"  sees          {seen} px ({colours.filter}), mean {mean}, std {std}",
+        f"  gives         {seen // size.patch_size} x {seen // size.patch_size} patches of width {size.width}",
+    ]
+    return state.replace(params=params), lines
 
 
 def _with_class_tokens(tree: Params, params: Params) -> Params:
@@ -264,7 +311,7 @@ def _like(value: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(place, value, old)
 
 
-def _check_shapes(init: str, loaded: dict[str, Params], params: Params) -> None:
+def _check_shapes(origin: str, loaded: dict[str, Params], params: Params) -> None:
     used = {network: params[network] for network in loaded}
     theirs, ours = (
         {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
@@ -276,7 +323,7 @@ def _check_shapes(init: str, loaded: dict[str, Params], params: Params) -> None:
         if path not in theirs or theirs[path].shape != value.shape
     ]
     if wrong:
-        raise checkpoint.CheckpointError(f"the networks of config.init {init!r} do not fit: {'; '.join(wrong[:10])}")
+        raise checkpoint.CheckpointError(f"the networks of {origin} do not fit: {'; '.join(wrong[:10])}")
 
 
 def report(

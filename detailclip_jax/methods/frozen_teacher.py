@@ -1,0 +1,151 @@
+"""A frozen, trained teacher as a term of other methods: `losses.weights.distill`, `distill.teacher`.
+
+The student's class token and patches, through one linear map, come near those of another image encoder. Equation:
+`losses.token_cosine`. The teacher is the image encoder of any run or import; its sizes and preprocessing are those of
+its own config, which `warm_start.adopt` copies to `distill.record`. It is a network of the method: its parameters are
+frozen (no gradient, no moments, no moving average), sharded as the student's, and saved with them, so that a run
+resumes without the teacher's folder.
+
+The teacher sees the student's crop: the same pixels, resampled to its own size (or `distill.size`) and normalised by
+its own mean and deviation. Its map is resampled to the student's patches, before the cosine. A student that drops
+patches is compared at those that it sees. Further class tokens and registers of the teacher are not used.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from detailclip_jax.losses.token_cosine import token_cosine_loss
+from detailclip_jax.methods.method import (
+    Context,
+    Forward,
+    Head,
+    Loss,
+    Method,
+    fold,
+    full,
+    full_with_values,
+    uses,
+    visible,
+)
+from detailclip_jax.models import sizes
+from detailclip_jax.models.heads import Projection
+from detailclip_jax.models.patches import normalise_pixels, take
+from detailclip_jax.models.registry import Build, Network
+from detailclip_jax.models.towers import NETWORKS, Networks
+from detailclip_jax.types import Array, Float, Scalar
+
+TEACHER, MAP = "distill_teacher", "distill_map"  # networks of the term
+OF_TEACHER = ("size", "custom", "image_size", "image_style", "class_tokens", "interpolation")  # fields of model
+RESIZING = {"bilinear": "linear", "bicubic": "cubic"}  # filters of `preprocess`, as jax names them
+
+
+def frozen_teacher(method: Method, config: ConfigDict) -> Method:
+    """Adds the term for the first of the method's passes over the patches of a large crop, all or the visible ones.
+
+    Raises ValueError for a method without such a pass, for a `distill.size` that is no whole number of the teacher's
+    patches, and for a teacher whose fields are not in `distill.record`.
+    """
+    seen = (full, full_with_values, visible)
+    names = [name for name, each in method.passes.items() if each.encode in seen and each.view != "local"]
+    if not names:
+        raise ValueError(
+            f"losses.weights.distill needs a pass over all or the visible patches of a large crop, which method "
+            f"{method.name} lacks; set it to 0"
+        )
+    return method.plus((tokens_head(names[0], method.passes[names[0]].view, config),), distill_term())
+
+
+def teacher_config(config: ConfigDict) -> ConfigDict:
+    """Returns the groups `model` and `preprocess` of the teacher; without a teacher, for benchmarks, the student's.
+
+    The dtype, the memory saved and the stacking of blocks are those of the student. Raises ValueError if a teacher is
+    named, but its fields are not in `distill.record`.
+    """
+    record = config.distill.record.to_dict()
+    if config.distill.teacher and not record:
+        raise ValueError(
+            f"distill.teacher {config.distill.teacher!r}: its sizes are not in distill.record; call "
+            "training.warm_start.adopt(config) first, as main does"
+        )
+    model = {**config.model.to_dict(), **record.get("model", {}), "drop_path": 0.0}
+    return ConfigDict({"model": model, "preprocess": record.get("preprocess", config.preprocess.to_dict())})
+
+
+def input_size(config: ConfigDict) -> int:
+    """Returns the pixels along a side of the teacher's input; ValueError if they are not whole patches."""
+    model = teacher_config(config).model
+    size, patch = config.distill.size or model.image_size, sizes.size_of(model).patch_size
+    if size % patch:
+        raise ValueError(f"distill.size {size} is not a multiple of the teacher's patch size {patch}")
+    return size
+
+
+def tokens_head(name: str, view: str, config: ConfigDict) -> Head:
+    """Head of the mapped tokens of the student's pass `name` over `view`, and of the teacher's at the same places."""
+    teacher, size = teacher_config(config), input_size(config)
+    side = config.views.crops[view].size // sizes.size_of(config.model).patch_size
+    preprocess, width = teacher.preprocess, sizes.size_of(teacher.model).width
+    networks = {
+        TEACHER: frozen_encoder(teacher.model),
+        MAP: Network(lambda build: Projection(width, build.dtype, use_bias=True)),
+    }
+
+    @uses(**networks)
+    def run(student: Networks, _: Networks, record: Forward) -> dict[str, Array]:
+        tokens = record.tokens[name]
+        pixels = jnp.moveaxis(record.batch["image"][view], 1, 0)
+        images = normalise_pixels(resampled(pixels, size, preprocess.filter), preprocess.mean, preprocess.std)
+        target = jax.lax.stop_gradient(fold(getattr(student, TEACHER), images))
+        patches = on_grid(target.patches, side)
+        if tokens.patches.shape[-2] != side**2:  # the pass drops the others
+            patches = take(patches, record.hidden.kept)
+        mapped = (fold(getattr(student, MAP), x) for x in (tokens.cls, tokens.patches))
+        return dict(zip(MADE, (*mapped, target.cls, patches), strict=True))
+
+    return Head(MADE, run)
+
+
+MADE = ("distill_cls", "distill_patches", "distill_cls_target", "distill_patches_target")
+
+
+def frozen_encoder(model: ConfigDict) -> Network:
+    """Describes an image encoder of the sizes in `model`, none of whose parameters is trained."""
+    image = NETWORKS["image"]
+
+    def make(build: Build) -> nn.Module:
+        return image.make(build._replace(model=model, size=sizes.size_of(model)))
+
+    return image._replace(make=make, frozen={".*": ""})
+
+
+def resampled(pixels: Array, size: int, filter: str) -> Float[Array, "V B size size 3"]:
+    """Resamples pixels from 0 to 255 as Pillow does, without its rounding; pixels of this size stay as they are."""
+    pixels = pixels.astype(jnp.float32)
+    if pixels.shape[-2] == size:
+        return pixels
+    shape = (*pixels.shape[:2], size, size, 3)
+    return jnp.clip(jax.image.resize(pixels, shape, RESIZING[filter], precision="highest"), 0, 255)
+
+
+def on_grid(patches: Float[Array, "V B N D"], side: int) -> Float[Array, "V B M D"]:
+    """Resamples a square map of patches to `side` x `side`, bilinearly; a finer map is averaged (antialiased)."""
+    old = round(patches.shape[-2] ** 0.5)
+    patches = patches.astype(jnp.float32)
+    if old == side:
+        return patches
+    grid = patches.reshape(*patches.shape[:2], old, old, -1)
+    shape = (*grid.shape[:2], side, side, grid.shape[-1])
+    return jax.image.resize(grid, shape, "linear", precision="highest").reshape(*shape[:2], side**2, -1)
+
+
+def distill_term() -> Loss:
+    """Term of the distances of class tokens and of patches, a mean over images; it logs both."""
+
+    def run(record: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
+        cls, patches, cls_target, patches_target = (record.heads[name] for name in MADE)
+        losses = token_cosine_loss(cls, cls_target), token_cosine_loss(patches, patches_target)
+        return losses[0] + losses[1], {"distill_cls": losses[0], "distill_patches": losses[1]}
+
+    return Loss("distill", MADE, run)
