@@ -5,7 +5,6 @@
     python -m detailclip_jax.main --config=configs/stickers.py:teacher=enclosing
     python -m detailclip_jax.main --config=configs/stickers.py:method=clip,region=1
     python -m detailclip_jax.main --config=configs/stickers.py:method=clip,size=small --workdir=runs/small
-    python -m detailclip_jax.main --config=configs/stickers.py:method=clip,distill=1 --config.distill.teacher=runs/small
 
 Results on these scenes cannot be compared with other benchmarks.  Comments explain the differences from the paper.
 """
@@ -18,7 +17,7 @@ from detailclip_jax.models import sizes
 
 
 def get_config(arg=None):
-    arg = base.parse_arg(arg, method="detailclip", teacher="same", region=0.0, distill=0.0, size="tiny")
+    arg = base.parse_arg(arg, method="detailclip", teacher="same", region=0.0, size="tiny")
     if (arg.method, arg.teacher) not in ((arg.method, "same"), ("detailclip", "enclosing")):
         raise ValueError(f"config argument teacher={arg.teacher}: known are same and, for detailclip, enclosing")
     if arg.size not in ("tiny", "small"):
@@ -60,7 +59,6 @@ def get_config(arg=None):
     if arg.size == "small":  # an image encoder of twice the width and depth, to be a frozen teacher
         c.model.size = "custom"
         c.model.custom = sizes.SIZES["tiny"]._replace(width=192, depth=6, num_heads=6)._asdict()
-    c.losses.weights.distill = arg.distill
     return c
 
 

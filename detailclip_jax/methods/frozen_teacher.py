@@ -126,7 +126,7 @@ def resampled(pixels: Array, size: int, filter: str) -> Float[Array, "V B size s
     if pixels.shape[-2] == size:
         return pixels
     shape = (*pixels.shape[:2], size, size, 3)
-    return jnp.clip(jax.image.resize(pixels, shape, RESIZING[filter], precision="highest"), 0, 255)
+    return jnp.clip(jax.image.resize(pixels, shape, RESIZING[filter]), 0, 255)
 
 
 def on_grid(patches: Float[Array, "V B N D"], side: int) -> Float[Array, "V B M D"]:
@@ -137,7 +137,7 @@ def on_grid(patches: Float[Array, "V B N D"], side: int) -> Float[Array, "V B M 
         return patches
     grid = patches.reshape(*patches.shape[:2], old, old, -1)
     shape = (*grid.shape[:2], side, side, grid.shape[-1])
-    return jax.image.resize(grid, shape, "linear", precision="highest").reshape(*shape[:2], side**2, -1)
+    return jax.image.resize(grid, shape, "linear").reshape(*shape[:2], side**2, -1)
 
 
 def distill_term() -> Loss:

@@ -35,7 +35,6 @@ CASES = {
     "ablation_table4-row=5": "ablation_table4.py:row=5",
     "stickers-teacher=enclosing": "stickers.py:teacher=enclosing",
     "stickers-method=clip,region=1": "stickers.py:method=clip,region=1",
-    "stickers-method=clip,distill=1": "stickers.py:method=clip,distill=1",
     "stickers-method=clip,size=small": "stickers.py:method=clip,size=small",
     "detail": "detail.py",
     "detail-data=yfcc": "detail.py:data=yfcc",
