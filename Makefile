@@ -43,10 +43,11 @@ docs: $(VENV)/dev.stamp  ## the documentation site, in build/site; links and hea
 numbers: $(VENV)/dev.stamp  ## lists the measured numbers of README and docs; ONLY="NAME ..." measures these again
 	$(BIN)/python tools/page_numbers.py $(ONLY)
 
-constraints:  ## write constraints.txt from .venv, which needs Python 3.11
-	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "that takes Python 3.11"; exit 1; }
-	{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip list --format=freeze | grep -viE '^(pip|setuptools|wheel|detailclip_jax)==' \
-	  | sed -E "s/\\+[a-z0-9.]+$$//; s/$$/ ; python_version == '3.11'/"; } > constraints.new
+constraints:  ## write the lines of constraints.txt for the Python of .venv
+	version=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	{ grep -v "python_version == '$$version'" constraints.txt; \
+	  $(BIN)/python -m pip list --format=freeze | grep -viE '^(pip|setuptools|wheel|detailclip_jax)==' \
+	  | sed -E "s/\\+[a-z0-9.]+$$//; s/$$/ ; python_version == '$$version'/"; } > constraints.new
 	mv constraints.new constraints.txt
 
 clean:
