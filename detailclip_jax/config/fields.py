@@ -313,7 +313,10 @@ MODEL: Group = {
         "quick_gelu", "activation of the text encoder: gelu, quick_gelu, gelu_tanh or relu", "CLIP", choices=ACTIVATIONS
     ),
     "image_is_embedding": Field(
-        False, "whether the image's feature is its embedding: the projection is the identity, not trained", "CLIP"
+        False,
+        "whether the image's feature is its embedding: the projection is the identity, not trained, and texts are "
+        "projected to the image encoder's width",
+        "CLIP",
     ),
     "dtype": Field(
         "float32",

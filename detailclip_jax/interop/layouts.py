@@ -124,6 +124,11 @@ class TensorLayout(NamedTuple):
         if self.text:
             of_text, context_length, vocab_size = text_fields(shapes, self.text, options.get("text_heads"))
             fields |= of_text | {"joint_width": joint_width(shapes, self.text["joint"])}
+            if self.image_is_embedding and fields["joint_width"] != fields["width"]:
+                joint, width = fields["joint_width"], fields["width"]
+                raise ValueError(
+                    f"{self.text['joint']} is for embeddings of width {joint}; expected {width}, the image encoder's"
+                )
         fields |= self.measure_heads(shapes)
         if "decoder_depth" in fields:
             fields["decoder_heads"] = decoder_heads(fields, options.get("decoder_heads"))
@@ -150,7 +155,7 @@ class TensorLayout(NamedTuple):
         """Whether this layout can represent the encoders of a model."""
         size, texts = spec.size, self.text is None or self._holds_text(spec)
         usual_mlps = bool(self.mlps) or size.mlp_width == size.text_mlp_width == 0
-        return self.fits(spec) and texts and usual_mlps and spec.image_is_embedding <= self.image_is_embedding
+        return self.fits(spec) and texts and usual_mlps
 
     def _holds_text(self, spec: Spec) -> bool:
         stated = {"norm_eps": self.text_style.norm_eps} if self.states_text_eps else {}
@@ -171,8 +176,6 @@ class TensorLayout(NamedTuple):
             found.append(f"{self.text_style} (here {spec.text_style})")
         if not self.mlps and spec.size.mlp_width + spec.size.text_mlp_width:
             found.append("MLPs of four times the width")
-        if spec.image_is_embedding > self.image_is_embedding:
-            found.append("an image projection")
         return found or [f"one activation for both encoders (here {spec.style.activation}, {spec.text_activation})"]
 
 

@@ -35,7 +35,7 @@ def vision_table(spec: Spec) -> Table:
 def pair_table(spec: Spec) -> Table:
     """Both encoders; their features are the embeddings, so both projections are the identity."""
     text = [*reference.text_blocks(spec.size.text_depth), *reference.text_ends(), *reference.logit_scale()]
-    widths = {"image": spec.size.width, "text": spec.size.text_width}  # the same; `image_is_embedding` checks it
+    widths = {"image": spec.size.width, "text": spec.size.text_width}  # the same; `TensorLayout.measure` checks it
     projections = {
         f"{name}_projection/proj/kernel": np.eye(width, spec.size.joint_width, dtype=np.float32)
         for name, width in widths.items()

@@ -37,12 +37,8 @@ class Projection(nn.Module):
 
 
 def unit_matrix(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Float[Array, "D D"]:
-    """Initialiser of a projection that changes nothing.  Raises ValueError if the matrix is not square."""
-    if shape[0] != shape[1]:
-        raise ValueError(
-            f"model.image_is_embedding needs a joint width equal to the image encoder's {shape[0]}, not {shape[1]}"
-        )
-    return jnp.eye(shape[0], dtype=dtype)
+    """Initialiser of a projection that changes nothing."""
+    return jnp.eye(*shape, dtype=dtype)
 
 
 class ScalarParameter(nn.Module):

@@ -59,10 +59,14 @@ def size_of(model: ConfigDict) -> Size:
 
         model.size, model.custom = "custom", {"patch_size": 14, "width": 1024, "depth": 24, "num_heads": 16}
 
-    Raises ValueError with the names of missing or unknown fields, and for a field that cannot be such a size.
+    With `model.image_is_embedding` the joint width is the image encoder's.  Raises ValueError with the names of missing
+    or unknown fields, and for a field that cannot be such a size.
     """
-    if model.size != CUSTOM:
-        return size_named(model.size)
+    size = _custom_size(model) if model.size == CUSTOM else size_named(model.size)
+    return size._replace(joint_width=size.width) if model.image_is_embedding else size
+
+
+def _custom_size(model: ConfigDict) -> Size:
     given, known = set(model.custom), set(Size._fields)
     missing = known - given - set(Size._field_defaults)
     if missing or given - known:

@@ -25,7 +25,7 @@ GOLDEN = Path(__file__).parents[1] / "golden/configs"
 YFCC15M = 14_689_580
 TRANSFER = sorted((ROOT / "configs/transfer").glob("*.py"))
 FILES = {folder: sorted(file.stem for file in (ROOT / "configs" / folder).glob("*.py")) for folder in METHOD_FOLDERS}
-RECIPES = ("debias", "distill", "flip")  # of the method clip
+RECIPES = ("debias", "distill", "flip", "lit")  # of clip, and of siglip
 BEYOND = [name for name in FILES["beyond"] if not name.startswith("continue_") and name not in RECIPES]
 CASES = {
     "stickers": "stickers.py",
@@ -36,6 +36,7 @@ CASES = {
     "stickers-teacher=enclosing": "stickers.py:teacher=enclosing",
     "stickers-method=clip,region=1": "stickers.py:method=clip,region=1",
     "stickers-method=clip,size=small": "stickers.py:method=clip,size=small",
+    "beyond-lit-method=clip": "beyond/lit.py:method=clip",
     "detail": "detail.py",
     "detail-data=yfcc": "detail.py:data=yfcc",
     "vitb16_continue": "vitb16_continue.py",

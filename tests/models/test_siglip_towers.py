@@ -240,11 +240,19 @@ def test_padding_has_an_effect_unless_the_encoder_is_causal_and_reads_the_end_to
     assert np.abs(encode(params, tokens[:1, :4])[0] - plain).max() > 1e-3
 
 
-def test_the_feature_of_an_embedding_needs_its_width():
+def test_texts_are_projected_to_the_width_of_an_image_whose_feature_is_its_embedding():
     c = default()
-    c.model.image_is_embedding, c.model.size = True, "B/16"
-    with pytest.raises(ValueError, match="joint width equal to the image encoder's 768, not 512"):
-        experiment.weight_shapes(c)
+    c.method, c.model.image_is_embedding, c.model.size = "siglip", True, "B/16"
+    params = experiment.weight_shapes(c).params
+    assert params["image_projection"]["proj"]["kernel"].shape == (768, 768)
+    assert params["text_projection"]["proj"]["kernel"].shape == (512, 768)
+
+
+def test_a_text_head_of_another_width_is_refused():
+    tensors = siglip().state_dict()
+    tensors["text_model.head.weight"] = tensors["text_model.head.weight"][:-4]
+    with pytest.raises(ValueError, match=r"text_model\.head\.weight .* width 20; expected 24"):
+        interop.load(tensors, num_heads=3, text_heads=3)
 
 
 def test_an_attention_pool_has_no_class_tokens():
