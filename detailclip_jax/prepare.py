@@ -3,7 +3,7 @@
     python -m detailclip_jax.prepare webdataset /data/cc3m --out /data/records/cc3m --dataset cc3m
     python -m detailclip_jax.prepare img2dataset-parquet /data/cc12m --out /data/records/cc12m --dataset cc12m
     python -m detailclip_jax.prepare slip-yfcc15m yfcc15m.pkl --images /data/yfcc100m/images --out /data/records/yfcc
-    python -m detailclip_jax.prepare webdataset /data/cc3m --out /data/records/cc3m --captions captions.parquet \
+    python -m detailclip_jax.prepare webdataset /data/cc3m --out /data/records/cc3m --captions captions.parquet \\
         --captions-key url --captions-columns raw,short,long   captions of another file, joined by URL
     python -m detailclip_jax.prepare webdataset "https://host/cc3m/{00000..00331}.tar" --out /data/records/cc3m
     python -m detailclip_jax.prepare coco captions_train2017.json --images /data/coco --out /data/records/coco

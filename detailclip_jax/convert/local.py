@@ -1,5 +1,6 @@
 """Converts the shards on this machine with several processes; shows progress and can be interrupted and resumed."""
 
+import collections
 import concurrent.futures
 import contextlib
 import multiprocessing
@@ -64,15 +65,19 @@ class Unread:
         """Keeps an error; raises it with the others if there are MAX_UNREAD."""
         self._errors.append(str(error))
         if len(self._errors) == MAX_UNREAD:
-            self.check("shards behind them were not tried")
+            self.check()
 
-    def check(self, more: str = "the others are finished") -> None:
-        """Raises RemoteError that names the first files, if there was any."""
+    def check(self) -> None:
+        """Raises RemoteError that names the first files, and each reason once, if there was any."""
         if self._errors:
-            number = counted(len(self._errors), "shard")
+            number, files = counted(len(self._errors), "shard"), collections.defaultdict(list)
+            for error in self._errors[:SHOWN]:
+                file, _, reason = error.partition(": ")
+                files[reason].append(file)
+            shown = [": ".join(filter(None, [", ".join(names), reason])) for reason, names in files.items()]
             raise RemoteError(
-                f"{number} not finished: {' | '.join(self._errors[:SHOWN])}{' | ...' * (len(self._errors) > SHOWN)}.  "
-                f"Finished shards are kept, {more}; the same command continues with the rest"
+                f"{number} not finished: {' | '.join(shown)}{' | ...' * (len(self._errors) > SHOWN)}.  "
+                "Finished shards are kept; the same command continues with the rest"
             )
 
 

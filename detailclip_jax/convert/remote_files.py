@@ -46,9 +46,6 @@ class Denied(RemoteError):
 class NoParts(ValueError):
     """A web server gives whole files only."""
 
-    def __init__(self):
-        super().__init__("the server does not give parts of files; download the file")
-
 
 class Stamp(NamedTuple):
     """Size of a file, -1 if it does not exist, and what changes with its content (ETag, time), "" if unknown."""
@@ -102,6 +99,8 @@ def _listed(url: str, suffixes: tuple[str, ...]) -> list[str]:
     if (is_web or not glob.has_magic(url)) and stamp(url) != ABSENT:
         return [url]
     found = [] if is_web else _tried(url, functools.partial(_searched, url, suffixes))
+    if not found and is_web:
+        raise FileNotFoundError(f"404 Not Found: {url}; check the address")
     if not found:
         ends = " or ".join(suffixes)
         raise FileNotFoundError(
@@ -197,17 +196,25 @@ def _tried(what: str, work: Callable[[], T]) -> T:
             return work()
         except (RemoteError, FileNotFoundError, ImportError):
             raise
+        except NoParts as error:
+            raise RemoteError(f"{what}: the server does not give parts of files; download the file") from error
         except ValueError as error:  # would be taken for damage of the file
             raise RemoteError(f"{what}: {first_line(error)}") from error
         except Exception as error:  # each library of a storage has its own
             if isinstance(error, PermissionError) or LOGIN.search(type(error).__name__):
                 raise Denied(f"{what}: access is denied ({first_line(error)}); log in to this storage") from error
             if number == TRIES:
-                late = f"no complete answer within {TIMEOUT:g} seconds"
-                reason = late if isinstance(error, TimeoutError) else first_line(error)
-                raise RemoteError(f"{what}: {reason}, after {TRIES} tries; repeat the command later") from error
+                raise RemoteError(f"{what}: {_reason(error)}, after {TRIES} tries; repeat the command later") from error
             time.sleep(PAUSE * 2 ** (number - 1))
     raise AssertionError
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no complete answer within {TIMEOUT:g} seconds"
+    if type(error).__name__ == "ClientConnectorError":  # of aiohttp
+        return f"no connection to {error.host}:{error.port}"  # pyright: ignore[reportAttributeAccessIssue]
+    return first_line(error)
 
 
 class RemoteFile(io.RawIOBase):
@@ -276,7 +283,7 @@ class RemoteFile(io.RawIOBase):
         try:
             return self._storage.cat_file(self._path, start=self._at, end=self._at + size, **options)
         except NoParts:
-            if self._at:
+            if self._at and self.stamp.size > BLOCK:  # each way back would be a request for the whole file
                 raise
             self._has_parts = False
             return self._read_on(size)

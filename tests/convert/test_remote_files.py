@@ -332,8 +332,29 @@ def test_a_server_without_parts_is_read_forward(server, monkeypatch):
     with RemoteFile(server.add("a", DATA)) as file:
         file.seek(5)
         server.faults["/a"] = ["whole"]
-        with pytest.raises(RemoteError, match="does not give parts of files; download the file"):
+        with pytest.raises(RemoteError, match="from byte 5: the server does not give parts of files; download the"):
             file.read(1)
+
+
+def test_a_small_file_of_a_server_without_parts_is_sought(server, tmp_path):
+    server.faults["/a"] = ["whole"] * 9
+    with RemoteFile(server.add("a", DATA)) as file:
+        assert file.seek(-9, io.SEEK_END) and file.read(99) == DATA[-9:]
+        for place in (5, 0, 4000):
+            assert file.seek(place) == place and file.read(5000) == DATA[place : place + 5000]
+    assert [first for _, first in server.requests] == [
+        "HEAD",
+        len(DATA) - 9,
+        "all",
+        "HEAD",
+        "all",
+        "HEAD",
+        "all",
+        "HEAD",
+    ]
+    path = write_parquet(tmp_path / "t.parquet", image=[trees.jpeg(n) for n in range(5)], caption=list("abcde"))
+    url, server.faults["/t.parquet"] = server.add("t.parquet", path.read_bytes()), ["always whole"]
+    assert run("parquet", url, tmp_path / "out") == 0
 
 
 def test_a_long_read_is_one_of_blocks_each_with_its_own_tries(server, monkeypatch):
@@ -419,7 +440,8 @@ def test_a_server_that_is_gone_ends_the_run_early(server, tars, tmp_path, capsys
     server.add_folder(tars)
     server.faults |= {f"/{path.name}": ["always cut"] for path in tars.iterdir()}
     assert run("webdataset", f"{server.url}/{{00000..00002}}.tar", tmp_path / "out") == 1
-    assert "2 shards not finished" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "2 shards not finished" in shown and "the others are" not in shown
     assert not [path for path, first in server.requests if path == "/00002.tar" and first != "HEAD"]
 
 
@@ -435,12 +457,12 @@ def test_workers_read_from_a_server(server, tars, expected, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("{url}/none.tar", "none.tar does not exist"),
-        ("{url}/{{00000..00003}}.tar", "00003.tar does not exist"),
+        ("{url}/none.tar", "404 Not Found: http"),
+        ("{url}/{{00000..00003}}.tar", "00003.tar; check the address"),
         ("{url}/*.tar", "a web server has no list of its files"),
         ("{url}/00000.tar?download=true", "a signed address"),
         ("http://[::1/a.tar", "http://[::1/a.tar: "),
-        ("http://127.0.0.1:1/a.tar", "Cannot connect to host 127.0.0.1:1"),
+        ("http://127.0.0.1:1/a.tar", "a.tar: no connection to 127.0.0.1:1, after 5 tries"),
         ("nowhere://a.tar", "Protocol not known: nowhere"),
     ],
 )
