@@ -338,9 +338,8 @@ def _index_captions(job: Job, min_matched: float, console: Console) -> None:
     if len(shards.unconverted(job)) == job.num_shards:
         counts = joined_captions.total(job.request, shards.sampled(job))
         if not counts["matched"]:
-            some = (
-                f"images that were looked at first (up to {shards.SAMPLED} of each of {shards.SAMPLED_SHARDS} shards)"
-            )
+            number = counted(min(shards.SAMPLED_SHARDS, len(job.shards)), "shard")
+            some = f"that were looked at first (in {number}, up to {shards.SAMPLED} each)"
             joined_captions.check(job.request, counts, min_matched, some)
 
 

@@ -24,7 +24,8 @@ Named = Mapping[str, str | Sequence[str]]  # captions by the name of their sourc
 class Raw:
     """One example as its source has it; `texts` are captions by name, `captions` those without.
 
-    `match` is the text by which captions of other files are joined, see `columns.match_of`.
+    `match` is the text by which captions of other files are joined, see `columns.match_of`;
+    without one `fields` names those that the example has.
     """
 
     key: str
@@ -33,6 +34,7 @@ class Raw:
     texts: Named = dataclasses.field(default_factory=dict)
     label: int = -1
     match: str = ""
+    fields: tuple[str, ...] = ()
 
     @property
     def all_captions(self) -> list[str]:

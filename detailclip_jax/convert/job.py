@@ -132,6 +132,10 @@ class Job:
         """Path of the digests of an output shard's keys."""
         return self.request.work / f"{number:05d}-keys.npy"
 
+    def used(self, number: int) -> pathlib.Path:
+        """Path of the numbers of the rows of --captions that images of an output shard have."""
+        return self.request.work / f"{number:05d}-used.npy"
+
     def repeated(self, number: int) -> pathlib.Path:
         """Path of the digests of keys that this shard leaves out, as earlier ones have them; absent without any."""
         return self.request.work / f"{number:05d}-repeated.npy"

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgpack
+import numpy as np
 
 from detailclip_jax.convert import columns, parquet, text_tables
 from detailclip_jax.convert.examples import (
@@ -47,8 +48,11 @@ INDEX = "captions.sqlite"
 CACHE = 64 * 2**10  # KiB that SQLite holds in memory
 BATCH = 10_000  # rows inserted at once
 PRAGMAS = (f"cache_size = -{CACHE}", "journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE")
-FIRST = "SELECT texts FROM captions WHERE digest = ? AND key = ? ORDER BY rowid LIMIT 1"
+FIRST = "SELECT rowid, texts FROM captions WHERE digest = ? AND key = ? ORDER BY rowid LIMIT 1"
 NUM_KEYS = "SELECT count(*) FROM (SELECT 1 FROM captions GROUP BY digest)"
+# The key of a row, if that is the first with its key
+KEY = """SELECT key FROM captions AS this WHERE rowid = ? AND NOT EXISTS (
+    SELECT 1 FROM captions WHERE digest = this.digest AND key = this.key AND captions.rowid < this.rowid)"""
 SHOWN = 3  # keys of each side in a message
 
 
@@ -223,12 +227,17 @@ def _text(cell: Any, path: str, column: str) -> str:
 
 
 class Joined:
-    """Adds captions to examples, and counts the images; `unmatched` has the keys of the first ones without a row."""
+    """Adds captions to examples, and counts the images; `unmatched` has the keys of the first ones without a row.
+
+    `used` has the numbers of the rows that images have, `fields` those of an image without a key.
+    """
 
     def __init__(self, database: sqlite3.Connection, options: Options):
         self._database, self._names = database, list(named_columns(options))
         self.num_matched = self.num_unmatched = 0
         self.unmatched: list[str] = []
+        self.used: set[int] = set()
+        self.fields: tuple[str, ...] = ()
 
     def __call__(self, item: Raw | Reject) -> Raw | Reject:
         """Returns an example with the captions of its row beside its own; a reject if it has neither."""
@@ -238,6 +247,7 @@ class Joined:
         found = self._row(key, item.texts) if key else None
         self.num_matched += found is not None
         self.num_unmatched += found is None
+        self.fields = self.fields or item.fields
         if found is None and len(self.unmatched) < SHOWN:
             self.unmatched.append(key)
         raw = item if found is None else item.named(found)
@@ -255,13 +265,16 @@ class Joined:
             raise OSError(f"the index of --captions cannot be read: {error}; repeat the command") from error
         if found is None:
             return None
-        named = zip(self._names, msgpack.unpackb(found[0]))
+        number, texts = found
+        self.used.add(number)
+        named = zip(self._names, msgpack.unpackb(texts))
         return [(name, texts) for name, texts in named if name not in own or any(map(str.strip, several(texts)))]
 
     @property
     def report(self) -> dict[str, Any]:
-        """The counts, and keys of images without a row."""
-        return {"matched": self.num_matched, "unmatched": self.num_unmatched, "first_unmatched": self.unmatched}
+        """The counts, keys of images without a row, and the fields of an image without a key."""
+        counts = {"matched": self.num_matched, "unmatched": self.num_unmatched}
+        return {**counts, "first_unmatched": self.unmatched, "fields": self.fields}
 
 
 @contextlib.contextmanager
@@ -279,34 +292,56 @@ def _open(work: pathlib.Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{(work / INDEX).resolve().as_uri()}?mode=ro&immutable=1", uri=True)
 
 
-def total(request: Request, reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns the counts of a join: images from the reports of shards, rows from the index."""
+def total(
+    request: Request, reports: Iterable[Mapping[str, Any]], used_files: Iterable[pathlib.Path] = ()
+) -> dict[str, Any]:
+    """Returns the counts of a join: images from the reports of shards, rows from the index.
+
+    `used_files` are those of `Job.used`; the keys in "first_keys" are of rows that no image has, "unused" is their
+    number.
+    """
     joined = [report["joined"] for report in reports]
     with contextlib.closing(_open(request.work)) as database:
         num, doubled, unusable = database.execute("SELECT num_rows, doubled, unusable FROM counts").fetchone()
-        keys = [key for (key,) in database.execute(f"SELECT key FROM captions ORDER BY rowid LIMIT {SHOWN}")]
+        used = np.zeros(num - unusable + 1, bool)  # by the number of the row, from 1
+        for file in used_files:
+            used[np.load(file)] = True
+        unused = num - unusable - doubled - int(used.sum())
+        others = np.flatnonzero(~used[1:]) + 1 if unused else ()
+        found = itertools.chain.from_iterable(database.execute(KEY, (int(number),)) for number in others)
+        keys = [key for (key,) in itertools.islice(found, SHOWN)]
     images = {name: sum(each[name] for each in joined) for name in ("matched", "unmatched")}
     first = list(itertools.chain.from_iterable(each["first_unmatched"] for each in joined))[:SHOWN]
-    rows = {"rows": num, "doubled": doubled, "unusable": unusable}
-    return {**images, **rows, "first_unmatched": first, "first_keys": keys}
+    rows = {"rows": num, "doubled": doubled, "unusable": unusable, "unused": unused}
+    fields = next(filter(None, (each["fields"] for each in joined)), ())
+    return {**images, **rows, "first_unmatched": first, "first_keys": keys, "fields": fields}
 
 
-def check(request: Request, counts: Mapping[str, Any], at_least: float, images: str = "images") -> None:
+def check(request: Request, counts: Mapping[str, Any], at_least: float, sampled: str = "") -> None:
     """Raises RunError, with keys of both sides, if fewer than a share of the images have a row; 0 accepts all.
 
-    `images` says in the message which images these are.
+    `sampled` says in the message which images were looked at, before any is converted.
     """
     num = counts["matched"] + counts["unmatched"]
     if counts["matched"] >= at_least * num:
         return
     by, column = columns.sides(request.options.captions_key)
+    other = "" if sampled else " and another --out"
+    if counts["unused"] or not counts["matched"]:
+        there = ", ".join(counts["fields"])
+        lacking = f"missing or empty{f'; the fields of an image are {there}' if there else ''}"
+        why = (
+            f"{by} of images is {_shown(counts['first_unmatched'], lacking)}, {column} of unused rows is "
+            f"{_shown(counts['first_keys'], 'missing or empty')}; if these should be equal, choose others with "
+            f"--captions-key KEY=COLUMN{other}"
+        )
+    else:
+        why = f"all rows are used, so --captions has too few; give it the files of the other images{other}"
     raise RunError(
-        f"{counts['matched']:,} of {num:,} {images} have a row in --captions, fewer than --captions-min-matched "
-        f"{at_least:g}: {by} of images is {_shown(counts['first_unmatched'])}, {column} of rows is "
-        f"{_shown(counts['first_keys'])}; if these should be equal, choose others with --captions-key KEY=COLUMN and "
-        "another --out; else repeat the command with --captions-min-matched 0"
+        f"{counts['matched']:,} of {num:,} images {sampled}{' ' * bool(sampled)}have a row in --captions, fewer than "
+        f"--captions-min-matched {at_least:g}: {why}; else repeat the command with --captions-min-matched 0"
     )
 
 
-def _shown(keys: Sequence[str]) -> str:
-    return " or ".join(map(repr, filter(None, keys))) or "missing or empty"
+def _shown(keys: Sequence[str], lacking: str) -> str:
+    return " or ".join(map(repr, filter(None, keys))) or lacking

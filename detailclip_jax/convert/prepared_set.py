@@ -60,8 +60,9 @@ def finish(job: Job, min_matched: float = 0) -> dict[str, Any]:
     everything, if captions are joined to less than `min_matched` of the images.
     """
     reports, rejected, first = _write_rejected(job)
-    joined = joined_captions.total(job.request, reports) if job.request.options.captions else {}
-    if joined:
+    joined = {}
+    if job.request.options.captions:
+        joined = joined_captions.total(job.request, reports, map(job.used, range(job.num_shards)))
         joined_captions.check(job.request, joined, min_matched)
     record = _split_record(job, reports, rejected) | {
         "first_rejected": first,

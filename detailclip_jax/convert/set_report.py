@@ -81,12 +81,13 @@ def _rejects(record: Mapping[str, Any]) -> str:
 
 
 def _joined(counts: Mapping[str, Any]) -> str:
-    """Returns "9 of 10 images, 1 without a row; 12 rows, 2 of them doubled: the first of a key counts"."""
+    """Returns "9 of 10 images, 1 without a row; 12 rows, 2 doubled (...), 1 that no image has"."""
     num = counts["matched"] + counts["unmatched"]
     images = f"{counts['matched']:,} of {counted(num, 'image')}, {counts['unmatched']:,} without a row"
     doubled = f"{counts['doubled']:,} doubled (the first row of a key counts)" if counts["doubled"] else "0 doubled"
-    unusable = f", {counts['unusable']:,} unusable" if counts["unusable"] else ""
-    return f"{images}; {counted(counts['rows'], 'row')}, {doubled}{unusable}"
+    unusable = f", {counts['unusable']:,} unusable (without a key, or damaged)" if counts["unusable"] else ""
+    unused = f", {counts['unused']:,} that no image has" if counts.get("unused") else ""
+    return f"{images}; {counted(counts['rows'], 'row')}, {doubled}{unusable}{unused}"
 
 
 def _quantiles(histogram: Mapping[str, int], name: str) -> str:

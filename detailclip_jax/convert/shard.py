@@ -81,6 +81,8 @@ def convert(job: Job, number: int, tell: Tell = nobody) -> None:
     report = {"shard": description, "statistics": found.counts, "rejected": rejected, "cut_captions": found.num_cut}
     if join:
         report["joined"] = join.report
+        with atomic_file(job.used(number)) as file:
+            np.save(file, np.array(sorted(join.used), np.int64))
     write_json(job.report(number), report, indent=None)
 
 

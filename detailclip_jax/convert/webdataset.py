@@ -71,7 +71,9 @@ def example(sample: Sample, shard: Shard, options: Options) -> Raw | Reject:
         fields = _json(sample.files.get("json", b"{}"))
         captions, texts = sample_captions(sample.files, fields, options)
         match = columns.match_of(options.joined_by, sample.key, sample.names.get(image_suffix(sample), ""), fields)
-        return Raw(key, image, captions, texts, sample_label(sample.files, fields, options), match)
+        label = sample_label(sample.files, fields, options)
+        there = tuple(fields) if options.joined_by and not match else ()
+        return Raw(key, image, captions, texts, label, match, there)
     except Rejected as refusal:
         return refusal.of(key)
 

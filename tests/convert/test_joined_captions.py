@@ -109,6 +109,8 @@ def test_a_join_is_that_of_a_dictionary(tmp_path, name, seed):
     num_keyed = sum(bool(row[0]) for row in rows)
     assert (joined["rows"], joined["unusable"]) == (len(rows), len(rows) - num_keyed)
     assert joined["doubled"] == num_keyed - len(first)
+    unused = [key for key in first if key not in urls]
+    assert (joined["unused"], joined["first_keys"]) == (len(unused), unused[:3])
 
 
 def test_of_several_files_the_first_by_name_counts(tmp_path, capsys):
@@ -407,7 +409,8 @@ def test_a_wrong_key_stops_before_an_image_is_converted(tmp_path, capsys):
     out = tmp_path / "out"
     assert run("webdataset", tmp_path / "a.tar", out, *more) == 1
     said = capsys.readouterr().err
-    assert "0 of 4 images that were looked at first (up to 64 of each of 8 shards)" in said
+    assert "0 of 4 images that were looked at first (in 1 shard, up to 64 each)" in said
+    assert "--captions-key KEY=COLUMN; else" in said
     assert "'http://a.org/0'" in said and "'0.jpg'" in said
     assert not list(out.glob("*.arrayrecord"))
     assert run("webdataset", tmp_path / "a.tar", out, *more, "--captions-min-matched", "0") == 0
@@ -420,12 +423,31 @@ def test_a_join_of_less_than_half_stops_and_is_finished_by_the_same_command_when
     more = ("--captions", tmp_path / "t.csv", "--captions-key", "url", "--captions-columns", "text")
     out = tmp_path / "out"
     assert run("webdataset", tmp_path / "a.tar", out, *more) == 1
-    assert "4 of 10 images" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "4 of 10 images have a row" in said and "all rows are used" in said and "another --out" in said
     assert not (out / "dataset.json").exists()
     (written,) = out.glob("*.arrayrecord")
     before = written.stat().st_mtime_ns
     assert run("webdataset", tmp_path / "a.tar", out, *more, "--captions-min-matched", ".4") == 0
     assert written.stat().st_mtime_ns == before
+
+
+def test_keys_of_rows_that_no_image_has_are_shown(tmp_path, capsys):
+    tar_of_urls(tmp_path / "a.tar", ["0", "8", "9"])
+    write_table(tmp_path / "t.csv", [[key, "a"] for key in "00123"], ["url", "text"])
+    more = ("--captions", tmp_path / "t.csv", "--captions-key", "url", "--captions-columns", "text")
+    assert run("webdataset", tmp_path / "a.tar", tmp_path / "out", *more) == 1
+    assert "url of images is '8' or '9', url of unused rows is '1' or '2' or '3'" in capsys.readouterr().err
+
+
+def test_a_wrong_field_of_images_is_answered_with_their_fields(tmp_path, capsys):
+    tar_of_urls(tmp_path / "a.tar", ["1"])
+    write_table(tmp_path / "t.csv", [["1", "a"]], ["url", "text"])
+    more = ("--captions", tmp_path / "t.csv", "--captions-columns", "text", "--captions-key")
+    assert run("webdataset", tmp_path / "a.tar", tmp_path / "out", *more, "uri=url") == 1
+    assert "uri of images is missing or empty; the fields of an image are " in (said := capsys.readouterr().err)
+    assert "url, " in said.replace("; ", ", ").partition("image are")[2]
+    assert run("webdataset", tmp_path / "a.tar", tmp_path / "out", *more, "url") == 0  # with the same --out
 
 
 # Hostile tables
