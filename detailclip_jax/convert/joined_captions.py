@@ -329,7 +329,7 @@ def check(request: Request, counts: Mapping[str, Any], at_least: float, sampled:
     other = "" if sampled else " and another --out"
     if counts["unused"] or not counts["matched"]:
         there = ", ".join(counts["fields"])
-        lacking = f"missing or empty{f'; the fields of an image are {there}' if there else ''}"
+        lacking = f"missing or empty{f' (the fields of an image are {there})' if there else ''}"
         why = (
             f"{by} of images is {_shown(counts['first_unmatched'], lacking)}, {column} of unused rows is "
             f"{_shown(counts['first_keys'], 'missing or empty')}; if these should be equal, choose others with "

@@ -445,6 +445,18 @@ def test_a_server_that_is_gone_ends_the_run_early(server, tars, tmp_path, capsys
     assert not [path for path, first in server.requests if path == "/00002.tar" and first != "HEAD"]
 
 
+def test_a_reason_of_several_shards_is_said_once():
+    unread = local.Unread()
+    for text in ("http://h/0.tar from byte 0: gone", "http://h/1.tar does not exist any more", "http://h/2.tar: gone"):
+        unread.add(RemoteError(text))
+    with pytest.raises(RemoteError) as error:
+        unread.check()
+    shown = (
+        "http://h/0.tar from byte 0, http://h/2.tar: gone | http://h/1.tar does not exist any more.  Finished shards"
+    )
+    assert str(error.value).startswith(f"3 shards not finished: {shown} are kept; the same command continues")
+
+
 @pytest.mark.check
 def test_workers_read_from_a_server(server, tars, expected, tmp_path, capsys):
     server.add_folder(tars)
