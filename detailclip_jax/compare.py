@@ -7,8 +7,9 @@
     python -m detailclip_jax.compare --methods=clip,cosmos --budget=600 --flop-of=cosmos --workdir=runs/equal_flop
     python -m detailclip_jax.compare --methods=clip,configs/detail.py --workdir=runs/detail
 
-Every run sees the same number of images, budget x batch size; the table reports the cost (FLOP per image, seconds).
-With --flop-of every run has the same number of operations instead: cheaper methods take more steps.
+Every run takes the same number of steps; the table reports the cost (FLOP per image, seconds).  With --flop-of every
+run has the same number of operations instead: cheaper methods take more steps.  Fields that count steps, such as
+steps_per_epoch, stay as they are.
 Each run is an ordinary run of detailclip_jax.main in WORKDIR/NAME/seed-K, where NAME is its name in the table.
 Finished runs are not trained again, and the same command continues where it was stopped.  Writes comparison.md,
 comparison.json and comparison.png.  In Python, `check(plan)`, `train(plan)` and `write(plan)` do the same for a `Plan`.
@@ -116,6 +117,20 @@ CONTROLS = {
 }
 
 
+def entry_texts(text: str) -> list[str]:
+    """Splits --methods at commas, but for those between the arguments of a config file.
+
+    entry_texts("clip,a.py:method=clip,region=1") == ["clip", "a.py:method=clip,region=1"]
+    """
+    found: list[str] = []
+    for piece in split_list(text):
+        if found and ".py:" in found[-1] and "=" in piece.partition("+")[0] and ".py" not in piece:
+            found[-1] += f",{piece}"
+        else:
+            found.append(piece)
+    return found
+
+
 def parse_entry(text: str) -> Entry:
     """Parses a method, control or config file with optional fields after it: "clip+ema.end=0.99+ema.start=0.98"."""
     name, *settings = text.split("+")
@@ -218,7 +233,7 @@ def _compare(plan: Plan) -> int:
 def plan_of(arguments: argparse.Namespace) -> Plan:
     """Returns what the flags ask to compare.  Raises ValueError if they name nothing, or an unknown field."""
     entries = sweep_entries(arguments.sweep) if arguments.sweep else []
-    entries += [parse_entry(text) for text in split_list(arguments.methods)]
+    entries += [parse_entry(text) for text in entry_texts(arguments.methods)]
     if not entries:
         raise ValueError("nothing to compare: give --methods or --sweep")
     fields = dict(map(parse_setting, arguments.set))
@@ -241,7 +256,7 @@ def with_equal_flop(plan: Plan, name: str) -> Plan:
     costs = {}
     for entry in plan.entries:
         config = warm_start.adopt(config_of(plan, entry, 0), given_fields(plan, entry), workdirs[entry.name][0])
-        costs[entry.name] = gflop_per_image(config)
+        costs[entry.name] = gflop_per_image(config) * config.batch_size
     steps = {entry: max(1, round(plan.budget * costs[name] / cost)) for entry, cost in costs.items()}
     return plan._replace(steps=steps)
 

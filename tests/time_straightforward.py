@@ -51,7 +51,7 @@ def straightforward_step(exp):
         momentum = exp.config.losses.center_momentum
         after = state.replace(
             step=state.step + 1,
-            params=optimizer.clamp(optax.apply_updates(state.params, updates), exp.method.networks),
+            params=optimizer.clamp(optax.apply_updates(state.params, updates), exp.method.networks, exp.setup.groups),
             ema_params=moved,
             opt_state=opt_state,
             running={name: ema.update_center(old, means[name], momentum) for name, old in state.running.items()},

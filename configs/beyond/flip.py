@@ -10,8 +10,8 @@ Epochs are those of 1,281,167 images: 10,000 with dropout, then 100 of tuning as
 hundredth of the rate [code].  Here both are one run with one cosine.  The tuning needs the memory of all patches: set
 --config.accumulation for it.
 
-Differences from the published code, all [choice]: CLIP's tokenizer and text encoder instead of BERT's, the mean of the
-patches without the class token, the end of the rate.
+Differences from the published code, all [choice]: CLIP's causal text encoder, and its tokenizer instead of BERT's, the
+mean of the patches without the class token, the end of the rate.
 
 Sources: [code] the published training code and its README, [paper], [choice] ours.
 """
@@ -40,5 +40,6 @@ def get_config():
     c.optimizer.warmup_steps = round(20 * EPOCH / c.batch_size)  # [code]
     c.optimizer.warmup_start, c.optimizer.peak_twice = 0.0, False  # [code]; the number of steps as in mae.py [choice]
     c.optimizer.betas, c.optimizer.weight_decay = (0.9, 0.95), 0.2  # [code]
-    c.optimizer.decay_1d = False  # no decay of biases, norms and the class token [code]
+    c.optimizer.decay_1d = False  # no decay of biases, norms, the class token [code]
+    c.optimizer.decay_positions = False  # [code]
     return c

@@ -593,7 +593,9 @@ EMA: Group = {
 }
 DISTILL: Group = {
     "teacher": Field("", "workdir of the frozen teacher of the term distill: a run or an import", OURS),
-    "size": Field(0, "pixels along a side of what this teacher sees; 0: the size of its own images", OURS),
+    "size": Field(
+        0, "pixels along a side of what this teacher sees; 0: the size of its own images", OURS, range=FROM_0
+    ),
     "record": Field({}, "sizes and preprocessing of this teacher, copied from its workdir", OURS),
 }
 LOGGING: Group = {  # none of them changes what is computed

@@ -81,7 +81,10 @@ def crops_from_config(crops: ConfigDict | Mapping[str, Any]) -> dict[str, Crop]:
     independent = LARGE in found and found[LARGE].kind in ("random", "whole")
     for kind, use in (("enclosing", "to enclose"), ("inside", "to lie in")):
         if not independent and any(crop.kind == kind for crop in found.values()):
-            raise ValueError(f"an {kind} crop needs crops named {LARGE!r} {use}; the crops are {sorted(found)}")
+            raise ValueError(
+                f"a crop of kind {kind} needs crops named {LARGE!r} {use}, of kind random or whole; the crops are "
+                f"{', '.join(f'{name} ({crop.kind})' for name, crop in sorted(found.items()))}"
+            )
     return found
 
 

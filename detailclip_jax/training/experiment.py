@@ -137,6 +137,8 @@ def build_setup(config: ConfigDict, given: ForwardPass, params: Params) -> StepS
     """Builds what a step computes; `params` are the parameters or their shapes."""
     networks, plan = given.method.networks, build_schedules(config, given.method)
     groups = optimizer.labels(params, group_rules(config, networks))
+    if {*jax.tree.leaves(groups)} == {optimizer.FROZEN}:
+        raise ValueError(f"optimizer.frozen {config.optimizer.frozen!r} leaves nothing to train; name fewer networks")
     late = optimizer.late(params, networks) if plan.wait else None
 
     def adamw(plan: Schedules) -> optax.GradientTransformation:

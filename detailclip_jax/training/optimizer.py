@@ -150,13 +150,14 @@ def late(params: Params, networks: Mapping[str, Network]) -> PyTree:
     return _by_path(params, lambda path, _: any(re.fullmatch(pattern, path) for pattern in own))
 
 
-def clamp(params: PyTree, networks: Mapping[str, Network]) -> Params:
-    """Clips the parameters whose rule has bounds, such as CLIP's logit scale, to these."""
+def clamp(params: PyTree, networks: Mapping[str, Network], groups: PyTree) -> Params:
+    """Clips the parameters whose rule has bounds, such as CLIP's logit scale, to these, unless they are frozen."""
+    group_at = traverse_util.flatten_dict(dict(groups), sep="/")
     bounds = {pattern: rule.bounds for pattern, rule in own_rules(networks).items() if rule.bounds}
 
     def clip(path: str, value: Array) -> Array:
         found = next((bound for pattern, bound in bounds.items() if re.fullmatch(pattern, path)), None)
-        return jnp.clip(value, *found) if found else value
+        return jnp.clip(value, *found) if found and group_at[path] != FROZEN else value
 
     return _by_path(params, clip)
 

@@ -67,7 +67,7 @@ def train_step(state: TrainState, batch: Batch, setup: StepSetup, layout: StepLa
     (_, (metrics, found, batch_stats)), grads = gradient(state.params, state, batch, setup, layout)
     updates, opt_state = setup.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    params = optimizer.clamp(params, setup.forward_pass.method.networks)
+    params = optimizer.clamp(params, setup.forward_pass.method.networks, setup.groups)
     rules = setup.forward_pass.method.running
     running = dict(state.running) | {
         name: RULES[rule].update(state.running[name], found[name], setup.center_momentum)

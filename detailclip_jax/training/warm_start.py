@@ -18,7 +18,7 @@ from detailclip_jax.config import run_config
 from detailclip_jax.config.run_config import is_dense
 from detailclip_jax.data import preprocessing, vocabularies
 from detailclip_jax.methods import Method
-from detailclip_jax.methods.frozen_teacher import MAP, OF_TEACHER, TEACHER, input_size
+from detailclip_jax.methods.frozen_teacher import MAP, OF_TEACHER, TEACHER, input_size, teacher_config
 from detailclip_jax.models import positions, sizes, stacking
 from detailclip_jax.models.vit import Style
 from detailclip_jax.training import checkpoint, dense_encoder, ema, experiment
@@ -53,6 +53,7 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     config = _with_teacher(config, workdir)
     if not config.init:
         _check_not_required(config)
+        _check_locked(config, [])
         return _with_tokenizer(config)
     (source, brought), adopted = _origin(config, workdir), ConfigDict(config.to_dict())
     set_by_user = {name.partition("[")[0] for name in given}
@@ -77,6 +78,7 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     if "decoder" in brought and methods.takes_decoder(method, source.model):
         _take(adopted, source, OF_DECODER, set_by_user)
     loaded = [network for network in _usable(method, source.model) if network in brought]
+    _check_locked(config, loaded)
     rates = adopted.optimizer.part_rates.to_dict()
     adopted.optimizer.part_rates = ConfigDict(dict.fromkeys(loaded, adopted.optimizer.loaded_rate) | rates)
     return adopted
@@ -88,6 +90,8 @@ def _with_teacher(config: ConfigDict, workdir: str | Path | None) -> ConfigDict:
     A run that goes on in `workdir` has them in its own config; the teacher's folder need not exist any more.
     """
     if not config.losses.weights.distill:
+        if config.distill.teacher:
+            raise ValueError("distill.teacher is read by a term of weight 0; set --config.losses.weights.distill=1")
         return config
     folder, config = config.distill.teacher, ConfigDict(config.to_dict())
     if not folder:
@@ -169,6 +173,19 @@ def _check_not_required(config: ConfigDict) -> None:
         )
     if config.init_required:
         raise ValueError("this config continues a checkpoint: give --config.init=WORKDIR")
+
+
+def _check_locked(config: ConfigDict, loaded: Collection[str]) -> None:
+    """Raises ValueError if an encoder that `optimizer.frozen` names keeps its random values, or runs with drop path."""
+    for name in filter(None, config.optimizer.frozen.split(",")):
+        encoder = name.partition(":")[0]
+        if encoder in ("image", "text") and encoder not in loaded:
+            raise ValueError(
+                f"optimizer.frozen {name!r} locks an encoder that is not loaded: give --config.init=WORKDIR of a "
+                "checkpoint with it, or leave it out"
+            )
+        if encoder == "image" and config.model.drop_path:
+            raise ValueError(f"model.drop_path {config.model.drop_path} would disturb a frozen encoder; set it to 0")
 
 
 def _fit_crops(config: ConfigDict, before: ConfigDict, given: Collection[str]) -> None:
@@ -256,7 +273,7 @@ def load_teacher(config: ConfigDict, state: TrainState) -> tuple[TrainState, lis
     encoder = _as_here({TEACHER: ema.overlay(variables["params"], averaged)["image"]}, state.params)
     _check_shapes(f"distill.teacher {folder!r}", encoder, state.params)
     params = {**state.params, TEACHER: _like(encoder[TEACHER], state.params[TEACHER])}
-    size, seen = sizes.size_of(config.distill.record.model), input_size(config)
+    size, seen = sizes.size_of(teacher_config(config).model), input_size(config)
     colours = config.distill.record.preprocess
     mean, std = (" ".join(f"{number:.4g}" for number in colours[each]) for each in ("mean", "std"))
     lines = [

@@ -168,13 +168,16 @@ def test_a_row_may_be_a_config_file():
         "stickers.py:method=slip+ema.end=0.5"
     )
     compare.check_methods(given)
+    two = plan(f"--methods={file}:method=clip,region=1,clip+ema.end=0.5")
+    assert [entry.name for entry in two.entries] == [f"{file}:method=clip,region=1", "clip+ema.end=0.5"]
 
 
 def test_runs_of_equal_flop_have_steps_in_inverse_proportion_to_their_cost(monkeypatch, tmp_path):
     monkeypatch.setattr(compare, "gflop_per_image", lambda config: {"clip": 2.0, "cosmos": 9.0}[config.method])
-    given = plan("--methods=clip,cosmos", f"--workdir={tmp_path}")
+    given = plan("--methods=clip,cosmos,clip+batch_size=64", f"--workdir={tmp_path}")
     equal = compare.with_equal_flop(given, "cosmos")
-    assert [compare.config_of(equal, entry, 0).total_steps for entry in equal.entries] == [32, 7]  # 7 x 9 / 2 = 31.5
+    steps = [compare.config_of(equal, entry, 0).total_steps for entry in equal.entries]
+    assert steps == [32, 7, 63]  # 7 x 9 / 2 = 31.5, and twice as many of half the size
     with pytest.raises(ValueError, match=r"--flop-of.*slip.*clip, cosmos"):
         compare.with_equal_flop(given, "slip")
 

@@ -158,8 +158,8 @@ def test_devices_and_chunks_give_the_same_numbers(method, other):
     ("method", "fields", "named"),
     [
         *((method, {}, ("views.patch_dropout 0.5", method, "0")) for method in ("detailclip", "slip", "mae", "silc")),
-        ("clip", {"losses.weights.gram": 1.0}, ("losses.weights.gram", "all patches")),
-        ("beta", {}, ("losses.weights.beta", "all patches")),
+        ("clip", {"losses.weights.gram": 1.0}, ("losses.weights.gram", "views.patch_dropout 0.5")),
+        ("beta", {}, ("losses.weights.beta", "views.patch_dropout 0.5")),
         ("clip", {"views.patch_dropout": 1.0}, ("views.patch_dropout", "1")),
         ("clip", {"views.patch_dropout": -0.5}, ("views.patch_dropout", "0")),
         ("clip", {"views.patch_dropout_until": 1.5}, ("views.patch_dropout_until", "1")),
