@@ -14,8 +14,8 @@ One large view of an image is compared with two captions of several sentences an
 The student reads no second view and no small crop, and there is no teacher of texts: these cost COSMOS most of its 5.4
 times CLIP's FLOP.  DetailCLIP's masks, decoder and distillation are left out.
 
-Weights are those of the published methods.  On stickers an image costs .314 GFLOP, CLIP's .161, counted by XLA.  Whether
-the recipe sees more detail than CLIP at equal FLOP is not measured yet.
+Weights are those of the published methods.  On stickers an image costs .314 GFLOP, CLIP's .161, counted by XLA.
+Whether the recipe sees more detail than CLIP at equal FLOP is not measured yet.
 """
 
 from pathlib import Path

@@ -26,7 +26,7 @@ from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.runtime.errors import Unmeasurable
 
 CLASSES = ("background", "frog", "red bus", "grass")
-MODEL = ConfigDict({"image_size": 224, "size": "B/16"})
+MODEL = ConfigDict({"image_size": 224, "size": "B/16", "image_is_embedding": False})
 
 
 def decision(threshold=0.0, smallest_share=0.0, scale=5.0):
@@ -188,7 +188,7 @@ def test_tips_rounds_the_longer_side_down(shape, size):
 @pytest.mark.parametrize("readout", ["sclip", "tips"])
 def test_an_evaluation_takes_the_softmax_where_the_published_code_does(readout):
     """Two windows that overlap: the mean of their softmaxes is another one than the softmax of their mean."""
-    model = ConfigDict({"image_size": 64, "size": "tiny"})
+    model = ConfigDict({"image_size": 64, "size": "tiny", "image_is_embedding": False})
     found = setup("ade150", readout, segmentation_sets.ADE20K[:3])
     cut = layout((64, 96), found.pipeline, model)
     features = np.random.default_rng(0).normal(size=(len(cut.windows(np.zeros((64, 96, 3), np.uint8))), 8, 8, 4))
@@ -203,7 +203,7 @@ def test_tips_keeps_every_pixel_of_the_shorter_side(size):
 
 
 def test_the_description_of_a_setup_has_the_lengths_of_the_model():
-    small = ConfigDict({"image_size": 64, "size": "tiny"})
+    small = ConfigDict({"image_size": 64, "size": "tiny", "image_is_embedding": False})
     said = setup("voc21", "sclip", ["x"]).description(small)
     assert said.startswith("short side 96, windows 64/32, scale 65, threshold 0.1")
     assert setup("voc21", "gem", ["x"]).description(small).startswith("squashed to 128, whole image, scale 100")
@@ -442,7 +442,7 @@ def test_lengths_follow_the_image_size_of_the_model():
     """A model of 64 px cuts a scene as the published code cuts it for 224 px, in proportion."""
     from ml_collections import ConfigDict
 
-    model = ConfigDict({"image_size": 64, "size": "tiny"})
+    model = ConfigDict({"image_size": 64, "size": "tiny", "image_is_embedding": False})
     found = layout((80, 120, 3), PIPELINES["sclip"], model)
     assert (
         found.size == (96, 144)
@@ -451,4 +451,6 @@ def test_lengths_follow_the_image_size_of_the_model():
     )
     whole = layout((80, 120, 3), PIPELINES["gem"], model)
     assert whole.size == (128, 128) and whole.down.places.starts == (0,) and whole.across.places.seen == 128
-    assert layout((4000, 100), PIPELINES["sclip"], ConfigDict({"image_size": 224, "size": "B/16"})).size == (2048, 51)
+    assert layout(
+        (4000, 100), PIPELINES["sclip"], ConfigDict({"image_size": 224, "size": "B/16", "image_is_embedding": False})
+    ).size == (2048, 51)
