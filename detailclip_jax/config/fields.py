@@ -567,8 +567,8 @@ OPTIMIZER: Group = {
     ),
     "frozen": Field(
         "",
-        "what is not trained, separated by commas: networks (image, text, image_projection, ...), image:-2 or text:-2, "
-        "all but its last two blocks and what follows them, or patch_embed",
+        "parts that keep their weights, with commas between them: a network, such as image, text or image_projection; "
+        "patch_embed; or image:-2, which trains only the last two blocks of the image encoder and what follows them",
         OURS,
     ),
     "loaded_rate": Field(
