@@ -30,7 +30,7 @@ def usable_workers(asked: int) -> int:
 
 
 class Prefetched:
-    """Iterator over the items of a random-access object (nested dicts of arrays), prepared in advance and in order.
+    """Iterator over the items of a random-access object (nested dicts of arrays), prepared from now on and in order.
 
     num_workers: processes, each of which makes every n-th item; they need shared memory (/dev/shm) for `prefetch` items
         and one more each.  0: threads of this process.
@@ -44,6 +44,7 @@ class Prefetched:
     def __init__(self, items: Any, num_workers: int = 0, prefetch: int = 2):
         self._in_shared_memory = num_workers > 0
         self._held = [iter(_dataset(items, num_workers, prefetch))]
+        self._held[0].start_prefetch()
         self._finalizer = weakref.finalize(self, _close, self._held)
 
     @property

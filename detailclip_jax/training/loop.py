@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import run_config
+from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.runtime import processes, provenance
 from detailclip_jax.runtime.devices import without_alarm
 from detailclip_jax.runtime.errors import RunError, at_work
@@ -132,11 +133,14 @@ def _train(run: Run) -> int:
 
 def loop_and_finish(session: Session, start: "Start", interrupt: Interrupt) -> int:
     """Runs all steps and the final evaluation; returns the last step, also if a signal ended the run."""
-    train_step = None if start.step >= session.run.config.total_steps else session.compile(start.state)
+    run, ready = session.run, None
+    if start.step < run.config.total_steps:
+        batches = run.task.open_batches(run, start.data["examples"])  # prepares batches while the step is compiled
+        ready = batches, session.compile(start.state)
     # Only now: a signal during the compilation ends the run at once, as there is nothing to save.
     with interrupt, if_ended(session.checkpoints.abandon):
         try:
-            state = loop(session, start, train_step, interrupt)
+            state = loop(session, start, ready, interrupt)
             if not interrupt.received:
                 finish(session, state, session.step)
         except Stopped:  # raised in an evaluation; its step was saved before
@@ -202,8 +206,8 @@ def restore_or_init(run: Run, checkpoints: Checkpoints) -> Start:
     return Start(restored.state, restored.step, restored.data)
 
 
-def loop(session: Session, start: Start, train_step: TrainStep | None, interrupt: Interrupt) -> TrainState:
-    """Runs steps start + 1 .. total_steps; returns the last state.
+def loop(session: Session, start: Start, ready: tuple[Pipeline, TrainStep] | None, interrupt: Interrupt) -> TrainState:
+    """Runs steps start + 1 .. total_steps with `ready`, the batches and the step, if there are any; returns the state.
 
     The loop itself does not wait for the device.  `session` does: when it logs, saves or evaluates, and when too many
     steps are queued.
@@ -213,10 +217,11 @@ def loop(session: Session, start: Start, train_step: TrainStep | None, interrupt
     session.counts = lambda: {name: start.data.get(name, 0) for name in run.task.counts}
     if start.step and evaluates(config, start.step) and not session.checkpoints.scored(start.step):
         session.evaluate(start.step, state)  # the run was stopped after saving this step, before its evaluation
-    if train_step is None:
+    if ready is None:
         run.console.say(f"all {config.total_steps} steps are done; --config.total_steps=N continues up to step N")
         return state
-    with run.task.open_batches(run, start.data["examples"]) as batches:
+    opened, train_step = ready
+    with opened as batches:
         session.counts = count_data(batches, start.data, run.task.counts)
         for step in range(start.step + 1, config.total_steps + 1):
             with session.clock.waiting():
