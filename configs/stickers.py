@@ -10,10 +10,10 @@ Results on these scenes cannot be compared with other benchmarks.  Comments expl
 """
 
 from detailclip_jax import config as base
+from detailclip_jax.config import sizes
 from detailclip_jax.data.stickers.scene_captions import words
 from detailclip_jax.data.stickers.scene_source import noun_names
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.models import sizes
 
 
 def get_config(arg=None):

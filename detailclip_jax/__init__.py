@@ -24,7 +24,7 @@ _PUBLIC = {
     "Forward": "detailclip_jax.methods.method",
     "Method": "detailclip_jax.methods.method",
     "Model": "detailclip_jax.inference.model",
-    "SIZES": "detailclip_jax.models.sizes",
+    "SIZES": "detailclip_jax.config.sizes",
     "Stickers": "detailclip_jax.data.stickers.scene_source",
     "Tokenizer": "detailclip_jax.data.tokenizer",
     "TrainState": "detailclip_jax.training.train_state",

@@ -117,8 +117,8 @@ def heads(variables: "dict[str, Params]", config: Any) -> str:
 
     Asks the user to check them; narrow networks have caused a warning before.
     """
+    from detailclip_jax.config.sizes import size_of
     from detailclip_jax.interop.measure import HEADS
-    from detailclip_jax.models.sizes import size_of
 
     size = size_of(config.model)
     towers = {"image": size.num_heads, "text": size.text_heads, "decoder": size.decoder_heads}

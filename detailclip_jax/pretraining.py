@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from detailclip_jax import evaluation, methods
-from detailclip_jax.config import run_config
+from detailclip_jax.config import run_config, sizes
 from detailclip_jax.config.data_path import components, is_endless
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.bad_records import bad_list
@@ -25,7 +25,6 @@ from detailclip_jax.data.views import check_reducing_gap, crops_from_config
 from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.data.workers import usable_workers
 from detailclip_jax.evaluation import held_out_pairs, run_figures, run_report
-from detailclip_jax.models import sizes
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.runtime import provenance, wandb_writer
 from detailclip_jax.runtime.interrupt import Interrupt

@@ -9,8 +9,9 @@ import math
 import jax
 import jax.numpy as jnp
 
+from detailclip_jax.config import sizes
 from detailclip_jax.methods import masking
-from detailclip_jax.models import patches, sizes
+from detailclip_jax.models import patches
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.positions import sincos_positions
 

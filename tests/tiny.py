@@ -10,9 +10,9 @@ import optax
 from flax import traverse_util
 
 from detailclip_jax import config as config_lib
+from detailclip_jax.config import sizes
 from detailclip_jax.data.caption_rules import num_captions
 from detailclip_jax.dense.detection import cascade
-from detailclip_jax.models import sizes
 from detailclip_jax.training import experiment, mesh
 from detailclip_jax.training.train_state import TrainState
 

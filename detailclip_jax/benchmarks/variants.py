@@ -5,10 +5,9 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.config import config_files, run_config
+from detailclip_jax.config import config_files, run_config, sizes
 from detailclip_jax.config.fields import RUN
 from detailclip_jax.config.settings import parse_setting, set_fields, split_list
-from detailclip_jax.models import sizes
 from detailclip_jax.pretraining import validate
 
 PAPER = "configs/vitb16_yfcc.py"

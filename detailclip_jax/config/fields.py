@@ -24,6 +24,7 @@ from detailclip_jax.config.declarations import (
     built,
     field_in,
 )
+from detailclip_jax.config.sizes import CUSTOM, MAX_DEPTH, SIZES
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,11 +32,9 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SLIP = "SLIP's, as in the paper"
 # Names of tables of other rooms; tests/config/test_fields.py compares them.
-MODEL_SIZES = ("tiny", "S/16", "B/32", "B/16", "L/16", "custom")
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh", "relu")
 FILTERS = ("bicubic", "bilinear")
 POSITION_RECIPES = ("bicubic", "ibot", "timm", "tips")
-MAX_DEPTH = 1000  # blocks; to build more takes hours
 
 RUN: Group = {
     "method": Field("detailclip", "method; the table METHODS of methods/ has them", "paper"),
@@ -274,9 +273,9 @@ NOT_LARGE = ("kind", "mask_grid", "mask_p", "mask_ratio")
 MODEL: Group = {
     "size": Field(
         "B/16",
-        "size of the networks; models/sizes.py has the names; custom: the fields of model.custom",
+        "size of the networks; config/sizes.py has the names; custom: the fields of model.custom",
         "paper 4.1",
-        choices=MODEL_SIZES,
+        choices=(*SIZES, CUSTOM),
     ),
     "custom": Field({}, "width, depth, heads, ... of the size custom", OURS),
     "image_size": Field(224, "pixels along a side", "paper 4.1"),

@@ -19,6 +19,7 @@ from PIL import Image
 
 from detailclip_jax import methods
 from detailclip_jax.config import run_config
+from detailclip_jax.config.sizes import size_of
 from detailclip_jax.data.decoding import BUDGET, decode_whole
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.dense import class_names, fine_tuning
@@ -26,7 +27,6 @@ from detailclip_jax.dense.set_examples import Example
 from detailclip_jax.inference.model import choose_weights, pixels
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.models import towers
-from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models.vit import NETWORKS
 from detailclip_jax.runtime.regular_files import read_regular
 from detailclip_jax.training import checkpoint, dense_encoder, sharding

@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
+from detailclip_jax.config import sizes
 from detailclip_jax.data.stickers.scene_choices import EXCHANGES, SceneChoices, bag_of_words
 from detailclip_jax.evaluation import run_evaluators, tables
 from detailclip_jax.evaluation.metrics import split_name
 from detailclip_jax.figures import style
-from detailclip_jax.models import sizes
 from detailclip_jax.models.patches import patchify
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.terminal import complain

@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
+from detailclip_jax.config import sizes
 from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.data.image_files import find
 from detailclip_jax.data.sources import indices_to_show
@@ -24,7 +25,6 @@ from detailclip_jax.figures.maps import Overview, Words
 from detailclip_jax.inference.model import Model, pixels
 from detailclip_jax.inference.readout_maps import DEFAULT_READOUT
 from detailclip_jax.inference.similar_patches import pca_colours, similarity
-from detailclip_jax.models import sizes
 from detailclip_jax.runtime.regular_files import inside, read_regular
 
 SPLIT = "held_out_pairs"  # scenes of nouns that training never shows together

@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from detailclip_jax import methods
+from detailclip_jax.config import sizes
 from detailclip_jax.data import preprocessing
 from detailclip_jax.data.decoding import BUDGET, UPRIGHT, BadImage, decode, rgb_of
 from detailclip_jax.data.preprocessing import Transform
@@ -46,7 +47,6 @@ from detailclip_jax.inference.readout_maps import (
 from detailclip_jax.methods.components import mask_rule
 from detailclip_jax.methods.encode import Encode, encoders
 from detailclip_jax.methods.masking import RemovalRule, attention_low
-from detailclip_jax.models import sizes
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.regular_files import read_regular

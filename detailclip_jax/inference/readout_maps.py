@@ -14,11 +14,12 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
+from detailclip_jax.config import sizes
 from detailclip_jax.data.resizing import resize
 from detailclip_jax.inference.windows import Axis, axis, combine, combine_shares, cut
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.losses.clip import l2_normalise
-from detailclip_jax.models import readouts, sizes
+from detailclip_jax.models import readouts
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.models.stacking import unstack

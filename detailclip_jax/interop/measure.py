@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from absl import logging
 from ml_collections import ConfigDict
 
-from detailclip_jax.models.sizes import CUSTOM, SIZES, Size, size_of
+from detailclip_jax.config.sizes import CUSTOM, SIZES, Size, size_of
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.vit import Style
 

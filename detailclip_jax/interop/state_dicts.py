@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import methods
 from detailclip_jax.config import crop as crop_config
 from detailclip_jax.config import default
+from detailclip_jax.config.sizes import num_side_patches
 from detailclip_jax.data import preprocessing, vocabularies
 from detailclip_jax.interop import hub, hub_vocabulary, key_tables, own, tensor_files, tips_names
 from detailclip_jax.interop.image_size import fit_granularity, resize
@@ -22,7 +23,6 @@ from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, TensorLayout
 from detailclip_jax.interop.measure import Spec, spec_of, write_spec
 from detailclip_jax.methods.masking import RemovalRule
 from detailclip_jax.models import stacking
-from detailclip_jax.models.sizes import num_side_patches
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime import errors
 from detailclip_jax.training import experiment

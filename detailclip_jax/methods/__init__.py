@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
+from detailclip_jax.config import sizes
 from detailclip_jax.methods.aclip import aclip
 from detailclip_jax.methods.beta import beta, sentence_contrast
 from detailclip_jax.methods.clip import clip
@@ -30,7 +31,7 @@ from detailclip_jax.methods.superclip import superclip, token_set
 from detailclip_jax.methods.supervised import supervised
 from detailclip_jax.methods.tips import tips
 from detailclip_jax.methods.tipsv2 import tipsv2
-from detailclip_jax.models import sizes, towers
+from detailclip_jax.models import towers
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.types import Axis

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from detailclip_jax.config import sizes
 from detailclip_jax.kernels.chunked_logits import Logits
 from detailclip_jax.losses import clip, contrastive, distillation, labels, reconstruction
 from detailclip_jax.methods import masking, resample
@@ -24,7 +25,6 @@ from detailclip_jax.methods.method import (
     full_with_values,
     uses,
 )
-from detailclip_jax.models import sizes
 from detailclip_jax.models.patches import normalise_patches, patchify, take
 from detailclip_jax.models.registry import Network
 from detailclip_jax.models.towers import NETWORKS, Networks

@@ -2,9 +2,9 @@
 
 from ml_collections import ConfigDict
 
+from detailclip_jax.config import sizes
 from detailclip_jax.methods import components, masking
 from detailclip_jax.methods.method import Method, Pass, visible
-from detailclip_jax.models import sizes
 
 
 def detailclip(config: ConfigDict) -> Method:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from detailclip_jax.config import sizes
 from detailclip_jax.losses.token_cosine import token_cosine_loss
 from detailclip_jax.methods.method import (
     Context,
@@ -29,7 +30,6 @@ from detailclip_jax.methods.method import (
     uses,
     visible,
 )
-from detailclip_jax.models import sizes
 from detailclip_jax.models.heads import Projection
 from detailclip_jax.models.patches import normalise_pixels, take
 from detailclip_jax.models.registry import Build, Network

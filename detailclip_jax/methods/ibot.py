@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from detailclip_jax.config import sizes
 from detailclip_jax.methods import components
 from detailclip_jax.methods.method import Method, Pass, masked
-from detailclip_jax.models import sizes
 
 
 def ibot(config: ConfigDict) -> Method:

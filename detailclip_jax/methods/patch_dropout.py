@@ -9,9 +9,9 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from detailclip_jax.config import sizes
 from detailclip_jax.methods import components, masking
 from detailclip_jax.methods.method import Method, full, no_mask, visible
-from detailclip_jax.models import sizes
 
 
 def patch_dropout(method: Method, config: ConfigDict) -> Method:

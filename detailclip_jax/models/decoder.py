@@ -5,13 +5,13 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from detailclip_jax.config.sizes import num_side_patches
 from detailclip_jax.models.attention import Kernel
 from detailclip_jax.models.block import Block, BlockInit, Gather, recomputed_in_turns, run_blocks
 from detailclip_jax.models.initial_values import XAVIER, ZEROS, normal, uniform_fan_in
 from detailclip_jax.models.layers import LayerNorm, Linear
 from detailclip_jax.models.positions import sincos_positions
 from detailclip_jax.models.registry import Build, Network, ParameterRule
-from detailclip_jax.models.sizes import num_side_patches
 from detailclip_jax.types import Array, Float, Hidden, Tokens
 
 DECODER_INIT = BlockInit(qkv=XAVIER, proj=XAVIER, fc1=XAVIER, fc2=XAVIER)

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from detailclip_jax.config.sizes import num_prototypes
 from detailclip_jax.kernels.chunked_logits import Logits
 from detailclip_jax.models.initial_values import ONES, XAVIER, ZEROS, constant, normal, uniform_fan_in
 from detailclip_jax.models.layers import LayerNorm, Linear, Weights, exact_gelu
 from detailclip_jax.models.registry import Build, Network, ParameterRule
-from detailclip_jax.models.sizes import num_prototypes
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.types import FSDP, Array, Float, Scalar
 

@@ -11,8 +11,8 @@ import flax.linen as nn
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from detailclip_jax.config.sizes import Size
 from detailclip_jax.models.attention import Kernel, choose_kernel
-from detailclip_jax.models.sizes import Size
 from detailclip_jax.types import FSDP, Axis
 
 

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from detailclip_jax.models import batch_norm, decoder, heads, sizes, text, vit
+from detailclip_jax.config import sizes
+from detailclip_jax.models import batch_norm, decoder, heads, text, vit
 from detailclip_jax.models.block import Gather
 from detailclip_jax.models.registry import Build, Network
 from detailclip_jax.types import Array, Axis, Float, Int

@@ -15,7 +15,8 @@ from clu import parameter_overview
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from detailclip_jax.models import registry, sizes, stacking
+from detailclip_jax.config import sizes
+from detailclip_jax.models import registry, stacking
 from detailclip_jax.models.registry import COMMON, Network, own_rules
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.training.schedules import Number, Schedule, Step

@@ -14,12 +14,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from detailclip_jax import methods
-from detailclip_jax.config import run_config
+from detailclip_jax.config import run_config, sizes
 from detailclip_jax.config.run_config import is_dense
 from detailclip_jax.data import preprocessing, vocabularies
 from detailclip_jax.methods import Method
 from detailclip_jax.methods.frozen_teacher import MAP, OF_TEACHER, TEACHER, input_size, teacher_config
-from detailclip_jax.models import positions, sizes, stacking
+from detailclip_jax.models import positions, stacking
 from detailclip_jax.models.vit import Style
 from detailclip_jax.training import checkpoint, dense_encoder, ema, experiment
 from detailclip_jax.training.schedules import clamp_warmup

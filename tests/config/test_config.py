@@ -13,10 +13,9 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import config as base
 from detailclip_jax import evaluation, methods
-from detailclip_jax.config import config_files, fields, run_config, segmentation_fields
+from detailclip_jax.config import config_files, fields, run_config, segmentation_fields, sizes
 from detailclip_jax.config.config_files import METHOD_FOLDERS, find
 from detailclip_jax.config.run_config import ABSENT, check_overrides, claim_workdir, differences, load, resolve
-from detailclip_jax.models import sizes
 from detailclip_jax.pretraining import validate
 from detailclip_jax.training import workdirs
 

@@ -27,7 +27,7 @@ from detailclip_jax.dense.segmentation import (
 from detailclip_jax.kernels import products
 from detailclip_jax.losses import distillation
 from detailclip_jax.methods import masking
-from detailclip_jax.models import attention, block, layers, positions, sizes, vit
+from detailclip_jax.models import attention, block, layers, positions, vit
 
 TABLES = {  # name of a field -> the table of another room whose names it takes
     "data.source": KINDS,
@@ -36,7 +36,6 @@ TABLES = {  # name of a field -> the table of another room whose names it takes
     "preprocess.decoding": decoding.DECODINGS,
     "views.crops.large.filter": resizing.FILTERS,
     "views.crops.local.kind": views.KINDS,
-    "model.size": (*sizes.SIZES, sizes.CUSTOM),
     "model.text_activation": layers.ACTIVATIONS,
     "model.matmul_precision": products.PRECISIONS,
     "model.interpolation": positions.RECIPES,

@@ -4,7 +4,7 @@ python -m detailclip_jax.main --config=tests/configs/smallest.py --workdir=runs/
 """
 
 from detailclip_jax import config as base
-from detailclip_jax.models import sizes
+from detailclip_jax.config import sizes
 
 
 def get_config(arg=None):

@@ -1,8 +1,7 @@
 """configs/stickers.py with fewer images and blocks, for notebooks and pages, which find a folder `configs` with it."""
 
-from detailclip_jax.config import run_config
+from detailclip_jax.config import run_config, sizes
 from detailclip_jax.config.config_files import bundled_folder
-from detailclip_jax.models import sizes
 
 
 def get_config(arg=None):

@@ -22,7 +22,7 @@ from tiny import empty_state, looped, noise_state, on_devices, on_one_device, ti
 import detailclip_jax
 from detailclip_jax import transfer as command
 from detailclip_jax.config import detection_fields as fields
-from detailclip_jax.config import run_config
+from detailclip_jax.config import run_config, sizes
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.dense import dense_experiment, dense_loop, paper, prediction_figures, predictions, runs
 from detailclip_jax.dense.dense_experiment import Evaluation
@@ -31,7 +31,6 @@ from detailclip_jax.dense.detection import detect, detection_task
 from detailclip_jax.dense.detection.coco_sets import open_format
 from detailclip_jax.dense.detection.instance_shapes import sample
 from detailclip_jax.dense.segmentation.label_augment import resize_image
-from detailclip_jax.models import sizes
 from detailclip_jax.runtime import wandb_writer
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.metric_files import read_lines

@@ -9,11 +9,12 @@ import pytest
 from tiny import noise, noise_state, tiny_config
 
 from detailclip_jax import methods
+from detailclip_jax.config import sizes
 from detailclip_jax.config.segmentation_fields import linear, segmentation, stickers
 from detailclip_jax.dense import runs
 from detailclip_jax.dense.segmentation.segmentation_network import normalised
 from detailclip_jax.methods import METHODS
-from detailclip_jax.models import positions, sizes
+from detailclip_jax.models import positions
 from detailclip_jax.training import dense_encoder, mesh
 
 SIZE = {**sizes.SIZES["tiny"]._asdict(), "width": 24, "depth": 2, "num_heads": 2}

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from detailclip_jax.config import default
+from detailclip_jax.config import default, sizes
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import MissingData
@@ -36,7 +36,6 @@ from detailclip_jax.evaluation.evaluator import Setting
 from detailclip_jax.evaluation.kept_objects import shares, touched
 from detailclip_jax.evaluation.retrieval import on_pairs, recalls
 from detailclip_jax.evaluation.zero_shot import zero_shot
-from detailclip_jax.models import sizes
 from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.training import experiment
 from detailclip_jax.training.mesh import make_mesh

@@ -7,11 +7,10 @@ import pytest
 from PIL import Image
 from tiny import noise_state
 
-from detailclip_jax.config import IMAGENET_MEAN, IMAGENET_STD, default
+from detailclip_jax.config import IMAGENET_MEAN, IMAGENET_STD, default, sizes
 from detailclip_jax.evaluation import run_figures
 from detailclip_jax.figures import plots
 from detailclip_jax.inference.inspection import paste
-from detailclip_jax.models import sizes
 from detailclip_jax.models.patches import normalise_patches, patchify
 from detailclip_jax.training import experiment
 from detailclip_jax.training.mesh import make_mesh

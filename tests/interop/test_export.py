@@ -17,6 +17,7 @@ from tiny import check_names
 
 from detailclip_jax import config, export, import_torch, interop
 from detailclip_jax.config import run_config
+from detailclip_jax.config.sizes import Size
 from detailclip_jax.data.tokenizer import VOCAB_SIZE, Tokenizer
 from detailclip_jax.data.vocabularies import digest_of, tokenizer_of
 from detailclip_jax.interop import (
@@ -32,7 +33,6 @@ from detailclip_jax.interop import (
 )
 from detailclip_jax.interop.exported_model import load as load_export
 from detailclip_jax.interop.layouts import OPENAI_STYLE
-from detailclip_jax.models.sizes import Size
 from detailclip_jax.models.vit import Style
 from detailclip_jax.runtime import signals
 from detailclip_jax.training import checkpoint, ema, experiment

@@ -13,12 +13,12 @@ import tiny
 
 from detailclip_jax import config as config_lib
 from detailclip_jax import interop
+from detailclip_jax.config.sizes import SIZES, Size
 from detailclip_jax.interop import key_tables, measure, own, state_dicts
 from detailclip_jax.interop.layouts import LAYOUTS, OPENAI_STYLE
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models import stacking
 from detailclip_jax.models.cross_pool import NUM_HEADS
-from detailclip_jax.models.sizes import SIZES, Size
 from detailclip_jax.models.vit import Style
 from detailclip_jax.training import experiment, mesh
 

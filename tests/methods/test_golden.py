@@ -12,8 +12,8 @@ from tiny import copied, gradient_of_one_step, noise_state
 
 from detailclip_jax import config as config_lib
 from detailclip_jax import interop
+from detailclip_jax.config import sizes
 from detailclip_jax.interop import key_tables, reference
-from detailclip_jax.models import sizes
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.training import ema, experiment, mesh
 

@@ -19,13 +19,13 @@ import tiny
 from PIL import Image
 
 from detailclip_jax import demo
+from detailclip_jax.config.sizes import size_of
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.evaluation.kept_objects import lowest
 from detailclip_jax.inference import embeddings
 from detailclip_jax.inference import model as inference
 from detailclip_jax.inference.embeddings import Key, Table
 from detailclip_jax.methods.masking import RemovalRule
-from detailclip_jax.models.sizes import size_of
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import experiment

@@ -7,7 +7,7 @@ import jax
 import pytest
 from costs import dense, options, segmentation
 
-from detailclip_jax.models import sizes
+from detailclip_jax.config import sizes
 from detailclip_jax.training import mesh as meshes
 
 LINEAR = "--config=configs/transfer/stickers_linear.py"

@@ -22,7 +22,7 @@ from detailclip_jax import interop, methods
 from detailclip_jax.benchmarks import cost_table, counting, data_rate, step, timing, variants
 from detailclip_jax.benchmarks.step import Stepper
 from detailclip_jax.benchmarks.variants import Variant
-from detailclip_jax.models import sizes
+from detailclip_jax.config import sizes
 from detailclip_jax.runtime.devices import device_memory, usable_cores
 from detailclip_jax.runtime.errors import first_line
 from detailclip_jax.runtime.files import replace_text

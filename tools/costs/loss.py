@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from detailclip_jax.benchmarks import cost_table, counting, timing
 from detailclip_jax.benchmarks.variants import Variant
+from detailclip_jax.config import sizes
 from detailclip_jax.methods.method import Context, Forward, Loss, WholeBatch
-from detailclip_jax.models import sizes
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import experiment as experiments

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.detection_fields import METHOD, SCHEDULES, detection, schedule
+from detailclip_jax.config.sizes import size_of
 from detailclip_jax.dense import set_examples
 from detailclip_jax.dense.dense_experiment import (
     STATS,
@@ -35,7 +36,6 @@ from detailclip_jax.dense.fine_tuning import TaskSetup
 from detailclip_jax.dense.set_examples import Example
 from detailclip_jax.figures.detections import Objects, detection_figure
 from detailclip_jax.models import towers
-from detailclip_jax.models.sizes import size_of
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.training import dense_encoder
 from detailclip_jax.training.train_state import TrainState

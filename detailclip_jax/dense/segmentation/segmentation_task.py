@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.segmentation_fields import METHOD, linear, segmentation
+from detailclip_jax.config.sizes import size_of
 from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.dense.dense_experiment import (
@@ -48,7 +49,6 @@ from detailclip_jax.dense.set_examples import Example, examples
 from detailclip_jax.dense.taps import usual_blocks
 from detailclip_jax.figures.segmentations import label_figure
 from detailclip_jax.models import towers
-from detailclip_jax.models.sizes import size_of
 from detailclip_jax.runtime import processes
 from detailclip_jax.training import dense_encoder
 from detailclip_jax.training.train_state import TrainState

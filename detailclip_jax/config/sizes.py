@@ -5,7 +5,6 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.declarations import LARGEST
-from detailclip_jax.config.fields import MAX_DEPTH
 
 
 class Size(NamedTuple):
@@ -44,6 +43,7 @@ SIZES = {
 
 
 CUSTOM = "custom"
+MAX_DEPTH = 1000  # blocks; to build more takes hours
 MAY_BE_0 = ("decoder_depth", "mlp_width", "text_mlp_width")
 
 
