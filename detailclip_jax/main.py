@@ -18,6 +18,7 @@ from detailclip_jax.runtime import start
 if __name__ == "__main__":
     start.begin()  # before the other imports
 
+import gc
 import os
 import re
 import shlex
@@ -42,6 +43,9 @@ READERS = {
     detection_fields.METHOD: "coco",
 }  # a data.source of the task that reads data.path
 COMMANDS = "main", "transfer"  # of training
+NEW_OBJECTS = (
+    50_000  # between two searches for cycles, not Python's 700: imports and tracing make many objects, few cycles
+)
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/, or FILE:ARGUMENT (required to train)")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/ and the config's name)")
@@ -233,6 +237,7 @@ def run(argv: Sequence[str], command: str, following: Callable[[Sequence[str], P
     """
 
     def train() -> int:
+        gc.set_threshold(NEW_OBJECTS)
         check_no_others(argv)
         if processes.is_first(_PROCESS_ID.value):
             Console().say(f"{command_line.spec_of(sys.argv)}: importing jax and opening the data ...")
