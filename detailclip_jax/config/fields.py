@@ -498,14 +498,16 @@ WEIGHTS: Group = {
     "token_set": Field(
         0.0, "weight of the classification of captions' tokens, with any method that has captions", "SuperCLIP: 1"
     ),
-    "gram": Field(0.0, "weight of the Gram anchor, with any method that has a pass over all patches", "DINOv3: 2"),
+    "gram": Field(
+        0.0, "weight of the Gram anchor, with any method that has a pass over all or the visible patches", "DINOv3: 2"
+    ),
     "beta": Field(
         0.0, "weight of the contrast of captions with the image pooled by them, with any method", "B-CLIP: 1"
     ),
     "region": Field(
         0.0,
         "weight of the distance between patches pooled in the box of a local crop and the teacher's embedding of that "
-        "crop, with any method that has captions and a pass over all patches",
+        "crop, with any method that has captions",
         "CLIPSelf: 1",
     ),
     "distill": Field(

@@ -6,7 +6,8 @@ Equations: `losses.block_targets`. An image has a caption of several sentences a
 "parts"). Its patches are those of the value read-out (in the last block each attends to itself alone), through the
 projection of the class token. The pool is an aid of training; evaluation does not use it.
 
-Any method with captions and an unmasked pass can have the term L_beta: `losses.weights.beta`.
+Any method with several captions can have the term L_beta, by `losses.weights.beta`. If its pass drops patches, the visible
+ones are pooled.
 
 Differences from the published code: the batch of the loss is the global one, not that of a device; queries without
 words neither count as rows nor as columns, while the code keeps them as negatives; parts of a caption are its
@@ -56,7 +57,7 @@ def beta(config: ConfigDict) -> Method:
 def sentence_contrast(method: Method, config: ConfigDict) -> Method:
     """Adds the term L_beta, for the first of the method's passes whose class tokens captions are compared with.
 
-    Raises ValueError for a method without captions or whose pass is masked, with one caption, for another tokenizer
+    Raises ValueError for a method without captions or whose pass replaces patches, with one caption, another tokenizer
     than CLIP's, and blank captions that other losses would compare.
     """
     (name, passes), count = components.with_values(method, "beta"), num_captions(config.data)

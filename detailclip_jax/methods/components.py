@@ -24,6 +24,8 @@ from detailclip_jax.methods.method import (
     full,
     full_with_values,
     uses,
+    visible,
+    visible_with_values,
 )
 from detailclip_jax.models.patches import normalise_patches, patchify, take
 from detailclip_jax.models.registry import Network
@@ -231,14 +233,39 @@ def captioned_pass(method: Method, term: str) -> str:
 def with_values(method: Method, term: str) -> tuple[str, dict[str, Pass]]:
     """Returns the pass of `captioned_pass`, and the method's passes, of which this one also has the value read-out.
 
-    Raises ValueError that names the `term` also for a method whose pass removes patches.
+    Raises ValueError that names the `term` also for a method whose pass replaces patches.
     """
     name = captioned_pass(method, term)
-    if method.passes[name].encode not in (full, full_with_values):
+    encode = WITH_VALUES.get(method.passes[name].encode, method.passes[name].encode)
+    if encode not in WITH_VALUES.values():
         raise ValueError(
-            f"losses.weights.{term} needs all patches of an image, but method {method.name} removes some; set it to 0"
+            f"losses.weights.{term} needs patches as they are, but method {method.name} replaces some; set it to 0"
         )
-    return name, {**method.passes, name: method.passes[name]._replace(encode=full_with_values)}
+    return name, {**method.passes, name: method.passes[name]._replace(encode=encode)}
+
+
+WITH_VALUES = {full: full_with_values, visible: visible_with_values}
+
+
+def patch_pass(method: Method, term: str) -> str:
+    """Returns the first of the method's passes over the patches of a large crop, all or the visible ones.
+
+    Raises ValueError that names the `term` which needs it for a method without such a pass.
+    """
+    over_patches = (*WITH_VALUES, *WITH_VALUES.values())
+    names = [name for name, each in method.passes.items() if each.encode in over_patches and each.view != "local"]
+    if not names:
+        raise ValueError(
+            f"losses.weights.{term} needs a pass over all or the visible patches of a large crop, which method "
+            f"{method.name} lacks; set it to 0"
+        )
+    return names[0]
+
+
+def at_seen(patches: Float[Array, "V B N D"], record: Forward, name: str) -> Float[Array, "V B K D"]:
+    """Selects of all patches of a view those that the student's pass `name` sees: all, or the visible ones."""
+    dropped = patches.shape[-2] != record.tokens[name].patches.shape[-2]
+    return take(patches, record.hidden.kept) if dropped else patches
 
 
 def cls_of(record: Forward, names: Sequence[str]) -> Float[Array, "V B D"]:

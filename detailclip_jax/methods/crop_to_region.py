@@ -7,7 +7,8 @@ are those of the value read-out (in the last block each attends to itself alone)
 token, L2-normalised before they are pooled.
 
 A box counts if the large crop has 90 % of its area, and if it spans 1.5 patches in both directions; it is cut to the
-large crop. Crops of the kind "inside" always lie in the first large one.
+large crop. Crops of the kind "inside" always lie in the first large one. If the student drops patches, the visible ones
+are pooled by their own weights, and a box without any does not count.
 
 Differences from the published codes: the teacher is a moving average, while CLIPSelf's is the frozen start (momentum
 1) and FineCLIP's the student itself, with gradient; boxes are random crops, not a grid or proposals. FineCLIP's
@@ -18,11 +19,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from detailclip_jax.config import sizes
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.losses.region import region_loss
 from detailclip_jax.methods import components
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, WholeBatch, fold, uses
-from detailclip_jax.methods.resample import boxes_in, pool_boxes
+from detailclip_jax.methods.resample import box_weights, boxes_in
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.types import Array, Bool, Float, Scalar
 
@@ -36,7 +38,7 @@ def crop_to_region(method: Method, config: ConfigDict) -> Method:
 
     A method without a teacher gets one, which averages the image encoder and its projection; the student is evaluated.
     A teacher that runs the student's encoder (`tipsv2`) keeps it. Raises ValueError for a method without captions or
-    whose pass removes patches, and for a config without the crops "local".
+    whose pass replaces patches, and for a config without the crops "local".
     """
     name, passes = components.with_values(method, "region")
     if CROPS not in config.views.crops:
@@ -47,7 +49,7 @@ def crop_to_region(method: Method, config: ConfigDict) -> Method:
         )
     averaged = TEACHER if not method.ema or "image" in method.ema else ()
     return method.plus(
-        (region_head(name, passes[name].view),),
+        (region_head(name, passes[name].view, config),),
         region_term(),
         passes=passes,
         targets={**method.targets, CROPS: CROPS},
@@ -56,20 +58,25 @@ def crop_to_region(method: Method, config: ConfigDict) -> Method:
     )
 
 
-def region_head(name: str, view: str) -> Head:
+def region_head(name: str, view: str, config: ConfigDict) -> Head:
     """Head of the regions of the student's pass `name` over `view`: those of the V crops in each of its G views.
 
     R = G V; the crops of the first view come first.
     """
+    side = config.views.crops[view].size // sizes.size_of(config.model).patch_size
 
     @uses("image_projection")
     def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
         maps = l2_normalise(fold(student.image_projection, record.tokens[name].values))
         boxes = boxes_in(record.views[CROPS].box, record.views[view].box[:, None])
-        boxes, counts = usable(boxes, round(maps.shape[-2] ** 0.5))
+        boxes, counts = usable(boxes, side)
+        weights = box_weights(boxes, side)
+        if maps.shape[-2] != side**2:  # the pass drops the others; the loss reads directions, so no sum has to be 1
+            weights = jnp.take_along_axis(weights, record.hidden.kept[:, None], -1)
+            counts &= weights.any(-1)
         crops = jax.lax.stop_gradient(fold(teacher.image_projection, record.targets[CROPS].cls))
         regions = (
-            pool_boxes(maps, boxes),
+            jnp.einsum("gvbn,gbnd->gvbd", weights, maps, precision="highest"),
             jnp.broadcast_to(crops, (len(maps), *crops.shape)),
             counts.astype(jnp.float32),
         )

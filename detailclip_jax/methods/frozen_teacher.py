@@ -18,20 +18,10 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config import sizes
 from detailclip_jax.losses.token_cosine import token_cosine_loss
-from detailclip_jax.methods.method import (
-    Context,
-    Forward,
-    Head,
-    Loss,
-    Method,
-    fold,
-    full,
-    full_with_values,
-    uses,
-    visible,
-)
+from detailclip_jax.methods import components
+from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, fold, uses
 from detailclip_jax.models.heads import Projection
-from detailclip_jax.models.patches import normalise_pixels, take
+from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.registry import Build, Network
 from detailclip_jax.models.towers import NETWORKS, Networks
 from detailclip_jax.types import Array, Float, Scalar
@@ -42,19 +32,13 @@ RESIZING = {"bilinear": "linear", "bicubic": "cubic"}  # filters of `preprocess`
 
 
 def frozen_teacher(method: Method, config: ConfigDict) -> Method:
-    """Adds the term for the first of the method's passes over the patches of a large crop, all or the visible ones.
+    """Adds the term for the method's `components.patch_pass`.
 
     Raises ValueError for a method without such a pass, for a `distill.size` that is no whole number of the teacher's
     patches, and for a teacher whose fields are not in `distill.record`.
     """
-    seen = (full, full_with_values, visible)
-    names = [name for name, each in method.passes.items() if each.encode in seen and each.view != "local"]
-    if not names:
-        raise ValueError(
-            f"losses.weights.distill needs a pass over all or the visible patches of a large crop, which method "
-            f"{method.name} lacks; set it to 0"
-        )
-    return method.plus((tokens_head(names[0], method.passes[names[0]].view, config),), distill_term())
+    name = components.patch_pass(method, "distill")
+    return method.plus((tokens_head(name, method.passes[name].view, config),), distill_term())
 
 
 def teacher_config(config: ConfigDict) -> ConfigDict:
@@ -98,9 +82,7 @@ def tokens_head(name: str, view: str, config: ConfigDict) -> Head:
         pixels = jnp.moveaxis(record.batch["image"][view], 1, 0)
         images = normalise_pixels(resampled(pixels, size, preprocess.filter), preprocess.mean, preprocess.std)
         target = jax.lax.stop_gradient(fold(getattr(student, TEACHER), images))
-        patches = on_grid(target.patches, side)
-        if tokens.patches.shape[-2] != side**2:  # the pass drops the others
-            patches = take(patches, record.hidden.kept)
+        patches = components.at_seen(on_grid(target.patches, side), record, name)
         mapped = (fold(getattr(student, MAP), x) for x in (tokens.cls, tokens.patches))
         return dict(zip(MADE, (*mapped, target.cls, patches), strict=True))
 

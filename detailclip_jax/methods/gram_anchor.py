@@ -7,43 +7,31 @@ patches of the student near those of the anchor: dense features of a long run te
 still fall.
 
 Choices where DINOv3 differs: it makes the copy again three times, ten thousand steps apart, and its anchor reads crops
-of twice the size; here it is one copy, and it reads the student's own views, in an unmasked pass.
+of twice the size; here it is one copy, and it reads the student's own views, in an unmasked pass. A student that drops
+patches is compared at those that it sees.
 """
 
 from ml_collections import ConfigDict
 
 from detailclip_jax.losses.gram import gram_loss
-from detailclip_jax.methods.method import (
-    Context,
-    Forward,
-    Head,
-    Loss,
-    Method,
-    full,
-    full_with_values,
-)
+from detailclip_jax.methods import components
+from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.types import Array, Scalar
 
 
 def gram_anchor(method: Method, config: ConfigDict) -> Method:
-    """Adds the term for the first of the method's passes over all patches; ValueError for a method without one."""
-    whole = (full, full_with_values)
-    names = [name for name, each in method.passes.items() if each.encode in whole and each.view != "local"]
-    if not names:
-        raise ValueError(
-            f"losses.weights.gram needs a pass over all patches of a large crop, which method {method.name} lacks; set "
-            "it to 0"
-        )
-    anchors = {names[0]: method.passes[names[0]].view}
-    return method.plus((patches_head(names[0]),), gram_term(), anchors=anchors)
+    """Adds the term for the method's `components.patch_pass`; ValueError for a method without one."""
+    name = components.patch_pass(method, "gram")
+    return method.plus((patches_head(name),), gram_term(), anchors={name: method.passes[name].view})
 
 
 def patches_head(name: str) -> Head:
-    """Head of the patches of the pass `name`, of the student and of the anchor."""
+    """Head of the patches that the student sees in the pass `name`, and of the anchor's at the same places."""
 
     def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
-        return {"gram_student": record.tokens[name].patches, "gram_anchor": record.anchors[name].patches}
+        anchor = components.at_seen(record.anchors[name].patches, record, name)
+        return {"gram_student": record.tokens[name].patches, "gram_anchor": anchor}
 
     return Head(("gram_student", "gram_anchor"), run)
 

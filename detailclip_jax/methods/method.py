@@ -277,6 +277,13 @@ def visible(student: Networks, view: View, hidden: Hidden, keys: Array) -> Token
     return fold(encode, view.image, hidden.kept, view_keys(keys, view))
 
 
+@uses("image")
+def visible_with_values(student: Networks, view: View, hidden: Hidden, keys: Array) -> Tokens:
+    """Encodes only the kept patches with the student, and returns also those of the value read-out."""
+    encode = lambda images, kept, noise: student.image(images, kept, keys=noise, values=True)  # noqa: E731
+    return fold(encode, view.image, hidden.kept, view_keys(keys, view))
+
+
 @uses("image", "mask_token")
 def masked(student: Networks, view: View, hidden: Hidden, keys: Array) -> Tokens:
     """Encodes all patches with the student; a learnt mask token replaces the hidden ones."""

@@ -22,10 +22,6 @@ def patch_dropout(method: Method, config: ConfigDict) -> Method:
             f"views.patch_dropout {share} is for a method with one pass, over all patches of the large crops, such as "
             f"clip and siglip; method {method.name} has others: set it to 0"
         )
-    if terms := [name for name in ("beta", "gram", "region") if config.losses.weights[name]]:
-        raise ValueError(
-            f"views.patch_dropout {share} leaves out patches that losses.weights.{terms[0]} needs; set one of them to 0"
-        )
     rule = masking.RemovalRule(sizes.num_side_patches(config.model), share, rounded="kept").checked()
     mask = components.mask_by(rule, masking.random, components.no_attention, views)
     passes = {name: each._replace(encode=visible) for name, each in method.passes.items()}

@@ -1,6 +1,6 @@
 """Maps over one crop, read at another crop: resampled (A-CLIP; paper section 4.1.1), or pooled in its box (RoIAlign).
 
-`boxes_in` says where a crop lies in another one, `pool_boxes` pools a map there.
+`boxes_in` says where a crop lies in another one, `box_weights` gives the weights of a map's patches there.
 """
 
 import jax
@@ -75,17 +75,16 @@ def boxes_in(inner: Float[Array, "*#n 4"], outer: Float[Array, "*#n 4"]) -> Floa
     return jnp.concatenate([jnp.minimum(*ends), jnp.maximum(*ends)], -1)
 
 
-def pool_boxes(maps: Float[Array, "G B N D"], boxes: Float[Array, "G V B 4"]) -> Float[Array, "G V B D"]:
-    """Pools square maps in boxes: RoIAlign with one bin (torchvision's, aligned, as many samples as the box spans).
+def box_weights(boxes: Float[Array, "*n 4"], side: int) -> Float[Array, "*n N"]:
+    """Computes the weights by which a map of `side` x `side` is pooled in boxes; they sum to 1 and get no gradient.
 
-    A box that spans h x w cells of its map is sampled bilinearly at ceil(h) x ceil(w) points, the centres of equal
-    parts; the result is their mean. `boxes` are xyxy in shares of the map's sides, from 0 to 1, and get no gradient.
+    RoIAlign with one bin (torchvision's, aligned, as many samples as the box spans): a box that spans h x w cells is
+    sampled bilinearly at ceil(h) x ceil(w) points, the centres of equal parts; the pooled value is their mean. `boxes`
+    are xyxy in shares of the map's sides, from 0 to 1.
     """
-    side = round(maps.shape[-2] ** 0.5)
     boxes = jax.lax.stop_gradient(boxes)
     rows, columns = (mean_weights(boxes[..., at], boxes[..., at + 2], side) for at in (1, 0))
-    weights = (rows[..., :, None] * columns[..., None, :]).reshape(*boxes.shape[:-1], -1)
-    return jnp.einsum("gvbn,gbnd->gvbd", weights, maps, precision="highest")
+    return (rows[..., :, None] * columns[..., None, :]).reshape(*boxes.shape[:-1], -1)
 
 
 def mean_weights(start: Float[Array, "*n"], end: Float[Array, "*n"], side: int) -> Float[Array, "*n side"]:

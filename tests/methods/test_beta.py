@@ -191,7 +191,6 @@ def test_parts_are_a_caption_and_its_sentences():
     ("method", "fields", "named"),
     [
         ("beta", {"data.caption": "random", "data.num_captions": None}, ("data.caption 'random'", "'parts'")),
-        ("detailclip", {}, ("detailclip", "losses.weights.beta", "0")),
         ("dino", {}, ("dino", "captions", "losses.weights.beta")),
     ],
 )
