@@ -30,7 +30,7 @@ from detailclip_jax.types import Array, Bool, Float, Scalar
 
 CROPS = "local"  # the teacher's crops
 LEAST_SHARE, LEAST_SPAN = 0.9, 1.5  # of a box's area in the large crop; of its sides, in patches
-TEACHER = ("image", "image_projection")
+AVERAGED = ("image", "image_projection")  # networks of the teacher of a method without one
 
 
 def crop_to_region(method: Method, config: ConfigDict) -> Method:
@@ -47,7 +47,7 @@ def crop_to_region(method: Method, config: ConfigDict) -> Method:
             f"{', '.join(config.views.crops)}; configs/beyond/continue_region.py and configs/stickers.py:method="
             f"{method.name},region=1 have them, or set losses.weights.region to 0"
         )
-    averaged = TEACHER if not method.ema or "image" in method.ema else ()
+    averaged = AVERAGED if not method.ema or "image" in method.ema else ()
     return method.plus(
         (region_head(name, passes[name].view, config),),
         region_term(),
