@@ -20,6 +20,7 @@ class RemovalRule(NamedTuple):
     ratio: float = 0.5
     granularity: str = "patch"
     rounded: str = "removed"  # which number is rounded down: of "removed" or of "kept" patches (MAE)
+    field: str = "masking.ratio"  # of the config, for messages about the ratio
 
     @property
     def num_patches(self) -> int:
@@ -50,12 +51,12 @@ class RemovalRule(NamedTuple):
         """
         units = self.num_patches // self.cell**2
         if not 0 < self.ratio < 1:
-            raise ValueError(f"masking.ratio {self.ratio} must be greater than 0 and less than 1")
+            raise ValueError(f"{self.field} {self.ratio} must be greater than 0 and less than 1")
         kept = max(int(units * (1 - self.ratio)) + (self.cell > 1), 1)
         removed = int(units * self.ratio) if self.cell == 1 and self.rounded == "removed" else units - kept
         if removed < 1:
             raise ValueError(
-                f"masking.ratio {self.ratio} removes no unit of a grid of {units} ({self.granularity}); "
+                f"{self.field} {self.ratio} removes no unit of a grid of {units} ({self.granularity}); "
                 f"it must be greater than {1 / units:.3g}"
             )
         return removed

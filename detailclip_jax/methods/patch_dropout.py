@@ -22,7 +22,8 @@ def patch_dropout(method: Method, config: ConfigDict) -> Method:
             f"views.patch_dropout {share} is for a method with one pass, over all patches of the large crops, such as "
             f"clip and siglip; method {method.name} has others: set it to 0"
         )
-    rule = masking.RemovalRule(sizes.num_side_patches(config.model), share, rounded="kept").checked()
+    side = sizes.num_side_patches(config.model)
+    rule = masking.RemovalRule(side, share, rounded="kept", field="views.patch_dropout").checked()
     mask = components.mask_by(rule, masking.random, components.no_attention, views)
     passes = {name: each._replace(encode=visible) for name, each in method.passes.items()}
     return dataclasses.replace(method, passes=passes, mask=mask)
