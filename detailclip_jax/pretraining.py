@@ -328,7 +328,7 @@ class Step:
     processes, `SameLength` has cut the captions already.
     """
 
-    def __init__(self, run: Run, clock: Clock, state: PyTree, num_done: int = 0):
+    def __init__(self, run: Run, clock: Clock, state: PyTree, num_done: int):
         """Stores shapes and shardings of `state`, after `num_done` steps; compiles nothing yet.
 
         `clock` excludes the time of compiling.

@@ -114,12 +114,13 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     shapes = weights.replace(opt_state=jax.eval_shape(setup.optimizer.init, weights.params))
     shapes = sharding.placed(shapes, mesh, sharding.rules(method.networks))
     layout = StepLayout(mesh, sharding.specs(_places(shapes)))
-    compiled = lambda setup: _compiled_step(setup, layout, _places(shapes), config.model.matmul_precision)  # noqa: E731
-    step = unmasked = compiled(setup)
+    given = layout, _places(shapes), config.model.matmul_precision
+    step = unmasked = _compiled_step(setup, *given)
     if config.views.patch_dropout:
         whole = ConfigDict(config.to_dict())
         whole.views.patch_dropout = 0.0
-        unmasked = compiled(setup._replace(forward_pass=forward_of(config, methods.build(whole), on_mesh)))
+        end = setup._replace(forward_pass=forward_of(config, methods.build(whole), on_mesh))
+        unmasked = _compiled_step(end, *given)
     if config.accumulation > 1:  # a term that chunks cannot compute exactly is refused here, not when the run starts
         jax.eval_shape(step, shapes, _batch_shapes(config, mesh))
     record = _compiled_forward(forward_of(config, method, model), config.model.matmul_precision)

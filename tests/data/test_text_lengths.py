@@ -43,7 +43,7 @@ def step_of(buckets, method="detailclip", **text_style):
     )
     console = types.SimpleNamespace(live=lambda text: None, say=said.append)
     run = session.Run(config, pathlib.Path(), experiment, None, console, pretraining.PRETRAINING)
-    step = pretraining.Step(run, session.Clock(), {"x": jax.numpy.zeros(2)})
+    step = pretraining.Step(run, session.Clock(), {"x": jax.numpy.zeros(2)}, 0)
     return step, program, said
 
 
