@@ -83,6 +83,7 @@ def validate(config: ConfigDict) -> None:
     _check_crops(config)
     _check_part_rates(config.optimizer.part_rates)
     _check_best_metric(config)
+    _check_dropout(config.views)
     wandb_writer.check(config.logging.wandb)
     _check_mixing(config, methods.build(config))  # before `num_captions`: a method says which caption rules it needs
     num_captions(config.data)
@@ -118,6 +119,14 @@ def _check_mixing(config: ConfigDict, method: methods.Method) -> None:
                 f"views.{name} {config.views[name]} mixes images and their labels, but method {config.method} has no "
                 "term 'labels'; set it to 0"
             )
+
+
+def _check_dropout(views: ConfigDict) -> None:
+    if views.patch_dropout_until < 1 and not views.patch_dropout:
+        raise ValueError(
+            f"views.patch_dropout_until {views.patch_dropout_until} is where patch dropout ends, but views.patch_dropout "
+            "is 0; set that too, or this one to 1"
+        )
 
 
 def _check_best_metric(config: ConfigDict) -> None:

@@ -213,6 +213,16 @@ def test_devices_and_chunks_give_the_same_numbers(method, other):
         ("clip", {"views.patch_dropout": 1.0}, ("views.patch_dropout", "1")),
         ("clip", {"views.patch_dropout": -0.5}, ("views.patch_dropout", "0")),
         ("clip", {"views.patch_dropout_until": 1.5}, ("views.patch_dropout_until", "1")),
+        (
+            "clip",
+            {"views.patch_dropout": 0.0, "views.patch_dropout_until": 0.9},
+            ("views.patch_dropout_until 0.9", "views.patch_dropout is 0"),
+        ),
+        (
+            "clip",
+            {"model.image_size": 8, "views.crops.large.size": 8},  # one patch
+            ("views.patch_dropout 0.5", "no unit of a grid of 1"),
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(method, fields, named):
