@@ -124,8 +124,8 @@ def _check_mixing(config: ConfigDict, method: methods.Method) -> None:
 def _check_dropout(views: ConfigDict) -> None:
     if views.patch_dropout_until < 1 and not views.patch_dropout:
         raise ValueError(
-            f"views.patch_dropout_until {views.patch_dropout_until} is where patch dropout ends, but views.patch_dropout "
-            "is 0; set that too, or this one to 1"
+            f"views.patch_dropout_until {views.patch_dropout_until} is where patch dropout ends, but "
+            "views.patch_dropout is 0; set that too, or this one to 1"
         )
 
 

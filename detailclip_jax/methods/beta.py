@@ -6,8 +6,8 @@ Equations: `losses.block_targets`. An image has a caption of several sentences a
 "parts"). Its patches are those of the value read-out (in the last block each attends to itself alone), through the
 projection of the class token. The pool is an aid of training; evaluation does not use it.
 
-Any method with several captions can have the term L_beta, by `losses.weights.beta`. If its pass drops patches, the visible
-ones are pooled.
+Any method with several captions can have the term L_beta, by `losses.weights.beta`. If its pass drops patches, the
+visible ones are pooled.
 
 Differences from the published code: the batch of the loss is the global one, not that of a device; queries without
 words neither count as rows nor as columns, while the code keeps them as negatives; parts of a caption are its

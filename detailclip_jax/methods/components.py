@@ -244,7 +244,7 @@ def with_values(method: Method, term: str) -> tuple[str, dict[str, Pass]]:
     return name, {**method.passes, name: method.passes[name]._replace(encode=encode)}
 
 
-WITH_VALUES = {full: full_with_values, visible: visible_with_values}
+WITH_VALUES = {full: full_with_values, visible: visible_with_values}  # passes over patches as they are
 
 
 def patch_pass(method: Method, term: str) -> str:
