@@ -47,8 +47,8 @@ def is_a_group(name: str, value: Any) -> str:
 
 
 def split_list(text: str) -> list[str]:
-    """Splits the text at commas outside brackets and drops empty items."""
-    return [item for item in re.split(r",(?![^([]*[)\]])", text) if item]
+    """Splits the text at commas outside brackets; drops spaces around items, and empty items."""
+    return [item.strip() for item in re.split(r",(?![^([]*[)\]])", text) if item.strip()]
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import sizes
+from detailclip_jax.config.settings import split_list
 from detailclip_jax.methods.aclip import aclip
 from detailclip_jax.methods.beta import beta, sentence_contrast
 from detailclip_jax.methods.clip import clip
@@ -83,7 +84,7 @@ def build(config: ConfigDict) -> Method:
     method = _with_terms(method, config)
     _check_crops({*method.targets.values(), *(p.view for p in method.passes.values())}, config)
     built = build_method(method, config.losses.weights.to_dict())
-    frozen = config.optimizer.frozen.split(",")  # the teacher's network is the student's, which does not change
+    frozen = split_list(config.optimizer.frozen)  # the teacher's network is the student's, which does not change
     built = dataclasses.replace(built, ema=tuple(name for name in built.ema if name not in frozen))
     _check_count(built, config)
     _check_decoder(built, config)

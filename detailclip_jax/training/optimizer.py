@@ -16,9 +16,10 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import sizes
+from detailclip_jax.config.settings import split_list
 from detailclip_jax.models import registry, stacking
 from detailclip_jax.models.registry import COMMON, Network, own_rules
-from detailclip_jax.runtime.errors import unknown
+from detailclip_jax.runtime.errors import near
 from detailclip_jax.training.schedules import Number, Schedule, Step
 from detailclip_jax.types import Array, Params, PyTree
 
@@ -51,7 +52,7 @@ def rules(
     tokens and the gain of prototypes are vectors here, but have more axes in the reference: they decay if `decay_1d`.
     Learnt positions decay if `decay_positions`.
     """
-    named = [DecayRule(frozen_pattern(name, networks, model), FROZEN) for name in frozen.split(",") if frozen]
+    named = [DecayRule(frozen_pattern(name, networks, model), FROZEN) for name in split_list(frozen)]
     frozen_by_model = [
         DecayRule(f"{name}/{pattern}", FROZEN)
         for name, network in networks.items()
@@ -83,13 +84,17 @@ def frozen_pattern(name: str, networks: Mapping[str, Network], model: ConfigDict
         return f"image/{PATCH_EMBED}/.*"
     if not colon and name in known:
         return f"{name}/.*"
-    if network not in set(known) & set(blocks) or count not in map(str, range(1, blocks[network] + 1)):
-        entries = [
-            *known,
-            PATCH_EMBED,
-            *(f"{each}:-N (N of {blocks[each]} blocks)" for each in blocks if each in known),
-        ]
-        raise ValueError(unknown("optimizer.frozen", name, entries))
+    if name in networks:
+        raise ValueError(f"optimizer.frozen {name!r} has BatchNorm, whose statistics would go on; leave it out")
+    if not colon or network not in set(known) & set(blocks):
+        entries = [*known, PATCH_EMBED, *(f"{each}:-N" for each in blocks if each in known)]
+        guess = near(name, entries) or ";"
+        raise ValueError(f"optimizer.frozen {name!r} is no part of this method{guess} it has {', '.join(entries)}")
+    if count not in map(str, range(1, blocks[network] + 1)):
+        raise ValueError(
+            f"optimizer.frozen {name!r}: this {network} encoder has {blocks[network]} blocks; N of {network}:-N is a "
+            f"whole number from 1 to {blocks[network]}"
+        )
     if model.scan:
         raise ValueError(f"optimizer.frozen {name!r} needs separate blocks; set model.scan to False")
     first = "|".join(map(str, range(blocks[network] - int(count))))

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import methods
 from detailclip_jax.config import run_config, sizes
 from detailclip_jax.config.run_config import is_dense
+from detailclip_jax.config.settings import split_list
 from detailclip_jax.data import preprocessing, vocabularies
 from detailclip_jax.methods import Method
 from detailclip_jax.methods.frozen_teacher import MAP, OF_TEACHER, TEACHER, input_size, teacher_config
@@ -177,7 +178,7 @@ def _check_not_required(config: ConfigDict) -> None:
 
 def _check_locked(config: ConfigDict, loaded: Collection[str]) -> None:
     """Raises ValueError if an encoder that `optimizer.frozen` names keeps its random values, or runs with drop path."""
-    for name in filter(None, config.optimizer.frozen.split(",")):
+    for name in split_list(config.optimizer.frozen):
         encoder = name.partition(":")[0]
         if encoder in ("image", "text") and encoder not in loaded:
             raise ValueError(
@@ -352,7 +353,7 @@ def report(
     """
     warmup = clamp_warmup(experiment.warmup_steps(config), config.total_steps)
     opt, style = config.optimizer, Style(**config.model.image_style)
-    frozen = opt.frozen.split(",")
+    frozen = split_list(opt.frozen)
     rates = ", ".join(
         f"{network} frozen" if network in frozen else f"{network} x {opt.part_rates[network]:g}" for network in loaded
     )

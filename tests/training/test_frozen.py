@@ -38,7 +38,7 @@ def steps(exp, count):
 
 CASES = {  # method, entry -> pattern of the frozen parameters; encoders have two blocks, the text encoder one
     ("clip", "image"): r"image/.*",
-    ("clip", "text,text_projection"): r"(text|text_projection)/.*",
+    ("clip", "text, text_projection"): r"(text|text_projection)/.*",
     ("clip", "patch_embed"): r"image/patch_embed/.*",
     ("clip", "image:-1"): r"image/(patch_embed/.*|cls_token|positions|blocks_0/.*)",
     ("clip", "image:-2,text:-1"): r"(image|text)/(patch_embed/.*|cls_token|positions|token_embedding)",
@@ -124,10 +124,16 @@ def test_devices_and_chunks_give_the_same_numbers(other):
         ("clip", "imag", {}, ("'imag'", "image", "text", "patch_embed", "image:-N")),
         ("clip", "decoder", {}, ("decoder", "image_projection")),
         ("dino", "text", {}, ("'text'", "image")),
-        ("clip", "image:-3", {}, ("image:-3", "N of 2 blocks")),
+        ("clip", "image:-3", {}, ("image:-3", "2 blocks", "from 1 to 2")),
         ("clip", "image:2", {}, ("image:2", "image:-N")),
         ("clip", "image_projection:-1", {}, ("image_projection:-1", "image:-N")),
-        ("slip", "ssl_head", {}, ("ssl_head",)),
+        ("slip", "ssl_head", {}, ("ssl_head", "BatchNorm")),
+        (
+            "clip",
+            "ssl_head",
+            {},
+            ("'ssl_head' is no part of this method", "text_projection, image_projection, logit_scale"),
+        ),
         ("clip", "image:-1", {"model.scan": True}, ("image:-1", "model.scan", "False")),
     ],
 )
