@@ -27,7 +27,10 @@ from detailclip_jax.models.towers import NETWORKS, Networks
 from detailclip_jax.types import Array, Float, Scalar
 
 TEACHER, MAP = "distill_teacher", "distill_map"  # networks of the term
-OF_TEACHER = ("size", "custom", "image_size", "image_style", "class_tokens", "interpolation")  # fields of model
+OF_TEACHER = {  # the fields of its config that are read, by group
+    "model": ("size", "custom", "image_size", "image_style", "class_tokens", "interpolation"),
+    "preprocess": ("filter", "mean", "std"),
+}
 RESIZING = {"bilinear": "linear", "bicubic": "cubic"}  # filters of `preprocess`, as jax names them
 
 
@@ -41,20 +44,25 @@ def frozen_teacher(method: Method, config: ConfigDict) -> Method:
     return method.plus((tokens_head(name, method.passes[name].view, config),), distill_term())
 
 
-def teacher_config(config: ConfigDict) -> ConfigDict:
-    """Returns the groups `model` and `preprocess` of the teacher; without a teacher, for benchmarks, the student's.
+def record_of(config: ConfigDict) -> ConfigDict:
+    """Returns `distill.record` of a run whose teacher has this config: sizes, and how pixels are prepared."""
+    return ConfigDict({group: {name: config[group][name] for name in names} for group, names in OF_TEACHER.items()})
 
-    The dtype, the memory saved and the stacking of blocks are those of the student. Raises ValueError if a teacher is
-    named, but its fields are not in `distill.record`.
+
+def teacher_config(config: ConfigDict) -> ConfigDict:
+    """Returns the groups `model` and `preprocess` of the teacher.
+
+    The dtype, the memory saved and the stacking of blocks are those of the student. Raises ValueError if
+    `distill.record` is empty.
     """
     record = config.distill.record.to_dict()
-    if config.distill.teacher and not record:
+    if not record:
         raise ValueError(
             f"distill.teacher {config.distill.teacher!r}: its sizes are not in distill.record; call "
             "training.warm_start.adopt(config) first, as main does"
         )
-    model = {**config.model.to_dict(), **record.get("model", {}), "drop_path": 0.0}
-    return ConfigDict({"model": model, "preprocess": record.get("preprocess", config.preprocess.to_dict())})
+    model = {**config.model.to_dict(), **record["model"], "drop_path": 0.0}
+    return ConfigDict({"model": model, "preprocess": record["preprocess"]})
 
 
 def input_size(config: ConfigDict) -> int:

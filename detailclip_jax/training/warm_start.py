@@ -19,7 +19,7 @@ from detailclip_jax.config.run_config import is_dense
 from detailclip_jax.config.settings import split_list
 from detailclip_jax.data import preprocessing, vocabularies
 from detailclip_jax.methods import Method
-from detailclip_jax.methods.frozen_teacher import MAP, OF_TEACHER, TEACHER, input_size, teacher_config
+from detailclip_jax.methods.frozen_teacher import MAP, TEACHER, input_size, record_of, teacher_config
 from detailclip_jax.models import positions, stacking
 from detailclip_jax.models.vit import Style
 from detailclip_jax.training import checkpoint, dense_encoder, ema, experiment
@@ -51,7 +51,7 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     Raises FileNotFoundError if there is no run at `init` or no such file, and ValueError if the config requires an
     `init` and has none, if the file does not fit, or if a given field of `model` contradicts a loaded network.
     """
-    config = _with_teacher(config, workdir)
+    config = with_teacher(config, workdir)
     if not config.init:
         _check_not_required(config)
         _check_locked(config, [])
@@ -85,7 +85,7 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     return adopted
 
 
-def _with_teacher(config: ConfigDict, workdir: str | Path | None) -> ConfigDict:
+def with_teacher(config: ConfigDict, workdir: str | Path | None = None) -> ConfigDict:
     """Returns the config with the fields of the frozen teacher, see `methods.frozen_teacher`.
 
     A run that goes on in `workdir` has them in its own config; the teacher's folder need not exist any more.
@@ -101,10 +101,7 @@ def _with_teacher(config: ConfigDict, workdir: str | Path | None) -> ConfigDict:
     if run is not None and run.distill.teacher == folder:
         config.distill.record = run.distill.record
         return config
-    source = config_of(folder, "config.distill.teacher")
-    fields = {name: source.model[name] for name in OF_TEACHER}
-    record = {"method": source.method, "model": fields, "preprocess": source.preprocess}
-    config.distill.record = ConfigDict(record)
+    config.distill.record = record_of(config_of(folder, "config.distill.teacher"))
     return config
 
 

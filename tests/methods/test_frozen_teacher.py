@@ -13,6 +13,7 @@ from PIL import Image
 from tiny import SIZE, check_names, copied, drawn, noise_state, program_of, tiny_batch, tiny_config
 
 from detailclip_jax import methods
+from detailclip_jax.benchmarks import variants
 from detailclip_jax.config import run_config
 from detailclip_jax.config.fields import CLIP_MEAN, CLIP_STD
 from detailclip_jax.losses.token_cosine import token_cosine_loss
@@ -36,7 +37,6 @@ OF_TEACHER = {
     "views.crops.large.size": 30,
 }
 RECORD = {  # what `adopt` copies of it
-    "method": "clip",
     "model": {
         "size": "custom",
         "custom": LARGER,
@@ -45,7 +45,7 @@ RECORD = {  # what `adopt` copies of it
         "class_tokens": 3,
         "interpolation": "bicubic",
     },
-    "preprocess": {**tiny_config().preprocess.to_dict(), "mean": CLIP_MEAN, "std": CLIP_STD, "filter": "bicubic"},
+    "preprocess": {"filter": "bicubic", "mean": CLIP_MEAN, "std": CLIP_STD},
 }
 
 
@@ -321,7 +321,7 @@ def student_of(folder, **fields):
 def test_the_teacher_is_the_encoder_that_its_method_evaluates(tmp_path, method, which):
     trees = saved_teacher(tmp_path / "teacher", method)
     config = warm_start.adopt(student_of(tmp_path / "teacher"))
-    assert config.distill.record.to_dict() == {**RECORD, "method": method}
+    assert config.distill.record.to_dict() == RECORD
     validate(config)
     assert run_config.to_json(run_config.from_json(run_config.to_json(config))) == run_config.to_json(config)
     state, lines = warm_start.load_teacher(config, built_state(config))
@@ -332,6 +332,15 @@ def test_the_teacher_is_the_encoder_that_its_method_evaluates(tmp_path, method, 
 def built_state(config):
     shapes = experiment.weight_shapes(config)
     return jax.device_put(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
+
+
+def test_benchmarks_count_the_teacher_that_is_named_or_one_of_the_student_s_size(tmp_path):
+    saved_teacher(tmp_path / "teacher")
+    found = [
+        variants.build("configs/beyond/distill.py", fields).config.distill.record
+        for fields in ({"distill.teacher": str(tmp_path / "teacher")}, {})
+    ]
+    assert found[0].to_dict() == RECORD and found[1].model.size == "S/16"
 
 
 def test_a_run_goes_on_without_the_folder_of_its_teacher(tmp_path):
