@@ -159,8 +159,14 @@ def _settings(result: Result) -> str:
     return f"{result.variant.config.method} {model.size} {model.dtype} remat={model.remat}"
 
 
+def _dropped(result: Result) -> str:
+    share, until = (result.variant.config.views[name] for name in ("patch_dropout", "patch_dropout_until"))
+    return f"{share:.0%}, in the first {until:.3g} of a run" if share else "-"
+
+
 MEASUREMENTS: dict[str, Callable[[Result], str]] = {
     "what": _settings,
+    "patches dropped": _dropped,
     "batch, text tokens": lambda r: f"{r.variant.batch}, {r.variant.words}",
     "GFLOP/pair, counted": lambda r: cost_table.number(r.flops, 1e9),
     "state": lambda r: cost_table.bytes_text(sum(r.state.values())),
