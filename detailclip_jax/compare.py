@@ -8,8 +8,8 @@
     python -m detailclip_jax.compare --methods=clip,configs/detail.py --workdir=runs/detail
 
 Every run takes the same number of steps; the table reports the cost (FLOP per image, seconds).  With --flop-of every
-run has the same number of operations instead: cheaper methods take more steps.  Fields that count steps, such as
-steps_per_epoch, stay as they are.
+run has the same number of operations instead: cheaper methods take more steps.  Their steps_per_epoch and
+optimizer.warmup_steps grow by the same factor, so that schedules keep their shape, unless you give them.
 Each run is an ordinary run of detailclip_jax.main in WORKDIR/NAME/seed-K, where NAME is its name in the table.
 Finished runs are not trained again, and the same command continues where it was stopped.  Writes comparison.md,
 comparison.json and comparison.png.  In Python, `check(plan)`, `train(plan)` and `write(plan)` do the same for a `Plan`.
@@ -43,6 +43,7 @@ from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.metric_files import read_lines
 
 COUNTED = "steps_per_epoch"  # `run_config.resolve` writes it to config.json if the config does not set it
+SCALED = (COUNTED, "optimizer.warmup_steps")  # fields of schedules that count steps; --flop-of scales them
 RESULTS = "results.json"
 MEASURED = ("evaluators", "preprocess")  # groups of fields that may differ when a run goes on, and change its scores
 OWN = {  # fields that the comparison itself sets for every run, and what to do instead
@@ -158,16 +159,21 @@ def given_fields(plan: Plan, entry: Entry) -> list[str]:
 def config_of(plan: Plan, entry: Entry, seed: int) -> ConfigDict:
     """Returns the config of one run: that of `entry`, with the plan's fields and budget.
 
+    A run whose steps are not the budget has steps_per_epoch and the warm-up scaled, unless they are given.
     Raises ValueError for an unknown field, an invalid value or a field in OWN, and FileNotFoundError for a missing
     config file.
     """
-    check_not_own(given_fields(plan, entry))
+    given = given_fields(plan, entry)
+    check_not_own(given)
     config = run_config.load(entry.config or f"{plan.config}:method={entry.method}")
     set_fields(plan.fields)(config)
     entry.change(config)
     config.seed, config.init, config.evaluate_at_end = seed, plan.init, True
     config.total_steps = plan.steps.get(entry.name, plan.budget)
-    return with_own_number(config, given_fields(plan, entry))
+    longer, known = config.total_steps / plan.budget, run_config.flatten(config)
+    counts = {name: known[name] for name in SCALED if known.get(name) and name not in given}
+    config.update_from_flattened_dict({name: max(1, round(count * longer)) for name, count in counts.items()})
+    return with_own_number(config, given)
 
 
 def check_not_own(given: Iterable[str]) -> None:
@@ -223,6 +229,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compare(plan: Plan) -> int:
     """Checks all runs, then trains and compares them."""
     check(plan)
+    if plan.steps:
+        print("\n".join(lengths(plan)))
     with errors.at_work():
         code = train(plan)
         if code == 0:
@@ -259,6 +267,15 @@ def with_equal_flop(plan: Plan, name: str) -> Plan:
         costs[entry.name] = gflop_per_image(config) * config.batch_size
     steps = {entry: max(1, round(plan.budget * costs[name] / cost)) for entry, cost in costs.items()}
     return plan._replace(steps=steps)
+
+
+def lengths(plan: Plan) -> list[str]:
+    """Says for each entry how long its runs and the epochs of their schedules are."""
+    configs = {entry.name: config_of(plan, entry, 0) for entry in plan.entries}
+    return [
+        f"{name}: {config.total_steps:,} steps, {config[COUNTED] or 'counted from the data'} per epoch of the schedules"
+        for name, config in configs.items()
+    ]
 
 
 def gflop_per_image(config: ConfigDict) -> float:

@@ -178,6 +178,13 @@ def test_runs_of_equal_flop_have_steps_in_inverse_proportion_to_their_cost(monke
     equal = compare.with_equal_flop(given, "cosmos")
     steps = [compare.config_of(equal, entry, 0).total_steps for entry in equal.entries]
     assert steps == [32, 7, 63]  # 7 x 9 / 2 = 31.5, and twice as many of half the size
+    assert compare.lengths(equal) == [  # a tenth of configs/stickers.py's 600 is as long for every 7 steps
+        "clip: 32 steps, 274 per epoch of the schedules",
+        "cosmos: 7 steps, 60 per epoch of the schedules",
+        "clip+batch_size=64: 63 steps, 540 per epoch of the schedules",
+    ]
+    own = equal._replace(fields={"steps_per_epoch": 5, "optimizer.warmup_steps": None})
+    assert compare.config_of(own, own.entries[0], 0).steps_per_epoch == 5
     with pytest.raises(ValueError, match=r"--flop-of.*slip.*clip, cosmos"):
         compare.with_equal_flop(given, "slip")
 
