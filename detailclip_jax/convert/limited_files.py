@@ -230,7 +230,7 @@ def is_file(path: str) -> bool:
     False too where access is denied: S3 answers so for a missing file to those who may not list its bucket.
     """
     try:
-        return remote_files.stamp(path) != remote_files.ABSENT if is_remote(path) else os.path.isfile(path)
+        return remote_files.stamp(path).size >= 0 if is_remote(path) else os.path.isfile(path)
     except remote_files.Denied:
         return False
 

@@ -48,13 +48,13 @@ class NoParts(ValueError):
 
 
 class Stamp(NamedTuple):
-    """Size of a file, -1 if it does not exist, and what changes with its content (ETag, time), "" if unknown."""
+    """Size of a file, and what changes with its content (ETag, time), "" if unknown.
+
+    Of a file that does not exist the size is -1, and `version` is what a web server says of it.
+    """
 
     size: int
     version: str
-
-
-ABSENT = Stamp(-1, "")
 
 
 def is_remote(path: str) -> bool:
@@ -96,11 +96,11 @@ def numbered(pattern: str) -> list[str]:
 
 def _listed(url: str, suffixes: tuple[str, ...]) -> list[str]:
     is_web = url.startswith(WEB)
-    if (is_web or not glob.has_magic(url)) and stamp(url) != ABSENT:
+    if (is_web or not glob.has_magic(url)) and stamp(url).size >= 0:
         return [url]
-    found = [] if is_web else _tried(url, functools.partial(_searched, url, suffixes))
-    if not found and is_web:
-        raise FileNotFoundError(f"404 Not Found: {url}; check the address")
+    if is_web:
+        raise FileNotFoundError(f"{url}: {stamp(url).version or 'no file'}; check the address")
+    found = _tried(url, functools.partial(_searched, url, suffixes))
     if not found:
         ends = " or ".join(suffixes)
         raise FileNotFoundError(
@@ -181,9 +181,9 @@ def _stamp(url: str, fresh: bool = False) -> Stamp:
         reason = error.__cause__
         if url.startswith(WEB) and isinstance(reason, Exception) and not isinstance(reason, FileNotFoundError):
             raise reason from error  # fsspec says so of every failure
-        return ABSENT
+        return Stamp(-1, str(reason or ""))
     if info["type"] != "file":
-        return ABSENT
+        return Stamp(-1, "")
     if not info.get("size"):
         raise ValueError("the server says that this file is empty, or not how long it is; download the file")
     return Stamp(int(info["size"]), str(next((info[name] for name in VERSIONS if info.get(name)), "")))
@@ -223,7 +223,7 @@ class RemoteFile(io.RawIOBase):
     def __init__(self, url: str):
         self._whole: Any = None  # the answer of a server without parts
         self.name, self.stamp = url, stamp(url)
-        if self.stamp == ABSENT:
+        if self.stamp.size < 0:
             raise RemoteError(f"{url} does not exist any more")
         self._storage, self._path = _storage(url)
         self._at = self._block_at = 0

@@ -44,7 +44,8 @@ class Store(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         data, wanted = self.server.files.get(self.path.partition("?")[0]), self.headers.get("Range")
         if data is None:
-            return self._head(404, {"Content-Length": "0", "X-Error-Code": "EntryNotFound"})  # of the hub
+            code = 410 if "gone" in self.path else 404
+            return self._head(code, {"Content-Length": "0", "X-Error-Code": "EntryNotFound"})  # of the hub
         if self.path.startswith("/api/"):
             self._head(200, {"Content-Length": str(len(data)), "Content-Type": "application/json"})
             return self.wfile.write(data)
@@ -469,8 +470,9 @@ def test_workers_read_from_a_server(server, tars, expected, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("{url}/none.tar", "404 Not Found: http"),
-        ("{url}/{{00000..00003}}.tar", "00003.tar; check the address"),
+        ("{url}/none.tar", "/none.tar: the server answers 404 Not Found; check the address"),
+        ("{url}/gone.tar", "/gone.tar: the server answers 410 Gone; check the address"),
+        ("{url}/{{00000..00003}}.tar", "00003.tar: the server answers 404 Not Found; check"),
         ("{url}/*.tar", "a web server has no list of its files"),
         ("{url}/00000.tar?download=true", "a signed address"),
         ("http://[::1/a.tar", "http://[::1/a.tar: "),
