@@ -24,8 +24,9 @@ from detailclip_jax.runtime.terminal import counted
 
 SHARES = (0.05, 0.5, 0.95)
 COLUMNS, ROWS = 8, 4  # of the contact sheet
-TILE, TEXT = 160, 44  # pixels
+TILE, ROW = 160, 14  # pixels: side of an image, height of a line
 LINE = 26  # characters per line
+FEWEST, MOST = 3, 20  # lines below an image
 
 
 def show(folder: str, console: Console) -> None:
@@ -148,14 +149,23 @@ def _draw(axis: Any, name: str, histogram: Mapping[str, int]) -> None:
 
 
 def contact_sheet(paths: Sequence[str]) -> Image.Image:
-    """Returns evenly spaced images of the shards with their first captions."""
+    """Returns evenly spaced images of the shards with their captions."""
     records = ArrayRecordDataSource(list(paths))
     chosen = np.unique(np.linspace(0, len(records) - 1, COLUMNS * ROWS).astype(int)).tolist()
-    sheet = Image.new("RGB", (COLUMNS * TILE, math.ceil(len(chosen) / COLUMNS) * (TILE + TEXT)), "white")
-    for place, record in enumerate(records.__getitems__(chosen)):
+    examples = [msgpack.unpackb(record) for record in records.__getitems__(chosen)]
+    height = TILE + 2 + ROW * max(FEWEST, *(len(caption_lines(example)) for example in examples))
+    sheet = Image.new("RGB", (COLUMNS * TILE, math.ceil(len(chosen) / COLUMNS) * height), "white")
+    for place, example in enumerate(examples):
         row, column = divmod(place, COLUMNS)
-        _paste(sheet, msgpack.unpackb(record), column * TILE, row * (TILE + TEXT))
+        _paste(sheet, example, column * TILE, row * height)
     return sheet
+
+
+def caption_lines(example: Mapping[str, Any]) -> list[str]:
+    """Returns the lines below an image: its caption, or the beginnings of several; its key without any."""
+    captions = [" ".join(text.split()) for text in example["captions"] if text.strip()] or [example["key"]]
+    captions = [text.encode("ascii", "replace").decode() for text in captions]  # letters of Pillow's default font
+    return [text[:LINE] for text in captions[:MOST]] if len(captions) > 1 else textwrap.wrap(captions[0], LINE)[:FEWEST]
 
 
 def _paste(sheet: Image.Image, example: Mapping[str, Any], left: int, top: int) -> None:
@@ -166,7 +176,5 @@ def _paste(sheet: Image.Image, example: Mapping[str, Any], left: int, top: int) 
     except BadImage:  # accepted by its header alone, or damaged later
         tile = Image.new("RGB", (TILE - 4, TILE - 4), "gray")
     sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
-    caption = next((text for text in example["captions"] if text.strip()), example["key"])
-    text = " ".join(caption.split()).encode("ascii", "replace").decode()  # Pillow's default font has only Latin letters
-    lines = textwrap.wrap(text, LINE)[:3]
-    ImageDraw.Draw(sheet).text((left + 2, top + TILE), "\n".join(lines), fill="black")
+    for number, line in enumerate(caption_lines(example)):
+        ImageDraw.Draw(sheet).text((left + 2, top + TILE + number * ROW), line, fill="black")

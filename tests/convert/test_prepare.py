@@ -546,11 +546,18 @@ def test_stats_draws_what_there_is(tmp_path, capsys):
     assert main(["stats", str(tmp_path / "out")]) == 0
     assert "rejected    1 of 6: 1 x not an image, for example x/bad: " in capsys.readouterr().out
     with Image.open(tmp_path / "out/train-contact-sheet.png") as sheet:
-        assert sheet.size == (set_report.COLUMNS * set_report.TILE, set_report.TILE + set_report.TEXT)
+        assert sheet.size == (set_report.COLUMNS * set_report.TILE, 204)  # an image and three lines
         tile = np.asarray(sheet)[: set_report.TILE, : set_report.TILE]
     assert (tile != 255).any()
     with Image.open(tmp_path / "out/train-statistics.png") as figure:
         assert figure.width > 1000
+
+
+def test_the_contact_sheet_has_the_beginning_of_every_caption():
+    captions = ["a frog " * 9, " ", "two\nfrogs", *"abc"]
+    assert set_report.caption_lines({"captions": captions}) == ["a frog a frog a frog a fro", "two frogs", *"abc"]
+    assert [len(line) for line in set_report.caption_lines({"captions": captions[:2]})] == [22, 25, 13]
+    assert set_report.caption_lines({"captions": [""], "key": "k"}) == ["k"]
 
 
 def test_another_format_is_refused(tmp_path):
