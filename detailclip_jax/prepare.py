@@ -73,10 +73,23 @@ FEW_CAPTIONS = (
 TEXT_TABLES = ("csv", "tsv", "jsonl")
 TABLES = (*TEXT_TABLES, "parquet")  # image paths may be relative to the folder of the table
 WITH_FIELDS = ("webdataset", "img2dataset-parquet", *TABLES)
+NAMING = (*TABLES, *(name for name, source in SOURCES.items() if source.images))  # sources that name image files
+OF_SOURCES = {  # what only some sources read; the help of one leaves out the others, and its own name
+    "source": (),
+    "images": NAMING,
+    "follow_links": (*NAMING, "imagefolder"),
+    "ids": ("yfcc-sqlite", "yfcc-tsv"),
+    "subset": ("coco", "flickr30k", "tfds"),
+    "image_column": TABLES,
+    "caption_column": (*WITH_FIELDS, "tfds"),
+    "caption_template": ("imagefolder",),
+    "key_column": TABLES,
+    "label_column": WITH_FIELDS,
+}
 
 
-def parser() -> flags.Parser:
-    """Returns the parser of `prepare SOURCE DIR_OR_FILE ... --out DIR`."""
+def parser(shown: str = "") -> flags.Parser:
+    """Returns the parser of `prepare SOURCE DIR_OR_FILE ... --out DIR`, with the help of all sources, or of one."""
     epilog = f"sources:\n{TABLE}\n\nknown sets: {', '.join(KNOWN)}"
     usage = f"%(prog)s SOURCE {flags.EITHER} ... --out DIR [flags]\n       %(prog)s tfds:NAME --out DIR [flags]"
     command = flags.parser("prepare", __doc__, usage=usage, epilog=epilog)
@@ -87,6 +100,11 @@ def parser() -> flags.Parser:
     _add_captions(command)
     _add_examples(command)
     _add_engine(command)
+    if shown:
+        command.description, command.epilog = f"{shown}: {SOURCES[shown].what}", None
+        command.usage = f"%(prog)s {shown} {flags.EITHER} ... --out DIR [flags]"
+        for flag in command._actions:
+            flag.help = flag.help if shown in OF_SOURCES.get(flag.dest, SOURCES) else argparse.SUPPRESS
     return command
 
 
@@ -208,7 +226,8 @@ def _add_engine(command: flags.Parser) -> None:
 def prepare(argv: Sequence[str]) -> int:
     """Runs `prepare SOURCE PATH ... --out DIR`; returns the exit code."""
     own, beam_options = _divided(argv)
-    command = parser()
+    name = own[0].partition(":")[0] if own else ""
+    command = parser(name if name in SOURCES else "")
     if not own:
         command.error("SOURCE is missing, for example: prepare webdataset /data/cc3m --out /data/records/cc3m")
     given = command.parse_intermixed_args(own)

@@ -529,6 +529,13 @@ def test_help_names_the_columns_and_their_defaults(capsys):
     assert "(default: title and description, else the first of caption, captions, text" in text
 
 
+def test_the_help_of_a_source_has_its_own_flags(capsys):
+    assert main(["imagefolder", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(said in text for said in ("--caption-template", "--captions-key", "CLASS/image.txt"))
+    assert not any(said in text for said in ("--ids", "--image-column", "--subset", "slip-yfcc15m", "SOURCE"))
+
+
 @pytest.mark.parametrize("remote", ["gs://bucket/out", "s3://bucket/out"])
 def test_remote_folders_are_refused_with_the_way_out(tars, tmp_path, remote, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
