@@ -11,13 +11,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from detailclip_jax.convert import parquet, webdataset
-from detailclip_jax.convert.columns import key_text, match_of, texts_in
+from detailclip_jax.convert.columns import WrongColumns, key_text, match_of, texts_in
 from detailclip_jax.convert.examples import Named, Raw, Reject, Rejected, several
 from detailclip_jax.convert.job import Options, Plan, Request, Shard, limited, of_files
 from detailclip_jax.convert.limited_files import is_file
 
 SUCCESS = "success"
 IMAGE = "jpg"  # image column of img2dataset's parquet output
+COLUMNS = (
+    "img2dataset writes key, status and caption (--caption-column NAME takes another one), and jpg unless a tar of the "
+    "same name is beside the parquet; the source parquet reads other tables"
+)
 
 
 def files(request: Request) -> list[str]:
@@ -31,7 +35,10 @@ def plan(request: Request) -> Plan:
     paths = parquet.files(request)
     for path in paths:
         wanted = ("key", "status", *_captions(request.options))
-        parquet.require(path, wanted if is_file(_tar(path)) else (*wanted, IMAGE))
+        try:
+            parquet.require(path, wanted if is_file(_tar(path)) else (*wanted, IMAGE))
+        except WrongColumns as error:
+            raise ValueError(f"{error}. {COLUMNS}") from error
     return Plan(limited(of_files(paths), lambda shard: parquet.num_rows(shard.path), request.options.limit))
 
 
