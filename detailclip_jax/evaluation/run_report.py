@@ -49,8 +49,9 @@ NOTES = {
         "share of all patches that touch an object."
     ),
     "held_out": (
-        "Held out: retrieval among pairs of the run's data that were excluded from training, with all their captions. "
-        "Images with identical captions count as correct for each other."
+        "Held out: retrieval among pairs of the run's data that were excluded from training. All captions of an image "
+        "count, of all fields, whatever data.caption says. Images with identical captions count as correct for each "
+        "other."
     ),
     "segmentation": "Segmentation: ridge regression from frozen patch features to classes, in unseen scenes.",
 }
