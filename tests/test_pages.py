@@ -1,12 +1,15 @@
-"""The documentation site: it builds strictly and loads nothing from elsewhere."""
+"""The documentation site: it builds strictly, loads nothing from elsewhere, and is searched in a browser."""
 
 import ast
+import functools
+import http.server
 import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -80,3 +83,43 @@ def test_pages_docstrings_and_search_are_there(site):
     assert not [entry["title"] for entry in api if ":" in entry["title"]], "a heading without its types"
     assert not any("return jnp." in entry["text"] for entry in api), "no code"
     assert (site / "search/search_index.js").read_text().startswith("var __index"), "for pages opened as files"
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A server of files that prints nothing."""
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(params=("file", "server"))
+def first_page(request, site):
+    """The address of the documentation's first page: as a file, and from a server."""
+    if request.param == "file":
+        yield (site / "index.html").as_uri()
+        return
+    handler = functools.partial(Quiet, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://localhost:{server.server_port}/index.html"
+        server.shutdown()
+
+
+@pytest.mark.check
+def test_the_documentation_is_searched_without_a_network(first_page, tmp_path):
+    pytest.importorskip("selenium")
+    from browser import BROWSER, DRIVER, open_browser, texts_of, wait
+
+    if not (BROWSER and DRIVER):
+        pytest.skip("the documentation is not tried in a browser: apt-get install chromium chromium-driver")
+    browser = open_browser(1400, tmp_path / "profile")
+    try:
+        browser.get(first_page)
+        browser.execute_script("document.querySelector('[data-md-toggle=search]').click()")
+        field = browser.find_element("css selector", ".md-search__input")
+        wait(browser, lambda _: field.is_displayed())
+        field.send_keys("prototypes")
+        wait(browser, lambda _: "prototypes" in " ".join(texts_of(browser, ".md-search-result__item")))
+        assert not browser.get_log("browser"), "the console is empty"
+    finally:
+        browser.quit()

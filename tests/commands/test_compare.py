@@ -75,10 +75,10 @@ def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypa
 
 @pytest.mark.check
 def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
-    config = compare.config_of(plan("--set=batch_size=8"), compare.parse_entry("clip"), 0)
+    config = compare.config_of(plan(f"--config={nano}"), compare.parse_entry("clip"), 0)
     whole = compare.gflop_per_image(config)
     config.model.scan, config.losses.clip_block = True, 2
-    assert compare.gflop_per_image(config) == whole > 0.01
+    assert compare.gflop_per_image(config) == whole > 0.001
     config.views.patch_dropout = 0.5
     dropped = compare.gflop_per_image(config)
     config.views.patch_dropout_until = 0.75

@@ -35,43 +35,45 @@ def finished(*flags):
     return subprocess.run(command(*flags), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
 
 
+MISTAKES = [
+    ([], "--config is missing. For example"),
+    (["--config=~/none.py"], f"unknown config file '{Path.home()}/none.py'"),
+    (["--config=configs/sticker.py"], "did you mean 'configs/stickers.py'?"),
+    (["--config", f"{SMALLEST}:metod=clip"], "unknown config argument 'metod'; known: method"),
+    ([f"--config={SMALLEST}", "--config.batchsize=4"], "did you mean 'batch_size'?"),
+    ([f"--config={SMALLEST}", "--config.batch_size=many"], "--config.batch_size=many: expected a whole number"),
+    ([f"--config={SMALLEST}", "--config.batch_size=None"], "--config.batch_size=None: expected a whole number"),
+    ([f"--config={SMALLEST}", "--config.data=records"], "--config.data is a group, not a value: 'records'; set"),
+    (
+        [f"--config={SMALLEST}", "--config.data={'source': 'records'}"],
+        "set its fields, --config.data.FIELD=VALUE; known: caption",
+    ),
+    ([f"--config={SMALLEST}", "--config.evaluators=retrieval"], "or a dictionary: \"{'FIELD': VALUE}\""),
+    (
+        [f"--config={SMALLEST}", "--config.optimizer.part_rates={'text': 'x'}"],
+        "part_rates.text 'x' must be a number",
+    ),
+    ([f"--config={SMALLEST}", "--config.views.crops={'large': 3}"], "--config.views.crops is a group, not a value"),
+    ([f"--config={SMALLEST}", "--config.evaluators={1: 2}"], "evaluators is a group, not a value: '{1: 2}'"),
+    ([f"--config={SMALLEST}", "--config.evaluators={'retrieval': 3}"], "evaluators.retrieval is 3: options are a"),
+    ([f"--config={SMALLEST}", "--config.total_steps=none"], "--config.total_steps=none: expected a whole number"),
+    ([f"--config={SMALLEST}", "--config.model.scan=maybe"], "--config.model.scan=maybe: expected true or false"),
+    ([f"--config={SMALLEST}", "--config.views.crops.large.size=x"], "--config.views.crops.large.size=x"),
+    ([f"--config={SMALLEST}", "--worksir=x"], "did you mean '--workdir'?"),
+    (
+        ["--config=configs/transfer/ade20k_linear.py"],
+        "write python -m detailclip_jax.transfer --config=configs/transfer/ade20k_linear.py",
+    ),
+    (["--batch-size=32"], "unknown flag --batch-size; did you mean --config.batch_size?"),
+    (["--steps=4"], "unknown flag --steps; did you mean --config.total_steps?"),
+    (["--data.pth=x"], "unknown flag --data.pth; did you mean --config.data.path?"),
+    (["--confg=configs/stickers.py"], "unknown flag --confg; did you mean '--config'?"),
+    ([f"--config={SMALLEST}", "--confg.batch_size=8"], "did you mean '--config'? (with .batch_size)"),
+]
+
+
 @pytest.mark.parametrize(
-    "flags, message",
-    [
-        ([], "--config is missing. For example"),
-        (["--config=~/none.py"], f"unknown config file '{Path.home()}/none.py'"),
-        (["--config=configs/sticker.py"], "did you mean 'configs/stickers.py'?"),
-        (["--config", f"{SMALLEST}:metod=clip"], "unknown config argument 'metod'; known: method"),
-        ([f"--config={SMALLEST}", "--config.batchsize=4"], "did you mean 'batch_size'?"),
-        ([f"--config={SMALLEST}", "--config.batch_size=many"], "--config.batch_size=many: expected a whole number"),
-        ([f"--config={SMALLEST}", "--config.batch_size=None"], "--config.batch_size=None: expected a whole number"),
-        ([f"--config={SMALLEST}", "--config.data=records"], "--config.data is a group, not a value: 'records'; set"),
-        (
-            [f"--config={SMALLEST}", "--config.data={'source': 'records'}"],
-            "set its fields, --config.data.FIELD=VALUE; known: caption",
-        ),
-        ([f"--config={SMALLEST}", "--config.evaluators=retrieval"], "or a dictionary: \"{'FIELD': VALUE}\""),
-        (
-            [f"--config={SMALLEST}", "--config.optimizer.part_rates={'text': 'x'}"],
-            "part_rates.text 'x' must be a number",
-        ),
-        ([f"--config={SMALLEST}", "--config.views.crops={'large': 3}"], "--config.views.crops is a group, not a value"),
-        ([f"--config={SMALLEST}", "--config.evaluators={1: 2}"], "evaluators is a group, not a value: '{1: 2}'"),
-        ([f"--config={SMALLEST}", "--config.evaluators={'retrieval': 3}"], "evaluators.retrieval is 3: options are a"),
-        ([f"--config={SMALLEST}", "--config.total_steps=none"], "--config.total_steps=none: expected a whole number"),
-        ([f"--config={SMALLEST}", "--config.model.scan=maybe"], "--config.model.scan=maybe: expected true or false"),
-        ([f"--config={SMALLEST}", "--config.views.crops.large.size=x"], "--config.views.crops.large.size=x"),
-        ([f"--config={SMALLEST}", "--worksir=x"], "did you mean '--workdir'?"),
-        (
-            ["--config=configs/transfer/ade20k_linear.py"],
-            "write python -m detailclip_jax.transfer --config=configs/transfer/ade20k_linear.py",
-        ),
-        (["--batch-size=32"], "unknown flag --batch-size; did you mean --config.batch_size?"),
-        (["--steps=4"], "unknown flag --steps; did you mean --config.total_steps?"),
-        (["--data.pth=x"], "unknown flag --data.pth; did you mean --config.data.path?"),
-        (["--confg=configs/stickers.py"], "unknown flag --confg; did you mean '--config'?"),
-        ([f"--config={SMALLEST}", "--confg.batch_size=8"], "did you mean '--config'? (with .batch_size)"),
-    ],
+    "flags, message", [*MISTAKES[:8], *(pytest.param(*each, marks=pytest.mark.check) for each in MISTAKES[8:])]
 )
 def test_mistakes_in_flags_get_a_message(flags, message):
     result = finished(*flags)
@@ -97,6 +99,7 @@ def test_a_path_that_stickers_would_ignore_is_refused():
         check_path_is_read(data, ["data.path"])
 
 
+@pytest.mark.check
 def test_the_fields_are_listed_with_meaning_and_source():
     result = finished(f"--config={SMALLEST}", "--help-config")
     assert result.returncode == 0 and not result.stderr

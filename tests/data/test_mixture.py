@@ -228,9 +228,8 @@ def test_the_pipeline_reads_the_stream_from_any_position(mixed, whole, start):
         assert next(batches)["label"].tolist() == whole[start:]
 
 
-@pytest.mark.parametrize(
-    "num_workers", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.check)]
-)
+@pytest.mark.slow  # `test_determinism` reads two sets with workers
+@pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_change_nothing(mixed, whole, num_workers):
     with Pipeline(mixed, CROPS, Tokenizer(8), batch_size=16, seed=1, num_workers=num_workers) as batches:
         assert [label for _ in range(6) for label in next(batches)["label"].tolist()] == whole

@@ -102,6 +102,7 @@ def maps_of(vit, images, size, blocks=(0, 2), params=None, **options):
     return jax.jit(nn.apply(run, vit))({"params": encoder_params(vit.style) if params is None else params})
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("class_tokens", [1, 2])
 def test_maps_are_exported_for_any_number_of_images(class_tokens):
     vit = encoder(class_tokens=class_tokens)
@@ -190,6 +191,7 @@ def test_batch_norm_of_valid_entries_is_batch_norm_of_these_alone():
     jax.tree.map(np.testing.assert_array_equal, dict(kept["batch_stats"]), dict(variables["batch_stats"]))
 
 
+@pytest.mark.check
 def test_batch_norm_of_valid_entries_does_not_depend_on_the_number_of_devices():
     x, valid = noise(32, 5), np.arange(32) < 13  # some devices have no valid entry
     variables = drawn(lambda key, x: BatchNorm(None).init(key, x, True), x)
@@ -206,6 +208,7 @@ def test_batch_norm_of_valid_entries_does_not_depend_on_the_number_of_devices():
 # --- pyramid and RPN head
 
 
+@pytest.mark.check
 def test_fpn_and_rpn_head_and_their_gradients_are_pytorch_s():
     maps = [noise(2, 8 * s, 12 * s, 5) for s in (4, 2, 1)] + [noise(2, 4, 6, 5)]
     valid = [jnp.asarray(np.ones(each.shape[:3], bool)) for each in maps]
@@ -241,6 +244,7 @@ def test_fpn_and_rpn_head_and_their_gradients_are_pytorch_s():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b.grad, rtol=1e-3, atol=5e-2), gradient, theirs)
 
 
+@pytest.mark.check
 def test_levels_inside_an_image_do_not_depend_on_what_is_outside():
     size = [(24 // 2**i, 32 // 2**i) for i in range(4)]
     small = [noise(1, h, w, 5) for h, w in size]
@@ -274,6 +278,7 @@ def box_head_oracle(x, p, valid):
     return logits, moves.reshape(len(x), -1, 4)
 
 
+@pytest.mark.check
 def test_the_box_head_is_pytorch_s_and_its_norm_counts_valid_rois():
     pooled, valid = jnp.asarray(noise(9, 7, 7, 4)), np.arange(9) % 3 > 0
     head = BoxHead(3, width=5, fc_width=8, num_convs=2)
@@ -301,6 +306,7 @@ def mask_head_oracle(x, p):
     return conv(x, p["classifier"])
 
 
+@pytest.mark.check
 def test_the_mask_head_is_pytorch_s():
     pooled, head, weights = jnp.asarray(noise(5, 6, 6, 4)), MaskHead(3, width=5, num_convs=2), noise(5, 12, 12, 3)
     params = drawn(head.init, pooled)["params"]

@@ -89,6 +89,7 @@ def test_roi_align_takes_strides_of_quarter_pixels():
     np.testing.assert_allclose(ours, torchvision_s(maps, rois, levels_of(rois), 7, levels), atol=2e-5)
 
 
+@pytest.mark.check
 def test_gradients_of_the_maps_are_torchvision_s_in_any_number_of_groups():
     maps, rois = maps_of(), random_rois(11)
     weights = RNG.standard_normal((11, 7, 7, 3)).astype(np.float32)

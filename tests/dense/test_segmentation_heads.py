@@ -233,6 +233,7 @@ def torch_loss(logits, labels):
     return F.cross_entropy(logits, labels.long(), ignore_index=-1, reduction="none").mean()
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("name", ORACLES)
 def test_a_head_s_logits_loss_and_gradients_are_pytorch_s(name):
     oracle, options = ORACLES[name]

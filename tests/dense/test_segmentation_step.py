@@ -77,6 +77,7 @@ def test_one_device_and_eight_give_the_same_state():
     assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(stats[0]))
 
 
+@pytest.mark.check
 def test_a_frozen_encoder_stays_bit_identical_and_has_no_moments():
     made, before = built("linear"), on_host("linear").params
     state, _ = steps(made, initial(made, "linear"))
@@ -108,6 +109,7 @@ def test_padding_becomes_the_mean_of_the_pixels():
     np.testing.assert_allclose(images[0, :20, :24], np.broadcast_to(inside, (20, 24, 3)), rtol=1e-5)
 
 
+@pytest.mark.check
 def test_an_evaluation_does_not_depend_on_the_number_of_devices():
     one, eight = built("linear"), built("linear", 8)
     found, other = (made.evaluate(initial(made, "linear")) for made in (one, eight))
@@ -140,6 +142,7 @@ def test_the_shapes_of_a_batch_are_those_of_the_stream():
     }
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("recipe", ["bicubic", "timm"])
 @pytest.mark.parametrize("fixed", [False, True])
 def test_positions_are_resized_once_and_fixed_ones_become_learnt(recipe, fixed):
@@ -169,6 +172,7 @@ def test_an_image_of_any_shape_gets_a_label_map(head, shape):
     assert labels.shape == shape
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_s_encoder_can_be_adopted(method):
     source = tiny_config(method)

@@ -469,6 +469,7 @@ def test_any_object_with_two_functions_is_evaluated(tmp_path):
     assert {r["weights"] for r in outcome.records} == {"model"}
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(("limits", "num_train"), [({}, 12), ({"num_train_examples": 11}, 11)])
 def test_a_limit_of_the_evaluated_examples_leaves_the_training_split_whole(tmp_path, limits, num_train):
     grey_folders(tmp_path / "greys")

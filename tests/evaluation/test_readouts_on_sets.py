@@ -360,7 +360,7 @@ def records(out):
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("readout", ["naclip", "gem"])
+@pytest.mark.parametrize("readout", ["naclip", pytest.param("gem", marks=pytest.mark.slow)])
 def test_a_folder_gives_what_a_loop_over_model_dense_gives(workdir, mine, tmp_path, readout):
     assert run(workdir, tmp_path, f"--tasks=dense:folder:{mine}:{readout}") == 0
     found = {r["metric"]: r for r in records(tmp_path)}

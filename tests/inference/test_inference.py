@@ -251,7 +251,9 @@ def test_a_row_without_a_text_tower_says_what_it_lacks():
     assert model.attention(make_images(1)[0]).shape == (4, 4)
 
 
-@pytest.mark.parametrize("method", ["mae", "supervised", "image_encoder"])
+@pytest.mark.parametrize(
+    "method", ["mae", *(pytest.param(name, marks=pytest.mark.check) for name in ("supervised", "image_encoder"))]
+)
 def test_an_image_encoder_alone_gives_its_class_feature(method, caplog):
     """From the networks, one image at a time; said once, however often it is asked."""
     model = dataclasses.replace(model_of(method), path=f"runs/alone/{method}")  # said once for each path
@@ -265,7 +267,7 @@ def test_an_image_encoder_alone_gives_its_class_feature(method, caplog):
     assert len(said) == 1
 
 
-@pytest.mark.parametrize("method", ["clip", "detailclip", "mae"])
+@pytest.mark.parametrize("method", ["detailclip", pytest.param("clip", marks=pytest.mark.check)])
 def test_features_are_float32_tokens_on_the_grid(method):
     model, given = model_of(method), make_images(9)
     features = model.features(given)

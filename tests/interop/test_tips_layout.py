@@ -171,7 +171,7 @@ def test_image_features_are_those_of_the_published_encoder(published, folder, tm
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_folder_of_both_files_is_read_as_one_model(published, folder, scan):
     model, variables, config = interop.load(folder, num_heads=HEADS, text_heads=HEADS)
     assert (config.method, config.model.text_activation, config.model.context_length) == ("clip", "relu", LENGTH)

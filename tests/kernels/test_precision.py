@@ -44,11 +44,12 @@ def built(method="detailclip", **model):
     return experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
 
 
-IN_CHECK = (pytest.param(name, marks=pytest.mark.check) for name in ("aclip", "supervised"))
+OTHERS = (pytest.param(name, marks=pytest.mark.slow) for name in ("aclip", "supervised"))
 BOTH = "cuda", "tpu"  # one program holds what either computes
 
 
-@pytest.mark.parametrize("method", ["detailclip", *IN_CHECK])
+@pytest.mark.check
+@pytest.mark.parametrize("method", ["detailclip", *OTHERS])
 def test_every_product_of_a_float32_step_is_exact(method):
     assert step_of(tiny_experiment(method), *BOTH) == {EXACT}
 

@@ -63,6 +63,7 @@ def test_uniform_values_stay_within_the_bound():
         assert 0.2499 < np.abs(values).max() <= 0.25
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("method", METHODS)
 def test_every_parameter_of_a_method_is_drawn_as_its_network_declares(method):
     exp = tiny_experiment(method)
@@ -104,8 +105,15 @@ def test_the_first_values_of_a_run_are_these():
     np.testing.assert_array_equal(drawn, np.float32([0.57183594, 0.075054705, 0.18682450]))
 
 
-@pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("grid", [(1, 1), (8, 1), (8, 4)])
+@pytest.mark.check
+@pytest.mark.parametrize(
+    ("grid", "scan"),
+    [
+        ((1, 1), True),
+        ((8, 4), True),
+        *(pytest.param(grid, False, marks=pytest.mark.slow) for grid in ((1, 1), (8, 1), (8, 4))),
+    ],
+)
 def test_values_are_the_same_on_every_mesh_and_with_stacked_blocks(grid, scan):
     config = tiny_config()
     config.model.scan = scan
@@ -159,6 +167,7 @@ def test_what_flax_stacks_in_a_loop_gets_the_values_of_flax():
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
+@pytest.mark.check
 def test_every_parameter_of_a_dense_task_is_drawn():
     from test_segmentation_step import tiny
 

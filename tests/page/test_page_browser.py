@@ -3,16 +3,12 @@
 Needs chromium, its driver and selenium (Debian: apt-get install chromium chromium-driver).
 """
 
-import functools
-import http.server
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -20,8 +16,8 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from browser import WAIT, needs_browser, open_browser, texts_of, wait
 from PIL import Image
-from test_pages import build_site
 
 from detailclip_jax.inference import embeddings
 from detailclip_jax.inference import model as inference
@@ -29,29 +25,13 @@ from detailclip_jax.inference.embeddings import Key, Table
 from detailclip_jax.training import checkpoint, experiment
 from detailclip_jax.training.mesh import make_mesh
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-BROWSER, DRIVER = next(filter(None, map(shutil.which, BROWSERS)), None), shutil.which("chromedriver")
-FLAGS = (
-    *("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"),
-    *("disable-component-update", "disable-sync", "disable-default-apps", "disable-dev-shm-usage"),
-    "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
-)
-WAIT = 60  # seconds; nothing is measured
-
-pytestmark = [
-    pytest.mark.check,
-    pytest.mark.skipif(
-        not (BROWSER and DRIVER),
-        reason="the page is not tried in a browser: apt-get install chromium chromium-driver",
-    ),
-]
-for name in ("selenium", "starlette", "uvicorn"):
+pytestmark = [pytest.mark.check, needs_browser]
+for name in ("starlette", "uvicorn"):
     pytest.importorskip(name)
 
 from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -102,34 +82,36 @@ def url(workdir, embedded):
     assert server.returncode == 130 and error.strip() == "interrupted"
 
 
-def open_browser(width, profile):
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*FLAGS, f"user-data-dir={profile}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    return browser
+DESKTOP, PHONE = 1400, 390
 
 
-@pytest.fixture(params=(1400, 390), ids=("desktop", "phone"))
-def browser(request, url, tmp_path):
-    browser = open_browser(request.param, tmp_path / "profile")
-    try:
-        browser.get(url)
-        yield browser
-    finally:
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """Makes the browser of a width, which serves all tests of that width."""
+    browsers = {}
+
+    def of_width(width):
+        if width not in browsers:
+            browsers[width] = open_browser(width, tmp_path_factory.mktemp("profile"))
+        return browsers[width]
+
+    yield of_width
+    for browser in browsers.values():
         browser.quit()
 
 
-def wait(browser, condition):
-    return WebDriverWait(browser, WAIT, poll_frequency=0.05).until(condition)
+@pytest.fixture
+def browser(request, url, opened):
+    """The page, loaded anew, with an empty console."""
+    browser = opened(getattr(request, "param", DESKTOP))
+    browser.get("about:blank")
+    for log in ("browser", "performance"):
+        browser.get_log(log)
+    browser.get(url)
+    return browser
 
 
-def texts_of(browser, selector):
-    return browser.execute_script(f"return [...document.querySelectorAll('{selector}')].map(e => e.textContent)")
+both_widths = pytest.mark.parametrize("browser", (DESKTOP, PHONE), ids=("desktop", "phone"), indirect=True)
 
 
 def requested(browser):
@@ -156,6 +138,7 @@ def drawn(browser, selector):
     return browser.execute_script(f"return document.querySelector('{selector}').toDataURL()")
 
 
+@both_widths
 def test_start_upload_type_click(browser, url, tmp_path):
     wait(browser, lambda _: len(texts_of(browser, ".bars li")) >= 8)  # the first scene, with both models
     assert len(browser.find_elements(By.CSS_SELECTOR, ".model")) == 2
@@ -341,6 +324,7 @@ return seen && (place === 0) === (scrollY === 0);
 """  # whether an element is seen, and nothing above it, after scrolling to a place
 
 
+@both_widths
 def test_an_unreadable_file_is_one_line(browser, tmp_path):
     wait(browser, lambda _: texts_of(browser, ".bars li"))
     file = tmp_path / "broken.png"
@@ -355,42 +339,3 @@ def test_an_unreadable_file_is_one_line(browser, tmp_path):
     browser.execute_script("arguments[0].focus()", scene)
     scene.click()  # the error does not cover what has the focus
     wait(browser, lambda _: not error.is_displayed())
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    return build_site(tmp_path_factory.mktemp("site"))
-
-
-@pytest.fixture(params=("file", "server"))
-def first_page(request, site):
-    """The address of the documentation's first page: as a file, and from a server."""
-    if request.param == "file":
-        yield (site / "index.html").as_uri()
-        return
-    handler = functools.partial(Quiet, directory=str(site))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://localhost:{server.server_port}/index.html"
-        server.shutdown()
-
-
-def test_the_documentation_is_searched_without_a_network(first_page, tmp_path):
-    browser = open_browser(1400, tmp_path / "profile")
-    try:
-        browser.get(first_page)
-        browser.execute_script("document.querySelector('[data-md-toggle=search]').click()")
-        field = browser.find_element(By.CSS_SELECTOR, ".md-search__input")
-        wait(browser, lambda _: field.is_displayed())
-        field.send_keys("prototypes")
-        wait(browser, lambda _: "prototypes" in " ".join(texts_of(browser, ".md-search-result__item")))
-        assert not browser.get_log("browser"), "the console is empty"
-    finally:
-        browser.quit()
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """A server of files that prints nothing."""
-
-    def log_message(self, *arguments):
-        pass

@@ -245,6 +245,7 @@ def test_a_platform_that_is_not_here_is_no_damaged_checkpoint(monkeypatch, error
         mesh.make_mesh()
 
 
+@pytest.mark.check
 @CHECKED
 def test_a_signal_during_a_compilation_ends_the_command_with_its_code(number):
     """XLA's threads go on compiling while the process ends, and crash it if it takes its time."""

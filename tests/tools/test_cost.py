@@ -34,7 +34,7 @@ def as_json(tmp_path, *arguments):
     return json.loads(file.read_text())
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_the_loss_alone_takes_less_memory_where_it_is_shared(tmp_path):
     arguments = ["loss", f"--config={SMALLEST}", "--method=clip", "--term=clip", "--batch=512", "--width=16"]
     (alone,) = as_json(tmp_path, *arguments, "--devices=1")
@@ -74,7 +74,7 @@ def test_a_day_on_a_gpu_runs_on_the_cpu(tmp_path, capsys, monkeypatch):
     assert "## golden: ok" in page and page.strip() == capsys.readouterr().out.strip()
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_texts_are_measured_whole_and_cut(tmp_path, capsys):
     arguments = ["--method=clip", "--devices=1", "--num-texts=300", "--rounds=1", "--set", "model.context_length=40"]
     (record,) = as_json(tmp_path, "texts", f"--config={SMALLEST}", *arguments)

@@ -34,7 +34,7 @@ def counted(config):
     return dense.count_flops(detection.detection_of(built_of(config))[0])
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_loops_over_stages_and_rois_are_counted_in_full(monkeypatch):
     known = built_of_two()  # how the stages run changes no parameter
     set_up = lambda config, model, *_: (known.setup._replace(config=config, model=model), known.state_shapes)

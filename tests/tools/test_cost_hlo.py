@@ -69,7 +69,7 @@ def test_an_instruction_made_of_many_names_each_place_once():
     assert hlo.origin_of('op_name="jit(step)/t(jvp())/psum"') == "jit(step)/t(jvp())/psum"
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_the_step_on_eight_devices_reduces_gradients_and_shares_embeddings_once(tmp_path, capsys):
     """One gradient reduction as large as what is trained, one gather of embeddings, its reduce-scatter, scalars."""
     file = tmp_path / "out.json"

@@ -55,7 +55,7 @@ def test_a_config_of_stickers_has_its_own_number_of_classes():
     assert segmentation.num_classes(dense.config_of(segmentation.TASK, options.parse(["segmentation"]))) == 150
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_the_command_prints_and_writes_what_it_measures(tmp_path, capsys):
     file = tmp_path / "found.json"
     flags = [

@@ -86,7 +86,8 @@ def test_no_two_of_them_are_equal(whole):
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_change_nothing(run, whole, num_workers):
     assert read(run, NUM // BATCH, num_workers) == whole
 
@@ -103,6 +104,7 @@ def test_two_processes_go_on_where_one_was(run, whole, start):
     assert read(run, 5, start=start, processes=2) == whole[start : start + 5 * BATCH]
 
 
+@pytest.mark.check
 def test_one_process_with_workers_goes_on_where_two_were(run, whole):
     with_two = read(run, 3, processes=2)
-    assert with_two + read(run, 3, num_workers=1, start=3 * BATCH) == whole[: 6 * BATCH]
+    assert with_two + read(run, 3, num_workers=2, start=3 * BATCH) == whole[: 6 * BATCH]

@@ -150,6 +150,7 @@ def test_a_flag_that_contradicts_a_loaded_network_is_refused(tmp_path, field, va
     check_names(refused.value, f"model.{field} {value}", str(tmp_path / "clip"), f"model.{field} {theirs}", "leave")
 
 
+@pytest.mark.check
 def test_flags_of_the_command_name_what_the_user_sets(tmp_path):
     flags = [f"--config={ROOT}/configs/stickers.py", "--config.preprocess.filter=bilinear", "--config.seed", "3"]
     script = "from detailclip_jax import main as m; import sys; m.parse_flags(sys.argv); print(m.asked()[2])"
@@ -239,7 +240,7 @@ def test_networks_of_the_checkpoint_that_are_not_used_are_named(tmp_path):
 CONTINUE = pathlib.Path(__file__).parents[2] / "configs/vitb16_continue.py"
 
 
-FIRST = ("aclip", "dino", "detailclip")  # a crop that encloses, smaller crops, none of these
+FIRST = ("aclip", "dino")  # a crop that encloses, smaller crops
 LATER = [pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name not in (*FIRST, "image_encoder")]
 
 
@@ -273,6 +274,7 @@ def test_an_image_encoder_alone(tmp_path):
     assert named("\n".join(lines), "fresh") == expected
 
 
+@pytest.mark.check
 def test_a_decoder_too_narrow_for_the_patch_term_is_not_used(tmp_path):
     written(tmp_path / "mae", "mae", **NARROW)
     adopted = warm_start.adopt(tiny("detailclip", init=str(tmp_path / "mae"), **{"model.decoder_depth": 1}))
@@ -292,7 +294,7 @@ NARROW = {"masking.strategy": "random", "model.decoder_width": 64, "model.decode
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("method", ["clip", "detailclip"])
+@pytest.mark.parametrize("method", ["clip", pytest.param("detailclip", marks=pytest.mark.slow)])
 def test_a_run_goes_on_without_the_folder_it_has_started_from(tmp_path, method):
     """From its own config, which stays as it is: of the prototypes, clip keeps the number alone."""
     fields = {"preprocess.filter": "bicubic", "model.prototypes": 8}
@@ -535,7 +537,7 @@ POOLS = {
 }
 
 
-@pytest.mark.parametrize("method", ["flair", pytest.param("cosmos", marks=pytest.mark.check)])
+@pytest.mark.parametrize("method", ["flair", pytest.param("cosmos", marks=pytest.mark.slow)])
 def test_methods_of_several_captions_go_on_from_a_clip(tmp_path, method):
     """Their pools are new, the encoders and the teacher are those of the checkpoint, and the momentum is constant."""
     trees = written(tmp_path / "clip")

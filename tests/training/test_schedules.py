@@ -105,7 +105,7 @@ OTHER_RUN = {
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("method", ["detailclip", "dino"])
+@pytest.mark.parametrize("method", ["dino", pytest.param("detailclip", marks=pytest.mark.slow)])
 def test_a_run_of_another_length_rate_or_seed_has_the_same_program(method):
     """DINO's has a scheduled weight decay, and a last layer that waits; a weight that rises has other numbers too."""
     one = {"losses.ramps.cls": (0.2, 0.5)}

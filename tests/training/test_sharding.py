@@ -105,6 +105,7 @@ def test_with_fsdp_8_a_device_holds_at_most_a_seventh(size):
     assert 7 * sharding.device_bytes(shapes) <= sharding.total_bytes(shapes)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_the_table_covers_every_array_of_every_row(method):
     config = tiny_config(method)
