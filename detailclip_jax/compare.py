@@ -281,11 +281,17 @@ def lengths(plan: Plan) -> list[str]:
 def gflop_per_image(config: ConfigDict) -> float:
     """Returns the GFLOP of a training step per image, as the benchmark counts them, of the config of a prepared run.
 
-    With patch dropout it is the mean over the run.
+    With patch dropout it is the mean over the run, of native images that over their numbers of patches.
     """
     from detailclip_jax.benchmarks import counting, variants
 
     def count(config: ConfigDict) -> float:
+        each = [{"views.native": (number,)} for number in config.views.native] or [{}]
+        return sum(count_one(config, changes) for changes in each) / len(each)
+
+    def count_one(config: ConfigDict, changes: dict[str, Any]) -> float:
+        config = ConfigDict(config.to_dict())
+        config.update_from_flattened_dict(changes)
         return counting.count_flops(variants.Variant(config.method, config, config.model.context_length)) / 1e9
 
     share = config.views.patch_dropout_until if config.views.patch_dropout else 1.0

@@ -82,6 +82,8 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.checkpoint, arguments.step, arguments.weights, arguments.image_size, arguments.interpolation
     )
     _check_out(path, fmt.is_directory)
+    if arguments.to != "safetensors":
+        _check_squares(export.config)
     with nothing_left(path):
         written = fmt.write(export, path)
     print("\n".join(formats.summary(arguments.to, export, path, written)))
@@ -101,6 +103,14 @@ def verified(fmt: "Format", export: "Export", path: Path) -> Any:
         return fmt.verify(export, path)
     except ImportError as error:
         raise ImportError(f"{path} is written, but could not be verified: {error}") from error
+
+
+def _check_squares(config: Any) -> None:
+    """Raises ValueError for a model of images in their own aspect, which other formats have no place for."""
+    if config.preprocess.resize == "native":
+        raise ValueError(
+            "this model sees images in their own aspect (preprocess.resize 'native'), which only --to=safetensors keeps"
+        )
 
 
 def _check_out(path: Path, directory: bool) -> None:

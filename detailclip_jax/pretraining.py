@@ -21,7 +21,8 @@ from detailclip_jax.data.bad_records import bad_list
 from detailclip_jax.data.caption_rules import SOURCES, num_captions, parse, with_own_number
 from detailclip_jax.data.lengths import caption_lengths, lengths_within, trimmed, warning_of_long_captions
 from detailclip_jax.data.mixture import check_some_caption, members_of, single_sentences, summary, without_text
-from detailclip_jax.data.views import check_reducing_gap, crops_from_config
+from detailclip_jax.data.preprocessing import NATIVE
+from detailclip_jax.data.views import LARGE, check_reducing_gap, crops_from_config
 from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.data.workers import usable_workers
 from detailclip_jax.evaluation import held_out_pairs, run_figures, run_report
@@ -81,6 +82,7 @@ def validate(config: ConfigDict) -> None:
     components(config.data)
     check_reducing_gap(config.data.reducing_gap, "data.reducing_gap")
     _check_crops(config)
+    _check_evaluated_native(config)
     _check_part_rates(config.optimizer.part_rates)
     _check_best_metric(config)
     _check_dropout(config.views)
@@ -103,6 +105,14 @@ def _check_crops(config: ConfigDict) -> None:
             raise ValueError(
                 f"views.crops.large.size {crop.size} must equal model.image_size {config.model.image_size}"
             )
+
+
+def _check_evaluated_native(config: ConfigDict) -> None:
+    if config.views.native and config.preprocess.resize != NATIVE:
+        raise ValueError(
+            f"views.native {config.views.native} trains on images in their own aspect, but preprocess.resize "
+            f"{config.preprocess.resize!r} evaluates on squares; give --config.preprocess.resize=native"
+        )
 
 
 def _check_part_rates(rates: ConfigDict) -> None:
@@ -325,13 +335,15 @@ class SameLength:
 def compiled_step(run: Run, clock: Clock, state: TrainState) -> "Step":
     """Returns the step of pretraining; compiled now for a single caption length, else at the first use of each."""
     step = Step(run, clock, state, int(state.step))
-    if len(step.lengths) == 1:
-        step.compiled(step.lengths[0])
+    if len(step.lengths) == 1 and len(run.config.views.native) <= 1:
+        step.compiled(step.lengths[0], *run.config.views.native)
     return step
 
 
 class Step:
-    """The step of pretraining; cuts the captions of each batch to a sufficient length, and compiles once per length.
+    """The step of pretraining; cuts the captions of each batch to a sufficient length.
+
+    It compiles once per length, and number of patches of native images.
 
     A run with patch dropout has other programs for its end, which are compiled when it comes there.  With several
     processes, `SameLength` has cut the captions already.
@@ -346,7 +358,7 @@ class Step:
         self._run, self._clock = run, clock
         self._state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
         self._num_done, self._step = num_done, run.experiment.step_after(num_done)
-        self._programs: dict[int, Callable[..., Any]] = {}
+        self._programs: dict[tuple[int, int], Callable[..., Any]] = {}
 
     def __call__(self, state: PyTree, batch: Mapping[str, Any]) -> tuple[PyTree, dict[str, Array]]:
         """Computes the next state and the scalars of the step from this process's part of a batch."""
@@ -355,22 +367,27 @@ class Step:
         if (step := self._run.experiment.step_after(self._num_done)) is not self._step:
             self._step, self._programs = step, {}
         self._num_done += 1
-        program = self.compiled(batch["text"].shape[-1])
+        num_patches = batch["image"][LARGE].shape[-2] if "grid" in batch else 0
+        program = self.compiled(batch["text"].shape[-1], num_patches)
         return program(state, self._run.experiment.put(batch))
 
-    def compiled(self, length: int) -> Callable[..., Any]:
-        """Returns the program for captions of that length; compiles it at the first call and prints the time."""
-        if length not in self._programs:
-            with self._clock.paused():
-                self._programs[length] = self._compile(length)
-        return self._programs[length]
+    def compiled(self, length: int, num_patches: int = 0) -> Callable[..., Any]:
+        """Returns the program for captions of that length; compiles it at the first call and prints the time.
 
-    def _compile(self, length: int) -> Callable[..., Any]:
+        `num_patches` are those of native images, 0 for squares.
+        """
+        if (length, num_patches) not in self._programs:
+            with self._clock.paused():
+                self._programs[length, num_patches] = self._compile(length, num_patches)
+        return self._programs[length, num_patches]
+
+    def _compile(self, length: int, num_patches: int) -> Callable[..., Any]:
         run, began = self._run, time.perf_counter()
         run.console.live("compiling the training step: seconds for a tiny model, minutes for a large one ...")
-        program = self._step.compile(self._state, batch_shapes(run, length))
+        program = self._step.compile(self._state, batch_shapes(run, length, num_patches))
         part_ended("compiled step")
         words = f" for captions of up to {length} tokens" if len(self.lengths) > 1 else ""
+        words += f" for images of up to {num_patches} patches" if num_patches else ""
         run.console.say(f"compiled the training step{words} in {time.perf_counter() - began:.1f} s")
         return program
 
@@ -386,11 +403,11 @@ def text_lengths(run: Run) -> tuple[int, ...]:
     return lengths_within(buckets, config.model.context_length)
 
 
-def batch_shapes(run: Run, text_length: int) -> Any:
-    """Returns shapes and shardings of a global batch whose captions have `text_length` tokens."""
+def batch_shapes(run: Run, text_length: int, num_patches: int = 0) -> Any:
+    """Returns shapes and shardings of a global batch whose captions have `text_length` tokens, see `dummy_batch`."""
     sharding = sharded(run.experiment.mesh)
     size = run.config.batch_size
-    batch = jax.eval_shape(lambda: dummy_batch(run.config, size))
+    batch = jax.eval_shape(lambda: dummy_batch(run.config, size, num_patches))
     batch["text"] = batch["text"].update(shape=(*batch["text"].shape[:-1], text_length))
     return jax.tree.map(lambda x: x.update(sharding=sharding), batch)
 

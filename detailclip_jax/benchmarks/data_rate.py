@@ -20,6 +20,7 @@ from detailclip_jax.data import pipeline, views
 from detailclip_jax.data.caption_rules import num_captions
 from detailclip_jax.data.decoding import BadImage, image_of
 from detailclip_jax.data.mixture import order_of
+from detailclip_jax.data.native import stacked
 from detailclip_jax.data.pipeline import Stream
 from detailclip_jax.data.sources import BadRecord, Example, Source
 from detailclip_jax.data.vocabularies import tokenizer_of
@@ -139,7 +140,8 @@ def stream_of(config: ConfigDict, source: Source) -> Stream:
     """The examples of a source with the crops, tokenizer and caption rule of a config."""
     data, tokenizer = config.data, tokenizer_of(config, config.data.keep_eot)
     crops = views.crops_from_config(config.views.crops)
-    return Stream(source, crops, tokenizer, 0, data.caption, data.reducing_gap, num_captions(data))
+    captions = data.caption, data.reducing_gap, num_captions(data)
+    return Stream(source, crops, tokenizer, 0, *captions, pipeline.native_lengths(config))
 
 
 def measure(stream: Stream, count: int, rounds: int, console: Console) -> list[dict[str, float]]:
@@ -173,7 +175,7 @@ def prepare_batch(stream: Stream, indices: Sequence[int], watch: Stopwatch, seed
             examples.append(prepare_one(stream, index, watch, rng))
     with watch.stage("stack"):
         for name in examples[0] if examples else ():
-            np.stack([example[name] for example in examples])
+            stacked([example[name] for example in examples])
     return len(examples)
 
 
@@ -188,23 +190,23 @@ def prepare_one(stream: Stream, index: int, watch: Stopwatch, rng: np.random.Gen
     return {**make_views(image, stream, watch, rng), "text": text}
 
 
-def make_views(
-    image: views.Opened, stream: Stream, watch: Stopwatch, rng: np.random.Generator
-) -> dict[str, UInt8[np.ndarray, "V S S 3"]]:
-    """The views of `data.views.make_views`, with the same functions and random draws, timed by stage."""
-    crops = stream.crops
-    found: dict[str, np.ndarray] = {}
+def make_views(image: views.Opened, stream: Stream, watch: Stopwatch, rng: np.random.Generator) -> dict[str, Any]:
+    """The views of `data.views.make_views`, with the same functions and random draws, timed by stage.
+
+    Native images have the number of patches of the first batch.
+    """
+    crops, native = stream.crops, stream.native.at(0) if stream.native else None
+    found: dict[str, Any] = {}
     with watch.stage("crop"):
         boxes = views.draw_boxes(image.height, image.width, crops, rng)
     with watch.stage("decode"):
-        pixels = image.decoded(views.reduction_for(boxes, crops, stream.reducing_gap))
+        pixels = image.decoded(views.reduction_for(boxes, crops, stream.reducing_gap, native))
     for name in sorted(crops):
         with watch.stage("crop"):
-            cut = [views.cut(pixels, crops[name], box) for box in boxes[name]]
+            cut = [views.cut(pixels, crops[name], box, native) for box in boxes[name]]
         with watch.stage("colour"):
-            found[name] = np.stack(
-                [views.augment(view, crops[name], number, rng)[0] for number, view in enumerate(cut)]
-            )
+            coloured = [views.augment(view, crops[name], number, rng)[0] for number, view in enumerate(cut)]
+            found[name] = views.stack(coloured, native)
     return found
 
 

@@ -172,6 +172,14 @@ VIEWS: Group = {
     "cutmix": Field(
         0.0, "alpha of CutMix over the global batch (supervised); 0: off", "off in the paper", range=FROM_0
     ),
+    "native": Field(
+        (),
+        "patches of a training image that keeps its aspect: one number, or several of which each batch has one; for "
+        "clip and siglip, with preprocess.resize native; (): squares",
+        "SigLIP 2's NaFlex: 128, 256, 576, 784, 1024 in the last tenth",
+        range=FROM_1,
+        min_length=0,
+    ),
     "patch_dropout": Field(
         0.0,
         "share of the patches that the image encoder does not see in training, drawn anew at each step; for methods "
@@ -202,9 +210,17 @@ PREPROCESS: Group = {  # of images in evaluation; mean and std also in training,
     ),
     "resize": Field(
         "shorter_side",
-        "shorter_side, or squash: both sides, without keeping the aspect ratio",
+        "shorter_side; squash: both sides, without keeping the aspect ratio; or native: the whole image, in at most "
+        "max_patches patches, keeping the aspect ratio (SigLIP 2's NaFlex)",
         SLIP,
-        choices=("shorter_side", "squash"),
+        choices=("shorter_side", "squash", "native"),
+        may_change=True,
+    ),
+    "max_patches": Field(
+        0,
+        "patches of an image that is resized native, at most; 0: as many as a square of model.image_size has",
+        "SigLIP 2's processor: 256",
+        range=FROM_0,
         may_change=True,
     ),
     "crop_ratio": Field(

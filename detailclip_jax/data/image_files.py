@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from detailclip_jax.data.decoding import BadImage, decoded_for_use
 from detailclip_jax.data.images import SUFFIXES
+from detailclip_jax.data.native import BLACK, stacked
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.runtime.regular_files import Walk, inside, read_regular
 
@@ -68,9 +67,9 @@ def _not_empty(where: str, walk: Walk, names: Sequence[str]) -> Found:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFileBatches:
-    """Batches by index: {"image": uint8 [B, S, S, 3], "reason": one text per image}.
+    """Batches by index: {"image": uint8 [B, S, S, 3] or `Native`, "reason": one text per image}.
 
-    Images go through `evaluation_view`.  An unreadable image is black, and its reason is the error; the reason of a
+    Images go through the transform.  An unreadable image is black, and its reason is the error; the reason of a
     readable image is empty.  The last batch is filled up with black images, which have no reason.
     """
 
@@ -83,7 +82,7 @@ class ImageFileBatches:
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         names = self.found.names[number * self.batch_size :][: self.batch_size]
-        images, reasons = np.zeros((self.batch_size, *[self.transform.size] * 2, 3), np.uint8), []
+        images, reasons = [self.transform.view(BLACK)] * self.batch_size, []
         for row, name in enumerate(names):
             try:
                 with decoded_for_use(_read(self.found, name), self.transform.decoding) as pixels:
@@ -91,7 +90,7 @@ class ImageFileBatches:
                 reasons.append("")
             except (BadImage, OSError) as error:
                 reasons.append(str(error))
-        return {"image": images, "reason": reasons}
+        return {"image": stacked(images), "reason": reasons}
 
 
 def _read(found: Found, name: str) -> bytes:

@@ -21,11 +21,13 @@ from absl import logging
 from jaxtyping import Int32
 from ml_collections import ConfigDict
 
+from detailclip_jax.config.sizes import size_of
 from detailclip_jax.data import held_out, mixture
 from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
 from detailclip_jax.data.caption_rules import captions_by, captions_of, is_shifted, num_captions
 from detailclip_jax.data.decoding import BUDGET, UPRIGHT, BadImage, image_of
 from detailclip_jax.data.images import evaluation_mask
+from detailclip_jax.data.native import Lengths
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord, Example, Source, label_of
 from detailclip_jax.data.tokenizer import Tokenizer
@@ -39,6 +41,7 @@ Batch = dict[str, Any]
 MAX_TRIES = 100  # consecutive bad records before the stream raises
 ARRAYS = (
     "image",
+    "grid",
     "box",
     "hidden",
     "text",
@@ -93,10 +96,17 @@ def open_pipeline(
         caption=config.data.caption,
         num_captions=num_captions(config.data),
         reducing_gap=config.data.reducing_gap,
+        native=native_lengths(config),
         max_bad_ratio=config.data.max_bad_ratio,
         start=start,
         bad_list=bad_list,
     )
+
+
+def native_lengths(config: ConfigDict) -> Lengths | None:
+    """Returns the numbers of patches of native training images; None for squares."""
+    choices, patch_size = config.views.native, size_of(config.model).patch_size
+    return Lengths(patch_size, choices, config.seed, config.batch_size) if choices else None
 
 
 @dataclasses.dataclass
@@ -110,6 +120,7 @@ class Stream:
     caption: str = "random"
     reducing_gap: int | float = REDUCING_GAP
     num_captions: int | None = None
+    native: Lengths | None = None
 
     def __post_init__(self):
         self._num_captions = captions_by(self.caption, self.num_captions)
@@ -141,12 +152,14 @@ class Stream:
         label = label_of(example)
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, position))))
         text, num_cut = self.text_of(example, rng)
+        native = self.native.at(position) if self.native else None
         with _bad_images_are_bad_records(example), BUDGET.scope():
-            views = make_views(image_of(example["image"]), self.crops, rng, self.reducing_gap)
-        masks = make_masks(self.crops, rng)
+            views = make_views(image_of(example["image"]), self.crops, rng, self.reducing_gap, native)
+        masks, pixels = make_masks(self.crops, rng), {name: pixels for name, (pixels, _) in views.items()}
         return {
             **({"hidden": masks} if masks else {}),
-            "image": {name: pixels for name, (pixels, _) in views.items()},
+            **({"grid": {name: own.grid for name, own in pixels.items()}} if native else {}),
+            "image": {name: own.patches for name, own in pixels.items()} if native else pixels,
             "box": {name: boxes for name, (_, boxes) in views.items()},
             "text": text,
             "label": label,
@@ -218,13 +231,15 @@ class Pipeline:
 
     A batch is {"image": {crop: uint8 [B, V, S, S, 3]}, "box": {crop: float32 [B, V, 4]}, "text": int32 [B, C, T] (C
     captions of each image), "label": int32 [B]}; boxes are xyxy in pixels of the original image.  Crops that draw block
-    masks (`mask_grid`) also give "hidden": {crop: bool [B, V, N]}.
+    masks (`mask_grid`) also give "hidden": {crop: bool [B, V, N]}.  Native images are their patches, uint8
+    [B, V, S, P], with "grid": {crop: int32 [B, V, 2]}.
 
     batch_size: examples per process.
     num_workers: processes that make batches; 0 uses threads.
     prefetch: number of batches prepared in advance.
     reducing_gap: large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size if every crop then still has at least this
         many times the size of its view, see `views.reduction_for`; 0 decodes all pixels.
+    native: numbers of patches of images that keep their aspect; None for squares of the crops' sizes.
     num_captions: captions of an example by the rules "crops" and "diverse", by default 8; see
         `caption_rules.captions_by`.
     max_bad_ratio: largest allowed share of unreadable records.  Once 100 records have been read, a larger share raises
@@ -257,8 +272,9 @@ class Pipeline:
         start: int = 0,
         bad_list: str | os.PathLike = "",
         num_captions: int | None = None,
+        native: Lengths | None = None,
     ):
-        stream = Stream(source, crops, tokenizer, seed, caption, reducing_gap, num_captions)
+        stream = Stream(source, crops, tokenizer, seed, caption, reducing_gap, num_captions, native)
         where = process_index, process_count
         self._open(stream, batch_size, *where, num_workers, prefetch, max_bad_ratio, start, bad_list)
 
@@ -394,7 +410,7 @@ class EvaluationBatches:
         label = label_of(example)
         masks = {name: example[name] for name in MASKS if name in example}
         texts = {"text": self.tokenizer(list(example["captions"][:1]) or [""])[0]} if self.tokenizer else {}
-        size, side, _, mode, _ = self.transform
+        size, side, _, mode, *_ = self.transform
         return {
             "image": view,
             **texts,

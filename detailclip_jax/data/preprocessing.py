@@ -14,24 +14,31 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.fields import PREPROCESS
+from detailclip_jax.config.sizes import num_side_patches, size_of
 from detailclip_jax.data.decoding import PILLOW, UPRIGHT
 from detailclip_jax.data.images import evaluation_view
+from detailclip_jax.data.native import Native, native_view
 from detailclip_jax.runtime.errors import unknown
 
+NATIVE = "native"  # of preprocess.resize
 ROUNDING = 1e-6  # 224 / (224 / 246) is slightly below 246
 
 
 class Transform(NamedTuple):
-    """How an image is decoded, and the arguments of `images.evaluation_view`."""
+    """How an image is decoded, and the arguments of `images.evaluation_view`; for NATIVE those of `native_view`."""
 
     size: int
     shorter_side: int
     filter: str = "bilinear"
     resize: str = "shorter_side"
     decoding: str = UPRIGHT
+    patch_size: int = 0
+    max_patches: int = 0
 
-    def view(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "size size 3"]:
+    def view(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "size size 3"] | Native:
         """Resizes and crops a decoded image."""
+        if self.resize == NATIVE:
+            return native_view(image, self.patch_size, self.max_patches, self.filter)
         return evaluation_view(image, self.size, self.shorter_side, self.filter, self.resize)
 
 
@@ -39,7 +46,15 @@ def transform_of(config: ConfigDict) -> Transform:
     """Returns size and geometry from the config; the resized side is rounded down, as in timm."""
     fields, size = config.preprocess, config.model.image_size
     side = math.floor(size / fields.crop_ratio + ROUNDING)
-    return Transform(size, side, fields.filter, fields.resize, fields.decoding)
+    patches = (size_of(config.model).patch_size, fields.max_patches or num_side_patches(config.model) ** 2)
+    native = patches if fields.resize == NATIVE else ()
+    return Transform(size, side, fields.filter, fields.resize, fields.decoding, *native)
+
+
+def square_transform(config: ConfigDict) -> Transform:
+    """Returns the transform for what needs a square: it squashes the images of a config that resizes them natively."""
+    own = transform_of(config)
+    return own if own.resize != NATIVE else Transform(own.size, own.size, own.filter, "squash", own.decoding)
 
 
 def changed(config: ConfigDict, given: Mapping[str, Any]) -> ConfigDict:
@@ -65,9 +80,13 @@ def check(fields: ConfigDict) -> None:
 
 def description(config: ConfigDict) -> str:
     """Returns one line that describes the preprocessing."""
-    size, side, filter, resize, decoding = transform_of(config)
-    fields = config.preprocess
+    own, fields = transform_of(config), config.preprocess
     mean, std = (" ".join(f"{number:.4g}" for number in fields[name]) for name in ("mean", "std"))
-    scaled = f"shorter side to {side} px" if resize == "shorter_side" else f"both sides to {side} px"
-    stored = "decoded by Pillow's convert('RGB'), " if decoding == PILLOW else ""
-    return f"{stored}{scaled} ({filter}), center crop {size} px, mean {mean}, std {std}"
+    cut = f" ({own.filter}), center crop {own.size} px"
+    scaled = {
+        "shorter_side": f"shorter side to {own.shorter_side} px{cut}",
+        "squash": f"both sides to {own.shorter_side} px{cut}",
+        NATIVE: f"native aspect, at most {own.max_patches} patches of {own.patch_size} px ({own.filter})",
+    }
+    stored = "decoded by Pillow's convert('RGB'), " if own.decoding == PILLOW else ""
+    return f"{stored}{scaled[own.resize]}, mean {mean}, std {std}"

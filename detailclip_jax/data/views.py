@@ -8,7 +8,7 @@ are one map: the left side of the view is the first x of the box, also of a mirr
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.data import images, resizing
 from detailclip_jax.data.blocks import block_mask
 from detailclip_jax.data.decoding import Decoded, Encoded
+from detailclip_jax.data.native import Native, native_size, padded, stacked
 
 Box = tuple[int, int, int, int]  # xyxy, pixels of the image; x1 and y1 are exclusive
 Opened = Encoded | Decoded
@@ -155,8 +156,8 @@ def jitter(
 
 
 def augment(
-    image: UInt8[np.ndarray, "S S 3"], crop: Crop, view: int, rng: np.random.Generator
-) -> tuple[UInt8[np.ndarray, "S S 3"], bool]:
+    image: UInt8[np.ndarray, "h w 3"], crop: Crop, view: int, rng: np.random.Generator
+) -> tuple[UInt8[np.ndarray, "h w 3"], bool]:
     """Applies the crop's augmentations to view number `view`: flip, jitter, gray, blur, solarize.
 
     Returns also whether the view is mirrored.
@@ -192,7 +193,8 @@ def _draw_mask(crop: Crop, rng: np.random.Generator) -> Bool[np.ndarray, "side s
     return block_mask(crop.mask_grid, ratio, rng)
 
 
-Views = dict[str, tuple[UInt8[np.ndarray, "V S S 3"], Float32[np.ndarray, "V 4"]]]
+Views = dict[str, tuple[UInt8[np.ndarray, "V S S 3"] | Native, Float32[np.ndarray, "V 4"]]]
+Budget = tuple[int, int]  # of native views: side of a patch, and number of patches
 
 
 def make_views(
@@ -200,8 +202,11 @@ def make_views(
     crops: Mapping[str, Crop],
     rng: np.random.Generator,
     reducing_gap: int | float = 0,
+    native: Budget | None = None,
 ) -> Views:
     """Returns pixels and boxes of every crop of one image, by name.
+
+    With `native` the crops keep the aspect of their boxes, and their pixels are `Native`; their `size` is not used.
 
     An encoded image is decoded after its boxes are drawn, so that it can be decoded at the smallest sufficient size
     (see `reduction_for`); it raises BadImage if its bytes are damaged.  Boxes are xyxy in pixels of the original image;
@@ -212,8 +217,8 @@ def make_views(
     """
     opened = Decoded(image, *image.shape[:2]) if isinstance(image, np.ndarray) else image
     boxes = draw_boxes(opened.height, opened.width, crops, rng)
-    decoded = opened.decoded(reduction_for(boxes, crops, reducing_gap))
-    return {name: _views(decoded, crops[name], boxes[name], rng) for name in sorted(crops)}
+    decoded = opened.decoded(reduction_for(boxes, crops, reducing_gap, native))
+    return {name: _views(decoded, crops[name], boxes[name], rng, native) for name in sorted(crops)}
 
 
 def draw_boxes(height: int, width: int, crops: Mapping[str, Crop], rng: np.random.Generator) -> dict[str, list[Box]]:
@@ -235,7 +240,9 @@ def _draw_box(height: int, width: int, crop: Crop, large: list[Box], rng: np.ran
     return left + x0, top + y0, left + x1, top + y1
 
 
-def reduction_for(boxes: Mapping[str, list[Box]], crops: Mapping[str, Crop], reducing_gap: int | float) -> int | float:
+def reduction_for(
+    boxes: Mapping[str, list[Box]], crops: Mapping[str, Crop], reducing_gap: int | float, native: Budget | None = None
+) -> int | float:
     """Returns the largest factor by which an image may be reduced before its crops are resized.
 
     After the reduction every box still has at least `reducing_gap` times the size of its view in each direction.  It is
@@ -244,8 +251,19 @@ def reduction_for(boxes: Mapping[str, list[Box]], crops: Mapping[str, Crop], red
     """
     if not reducing_gap:
         return 1
-    shorter = {name: min(min(x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes[name]) for name in boxes}
-    return min(shorter[name] / (reducing_gap * crops[name].size) for name in boxes)
+    every = [(box, view_size(crops[name], box, native)) for name in boxes for box in boxes[name]]
+    gap = reducing_gap
+    return min(
+        min((y1 - y0) / (gap * height), (x1 - x0) / (gap * width)) for (x0, y0, x1, y1), (height, width) in every
+    )
+
+
+def view_size(crop: Crop, box: Box, native: Budget | None) -> tuple[int, int]:
+    """Returns height and width in pixels of the view of a box."""
+    if native is None:
+        return crop.size, crop.size
+    rows, columns = native_size(box[3] - box[1], box[2] - box[0], *native)
+    return rows * native[0], columns * native[0]
 
 
 def check_reducing_gap(gap: int | float, name: str = "reducing_gap") -> None:
@@ -255,13 +273,19 @@ def check_reducing_gap(gap: int | float, name: str = "reducing_gap") -> None:
 
 
 def _views(
-    image: Decoded, crop: Crop, boxes: list[Box], rng: np.random.Generator
-) -> tuple[UInt8[np.ndarray, "V S S 3"], Float32[np.ndarray, "V 4"]]:
-    pixels, mirrored = zip(*(augment(cut(image, crop, box), crop, view, rng) for view, box in enumerate(boxes)))
+    image: Decoded, crop: Crop, boxes: list[Box], rng: np.random.Generator, native: Budget | None
+) -> tuple[UInt8[np.ndarray, "V S S 3"] | Native, Float32[np.ndarray, "V 4"]]:
+    cuts = (cut(image, crop, box, native) for box in boxes)
+    pixels, mirrored = zip(*(augment(part, crop, view, rng) for view, part in enumerate(cuts)))
     turned = [(x1, y0, x0, y1) if turn else (x0, y0, x1, y1) for (x0, y0, x1, y1), turn in zip(boxes, mirrored)]
-    return np.stack(pixels), np.array(turned, np.float32)
+    return stack(pixels, native), np.array(turned, np.float32)
 
 
-def cut(image: Decoded, crop: Crop, box: Box) -> UInt8[np.ndarray, "S S 3"]:
+def stack(pixels: Sequence[UInt8[np.ndarray, "h w 3"]], native: Budget | None) -> Any:
+    """Stacks the views of a crop: uint8 [V, S, S, 3], or with `native` their patches and grids."""
+    return stacked(pixels if native is None else [padded(view, *native) for view in pixels])
+
+
+def cut(image: Decoded, crop: Crop, box: Box, native: Budget | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """Cuts a box from an image and resizes it to the crop's size."""
-    return images.resize_part(image.pixels, image.within(box), crop.size, crop.size, crop.filter)
+    return images.resize_part(image.pixels, image.within(box), *view_size(crop, box, native), crop.filter)

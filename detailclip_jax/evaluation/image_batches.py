@@ -11,6 +11,7 @@ from jaxtyping import Bool
 
 from detailclip_jax.data.caption_rules import not_blank
 from detailclip_jax.data.decoding import BUDGET
+from detailclip_jax.data.native import BLACK, Native, stacked
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import Source
@@ -33,10 +34,10 @@ def cropped(transform: Transform) -> Transform:
 class ImageBatches:
     """All examples of a source once per pass, in order, in batches of one shape.
 
-    Yields {"image": uint8 [B, S, S, 3], "label": int32 [B], "index": int32 [B], "valid": bool [B]}. Rows after the end
-    and rows that cannot be read have a zero image, label -1 and valid False. After a pass, `unreadable` lists the
-    unreadable examples with the reason. `rows` selects the rows of a batch that this process reads (other processes
-    read the others).
+    Yields {"image": uint8 [B, S, S, 3] or `Native`, "label": int32 [B], "index": int32 [B], "valid": bool [B]}. Rows
+    after the end and rows that cannot be read have a black image, label -1 and valid False. After a pass, `unreadable`
+    lists the unreadable examples with the reason. `rows` selects the rows of a batch that this process reads (other
+    processes read the others).
     """
 
     def __init__(
@@ -59,9 +60,8 @@ class ImageBatches:
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Batch `number`, and a list of its examples that could not be read."""
-        first, size = number * self.batch_size, self.transform.size
-        batch = {
-            "image": np.zeros((self.batch_size, size, size, 3), np.uint8),
+        first, images = number * self.batch_size, [self.transform.view(BLACK)] * self.batch_size
+        batch: dict[str, Any] = {
             "label": np.full(self.batch_size, -1, np.int32),
             "index": np.arange(first, first + self.batch_size, dtype=np.int32),
             "valid": np.zeros(self.batch_size, bool),
@@ -69,11 +69,11 @@ class ImageBatches:
         unreadable = []
         for row in np.flatnonzero(self.rows[: len(self.source) - first]):
             try:
-                batch["image"][row], batch["label"][row] = self._example(first + int(row))
+                images[row], batch["label"][row] = self._example(first + int(row))
                 batch["valid"][row] = True
             except Exception as error:  # report an unreadable image: raising here would leave other processes waiting
                 unreadable.append(f"example {first + row}: {error}")
-        return {"batch": batch, "unreadable": unreadable}
+        return {"batch": {"image": stacked(images), **batch}, "unreadable": unreadable}
 
     def is_readable(self, index: int) -> bool:
         """Whether example `index` can be read, as in a pass."""
@@ -83,7 +83,7 @@ class ImageBatches:
             return False
         return True
 
-    def _example(self, index: int) -> tuple[np.ndarray, int]:
+    def _example(self, index: int) -> tuple[np.ndarray | Native, int]:
         with BUDGET.scope():
             example, image = read(self.source, index, self.transform.decoding)
             return self.transform.view(image), example.get("label", -1)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.pipeline import evaluation_batches
-from detailclip_jax.data.preprocessing import transform_of
+from detailclip_jax.data.preprocessing import square_transform
 from detailclip_jax.data.sources import Source
 from detailclip_jax.data.stickers.scene_source import Stickers
 from detailclip_jax.evaluation.evaluation_sets import drawn, fingerprint
@@ -51,9 +51,9 @@ def open_with_masks(
 
 def batches(source: Source, config: ConfigDict) -> list[PaddedBatch]:
     """The images of all examples, preprocessed and kept in memory, since every set of weights uses them."""
-    return list(evaluation_batches(source, transform_of(config), None, min(BATCH_SIZE, len(source))))
+    return list(evaluation_batches(source, square_transform(config), None, min(BATCH_SIZE, len(source))))
 
 
 def images(examples: Sequence[dict[str, Any]], config: ConfigDict) -> UInt8[np.ndarray, "B S S 3"]:
     """The images of the scenes, preprocessed for the model."""
-    return np.stack([transform_of(config).view(example["image"]) for example in examples])
+    return np.stack([square_transform(config).view(example["image"]) for example in examples])

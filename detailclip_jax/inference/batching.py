@@ -19,11 +19,12 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Bool, Float, Int
 
 from detailclip_jax.data.lengths import caption_lengths, lengths_within
+from detailclip_jax.data.native import stacked
 from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.types import Params
 
-PaddedBatch = Mapping[str, np.ndarray]
+PaddedBatch = Mapping[str, Any]  # arrays, or native images
 Batches = Iterable[PaddedBatch]
 SHAPES = (1, 8, 64)  # batch sizes of a call on one device; each is compiled at its first use
 AHEAD = 2  # calls that may be unfinished while the next rows are prepared; more would fill the memory with images
@@ -47,19 +48,18 @@ def in_turn(calls: Iterable[Call]) -> Iterator[Call]:
     yield from unfinished
 
 
-def chunks(rows: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+def chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Yields lists of `size` rows; the last one may be shorter."""
     rows = iter(rows)
     while chunk := list(itertools.islice(rows, size)):
         yield chunk
 
 
-def filled(chunk: Sequence[np.ndarray]) -> np.ndarray:
-    """The rows as one array, padded with zeros to the next of SHAPES."""
+def filled(chunk: Sequence[Any]) -> Any:
+    """The rows, arrays or native images, stacked and padded with zeros to the next of SHAPES."""
     size = next(shape for shape in SHAPES if shape >= len(chunk))
-    array = np.zeros((size, *chunk[0].shape), chunk[0].dtype)
-    array[: len(chunk)] = chunk
-    return array
+    blank = jax.tree.map(np.zeros_like, chunk[0])
+    return stacked([*chunk, *[blank] * (size - len(chunk))])
 
 
 def gather(function: Callable[[Mapping[str, Any]], Any], batches: Batches, mesh: Mesh | None = None) -> Any:
@@ -110,10 +110,12 @@ def place(batch: PaddedBatch, mesh: Mesh | None) -> Mapping[str, Any]:
         return batch
     sharding = meshes.sharded(mesh)
     missing = -len(batch["valid"]) % mesh.devices.size
-    filled = {name: fill(array, missing) for name, array in batch.items()}
-    return {
-        name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__) for name, array in filled.items()
-    }
+
+    def placed(array: np.ndarray) -> jax.Array:
+        whole = fill(array, missing)
+        return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
+
+    return jax.tree.map(placed, dict(batch))
 
 
 def fill(array: np.ndarray, missing: int) -> np.ndarray:

@@ -30,7 +30,8 @@ from detailclip_jax import methods
 from detailclip_jax.config import sizes
 from detailclip_jax.data import preprocessing
 from detailclip_jax.data.decoding import BUDGET, UPRIGHT, BadImage, decode, rgb_of
-from detailclip_jax.data.preprocessing import Transform
+from detailclip_jax.data.native import Native
+from detailclip_jax.data.preprocessing import NATIVE, Transform
 from detailclip_jax.data.tokenizer import VOCAB_SIZE
 from detailclip_jax.data.vocabularies import CLIP, digest_of, tokenizer_of
 from detailclip_jax.inference.batching import SHAPES, chunks, filled, in_turn
@@ -65,6 +66,7 @@ NEEDS = {
     "dense": ("image", "image_projection", "text", "text_projection"),
 }
 OF_TRANSFER = {"detect": "detection", "segment": "segmentation"}  # method -> kind of the runs of transfer that have it
+OF_SQUARES = ("features", "attention", "attention_heads", "removed", "reconstruct")  # methods with a map of patches
 EMBEDDING_NETWORKS = ("image", "image_projection", "text", "text_projection")
 
 
@@ -115,7 +117,8 @@ class Model:
     An image is a PIL image of any mode, uint8 [H, W, 3] (or [H, W], [H, W, 1], [H, W, 4]), the path of a file, or the
     bytes of one; a `Square` is taken as it is. An image is rotated upright, converted to RGB (transparency over white),
     and resized, cropped and normalised according to `config.preprocess`, whose `decoding` "pillow" replaces the first
-    two. The default resizes the shorter side to the model's size with a bilinear filter and crops the central square;
+    two; its `resize` "native" keeps the whole image and its aspect. The default resizes the shorter side to the model's
+    size with a bilinear filter and crops the central square;
     an imported model keeps its own evaluation preprocessing. `weights` names the `params` in use: "student", or "ema",
     where the teacher's networks replace those of the student.
     """
@@ -315,7 +318,7 @@ class Model:
     def _readout_encoder(self) -> Callable[[str], jax.stages.Wrapped]:
         return functools.cache(lambda readout: readout_encoder(self.networks, self.config, readout))
 
-    def view(self, image: Any) -> UInt8[np.ndarray, "S S 3"]:
+    def view(self, image: Any) -> UInt8[np.ndarray, "S S 3"] | Native:
         """One image, resized and cropped for the networks; its values are not normalised.
 
         Raises ValueError for a `Square` of another size than the model's, or of another type than uint8.
@@ -384,6 +387,11 @@ class Model:
                 f"{call} runs {' and '.join(NEEDS[call])}, but the method of {self.path} is {self.config.method}, "
                 f"which has no {' and no '.join(missing)}{alone}; use a checkpoint of a method with {wanted}"
             )
+        if call in OF_SQUARES and self.transform.resize == NATIVE:
+            raise ValueError(
+                f"{call} needs a square, but {self.path} sees images in their own aspect (preprocess.resize 'native'); "
+                "give preprocess={'resize': 'squash'} to load(), or --resize=squash"
+            )
         clip = self.config.data.tokenizer == CLIP
         if call in ("encode_text", "dense") and clip and self.config.model.vocab_size != VOCAB_SIZE:
             raise ValueError(
@@ -391,7 +399,7 @@ class Model:
                 f"CLIP's of {VOCAB_SIZE}; import it with --tokenizer=FILE, the file of its own tokenizer"
             )
 
-    def _views(self, images: Any, call: str) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
+    def _views(self, images: Any, call: str) -> Iterator[UInt8[np.ndarray, "S S 3"] | Native]:
         if isinstance(images, str | bytes | Path | Image.Image | Square) or getattr(images, "ndim", 4) < 4:
             raise TypeError(f"{call} takes a list of images, got one {type(images).__name__}; write [image]")
         for number, image in enumerate(images):
@@ -400,11 +408,11 @@ class Model:
             except BadImage as error:
                 raise BadImage(f"image {number}: {error}") from error
 
-    def _encoded(self, function: Any, rows: Iterable[np.ndarray], width: int) -> Float32[np.ndarray, "B E"]:
+    def _encoded(self, function: Any, rows: Iterable[Any], width: int) -> Float32[np.ndarray, "B E"]:
         batches = self._called(function, rows)
         return np.concatenate([np.zeros((0, width), np.float32), *batches])
 
-    def _called(self, function: Any, rows: Iterable[np.ndarray]) -> list[np.ndarray]:
+    def _called(self, function: Any, rows: Iterable[Any]) -> list[np.ndarray]:
         """Applies a compiled function to the rows in chunks; each chunk is padded to one of SHAPES."""
         calls = ((function(self.params, filled(chunk)), len(chunk)) for chunk in chunks(rows, SHAPES[-1]))
         return [np.asarray(values)[:count].astype(np.float32) for values, count in in_turn(calls)]
@@ -497,6 +505,7 @@ def _reading(config: ConfigDict) -> list[Any]:
     style = sorted(model.image_style.to_dict().items())
     kinds = model.image_size, model.context_length, model.text_activation, model.dtype
     geometry = fields.filter, fields.resize, fields.crop_ratio, fields.decoding, tuple(fields.mean), tuple(fields.std)
+    geometry += preprocessing.transform_of(config)[-2:] if fields.resize == NATIVE else ()
     tokenizer = _tokenizer_digest(config) if config.data.tokenizer != CLIP else CLIP
     return [heads, style, *kinds, *geometry, model.matmul_precision, TextStyle(**model.text_style), tokenizer]
 

@@ -37,8 +37,8 @@ NO_CLIP = "this is a VisionTextDualEncoderModel, not a CLIPModel; load it with t
 HIDDEN_ACTS = {"gelu_tanh": "gelu_pytorch_tanh"}  # our names of activations, where transformers has others
 TRUNK = "trunk"  # folder with the config of an image encoder that timm does not register
 LOCAL = "local-dir:"  # begins a timm_model_name that is a folder
-SIGLIP, DUAL_ENCODER = "siglip", "vision-text-dual-encoder"
-KINDS = (None, "clip", SIGLIP, "siglip_model", DUAL_ENCODER)  # model_type of a supported config.json
+SIGLIP, NAFLEX, DUAL_ENCODER = "siglip", "siglip2", "vision-text-dual-encoder"
+KINDS = (None, "clip", SIGLIP, "siglip_model", NAFLEX, DUAL_ENCODER)  # model_type of a supported config.json
 TEXT_KINDS = (None, "clip_text_model")
 CLIP_USUAL, VIT_USUAL, SIGLIP_USUAL = (  # activation and epsilon of transformers, for a config.json without them
     ("quick_gelu", 1e-5),
@@ -236,9 +236,9 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
     image, text, kind = content.get("vision_config", {}), content.get("text_config", {}), content.get("model_type")
     if kind not in KINDS:
         raise ValueError(
-            f"unsupported model_type of {HUGGINGFACE}: {kind!r}; supported: clip, {SIGLIP}, {DUAL_ENCODER}"
+            f"unsupported model_type of {HUGGINGFACE}: {kind!r}; supported: clip, {SIGLIP}, {NAFLEX}, {DUAL_ENCODER}"
         )
-    is_siglip, is_vit = kind in (SIGLIP, "siglip_model"), image.get("model_type") == "vit"
+    is_siglip, is_vit = kind in (SIGLIP, "siglip_model", NAFLEX), image.get("model_type") == "vit"
     if not is_siglip:
         _check_huggingface_text(text)
     if is_vit and image.get("pooler_act", "tanh") != "linear":
@@ -253,6 +253,7 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
         "norm_eps": image.get("layer_norm_eps", eps),
         "text_norm_eps": text.get("layer_norm_eps", text_eps),
         TEXT_END: None if is_siglip else _text_end(text),
+        "max_patches": preprocessor.get("max_num_patches"),
         "mean": preprocessor.get("image_mean"),
         "std": preprocessor.get("image_std"),
         **_huggingface_geometry(preprocessor),
@@ -514,7 +515,7 @@ def _text_config(spec: Spec, kind: str) -> dict[str, Any]:
 
 def preprocessor_config(config: ConfigDict) -> dict[str, Any]:
     """preprocessor_config.json: resize, center crop, mean and standard deviation from the model's config."""
-    side, resized, filter, resize, _ = transform_of(config)
+    side, resized, filter, resize, *_ = transform_of(config)
     if spec_of(config.model).style.pooling == "attention" and resize == "squash" and side == resized:
         kind, cut = "SiglipImageProcessor", {}
     else:

@@ -1,4 +1,7 @@
-"""Parameter names of transformers' VisionTextDualEncoderModel (our encoders), CLIPModel (OpenAI's) and SiglipModel."""
+"""Parameter names of transformers' models.
+
+These are VisionTextDualEncoderModel (our encoders), CLIPModel (OpenAI's), SiglipModel and Siglip2Model.
+"""
 
 import numpy as np
 
@@ -10,6 +13,7 @@ from detailclip_jax.interop.key_tables import (
     TOKEN,
     VALUE,
     Entry,
+    StateDict,
     Table,
     linear,
     norm,
@@ -132,6 +136,13 @@ def siglip_vision(depth: int) -> list[Entry]:
         *norm("image/norm", f"{key}.post_layernorm"),
         *attention_pool("image/pool", f"{key}.head"),
     ]
+
+
+def convolved(tensors: StateDict) -> StateDict:
+    """Gives the patch embedding of SigLIP 2's NaFlex, a matrix (D, p p 3), the form (D, 3, p, p) of a convolution."""
+    key = "vision_model.embeddings.patch_embedding.weight"
+    kernel = np.asarray(tensors[key])
+    return {**tensors, key: CONV.out(kernel.T)} if kernel.ndim == 2 else tensors
 
 
 def siglip_table(spec: Spec) -> Table:

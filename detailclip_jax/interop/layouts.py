@@ -96,6 +96,7 @@ class TensorLayout(NamedTuple):
     roots: tuple[str, ...] = ("state_dict", "model")  # keys of the state dict in a checkpoint
     parts: tuple[str, ...] = ()  # of a checkpoint with several state dicts; their names begin our keys
     prepare: Callable[[StateDict], StateDict] = lambda tensors: tensors  # to the names and forms of the table
+    stated: Callable[[Shapes], dict[str, Any]] = lambda shapes: {}  # options that the shapes show
     shared_with: str = ""  # unsupported models with the same keys: the layout is only read if the user names it
     read_only: bool = False  # whether no model is written in it
     class_tokens: int = 1  # of its image encoders
@@ -218,6 +219,12 @@ def fits_hf_clip(spec: Spec) -> bool:
 def fits_siglip(spec: Spec) -> bool:
     """A SiglipModel; its config states epsilon and activations."""
     return spec.image_is_embedding and spec.style._replace(norm_eps=1e-6, activation="gelu_tanh") == SIGLIP_STYLE
+
+
+def naflex_options(shapes: Shapes) -> dict[str, Any]:
+    """Options of SigLIP 2's NaFlex, whose patch embedding is a matrix; {} for the models of squares."""
+    is_matrix = len(shapes[HF_SIGLIP.kernel]) == 2
+    return {"resize": "native", "resize_filter": "bilinear", "interpolation": "tips"} if is_matrix else {}
 
 
 def joint_width(shapes: Shapes, key: str) -> int:
@@ -473,6 +480,8 @@ LAYOUTS = (
         image_is_embedding=True,
         mlps=SIGLIP_MLPS,
         fits=fits_siglip,
+        prepare=huggingface.convolved,
+        stated=naflex_options,
         normalisation="half",
         filter="bicubic",
         resize="squash",

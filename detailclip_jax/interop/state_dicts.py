@@ -30,7 +30,8 @@ from detailclip_jax.types import Params
 
 OPTIONS = (
     *("num_heads", "text_heads", "decoder_heads", "activation", "text_activation", "pooling", "norm_eps"),
-    *("normalisation", "mean", "std", "resize_filter", "resize", "crop_ratio", "image_size", "interpolation"),
+    *("normalisation", "mean", "std", "resize_filter", "resize", "max_patches", "crop_ratio"),
+    *("image_size", "interpolation"),
     *("decoding", "tokenizer"),
 )
 OWN = "safetensors"
@@ -68,8 +69,8 @@ def load(
                                        config
         pooling, norm_eps              see models.vit.Style
         normalisation                  "imagenet" | "clip" | "half" | "none": mean and standard deviation of the pixels
-        resize_filter, resize, crop_ratio    evaluation preprocessing, see config.preprocess; default: the config file
-                                       with the weights, else the usual evaluation of the model family
+        resize_filter, resize, max_patches, crop_ratio    evaluation preprocessing, see config.preprocess; default: the
+                                       config file with the weights, else the usual evaluation of the model family
         decoding                       "upright" (default) | "pillow", see data.decoding
         image_size                     interpolates the positions to another image size, now and for good
         tokenizer                      file of the model's own vocabulary, see the field data.tokenizer
@@ -108,6 +109,7 @@ def load(
 def _converted(
     chosen: TensorLayout, state_dict: StateDict, options: Mapping[str, Any], flags: Mapping[str, Any]
 ) -> tuple[Networks, dict[str, Params], ConfigDict]:
+    options = {**chosen.stated({key: value.shape for key, value in state_dict.items()}), **options}
     state_dict = chosen.prepare(state_dict)
     spec = chosen.measure({key: value.shape for key, value in state_dict.items()}, options)
     config = config_of(chosen, spec, options)
@@ -319,6 +321,7 @@ def preprocess_of(layout: TensorLayout, options: Mapping[str, Any]) -> dict[str,
     return {
         "filter": options.get("resize_filter", layout.filter),
         "resize": options.get("resize") or layout.resize,
+        "max_patches": options.get("max_patches"),
         "crop_ratio": options.get("crop_ratio", layout.crop_ratio),
         "decoding": options.get("decoding"),
         "mean": _per_channel(options.get("mean", mean)),

@@ -66,6 +66,7 @@ TERMS = {
     "region": crop_to_region,
     "distill": frozen_teacher,
 }
+NATIVE_METHODS = ("clip", "siglip")  # that can train on images of any aspect
 ENCODERS = {"image_encoder": image_encoder}  # further methods of imported checkpoints; not trainable
 
 
@@ -82,6 +83,8 @@ def build(config: ConfigDict) -> Method:
     if config.views.patch_dropout:
         method = patch_dropout(method, config)
     method = _with_terms(method, config)
+    if config.views.native:
+        _check_native(config)
     _check_crops({*method.targets.values(), *(p.view for p in method.passes.values())}, config)
     built = build_method(method, config.losses.weights.to_dict())
     frozen = split_list(config.optimizer.frozen)  # the teacher's network is the student's, which does not change
@@ -96,6 +99,17 @@ def _with_terms(method: Method, config: ConfigDict) -> Method:
         if config.losses.weights.get(name, 0) and method.losses:
             method = make(method, config)
     return method
+
+
+def _check_native(config: ConfigDict) -> None:
+    """Raises ValueError for a method or a term that needs squares of patches."""
+    views, asked = config.views, f"views.native {config.views.native}"
+    terms = [f"losses.weights.{name}" for name in TERMS if config.losses.weights.get(name, 0)]
+    if config.method not in NATIVE_METHODS:
+        known = " and ".join(NATIVE_METHODS)
+        raise ValueError(f"{asked} is for {known}; method {config.method} needs squares: leave it out")
+    if needy := [*terms, *(["views.patch_dropout"] if views.patch_dropout else [])]:
+        raise ValueError(f"{asked}: {needy[0]} needs squares; leave one of the two out")
 
 
 def check_name(name: str) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from detailclip_jax import methods
+from detailclip_jax.data.native import Native
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.methods.method import Score
@@ -22,6 +23,8 @@ TEXT_LENGTHS = (16, 32, 48)  # of the tokens of texts in evaluation; each length
 
 class Encode(NamedTuple):
     """Jitted functions of parameters and uint8 images [B, S, S, 3] or token ids [B, T]; see `encoders`.
+
+    `image` and `cls` also take `Native` images.
 
     encode = encoders(model, config)
     encode.image(params, images) @ encode.text(params, tokens).T      # cosine similarities
@@ -65,7 +68,7 @@ def _encoders(
     def bound(params: Params) -> Networks:
         return model.bind({"params": params})
 
-    def image(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B E"]:
+    def image(params: Params, images: UInt8[Array, "B S S 3"] | Native) -> Float[Array, "B E"]:
         net, pixels = bound(params), normalise_pixels(images, mean, std)
         return l2_normalise(net.embed_image(pixels) if "image_projection" in net.table else net.image(pixels).cls)
 
@@ -78,7 +81,7 @@ def _encoders(
     def patches(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B N D"]:
         return bound(params).image(normalise_pixels(images, mean, std)).patches
 
-    def cls(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B D"]:
+    def cls(params: Params, images: UInt8[Array, "B S S 3"] | Native) -> Float[Array, "B D"]:
         return bound(params).image(normalise_pixels(images, mean, std)).cls
 
     def tokens(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B M D"]:

@@ -296,7 +296,7 @@ def masked(student: Networks, view: View, hidden: Hidden, keys: Array) -> Tokens
 
 def view_keys(keys: Array, view: View) -> Array:
     """Derives a key [V, B] for every view of every image from the images' keys [B]."""
-    numbers = jnp.arange(len(view.image))
+    numbers = jnp.arange(len(view.box))
     return jax.vmap(lambda v: jax.vmap(lambda key: jax.random.fold_in(key, v + 1))(keys))(numbers)
 
 

@@ -54,9 +54,9 @@ class Attention(nn.Module):
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "B N"] | None]:
         """Computes the attention output; `pairs` holds keys and values, concatenated.
 
-        With `cls_row` also returns the softmax of the first token's query over all keys, averaged over heads
-        (float32), else None. It is computed separately, without the full attention maps, so that a fused kernel can
-        compute the output.
+        `mask` is True at the keys that are attended to. With `cls_row` also returns the softmax of the first token's
+        query over all these keys, averaged over heads (float32), else None. It is computed separately, without the
+        full attention maps, so that a fused kernel can compute the output.
         """
         (query,), (key, value) = self._heads(query, 1), self._heads(pairs, 2)
         if mask is not None or self.kernel == "xla":
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         else:
             attended = attend_evenly(query, key, value, causal, self.kernel)
         out = self.proj(attended.reshape(*query.shape[:2], self.width))
-        return out, cls_attention(query[:, 0], key) if cls_row else None
+        return out, cls_attention(query[:, 0], key, mask) if cls_row else None
 
     def _heads(self, x: Float[Array, "B N M"], parts: int) -> list[Float[Array, "B N heads d"]]:
         x = x.reshape(*x.shape[:2], parts, self.num_heads, -1)
@@ -92,9 +92,12 @@ def attend_evenly(
     return attended[:, : query.shape[1]]
 
 
-def cls_attention(query: Float[Array, "B heads d"], key: Float[Array, "B N heads d"]) -> Float[Array, "B N"]:
+def cls_attention(
+    query: Float[Array, "B heads d"], key: Float[Array, "B N heads d"], mask: Bool[Array, "#B 1 1 N"] | None = None
+) -> Float[Array, "B N"]:
     """Computes softmax(q K^T / sqrt(d)) of one query, averaged over heads, in float32: the summand of eq. 9."""
     logits = jnp.einsum("bhd,bnhd->bhn", query, key, precision="highest", preferred_element_type=jnp.float32)
+    logits = logits if mask is None else jnp.where(mask[:, 0], logits, jnp.finfo(jnp.float32).min)
     return jax.nn.softmax(logits.astype(jnp.float32) * query.shape[-1] ** -0.5).mean(1)
 
 

@@ -9,7 +9,7 @@ from detailclip_jax.models.attention import Attention, Kernel
 from detailclip_jax.models.block import BlockInit, Mlp
 from detailclip_jax.models.initial_values import normal
 from detailclip_jax.models.layers import LayerNorm, activation_named
-from detailclip_jax.types import Array, Float
+from detailclip_jax.types import Array, Bool, Float
 
 
 class AttentionPool(nn.Module):
@@ -39,10 +39,13 @@ class AttentionPool(nn.Module):
         self.mlp = Mlp(inits, activation_named(self.activation), self.dtype, self.mlp_width)
 
     def __call__(
-        self, x: Float[Array, "B N D"], attention: bool = False
+        self, x: Float[Array, "B N D"], attention: bool = False, mask: Bool[Array, "B 1 1 N"] | None = None
     ) -> tuple[Float[Array, "B D"], Float[Array, "B N"] | None]:
-        """Pools normalised tokens; with `attention` also returns the query's attention, averaged over heads."""
-        y, row = self.attn(self._query(x.shape[0]), self.attn.project(x, 1), cls_row=attention)
+        """Pools normalised tokens; with `attention` also returns the query's attention, averaged over heads.
+
+        `mask` is True at the tokens that are pooled.
+        """
+        y, row = self.attn(self._query(x.shape[0]), self.attn.project(x, 1), mask, cls_row=attention)
         return (y + self.mlp(self.norm(y)))[:, 0], row
 
     def query_and_key(self, x: Float[Array, "B N D"]) -> tuple[Float[Array, "B heads d"], Float[Array, "B N heads d"]]:

@@ -76,11 +76,18 @@ class Block(nn.Module):
         self.mlp = Mlp(self.inits, self.activation, self.dtype, self.mlp_width)
 
     def __call__(
-        self, x: Float[Array, "B N D"], scale: Float[Array, "2 B 1 1"] | None = None, cls_row: bool = False
+        self,
+        x: Float[Array, "B N D"],
+        scale: Float[Array, "2 B 1 1"] | None = None,
+        cls_row: bool = False,
+        mask: Bool[Array, "#B 1 1 N"] | None = None,
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B N"] | None]:
-        """Computes all tokens, and with `cls_row` the CLS attention; `scale` holds drop path's factor per branch."""
+        """Computes all tokens, and with `cls_row` the CLS attention; `scale` holds drop path's factor per branch.
+
+        `mask` is True at the tokens that are attended to.
+        """
         qkv = self.attn.project(self.norm1(x))
-        attended, row = self.attn(qkv[..., : self.width], qkv[..., self.width :], None, self.causal, cls_row)
+        attended, row = self.attn(qkv[..., : self.width], qkv[..., self.width :], mask, self.causal, cls_row)
         return self._add(x, attended, scale), row
 
     def values(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
@@ -206,13 +213,11 @@ def run_blocks(
 
     `blocks` is a sequence, or one block whose parameters have `depth` layers along a leading axis. The latter runs as
     a loop (`nn.scan`): the same numbers, but a smaller program. If parameters are sharded, `gather` all-gathers one
-    layer at a time inside the loop. `mask` is True at the tokens that are attended to; without scales and `cls_rows`.
+    layer at a time inside the loop. `mask` is True at the tokens that are attended to.
     """
 
     def run(block: Block, x: Array, scale: Array | None) -> tuple[Array, Any]:
-        if mask is not None:
-            return block.at_queries(x, x, mask), None
-        return block(x, scale, cls_rows)
+        return block(x, scale, cls_rows, mask)
 
     if isinstance(blocks, Block):
         x, rows = loop_over(run, blocks, remat, depth, gather)(blocks, x, scales)

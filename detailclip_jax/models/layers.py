@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from detailclip_jax.kernels.products import plus, product
 from detailclip_jax.models.initial_values import ONES, ZEROS
-from detailclip_jax.types import Array, Float
+from detailclip_jax.types import Array, Bool, Float
 
 Initialiser = Callable[..., Array]
 
@@ -127,3 +127,9 @@ def affine(
     """Computes x kernel + bias with factors in `dtype`, in `out` (or `dtype`)."""
     result = product(x, kernel, dtype, out)
     return result if bias is None else plus(result, bias)
+
+
+def mean_of(x: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> Float[Array, "B D"]:
+    """Computes the mean of the valid tokens, in float32; zeros where there is none."""
+    total = jnp.where(valid[..., None], x.astype(jnp.float32), 0.0).sum(1)
+    return total / jnp.maximum(valid.sum(1), 1)[:, None]

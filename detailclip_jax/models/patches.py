@@ -6,15 +6,21 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from detailclip_jax.data.native import Native
 from detailclip_jax.types import Array, Float, Int, UInt8
 
 AnyArray = TypeVar("AnyArray", Array, np.ndarray)
 
 
 def normalise_pixels(
-    images: UInt8[Array, "*batch H W 3"] | Float[Array, "*batch H W 3"], mean: tuple[float, ...], std: tuple[float, ...]
-) -> Float[Array, "*batch H W 3"]:
+    images: UInt8[Array, "*batch H W 3"] | Float[Array, "*batch H W 3"] | Native,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Float[Array, "*batch H W 3"] | Native:
     """Computes (x / 255 - mean) / std per channel."""
+    if isinstance(images, Native):
+        colours = images.patches.reshape(*images.patches.shape[:-1], -1, 3)
+        return images._replace(patches=normalise_pixels(colours, mean, std).reshape(images.patches.shape))
     return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
 
 

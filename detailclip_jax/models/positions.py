@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from detailclip_jax.types import Array, Float
+from detailclip_jax.types import Array, Float, Int
 
 KEPT, STRETCH = 20, 4  # of Long-CLIP: text positions that stay, and the factor of the others
 SHARPNESS = -0.75  # parameter a of the cubic kernel, as in PyTorch's bicubic interpolation
@@ -96,6 +96,28 @@ def linear_matrix(old: int, new: int) -> Array:
     """Builds the antialiased linear interpolation matrix [new, old]; every row sums to 1."""
     highest = jax.lax.Precision.HIGHEST
     return jax.image.resize(jnp.eye(old), (new, old), "linear", antialias=True, precision=highest)
+
+
+def native_positions(table: Float[Array, "M D"], grid: Int[Array, "B 2"], length: int) -> Float[Array, "B length D"]:
+    """Interpolates positions of a square of patches to the grid (rows, columns) of each image, row by row.
+
+    The interpolation is that of `linear_matrix`, computed at each place of a patch: SigLIP 2's NaFlex.  Places behind
+    the last patch, up to `length`, have values without a meaning.
+    """
+    side = round(len(table) ** 0.5)
+    rows, columns = (jnp.maximum(grid[:, axis, None], 1) for axis in (0, 1))
+    place = jnp.arange(length)
+    down, across = _linear(place // columns, rows, side), _linear(place % columns, columns, side)
+    weights = (down[..., :, None] * across[..., None, :]).reshape(*down.shape[:2], -1)
+    return jnp.einsum("bsm,md->bsd", weights, table, precision=jax.lax.Precision.HIGHEST)
+
+
+def _linear(cell: Int[Array, "B S"], num: Int[Array, "B 1"], side: int) -> Float[Array, "B S side"]:
+    """The weights of the cells of a side in the cells of another one, of `num` cells."""
+    scale = (side / num)[..., None]
+    centre = (jnp.minimum(cell, num - 1)[..., None] + 0.5) * scale - 0.5
+    weights = jax.nn.relu(1 - jnp.abs(jnp.arange(side) - centre) / jnp.maximum(scale, 1))
+    return weights / weights.sum(-1, keepdims=True)
 
 
 def stretched_text(positions: np.ndarray, length: int, rule: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from detailclip_jax.data.tokenizer import PAD
 from detailclip_jax.models.attention import Kernel
 from detailclip_jax.models.block import Block, BlockInit, Gather, recomputed, run_blocks
 from detailclip_jax.models.initial_values import normal, uniform_fan_in
-from detailclip_jax.models.layers import LayerNorm, activation_named
+from detailclip_jax.models.layers import LayerNorm, activation_named, mean_of
 from detailclip_jax.models.registry import Build, Network, ParameterRule
 from detailclip_jax.types import FSDP, Array, Bool, Float, Int
 
@@ -150,12 +150,6 @@ class TextTransformer(nn.Module):
             return self.token_embedding[tokens]
         attended = jnp.arange(tokens.shape[1]) <= end
         return self.token_embedding.at[jnp.where(attended, tokens, self.vocab_size)].get(mode="fill", fill_value=0)
-
-
-def mean_of(x: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> Float[Array, "B D"]:
-    """Computes the mean of the valid tokens, in float32; zeros where there is none."""
-    total = jnp.where(valid[..., None], x.astype(jnp.float32), 0.0).sum(1)
-    return total / jnp.maximum(valid.sum(1), 1)[:, None]
 
 
 def causal_mask(queries: Int[Array, "B Q"], length: int) -> Bool[Array, "B 1 Q T"]:

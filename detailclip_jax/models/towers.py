@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import sizes
+from detailclip_jax.data.native import Native
 from detailclip_jax.models import batch_norm, decoder, heads, text, vit
 from detailclip_jax.models.block import Gather
 from detailclip_jax.models.registry import Build, Network
@@ -92,7 +93,7 @@ class Networks(nn.Module):
         """Whether stacked blocks expect sharded parameters."""
         return any(getattr(network, "scan", False) and network.gather is not None for network in self.table.values())
 
-    def embed_image(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B E"]:
+    def embed_image(self, images: Float[Array, "B H W 3"] | Native) -> Float[Array, "B E"]:
         """Encodes images in the joint space; embeddings are not L2-normalised."""
         return self.image_projection(self.image(images).cls)
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from detailclip_jax.data.native import Native
 from detailclip_jax.kernels.products import broadcast, rows_at
 from detailclip_jax.models.attention import Kernel
 from detailclip_jax.models.attention_pool import AttentionPool
@@ -19,9 +20,9 @@ from detailclip_jax.models.block import (
     run_blocks_with_values,
 )
 from detailclip_jax.models.initial_values import XAVIER, normal, uniform_fan_in
-from detailclip_jax.models.layers import LayerNorm, Linear, activation_named
+from detailclip_jax.models.layers import LayerNorm, Linear, activation_named, mean_of
 from detailclip_jax.models.patches import patchify, take
-from detailclip_jax.models.positions import RECIPES, interpolate, sincos_positions
+from detailclip_jax.models.positions import RECIPES, interpolate, native_positions, sincos_positions
 from detailclip_jax.models.registry import Build, Network, ParameterRule
 from detailclip_jax.types import FSDP, Array, Bool, Float, Int, Tokens
 
@@ -70,7 +71,8 @@ class VisionTransformer(nn.Module):
     position, and are `Tokens.extra`.
     A kept patch has the position of its place in the image; a replaced patch is the mask token plus its position. The
     CLS token is cls_token + positions[0]. Positions are interpolated for images of another size, which need not be
-    square; their sides must be multiples of the patch size. `drop_path` is the rate of the last block; rates rise
+    square; their sides must be multiples of the patch size. Native images have any grids in one batch, and their
+    positions are always interpolated linearly. `drop_path` is the rate of the last block; rates rise
     linearly from 0 at the first one. Drop path needs `keys`.
     """
 
@@ -132,7 +134,7 @@ class VisionTransformer(nn.Module):
 
     def __call__(
         self,
-        images: Float[Array, "B H W 3"],
+        images: Float[Array, "B H W 3"] | Native,
         kept: Int[Array, "B K"] | None = None,
         attention: bool = False,
         hidden: Bool[Array, "B N"] | None = None,
@@ -142,32 +144,36 @@ class VisionTransformer(nn.Module):
     ) -> Tokens:
         """Encodes normalised images; `kept` holds the indices of the patches to encode, None for all.
 
+        Nothing attends to the padding of native images, no pooling contains it, and its tokens have no meaning.
         `mask_token` replaces the patches at which `hidden` is True. `attention` also returns the CLS attention. `keys`
         [B] enable drop path. `values` also returns the value read-out; it raises ValueError for an encoder without
         class tokens.
         """
         x, scales = self.embed(images, kept, hidden, mask_token), self._scales(keys)
+        real = images.valid if isinstance(images, Native) else None
+        mask = None if real is None else self._attended(real)
         if self.style.pooling == "attention":
             if values:
                 raise ValueError("a value read-out needs a class token, which pooling 'attention' does not have")
-            x, _ = run_blocks(self.blocks, x, scales, False, self.remat, self.depth, self.gather)
+            x, _ = run_blocks(self.blocks, x, scales, False, self.remat, self.depth, self.gather, mask)
             x = self.norm(x)
-            cls, row = self.pool(x, attention)
+            cls, row = self.pool(x, attention, mask)
             return Tokens(cls, x, None if row is None else row[:, None])
         first = self.num_class_tokens  # place of the first patch
         given, read = (self.blocks, x, scales, attention, self.remat, self.depth, self.gather), None
         if values:
+            assert real is None  # `methods.native` refuses terms that need a grid
             x, rows, read = run_blocks_with_values(*given)
             read = self.norm(read)
         else:
-            x, rows = run_blocks(*given)
+            x, rows = run_blocks(*given, mask)
         maps = None if rows is None else rows[..., first:]
         if self.style.pooling == "norm_of_mean":
-            cls, extra, patches = self.norm(x[:, first:].mean(1)), self.norm(x[:, 1:first]), x[:, first:]
+            cls, extra, patches = self.norm(_mean(x[:, first:], real)), self.norm(x[:, 1:first]), x[:, first:]
         else:
             x = self.norm(x)
             patches, extra = x[:, first:], x[:, 1:first]
-            cls = x[:, 0] if self.style.pooling == "cls" else patches.mean(1)
+            cls = x[:, 0] if self.style.pooling == "cls" else _mean(patches, real)
         return Tokens(cls, patches, maps, extra if first > 1 else None, None if read is None else read[:, first:])
 
     def _scales(self, keys: Array | None) -> Float[Array, "L 2 B 1 1"] | None:
@@ -177,29 +183,40 @@ class VisionTransformer(nn.Module):
         rates = [self.drop_path * number / max(self.depth - 1, 1) for number in range(self.depth)]
         return jnp.stack([branch_scales(fold_in(keys, number), rate) for number, rate in enumerate(rates)])
 
+    def _attended(self, real: Bool[Array, "B S"]) -> Bool[Array, "B 1 1 M"]:
+        """Which tokens are attended to: class tokens and real patches."""
+        return jnp.pad(real, ((0, 0), (self.num_class_tokens, 0)), constant_values=True)[:, None, None]
+
     def embed(
         self,
-        images: Float[Array, "B H W 3"],
+        images: Float[Array, "B H W 3"] | Native,
         kept: Int[Array, "B K"] | None = None,
         hidden: Bool[Array, "B N"] | None = None,
         mask_token: Float[Array, "D"] | None = None,
     ) -> Float[Array, "B M D"]:
         """Embeds class tokens and patches and adds positions; `kept` patches are selected before the projection."""
-        pixels = patchify(images, self.patch_size)
-        grid = images.shape[1] // self.patch_size, images.shape[2] // self.patch_size
-        first = self.style.num_cls
-        table = interpolate(self.table, grid, self.interpolation, first)
-        positions = table[None, first:]
-        if kept is not None:
-            pixels = take(pixels, kept)
-            positions = rows_at(table, first + kept, self.dtype)
+        pixels, positions = self._pixels(images, kept)
         patches = self.patch_embed(pixels)
         if hidden is not None:
             assert mask_token is not None  # `hidden` requires `mask_token`
             patches = jnp.where(hidden[..., None], broadcast(mask_token, patches.shape, self.dtype), patches)
         patches = patches + broadcast(positions, patches.shape, self.dtype)
-        x = jnp.concatenate([*self.classes(images.shape[0]), patches], 1)
+        x = jnp.concatenate([*self.classes(pixels.shape[0]), patches], 1)
         return self.pre_norm(x) if self.style.pre_norm else x
+
+    def _pixels(
+        self, images: Float[Array, "B H W 3"] | Native, kept: Int[Array, "B K"] | None
+    ) -> tuple[Float[Array, "B N P"], Float[Array, "#B N D"]]:
+        """Returns the pixels of the patches, by default of all, and the positions of these."""
+        first = self.style.num_cls
+        if isinstance(images, Native):
+            return images.patches, native_positions(self.table[first:], images.grid, images.patches.shape[1])
+        pixels = patchify(images, self.patch_size)
+        grid = images.shape[1] // self.patch_size, images.shape[2] // self.patch_size
+        table = interpolate(self.table, grid, self.interpolation, first)
+        if kept is None:
+            return pixels, table[None, first:]
+        return take(pixels, kept), rows_at(table, first + kept, self.dtype)
 
     def classes(self, batch: Any) -> list[Float[Array, "B R D"]]:
         """Returns the class tokens, the first with its position, then the others; `batch` is symbolic in exports."""
@@ -207,6 +224,11 @@ class VisionTransformer(nn.Module):
             return []
         tokens = [(self.cls_token + self.table[0])[None]] + ([self.extra_tokens] if self.num_class_tokens > 1 else [])
         return [broadcast(token, (batch, *token.shape), self.dtype) for token in tokens]
+
+
+def _mean(patches: Float[Array, "B N D"], real: Bool[Array, "B N"] | None) -> Float[Array, "B D"]:
+    """Computes the mean of the real patches; None for all."""
+    return patches.mean(1) if real is None else mean_of(patches, real).astype(patches.dtype)
 
 
 def fold_in(keys: Array, number: int) -> Array:

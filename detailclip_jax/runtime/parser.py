@@ -118,8 +118,10 @@ def add_preprocessing(to: Parser, default: str = "as the model's config says") -
     """Adds flags that override the preprocessing of evaluation, see `preprocessing_of`; `default` is for --help."""
     add = to.add_argument
     add("--resize-filter", metavar="NAME", help=f"filter that resizes images: bicubic or bilinear (default: {default})")
-    what = "resize the shorter side, or both sides without keeping the shape: shorter_side or squash"
+    what = "shorter_side, squash (both sides, without keeping the shape), or native (the whole image, in its own shape)"
     add("--resize", metavar="NAME", help=f"{what} (default: {default})")
+    most = "patches of an image that is resized native, at most"
+    add("--max-patches", type=positive, metavar="N", help=f"{most} (default: {default})")
     text = "side of the center crop over the resized side, such as .875 for 224 of 256"
     add("--crop-ratio", type=float, metavar="R", help=f"{text} (default: {default})")
     rule = "upright (by EXIF, alpha over white) or pillow (its convert('RGB'), which open_clip and timm take)"
@@ -128,5 +130,5 @@ def add_preprocessing(to: Parser, default: str = "as the model's config says") -
 
 def preprocessing_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the values of those flags by field of `config.preprocess`; None for a flag that is not given."""
-    flags = {"filter": "resize_filter", "resize": "resize", "crop_ratio": "crop_ratio", "decoding": "decoding"}
-    return {field: getattr(arguments, flag) for field, flag in flags.items()}
+    same = {name: name for name in ("resize", "max_patches", "crop_ratio", "decoding")}
+    return {field: getattr(arguments, flag) for field, flag in {"filter": "resize_filter", **same}.items()}

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from detailclip_jax import methods
-from detailclip_jax.config import run_config
+from detailclip_jax.config import run_config, sizes
 from detailclip_jax.data.caption_rules import num_captions
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods.encode import Encode, encoders
@@ -253,14 +253,21 @@ def steps_of_epoch(config: ConfigDict) -> int:
     return config.steps_per_epoch or max(config.total_steps // config.num_epochs, 1)
 
 
-def dummy_batch(config: ConfigDict, size: int = 1) -> dict[str, Any]:
-    """Makes a batch of zeros with the shapes of the config's data pipeline."""
-    crops = config.views.crops
+def dummy_batch(config: ConfigDict, size: int = 1, num_patches: int = 0) -> dict[str, Any]:
+    """Makes a batch of zeros with the shapes of the config's data pipeline.
+
+    Native images have `num_patches`, by default the largest number of the config.
+    """
+    crops, native = config.views.crops, config.views.native
+    patches = num_patches or max(native, default=0), 3 * sizes.size_of(config.model).patch_size ** 2
+    shapes = {name: patches if native else (c.size, c.size, 3) for name, c in crops.items()}
+    drawn = {"grid": {name: jnp.ones((size, c.count, 2), jnp.int32) for name, c in crops.items()}} if native else {}
     grids = {name: (size, c.count, c.mask_grid**2) for name, c in crops.items() if c.get("mask_grid", 0)}
     hidden = {"hidden": {name: jnp.zeros(shape, bool) for name, shape in grids.items()}}
     return {
         **(hidden if grids else {}),
-        "image": {name: jnp.zeros((size, c.count, c.size, c.size, 3), jnp.uint8) for name, c in crops.items()},
+        **drawn,
+        "image": {name: jnp.zeros((size, c.count, *shapes[name]), jnp.uint8) for name, c in crops.items()},
         "box": {name: jnp.zeros((size, c.count, 4), jnp.float32) for name, c in crops.items()},
         "text": jnp.zeros((size, num_captions(config.data), config.model.context_length), jnp.int32),
         "label": jnp.zeros((size,), jnp.int32),

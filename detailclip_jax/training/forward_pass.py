@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from detailclip_jax.data.native import Native
 from detailclip_jax.methods.method import ANCHOR, Forward, Method, forward
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.towers import Networks
@@ -78,15 +79,19 @@ def make_keys(key: Array, batch: Batch) -> Keys:
 
 def num_images(batch: Batch) -> int:
     """Returns B, the number of images of a batch; every crop has so many."""
-    return next(iter(batch["image"].values())).shape[0]
+    return next(iter(batch["box"].values())).shape[0]
 
 
 def normalised_views(batch: Batch, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, View]:
-    """Converts the batch's uint8 crops [B, V, S, S, 3] to normalised float32 views [V, B, S, S, 3]."""
-    return {
-        name: View(jnp.moveaxis(normalise_pixels(images, mean, std), 1, 0), jnp.moveaxis(batch["box"][name], 1, 0))
-        for name, images in batch["image"].items()
-    }
+    """Converts the batch's uint8 crops [B, V, S, S, 3] to normalised float32 views [V, B, S, S, 3].
+
+    Those of a batch with "grid" are native.
+    """
+    images = batch["image"]
+    if "grid" in batch:
+        images = {name: Native(patches, batch["grid"][name]) for name, patches in images.items()}
+    views = {name: (normalise_pixels(own, mean, std), batch["box"][name]) for name, own in images.items()}
+    return {name: View(*jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), view)) for name, view in views.items()}
 
 
 def running_statistics(record: Forward, method: Method) -> dict[str, Array]:

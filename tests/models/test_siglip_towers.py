@@ -11,6 +11,7 @@ from tiny import noise
 
 from detailclip_jax import embed, evaluate, export, import_torch, interop, load, pretraining
 from detailclip_jax.config import default, run_config
+from detailclip_jax.data.native import stacked
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import sticker_scenes, subject
 from detailclip_jax.interop import verify
@@ -23,6 +24,7 @@ from detailclip_jax.training import experiment, loop
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+pil = pytest.importorskip("transformers.models.siglip2.image_processing_pil_siglip2")
 
 from test_vocabularies import word_file  # noqa: E402  # needs the library tokenizers
 
@@ -80,6 +82,7 @@ def test_a_state_dict_without_its_config_has_siglips_preprocessing():
     assert config.preprocess.to_dict() == {
         "filter": "bicubic",
         "resize": "squash",
+        "max_patches": 0,
         "crop_ratio": 1.0,
         "decoding": "upright",
         "mean": (0.5,) * 3,
@@ -97,6 +100,56 @@ def test_the_widths_of_the_mlps_are_read_from_the_shapes():
     assert (config.model.custom.mlp_width, config.model.custom.text_mlp_width) == (56, 0)
     with pytest.raises(ValueError, match="layout 'open_clip' cannot represent"):
         interop.to_state_dict({}, config, "open_clip")
+
+
+@pytest.fixture(scope="module")
+def naflex(tmp_path_factory):
+    """A Siglip2Model (NaFlex) with random weights, and the workdir of its import; its images have up to 20 patches."""
+    folder = tmp_path_factory.mktemp("naflex")
+    shared = {"hidden_size": WIDTH, "num_attention_heads": 3, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 2}
+    text = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "bos_token_id": None, "eos_token_id": 1}
+    image = {"num_patches": SIDE**2, "patch_size": PATCH, **shared}
+    module = transformers.Siglip2Model(
+        transformers.Siglip2Config(vision_config=image, text_config=text | shared)
+    ).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    module.save_pretrained(folder / "theirs")
+    pil.Siglip2ImageProcessorPil(patch_size=PATCH, max_num_patches=20).save_pretrained(folder / "theirs")
+    assert import_torch.main([str(folder / "theirs"), f"--out={folder / 'ours'}"]) == 0
+    return module, folder / "ours"
+
+
+def test_a_naflex_model_encodes_images_in_their_own_aspect(naflex):
+    module, workdir = naflex
+    model, rng = load(workdir), np.random.default_rng(0)
+    assert model.config.preprocess.resize == "native" and model.config.preprocess.max_patches == 20
+    images = [rng.integers(0, 256, (*shape, 3), np.uint8) for shape in ((40, 40), (90, 20), (13, 77))]
+    views = stacked([model.view(image) for image in images])
+    assert views.grid.tolist() == [[4, 4], [9, 2], [2, 10]]
+    processed = pil.Siglip2ImageProcessorPil(patch_size=PATCH, max_num_patches=20)(images=images, return_tensors="pt")
+    pixels = np.where(views.valid[..., None], (views.patches / 255 - 0.5) / 0.5, 0).astype(np.float32)
+    np.testing.assert_allclose(processed["pixel_values"], pixels, atol=1.01 / 127.5)  # one level of rounding
+    with torch.inference_mode():
+        mask, grid = torch.from_numpy(views.valid).int(), torch.from_numpy(views.grid).long()
+        given = {"pixel_values": torch.from_numpy(pixels), "pixel_attention_mask": mask, "spatial_shapes": grid}
+        expected = torch.nn.functional.normalize(module.get_image_features(**given).pooler_output, dim=-1).numpy()
+    np.testing.assert_allclose(model.encode_image(images), expected, atol=1e-5)
+    np.testing.assert_allclose(model.encode_image(images[1:2]), expected[1:2], atol=1e-5)
+    with pytest.raises(ValueError, match=r"features needs a square.*resize.*squash"):
+        model.features(images)
+    squares = load(workdir, preprocess={"resize": "squash"})
+    assert squares.features(images).patches.shape == (3, SIDE, SIDE, WIDTH)
+    assert squares.fingerprint != model.fingerprint
+
+
+def test_a_native_model_is_exported_to_its_own_format_alone(naflex, tmp_path, capsys):
+    given = f"--checkpoint={naflex[1]}"
+    assert export.main([given, "--to=huggingface", f"--out={tmp_path / 'out'}"]) == 2
+    assert "preprocess.resize 'native'" in capsys.readouterr().err
+    assert export.main([given, "--to=safetensors", f"--out={tmp_path / 'own.safetensors'}", "--no-verify"]) == 0
+    assert interop.load(tmp_path / "own.safetensors")[2].preprocess.resize == "native"
 
 
 @pytest.fixture(scope="module")
