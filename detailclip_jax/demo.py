@@ -66,7 +66,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         from detailclip_jax.inference import model as inference
         from detailclip_jax.page import app
 
-        models = [inference.load(path, arguments.weights, arguments.step) for path in arguments.checkpoint]
+        loaded = [inference.load(path, arguments.weights, arguments.step) for path in arguments.checkpoint]
+        models = [each.on_squares() for each in loaded]
         for model in models:
             console.say(f"{model.path}: {model.config.method}, step {model.step}, {model.weights} weights")
         given = arguments.embeddings, models, arguments.follow_links

@@ -349,6 +349,10 @@ class Model:
         """
         return dataclasses.replace(self, config=preprocessing.changed(self.config, fields))
 
+    def on_squares(self) -> "Model":
+        """The same model; if it sees images in their own aspect, one that squashes them to squares."""
+        return self.preprocessed({"resize": "squash"}) if self.transform.resize == NATIVE else self
+
     @functools.cached_property
     def encode(self) -> Encode:
         """The compiled functions of (params, array), for arrays of any shape."""
