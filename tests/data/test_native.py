@@ -63,7 +63,7 @@ class Photos:
 
     def __getitem__(self, index):
         image = np.random.default_rng(index).integers(0, 256, (20 + 9 * index, 80, 3), np.uint8)
-        return {"image": image, "captions": ("a photo",), "key": str(index)}
+        return {"image": image, "captions": ("a photo",), "label": -1, "key": str(index)}
 
 
 def batches(count, **options):
