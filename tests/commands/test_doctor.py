@@ -129,6 +129,7 @@ def smallest():
     config = tiny_config("clip")
     config.data.source = "stickers"
     config.data.stickers.num_scenes = 64
+    config.evaluate_at_end = False  # evaluators draw scenes of their own
     return config
 
 
@@ -220,6 +221,7 @@ def test_the_command_of_a_launch_may_be_a_word_of_its_own(monkeypatch, given, co
     assert found == [(command, left)]
 
 
+@pytest.mark.check
 def test_a_launch_that_can_go(capsys, tmp_path):
     assert preflight.run(lambda: pretraining.prepare(smallest(), tmp_path / "run")) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -292,6 +294,7 @@ def test_a_frozen_patch_embedding_has_no_gradients():
     assert preflight.estimate(plan(config))["gradients"] == expected
 
 
+@pytest.mark.usefixtures("activations_are_not_counted")
 def test_a_folder_that_was_there_before_a_launch_stays(tmp_path):
     (tmp_path / "runs").mkdir()
     assert preflight.run(lambda: pretraining.prepare(smallest(), tmp_path / "runs/more/run")) == 0
@@ -303,6 +306,7 @@ def test_the_folder_of_sets_without_a_check_of_sets_is_refused(capsys):
     assert "--data-dir=elsewhere is the folder that --data checks; add --data" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("activations_are_not_counted")
 def test_a_workdir_of_another_run_is_refused_as_main_refuses_it(tmp_path):
     run_config.claim_workdir(tmp_path, smallest())
     other = smallest()
@@ -311,6 +315,7 @@ def test_a_workdir_of_another_run_is_refused_as_main_refuses_it(tmp_path):
         preflight.run(lambda: pretraining.prepare(other, tmp_path))
 
 
+@pytest.mark.usefixtures("activations_are_not_counted")
 def test_each_check_that_fails_is_named(capsys, tmp_path, monkeypatch):
     config = smallest()
     (tmp_path / "file").write_text("")
@@ -367,12 +372,18 @@ def test_the_estimate_of_memory_counts_the_activations_of_a_chunk():
     whole = preflight.estimate(plan(config))["activations"]
     config.accumulation = 2
     assert 0.3 * whole < preflight.estimate(plan(config))["activations"] < 0.7 * whole
-    config.accumulation, config.model.scan = 1, True
+
+
+@pytest.mark.slow
+def test_recomputation_of_stacked_blocks_that_gather_their_weights_is_counted():
+    config = tiny_config("clip")
+    config.model.scan = True
     by_layer = preflight.activation_bytes(plan(config, 8, 8))
     config.model.remat = "dots"  # what stacked blocks that gather their weights do in place of "none"
     assert preflight.activation_bytes(plan(config, 8, 8)) == by_layer > 0
 
 
+@pytest.mark.check
 def test_a_block_of_the_whole_batch_s_logits_is_no_matter_for_a_device_s_rows():
     config = tiny_config("clip")
     config.losses.clip_block = config.batch_size

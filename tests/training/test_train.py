@@ -142,11 +142,11 @@ def changed(config, **fields):
 
 
 def test_preparing_writes_nothing_into_the_workdir(tmp_path):
-    config = run_config.load("configs/stickers.py:method=mae")
-    config.update_from_flattened_dict({"batch_size": 8, "total_steps": 4})
+    config = run_config.load("tests/configs/smallest.py:method=mae")
+    config.masking.strategy = "random"
     loop.claim(pretraining.prepare(config, tmp_path / "run"))
     text = (tmp_path / "run/config.json").read_text()
-    config.total_steps = 8
+    config.total_steps += 4
     pretraining.prepare(config, tmp_path / "run")
     assert (tmp_path / "run/config.json").read_text() == text
 
@@ -493,10 +493,8 @@ def test_a_method_names_its_caption_rules_before_their_number_is_checked(tmp_pat
 
 
 def test_a_caption_rule_of_the_user_brings_its_number(tmp_path):
-    config = run_config.load("configs/stickers.py:method=clip")
-    config.update_from_flattened_dict(
-        {"data.caption": "sources:captions,long", "data.num_captions": 8, "batch_size": 8}
-    )
+    config = run_config.load("tests/configs/smallest.py:method=clip")
+    config.data.caption, config.data.num_captions = "sources:captions,long", 8
     run = pretraining.prepare(config, tmp_path / "run", ["data.caption", "batch_size"])
     assert run.config.data.num_captions is None and pretraining.num_captions(run.config.data) == 2
 
@@ -516,8 +514,8 @@ def test_a_method_that_needs_captions_refuses_a_set_without_any(tmp_path):
         pretraining.prepare(config, tmp_path / "run")
     check_names(refused.value, str(tmp_path / "set"), "20 examples", "--caption-column")
     assert not (tmp_path / "run").exists()
-    config = run_config.load("configs/stickers.py:method=mae")
-    config.update_from_flattened_dict({**data, "batch_size": 8, "data.held_out": 0})
+    config = run_config.load("tests/configs/smallest.py:method=mae")
+    config.update_from_flattened_dict({**data, "data.held_out": 0, "masking.strategy": "random"})
     assert len(pretraining.prepare(config, tmp_path / "run").source) == 20
 
 
