@@ -192,7 +192,9 @@ def _known_as(names: Mapping[str, str], theirs: str | None) -> str | None:
 def timm_options(content: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `interop.load` from timm's config.json."""
     stated, arguments = content["pretrained_cfg"], content.get("model_args") or {}
+    is_mean = arguments.get("global_pool") == "avg" and arguments.get("fc_norm") is False
     return {
+        "pooling": "mean" if is_mean else None,  # else the tensors show it
         "num_heads": arguments.get("num_heads"),
         "activation": arguments.get("act_layer") or _timm_activation(content.get("architecture") or ""),
         "mean": stated.get("mean"),
@@ -313,7 +315,7 @@ def timm_card(config: ConfigDict) -> dict[str, Any]:
 
 def timm_arguments(spec: Spec) -> dict[str, Any]:
     """Arguments of timm.create_model; all sizes are explicit, even if the architecture's name implies them."""
-    size, style = spec.size, spec.style
+    size, style, fc_norm = spec.size, spec.style, spec.style.pooling == "norm_of_mean"
     return {
         "model_name": _timm_architecture(spec),
         "img_size": spec.image_size,
@@ -323,7 +325,7 @@ def timm_arguments(spec: Spec) -> dict[str, Any]:
         "num_heads": size.num_heads,
         "num_classes": 0,
         "class_token": True,
-        "global_pool": "avg" if style.pooling == "norm_of_mean" else "token",
+        **({"global_pool": "token"} if style.pooling == "cls" else {"global_pool": "avg", "fc_norm": fc_norm}),
     }
 
 
@@ -432,7 +434,7 @@ def _timm_tower(config: ConfigDict) -> dict[str, Any]:
     spec = spec_of(config.model)
     return {
         "timm_model_name": f"{LOCAL}{TRUNK}" if needs_trunk(config) else timm_name(spec),
-        "timm_pool": "token",
+        "timm_pool": "avg" if spec.style.pooling == "mean" else "token",
         "timm_proj": "linear",
         "image_size": spec.image_size,
     }

@@ -181,8 +181,14 @@ class TensorLayout(NamedTuple):
 
 
 def fits_timm(spec: Spec) -> bool:
-    """timm's plain ViTs: CLS token, or the norm of the mean."""
-    return spec.style._replace(pooling="cls", positions="learnt") == Style() and spec.style.pooling != "mean"
+    """timm's plain ViTs: CLS token, or the mean of the patches before or after the norm."""
+    return spec.style._replace(pooling="cls", positions="learnt") == Style() and spec.style.num_cls == 1
+
+
+def fits_trunk(spec: Spec) -> bool:
+    """open_clip's image encoders of timm: CLS token, or the mean of the normalised patches."""
+    usual = spec.style._replace(pooling="cls") == Style() and spec.text_activation == "quick_gelu"
+    return usual and spec.style.pooling in ("cls", "mean")
 
 
 def fits_openai(spec: Spec) -> bool:
@@ -436,6 +442,7 @@ LAYOUTS = (
         TRUNK,
         clip_names.timm_tower_table,
         CLIP_TEXT,
+        fits=fits_trunk,
         normalisation="clip",
         filter="bicubic",
         interpolation="timm",

@@ -325,10 +325,19 @@ def test_the_trunk_of_an_earlier_export_is_not_read_and_is_removed(openai, tmp_p
 
 
 def test_image_towers_that_open_clip_does_not_have(tmp_path, capsys):
-    workdir = save_noise(tmp_path / "run", "clip", **{"model.image_style.pooling": "mean"})
+    workdir = save_noise(tmp_path / "run", "clip", **{"model.image_style.pooling": "norm_of_mean"})
     assert run(workdir, "open_clip", tmp_path / "out") == 2
-    assert "it needs pooling='cls' (here 'mean'); use --to=safetensors" in capsys.readouterr().err
+    assert "it needs pooling='cls' (here 'norm_of_mean'); use --to=" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", ["open_clip", "timm"])
+def test_an_encoder_that_pools_patches_by_their_mean_is_exported_and_read_again(to, tmp_path, capsys):
+    """As configs/detail.py trains it."""
+    workdir, out = save_noise(tmp_path / "run", "clip", **{"model.image_style.pooling": "mean"}), tmp_path / "out"
+    assert run(workdir, to, out) == 0
+    assert max(relative_differences(capsys.readouterr().out).values()) < 1e-5
+    assert interop.load(out)[2].model.image_style.pooling == "mean"
 
 
 @pytest.mark.parametrize("to", ["cosmos", "flair"])
