@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import methods
 from detailclip_jax.data.native import Native
+from detailclip_jax.data.preprocessing import NATIVE
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.methods.method import Score
@@ -53,11 +54,15 @@ def encoders(model: Networks, config: ConfigDict) -> Encode:
     `raw_text`: embeddings [B, E] of texts before the normalisation. `pooled`: `Method.score` of a method that has one,
     such as FLAIR, which pools an image by each text: (params, images, raw text embeddings [M, E]) -> scores [B, M].
     For a model without a joint space `image` returns the L2-normalised CLS token [B, D]. Equal models get the same
-    functions, which are compiled once.
+    functions, which are compiled once. Raises ValueError for native images and a method with a score of its own.
     """
     fields, hashable = config.preprocess, cast(Any, model)  # Flax modules are, but not for a type checker
-    pixels = tuple(fields.mean), tuple(fields.std)
-    functions = _encoders(hashable, *pixels, config.model.matmul_precision, methods.build(config).score)
+    pixels, score = (tuple(fields.mean), tuple(fields.std)), methods.build(config).score
+    if score and fields.resize == NATIVE:
+        raise ValueError(
+            f"preprocess.resize 'native': method {config.method} pools the patches of squares; give --resize=squash"
+        )
+    functions = _encoders(hashable, *pixels, config.model.matmul_precision, score)
     return functions._replace(text_lengths=TEXT_LENGTHS) if TextStyle(**config.model.text_style).trims else functions
 
 
