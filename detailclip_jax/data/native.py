@@ -73,7 +73,8 @@ def native_size(height: int, width: int, patch_size: int, num_patches: int) -> t
 
 def native_view(image: UInt8[np.ndarray, "H W 3"], patch_size: int, num_patches: int, filter: str) -> Native:
     """Resizes an image to at most `num_patches` (antialiased), and returns its patches."""
-    rows, columns = native_size(*image.shape[:2], patch_size, num_patches)
+    height, width = image.shape[:2]
+    rows, columns = native_size(height, width, patch_size, num_patches)
     return padded(resize(image, rows * patch_size, columns * patch_size, filter), patch_size, num_patches)
 
 

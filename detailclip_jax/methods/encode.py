@@ -107,7 +107,7 @@ def _encoders(
 
 def _compiled(function: Callable[..., Array], precision: str | None) -> jax.stages.Wrapped:
     @functools.wraps(function)
-    def run(params: Params, *inputs: Array) -> Array:
+    def run(params: Params, *inputs: Array | Native) -> Array:
         with matmul_precision(precision):
             return function(params, *inputs)
 
