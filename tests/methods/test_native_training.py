@@ -24,7 +24,8 @@ def test_squares_have_the_loss_of_squares_also_with_padding():
     config, squares = native_config(), tiny_batch(config=tiny_config("siglip"))
     built = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     assert experiment.dummy_batch(config, 8)["image"]["large"].shape == (8, 1, 24, 192)
-    patches = np.pad(patchify(squares["image"]["large"], 8), ((0, 0), (0, 0), (0, 8), (0, 0)), constant_values=7)
+    cut = patchify(squares["image"]["large"].astype(np.float32), 8).astype(np.uint8)
+    patches = np.pad(cut, ((0, 0), (0, 0), (0, 8), (0, 0)), constant_values=7)
     batch = {**squares, "image": {"large": patches}, "grid": {"large": np.full((8, 1, 2), 4, np.int32)}}
     expected, found = loss_of(tiny_experiment("siglip"), squares)[0], loss_of(built, batch)[0]
     np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -73,5 +73,6 @@ def test_stacked_blocks_and_gradients_with_drop_path():
 def test_pixels_are_normalised_by_channel():
     pixels = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3), np.uint8)
     numbers = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
-    found = normalise_pixels(Native(patchify(pixels, PATCH), np.array([[2, 2]])), *numbers)
+    cut = patchify(pixels.astype(np.float32), PATCH).astype(np.uint8)
+    found = normalise_pixels(Native(cut, np.array([[2, 2]])), *numbers)
     np.testing.assert_array_equal(found.patches, patchify(normalise_pixels(pixels, *numbers), PATCH))
