@@ -47,7 +47,8 @@ def test_a_square_that_fills_the_length_gives_the_bits_of_the_square(pooling):
     params = weights(net, images)
     run = jax.jit(lambda x: net.apply(params, x, attention=True))
     square, own = run(images), run(Native(patchify(images, PATCH), jnp.full((2, 2), SIDE)))
-    jax.tree.map(np.testing.assert_array_equal, square, own)
+    for wanted, found in zip(jax.tree.leaves(square), jax.tree.leaves(own), strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -71,8 +72,8 @@ def test_stacked_blocks_and_gradients_with_drop_path():
 
 
 def test_pixels_are_normalised_by_channel():
-    pixels = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3), np.uint8)
+    pixels = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3), np.uint8))
     numbers = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
-    cut = patchify(pixels.astype(np.float32), PATCH).astype(np.uint8)
+    cut = patchify(pixels.astype(jnp.float32), PATCH).astype(jnp.uint8)
     found = normalise_pixels(Native(cut, np.array([[2, 2]])), *numbers)
     np.testing.assert_array_equal(found.patches, patchify(normalise_pixels(pixels, *numbers), PATCH))
