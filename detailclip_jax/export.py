@@ -13,7 +13,7 @@ FORMAT is one of
                       PATH.json holds the arguments of timm.create_model (heads, sizes) and the preprocessing; with
                       other ones the features differ
   open_clip           a directory for open_clip.create_model_and_transforms("local-dir:.") called in it
-                      (image encoders of any size, pooled by a CLS token or the patches' mean, in our layout or OpenAI's)
+                      (image encoders of any size, pooled by a CLS token or mean patches, in our layout or OpenAI's)
   huggingface         a directory for transformers.AutoModel, AutoTokenizer and AutoProcessor.from_pretrained(PATH): a
                       CLIPModel if the image encoder has OpenAI's layout, a SiglipModel if it has SigLIP's, else a
                       VisionTextDualEncoderModel
