@@ -5,6 +5,7 @@
     python -m detailclip_jax.main --config=configs/stickers.py:teacher=enclosing
     python -m detailclip_jax.main --config=configs/stickers.py:method=clip,region=1
     python -m detailclip_jax.main --config=configs/stickers.py:method=clip,size=small --workdir=runs/small
+    python -m detailclip_jax.main --config=configs/stickers.py:method=dinotxt --config.init=runs/small
 
 Results on these scenes cannot be compared with other benchmarks.  Comments explain the differences from the paper.
 """
@@ -241,6 +242,12 @@ def beta(c):
     c.losses.weights.beta = 1.0
 
 
+def dinotxt(c):
+    """dino.txt: CLIP's view, for the frozen encoder of another run: add --config.init=WORKDIR."""
+    one_view(c)
+    c.optimizer.frozen = "image"
+
+
 CHANGES = {
     "clip": one_view,
     "siglip": one_view,
@@ -252,6 +259,7 @@ CHANGES = {
     "flair": flair,
     "superclip": superclip,
     "beta": beta,
+    "dinotxt": dinotxt,
     "slip": slip,
     "maskclip": maskclip,
     "aclip": aclip,

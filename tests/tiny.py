@@ -33,6 +33,7 @@ CHANGES = {  # of the default config, by method; its crops replace the two large
         "data.num_captions": 3,
         "losses.weights.beta": 1.0,
     },
+    "dinotxt": {"views.crops": {"large": ONE}},
     "superclip": {"views.crops": {"large": ONE}, "losses.weights.token_set": 1.0},
     "slip": {"views.crops": {"clean": ONE}},
     "maskclip": {"views.crops": {"large": ONE}, "masking.strategy": "random", "masking.ratio": 0.75},

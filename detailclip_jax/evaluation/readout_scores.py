@@ -36,7 +36,7 @@ from detailclip_jax.evaluation.readout_sets import FOLDER, STICKERS, open_readou
 from detailclip_jax.evaluation.readout_setups import Setup, setup
 from detailclip_jax.inference.batching import SHAPES, fetch, fill, filled, in_turn, mesh_of, place, valid_rows
 from detailclip_jax.inference.readout_maps import ImageLayout, layout, readout_encoder
-from detailclip_jax.models.towers import build
+from detailclip_jax.methods import build_networks
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.training import mesh as meshes
@@ -137,7 +137,7 @@ def queries(data: LabelledSet, setup: Setup) -> tuple[Int[np.ndarray, " T"], Seq
 
 def encoder_of(config: ConfigDict, readout: str) -> Wrapped:
     """The `readout_encoder` of a run's networks, built from its config."""
-    return readout_encoder(build(config.model, PARTS), config, readout)
+    return readout_encoder(build_networks(config).only(*PARTS), config, readout)
 
 
 def on_own_devices(function: Wrapped, params: Params) -> Callable[[list[np.ndarray]], jax.Array]:

@@ -177,8 +177,9 @@ class Model:
     @property
     def embedding_width(self) -> int:
         """E, the width of the embeddings of `encode_image`."""
-        size = sizes.size_of(self.config.model)
-        return size.joint_width if self.has_joint_space else size.width
+        if self.has_joint_space:
+            return self.params["text_projection"]["proj"]["kernel"].shape[-1]
+        return sizes.size_of(self.config.model).width
 
     def encode_text(self, texts: Sequence[str]) -> Float32[np.ndarray, "B E"]:
         """L2-normalised embeddings of any number of texts; a text longer than the context is truncated.

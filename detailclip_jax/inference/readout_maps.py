@@ -90,13 +90,26 @@ class ImageLayout(NamedTuple):
         self, features: Float32[np.ndarray, "n h w E"], texts: Float32[np.ndarray, "T E"]
     ) -> Float32[np.ndarray, "T H W"]:
         """Cosines of the windows' features with the texts, as maps of the output size."""
-        return combine(features @ texts.T, self.down, self.across)
+        return combine(cosines(features, texts), self.down, self.across)
 
     def shares(
         self, features: Float32[np.ndarray, "n h w E"], texts: Float32[np.ndarray, "T E"]
     ) -> Float32[np.ndarray, "T H W"]:
         """The softmax of these cosines over the texts, taken in each window, as maps of the output size."""
-        return combine_shares(features @ texts.T, self.down, self.across)
+        return combine_shares(cosines(features, texts), self.down, self.across)
+
+
+def cosines(
+    features: Float32[np.ndarray, "n h w D"], texts: Float32[np.ndarray, "T E"]
+) -> Float32[np.ndarray, "n h w T"]:
+    """Cosines of unit vectors: patch features and texts.
+
+    Where a text is wider than a patch (dino.txt), its last D entries are those that patches are trained to match.
+    """
+    width = features.shape[-1]
+    if texts.shape[-1] != width:
+        texts = mean_of_templates(texts[:, -width:], 1)
+    return features @ texts.T
 
 
 def layout(
@@ -156,7 +169,7 @@ def readout_encoder(networks: Networks, config: ConfigDict, readout: str) -> jax
         net = networks.bind({"params": {name: unstack(params[name]) for name in ("image", "image_projection")}})
         with matmul_precision(config.model.matmul_precision):
             pixels = padded(normalise_pixels(images, mean, std), net.image.patch_size)
-            return l2_normalise(net.image_projection(readouts.read_out(net.image, pixels, chosen)))
+            return l2_normalise(readouts.read_out(net.image, pixels, chosen, net.image_projection))
 
     return jax.jit(features)
 

@@ -14,6 +14,7 @@ from detailclip_jax.methods.cosmos import cosmos
 from detailclip_jax.methods.crop_to_region import crop_to_region
 from detailclip_jax.methods.detailclip import detailclip
 from detailclip_jax.methods.dino import dino
+from detailclip_jax.methods.dinotxt import dinotxt
 from detailclip_jax.methods.flair import flair
 from detailclip_jax.methods.frozen_teacher import frozen_teacher
 from detailclip_jax.methods.gram_anchor import gram_anchor
@@ -57,6 +58,7 @@ METHODS = {
     "flair": flair,
     "superclip": superclip,
     "beta": beta,
+    "dinotxt": dinotxt,
 }
 # Terms that a method gets if their weight is not 0: (method, config) -> the method with the term.
 TERMS = {

@@ -19,7 +19,7 @@ HALVES = (jnp.bfloat16, jnp.float16)
 class Attention(nn.Module):
     """Multi-head attention with one `qkv` kernel, in two steps: `project` tokens, then attend with `__call__`.
 
-    `kernel` is "xla" or "cudnn", see `choose_kernel`.
+    `kernel` is "xla" or "cudnn", see `choose_kernel`. Without `qkv_bias` queries, keys and values have no bias.
     """
 
     width: int
@@ -28,10 +28,11 @@ class Attention(nn.Module):
     proj_init: Initialiser
     dtype: Any = jnp.float32
     kernel: Kernel = "xla"
+    qkv_bias: bool = True
 
     def setup(self) -> None:
         """Creates the parameters."""
-        self.qkv = Weights(3 * self.width, self.qkv_init)
+        self.qkv = Weights(3 * self.width, self.qkv_init, use_bias=self.qkv_bias)
         self.proj = Linear(self.width, self.proj_init, self.dtype)
 
     def project(self, x: Float[Array, "*batch D"], first: int = 0, last: int = 3) -> Float[Array, "*batch M"]:
@@ -40,9 +41,8 @@ class Attention(nn.Module):
         `first` and `last` select a range of these three; `last` is excluded.
         """
         kernel, bias = self.qkv(self.width)
-        assert bias is not None  # `qkv` has one
         part = slice(first * self.width, last * self.width)
-        return affine(x, kernel[:, part], bias[part], self.dtype)
+        return affine(x, kernel[:, part], None if bias is None else bias[part], self.dtype)
 
     def __call__(
         self,

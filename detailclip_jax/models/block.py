@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from detailclip_jax.kernels.products import PRODUCT, rows_at
 from detailclip_jax.models.attention import Attention, Kernel
-from detailclip_jax.models.initial_values import ZEROS
-from detailclip_jax.models.layers import Initialiser, LayerNorm, Linear, exact_gelu
+from detailclip_jax.models.initial_values import ZEROS, constant
+from detailclip_jax.models.layers import Initialiser, LayerNorm, Linear, exact_gelu, swiglu
 from detailclip_jax.types import Array, Bool, Float, Int, PyTree
 
 Gather: TypeAlias = Callable[[PyTree], PyTree]  # all-gather: sharded parameters -> full parameters on all devices
@@ -36,7 +36,10 @@ class Table(NamedTuple):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an activation between them; the hidden layer has four times the width, or `hidden`."""
+    """Two linear layers with an activation between them; the hidden layer has four times the width, or `hidden`.
+
+    With `swiglu` the first layer has twice as many outputs: gate and value of each hidden unit.
+    """
 
     inits: BlockInit
     activation: Callable[[Array], Array]
@@ -47,14 +50,27 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         """Applies the MLP to each token."""
         width, inits = x.shape[-1], self.inits
-        fc1 = Linear(self.hidden or 4 * width, inits.fc1, self.dtype, inits.fc1_bias, name="fc1")
+        outputs = (self.hidden or 4 * width) * (2 if self.activation is swiglu else 1)
+        fc1 = Linear(outputs, inits.fc1, self.dtype, inits.fc1_bias, name="fc1")
         fc2 = Linear(width, inits.fc2, self.dtype, inits.fc2_bias, name="fc2")
         return fc2(self.activation(fc1(x)))
+
+
+class LayerScale(nn.Module):
+    """A factor for each channel of a branch; all start at `start`."""
+
+    start: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """Multiplies the channels by their factors."""
+        return x * self.param("scale", constant(self.start), (x.shape[-1],)).astype(x.dtype)
 
 
 class Block(nn.Module):
     """Pre-norm block: x + attention(norm1(x)), then + mlp(norm2(x)).
 
+    With `layer_scale` both branches are multiplied by factors for each channel, which start there.
     Three variants give the same numbers: `__call__` computes all tokens; `at_queries` computes selected query tokens;
     `with_table` computes tokens together with rows of a table that all images share.
     """
@@ -68,12 +84,17 @@ class Block(nn.Module):
     kernel: Kernel = "xla"
     causal: bool = False
     mlp_width: int = 0  # hidden units of the MLP; 0: four times the width
+    layer_scale: float = 0.0
+    qkv_bias: bool = True
 
     def setup(self) -> None:
         """Creates the parameters."""
         self.norm1, self.norm2 = (LayerNorm(self.eps, self.dtype) for _ in range(2))
-        self.attn = Attention(self.width, self.num_heads, self.inits.qkv, self.inits.proj, self.dtype, self.kernel)
-        self.mlp = Mlp(self.inits, self.activation, self.dtype, self.mlp_width)
+        inits, attention = self.inits, (self.dtype, self.kernel, self.qkv_bias)
+        self.attn = Attention(self.width, self.num_heads, inits.qkv, inits.proj, *attention)
+        self.mlp = Mlp(inits, self.activation, self.dtype, self.mlp_width)
+        if self.layer_scale:
+            self.ls1, self.ls2 = (LayerScale(self.layer_scale) for _ in range(2))
 
     def __call__(
         self,
@@ -128,8 +149,9 @@ class Block(nn.Module):
         return self._add(tokens, self.attn(query, pairs)[0])
 
     def _add(self, x: Array, attended: Array, scale: Array | None = None) -> Array:
-        x = x + _scaled(attended, scale, 0)
-        return x + _scaled(self.mlp(self.norm2(x)), scale, 1)
+        first, second = (self.ls1, self.ls2) if self.layer_scale else (lambda branch: branch,) * 2
+        x = x + _scaled(first(attended), scale, 0)
+        return x + _scaled(second(self.mlp(self.norm2(x))), scale, 1)
 
 
 def _scaled(branch: Array, scale: Array | None, number: int) -> Array:

@@ -14,7 +14,7 @@ from detailclip_jax.models.initial_values import ONES, XAVIER, ZEROS, constant, 
 from detailclip_jax.models.layers import LayerNorm, Linear, Weights, exact_gelu
 from detailclip_jax.models.registry import Build, Network, ParameterRule
 from detailclip_jax.models.text import TextStyle
-from detailclip_jax.types import FSDP, Array, Float, Scalar
+from detailclip_jax.types import FSDP, Array, Float, Scalar, Tokens
 
 
 class Projection(nn.Module):
@@ -34,6 +34,10 @@ class Projection(nn.Module):
         init = unit_matrix if self.identity else normal(x.shape[-1] ** -0.5)
         linear = Linear(self.joint_width, init, self.dtype, use_bias=self.use_bias, name="proj")
         return linear(x).astype(jnp.float32)
+
+    def embedding(self, tokens: Tokens) -> Float[Array, "B E"]:
+        """Computes the embedding of encoded images, from their class tokens."""
+        return self(tokens.cls)
 
 
 def unit_matrix(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Float[Array, "D D"]:

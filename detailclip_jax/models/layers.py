@@ -58,11 +58,19 @@ exact_gelu = elementwise(_exact_gelu)
 tanh_gelu = elementwise(_tanh_gelu)
 """x (1 + tanh(sqrt(2 / pi) (x + .044715 x^3))) / 2, the approximation that JAX and SigLIP use."""
 
+
+def swiglu(x: Float[Array, "*batch M"]) -> Float[Array, "*batch H"]:
+    """silu(a) b of the halves [a, b] of the last axis, computed in float32: the gated unit of DINOv2's ViT-g."""
+    gate, value = jnp.split(x.astype(jnp.float32), 2, -1)
+    return (jax.nn.silu(gate) * value).astype(x.dtype)
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": exact_gelu,
     "quick_gelu": quick_gelu,
     "gelu_tanh": tanh_gelu,
     "relu": jax.nn.relu,
+    "swiglu": swiglu,
 }
 
 

@@ -14,8 +14,9 @@ of a head, S the softmax over keys and O the output projection:
     gem             of the last six blocks: a side stream g, which starts as the first one's x;
                     g + O mean over z in (q, k, v) of A_z v;  A_z = S(t z z^T), no MLP           2312.00878
 
-Final norm and image projection follow. The shares of sclip's A sum to 2, as published. In gem z is first normalised,
-averaged once by S(t z z^T) and normalised again; t is the mean length of the tokens h of the image, over sqrt d.
+Final norm and image projection follow, or dino.txt's two new blocks, as trained. The shares of sclip's A sum to 2, as
+published. In gem z is first normalised, averaged once by S(t z z^T) and normalised again; t is the mean length of the
+tokens h of the image, over sqrt d.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,9 +50,12 @@ class Readout(NamedTuple):
 
 
 def read_out(
-    encoder: VisionTransformer, images: Float[Array, "B H W 3"], readout: Readout
-) -> Float[Array, "B rows columns D"]:
-    """Patch tokens of normalised images after the read-out and the final norm, before any projection.
+    encoder: VisionTransformer,
+    images: Float[Array, "B H W 3"],
+    readout: Readout,
+    project: Callable[[Float[Array, "B M D"]], Float[Array, "B M E"]] = lambda x: x,
+) -> Float[Array, "B rows columns E"]:
+    """Patch tokens of normalised images after the read-out, the final norm and `project`, which takes all tokens.
 
     `encoder` is bound to parameters, and its blocks are not stacked; H and W are multiples of the patch size. An
     encoder with fewer blocks than the read-out uses gives all of them.
@@ -60,7 +64,7 @@ def read_out(
     blocks = list(encoder.blocks)  # type: ignore[arg-type]
     first = max(len(blocks) - readout.num_blocks, 0)
     x, _ = run_blocks(blocks[:first], encoder.embed(images))
-    x = encoder.norm(readout.run(blocks[first:], x, (rows, columns)))
+    x = project(encoder.norm(readout.run(blocks[first:], x, (rows, columns))))
     return x[:, encoder.num_class_tokens :].reshape(len(x), rows, columns, -1)
 
 

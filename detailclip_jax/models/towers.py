@@ -95,7 +95,7 @@ class Networks(nn.Module):
 
     def embed_image(self, images: Float[Array, "B H W 3"] | Native) -> Float[Array, "B E"]:
         """Encodes images in the joint space; embeddings are not L2-normalised."""
-        return self.image_projection(self.image(images).cls)
+        return self.image_projection.embedding(self.image(images))
 
     def embed_text(self, tokens: Int[Array, "B T"]) -> Float[Array, "B E"]:
         """Encodes captions in the joint space; embeddings are not L2-normalised."""

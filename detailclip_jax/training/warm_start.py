@@ -21,6 +21,7 @@ from detailclip_jax.data import preprocessing, vocabularies
 from detailclip_jax.methods import Method
 from detailclip_jax.methods.frozen_teacher import MAP, TEACHER, input_size, record_of, teacher_config
 from detailclip_jax.models import positions, stacking
+from detailclip_jax.models.image_blocks import IMAGE_BLOCKS
 from detailclip_jax.models.vit import Style
 from detailclip_jax.training import checkpoint, dense_encoder, ema, experiment
 from detailclip_jax.training.schedules import clamp_warmup
@@ -35,6 +36,8 @@ OF_TEXT = (CONTEXT, "vocab_size", "text_activation", "text_style", "image_is_emb
 OF_PROTOTYPES = ("prototypes",)
 OF_DECODER = ("decoder_depth", "decoder_width")
 OF_ITS_WIDTH = ("decoder", "pixel_head")  # networks of the decoder's width
+HEAD = "image_projection"
+OF_TEXT_SIZE = "model.custom.text_"
 
 
 def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | None = None) -> ConfigDict:
@@ -62,7 +65,11 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     if "text" in brought and config.init_text_positions != KEEP:
         positions.check_stretch(source.model[CONTEXT], config.model[CONTEXT], config.init_text_positions)
         fields.remove(CONTEXT)
-    _take(adopted, source, [*fields, *(OF_PROTOTYPES if "prototype_head" in brought else ())], set_by_user)
+    kept = OF_TEXT_SIZE if "text" not in brought and config.model.size == sizes.CUSTOM else "-"
+    checked = {name for name in set_by_user if not name.startswith(kept)}
+    _take(adopted, source, [*fields, *(OF_PROTOTYPES if "prototype_head" in brought else ())], checked)
+    if kept == OF_TEXT_SIZE:
+        _keep_text_sizes(adopted, config)
     if "text" in brought:
         adopted.data.tokenizer_digest = source.data.tokenizer_digest
         if "data.tokenizer" not in set_by_user:
@@ -78,7 +85,7 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     method = methods.build(adopted)
     if "decoder" in brought and methods.takes_decoder(method, source.model):
         _take(adopted, source, OF_DECODER, set_by_user)
-    loaded = [network for network in _usable(method, source.model) if network in brought]
+    loaded = [network for network in _usable(method, source) if network in brought]
     _check_locked(config, loaded)
     rates = adopted.optimizer.part_rates.to_dict()
     adopted.optimizer.part_rates = ConfigDict(dict.fromkeys(loaded, adopted.optimizer.loaded_rate) | rates)
@@ -143,14 +150,24 @@ def _take(config: ConfigDict, source: ConfigDict, names: Iterable[str], given: C
         config.model[name] = source.model[name]
 
 
-def _usable(method: Method, model: ConfigDict) -> list[str]:
-    """Returns the networks of a method that can be those of a checkpoint with the sizes in `model`.
+def _usable(method: Method, source: ConfigDict) -> list[str]:
+    """Returns the networks of a method that can be those of a checkpoint with the config `source`.
 
-    A decoder of another width than the encoder serves the reconstruction of pixels, but not a patch term.  The frozen
-    teacher is that of `distill.teacher`.
+    A decoder of another width than the encoder serves the reconstruction of pixels, but not a patch term.  The blocks
+    of dinotxt, and texts of their width, are those of dinotxt alone.  The frozen teacher is that of `distill.teacher`.
     """
-    takes = methods.takes_decoder(method, model)
-    return [name for name in method.networks if name not in (TEACHER, MAP) and (takes or name not in OF_ITS_WIDTH)]
+    has_blocks = [networks.get(HEAD) == IMAGE_BLOCKS for networks in (method.networks, methods.build(source).networks)]
+    other = {TEACHER, MAP, *(() if has_blocks[0] == has_blocks[1] else (HEAD, "text_projection"))}
+    other |= set() if methods.takes_decoder(method, source.model) else {*OF_ITS_WIDTH}
+    return [name for name in method.networks if name not in other]
+
+
+def _keep_text_sizes(adopted: ConfigDict, config: ConfigDict) -> None:
+    """Sets the sizes of the text encoder, which is not loaded, to those of `config`."""
+    stated = sizes.size_of(config.model)._asdict()
+    text = {name: size for name, size in stated.items() if name.startswith("text_")}
+    adopted.model.custom = ConfigDict(sizes.size_of(adopted.model)._replace(**text)._asdict())
+    adopted.model.size = sizes.CUSTOM
 
 
 def _with_tokenizer(config: ConfigDict) -> ConfigDict:
@@ -229,7 +246,7 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     variables |= {name: _with_class_tokens(variables[name], state.params) for name in ("params", "ema_params")}
     rule = config.init_text_positions
     variables |= {name: _with_context(variables[name], state.params, rule) for name in ("params", "ema_params")}
-    ours = _usable(method, source.model)
+    ours = _usable(method, source)
     loaded = {network: variables["params"][network] for network in ours if network in variables["params"]}
     _check_shapes(f"config.init {config.init!r}", loaded, state.params)
     params = {

@@ -1,0 +1,85 @@
+"""The image head of dino.txt: new blocks over all tokens of an image encoder (arXiv 2412.16334).
+
+    y = LayerNorm(block_2(block_1([CLS, further class tokens, patches])))      embedding = [y_CLS, mean of y_patches]
+
+The blocks have no positions, SwiGLU instead of an MLP, no bias of queries, keys and values, and a factor for each
+channel of a branch that starts at 1e-5: at first they change nothing. No projection follows, so that a patch y_i has
+half the width of the embedding. Sizes and constants are those of the published code (`VisionHead`).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from detailclip_jax.models.attention import Kernel
+from detailclip_jax.models.block import Block, branch_scales, run_blocks
+from detailclip_jax.models.layers import LayerNorm, swiglu
+from detailclip_jax.models.registry import Build, Network
+from detailclip_jax.models.vit import VIT_INIT, fold_in
+from detailclip_jax.types import Array, Float, Tokens
+
+NUM_BLOCKS, DROP_PATH, LAYER_SCALE, EPS = 2, 0.3, 1e-5, 1e-5
+FIRST_KEY = 1000  # of their drop path: the encoder's takes the numbers of its blocks
+
+
+def hidden_width(width: int) -> int:
+    """Returns the hidden units of SwiGLU: two thirds of 4 D, rounded up to a multiple of 64."""
+    return -(-(8 * width // 3) // 64) * 64
+
+
+class ImageBlocks(nn.Module):
+    """The new blocks and their final norm. Drop path needs `keys`, one per image; its rate is that of all blocks."""
+
+    width: int
+    num_heads: int
+    dtype: Any = jnp.float32
+    kernel: Kernel = "xla"
+    remat: str = "none"
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        given = self.width, self.num_heads, VIT_INIT, EPS, swiglu, self.dtype, self.kernel
+        kinds = {"mlp_width": hidden_width(self.width), "layer_scale": LAYER_SCALE, "qkv_bias": False}
+        self.blocks = [Block(*given, **kinds) for _ in range(NUM_BLOCKS)]
+        self.norm = LayerNorm(EPS, self.dtype)
+
+    def __call__(self, x: Float[Array, "B M D"], keys: Array | None = None) -> Float[Array, "B M D"]:
+        """Computes all tokens from those of the encoder: class tokens, then patches."""
+        scales = None
+        if keys is not None:
+            scales = jnp.stack([branch_scales(fold_in(keys, FIRST_KEY + n), DROP_PATH) for n in range(NUM_BLOCKS)])
+        x, _ = run_blocks(self.blocks, x, scales, remat=self.remat)
+        return self.norm(x)
+
+    def aligned(self, tokens: Tokens, keys: Array | None = None) -> Tokens:
+        """Computes CLS and patches of encoded images; `extra` is the mean of the patches, in float32."""
+        extra = [] if tokens.extra is None else [tokens.extra]
+        x = self(jnp.concatenate([tokens.cls[:, None], *extra, tokens.patches], 1), keys)
+        patches = x[:, -tokens.patches.shape[1] :]
+        return Tokens(x[:, 0], patches, extra=patches.astype(jnp.float32).mean(1, keepdims=True))
+
+    def embedding(self, tokens: Tokens) -> Float[Array, "B E"]:
+        """Computes the embedding of encoded images."""
+        return joined(self.aligned(tokens))
+
+
+def joined(tokens: Tokens) -> Float[Array, "*batch E"]:
+    """Returns the embedding of aligned tokens: [CLS, mean of the patches], in float32."""
+    assert tokens.extra is not None  # `aligned` has made it
+    return jnp.concatenate([tokens.cls.astype(jnp.float32), tokens.extra[..., 0, :]], -1)
+
+
+def image_blocks(build: Build) -> ImageBlocks:
+    """Builds the image head; ValueError for an encoder that has no class token, or whose feature is another."""
+    size, pooling = build.size, build.model.image_style.pooling
+    if pooling != "cls":
+        raise ValueError(
+            f"the blocks of dinotxt take a class token, but image_style.pooling is {pooling!r}; start from an encoder "
+            "with pooling 'cls', such as CLIP's, DINO's or TIPS's"
+        )
+    kernel = build.kernel(size.width, size.num_heads)
+    return ImageBlocks(size.width, size.num_heads, build.dtype, kernel, build.model.remat)
+
+
+IMAGE_BLOCKS = Network(image_blocks)

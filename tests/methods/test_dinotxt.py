@@ -1,0 +1,195 @@
+"""The method dinotxt: its blocks, its embedding and its words against the equations, and a run on a frozen encoder."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from straightforward import linear, norm
+from tiny import check_names, drawn, noise, tiny_batch, tiny_config
+
+from detailclip_jax import export, methods, pretraining
+from detailclip_jax.config import run_config
+from detailclip_jax.inference.model import load
+from detailclip_jax.inference.readout_maps import cosines, readout_encoder
+from detailclip_jax.methods.encode import encoders
+from detailclip_jax.models.image_blocks import hidden_width
+from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.training import checkpoint, experiment, loop, mesh, warm_start
+
+ROOT = Path(__file__).parents[2]
+WIDTH, HEADS = 96, 4
+
+
+def noisy_config(**fields):
+    config = tiny_config("dinotxt")
+    config.model.class_tokens = 3  # two registers
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def aligned(params, tokens):
+    """All tokens after the two blocks and the final norm, from those of the encoder [B, M, D]."""
+    x = tokens
+    for number in range(2):
+        p = params[f"blocks_{number}"]
+        qkv = norm(p["norm1"], x, 1e-5) @ p["attn"]["qkv"]["kernel"]
+        query, key, value = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, HEADS, -1), 2, 0)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / (WIDTH / HEADS) ** 0.5
+        attended = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), value).reshape(x.shape)
+        x = x + p["ls1"]["scale"] * linear(p["attn"]["proj"], attended)
+        y, mlp = norm(p["norm2"], x, 1e-5), p["mlp"]
+        gate, value = jnp.split(linear(mlp["fc1"], y), 2, -1)
+        x = x + p["ls2"]["scale"] * linear(mlp["fc2"], gate / (1 + jnp.exp(-gate)) * value)
+    return norm(params["norm"], x, 1e-5)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_embedding_and_words_are_those_of_the_equations():
+    config = noisy_config()
+    model, params = methods.build_networks(config), noise(experiment.weight_shapes(config).params, scale=0.3)
+    assert {*params} == {"image", "image_projection", "text", "text_projection", "logit_scale"}
+    images, fields = jnp.asarray(tiny_batch(0, config)["image"]["large"][:2, 0]), config.preprocess
+
+    @jax.jit
+    def expected(params):
+        tokens = model.bind({"params": params}).image(normalise_pixels(images, fields.mean, fields.std))
+        x = aligned(params["image_projection"], jnp.concatenate([tokens.cls[:, None], tokens.extra, tokens.patches], 1))
+        return jnp.concatenate([x[:, 0], x[:, 3:].mean(1)], -1), x[:, 3:]
+
+    embedding, patches = expected(params)
+    encode, text = encoders(model, config), tiny_batch(0, config)["text"][:, 0]
+    np.testing.assert_allclose(encode.image(params, images), unit(embedding), atol=1e-5)
+    found = readout_encoder(model, config, "plain")(params, images)
+    np.testing.assert_allclose(found, unit(patches).reshape(2, 4, 4, WIDTH), atol=1e-5)
+    texts = np.asarray(encode.text(params, text))
+    second = unit(np.asarray(encode.raw_text(params, text))[:, WIDTH:])
+    assert texts.shape == (8, 2 * WIDTH)
+    np.testing.assert_allclose(cosines(np.asarray(found), texts), np.asarray(found) @ second.T, atol=1e-5)
+
+
+def test_new_blocks_change_nothing_at_first_and_the_hidden_width_is_the_published_one():
+    assert [hidden_width(width) for width in (1024, 768, 96)] == [2752, 2048, 256]
+    exp = experiment.build(noisy_config(), mesh.make_mesh(jax.devices()[:1]))
+    head = exp.initial.draw(0).params["image_projection"]
+    np.testing.assert_array_equal(head["blocks_1"]["ls2"]["scale"], np.float32(1e-5))
+    assert "bias" not in head["blocks_0"]["attn"]["qkv"] and head["blocks_0"]["mlp"]["fc2"]["kernel"].shape == (256, 96)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"losses.weights.token_set": 1.0}, ("losses.weights.token_set", "dinotxt", "0")),
+        ({"losses.weights.gram": 1.0}, ("losses.weights.gram", "dinotxt", "0")),
+        ({"model.image_style.pooling": "mean"}, ("'mean'", "'cls'")),
+    ],
+)
+def test_what_does_not_fit_is_refused(fields, named):
+    config = noisy_config(**{"model.class_tokens": 1, **fields})
+    with pytest.raises(ValueError) as refused:
+        methods.build_networks(config)
+    check_names(refused.value, *named)
+
+
+# a run on the encoder of a clip checkpoint
+
+SMALL = {
+    "batch_size": 8,
+    "total_steps": 4,
+    "steps_per_epoch": 4,
+    "checkpoint_every": 2,
+    "max_to_keep": 4,
+    "evaluate_at_end": False,
+    "data.source": "stickers",
+    "data.held_out": 0,
+    "data.num_workers": 0,
+    "model.dtype": "float32",
+    "model.scan": False,
+    "model.remat": "none",
+    "model.custom.text_width": 32,
+    "model.custom.text_depth": 1,
+    "model.custom.text_heads": 2,
+    "optimizer.warmup_steps": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A workdir of noise, of a method without texts."""
+    folder, config = tmp_path_factory.mktemp("dinotxt") / "encoder", tiny_config("dino")
+    config.model.vocab_size = 49408
+    shapes = experiment.weight_shapes(config)
+    names = ("params", "ema_params", "batch_stats", "running")
+    trees = {name: jax.device_put(drawn(getattr(shapes, name), seed, 0.3)) for seed, name in enumerate(names)}
+    checkpoint.save_weights(folder, trees, config, "noise")
+    return folder
+
+
+def asked(init):
+    config = run_config.load(f"{ROOT}/configs/beyond/dinotxt.py")
+    config.update_from_flattened_dict(SMALL | {"init": str(init)})
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(encoder):
+    """The workdir of a run on 8 devices."""
+    assert loop.train(pretraining.prepare(asked(encoder), encoder.parent / "run")) == 0
+    return encoder.parent / "run"
+
+
+def equal(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_the_encoder_stays_and_a_stopped_run_ends_with_the_same_bits(encoder, trained, tmp_path):
+    model, before = load(trained), checkpoint.load(encoder)[1]["params"]
+    equal(model.params["image"], before["image"])
+    assert model.config.model.custom.text_width == 32 and model.config.model.custom.width == WIDTH
+    shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/4")
+    assert loop.train(pretraining.prepare(asked(encoder), tmp_path / "run")) == 0
+    equal(load(tmp_path / "run").params, model.params)
+    first = checkpoint.load(trained, 2)[1]["params"]["image_projection"]["norm"]["scale"]
+    assert not np.array_equal(first, model.params["image_projection"]["norm"]["scale"])
+
+
+def test_a_model_embeds_and_names_patches_by_its_plain_read_out(trained):
+    model = load(trained)
+    images = list(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8))
+    assert model.encode_image(images).shape == model.encode_text(["a frog", "a bus"]).shape == (2, 2 * WIDTH)
+    assert model.features(images).patches.shape == (2, 4, 4, WIDTH)
+    maps = model.dense(images[0], ["a frog", "a bus"])
+    np.testing.assert_array_equal(maps, model.dense(images[0], ["a frog", "a bus"], readout="plain"))
+    assert maps.shape == (2, 32, 32) and np.abs(maps).max() <= 1
+
+
+@pytest.mark.parametrize("to", ["safetensors", "timm", "stablehlo"])
+def test_it_is_exported_and_equal(trained, tmp_path, capsys, to):
+    out = tmp_path / ("out.safetensors" if to != "stablehlo" else "out")
+    assert export.main([f"--checkpoint={trained}", f"--to={to}", f"--out={out}"]) == 0
+    printed = capsys.readouterr().out
+    rows = [float(line.split()[-1]) for line in printed.splitlines() if line.startswith(("image ", "text "))]
+    assert len(rows) == (1 if to == "timm" else 2) and max(rows) < 1e-5
+
+
+def test_a_layout_without_a_place_for_the_blocks_is_refused(trained, tmp_path, capsys):
+    for to in ("open_clip", "slip", "huggingface"):
+        assert export.main([f"--checkpoint={trained}", f"--to={to}", f"--out={tmp_path / to}"]) == 2
+        check_names(capsys.readouterr().err, to, "image_projection", "--to=safetensors")
+
+
+def test_projections_are_loaded_from_the_same_kind_alone(trained, encoder):
+    again = warm_start.adopt(asked(trained)).optimizer.part_rates
+    assert {*again} == {"image", "image_projection", "text", "text_projection", "logit_scale"}
+    config = tiny_config("clip")
+    config.init = str(trained)
+    assert {*warm_start.adopt(config).optimizer.part_rates} == {"image", "text", "logit_scale"}
+    assert {*warm_start.adopt(asked(encoder)).optimizer.part_rates} == {"image"}
+    with pytest.raises(ValueError, match=r"give --config\.init=WORKDIR"):
+        warm_start.adopt(asked(""))
