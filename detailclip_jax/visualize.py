@@ -110,7 +110,8 @@ def parser() -> argparse.ArgumentParser:
     names = comma_separated(flags.one_of("figure", (*MODEL_FIGURES, *PREDICTIONS)))
     add("--what", type=names, metavar="NAME,...", help="figures (default: all that one of the checkpoints can have)")
     add("--text", action="append", default=[], metavar="TEXT", help="text for words and overview; may be repeated")
-    add("--readout", default="naclip", metavar="NAME", help="read-out of patch features for words (default: naclip)")
+    readout = "read-out of patch features for words (default: naclip; of dinotxt plain)"
+    add("--readout", metavar="NAME", help=readout)
     patch = "patch for similarity, in the grid of the first checkpoint (default: the most attended one)"
     add("--patch", type=place, metavar="ROW,COLUMN", help=patch)
     numbers = comma_separated(flags.positive)

@@ -3,7 +3,8 @@
     python -m detailclip_jax.import_torch --from=dino dino_vitbase16_pretrain.pth --out=runs/dino
     python -m detailclip_jax.main --config=configs/beyond/dinotxt.py --config.init=runs/dino --config.data.path=...
     python -m detailclip_jax.main --config=configs/beyond/dinotxt.py:steps=5000 --config.init=... \
-        --config.batch_size=512 --config.model.custom.text_width=512 --config.model.custom.text_heads=8
+        --config.batch_size=512 --config.model.custom.text_width=512 --config.model.custom.text_depth=12 \
+        --config.model.custom.text_heads=8
 
 `init` is any run or import whose image encoder has a class token (CLIP, DINO, iBOT, timm, TIPS). Its texts, if it has
 some, are trained further; its projections are not used. Its sizes, and the preprocessing of evaluation, are those of

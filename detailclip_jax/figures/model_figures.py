@@ -23,7 +23,6 @@ from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.figures import maps, plots
 from detailclip_jax.figures.maps import Overview, Words
 from detailclip_jax.inference.model import Model, pixels
-from detailclip_jax.inference.readout_maps import DEFAULT_READOUT
 from detailclip_jax.inference.similar_patches import pca_colours, similarity
 from detailclip_jax.runtime.regular_files import inside, read_regular
 
@@ -56,7 +55,7 @@ class Options(NamedTuple):
     layers: Sequence[int] | None = None
     patch: tuple[int, int] | None = None
     ratio: float | None = None
-    readout: str = DEFAULT_READOUT
+    readout: str | None = None  # by default that of `Model.dense`
 
 
 def scenes(config: ConfigDict, count: int, first: int = 0, texts: Sequence[str] = ()) -> Shown:

@@ -37,9 +37,9 @@ from detailclip_jax.data.vocabularies import CLIP, digest_of, tokenizer_of
 from detailclip_jax.inference.batching import SHAPES, chunks, filled, in_turn
 from detailclip_jax.inference.inspection import head_attention, paste, paste_options, pixel_predictor
 from detailclip_jax.inference.readout_maps import (
-    DEFAULT_READOUT,
     PIPELINES,
     check_readout,
+    default_readout,
     layout,
     mean_of_templates,
     prompts,
@@ -284,7 +284,7 @@ class Model:
         self,
         image: Any,
         texts: Sequence[str],
-        readout: str = DEFAULT_READOUT,
+        readout: str | None = None,
         templates: Sequence[str] = ("{}",),
         size: tuple[int, int] | None = None,
     ) -> Float32[np.ndarray, "T H W"]:
@@ -299,14 +299,15 @@ class Model:
         TIPS's takes the softmax in each window instead, before the mean over windows; an evaluation of `tips` does so.
 
         `readout` is one of `models.readouts.READOUTS`: plain, maskclip, maskclip_bare, sclip, naclip, clearclip, gem,
-        tips. Each resizes and cuts the image as its published code does, see `inference.readout_maps.Pipeline`;
-        `config.preprocess` contributes mean and standard deviation alone. With several `templates`, a text's embedding
-        is the mean over them.
+        tips; by default naclip, of a model of dinotxt plain. Each resizes and cuts the image as its published code
+        does, see `inference.readout_maps.Pipeline`; `config.preprocess` contributes mean and standard deviation alone.
+        With several `templates`, a text's embedding is the mean over them.
 
         Raises ValueError for an unknown read-out, for a template without "{}", and if the method has no text encoder;
         BadImage for an unreadable image; TypeError for one text that is not in a list.
         """
         self.require("dense")
+        readout = default_readout(self.networks) if readout is None else readout
         check_readout(readout)
         wanted = mean_of_templates(self.encode_text(prompts(texts, templates)), len(templates))
         with BUDGET.scope():

@@ -20,6 +20,7 @@ from detailclip_jax.inference.windows import Axis, axis, combine, combine_shares
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.models import readouts
+from detailclip_jax.models.image_blocks import ImageBlocks
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.models.stacking import unstack
@@ -68,6 +69,11 @@ def check_readout(readout: str) -> None:
     """Raises ValueError with the nearest names for an unknown read-out."""
     if readout not in READOUTS:
         raise ValueError(unknown("read-out", readout, READOUTS))
+
+
+def default_readout(networks: Networks) -> str:
+    """Returns the read-out that a model is read by: "plain" if patches are trained to match texts (dino.txt)."""
+    return "plain" if isinstance(networks.table["image_projection"], ImageBlocks) else DEFAULT_READOUT
 
 
 class ImageLayout(NamedTuple):

@@ -44,6 +44,7 @@ CASES = {  # method, entry -> pattern of the frozen parameters; encoders have tw
     ("clip", "image:-2,text:-1"): r"(image|text)/(patch_embed/.*|cls_token|positions|token_embedding)",
     ("detailclip", "image"): r"image/.*",
     ("siglip", "logit_bias"): r"logit_bias/.*",
+    ("dinotxt", "image"): r"image/.*",
 }
 FIRST = ("image", "image:-1")
 
