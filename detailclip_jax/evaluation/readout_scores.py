@@ -188,7 +188,7 @@ def of_one_shape(windows: Iterable[np.ndarray], size: int) -> Iterator[list[np.n
 
 
 def maps_of(
-    layout: ImageLayout, features: Float32[np.ndarray, "n h w E"], texts: Float32[np.ndarray, "T E"], setup: Setup
+    layout: ImageLayout, features: Float32[np.ndarray, "n h w D"], texts: Float32[np.ndarray, "T E"], setup: Setup
 ) -> Float32[np.ndarray, "T H W"]:
     """Cosines of the windows' features with the texts, or the shares of each window, as the setup says."""
     return layout.shares(features, texts) if setup.pipeline.window_softmax else layout.maps(features, texts)

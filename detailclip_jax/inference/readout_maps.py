@@ -93,13 +93,13 @@ class ImageLayout(NamedTuple):
         return cut(image, self.down, self.across)
 
     def maps(
-        self, features: Float32[np.ndarray, "n h w E"], texts: Float32[np.ndarray, "T E"]
+        self, features: Float32[np.ndarray, "n h w D"], texts: Float32[np.ndarray, "T E"]
     ) -> Float32[np.ndarray, "T H W"]:
         """Cosines of the windows' features with the texts, as maps of the output size."""
         return combine(cosines(features, texts), self.down, self.across)
 
     def shares(
-        self, features: Float32[np.ndarray, "n h w E"], texts: Float32[np.ndarray, "T E"]
+        self, features: Float32[np.ndarray, "n h w D"], texts: Float32[np.ndarray, "T E"]
     ) -> Float32[np.ndarray, "T H W"]:
         """The softmax of these cosines over the texts, taken in each window, as maps of the output size."""
         return combine_shares(cosines(features, texts), self.down, self.across)

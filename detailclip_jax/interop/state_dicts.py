@@ -23,6 +23,7 @@ from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, TensorLayout
 from detailclip_jax.interop.measure import Spec, spec_of, write_spec
 from detailclip_jax.methods.masking import RemovalRule
 from detailclip_jax.models import stacking
+from detailclip_jax.models.image_blocks import IMAGE_BLOCKS
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime import errors
 from detailclip_jax.training import experiment
@@ -470,6 +471,12 @@ def layout_for(config: ConfigDict, name: str) -> TensorLayout:
         raise ValueError(
             f"layout {name!r} has one class token, but this model has {config.model.class_tokens} "
             "(model.class_tokens); --to=safetensors writes them all"
+        )
+    with_text = any(layout.text for layout in candidates)
+    if with_text and methods.build(config).networks.get("image_projection") == IMAGE_BLOCKS:
+        raise ValueError(
+            f"layout {name!r} has no place for the blocks that method {config.method} has after the image encoder; "
+            "--to=safetensors and stablehlo write them, --to=timm the encoder alone"
         )
     spec = spec_of(config.model)
     fitting = [layout for layout in candidates if layout.holds(spec)]

@@ -181,7 +181,7 @@ def test_it_is_exported_and_equal(trained, tmp_path, capsys, to):
 def test_a_layout_without_a_place_for_the_blocks_is_refused(trained, tmp_path, capsys):
     for to in ("open_clip", "slip", "huggingface"):
         assert export.main([f"--checkpoint={trained}", f"--to={to}", f"--out={tmp_path / to}"]) == 2
-        check_names(capsys.readouterr().err, to, "image_projection", "--to=safetensors")
+        check_names(capsys.readouterr().err, to, "dinotxt", "--to=safetensors")
 
 
 def test_projections_are_loaded_from_the_same_kind_alone(trained, encoder):
