@@ -61,13 +61,14 @@ class ImageBlocks(nn.Module):
 
     def embedding(self, tokens: Tokens) -> Float[Array, "B E"]:
         """Computes the embedding of encoded images."""
-        return joined(self.aligned(tokens))
+        made = self.aligned(tokens)
+        return joined(made.cls, made.extra)
 
 
-def joined(tokens: Tokens) -> Float[Array, "*batch E"]:
-    """Returns the embedding of aligned tokens: [CLS, mean of the patches], in float32."""
-    assert tokens.extra is not None  # `aligned` has made it
-    return jnp.concatenate([tokens.cls.astype(jnp.float32), tokens.extra[..., 0, :]], -1)
+def joined(cls: Float[Array, "*batch D"], mean: Float[Array, "*batch 1 D"] | None) -> Float[Array, "*batch E"]:
+    """Returns the embedding [CLS, mean of the patches], in float32, of the two that `ImageBlocks.aligned` makes."""
+    assert mean is not None  # `aligned` has made it
+    return jnp.concatenate([cls.astype(jnp.float32), mean[..., 0, :]], -1)
 
 
 def image_blocks(build: Build) -> ImageBlocks:
