@@ -7,8 +7,6 @@ width. The first half of a text is thus trained for the class token, the second 
 with patches by that half. `optimizer.frozen = "image"` locks the encoder, as the config has it.
 """
 
-from collections.abc import Mapping
-
 from ml_collections import ConfigDict
 
 from detailclip_jax.methods import components
@@ -63,7 +61,7 @@ def embedding_head(name: str) -> Head:
     """Joint head of the student's pass `name`, whose tokens are in the joint space, and CLIP's logit scale."""
 
     @uses("logit_scale")
-    def run(student: Networks, teacher: Networks, record: Forward) -> Mapping[str, Array]:
+    def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
         tokens = record.tokens[name]
         return {"image_embedding": joined(tokens.cls, tokens.extra), "logit_scale": student.logit_scale()}
 

@@ -90,9 +90,9 @@ class Block(nn.Module):
     def setup(self) -> None:
         """Creates the parameters."""
         self.norm1, self.norm2 = (LayerNorm(self.eps, self.dtype) for _ in range(2))
-        inits, attention = self.inits, (self.dtype, self.kernel, self.qkv_bias)
-        self.attn = Attention(self.width, self.num_heads, inits.qkv, inits.proj, *attention)
-        self.mlp = Mlp(inits, self.activation, self.dtype, self.mlp_width)
+        inits = self.inits.qkv, self.inits.proj
+        self.attn = Attention(self.width, self.num_heads, *inits, self.dtype, self.kernel, self.qkv_bias)
+        self.mlp = Mlp(self.inits, self.activation, self.dtype, self.mlp_width)
         if self.layer_scale:
             self.ls1, self.ls2 = (LayerScale(self.layer_scale) for _ in range(2))
 

@@ -179,7 +179,7 @@ def test_it_is_exported_and_equal(trained, tmp_path, capsys, to):
 
 
 def test_a_layout_without_a_place_for_the_blocks_is_refused(trained, tmp_path, capsys):
-    for to in ("open_clip", "slip", "huggingface"):
+    for to in ("open_clip", "reference", "huggingface"):
         assert export.main([f"--checkpoint={trained}", f"--to={to}", f"--out={tmp_path / to}"]) == 2
         check_names(capsys.readouterr().err, to, "dinotxt", "--to=safetensors")
 
