@@ -14,7 +14,7 @@ from detailclip_jax.models.initial_values import ONES, XAVIER, ZEROS, constant, 
 from detailclip_jax.models.layers import LayerNorm, Linear, Weights, exact_gelu
 from detailclip_jax.models.registry import Build, Network, ParameterRule
 from detailclip_jax.models.text import TextStyle
-from detailclip_jax.types import FSDP, Array, Float, Scalar, Tokens
+from detailclip_jax.types import FSDP, Array, Bool, Float, Scalar, Tokens
 
 
 class Projection(nn.Module):
@@ -35,8 +35,8 @@ class Projection(nn.Module):
         linear = Linear(self.joint_width, init, self.dtype, use_bias=self.use_bias, name="proj")
         return linear(x).astype(jnp.float32)
 
-    def embedding(self, tokens: Tokens) -> Float[Array, "B E"]:
-        """Computes the embedding of encoded images, from their class tokens."""
+    def embedding(self, tokens: Tokens, real: Bool[Array, "B N"] | None = None) -> Float[Array, "B E"]:
+        """Computes the embedding of encoded images, from their class tokens; their `real` patches are not needed."""
         return self(tokens.cls)
 
 

@@ -16,8 +16,9 @@ from detailclip_jax.models.attention import Kernel
 from detailclip_jax.models.block import Block, branch_scales, run_blocks
 from detailclip_jax.models.layers import LayerNorm, swiglu
 from detailclip_jax.models.registry import Build, Network
+from detailclip_jax.models.text import mean_of
 from detailclip_jax.models.vit import VIT_INIT, fold_in
-from detailclip_jax.types import Array, Float, Tokens
+from detailclip_jax.types import Array, Bool, Float, Tokens
 
 NUM_BLOCKS, DROP_PATH, LAYER_SCALE, EPS = 2, 0.3, 1e-5, 1e-5
 FIRST_KEY = 1000  # of their drop path: the encoder's takes the numbers of its blocks
@@ -44,24 +45,34 @@ class ImageBlocks(nn.Module):
         self.blocks = [Block(*given, **kinds) for _ in range(NUM_BLOCKS)]
         self.norm = LayerNorm(EPS, self.dtype)
 
-    def __call__(self, x: Float[Array, "B M D"], keys: Array | None = None) -> Float[Array, "B M D"]:
-        """Computes all tokens from those of the encoder: class tokens, then patches."""
+    def __call__(
+        self, x: Float[Array, "B M D"], keys: Array | None = None, mask: Bool[Array, "B 1 1 M"] | None = None
+    ) -> Float[Array, "B M D"]:
+        """Computes all tokens from those of the encoder: class tokens, then patches; `mask` is True at real ones."""
         scales = None
         if keys is not None:
             scales = jnp.stack([branch_scales(fold_in(keys, FIRST_KEY + n), DROP_PATH) for n in range(NUM_BLOCKS)])
-        x, _ = run_blocks(self.blocks, x, scales, remat=self.remat)
+        x, _ = run_blocks(self.blocks, x, scales, remat=self.remat, mask=mask)
         return self.norm(x)
 
-    def aligned(self, tokens: Tokens, keys: Array | None = None) -> Tokens:
-        """Computes CLS and patches of encoded images; `extra` is the mean of the patches, in float32."""
-        extra = [] if tokens.extra is None else [tokens.extra]
-        x = self(jnp.concatenate([tokens.cls[:, None], *extra, tokens.patches], 1), keys)
-        patches = x[:, -tokens.patches.shape[1] :]
-        return Tokens(x[:, 0], patches, extra=patches.astype(jnp.float32).mean(1, keepdims=True))
+    def aligned(self, tokens: Tokens, keys: Array | None = None, real: Bool[Array, "B N"] | None = None) -> Tokens:
+        """Computes CLS and patches of encoded images; `extra` is the mean of the patches, in float32.
 
-    def embedding(self, tokens: Tokens) -> Float[Array, "B E"]:
+        `real` is False at the padding of native images.
+        """
+        extra = [] if tokens.extra is None else [tokens.extra]
+        x = jnp.concatenate([tokens.cls[:, None], *extra, tokens.patches], 1)
+        first, mask = x.shape[1] - tokens.patches.shape[1], None
+        if real is not None:
+            mask = jnp.pad(real, ((0, 0), (first, 0)), constant_values=True)[:, None, None]
+        x = self(x, keys, mask)
+        patches = x[:, first:]
+        mean = patches.astype(jnp.float32).mean(1) if real is None else mean_of(patches, real)
+        return Tokens(x[:, 0], patches, extra=mean[:, None])
+
+    def embedding(self, tokens: Tokens, real: Bool[Array, "B N"] | None = None) -> Float[Array, "B E"]:
         """Computes the embedding of encoded images."""
-        made = self.aligned(tokens)
+        made = self.aligned(tokens, real=real)
         return joined(made.cls, made.extra)
 
 

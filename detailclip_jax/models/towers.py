@@ -95,7 +95,8 @@ class Networks(nn.Module):
 
     def embed_image(self, images: Float[Array, "B H W 3"] | Native) -> Float[Array, "B E"]:
         """Encodes images in the joint space; embeddings are not L2-normalised."""
-        return self.image_projection.embedding(self.image(images))
+        real = images.valid if isinstance(images, Native) else None
+        return self.image_projection.embedding(self.image(images), real)
 
     def embed_text(self, tokens: Int[Array, "B T"]) -> Float[Array, "B E"]:
         """Encodes captions in the joint space; embeddings are not L2-normalised."""

@@ -12,6 +12,7 @@ from tiny import check_names, drawn, noise, tiny_batch, tiny_config
 
 from detailclip_jax import export, methods, pretraining
 from detailclip_jax.config import run_config
+from detailclip_jax.data.native import Native
 from detailclip_jax.inference.model import load
 from detailclip_jax.inference.readout_maps import cosines, readout_encoder
 from detailclip_jax.methods.encode import encoders
@@ -71,6 +72,17 @@ def test_embedding_and_words_are_those_of_the_equations():
     second = unit(np.asarray(encode.raw_text(params, text))[:, WIDTH:])
     assert texts.shape == (8, 2 * WIDTH)
     np.testing.assert_allclose(cosines(np.asarray(found), texts), np.asarray(found) @ second.T, atol=1e-5)
+
+
+def test_padding_of_native_images_changes_nothing():
+    config = noisy_config()
+    model, params = methods.build_networks(config), noise(experiment.weight_shapes(config).params, scale=0.3)
+    patches = jnp.asarray(np.random.default_rng(0).standard_normal((2, 15, 192)), jnp.float32)
+    grid, embed = jnp.array([[3, 4], [2, 5]]), jax.jit(model.bind({"params": params}).embed_image)
+    whole = embed(Native(patches, grid))
+    for row, count in enumerate((12, 10)):
+        alone = embed(Native(patches[row : row + 1, :count], grid[row : row + 1]))
+        np.testing.assert_allclose(whole[row], alone[0], rtol=1e-4, atol=1e-5)
 
 
 def test_new_blocks_change_nothing_at_first_and_the_hidden_width_is_the_published_one():
