@@ -7,10 +7,11 @@ r"""Imports a PyTorch checkpoint as a workdir for evaluation, notebooks and trai
         --image-size=448
 
 FORMAT is the layout of the tensors: reference (DetailCLIP), aclip, flair, slip, clip (of SLIP's family), openai,
-longclip, open_clip, cosmos, huggingface, tips, mae, ibot, dino, timm, or safetensors (written by export).  Without
---from it is inferred from their names, except for TIPS's image encoder alone, which has the names of DINOv2 with
-register tokens.  Sizes are inferred from the shapes.  Only tensors are loaded: a file that would execute code is
-refused.  To continue training from DIR:
+longclip, open_clip, cosmos, huggingface, tips, mae, dinov2, dinov3, ibot, dino, timm, or safetensors (written by
+export).  Without --from it is inferred from their names, except for TIPS's image encoder alone and DINOv2 with
+registers, which have the same names.  Sizes are inferred from the shapes.  Only tensors are loaded: a file that would
+execute code is refused.
+To continue training from DIR:
 `python -m detailclip_jax.main --config=configs/vitb16_continue.py --config.init=DIR`.
 """
 
@@ -84,9 +85,11 @@ def summary(variables: "dict[str, Params]", config: Any, published_code: bool = 
     model, counts = config.model, {name: _count(variables[name]) for name in ("params", "ema_params")}
     size = model.size if model.size != "custom" else ", ".join(f"{k} {v}" for k, v in model.custom.items())
     teacher = f"{counts['ema_params']:,} in {', '.join(variables['ema_params'])}" if counts["ema_params"] else "none"
+    rotary = model.image_style.positions == "rotary"
     lines = [
         f"method      {config.method}",
-        f"size        {size}; {model.image_size} px; positions for other sizes: {model.interpolation}",
+        f"size        {size}; {model.image_size} px; positions for other sizes: "
+        f"{'rotary' if rotary else model.interpolation}",
         f"heads       {heads(variables, config)}",
         f"encoder     {', '.join(f'{name} {model.image_style[name]}' for name in Style._fields if name != 'init')}",
         f"preprocess  {preprocessing.description(config)}",

@@ -4,10 +4,11 @@
     python -m detailclip_jax.main --config=configs/beyond/lit.py --config.init=runs/timm --config.data.path=...
     python -m detailclip_jax.main --config=configs/beyond/lit.py:method=clip,steps=60000 --config.init=...
 
-`init` is an image encoder (timm, DINO, iBOT, MAE, TIPS, or a run of this package), or a model with texts, whose text
-encoder is then trained further.  An encoder alone has no image projection: its feature is the embedding, and texts are
-projected to its width.  A model with an image projection keeps it, locked.  The encoder costs a forward pass, and has
-neither gradient nor moments.  Its sizes and the preprocessing of evaluation are those of `init`.
+`init` is an image encoder (timm, DINO, DINOv2, DINOv3, iBOT, MAE, TIPS, or a run of this package), or a model with
+texts, whose text encoder is then trained further.  An encoder alone has no image projection: its feature is the
+embedding, and texts are projected to its width.  A model with an image projection keeps it, locked.  The encoder costs
+a forward pass, and has neither gradient nor moments.  Its sizes and the preprocessing of evaluation are those of
+`init`.  `--config.init_text=DIR` starts from the text encoder of another checkpoint.
 
 The published B/16 (60,000 steps on CC12M and YFCC100M) reaches 73.9 ImageNet-1K zero-shot and 51.5 / 31.8 COCO recall
 at 1 (image to text, text to image); 5,000 steps on COCO alone 20.7 and 47.2 / 32.1 [code].

@@ -32,7 +32,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SLIP = "SLIP's, as in the paper"
 # Names of tables of other rooms; tests/config/test_fields.py compares them.
-ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh", "relu")
+ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh", "relu", "swiglu")
 FILTERS = ("bicubic", "bilinear")
 POSITION_RECIPES = ("bicubic", "ibot", "timm", "tips")
 
@@ -40,6 +40,9 @@ RUN: Group = {
     "method": Field("detailclip", "method; the table METHODS of methods/ has them", "paper"),
     "seed": Field(0, "seed of the parameters, the order of examples, the crops and the captions", OURS),
     "init": Field("", "checkpoint to start from: its networks, sizes and preprocessing (training/warm_start.py)", OURS),
+    "init_text": Field(
+        "", "checkpoint whose text encoder is loaded, and not that of init; the projection of texts is then fresh", OURS
+    ),
     "init_text_positions": Field(
         "keep",
         "text positions of init: keep has the context of the checkpoint; longclip and linear stretch them to "
@@ -308,7 +311,7 @@ MODEL: Group = {
     "decoder_depth": Field(None, "blocks of the decoder; default: 1", CODE, int, range=Range(0, MAX_DEPTH)),
     "class_tokens": Field(
         1,
-        "class tokens of the image encoder; only the first has a positional embedding; tips: one for each caption",
+        "class tokens and registers of the image encoder; only the first has a position; tips: one for each caption",
         OURS,
         range=FROM_1,
     ),
@@ -325,7 +328,10 @@ MODEL: Group = {
         True, "whether the patch embedding keeps its initial values", "reference, after MoCo v3"
     ),
     "text_activation": Field(
-        "quick_gelu", "activation of the text encoder: gelu, quick_gelu, gelu_tanh or relu", "CLIP", choices=ACTIVATIONS
+        "quick_gelu",
+        "activation of the text encoder: gelu, quick_gelu, gelu_tanh, relu or swiglu",
+        "CLIP",
+        choices=ACTIVATIONS,
     ),
     "image_is_embedding": Field(
         False,
@@ -375,7 +381,10 @@ MODEL: Group = {
 IMAGE_STYLE: Group = {  # see models/vit.py; imported checkpoints can have other values
     "norm_eps": Field(1e-6, "epsilon of the LayerNorms of the image encoder", CODE, range=POSITIVE),
     "activation": Field(
-        "gelu", "activation of the image encoder: gelu, quick_gelu, gelu_tanh or relu", CODE, choices=ACTIVATIONS
+        "gelu",
+        "activation of the image encoder: gelu, quick_gelu, gelu_tanh, relu, or swiglu: MLPs with a gate (DINOv2)",
+        CODE,
+        choices=ACTIVATIONS,
     ),
     "pre_norm": Field(False, "LayerNorm before the first block (OpenAI's CLIP)", CODE),
     "patch_bias": Field(True, "whether the patch embedding has a bias", CODE),
@@ -386,7 +395,10 @@ IMAGE_STYLE: Group = {  # see models/vit.py; imported checkpoints can have other
         choices=("cls", "mean", "norm_of_mean", "attention"),
     ),
     "positions": Field(
-        "learnt", "positional embedding; learnt, or sincos: fixed (MAE)", CODE, choices=("learnt", "sincos")
+        "learnt",
+        "positions; learnt, sincos: fixed (MAE), or rotary: queries and keys are turned in every block (DINOv3)",
+        CODE,
+        choices=("learnt", "sincos", "rotary"),
     ),
     "init": Field(
         "normal",

@@ -34,10 +34,10 @@ def taps(vit: VisionTransformer, images: Float[Array, "B height width 3"], keys:
     if vit.scan:
         raise ValueError("taps need separate blocks; clone the encoder with scan=False and unstack its parameters")
     size, (height, width) = vit.patch_size, images.shape[1:3]
-    rows, columns = height // size, width // size
+    rows, columns = vit.grid(images)
     if not rows * columns:
         raise ValueError(f"an image of {height} x {width} pixels has no complete patch of {size} x {size}")
-    tokens_of = outputs(vit, vit.embed(images[:, : rows * size, : columns * size]), keys)
+    tokens_of = outputs(vit, vit.embed(images[:, : rows * size, : columns * size]), keys, angles=vit.angles(images))
 
     def features(blocks: Sequence[int], norm: bool = True) -> list[Array]:
         _check(blocks, vit.depth)
@@ -48,15 +48,21 @@ def taps(vit: VisionTransformer, images: Float[Array, "B height width 3"], keys:
 
 
 def outputs(
-    vit: VisionTransformer, x: Float[Array, "B M D"], keys: Array | None, lengths: Int[Array, "B"] | None = None
+    vit: VisionTransformer,
+    x: Float[Array, "B M D"],
+    keys: Array | None,
+    lengths: Int[Array, "B"] | None = None,
+    angles: Float[Array, "#B M a"] | None = None,
 ) -> list[Float[Array, "B M D"]]:
     """Returns the tokens after every block, of embedded tokens `x`; `keys` [B] enable drop path.
 
-    With `lengths` only the first tokens of each image are attended to.
+    With `lengths` only the first tokens of each image are attended to. `angles` are those of rotary positions.
     """
 
     def run(block: Any, x: Array, scale: Array | None) -> Array:
-        return block(x, scale)[0] if lengths is None else attending_to_first(block, x, lengths, scale)
+        if lengths is None:
+            return block(x, scale, angles=angles)[0]
+        return attending_to_first(block, x, lengths, scale, angles)
 
     blocks: Any = vit.blocks  # a list, see `taps`
     found, run = [], recomputed(run, vit.remat)
@@ -72,10 +78,14 @@ def outputs(
 
 
 def attending_to_first(
-    block: Any, x: Float[Array, "B M D"], lengths: Int[Array, "B"], scale: Array | None
+    block: Any,
+    x: Float[Array, "B M D"],
+    lengths: Int[Array, "B"],
+    scale: Array | None,
+    angles: Float[Array, "#B M a"] | None = None,
 ) -> Float[Array, "B M D"]:
     """Computes a block whose tokens attend only to the first tokens of each image; the others are computed as well."""
-    query, key, value = readouts.heads(block, x)
+    query, key, value = readouts.heads(block, x, angles)
     kernel, length = block.kernel, x.shape[1]
     odd = length % 2 if kernel == "cudnn" else 0  # which it rejects in training
     query, key, value = (jnp.pad(each, ((0, 0), (0, odd), (0, 0), (0, 0))) for each in (query, key, value))

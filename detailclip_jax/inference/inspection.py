@@ -41,17 +41,17 @@ def attention_of_heads(encoder: VisionTransformer, images: Float[Array, "B S S 3
     """
     if encoder.style.pooling == "attention":
         return pool_attention(encoder, images)[:, None]
-    x, layers = encoder.embed(images), []
+    x, angles, layers = encoder.embed(images), encoder.angles(images), []
     for block in encoder.blocks:  # type: ignore[attr-defined]
-        query, key, _ = heads(block, x)
+        query, key, _ = heads(block, x, angles)
         layers.append(cls_rows(query[:, 0], key)[..., encoder.num_class_tokens :])
-        x, _ = block(x)
+        x, _ = block(x, angles=angles)
     return jnp.stack(layers, 1)
 
 
 def pool_attention(encoder: VisionTransformer, images: Float[Array, "B S S 3"]) -> Float[Array, "B heads N"]:
     """The attention of an encoder's attention pool to the patches, by head."""
-    x, _ = run_blocks(encoder.blocks, encoder.embed(images))
+    x, _ = run_blocks(encoder.blocks, encoder.embed(images), angles=encoder.angles(images))
     query, key = encoder.pool.query_and_key(encoder.norm(x))
     return cls_rows(query, key)
 

@@ -10,6 +10,7 @@ from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.data.tokenizer import VOCAB_SIZE
 from detailclip_jax.interop import hub_vocabulary
 from detailclip_jax.interop.measure import Spec, spec_of
+from detailclip_jax.models.positions import ROTARY_BASE
 from detailclip_jax.models.vit import Style
 from detailclip_jax.runtime.regular_files import read_json
 from detailclip_jax.training import workdirs
@@ -38,6 +39,7 @@ HIDDEN_ACTS = {"gelu_tanh": "gelu_pytorch_tanh"}  # our names of activations, wh
 TRUNK = "trunk"  # folder with the config of an image encoder that timm does not register
 LOCAL = "local-dir:"  # begins a timm_model_name that is a folder
 SIGLIP, NAFLEX, DUAL_ENCODER = "siglip", "siglip2", "vision-text-dual-encoder"
+DINO_KINDS = ("dinov2", "dinov2_with_registers", "dinov3_vit")  # model_type of image encoders alone
 KINDS = (None, "clip", SIGLIP, "siglip_model", NAFLEX, DUAL_ENCODER)  # model_type of a supported config.json
 TEXT_KINDS = (None, "clip_text_model")
 CLIP_USUAL, VIT_USUAL, SIGLIP_USUAL = (  # activation and epsilon of transformers, for a config.json without them
@@ -66,7 +68,7 @@ def sidecar_options(file: Path) -> dict[str, Any]:
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
     """The options; raises TypeError for a value of another type than a text, a number or the number of heads."""
-    for names, kind in ((TEXTS, str), (ALL_HEADS, int)):
+    for names, kind in ((TEXTS, str), ((*ALL_HEADS, "image_size"), int)):
         if wrong := {name: options[name] for name in names if not isinstance(options.get(name), kind | None)}:
             raise TypeError(str(wrong))
     for name in NUMBERS:
@@ -236,10 +238,11 @@ def _pooling(image: Mapping[str, Any], timm: bool) -> str:
 def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `interop.load` from a transformers config.json and preprocessor_config.json."""
     image, text, kind = content.get("vision_config", {}), content.get("text_config", {}), content.get("model_type")
+    if kind in DINO_KINDS:
+        return dino_options(content, preprocessor)
     if kind not in KINDS:
-        raise ValueError(
-            f"unsupported model_type of {HUGGINGFACE}: {kind!r}; supported: clip, {SIGLIP}, {NAFLEX}, {DUAL_ENCODER}"
-        )
+        kinds = ", ".join(("clip", SIGLIP, NAFLEX, DUAL_ENCODER, *DINO_KINDS))
+        raise ValueError(f"unsupported model_type of {HUGGINGFACE}: {kind!r}; supported: {kinds}")
     is_siglip, is_vit = kind in (SIGLIP, "siglip_model", NAFLEX), image.get("model_type") == "vit"
     if not is_siglip:
         _check_huggingface_text(text)
@@ -256,9 +259,24 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
         "text_norm_eps": text.get("layer_norm_eps", text_eps),
         TEXT_END: None if is_siglip else _text_end(text),
         "max_patches": preprocessor.get("max_num_patches"),
-        "mean": preprocessor.get("image_mean"),
-        "std": preprocessor.get("image_std"),
-        **_huggingface_geometry(preprocessor),
+        **_huggingface_pixels(preprocessor),
+    }
+
+
+def dino_options(content: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `interop.load` from the config of an image encoder of DINOv2 or DINOv3.
+
+    Raises ValueError for another activation and for rotary positions of another base.
+    """
+    activation = "silu" if content.get("use_gated_mlp") else "gelu"  # DINOv3's
+    for name, known in {"hidden_act": activation, "rope_theta": ROTARY_BASE}.items():
+        if (stated := content.get(name, known)) != known:
+            raise ValueError(f"unsupported image encoder of {HUGGINGFACE}: {name} {stated!r}; supported: {known!r}")
+    return {
+        "num_heads": content.get("num_attention_heads"),
+        "norm_eps": content.get("layer_norm_eps"),
+        "image_size": content.get("image_size"),
+        **_huggingface_pixels(preprocessor),
     }
 
 
@@ -274,12 +292,16 @@ def _text_end(text: Mapping[str, Any]) -> int | None:
     return None if end in (LEGACY_END, last) else end
 
 
-def _huggingface_geometry(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
-    """Filter, resize and crop ratio of an image processor; missing fields get the defaults of the model family."""
+def _huggingface_pixels(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+    """The preprocessing of an image processor; missing fields get the defaults of the model family."""
     number, size = preprocessor.get("resample"), preprocessor.get("size")
-    filter = None if number is None else _pil_filter(number)
+    found = {
+        "mean": preprocessor.get("image_mean"),
+        "std": preprocessor.get("image_std"),
+        "resize_filter": None if number is None else _pil_filter(number),
+    }
     if size is None:
-        return {"resize_filter": filter}
+        return found
     kind = preprocessor.get("image_processor_type") or preprocessor.get("feature_extractor_type") or ""
     single = "height" if kind.startswith("ViT") else "shortest_edge"  # the meaning of a single number
     sides = size if isinstance(size, Mapping) else {single: size}
@@ -288,7 +310,7 @@ def _huggingface_geometry(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     crop = preprocessor.get("crop_size") or side
     cut = crop["height"] if isinstance(crop, Mapping) else crop
     ratio = cut / side if preprocessor.get("do_center_crop", not squash) else 1.0
-    return {"resize_filter": filter, "resize": "squash" if squash else "shorter_side", "crop_ratio": ratio}
+    return found | {"resize": "squash" if squash else "shorter_side", "crop_ratio": ratio}
 
 
 def _pil_filter(number: Any) -> str:

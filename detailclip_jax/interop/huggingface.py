@@ -15,10 +15,10 @@ from detailclip_jax.interop.key_tables import (
     Entry,
     StateDict,
     Table,
+    concatenated,
     linear,
     norm,
     numbered,
-    separate_qkv,
 )
 from detailclip_jax.interop.measure import Spec
 from detailclip_jax.interop.reference import logit_scale
@@ -29,7 +29,7 @@ def clip_layer(path: str, key: str) -> list[Entry]:
     attention = tuple(f"{key}.self_attn.{name}_proj" for name in "qkv")
     return [
         *norm(f"{path}/norm1", f"{key}.layer_norm1"),
-        *separate_qkv(f"{path}/attn/qkv", attention),
+        *concatenated(f"{path}/attn/qkv", attention),
         *linear(f"{path}/attn/proj", f"{key}.self_attn.out_proj"),
         *norm(f"{path}/norm2", f"{key}.layer_norm2"),
         *linear(f"{path}/mlp/fc1", f"{key}.mlp.fc1"),
@@ -42,7 +42,7 @@ def vit_layer(path: str, key: str) -> list[Entry]:
     attention = tuple(f"{key}.attention.attention.{name}" for name in ("query", "key", "value"))
     return [
         *norm(f"{path}/norm1", f"{key}.layernorm_before"),
-        *separate_qkv(f"{path}/attn/qkv", attention),
+        *concatenated(f"{path}/attn/qkv", attention),
         *linear(f"{path}/attn/proj", f"{key}.attention.output.dense"),
         *norm(f"{path}/norm2", f"{key}.layernorm_after"),
         *linear(f"{path}/mlp/fc1", f"{key}.intermediate.dense"),

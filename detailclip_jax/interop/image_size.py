@@ -27,7 +27,7 @@ def resize(
         raise ValueError(f"image_size {image_size} is not a multiple of the patch size {patch_size}")
     side, num_cls = image_size // patch_size, spec_of(config.model).style.num_cls
     grid = grid or (old // patch_size, old // patch_size)
-    if grid != (side, side):
+    if grid != (side, side) and config.model.image_style.positions != "rotary":
         kernel = "bilinear" if recipe == "tips" else "bicubic"
         how = kernel if recipe == kernel else f"{kernel}, as {recipe} does"
         height, width = (count * patch_size for count in grid)

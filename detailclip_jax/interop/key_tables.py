@@ -139,9 +139,9 @@ def cross_pool(path: str, key: str, norms: str = "qk") -> list[Entry]:
     ]
 
 
-def separate_qkv(path: str, names: tuple[str, ...]) -> list[Entry]:
-    """Query, key and value that the other model stores as three linear layers."""
-    return [entry for index, key in enumerate(names) for entry in linear(path, key, (index, 3))]
+def concatenated(path: str, keys: Sequence[str]) -> list[Entry]:
+    """One linear layer of ours whose outputs the other model stores as several: query, key and value."""
+    return [entry for index, key in enumerate(keys) for entry in linear(path, key, (index, len(keys)))]
 
 
 def within(part: str, entries: Iterable[Entry]) -> list[Entry]:

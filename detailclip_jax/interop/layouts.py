@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, reference_preset
 from detailclip_jax.config.fields import AT_LAST, MEAN
-from detailclip_jax.interop import clip_names, huggingface, reference, timm_vit, tips_names
+from detailclip_jax.interop import clip_names, dino_names, huggingface, reference, timm_vit, tips_names
 from detailclip_jax.interop.key_tables import StateDict, Table
 from detailclip_jax.interop.measure import (
     HEADS,
@@ -70,7 +70,7 @@ class TensorLayout(NamedTuple):
 
     `marks` are keys that only this layout and the models of `shared_with` have. `drops` are patterns of keys that
     belong to the layout but have no use in our networks. `style` is the default style of the image encoder, for what
-    the file does not state.
+    the file does not state.  `shared_with` names a layout with the same keys: one of the two must be given.
     """
 
     name: str
@@ -85,7 +85,7 @@ class TensorLayout(NamedTuple):
     text_style: TextStyle = TextStyle()
     text_activation: str = "quick_gelu"  # for what the file does not state
     image_is_embedding: bool = False
-    mlps: Mapping[str, str] = {}  # keys from which the widths of MLPs are inferred, see `measure.mlp_fields`
+    mlps: Mapping[str, str] = {}  # last layers of MLPs, whose widths are inferred, see `measure.mlp_fields`
     fits: Callable[[Spec], bool] = lambda spec: spec.style == Style() and spec.text_activation == "quick_gelu"
     normalisation: str = "imagenet"
     filter: str = "bilinear"  # evaluation default without a config file; SLIP's family: torchvision's
@@ -97,7 +97,7 @@ class TensorLayout(NamedTuple):
     parts: tuple[str, ...] = ()  # of a checkpoint with several state dicts; their names begin our keys
     prepare: Callable[[StateDict], StateDict] = lambda tensors: tensors  # to the names and forms of the table
     stated: Callable[[Shapes], dict[str, Any]] = lambda shapes: {}  # options that the shapes show
-    shared_with: str = ""  # unsupported models with the same keys: the layout is only read if the user names it
+    shared_with: str = ""
     read_only: bool = False  # whether no model is written in it
     class_tokens: int = 1  # of its image encoders
     drops: tuple[str, ...] = ()
@@ -156,7 +156,7 @@ class TensorLayout(NamedTuple):
         """Whether this layout can represent the encoders of a model."""
         size, texts = spec.size, self.text is None or self._holds_text(spec)
         usual_mlps = bool(self.mlps) or size.mlp_width == size.text_mlp_width == 0
-        return self.fits(spec) and texts and usual_mlps
+        return self.fits(spec) and texts and usual_mlps and not gated_mlps(spec)
 
     def _holds_text(self, spec: Spec) -> bool:
         stated = {"norm_eps": self.text_style.norm_eps} if self.states_text_eps else {}
@@ -177,12 +177,20 @@ class TensorLayout(NamedTuple):
             found.append(f"{self.text_style} (here {spec.text_style})")
         if not self.mlps and spec.size.mlp_width + spec.size.text_mlp_width:
             found.append("MLPs of four times the width")
+        if gated_mlps(spec):
+            found.append("MLPs without a gate (here swiglu)")
         return found or [f"one activation for both encoders (here {spec.style.activation}, {spec.text_activation})"]
+
+
+def gated_mlps(spec: Spec) -> bool:
+    """Whether the MLPs of an encoder have a gate, for which no written layout has a place."""
+    return "swiglu" in (spec.style.activation, spec.text_activation)
 
 
 def fits_timm(spec: Spec) -> bool:
     """timm's plain ViTs: CLS token, or the mean of the patches before or after the norm."""
-    return spec.style._replace(pooling="cls", positions="learnt") == Style() and spec.style.num_cls == 1
+    usual = spec.style._replace(pooling="cls", positions="learnt") == Style() and spec.style.num_cls == 1
+    return usual and spec.style.positions != "rotary"
 
 
 def fits_trunk(spec: Spec) -> bool:
@@ -295,15 +303,11 @@ COSMOS_TEXT = {name: f"{clip_names.COSMOS_STUDENT}.{key}" for name, key in CLIP_
 TIPS_TEXT_KEYS = {
     name: f"{tips_names.TEXT}.{key}" for name, key in (CLIP_TEXT | {"joint": "positional_embedding"}).items()
 }
-TIPS_MLP = "blocks.0.mlp.fc1.weight"
-TIPS_MLPS = {
-    "mlp_width": f"{tips_names.VISION}.{TIPS_MLP}",
-    "text_mlp_width": f"{tips_names.TEXT}.transformer.resblocks.0.mlp.c_fc.weight",
-}
+TIPS_TEXT_MLP = f"{tips_names.TEXT}.transformer.resblocks.0.mlp.c_proj.weight"
 SIGLIP_TEXT_KEYS = {**HF_TEXT, "joint": "text_model.head.weight"}
 SIGLIP_MLPS = {
-    "mlp_width": "vision_model.encoder.layers.0.mlp.fc1.weight",
-    "text_mlp_width": "text_model.encoder.layers.0.mlp.fc1.weight",
+    "mlp_width": "vision_model.encoder.layers.0.mlp.fc2.weight",
+    "text_mlp_width": "text_model.encoder.layers.0.mlp.fc2.weight",
 }
 BUFFERS = ("input_resolution", "context_length", "vocab_size", r"(.*\.)?attn_mask")  # in OpenAI's archives
 EVAL_256: dict[str, Any] = {"filter": "bicubic", "crop_ratio": 224 / 256}  # evaluation of DINO, iBOT and MAE
@@ -311,6 +315,11 @@ TIPS_EVAL: dict[str, Any] = {"normalisation": "none", "resize": "squash", "inter
 # timm's registered defaults for its ViTs
 TIMM_EVAL: dict[str, Any] = {"filter": "bicubic", "crop_ratio": 0.9, "interpolation": "timm"}
 DINO_DROPS = (r"head\..*", r"masked_embed", r"(proj|pred)?_?head.*")
+DINOV2_DROPS = (
+    *("mask_token", r".*\.mask_token", r"(dino|ibot)_head\..*", r"classifier\..*"),
+    *(r"rope_embed\.periods", r"local_cls_norm\..*"),  # of DINOv3: fixed numbers, and what local crops had in training
+)
+DINOV3_HEADS = HEADS | {1280: 20}
 
 
 def _distilled(name: str, mark: str) -> TensorLayout:
@@ -320,6 +329,61 @@ def _distilled(name: str, mark: str) -> TensorLayout:
     )
     kept = {"prefixes": ("backbone.",), "roots": ("teacher", "state_dict", "model"), "drops": DINO_DROPS}
     return encoder._replace(interpolation="ibot", **kept)
+
+
+def _dinov2(names: dino_names.Names, registers: bool, gated: bool) -> TensorLayout:
+    """An image encoder of DINOv2, or of DINOv3, whose positions are rotary; of a training checkpoint the teacher."""
+    layers, block, rotary = names.gated if gated else names.mlp, f"{names.blocks}.0", not names.positions
+    style = Style(activation="swiglu" if gated else "gelu")
+    usual: dict[str, Any] = {"resize": "squash"} if rotary else EVAL_256
+    encoder = TensorLayout(
+        names.model.lower(),
+        "image_encoder",
+        (names.cls_token, f"{block}.{layers[0]}.weight", f"{block}.{names.scales[0]}", *[names.registers] * registers),
+        Tower(f"{names.patches}.weight", names.positions, names.blocks),
+        dino_names.table_in(names, registers),
+        style=style._replace(norm_eps=1e-5, positions="rotary") if rotary else style,
+        heads=DINOV3_HEADS if rotary else HEADS,
+        mlps={"mlp_width": f"{block}.{layers[-1]}.weight"},
+        prepare=names.prepare,
+        read_only=True,
+        class_tokens=1 + dino_names.NUM_REGISTERS * registers,
+        drops=DINOV2_DROPS,
+        **usual,
+    )
+    return encoder._replace(
+        prefixes=("backbone.", "dinov2.", "dinov2_with_registers.", "model."),
+        roots=("teacher", *encoder.roots),
+        interpolation=names.interpolations[registers],
+        shared_with="tips" if registers and names is dino_names.DINOV2 else "",
+    )
+
+
+def _tips(gated: bool) -> TensorLayout:
+    """An image encoder of TIPS alone: DINOv2's names, and two class tokens."""
+    usual = {"filter": "bilinear", "crop_ratio": 1.0, "shared_with": "dinov2"}
+    return _dinov2(tips_names.NAMES, True, gated)._replace(class_tokens=2, **usual, **TIPS_EVAL)
+
+
+def _tips_pair(gated: bool) -> TensorLayout:
+    """Both encoders of TIPS."""
+    image, keys, names = _tips(gated), tips_names.VISION, tips_names.NAMES
+    marks = names.registers, *([f"{names.blocks}.0.{names.gated[0]}.weight"] if gated else [])
+    return image._replace(
+        method="clip",
+        marks=(*(f"{keys}.{mark}" for mark in marks), f"{tips_names.TEXT}.token_embedding.weight"),
+        tower=PAIR,
+        table=tips_names.pair_table,
+        text=TIPS_TEXT_KEYS,
+        text_style=TIPS_TEXT,
+        text_activation="relu",
+        image_is_embedding=True,
+        mlps={"mlp_width": f"{keys}.{image.mlps['mlp_width']}", "text_mlp_width": TIPS_TEXT_MLP},
+        parts=weight_files.PARTS,
+        prepare=tips_names.plain_pair,
+        shared_with="",
+        drops=(rf"{keys}\.mask_token",),
+    )
 
 
 OPENAI_LAYOUT = TensorLayout(
@@ -495,38 +559,8 @@ LAYOUTS = (
         drops=(r".*\.position_ids",),
         states_text_eps=True,
     ),
-    TensorLayout(
-        "tips",
-        "clip",
-        (f"{tips_names.VISION}.register_tokens", f"{tips_names.TEXT}.token_embedding.weight"),
-        PAIR,
-        tips_names.pair_table,
-        TIPS_TEXT_KEYS,
-        text_style=TIPS_TEXT,
-        text_activation="relu",
-        image_is_embedding=True,
-        mlps=TIPS_MLPS,
-        parts=weight_files.PARTS,
-        prepare=tips_names.plain_pair,
-        read_only=True,
-        class_tokens=2,
-        drops=(rf"{tips_names.VISION}\.mask_token",),
-        **TIPS_EVAL,
-    ),
-    TensorLayout(
-        "tips",
-        "image_encoder",
-        ("cls_token", "register_tokens", "blocks.0.ls1.gamma"),
-        VIT,
-        tips_names.vision_table,
-        mlps={"mlp_width": TIPS_MLP},
-        prepare=tips_names.plain,
-        shared_with="DINOv2 with register tokens",
-        read_only=True,
-        class_tokens=2,
-        drops=("mask_token",),
-        **TIPS_EVAL,
-    ),
+    *(_tips_pair(gated) for gated in (True, False)),
+    *(_tips(gated) for gated in (True, False)),
     TensorLayout(
         "mae",
         "image_encoder",
@@ -536,6 +570,13 @@ LAYOUTS = (
         fits=fits_timm,
         drops=(r"decoder_.*", "mask_token"),
         **EVAL_256,
+    ),
+    *(_dinov2(names, True, gated) for names in (dino_names.HF_DINOV3, dino_names.DINOV3) for gated in (True, False)),
+    *(
+        _dinov2(names, registers, gated)
+        for names in (dino_names.HF_DINOV2, dino_names.DINOV2)
+        for registers in (True, False)
+        for gated in (True, False)
     ),
     _distilled("ibot", "masked_embed"),
     _distilled("dino", "head.last_layer.weight_v"),

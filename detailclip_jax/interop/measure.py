@@ -15,8 +15,9 @@ from detailclip_jax.models.vit import Style
 
 Shapes = Mapping[str, tuple[int, ...]]
 # The usual number of heads of ViTs and text encoders, by width.
-HEADS = {192: 3, 384: 6, 512: 8, 640: 10, 768: 12, 1024: 16, 1152: 16, 1280: 16}
+HEADS = {192: 3, 384: 6, 512: 8, 640: 10, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1536: 24}
 SLIP_HEADS = HEADS | {384: 12}  # SLIP's ViT-S is that of MoCo v3
+ROTARY_SIDE = 14  # patches along a side of images of DINOv3's usual size
 SMALL_HEADS = 4  # for encoders too narrow for heads of width 64, as in size "tiny"
 
 
@@ -35,7 +36,10 @@ class Spec:
 
 
 class Tower(NamedTuple):
-    """The keys from which the size of a timm-like image encoder is inferred, and its number of CLS tokens."""
+    """The keys from which the size of a timm-like image encoder is inferred, and its number of CLS tokens.
+
+    Rotary positions have no tensor, so `positions` is empty.
+    """
 
     kernel: str
     positions: str
@@ -64,18 +68,11 @@ def shape_of(shapes: Shapes, key: str, rank: int) -> tuple[int, ...]:
 def image_fields(
     shapes: Shapes, tower: Tower, heads: Any, habit: Mapping[int, int] = HEADS
 ) -> tuple[dict[str, int], int]:
-    """Fields of a Size, and the side of the image in pixels."""
+    """Fields of a Size, and the side of the image in pixels; rotary positions do not show it, so it is DINOv3's."""
     width, channels, patch_size, across = shape_of(shapes, tower.kernel, 4)
     if channels != 3 or patch_size != across or not patch_size:
         raise ValueError(f"{tower.kernel} has shape {shapes[tower.kernel]}; expected (width, 3, patch, patch)")
-    if tower.positions not in shapes:
-        raise ValueError(f"the state dict lacks {tower.positions}, from which the sizes are read")
-    num_tokens = shapes[tower.positions][-2] if len(shapes[tower.positions]) > 1 else 0
-    num_patches = max(num_tokens - tower.num_cls, 0)
-    side = math.isqrt(num_patches)
-    if not side or side**2 != num_patches:
-        expected = "a CLS token and a square of patches" if tower.num_cls else "a square of patches"
-        raise ValueError(f"{tower.positions} has shape {shapes[tower.positions]}; expected {expected}")
+    side = _side(shapes, tower) if tower.positions else ROTARY_SIDE
     depth = num_blocks(shapes, tower.blocks)
     fields = {
         "patch_size": patch_size,
@@ -84,6 +81,19 @@ def image_fields(
         "num_heads": heads_of(width, heads, "num_heads", habit),
     }
     return fields, side * patch_size
+
+
+def _side(shapes: Shapes, tower: Tower) -> int:
+    """The patches along a side of the image, from the table of positions."""
+    if tower.positions not in shapes:
+        raise ValueError(f"the state dict lacks {tower.positions}, from which the sizes are read")
+    num_tokens = shapes[tower.positions][-2] if len(shapes[tower.positions]) > 1 else 0
+    num_patches = max(num_tokens - tower.num_cls, 0)
+    side = math.isqrt(num_patches)
+    if not side or side**2 != num_patches:
+        expected = "a CLS token and a square of patches" if tower.num_cls else "a square of patches"
+        raise ValueError(f"{tower.positions} has shape {shapes[tower.positions]}; expected {expected}")
+    return side
 
 
 def text_fields(shapes: Shapes, keys: Mapping[str, str], heads: Any) -> tuple[dict[str, int], int, int]:
@@ -130,10 +140,10 @@ def _flag(name: str) -> str:
 def mlp_fields(shapes: Shapes, keys: Mapping[str, str]) -> dict[str, int]:
     """The hidden units of the MLPs, by the fields of a Size; 0 for four times the width, as Size has it.
 
-    `keys` maps the fields "mlp_width" and "text_mlp_width" to the first layer (out, in) of an MLP.
+    `keys` maps the fields "mlp_width" and "text_mlp_width" to the last layer (out, in) of an MLP.
     """
     found = {name: shape_of(shapes, key, 2) for name, key in keys.items()}
-    return {name: 0 if hidden == 4 * width else hidden for name, (hidden, width) in found.items()}
+    return {name: 0 if hidden == 4 * width else hidden for name, (width, hidden) in found.items()}
 
 
 def decoder_heads(fields: Mapping[str, int], given: Any) -> int:

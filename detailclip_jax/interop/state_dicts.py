@@ -61,8 +61,9 @@ def load(
         model, variables, config = interop.load("ViT-B-16.pt", "openai")
         encoders(model, config).image(variables["params"], images)
 
-    Without `layout`, it is inferred from the names of the tensors (an image encoder of TIPS alone needs "tips"). Sizes
-    are inferred from the shapes. `options` supply what neither the shapes nor a config file in the same folder state:
+    Without `layout`, it is inferred from the names of the tensors. An image encoder of TIPS alone needs "tips", one of
+    DINOv2 with registers "dinov2": both have the same names. Sizes are inferred from the shapes. `options` supply what
+    neither the shapes nor a config file in the same folder state:
 
         num_heads, text_heads          default: the usual number for the width
         decoder_heads                  of DetailCLIP's decoder; default: 16, or 4 for narrow ones
@@ -196,8 +197,7 @@ def choose(tensors: Any, name: str | None) -> tuple[TensorLayout, dict[str, np.n
     """The layout whose `marks` are all present, and the state dict under that layout's keys.
 
     If no layout of the given name has all its marks, the last one is returned, so that `check` can list what is
-    missing. Raises ValueError for tensors that fit no layout, and without a name for those of a
-    layout whose keys unsupported models have as well.
+    missing. Raises ValueError for tensors that fit no layout, and without a name for those that fit two.
     """
     candidates = [layout for layout in LAYOUTS if name in (None, layout.name)]
     if not candidates:
@@ -207,8 +207,8 @@ def choose(tensors: Any, name: str | None) -> tuple[TensorLayout, dict[str, np.n
         if all(mark in found for mark in layout.marks):
             if name is None and layout.shared_with:
                 raise ValueError(
-                    f"the tensor names are those of layout {layout.name!r}, but also of {layout.shared_with}, which is "
-                    f"not supported; give --from={layout.name} only if the file is of that layout's model"
+                    f"the tensor names are those of layout {layout.name!r}, but also of {layout.shared_with!r}; give "
+                    f"--from={layout.name} or --from={layout.shared_with}"
                 )
             return layout, _only_tensors(found)
     found = _only_tensors(_named(_at_root(tensors, candidates[-1]), candidates[-1]))

@@ -72,6 +72,19 @@ class Attention(nn.Module):
         return [x[:, :, part] for part in range(parts)]
 
 
+def turned(qkv: Float[Array, "B M E"], angles: Float[Array, "#B M a"], num_heads: int) -> Float[Array, "B M E"]:
+    """Turns the query and key of each token by its angles (rotary positions); the value stays.
+
+    Dimension i of a head and dimension i + d / 2 are turned together, in float32.
+    """
+    halves = qkv.astype(jnp.float32).reshape(*qkv.shape[:2], 3, num_heads, 2, -1)
+    first, second = halves[..., 0, :], halves[..., 1, :]
+    of_parts = angles[:, :, None, None] * jnp.array([1, 1, 0])[:, None, None]
+    cos, sin = jnp.cos(of_parts), jnp.sin(of_parts)
+    both = jnp.stack([first * cos - second * sin, second * cos + first * sin], -2)
+    return both.reshape(qkv.shape).astype(qkv.dtype)
+
+
 def attend_evenly(
     query: Float[Array, "B Q heads d"],
     key: Float[Array, "B N heads d"],

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from detailclip_jax.kernels.products import PRODUCT, rows_at
-from detailclip_jax.models.attention import Attention, Kernel
+from detailclip_jax.models.attention import Attention, Kernel, turned
 from detailclip_jax.models.initial_values import ZEROS, constant
 from detailclip_jax.models.layers import Initialiser, LayerNorm, Linear, exact_gelu, swiglu
 from detailclip_jax.types import Array, Bool, Float, Int, PyTree
@@ -102,14 +102,20 @@ class Block(nn.Module):
         scale: Float[Array, "2 B 1 1"] | None = None,
         cls_row: bool = False,
         mask: Bool[Array, "#B 1 1 N"] | None = None,
+        angles: Float[Array, "#B N a"] | None = None,
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B N"] | None]:
         """Computes all tokens, and with `cls_row` the CLS attention; `scale` holds drop path's factor per branch.
 
-        `mask` is True at the tokens that are attended to.
+        `mask` is True at the tokens that are attended to; `angles` are those of rotary positions.
         """
-        qkv = self.attn.project(self.norm1(x))
+        qkv = self.qkv(x, angles)
         attended, row = self.attn(qkv[..., : self.width], qkv[..., self.width :], mask, self.causal, cls_row)
         return self._add(x, attended, scale), row
+
+    def qkv(self, x: Float[Array, "B N D"], angles: Float[Array, "#B N a"] | None = None) -> Float[Array, "B N E"]:
+        """Computes query, key and value of all tokens, concatenated; `angles` turn query and key."""
+        qkv = self.attn.project(self.norm1(x))
+        return qkv if angles is None else turned(qkv, angles, self.num_heads)
 
     def values(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         """Computes the tokens if each attended to itself alone: MaskCLIP's value read-out."""
@@ -230,16 +236,18 @@ def run_blocks(
     depth: int = 0,
     gather: Gather | None = None,
     mask: Bool[Array, "B 1 1 N"] | None = None,
+    angles: Float[Array, "#B N a"] | None = None,
 ) -> tuple[Float[Array, "B N D"], Float[Array, "B L N"] | None]:
     """Runs a sequence of blocks; returns the tokens, and with `cls_rows` the CLS attention of each block.
 
     `blocks` is a sequence, or one block whose parameters have `depth` layers along a leading axis. The latter runs as
     a loop (`nn.scan`): the same numbers, but a smaller program. If parameters are sharded, `gather` all-gathers one
-    layer at a time inside the loop. `mask` is True at the tokens that are attended to.
+    layer at a time inside the loop. `mask` is True at the tokens that are attended to; `angles` are those of rotary
+    positions.
     """
 
     def run(block: Block, x: Array, scale: Array | None) -> tuple[Array, Any]:
-        return block(x, scale, cls_rows, mask)
+        return block(x, scale, cls_rows, mask, angles)
 
     if isinstance(blocks, Block):
         x, rows = loop_over(run, blocks, remat, depth, gather)(blocks, x, scales)
@@ -259,17 +267,18 @@ def run_blocks_with_values(
     remat: str = "none",
     depth: int = 0,
     gather: Gather | None = None,
+    angles: Float[Array, "#B N a"] | None = None,
 ) -> tuple[Float[Array, "B N D"], Float[Array, "B L N"] | None, Float[Array, "B N D"]]:
     """Runs a sequence of blocks as `run_blocks` does; returns also the last one's value read-out, `Block.values`."""
     if not isinstance(blocks, Block):
         *most, last = blocks
-        x, rows = run_blocks(most, x, scales, cls_rows, remat)
+        x, rows = run_blocks(most, x, scales, cls_rows, remat, angles=angles)
         read = recomputed(Block.values, remat)(last, x)
-        x, row = run_blocks([last], x, None if scales is None else scales[-1:], cls_rows, remat)
+        x, row = run_blocks([last], x, None if scales is None else scales[-1:], cls_rows, remat, angles=angles)
         return x, None if rows is None or row is None else jnp.concatenate([rows, row], 1), read
 
     def run(block: Block, carry: tuple[Array, Array], scale: Array | None) -> tuple[tuple[Array, Array], Any]:
-        after, row = block(carry[0], scale, cls_rows)
+        after, row = block(carry[0], scale, cls_rows, angles=angles)
         return (after, carry[0]), row
 
     def last_layer(params: PyTree) -> PyTree:

@@ -1,4 +1,4 @@
-"""Position embeddings: fixed sin-cos positions of patches, learnt ones interpolated to other grids, texts stretched."""
+"""Positions: fixed sin-cos and rotary ones of patches, learnt ones interpolated to other grids, texts stretched."""
 
 import functools
 import math
@@ -11,6 +11,7 @@ import numpy as np
 from detailclip_jax.types import Array, Float, Int
 
 KEPT, STRETCH = 20, 4  # of Long-CLIP: text positions that stay, and the factor of the others
+ROTARY_BASE = 100.0  # DINOv3's
 SHARPNESS = -0.75  # parameter a of the cubic kernel, as in PyTorch's bicubic interpolation
 
 
@@ -28,6 +29,25 @@ def sincos_positions(width: int, side: int) -> np.ndarray:
     waves = [f(axis[:, None] * frequency) for axis in (column, row) for f in (np.sin, np.cos)]
     table = np.concatenate(waves, 1)
     return np.concatenate([np.zeros((1, width)), table]).astype(np.float32)
+
+
+def rotary_angles(
+    places: Int[np.ndarray, "N 2"],
+    counts: tuple[int, int] | Int[Array, "B 1 2"],
+    head_width: int,
+) -> Float[Array, "*batch N a"]:
+    """Computes DINOv3's angles, a = d / 2 for heads of width d, of patches at `places` of grids of `counts`.
+
+    [2 pi y / p_k, 2 pi x / p_k],  p_k = 100^(4 k / d), k < d / 4;  y and x, in [-1, 1], are the patch's centre
+
+    Places and counts are (row, column). Raises ValueError for a width of heads that is not divisible by 4.
+    """
+    if head_width % 4:
+        raise ValueError(f"rotary positions need heads of a width divisible by 4, not {head_width}")
+    periods = ROTARY_BASE ** (4 * np.arange(head_width // 4) / head_width)
+    centres = 2 * (jnp.asarray(places) + 0.5) / jnp.asarray(counts) - 1
+    angles = centres[..., None] * jnp.asarray(2 * np.pi / periods, jnp.float32)
+    return angles.reshape(*angles.shape[:-2], -1)
 
 
 def interpolate(

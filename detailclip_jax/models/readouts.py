@@ -35,6 +35,7 @@ GAUSSIAN_WIDTH = 5.0  # of naclip's neighbourhood: the standard deviation in pat
 EPS = 1e-12  # of norms in gem, as PyTorch's normalize
 
 Grid = tuple[int, int]  # rows and columns of patches
+Angles = Float[Array, "#B M a"] | None  # of rotary positions
 Heads = Float[Array, "B M heads d"]  # M tokens: class tokens, the first of them CLS, then N patches
 
 
@@ -44,7 +45,7 @@ class Readout(NamedTuple):
     `interpolation` is the recipe for positions of another grid in the published code, see `positions.RECIPES`.
     """
 
-    run: Callable[[Sequence[Block], Float[Array, "B M D"], Grid], Float[Array, "B M D"]]
+    run: Callable[[Sequence[Block], Float[Array, "B M D"], Grid, Angles], Float[Array, "B M D"]]
     num_blocks: int = 1
     interpolation: str = "ibot"
 
@@ -60,55 +61,67 @@ def read_out(
     `encoder` is bound to parameters, and its blocks are not stacked; H and W are multiples of the patch size. An
     encoder with fewer blocks than the read-out uses gives all of them.
     """
-    rows, columns = (side // encoder.patch_size for side in images.shape[1:3])
+    grid, angles = encoder.grid(images), encoder.angles(images)
     blocks = list(encoder.blocks)  # type: ignore[arg-type]
     first = max(len(blocks) - readout.num_blocks, 0)
-    x, _ = run_blocks(blocks[:first], encoder.embed(images))
-    x = project(encoder.norm(readout.run(blocks[first:], x, (rows, columns))))
-    return x[:, encoder.num_class_tokens :].reshape(len(x), rows, columns, -1)
+    x, _ = run_blocks(blocks[:first], encoder.embed(images), angles=angles)
+    x = project(encoder.norm(readout.run(blocks[first:], x, grid, angles)))
+    return x[:, encoder.num_class_tokens :].reshape(len(x), *grid, -1)
 
 
-def plain(blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid) -> Float[Array, "B M D"]:
+def plain(
+    blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid, angles: Angles = None
+) -> Float[Array, "B M D"]:
     """The block as trained."""
-    return blocks[-1](x)[0]
+    return blocks[-1](x, angles=angles)[0]
 
 
-def maskclip(blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid) -> Float[Array, "B M D"]:
+def maskclip(
+    blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid, angles: Angles = None
+) -> Float[Array, "B M D"]:
     """Every token attends to itself alone; residual and MLP stay."""
     return blocks[-1].values(x)
 
 
-def maskclip_bare(blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid) -> Float[Array, "B M D"]:
+def maskclip_bare(
+    blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid, angles: Angles = None
+) -> Float[Array, "B M D"]:
     """The values through the output projection."""
     attn = blocks[-1].attn
     return attn.proj(attn.project(blocks[-1].norm1(x), 2))
 
 
-def sclip(blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid) -> Float[Array, "B M D"]:
+def sclip(
+    blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid, angles: Angles = None
+) -> Float[Array, "B M D"]:
     """Correlative self-attention: queries attend to queries, keys to keys, and both shares are added."""
-    query, key, value = heads(blocks[-1], x)
+    query, key, value = heads(blocks[-1], x, angles)
     shares = attention(query, query) + attention(key, key)
     return with_mlp(blocks[-1], x + output(blocks[-1], shares, value))
 
 
-def naclip(blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid) -> Float[Array, "B M D"]:
+def naclip(
+    blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid, angles: Angles = None
+) -> Float[Array, "B M D"]:
     """Keys attend to keys, with a bonus for near patches; no residual, no MLP."""
-    _, key, value = heads(blocks[-1], x)
+    _, key, value = heads(blocks[-1], x, angles)
     return output(blocks[-1], attention(key, key, bonus=neighbourhood(grid, x.shape[1])), value)
 
 
-def clearclip(blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid) -> Float[Array, "B M D"]:
+def clearclip(
+    blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid, angles: Angles = None
+) -> Float[Array, "B M D"]:
     """Queries attend to queries; no residual, no MLP."""
-    query, _, value = heads(blocks[-1], x)
+    query, _, value = heads(blocks[-1], x, angles)
     return output(blocks[-1], attention(query, query), value)
 
 
-def gem(blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid) -> Float[Array, "B M D"]:
+def gem(blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid, angles: Angles = None) -> Float[Array, "B M D"]:
     """Adds the self-self attention of all blocks to a side stream; the tokens themselves pass the blocks as trained."""
     side = x
     for block in blocks:
-        side = side + self_self_attention(block, x)
-        x, _ = block(x)
+        side = side + self_self_attention(block, x, angles)
+        x, _ = block(x, angles=angles)
     return side
 
 
@@ -124,9 +137,9 @@ READOUTS = {
 }
 
 
-def heads(block: Block, x: Float[Array, "B M D"]) -> tuple[Heads, Heads, Heads]:
+def heads(block: Block, x: Float[Array, "B M D"], angles: Angles = None) -> tuple[Heads, Heads, Heads]:
     """q, k and v of a block, per head."""
-    qkv = block.attn.project(block.norm1(x)).reshape(*x.shape[:2], 3, block.num_heads, -1)
+    qkv = block.qkv(x, angles).reshape(*x.shape[:2], 3, block.num_heads, -1)
     return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
 
@@ -164,10 +177,10 @@ def neighbourhood(grid: Grid, num_tokens: int) -> np.ndarray:
     return np.pad(np.exp(-squared / (2 * GAUSSIAN_WIDTH**2)), (before, before)).astype(np.float32)
 
 
-def self_self_attention(block: Block, x: Float[Array, "B M D"]) -> Float[Array, "B M D"]:
+def self_self_attention(block: Block, x: Float[Array, "B M D"], angles: Angles = None) -> Float[Array, "B M D"]:
     """O mean over z in (q, k, v) of A_z v, gem's addition to the side stream."""
     h = block.norm1(x).astype(jnp.float32)
-    projected = heads(block, x)
+    projected = heads(block, x, angles)
     length = jnp.linalg.norm(h, axis=-1).mean(-1)
     inverse = (length * projected[0].shape[-1] ** -0.5)[:, None, None, None]
     shares = jnp.stack([attention(z, z, inverse) for z in (settled(each, inverse) for each in projected)]).mean(0)

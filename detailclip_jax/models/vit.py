@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from detailclip_jax.data.native import Native
@@ -22,7 +23,7 @@ from detailclip_jax.models.block import (
 from detailclip_jax.models.initial_values import XAVIER, normal, uniform_fan_in
 from detailclip_jax.models.layers import LayerNorm, Linear, activation_named, mean_of
 from detailclip_jax.models.patches import patchify, take
-from detailclip_jax.models.positions import RECIPES, interpolate, native_positions, sincos_positions
+from detailclip_jax.models.positions import RECIPES, interpolate, native_positions, rotary_angles, sincos_positions
 from detailclip_jax.models.registry import Build, Network, ParameterRule
 from detailclip_jax.types import FSDP, Array, Bool, Float, Int, Tokens
 
@@ -31,7 +32,7 @@ VIT_INIT = BlockInit(qkv=NORMAL, proj=NORMAL, fc1=NORMAL, fc2=NORMAL)
 MAE_INIT = BlockInit(qkv=XAVIER, proj=XAVIER, fc1=XAVIER, fc2=XAVIER)
 INITS = {"normal": VIT_INIT, "xavier": MAE_INIT}
 POOLINGS = ("cls", "mean", "norm_of_mean", "attention")
-POSITIONS = ("learnt", "sincos")
+POSITIONS = ("learnt", "sincos", "rotary")
 
 
 class Style(NamedTuple):
@@ -41,7 +42,8 @@ class Style(NamedTuple):
     "cls", the normalised CLS token; "mean", the mean of the normalised patches; "norm_of_mean", the norm of the
     patches' mean (timm's `fc_norm`; then `Tokens.patches` are not normalised); "attention", the normalised patches
     pooled by `AttentionPool` (SigLIP), without class tokens: the CLS attention is then that of the pool. `positions`:
-    "learnt", or "sincos" for fixed ones as in MAE. `init`: "normal", or "xavier" as in MAE: kernels xavier-uniform,
+    "learnt", "sincos" for fixed ones as in MAE, or "rotary" for DINOv3's, which turn the queries and keys of patches in
+    every block. `init`: "normal", or "xavier" as in MAE: kernels xavier-uniform,
     biases 0, except the bias of the patch embedding, which is uniform as in PyTorch (a convolution in MAE's code).
     """
 
@@ -60,20 +62,20 @@ class Style(NamedTuple):
 
 
 class VisionTransformer(nn.Module):
-    """Pre-norm ViT with a CLS token or an attention pool, learnt or fixed positions and a final norm; no dropout.
+    """Pre-norm ViT with a CLS token or an attention pool, positions of any kind and a final norm; no dropout.
 
         tokens = vit(images)                    # all N patches
         tokens = vit(images, hidden.kept)       # K patches; the others are not embedded
         tokens = vit(images, hidden=mask, mask_token=token)     # N patches; the mask token replaces hidden ones
         vit(images, attention=True).attention   # [B, L, N], CLS attention of eq. 9 before the mean over layers
 
-    `class_tokens` counts the class tokens; the pooling "attention" has none. Those after the first follow it, have no
-    position, and are `Tokens.extra`.
+    `class_tokens` counts the class tokens and registers; the pooling "attention" has none. Those after the first follow
+    it, have no position, and are `Tokens.extra`.
     A kept patch has the position of its place in the image; a replaced patch is the mask token plus its position. The
-    CLS token is cls_token + positions[0]. Positions are interpolated for images of another size, which need not be
-    square; their sides must be multiples of the patch size. Native images have any grids in one batch, and their
-    positions are always interpolated linearly. `drop_path` is the rate of the last block; rates rise
-    linearly from 0 at the first one. Drop path needs `keys`.
+    CLS token is cls_token + positions[0], or cls_token with rotary positions. Positions are interpolated for images of
+    another size, which need not be square; their sides must be multiples of the patch size. Native images have any
+    grids in one batch, and their positions, which are in a table, are always interpolated linearly. `drop_path` is the
+    rate of the last block; rates rise linearly from 0 at the first one. Drop path needs `keys`.
     """
 
     patch_size: int
@@ -105,7 +107,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"positions {self.style.positions!r} are unknown; known: {', '.join(POSITIONS)}")
         if self.style.init not in INITS:
             raise ValueError(f"image_style.init {self.style.init!r} is unknown; known: {', '.join(INITS)}")
-        side, fixed = self.image_size // self.patch_size, self.style.positions == "sincos"
+        side, kind = self.image_size // self.patch_size, self.style.positions
         uniform = uniform_fan_in(3 * self.patch_size**2)
         init = XAVIER if self.style.init == "xavier" else uniform
         bias = self.style.patch_bias
@@ -115,8 +117,11 @@ class VisionTransformer(nn.Module):
             self.cls_token = self.param("cls_token", NORMAL, (self.width,))
         if self.num_class_tokens > 1:
             self.extra_tokens = self.param("extra_tokens", NORMAL, (self.num_class_tokens - 1, self.width))
-        learnt = None if fixed else self.param("positions", NORMAL, (side**2 + first, self.width))
-        self.table = jnp.asarray(sincos_positions(self.width, side)[1 - first :] if fixed else learnt)
+        self.table = None  # of positions, one row per token
+        if kind == "learnt":
+            self.table = jnp.asarray(self.param("positions", NORMAL, (side**2 + first, self.width)))
+        elif kind == "sincos":
+            self.table = jnp.asarray(sincos_positions(self.width, side)[1 - first :])
         eps, activation = self.style.norm_eps, activation_named(self.style.activation)
         if self.style.pre_norm:
             self.pre_norm = LayerNorm(eps, self.dtype)
@@ -152,10 +157,11 @@ class VisionTransformer(nn.Module):
         x, scales = self.embed(images, kept, hidden, mask_token), self._scales(keys)
         real = images.valid if isinstance(images, Native) else None
         mask = None if real is None else self._attended(real)
+        angles = None if isinstance(images, Native) else self.angles(images, kept)
         if self.style.pooling == "attention":
             if values:
                 raise ValueError("a value read-out needs a class token, which pooling 'attention' does not have")
-            x, _ = run_blocks(self.blocks, x, scales, False, self.remat, self.depth, self.gather, mask)
+            x, _ = run_blocks(self.blocks, x, scales, False, self.remat, self.depth, self.gather, mask, angles)
             x = self.norm(x)
             cls, row = self.pool(x, attention, mask)
             return Tokens(cls, x, None if row is None else row[:, None])
@@ -163,10 +169,10 @@ class VisionTransformer(nn.Module):
         given, read = (self.blocks, x, scales, attention, self.remat, self.depth, self.gather), None
         if values:
             assert real is None  # `methods.native` refuses terms that need a grid
-            x, rows, read = run_blocks_with_values(*given)
+            x, rows, read = run_blocks_with_values(*given, angles=angles)
             read = self.norm(read)
         else:
-            x, rows = run_blocks(*given, mask)
+            x, rows = run_blocks(*given, mask, angles)
         maps = None if rows is None else rows[..., first:]
         if self.style.pooling == "norm_of_mean":
             cls, extra, patches = self.norm(_mean(x[:, first:], real)), self.norm(x[:, 1:first]), x[:, first:]
@@ -200,20 +206,27 @@ class VisionTransformer(nn.Module):
         if hidden is not None:
             assert mask_token is not None  # `hidden` requires `mask_token`
             patches = jnp.where(hidden[..., None], broadcast(mask_token, patches.shape, self.dtype), patches)
-        patches = patches + broadcast(positions, patches.shape, self.dtype)
+        if positions is not None:
+            patches = patches + broadcast(positions, patches.shape, self.dtype)
         x = jnp.concatenate([*self.classes(pixels.shape[0]), patches], 1)
         return self.pre_norm(x) if self.style.pre_norm else x
 
     def _pixels(
         self, images: Float[Array, "B H W 3"] | Native, kept: Int[Array, "B K"] | None
-    ) -> tuple[Float[Array, "B N P"], Float[Array, "#B N D"]]:
-        """Returns the pixels of the patches, by default of all, and the positions of these."""
+    ) -> tuple[Float[Array, "B N P"], Float[Array, "#B N D"] | None]:
+        """Returns the pixels of the patches, by default of all, and the positions of these, None for rotary ones.
+
+        Raises ValueError for native images and rotary positions.
+        """
         first = self.style.num_cls
         if isinstance(images, Native):
+            if self.table is None:
+                raise ValueError("native images need positions in a table; image_style.positions is 'rotary'")
             return images.patches, native_positions(self.table[first:], images.grid, images.patches.shape[1])
         pixels = patchify(images, self.patch_size)
-        grid = images.shape[1] // self.patch_size, images.shape[2] // self.patch_size
-        table = interpolate(self.table, grid, self.interpolation, first)
+        if self.table is None:
+            return pixels if kept is None else take(pixels, kept), None
+        table = interpolate(self.table, self.grid(images), self.interpolation, first)
         if kept is None:
             return pixels, table[None, first:]
         return take(pixels, kept), rows_at(table, first + kept, self.dtype)
@@ -222,8 +235,33 @@ class VisionTransformer(nn.Module):
         """Returns the class tokens, the first with its position, then the others; `batch` is symbolic in exports."""
         if not self.num_class_tokens:
             return []
-        tokens = [(self.cls_token + self.table[0])[None]] + ([self.extra_tokens] if self.num_class_tokens > 1 else [])
+        first = self.cls_token if self.table is None else self.cls_token + self.table[0]
+        tokens = [first[None]] + ([self.extra_tokens] if self.num_class_tokens > 1 else [])
         return [broadcast(token, (batch, *token.shape), self.dtype) for token in tokens]
+
+    def grid(self, images: Float[Array, "B H W 3"]) -> tuple[int, int]:
+        """Returns the rows and columns of patches of images."""
+        return images.shape[1] // self.patch_size, images.shape[2] // self.patch_size
+
+    def angles(
+        self,
+        images: Float[Array, "B H W 3"],
+        kept: Int[Array, "B K"] | None = None,
+        counts: Int[Array, "B 2"] | None = None,
+    ) -> Float[Array, "#B M a"] | None:
+        """Returns the angles of rotary positions, 0 for class tokens, as `embed` orders them; None for other positions.
+
+        `counts` are the rows and columns of patches of each image, if they are fewer than those of the array.
+        """
+        if self.style.positions != "rotary":
+            return None
+        places = np.indices(self.grid(images)).reshape(2, -1).T
+        grids = self.grid(images) if counts is None else counts[:, None]
+        angles = rotary_angles(places, grids, self.width // self.num_heads)
+        angles = angles if counts is not None else angles[None]
+        if kept is not None:
+            angles = take(jnp.broadcast_to(angles, (kept.shape[0], *angles.shape[1:])), kept)
+        return jnp.pad(angles, ((0, 0), (self.num_class_tokens, 0), (0, 0)))
 
 
 def _mean(patches: Float[Array, "B N D"], real: Bool[Array, "B N"] | None) -> Float[Array, "B D"]:

@@ -58,15 +58,23 @@ def image_encoder(networks: Networks) -> VisionTransformer:
 
 
 def fitted(vit: VisionTransformer, config: ConfigDict, size: int) -> VisionTransformer:
-    """Returns the encoder with separate blocks and learnt positions on the grid of square images of `size` pixels."""
+    """Returns the encoder with separate blocks and learnt positions on the grid of square images of `size` pixels.
+
+    Rotary positions stay.
+    """
     return vit.clone(
         image_size=size,
         scan=False,
         gather=None,
         interpolation=config.encoder.other_sizes,
-        style=vit.style._replace(positions="learnt"),
+        style=vit.style._replace(positions=trainable(vit.style.positions)),
         drop_path=config.model.drop_path,
     )
+
+
+def trainable(positions: str) -> str:
+    """Returns the kind of positions in a dense task: those in a table are learnt from here on, rotary ones stay."""
+    return "rotary" if positions == "rotary" else "learnt"
 
 
 def weights(
@@ -84,6 +92,8 @@ def weights(
     for the larger grid would give positions that the encoder has never seen.
     """
     params = stacking.unstack(params)
+    if vit.style.positions == "rotary":
+        return params, ["positions rotary, by the grid of each image"]
     sides = (size, size) if isinstance(size, int) else size
     side, (rows, columns) = vit.image_size // vit.patch_size, (side // vit.patch_size for side in sides)
     old = grid or (side, side)
@@ -123,7 +133,7 @@ def config_alone(config: ConfigDict) -> ConfigDict:
     alone.preprocess = ConfigDict(config.preprocess.to_dict())
     alone.model = ConfigDict({**alone.model.to_dict(), **config.model.to_dict()})
     alone.model.image_size, alone.model.scan, alone.model.interpolation = side, False, config.encoder.other_sizes
-    alone.model.image_style.positions = "learnt"  # see `weights`
+    alone.model.image_style.positions = trainable(config.model.image_style.positions)  # see `weights`
     alone.total_steps = alone.steps_per_epoch = 1
     for crop in alone.views.crops.values():
         crop.size = side
@@ -136,6 +146,8 @@ def params_alone(config: ConfigDict, params: Params) -> dict[str, Any]:
     A grid that is not square is interpolated by the run's own recipe for images of other sizes, so the features of a
     square image are those that the detector's encoder computes for it.
     """
+    if "positions" not in params:  # rotary ones
+        return dict(params)
     grid, first = grid_of(config), Style(**config.model.image_style).num_cls
     square = positions.interpolate(params["positions"], min(grid), config.encoder.other_sizes, first, grid)
     return {**params, "positions": square}
@@ -149,7 +161,7 @@ def description(config: ConfigDict) -> str:
     resized = f" (positions interpolated from {rows} x {columns} to {side} x {side} patches, {recipe})"
     return (
         f"its image encoder is loaded alone, for images of {side * patch} pixels, the size of the fine-tuning"
-        f"{resized * (rows != columns)}{whose_weights(config)}"
+        f"{resized * (rows != columns and config.model.image_style.positions != 'rotary')}{whose_weights(config)}"
     )
 
 

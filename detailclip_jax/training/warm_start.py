@@ -2,7 +2,8 @@
 
 The networks of the checkpoint are loaded, with its teacher, its centers and BatchNorm's running statistics.  Networks
 that the method needs and the checkpoint lacks are initialised; a missing teacher is a copy of the student.  The loaded
-networks keep the sizes and kinds of layers of the checkpoint, and images are normalised as there.
+networks keep the sizes and kinds of layers of the checkpoint, and images are normalised as there.  With
+`--config.init_text=DIR` the text encoder, its sizes and its tokenizer are those of another checkpoint.
 """
 
 from collections.abc import Collection, Iterable
@@ -32,7 +33,8 @@ from detailclip_jax.types import Array, Leaf, Params, PyTree
 OF_IMAGES = ("size", "custom", "image_size", "image_style")
 KEEP = "keep"  # of init_text_positions: the context of the checkpoint
 CONTEXT = "context_length"
-OF_TEXT = (CONTEXT, "vocab_size", "text_activation", "text_style", "image_is_embedding")
+OF_TEXT = (CONTEXT, "vocab_size", "text_activation", "text_style")
+OF_PAIR = ("image_is_embedding",)
 OF_PROTOTYPES = ("prototypes",)
 OF_DECODER = ("decoder_depth", "decoder_width")
 OF_ITS_WIDTH = ("decoder", "pixel_head")  # networks of the decoder's width
@@ -61,19 +63,15 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
         return _with_tokenizer(config)
     (source, brought), adopted = _origin(config, workdir), ConfigDict(config.to_dict())
     set_by_user = {name.partition("[")[0] for name in given}
-    fields = [*OF_IMAGES, *(OF_TEXT if "text" in brought else ())]
-    if "text" in brought and config.init_text_positions != KEEP:
-        positions.check_stretch(source.model[CONTEXT], config.model[CONTEXT], config.init_text_positions)
-        fields.remove(CONTEXT)
+    fields = [*OF_IMAGES, *(OF_PAIR if "text" in brought else ())]
     kept = OF_TEXT_SIZE if "text" not in brought and config.model.size == sizes.CUSTOM else "-"
     checked = {name for name in set_by_user if not name.startswith(kept)}
     _take(adopted, source, [*fields, *(OF_PROTOTYPES if "prototype_head" in brought else ())], checked)
     if kept == OF_TEXT_SIZE:
-        _keep_text_sizes(adopted, config)
+        _take_text_sizes(adopted, config)
+    texts, brought = _text_origin(config, source, brought, workdir)
     if "text" in brought:
-        adopted.data.tokenizer_digest = source.data.tokenizer_digest
-        if "data.tokenizer" not in set_by_user:
-            adopted.data.tokenizer = source.data.tokenizer
+        _adopt_texts(adopted, texts, set_by_user)
     adopted = _with_tokenizer(adopted)
     if "model.class_tokens" not in set_by_user:
         adopted.model.class_tokens = max(config.model.class_tokens, source.model.class_tokens)
@@ -83,6 +81,10 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
             adopted.preprocess[name] = config.preprocess[name]
     _fit_crops(adopted, config, set_by_user)
     method = methods.build(adopted)
+    if config.init_text and "text" not in method.networks:
+        raise ValueError(
+            f"config.init_text {config.init_text!r}: method {method.name} has no text encoder; leave it out"
+        )
     if "decoder" in brought and methods.takes_decoder(method, source.model):
         _take(adopted, source, OF_DECODER, set_by_user)
     loaded = [network for network in _usable(method, source) if network in brought]
@@ -126,16 +128,51 @@ def _origin(config: ConfigDict, workdir: str | Path | None) -> tuple[ConfigDict,
     return run, {*run.optimizer.part_rates} | lacking
 
 
+def _text_origin(
+    config: ConfigDict, source: ConfigDict, brought: Collection[str], workdir: str | Path | None
+) -> tuple[ConfigDict, Collection[str]]:
+    """Returns the config of the text encoder that is loaded, and the networks that come with both checkpoints.
+
+    It is `source` without `init_text`, and in a run that goes on.  A projection of texts belongs to its text encoder.
+    """
+    if not config.init_text or run_of(config, workdir) is not None:
+        return source, brought
+    texts = config_of(config.init_text, "config.init_text")
+    if "text" not in methods.build(texts).networks:
+        raise ValueError(f"config.init_text {config.init_text!r} has no text encoder: its method is {texts.method}")
+    return texts, {*brought, "text"} - {"text_projection"}
+
+
+def _adopt_texts(config: ConfigDict, texts: ConfigDict, given: Collection[str]) -> None:
+    """Sets the sizes, kinds and tokenizer of the text encoder to those of the checkpoint that it comes from."""
+    stretched = config.init_text_positions != KEEP
+    if stretched:
+        positions.check_stretch(texts.model[CONTEXT], config.model[CONTEXT], config.init_text_positions)
+    fields = [name for name in OF_TEXT if name != CONTEXT or not stretched]
+    _take(config, texts, fields, given, "init_text" if config.init_text else "init")
+    if config.init_text:
+        _take_text_sizes(config, texts)
+    config.data.tokenizer_digest = texts.data.tokenizer_digest
+    if "data.tokenizer" not in given:
+        config.data.tokenizer = texts.data.tokenizer
+
+
 def run_of(config: ConfigDict, workdir: str | Path | None) -> ConfigDict | None:
-    """Returns the config of the run in `workdir` if it has a checkpoint, and the method and `init` of `config`."""
+    """Returns the config of the run in `workdir` if it has a checkpoint, and the method and origins of `config`."""
     if workdir is None or not is_run(Path(workdir)):
         return None
     run = run_config.read(Path(workdir) / "config.json")
-    return run if (run.method, run.init) == (config.method, config.init) else None
+    same = all(run[name] == config[name] for name in ("method", "init", "init_text"))
+    return run if same else None
 
 
-def _take(config: ConfigDict, source: ConfigDict, names: Iterable[str], given: Collection[str]) -> None:
-    """Sets these fields of `config.model` to those of `source`; ValueError if one is given with another value."""
+def _take(
+    config: ConfigDict, source: ConfigDict, names: Iterable[str], given: Collection[str], origin: str = "init"
+) -> None:
+    """Sets these fields of `config.model` to those of `source`; ValueError if one is given with another value.
+
+    `origin` is the field that names the checkpoint.
+    """
     for name in names:
         ours, theirs = (run_config.flatten({name: model[name]}, "model.") for model in (config.model, source.model))
         for field in sorted(ours.keys() | theirs.keys()):
@@ -143,9 +180,9 @@ def _take(config: ConfigDict, source: ConfigDict, names: Iterable[str], given: C
             if asked and ours.get(field) != theirs.get(field):
                 stretch = "stretch its positions with --config.init_text_positions=linear or longclip, "
                 raise ValueError(
-                    f"{field} {ours.get(field)!r}: config.init {config.init!r} has {field} {theirs.get(field)!r}, "
-                    f"which a loaded network keeps; {stretch * (name == CONTEXT)}leave that flag out, or train from "
-                    "scratch without --config.init"
+                    f"{field} {ours.get(field)!r}: config.{origin} {config[origin]!r} has {field} "
+                    f"{theirs.get(field)!r}, which a loaded network keeps; {stretch * (name == CONTEXT)}leave that "
+                    f"flag out, or train from scratch without --config.{origin}"
                 )
         config.model[name] = source.model[name]
 
@@ -162,8 +199,8 @@ def _usable(method: Method, source: ConfigDict) -> list[str]:
     return [name for name in method.networks if name not in other]
 
 
-def _keep_text_sizes(adopted: ConfigDict, config: ConfigDict) -> None:
-    """Sets the sizes of the text encoder, which is not loaded, to those of `config`."""
+def _take_text_sizes(adopted: ConfigDict, config: ConfigDict) -> None:
+    """Sets the sizes of the text encoder to those of `config`: it is not loaded, or loaded from there."""
     stated = sizes.size_of(config.model)._asdict()
     text = {name: size for name, size in stated.items() if name.startswith("text_")}
     adopted.model.custom = ConfigDict(sizes.size_of(adopted.model)._replace(**text)._asdict())
@@ -181,6 +218,8 @@ def _with_tokenizer(config: ConfigDict) -> ConfigDict:
 
 def _check_not_required(config: ConfigDict) -> None:
     """Raises ValueError if the config continues a checkpoint: without one, frozen layers would stay random."""
+    if config.init_text:
+        raise ValueError("init_text goes with init: give --config.init=WORKDIR of an image encoder, or leave it out")
     if config.init_text_positions != KEEP:
         raise ValueError(
             f"init_text_positions {config.init_text_positions!r} stretches the positions of a checkpoint: give "
@@ -240,6 +279,9 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     Raises CheckpointError that lists tensors of other shapes.
     """
     _, variables, source = checkpoint.load(config.init)
+    texts = None
+    if config.init_text:
+        variables, texts = _with_texts_of(config.init_text, variables)
     method, saved = methods.build(config), variables.pop("running")
     networks = method.networks
     variables = {name: _as_here(tree, state.params) for name, tree in variables.items()}
@@ -267,9 +309,8 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
         ),
     }
     fresh = [network for network in networks if network not in loaded]
-    lines = report(
-        config, source, list(loaded), fresh, {network: network in theirs for network in networks if network in teacher}
-    )
+    copied = {network: network in theirs for network in networks if network in teacher}
+    lines = report(config, source, list(loaded), fresh, copied, texts)
     lines += [f"  centers       {', '.join(found) or 'fresh'}"] if method.centers else []
     lines += _unused_lines([*variables["params"]], [*loaded], [*theirs], [*teacher])
     state = state.replace(params=params, ema_params=teacher, batch_stats=stats, running=running)
@@ -297,6 +338,16 @@ def load_teacher(config: ConfigDict, state: TrainState) -> tuple[TrainState, lis
         f"  gives         {seen // size.patch_size} x {seen // size.patch_size} patches of width {size.width}",
     ]
     return state.replace(params=params), lines
+
+
+def _with_texts_of(folder: str, variables: dict[str, Params]) -> tuple[dict[str, Params], ConfigDict]:
+    """Replaces the text encoder by that of another checkpoint; returns also its config.  The projection is left out."""
+    _, other, config = checkpoint.load(folder)
+    found = dict(variables)
+    for tree in ("params", "ema_params"):
+        rest = {name: value for name, value in variables[tree].items() if name not in ("text", "text_projection")}
+        found[tree] = rest | {name: value for name, value in other[tree].items() if name == "text"}
+    return found, config
 
 
 def _with_class_tokens(tree: Params, params: Params) -> Params:
@@ -359,11 +410,17 @@ def _check_shapes(origin: str, loaded: dict[str, Params], params: Params) -> Non
 
 
 def report(
-    config: ConfigDict, source: ConfigDict, loaded: list[str], fresh: list[str], teacher: dict[str, bool]
+    config: ConfigDict,
+    source: ConfigDict,
+    loaded: list[str],
+    fresh: list[str],
+    teacher: dict[str, bool],
+    texts: ConfigDict | None = None,
 ) -> list[str]:
     """Formats which networks are loaded, fresh or copied, and the learning rates.
 
-    `teacher` says for each network of the teacher whether the checkpoint's teacher has it.
+    `teacher` says for each network of the teacher whether the checkpoint's teacher has it. `texts` is the config of the
+    checkpoint `init_text`.
     """
     warmup = clamp_warmup(experiment.warmup_steps(config), config.total_steps)
     opt, style = config.optimizer, Style(**config.model.image_style)
@@ -379,7 +436,8 @@ def report(
         f"  loaded        {', '.join(loaded) or 'nothing'}",
         f"  fresh         {', '.join(fresh) or 'nothing'}",
         *_token_lines(config, source),
-        *_context_lines(config, source),
+        *([f"  text          from {config.init_text} ({texts.method}, {texts.model.size})"] if texts else []),
+        *_context_lines(config, texts or source),
         *_teacher_lines(teacher),
         f"  learning rate {opt.learning_rate:g} after {warmup} steps of warm-up; {rates}",
         f"  layer decay   {opt.layer_decay:g} in those",

@@ -224,7 +224,7 @@ def test_positions_of_another_size_are_interpolated_as_published():
 def test_dinov2_with_registers_is_not_taken_for_tips(published, registers):
     """Its tensors have the same names, and one register also the same shapes, but its pixels are normalised."""
     dinov2 = published["vision"].state_dict() | {"register_tokens": torch.ones(1, registers, WIDTH)}
-    with pytest.raises(ValueError, match=r"but also of DINOv2 with register tokens, .* give --from=tips only if"):
+    with pytest.raises(ValueError, match=r"but also of 'dinov2'; give --from=tips or --from=dinov2"):
         interop.load(dinov2, num_heads=HEADS)
 
 
@@ -235,7 +235,6 @@ def refused(tensors, match):
 
 def test_what_cannot_be_read_is_named(published, folder, tmp_path):
     vision = dict(published["vision"].state_dict())
-    refused(vision | {"blocks.0.mlp.w12.weight": torch.zeros(4, 4)}, "SwiGLU.*take the weights of S, B, L or So400m")
     refused(
         vision | {"blocks.1.ls2.gamma": torch.ones(5)}, r"blocks\.1\.mlp\.fc2\.weight has shape .*layer scale \(5,\)"
     )

@@ -20,6 +20,7 @@ from tiny import check_names
 
 from detailclip_jax import config, interop, pretraining
 from detailclip_jax.config import run_config
+from detailclip_jax.config.sizes import SIZES, size_of
 from detailclip_jax.interop import tensor_files
 from detailclip_jax.interop.layouts import OPENAI_STYLE
 from detailclip_jax.methods import METHODS
@@ -272,6 +273,32 @@ def test_an_image_encoder_alone(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state.params["image"], trees["params"]["image"])
     expected = {"image_projection", "text", "text_projection", "logit_scale"}
     assert named("\n".join(lines), "fresh") == expected
+
+
+def test_the_text_encoder_of_another_checkpoint(tmp_path):
+    """Its sizes are its own, its projection of texts is fresh; the image encoder and what the run does stay."""
+    narrow = tiny("clip", **{"model.context_length": 24, "model.text_activation": "gelu"})
+    narrow.model.size, size = "custom", SIZES["tiny"]._replace(text_width=32, text_heads=2)
+    narrow.model.custom = ConfigDict(size._asdict())
+    folder, texts = saved(run_config.to_json(narrow))
+    for method in ("image_encoder", "clip"):
+        images = written(tmp_path / method, method)
+        asked = tiny("clip", init=str(tmp_path / method), init_text=folder.name)
+        adopted = warm_start.adopt(asked)
+        assert (adopted.model.context_length, adopted.model.text_activation) == (24, "gelu")
+        assert size_of(adopted.model) == size
+        state, lines = warm_start.load(adopted, blank(adopted))
+        expected = {"image": images["params"]["image"], "text": texts["params"]["text"]}
+        assert named("\n".join(lines), "loaded") >= {"image", "text"}
+        assert "text_projection" in named("\n".join(lines), "fresh")
+        jax.tree.map(np.testing.assert_array_equal, {name: state.params[name] for name in expected}, expected)
+        assert adopted.optimizer.part_rates.text == adopted.optimizer.loaded_rate
+    with pytest.raises(ValueError, match="has no text encoder: its method is image_encoder"):
+        warm_start.adopt(tiny("clip", init=folder.name, init_text=str(tmp_path / "image_encoder")))
+    with pytest.raises(ValueError, match="init_text goes with init"):
+        warm_start.adopt(tiny("clip", init_text=folder.name))
+    with pytest.raises(ValueError, match=r"config\.init_text .* has model\.context_length 24"):
+        warm_start.adopt(asked, given=["model.context_length"])
 
 
 @pytest.mark.check

@@ -71,12 +71,14 @@ def backbone(
     order = jnp.argsort(~valid.reshape(valid.shape[0], -1), axis=1, stable=True)
     back = jnp.argsort(order, axis=1)
     patches = vit.patch_embed(patchify(images, vit.patch_size))
-    old = positions_grid(vit)
-    own = interpolated(vit.table[vit.style.num_cls :].reshape(*old, -1), counts, (rows, columns), vit.interpolation)
-    patches = patches + own.reshape(patches.shape).astype(vit.dtype)
+    if vit.table is not None:
+        old = positions_grid(vit)
+        own = interpolated(vit.table[vit.style.num_cls :].reshape(*old, -1), counts, (rows, columns), vit.interpolation)
+        patches = patches + own.reshape(patches.shape).astype(vit.dtype)
     x = jnp.concatenate([*vit.classes(images.shape[0]), take(patches, order)], 1)
     x = vit.pre_norm(x) if vit.style.pre_norm else x
-    found = outputs(vit, x, keys, vit.num_class_tokens + valid.sum((1, 2), dtype=jnp.int32))
+    lengths = vit.num_class_tokens + valid.sum((1, 2), dtype=jnp.int32)
+    found = outputs(vit, x, keys, lengths, vit.angles(images, order, counts))
 
     def as_map(tokens: Array) -> Array:
         tokens = take(vit.norm(tokens) if norm else tokens, vit.num_class_tokens + back)
@@ -99,7 +101,9 @@ class WideVit(VisionTransformer):
 
 
 def widened(vit: VisionTransformer, grid: tuple[int, int]) -> VisionTransformer:
-    """Returns the same encoder with learnt positions on a grid of (rows, columns)."""
+    """Returns the same encoder with learnt positions on a grid of (rows, columns); rotary ones need no grid."""
+    if vit.style.positions == "rotary":
+        return vit
     fields = {field.name: getattr(vit, field.name) for field in dataclasses.fields(vit) if field.name not in FLAX}
     return WideVit(**fields | {"style": vit.style._replace(positions="learnt"), "grid": grid})
 
