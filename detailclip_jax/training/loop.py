@@ -134,18 +134,20 @@ def _train(run: Run) -> int:
 def loop_and_finish(session: Session, start: "Start", interrupt: Interrupt) -> int:
     """Runs all steps and the final evaluation; returns the last step, also if a signal ended the run."""
     run, ready = session.run, None
-    if start.step < run.config.total_steps:
-        batches = run.task.open_batches(run, start.data["examples"])  # prepares batches while the step is compiled
-        ready = batches, session.compile(start.state)
-    # Only now: a signal during the compilation ends the run at once, as there is nothing to save.
-    with interrupt, if_ended(session.checkpoints.abandon):
-        try:
-            state = loop(session, start, ready, interrupt)
-            if not interrupt.received:
-                finish(session, state, session.step)
-        except Stopped:  # raised in an evaluation; its step was saved before
-            pass
-        session.checkpoints.wait()  # inside the context: a second signal removes an unfinished save
+    with ExitStack() as opened:
+        if start.step < run.config.total_steps:
+            batches = run.task.open_batches(run, start.data["examples"])
+            opened.enter_context(batches)  # prepares the first batches while the step is compiled
+            ready = batches, session.compile(start.state)
+        # Only now: a signal during the compilation ends the run at once, as there is nothing to save.
+        with interrupt, if_ended(session.checkpoints.abandon):
+            try:
+                state = loop(session, start, ready, interrupt)
+                if not interrupt.received:
+                    finish(session, state, session.step)
+            except Stopped:  # raised in an evaluation; its step was saved before
+                pass
+            session.checkpoints.wait()  # inside the context: a second signal removes an unfinished save
     return session.step
 
 
