@@ -306,7 +306,7 @@ def test_flags_override_how_images_are_made(workdir, data, tmp_path, capsys, mon
     asked = ("--tasks=zero_shot:toys", f"--data-dir={data}", "--weights=student")
     assert run(workdir, tmp_path / "out", *asked, "--resize-filter=bicubic", "--crop-ratio=.8") == 0
     assert "preprocess: shorter side to 40 px (bicubic), center crop 32 px, mean 0.485" in capsys.readouterr().out
-    assert seen == [(32, 40, "bicubic", "shorter_side", "upright")]
+    assert seen == [(32, 40, "bicubic", "shorter_side", "upright", 0, 0)]
     assert run(workdir, tmp_path / "out", *asked) == errors.USAGE_ERROR
     assert "or of another preprocessing; choose another folder" in capsys.readouterr().err
     assert run(workdir, tmp_path / "new", *asked, "--crop-ratio=2") == errors.USAGE_ERROR

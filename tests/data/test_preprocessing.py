@@ -41,7 +41,7 @@ def make_image(height=70, width=99):
 
 def test_the_default_is_the_paper_s_protocol():
     config = default()
-    assert transform_of(config) == (224, 224, "bilinear", "shorter_side", "upright")
+    assert transform_of(config) == Transform(224, 224, "bilinear", "shorter_side", "upright")
     assert (config.preprocess.mean, config.preprocess.std) == (IMAGENET_MEAN, IMAGENET_STD)
     assert "mean" not in config.views and "std" not in config.views  # one source of truth
     said = "shorter side to 224 px (bilinear), center crop 224 px, mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
@@ -126,21 +126,21 @@ def read_back(options):
 
 CLIP_PROCESSOR = {"resample": 3, "size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
 PROCESSORS = [
-    (CLIP_PROCESSOR, (224, 224, "bicubic", "shorter_side", "upright")),
+    (CLIP_PROCESSOR, Transform(224, 224, "bicubic", "shorter_side", "upright")),
     (
         {**CLIP_PROCESSOR, "size": 256, "crop_size": 224, "resample": 2},
-        (224, 256, "bilinear", "shorter_side", "upright"),
+        Transform(224, 256, "bilinear", "shorter_side", "upright"),
     ),
     (
         {**CLIP_PROCESSOR, "size": {"shortest_edge": 256}, "do_center_crop": False},
-        (224, 224, "bicubic", "shorter_side", "upright"),
+        Transform(224, 224, "bicubic", "shorter_side", "upright"),
     ),
-    ({"resample": 2, "size": {"height": 224, "width": 224}}, (224, 224, "bilinear", "squash", "upright")),
+    ({"resample": 2, "size": {"height": 224, "width": 224}}, Transform(224, 224, "bilinear", "squash", "upright")),
     (
         {"resample": 2, "size": 224, "feature_extractor_type": "ViTFeatureExtractor"},
-        (224, 224, "bilinear", "squash", "upright"),
+        Transform(224, 224, "bilinear", "squash", "upright"),
     ),
-    ({"image_mean": [0.5] * 3}, (224, 224, "bilinear", "shorter_side", "upright")),
+    ({"image_mean": [0.5] * 3}, Transform(224, 224, "bilinear", "shorter_side", "upright")),
 ]
 
 
@@ -184,9 +184,9 @@ def test_timm_s_pretrained_cfg(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(content))
     options = hub.sidecar_options(tmp_path / "model.safetensors")
     assert options["num_heads"] == 3 and options["mean"] == [0.5] * 3
-    assert read_back(options) == (224, 235, "bicubic", "shorter_side", "upright")
+    assert read_back(options) == Transform(224, 235, "bicubic", "shorter_side", "upright")
     squash = hub.timm_options(content | {"pretrained_cfg": stated | {"crop_mode": "squash"}})
-    assert read_back(squash) == (224, 235, "bicubic", "squash", "upright")
+    assert read_back(squash) == Transform(224, 235, "bicubic", "squash", "upright")
 
 
 def open_clip_says(**fields):
@@ -195,12 +195,8 @@ def open_clip_says(**fields):
 
 
 def test_open_clip_s_preprocess_cfg_and_what_overrides_it():
-    assert read_back(open_clip_says(interpolation="bicubic", resize_mode="squash")) == (
-        224,
-        224,
-        "bicubic",
-        "squash",
-        "upright",
+    assert read_back(open_clip_says(interpolation="bicubic", resize_mode="squash")) == Transform(
+        224, 224, "bicubic", "squash"
     )
     padded = open_clip_says(interpolation="bicubic", resize_mode="longest")
     with pytest.raises(ValueError, match=r"'longest'.* Known: shorter_side, squash"):
@@ -254,7 +250,7 @@ def test_a_task_of_a_run_follows_it(monkeypatch):
     build = lambda setting, name: seen.append(setting.transform) or kind.build(setting, name)
     monkeypatch.setitem(tasks.KINDS, "zero_shot", kind._replace(build=build))
     evaluation.build_all(None, config)
-    assert seen == [(32, 32, "bicubic", "shorter_side", "upright")]
+    assert seen == [Transform(32, 32, "bicubic", "shorter_side", "upright")]
 
 
 def of_all_modes():
@@ -317,6 +313,6 @@ def test_flags_override():
         parser.parse_args(["--resize-filter=bicubic", "--crop-ratio=.875", "--decoding=pillow"])
     )
     config = preprocessing.changed(default(), given)
-    assert transform_of(config) == (224, 256, "bicubic", "shorter_side", "pillow")
+    assert transform_of(config) == Transform(224, 256, "bicubic", "shorter_side", "pillow")
     unchanged = preprocessing.changed(config, flags.preprocessing_of(parser.parse_args([])))
     assert transform_of(unchanged) == transform_of(config)

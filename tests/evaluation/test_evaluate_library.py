@@ -241,10 +241,10 @@ def test_rows_of_other_processes_are_not_read():
 
 def test_transforms_are_the_protocols():
     config = default()
-    assert transform_of(config) == (224, 224, "bilinear", "shorter_side", "upright")
-    assert image_batches.cropped(transform_of(config)) == (224, 256, "bilinear", "shorter_side", "upright")
+    assert transform_of(config) == Transform(224, 224, "bilinear", "shorter_side", "upright")
+    assert image_batches.cropped(transform_of(config)) == Transform(224, 256, "bilinear", "shorter_side", "upright")
     config.preprocess.crop_ratio, config.preprocess.filter = 0.8, "bicubic"
-    assert image_batches.cropped(transform_of(config)) == (
+    assert image_batches.cropped(transform_of(config)) == Transform(
         224,
         280,
         "bicubic",
