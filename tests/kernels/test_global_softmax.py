@@ -44,8 +44,12 @@ def weighted(function, contrasts, *options):
     return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
 
 
-@pytest.mark.parametrize("contrasts", [CLIP, SIMCLR])
-@pytest.mark.parametrize(("size", "block"), [(12, 1), (12, 3), (12, 12), (13, 5), (13, 12), (17, 3)])
+SIZES = [(12, 1), (12, 3), (12, 12), (13, 5), (13, 12), (17, 3)]  # columns, and how many of them in a block
+
+
+@pytest.mark.parametrize(
+    ("contrasts", "size", "block"), [*((CLIP, *each) for each in SIZES), (SIMCLR, 12, 3), (SIMCLR, 13, 5)]
+)
 def test_blocks_give_the_printed_form_and_its_gradients(contrasts, size, block):
     given = normal(4, 3, 5), normal(size, 3, 5), jnp.float32(2.5), normal(len(contrasts), 4)
     (_, (values, places)), grads = weighted(global_softmax.blockwise_cross_entropies, contrasts, block)(*given)

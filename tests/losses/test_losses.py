@@ -89,7 +89,7 @@ def test_clip_loss_edges():
 global_loss = jax.jit(jax.value_and_grad(lambda i, t: clip.clip_loss(i, t, 5.0), (0, 1), has_aux=True))
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("devices", [2, 8])
 def test_clip_loss_over_devices_is_the_global_one(devices):
     image, text = normal(2, 8, 5), normal(3, 8, 5)
     grid = mesh.make_mesh(jax.devices()[:devices])

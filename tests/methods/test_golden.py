@@ -326,6 +326,7 @@ def slip_step():
     return golden, *compute(state, batch)
 
 
+@pytest.mark.check
 def test_slip_embeddings():
     golden, line, _ = slip_step()
     heads = {name: np.asarray(line.heads[name]) for name in ("image_embedding", "ssl")}
@@ -335,6 +336,7 @@ def test_slip_embeddings():
         assert relative(heads["ssl"][view], golden[name]) < 1e-5
 
 
+@pytest.mark.check
 def test_slip_losses_gradients_and_batch_statistics():
     golden, _, ((value, (metrics, _, stats)), grads) = slip_step()
     assert relative(value, golden["loss/loss"]) < 1e-5
