@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import empty_state, looped, noise_state, on_devices, on_one_device, tiny_config
+from tiny import empty_state, looped, noise_state, on_one_device, tiny_config
 
 import detailclip_jax
 from detailclip_jax import transfer as command
@@ -379,9 +379,9 @@ SAID = "said.txt"  # what the finished run printed
 @pytest.fixture(scope="module")
 @looped
 def run(pretrained, tmp_path_factory):
-    """A finished run of six steps on two devices from a checkpoint, with an evaluation after four."""
+    """A finished run of six steps from a checkpoint, with an evaluation after four."""
     small = {"init": str(pretrained), "evaluate_every": 4, "batch_size": 4, "data.num_val": 4}
-    with on_devices(2), redirect_stdout(io.StringIO()) as said:
+    with on_one_device(), redirect_stdout(io.StringIO()) as said:
         made = runs.prepare(tiny(**small, **{"inference.batch_size": 4}), tmp_path_factory.mktemp("finished"))
         assert loop.train(made) == 0
     (made.workdir / SAID).write_text(said.getvalue())

@@ -405,6 +405,7 @@ def test_an_image_that_would_be_reduced_is_refused(mine, monkeypatch):
         cuts[0]
 
 
+@pytest.mark.check
 def test_classes_that_no_mask_has_and_ignored_pixels_are_remarks(workdir, mine, tmp_path, capsys):
     """A class stored as 255 is ignored; the sets with a known layout ignore what their task leaves out."""
     folder = tmp_path / "masks"
@@ -421,6 +422,7 @@ def test_classes_that_no_mask_has_and_ignored_pixels_are_remarks(workdir, mine, 
     assert of[f"folder:{mine}:naclip"] == of["stickers:naclip"] == ""
 
 
+@pytest.mark.check
 def test_an_image_encoder_alone_is_left_out_and_a_broken_mask_fails(workdir, mine, tmp_path, capsys):
     alone = write_checkpoint(tmp_path / "mae", "mae")
     assert run(alone, tmp_path / "out", f"--tasks=dense:folder:{mine}") == 1

@@ -11,9 +11,8 @@ from detailclip_jax import methods
 from detailclip_jax.data.caption_rules import captions_of
 from detailclip_jax.losses.block_targets import beta_loss
 from detailclip_jax.losses.clip import clip_loss
-from detailclip_jax.models import stacking
 from detailclip_jax.models.readouts import READOUTS, read_out
-from detailclip_jax.training import experiment, mesh
+from detailclip_jax.training import mesh
 
 compiled_loss = jax.jit(beta_loss, static_argnames=("beta", "block"))
 
@@ -122,38 +121,6 @@ def test_a_pass_with_values_is_the_plain_pass_and_the_read_out_of_maskclip():
         np.testing.assert_allclose(getattr(tokens, name), getattr(plain, name), rtol=1e-5, atol=1e-5)
 
 
-def step_of(devices=1, fsdp=1, **model):
-    """Metrics of a step, and of the one after it, from the same initial values however the blocks are stored."""
-    config = tiny_config("beta")
-    config.model.update(model)
-    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:devices], fsdp))
-    params = stacking.like(noise_state(tiny_experiment("beta")).params, exp.state_shapes.params)
-    state = noise_state(exp).replace(params=jax.device_put(params, placed(exp.state_shapes.params)))
-    found = []
-    for number in range(2):
-        state, metrics = exp.train_step(state, exp.put(tiny_batch(number, config)))
-        found.append(jax.device_get(metrics))
-    return found
-
-
-def placed(shapes):
-    return jax.tree.map(lambda leaf: leaf.sharding, shapes)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"scan": True},
-        pytest.param({"scan": True, "remat": "full"}, marks=pytest.mark.check),
-        pytest.param({"scan": True, "devices": 8, "fsdp": 4}, marks=pytest.mark.check),
-    ],
-)
-def test_stacked_blocks_give_the_values_and_gradients_of_separate_ones(other):
-    for one, many in zip(step_of(), step_of(**other), strict=True):
-        for name in one:
-            np.testing.assert_allclose(many[name], one[name], rtol=2e-5, atol=1e-5, err_msg=name)
-
-
 def test_an_image_is_pooled_by_each_of_its_own_captions():
     exp = tiny_experiment("beta")
     state, batch = noise_state(exp), tiny_batch(0, exp.config)
@@ -213,17 +180,3 @@ def test_captions_that_may_be_blank_are_for_the_method_that_leaves_them_out():
     config.update_from_flattened_dict({"losses.weights.beta": 1.0, "data.caption": "parts", "data.num_captions": 3})
     with pytest.raises(ValueError, match=r"fills up with blank captions, .* set it to 'crops'"):
         methods.build(config)
-
-
-@pytest.mark.check
-@pytest.mark.parametrize("method", ["siglip", "cosmos"])
-def test_other_methods_train_with_the_term(method):
-    config = tiny_config(method)
-    caption = {"data.caption": "crops", "data.num_captions": 3} if method == "siglip" else {}
-    config.update_from_flattened_dict({"losses.weights.beta": 1.0, **caption})
-    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
-    state, batch, history = noise_state(exp), exp.put(tiny_batch(0, config)), []
-    for _ in range(6):
-        state, metrics = exp.train_step(state, batch)
-        history.append(float(metrics["beta"]))
-    assert np.isfinite(history).all() and history[-1] < history[0]

@@ -26,18 +26,18 @@ from detailclip_jax.training import experiment, mesh, optimizer
 from detailclip_jax.training.checkpoint import Checkpoints
 
 # `make test` runs the methods that differ most in networks, heads and losses.
-FIRST = ("clip", "aclip", "ibot", "detailclip")
+FIRST = ("clip", "detailclip")
 INITIAL = "detailclip"  # starts from its initial values; the others from noise, for which nothing has to be compiled
 # The methods that use all collectives: embeddings and features gathered, BatchNorm over the mesh, centers of each kind.
 COLLECTIVES = ("aclip", "detailclip")
 # The parts of these are those of other methods: `ibot` has the losses of `attmask` and `dino`, `tips` those of `silc`,
-# `siglip` and `tips` those of `siglip2`.
-PARTS_OF_OTHERS = ("attmask", "dino", "silc", "siglip2")
+# `siglip` and `tips` those of `siglip2`.  `test_terms` trains, divides and resumes `beta` with the term of `superclip`.
+PARTS_OF_OTHERS = ("attmask", "dino", "silc", "siglip2", "beta", "superclip")
 CHECKED = tuple(name for name in methods.METHODS if name not in PARTS_OF_OTHERS)
 # In `make check`: over devices every kind of collective, and several captions; in chunks sums over pairs,
-# counts, and BatchNorm by view and by batch.  Other methods are left to `make slow`.
-OVER_DEVICES = (*COLLECTIVES, "cosmos", "superclip")
-CHUNKS = ("siglip", "detailclip", "slip", "aclip", "superclip")  # CLIP's own term is among those of the last four
+# and BatchNorm by view and by batch.  The terms of `test_terms` are tested there, other methods by `make slow`.
+OVER_DEVICES = (*COLLECTIVES, "cosmos")
+CHUNKS = ("siglip", "detailclip", "aclip")  # those of `aclip` include CLIP's and `slip`'s
 
 
 def first(names, checked=CHECKED):
@@ -188,7 +188,6 @@ def test_chunks_give_the_numbers_of_the_whole_batch(method):
         assert np.linalg.norm(a - gradients[path]) <= 1e-5 * np.linalg.norm(a) + 1e-6, path
 
 
-@pytest.mark.parametrize("method", first(COLLECTIVES), indirect=True)
 def test_a_checkpoint_gives_the_whole_state_back(method, tmp_path):
     exp, (state, _, _) = tiny_experiment(method), trained(method)
     with closing(Checkpoints(tmp_path)) as checkpoints:

@@ -1,23 +1,20 @@
-"""Crop to region: boxes of one view in another, pooling in boxes, the loss, and the term in a run."""
+"""Crop to region: boxes of one view in another, pooling in boxes, the loss, and the term; see `test_terms` for runs."""
 
 import functools
-from contextlib import closing
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import check_names, copied, noise_state, program_of, tiny_batch, tiny_config
+from tiny import check_names, noise_state, tiny_batch, tiny_config
 
 from detailclip_jax import methods
 from detailclip_jax.data.views import Crop, make_views
 from detailclip_jax.losses.region import region_loss
 from detailclip_jax.methods.crop_to_region import usable
+from detailclip_jax.methods.method import Context, WholeBatch
 from detailclip_jax.methods.resample import box_weights, boxes_in
-from detailclip_jax.models import stacking
 from detailclip_jax.training import experiment, mesh
-from detailclip_jax.training.checkpoint import Checkpoints
 
 LOCAL = {"count": 3, "size": 16}
 WHOLE = [0.0, 0.0, 1.0, 1.0]
@@ -148,42 +145,19 @@ def test_the_loss_is_the_mean_over_the_regions_that_count():
 # the term
 
 
-def built(method="clip", devices=1, fsdp=1, **fields):
-    config = tiny_config(method)
-    if "local" not in config.views.crops:
-        config.views.crops.local = LOCAL
-    config.update_from_flattened_dict({"losses.weights.region": 1.0, "losses.ramps.region": (0.0, 0.0), **fields})
-    return experiment.build(config, mesh.make_mesh(jax.devices()[:devices], fsdp))
-
-
-def batch_of(exp, seed=0):
-    """Noise; crops that captions are compared with have two thirds of the image: some boxes count, others do not."""
-    batch = tiny_batch(seed, exp.config)
-    for name in {"large", "clean"} & {*batch["box"]}:
-        batch["box"][name][...] = np.float32([2, 0, 38, 44])
-    return batch
-
-
-def start_of(exp):
-    """Noise, the same however the blocks are stored and wherever the arrays lie."""
-    state = noise_state(exp)
-    trees = {}
-    for name in ("params", "ema_params"):
-        shapes, plain = getattr(exp.state_shapes, name), getattr(noise_state(built()), name)
-        plain = {network: plain[network] for network in shapes}
-        trees[name] = jax.device_put(stacking.like(plain, shapes), jax.tree.map(lambda leaf: leaf.sharding, shapes))
-    return state.replace(**trees)
-
-
 @functools.cache
-def history(steps=3, **given):
-    """The experiment, its state after some steps, and the metrics of each."""
-    exp = built(**given)
-    state, found = start_of(exp), []
-    for step in range(steps):
-        state, metrics = exp.train_step(state, exp.put(batch_of(exp, step)))
-        found.append(jax.device_get(metrics))
-    return exp, copied(state), found
+def built():
+    config = tiny_config("clip")
+    config.views.crops.local = LOCAL
+    config.losses.weights.region, config.losses.ramps.region = 1.0, (0.0, 0.0)
+    return experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+
+
+def batch_of(exp):
+    """Noise; the large crop has two thirds of the image: some boxes count, others do not."""
+    batch = tiny_batch(0, exp.config)
+    batch["box"]["large"][...] = np.float32([2, 0, 38, 44])
+    return batch
 
 
 @functools.cache
@@ -222,72 +196,14 @@ def test_the_targets_are_the_teacher_s_embeddings_of_the_crops():
     np.testing.assert_allclose(record.heads["region_crops"].reshape(24, -1), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_loss_of_a_step_is_that_of_its_regions_and_weighs_what_the_config_says():
-    _, _, found = history()
-    _, _, record = recorded()
+def test_the_loss_is_that_of_the_regions_and_the_share_that_counts_is_logged():
+    exp, _, record = recorded()
+    run = jax.jit(lambda record: exp.method.terms["region"].run(record, Context({}, {}), WholeBatch()))
+    loss, metrics = run(record)
     pooled, crops, counts = (np.float64(record.heads[f"region_{name}"]) for name in ("pooled", "crops", "counts"))
     cosine = (pooled * crops).sum(-1) / np.linalg.norm(pooled, axis=-1) / np.linalg.norm(crops, axis=-1)
-    for metrics in found:
-        np.testing.assert_allclose(metrics["loss"], metrics["clip"] + metrics["region"], rtol=1e-6)
-    assert 0 < found[0]["region_boxes"] == pytest.approx(counts.mean())
-    assert 0 < (1 - cosine)[counts > 0].mean() < 2
-
-
-@pytest.mark.check
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"devices": 8},
-        {"accumulation": 4},
-        {"devices": 2, "accumulation": 2},
-        {"devices": 8, "fsdp": 4, "model.scan": True},
-    ],
-)
-def test_devices_shards_and_chunks_give_the_same_numbers(other):
-    """Each device has another number of boxes that count; the mean is that of the whole batch."""
-    _, expected, one = history()
-    _, state, many = history(**other)
-    for a, b in zip(one, many, strict=True):
-        assert set(a) == set(b)
-        for name in a:
-            np.testing.assert_allclose(b[name], a[name], rtol=2e-5, atol=1e-5, err_msg=name)
-    trees = (stacking.unstack(jax.device_get(each.ema_params)) for each in (expected, state))
-    for a, b in zip(*(jax.tree.leaves(tree) for tree in trees), strict=True):
-        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
-
-
-def test_a_resumed_run_goes_on_with_the_same_bits(tmp_path):
-    exp, state, _ = history()
-    with closing(Checkpoints(tmp_path)) as checkpoints:
-        checkpoints.save(3, state, {"examples": 24}, {"config": "{}"})
-        restored = checkpoints.restore(exp.state_shapes).state
-    step = lambda state: jax.device_get(exp.train_step(copied(state), exp.put(batch_of(exp, 3))))
-    jax.tree.map(np.testing.assert_array_equal, step(restored), step(state))
-
-
-@pytest.mark.check
-def test_weight_0_is_the_method_without_the_term():
-    crops = {"views.crops.local.count": 2}  # the batch has them either way
-    with_term = program_of("cosmos", {**crops, "losses.weights.region": 0.0})
-    with mock.patch.dict(methods.TERMS, clear=True):
-        assert program_of("cosmos", crops) == with_term
-    assert program_of("cosmos", {**crops, "losses.weights.region": 1.0}) != with_term
-
-
-@pytest.mark.check
-def test_before_its_start_the_term_changes_nothing():
-    _, started, found = history(**{"losses.ramps.region": (0.2, 0.2)})  # of 20 steps
-    _, without, _ = history(**{"losses.weights.region": 0.0})
-    assert [metrics["region_weight"] for metrics in found] == [0, 0, 0] and found[0]["region"] > 0
-    for a, b in zip(*(jax.tree.leaves(state.params) for state in (started, without)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.check
-def test_the_step_lowers_for_accelerators():
-    exp = built(**{"model.scan": True})
-    given = exp.state_shapes, exp.put(batch_of(exp)), exp.schedules
-    assert jax.export.export(exp.train_step.program, platforms=["cuda", "tpu"])(*given).mlir_module()
+    np.testing.assert_allclose(loss, (1 - cosine)[counts > 0].mean(), rtol=1e-5)
+    assert metrics["region_boxes"] == pytest.approx(counts.mean())
 
 
 @pytest.mark.parametrize(
@@ -318,15 +234,3 @@ def test_a_teacher_has_its_own_projection_if_it_has_its_own_encoder(method, aver
     config = tiny_config(method)
     config.views.crops.local, config.losses.weights.region = LOCAL, 1.0
     assert {*methods.build(config).ema} == averaged
-
-
-@pytest.mark.check
-@pytest.mark.parametrize("method", ["siglip", "cosmos", "silc", "tipsv2", "detailclip"])
-def test_other_methods_train_with_the_term(method):
-    """One large view or two, with and without a teacher or a mask, next to a student's pass over the same crops."""
-    exp = built(method)
-    state, batch, found = noise_state(exp), exp.put(batch_of(exp)), []
-    for _ in range(6):
-        state, metrics = exp.train_step(state, batch)
-        found.append(float(metrics["region"]))
-    assert np.isfinite(found).all() and found[-1] < found[0]

@@ -1,14 +1,12 @@
 """LiT (configs/beyond/lit.py): an imported image encoder stays as it is, and texts learn what it sees."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from launching import environment, losses, started
-from tiny import check_names, copied
+from tiny import check_names, copied, on_one_device
 
 from detailclip_jax import evaluate, export, import_torch, load, pretraining
 from detailclip_jax.config import run_config
@@ -91,11 +89,13 @@ def equal(found, expected):
 
 @pytest.fixture(scope="module")
 def trained(imported):
-    """The workdir of a run from the timm import, on 8 devices."""
-    assert loop.train(pretraining.prepare(asked(imported / "timm"), imported / "run")) == 0
+    """The workdir of a run from the timm import."""
+    with on_one_device():
+        assert loop.train(pretraining.prepare(asked(imported / "timm"), imported / "run")) == 0
     return imported / "run"
 
 
+@pytest.mark.check
 def test_the_encoder_stays_and_its_feature_is_the_embedding(imported, trained):
     before, model = load(imported / "timm"), load(trained)
     assert model.config.method == "siglip" and model.config.optimizer.part_rates.to_dict() == {"image": 1.0}
@@ -108,11 +108,13 @@ def test_the_encoder_stays_and_its_feature_is_the_embedding(imported, trained):
     assert model.config.preprocess == before.config.preprocess
 
 
+@pytest.mark.check
 def test_a_stopped_run_ends_with_the_same_bits(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/4")
     config = asked(load(trained).config.init)
-    assert loop.train(pretraining.prepare(config, tmp_path / "run")) == 0
+    with on_one_device():
+        assert loop.train(pretraining.prepare(config, tmp_path / "run")) == 0
     equal(load(tmp_path / "run").params, load(trained).params)
     first = checkpoint.load(trained, 2)[1]["params"]
     assert not np.array_equal(
@@ -120,6 +122,7 @@ def test_a_stopped_run_ends_with_the_same_bits(trained, tmp_path):
     )
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     ("layout", "spec", "kept"),
     [
@@ -160,9 +163,8 @@ def test_without_an_encoder_it_is_refused():
     check_names(refused.value, "method=slip", "clip", "siglip")
 
 
-@pytest.mark.parametrize(
-    "to", ["open_clip", "slip", "timm", pytest.param("huggingface", marks=pytest.mark.check), "safetensors"]
-)
+@pytest.mark.check
+@pytest.mark.parametrize("to", ["open_clip", "timm"])
 def test_it_is_exported_and_equal(trained, tmp_path, capsys, to):
     """Formats with an image projection hold the unit matrix there."""
     assert export.main([f"--checkpoint={trained}", f"--to={to}", f"--out={tmp_path / 'out.safetensors'}"]) == 0
@@ -175,14 +177,3 @@ def test_it_is_exported_and_equal(trained, tmp_path, capsys, to):
 def test_it_is_evaluated_on_words(trained, capsys):
     assert evaluate.main([f"--checkpoint={trained}", "--tasks=zero_shot:stickers", "--num-examples=8"]) == 0
     assert "zero_shot stickers, top-1" in capsys.readouterr().out
-
-
-@pytest.mark.check
-def test_one_command_trains(imported, tmp_path):
-    flags = [f"--config.{name}={value}" for name, value in SMALL.items()]
-    given = ["--config=configs/beyond/lit.py", f"--config.init={imported / 'timm'}", *flags]
-    command = [sys.executable, "-m", "detailclip_jax.main", *given, f"--workdir={tmp_path / 'run'}"]
-    run = started(command, environment(tmp_path / "cache"))
-    output, _ = run.communicate(timeout=300)
-    assert run.returncode == 0, output
-    assert "image/.* frozen" in " ".join(output.split()) and set(losses(tmp_path / "run"))
