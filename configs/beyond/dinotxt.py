@@ -1,15 +1,15 @@
 """dino.txt: texts and two new blocks are trained on the tokens of a frozen image encoder (arXiv 2412.16334).
 
-    python -m detailclip_jax.import_torch --from=dino dino_vitbase16_pretrain.pth --out=runs/dino
-    python -m detailclip_jax.main --config=configs/beyond/dinotxt.py --config.init=runs/dino --config.data.path=...
+    python -m detailclip_jax.import_torch dinov3_vitb16_pretrain_lvd1689m.pth --out=runs/dinov3
+    python -m detailclip_jax.main --config=configs/beyond/dinotxt.py --config.init=runs/dinov3 --config.data.path=...
     python -m detailclip_jax.main --config=configs/beyond/dinotxt.py:steps=5000 --config.init=... \
         --config.batch_size=512 --config.model.custom.text_width=512 --config.model.custom.text_depth=12 \
         --config.model.custom.text_heads=8
 
-`init` is any run or import whose image encoder has a class token (CLIP, DINO, iBOT, timm, TIPS). Its texts, if it has
-some, are trained further; its projections are not used. Its sizes, and the preprocessing of evaluation, are those of
-`init`; the sizes of a text encoder from noise are those below. The encoder costs a forward pass, and has neither
-gradient nor moments.
+`init` is any run or import whose image encoder has a class token (CLIP, DINO, DINOv2, DINOv3, iBOT, timm, TIPS). Its
+texts, if it has some, are trained further; its projections are not used. The encoder's sizes and the preprocessing of
+evaluation are those of `init`, the sizes of a text encoder from noise those below. The encoder costs a forward pass,
+and has neither gradient nor moments.
 
 The published models are a DINOv2 L/14 with four registers and a DINOv3 L/16. The paper's batch is 65,536 pairs
 [recalled]; the batch below is that of the published example on 32 GPUs. The data is private. No result with these
