@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from straightforward import linear, norm
-from tiny import check_names, drawn, noise, tiny_batch, tiny_config
+from tiny import check_names, drawn, noise, on_one_device, tiny_batch, tiny_config
 
 from detailclip_jax import export, methods, pretraining
 from detailclip_jax.config import run_config
@@ -150,8 +150,9 @@ def asked(init):
 
 @pytest.fixture(scope="module")
 def trained(encoder):
-    """The workdir of a run on 8 devices."""
-    assert loop.train(pretraining.prepare(asked(encoder), encoder.parent / "run")) == 0
+    """The workdir of a run."""
+    with on_one_device():
+        assert loop.train(pretraining.prepare(asked(encoder), encoder.parent / "run")) == 0
     return encoder.parent / "run"
 
 
@@ -159,18 +160,21 @@ def equal(found, expected):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+@pytest.mark.check
 def test_the_encoder_stays_and_a_stopped_run_ends_with_the_same_bits(encoder, trained, tmp_path):
     model, before = load(trained), checkpoint.load(encoder)[1]["params"]
     equal(model.params["image"], before["image"])
     assert model.config.model.custom.text_width == 32 and model.config.model.custom.width == WIDTH
     shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/4")
-    assert loop.train(pretraining.prepare(asked(encoder), tmp_path / "run")) == 0
+    with on_one_device():
+        assert loop.train(pretraining.prepare(asked(encoder), tmp_path / "run")) == 0
     equal(load(tmp_path / "run").params, model.params)
     first = checkpoint.load(trained, 2)[1]["params"]["image_projection"]["norm"]["scale"]
     assert not np.array_equal(first, model.params["image_projection"]["norm"]["scale"])
 
 
+@pytest.mark.check
 def test_a_model_embeds_and_names_patches_by_its_plain_read_out(trained):
     model = load(trained)
     images = list(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8))
@@ -181,9 +185,8 @@ def test_a_model_embeds_and_names_patches_by_its_plain_read_out(trained):
     assert maps.shape == (2, 32, 32) and np.abs(maps).max() <= 1
 
 
-@pytest.mark.parametrize(
-    "to", ["safetensors", *(pytest.param(name, marks=pytest.mark.check) for name in ("timm", "stablehlo"))]
-)
+@pytest.mark.check
+@pytest.mark.parametrize("to", ["safetensors", "timm", "stablehlo"])
 def test_it_is_exported_and_equal(trained, tmp_path, capsys, to):
     out = tmp_path / ("out.safetensors" if to != "stablehlo" else "out")
     assert export.main([f"--checkpoint={trained}", f"--to={to}", f"--out={out}"]) == 0
@@ -192,12 +195,14 @@ def test_it_is_exported_and_equal(trained, tmp_path, capsys, to):
     assert len(rows) == (1 if to == "timm" else 2) and max(rows) < 1e-5
 
 
+@pytest.mark.check
 def test_a_layout_without_a_place_for_the_blocks_is_refused(trained, tmp_path, capsys):
     for to in ("open_clip", "reference", "huggingface"):
         assert export.main([f"--checkpoint={trained}", f"--to={to}", f"--out={tmp_path / to}"]) == 2
         check_names(capsys.readouterr().err, to, "dinotxt", "--to=safetensors")
 
 
+@pytest.mark.check
 def test_projections_are_loaded_from_the_same_kind_alone(trained, encoder):
     again = warm_start.adopt(asked(trained)).optimizer.part_rates
     assert {*again} == {"image", "image_projection", "text", "text_projection", "logit_scale"}
