@@ -123,12 +123,12 @@ def test_sizes_of_crops_that_the_user_sets_are_not_scaled(tmp_path):
 
 
 def test_preprocessing_that_the_user_sets_wins_and_is_printed(tmp_path):
-    theirs = {"preprocess.filter": "bicubic", "preprocess.resize": "square", "preprocess.mean": (0.1, 0.2, 0.3)}
+    theirs = {"preprocess.filter": "bicubic", "preprocess.resize": "squash", "preprocess.mean": (0.1, 0.2, 0.3)}
     written(tmp_path / "clip", **OPENAI, **theirs)
     asked = tiny("clip", init=str(tmp_path / "clip"), **{"preprocess.filter": "bilinear"})  # the default, but set
     assert warm_start.adopt(asked).preprocess.filter == "bicubic"
     adopted = warm_start.adopt(asked, ["seed", "preprocess.filter"])
-    assert (adopted.preprocess.filter, adopted.preprocess.resize) == ("bilinear", "square")
+    assert (adopted.preprocess.filter, adopted.preprocess.resize) == ("bilinear", "squash")
     assert adopted.preprocess.mean == (0.1, 0.2, 0.3)
     again = warm_start.adopt(adopted, ["preprocess.filter"])
     assert run_config.to_json(again) == run_config.to_json(adopted)
