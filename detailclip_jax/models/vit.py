@@ -168,7 +168,7 @@ class VisionTransformer(nn.Module):
         first = self.num_class_tokens  # place of the first patch
         given, read = (self.blocks, x, scales, attention, self.remat, self.depth, self.gather), None
         if values:
-            assert real is None  # `methods.native` refuses terms that need a grid
+            assert real is None  # `methods.build` refuses terms that need squares
             x, rows, read = run_blocks_with_values(*given, angles=angles)
             read = self.norm(read)
         else:
