@@ -403,7 +403,7 @@ class EvaluationBatches:
                 return self._readable_row(index)
         raise TooManyBadRecords(f"none of the {len(self.source)} records is readable; the log lists the reasons")
 
-    def _readable_row(self, index: int) -> dict[str, np.ndarray]:
+    def _readable_row(self, index: int) -> dict[str, Any]:
         with BUDGET.scope():
             example, image = read(self.source, index, self.transform.decoding)
             view = self.transform.view(image)

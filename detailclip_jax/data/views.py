@@ -193,7 +193,7 @@ def _draw_mask(crop: Crop, rng: np.random.Generator) -> Bool[np.ndarray, "side s
     return block_mask(crop.mask_grid, ratio, rng)
 
 
-Views = dict[str, tuple[UInt8[np.ndarray, "V S S 3"] | Native, Float32[np.ndarray, "V 4"]]]
+Views = dict[str, tuple[Any, Float32[np.ndarray, "V 4"]]]  # pixels, uint8 [V, S, S, 3] or `Native`, and boxes
 Budget = tuple[int, int]  # of native views: side of a patch, and number of patches
 
 

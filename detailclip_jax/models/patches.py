@@ -1,6 +1,6 @@
 """Pixel normalisation, conversion between images and patches, and the normalisation of reconstruction targets."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +16,8 @@ def normalise_pixels(
     images: UInt8[Array, "*batch H W 3"] | Float[Array, "*batch H W 3"] | Native,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-) -> Float[Array, "*batch H W 3"] | Native:
-    """Computes (x / 255 - mean) / std per channel."""
+) -> Any:
+    """Computes (x / 255 - mean) / std per channel, in float32; native images stay `Native`."""
     if isinstance(images, Native):
         colours = images.patches.reshape(*images.patches.shape[:-1], -1, 3)
         return images._replace(patches=normalise_pixels(colours, mean, std).reshape(images.patches.shape))
