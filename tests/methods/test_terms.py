@@ -89,13 +89,10 @@ def test_every_term_is_logged_and_adds_to_the_loss_by_its_weight():
         np.testing.assert_allclose(metrics["loss"], metrics["clip"] + total, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"devices": 2, "accumulation": 2},
-        {"devices": 8, "fsdp": 4, "model.scan": True, "model.remat": "full"},
-    ],
-)
+SHARDED = {"devices": 8, "fsdp": 4, "model.scan": True, "model.remat": "full"}
+
+
+@pytest.mark.parametrize("other", [{"devices": 2, "accumulation": 2}, SHARDED])
 def test_devices_shards_and_chunks_give_the_same_numbers(other):
     """Each device has another number of boxes and captions that count; the means are those of the whole batch."""
     _, expected, one, _ = history()
@@ -114,8 +111,9 @@ def test_devices_shards_and_chunks_give_the_same_numbers(other):
         assert sharding.device_bytes(shapes) < sharding.total_bytes(shapes)
 
 
-def test_a_resumed_run_goes_on_with_the_same_bits(tmp_path):
-    exp, state, _, _ = history()
+@pytest.mark.parametrize("other", [{}, SHARDED])
+def test_a_resumed_run_goes_on_with_the_same_bits(tmp_path, other):
+    exp, state, _, _ = history(**other)
     with closing(Checkpoints(tmp_path)) as checkpoints:
         checkpoints.save(3, state, {"examples": 24}, {"config": "{}"})
         restored = checkpoints.restore(exp.state_shapes).state
@@ -141,6 +139,7 @@ def test_weight_0_is_the_method_without_the_term(method):
     with_terms = program_of(method, {f"losses.weights.{name}": 0.0 for name in WEIGHTS})
     with mock.patch.dict(methods.TERMS, clear=True):
         assert program_of(method, {}) == with_terms
+    assert program_of(method, {"losses.weights.token_set": 1.0}) != with_terms
 
 
 def test_the_step_lowers_for_accelerators():
