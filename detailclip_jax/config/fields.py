@@ -245,7 +245,7 @@ PREPROCESS: Group = {  # of images in evaluation; mean and std also in training,
 }
 CROP: Group = {  # fields of one entry of views.crops; the defaults have no photometric augmentation
     "count": Field(1, "number of views of this kind", "CLIP", range=FROM_1),
-    "size": Field(224, "pixels along a side", "paper 4.1", range=FROM_1),
+    "size": Field(224, "pixels along a side; no effect with views.native", "paper 4.1", range=FROM_1),
     "kind": Field(
         "random",
         "random; enclosing: a crop that contains all large crops; inside: random within the first large crop; whole: "

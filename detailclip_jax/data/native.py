@@ -1,6 +1,6 @@
 """Images of their own aspect as patches: resized to at most S patches and padded to S (SigLIP 2's NaFlex).
 
-An image is resized, with another factor for height and width, to whole patches: see `native_size`.
+An image is resized, and its height and width are rounded up to whole patches: see `native_size`.
 """
 
 import math
@@ -33,9 +33,9 @@ class Native(NamedTuple):
 
 
 class Lengths(NamedTuple):
-    """The number of patches of the images of each training batch: one of `choices`, drawn by the number of the batch.
+    """The number of patches of the images of each training batch: one of `choices`.
 
-    It depends on nothing else, so it is the same in all processes, and in a run that resumes.
+    It depends only on the seed and on the number of the batch, so it is the same in all processes, and in a run that resumes.
     """
 
     patch_size: int

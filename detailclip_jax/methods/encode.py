@@ -60,7 +60,8 @@ def encoders(model: Networks, config: ConfigDict) -> Encode:
     pixels, score = (tuple(fields.mean), tuple(fields.std)), methods.build(config).score
     if score and fields.resize == NATIVE:
         raise ValueError(
-            f"preprocess.resize 'native': method {config.method} pools the patches of squares; give --resize=squash"
+            f"preprocess.resize 'native': method {config.method} pools the patches of squares; "
+            "set preprocess.resize to 'squash'"
         )
     functions = _encoders(hashable, *pixels, config.model.matmul_precision, score)
     return functions._replace(text_lengths=TEXT_LENGTHS) if TextStyle(**config.model.text_style).trims else functions

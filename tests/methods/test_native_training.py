@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny import noise_state, tiny_batch, tiny_config, tiny_experiment
 
-from detailclip_jax import methods, pretraining
+from detailclip_jax import pretraining
 from detailclip_jax.models.patches import patchify
 from detailclip_jax.training import experiment, mesh
 
@@ -46,7 +46,3 @@ def test_what_needs_squares_is_refused(method, fields, words):
     with pytest.raises(ValueError) as error:
         pretraining.validate(config)
     assert all(word in str(error.value) for word in words), error.value
-
-
-def test_a_native_run_can_be_evaluated_on_squares():
-    assert methods.build(native_config(**{"preprocess.resize": "squash"})).name == "siglip"
