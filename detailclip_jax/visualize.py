@@ -246,8 +246,10 @@ def load(paths: Mapping[str, str], arguments: argparse.Namespace, console: Conso
 
     models, preprocess = {}, flags.preprocessing_of(arguments)
     for name, path in paths.items():
-        models[name] = inference.load(path, arguments.weights, arguments.step, preprocess)
-        console.say(f"{name}: {models[name].config.method}, step {models[name].step}, {models[name].weights} weights")
+        loaded = inference.load(path, arguments.weights, arguments.step, preprocess)
+        models[name] = model = loaded.on_squares()
+        squashed = "" if model is loaded else ", images squashed to squares"
+        console.say(f"{name}: {model.config.method}, step {model.step}, {model.weights} weights{squashed}")
     return models
 
 

@@ -35,7 +35,8 @@ class Native(NamedTuple):
 class Lengths(NamedTuple):
     """The number of patches of the images of each training batch: one of `choices`.
 
-    It depends only on the seed and on the number of the batch, so it is the same in all processes, and in a run that resumes.
+    It depends only on the seed and on the number of the batch, so it is the same in all processes, and in
+    a run that resumes.
     """
 
     patch_size: int

@@ -51,10 +51,10 @@ def transform_of(config: ConfigDict) -> Transform:
     return Transform(size, side, fields.filter, fields.resize, fields.decoding, *native)
 
 
-def square_transform(config: ConfigDict) -> Transform:
-    """Returns the transform for what needs a square: it squashes the images of a config that resizes them natively."""
-    own = transform_of(config)
-    return own if own.resize != NATIVE else Transform(own.size, own.size, own.filter, "squash", own.decoding)
+def on_squares(config: ConfigDict) -> ConfigDict:
+    """Returns the config; for what needs a square, one that resizes natively squashes whole images instead."""
+    is_native = config.preprocess.resize == NATIVE
+    return changed(config, {"resize": "squash", "crop_ratio": 1.0}) if is_native else config
 
 
 def changed(config: ConfigDict, given: Mapping[str, Any]) -> ConfigDict:

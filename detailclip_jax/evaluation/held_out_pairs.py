@@ -14,7 +14,7 @@ from detailclip_jax.data.caption_rules import not_blank
 from detailclip_jax.data.held_out import HeldOut, Picked
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.pipeline import read
-from detailclip_jax.data.preprocessing import square_transform
+from detailclip_jax.data.preprocessing import on_squares, transform_of
 from detailclip_jax.data.sources import BadRecord, MissingData, Source, evenly
 from detailclip_jax.evaluation.evaluator import Measured, SetEvaluator, Setting
 from detailclip_jax.evaluation.image_batches import Subset
@@ -83,7 +83,7 @@ def images(config: ConfigDict, count: int) -> UInt8[np.ndarray, "B S S 3"] | Non
 
     The place of one that cannot be decoded is taken by the next one.
     """
-    found, transform = find(config), square_transform(config)
+    found, transform = find(config), transform_of(on_squares(config))
     if found is None:
         return None
     parts = (_readable(found.source, part, transform.decoding) for part in evenly(len(found.source), count))

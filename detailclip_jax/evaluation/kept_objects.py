@@ -10,7 +10,7 @@ from jaxtyping import Shaped
 
 from detailclip_jax.evaluation.evaluator import Measured, SetEvaluator, Setting
 from detailclip_jax.evaluation.metrics import mean_metric
-from detailclip_jax.evaluation.sticker_scenes import open_with_masks
+from detailclip_jax.evaluation.sticker_scenes import open_with_masks, remarked
 from detailclip_jax.inference.batching import Batches, gather, mesh_of
 from detailclip_jax.methods.masking import RemovalRule, attention_low
 from detailclip_jax.types import Array, Bool, Float, Params
@@ -35,7 +35,7 @@ def kept_objects(setting: Setting, name: str) -> SetEvaluator:
     sets, encode = setting.sets, setting.embedder.encode
     counts = {"held_out_scenes": sets.num_scenes or sets.num_examples or NUM_SCENES}
     data, (batches,) = open_with_masks(setting, "kept_objects", name, **counts)
-    return SetEvaluator(("image",), lambda params: shares(encode, params, batches()), data, name)
+    return SetEvaluator(("image",), lambda params: remarked(shares(encode, params, batches()), setting), data, name)
 
 
 def shares(encode: Any, params: Params, batches: Batches) -> Measured:

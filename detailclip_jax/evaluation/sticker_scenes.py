@@ -10,11 +10,11 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.pipeline import evaluation_batches
-from detailclip_jax.data.preprocessing import square_transform
+from detailclip_jax.data.preprocessing import NATIVE, on_squares, transform_of
 from detailclip_jax.data.sources import Source
 from detailclip_jax.data.stickers.scene_source import Stickers
 from detailclip_jax.evaluation.evaluation_sets import drawn, fingerprint
-from detailclip_jax.evaluation.evaluator import Setting
+from detailclip_jax.evaluation.evaluator import Measured, Setting
 from detailclip_jax.inference.batching import PaddedBatch
 
 BATCH_SIZE = 250
@@ -51,9 +51,19 @@ def open_with_masks(
 
 def batches(source: Source, config: ConfigDict) -> list[PaddedBatch]:
     """The images of all examples, preprocessed and kept in memory, since every set of weights uses them."""
-    return list(evaluation_batches(source, square_transform(config), None, min(BATCH_SIZE, len(source))))
+    transform = transform_of(on_squares(config))
+    return list(evaluation_batches(source, transform, None, min(BATCH_SIZE, len(source))))
+
+
+def remarked(measured: Measured, setting: Setting) -> Measured:
+    """The metrics of scenes; their remark says so if the run sees other images in their own aspect."""
+    for name, value in measured:
+        if setting.config is not None and setting.config.preprocess.resize == NATIVE:
+            value.remark = "on squares, without preprocess.resize 'native'"
+        yield name, value
 
 
 def images(examples: Sequence[dict[str, Any]], config: ConfigDict) -> UInt8[np.ndarray, "B S S 3"]:
     """The images of the scenes, preprocessed for the model."""
-    return np.stack([square_transform(config).view(example["image"]) for example in examples])
+    transform = transform_of(on_squares(config))
+    return np.stack([transform.view(example["image"]) for example in examples])

@@ -353,7 +353,8 @@ class Model:
 
     def on_squares(self) -> "Model":
         """The same model; if it sees images in their own aspect, one that squashes them to squares."""
-        return self.preprocessed({"resize": "squash"}) if self.transform.resize == NATIVE else self
+        config = preprocessing.on_squares(self.config)
+        return self if config is self.config else dataclasses.replace(self, config=config)
 
     @functools.cached_property
     def encode(self) -> Encode:

@@ -155,6 +155,14 @@ def test_checkpoints_that_crop_differently_are_refused_until_a_flag_makes_them_e
     drawing.check_same_view({name: model.preprocessed({"crop_ratio": 1.0}) for name, model in models.items()})
 
 
+def test_a_model_of_images_in_their_own_aspect_is_shown_on_squares(workdirs, photo, capsys):
+    arguments = visualize.parser().parse_args([f"--checkpoint={workdirs['clip']}", "--resize=native"])
+    models = visualize.load({"clip": workdirs["clip"]}, arguments, Console())
+    shown = drawing.files([photo], 2, 1, [])
+    assert [image.shape[0] == image.shape[1] for image in drawing.views(models, shown)] == [True, True]
+    assert "weights, images squashed to squares" in capsys.readouterr().out
+
+
 def test_images_of_a_folder_are_shown_with_the_texts_given(workdirs, photo):
     model = load(workdirs["detailclip"])
     shown = drawing.files([photo], 2, 1, ["a cat", "grass"])
