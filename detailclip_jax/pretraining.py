@@ -21,7 +21,7 @@ from detailclip_jax.data.bad_records import bad_list
 from detailclip_jax.data.caption_rules import SOURCES, num_captions, parse, with_own_number
 from detailclip_jax.data.lengths import caption_lengths, lengths_within, trimmed, warning_of_long_captions
 from detailclip_jax.data.mixture import check_some_caption, members_of, single_sentences, summary, without_text
-from detailclip_jax.data.preprocessing import NATIVE
+from detailclip_jax.data.preprocessing import NATIVE, transform_of
 from detailclip_jax.data.views import LARGE, check_reducing_gap, crops_from_config
 from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.data.workers import usable_workers
@@ -108,6 +108,7 @@ def _check_crops(config: ConfigDict) -> None:
 
 
 def _check_evaluated_native(config: ConfigDict) -> None:
+    transform_of(config)
     if config.views.native and config.preprocess.resize != NATIVE:
         raise ValueError(
             f"views.native {config.views.native} trains on images in their own aspect, but preprocess.resize "

@@ -43,8 +43,16 @@ class Transform(NamedTuple):
 
 
 def transform_of(config: ConfigDict) -> Transform:
-    """Returns size and geometry from the config; the resized side is rounded down, as in timm."""
+    """Returns size and geometry from the config; the resized side is rounded down, as in timm.
+
+    Raises ValueError for native images and rotary positions.
+    """
     fields, size = config.preprocess, config.model.image_size
+    if fields.resize == NATIVE and config.model.image_style.positions == "rotary":
+        raise ValueError(
+            "preprocess.resize 'native' needs positions in a table, but model.image_style.positions is 'rotary'; "
+            "set preprocess.resize to 'squash'"
+        )
     side = math.floor(size / fields.crop_ratio + ROUNDING)
     patches = (size_of(config.model).patch_size, fields.max_patches or num_side_patches(config.model) ** 2)
     native = patches if fields.resize == NATIVE else ()
@@ -70,6 +78,16 @@ def changed(config: ConfigDict, given: Mapping[str, Any]) -> ConfigDict:
             config.preprocess[name] = tuple(value) if name in ("mean", "std") else value
     check(config.preprocess)
     return config
+
+
+def check_used(fields: ConfigDict, given: Mapping[str, Any]) -> None:
+    """Raises ValueError for a given field that `fields.resize` does not use."""
+    unused = "crop_ratio" if fields.resize == NATIVE else "max_patches"
+    if given.get(unused) is not None:
+        raise ValueError(
+            f"preprocess.{unused} {given[unused]} has no effect with preprocess.resize {fields.resize!r}; leave one of "
+            "the two out"
+        )
 
 
 def check(fields: ConfigDict) -> None:

@@ -347,9 +347,11 @@ class Model:
     def preprocessed(self, fields: Mapping[str, Any]) -> "Model":
         """The same model with some fields of `config.preprocess` replaced; None leaves a field unchanged.
 
-        Raises ValueError as `preprocessing.changed` does.
+        Raises ValueError as `preprocessing.changed` does, and for a field that the kind of resize does not use.
         """
-        return dataclasses.replace(self, config=preprocessing.changed(self.config, fields))
+        config = preprocessing.changed(self.config, fields)
+        preprocessing.check_used(config.preprocess, fields)
+        return dataclasses.replace(self, config=config)
 
     def on_squares(self) -> "Model":
         """The same model; if it sees images in their own aspect, one that squashes them to squares."""

@@ -84,6 +84,13 @@ def test_what_cannot_be_meant(fields, match):
         preprocessing.changed(default(), fields)
 
 
+@pytest.mark.parametrize(("resize", "unused"), [("native", {"crop_ratio": 0.9}), ("squash", {"max_patches": 9})])
+def test_a_field_without_effect_is_refused(resize, unused):
+    (name,) = unused
+    with pytest.raises(ValueError, match=f"preprocess.{name} .* no effect with preprocess.resize '{resize}'"):
+        preprocessing.check_used(config_with(resize=resize).preprocess, unused)
+
+
 def test_a_run_s_fields_are_checked_before_it_begins():
     for name, value in (("filter", "cubic"), ("resize", "longest"), ("crop_ratio", 1.5), ("std", (0.0, 1.0, 1.0))):
         config = tiny.tiny_config()

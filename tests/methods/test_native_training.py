@@ -38,6 +38,7 @@ def test_squares_have_the_loss_of_squares_also_with_padding():
         ("clip", {"losses.weights.gram": 1.0}, ("views.native", "losses.weights.gram")),
         ("clip", {"views.patch_dropout": 0.5}, ("views.native", "views.patch_dropout")),
         ("clip", {"preprocess.resize": "squash"}, ("views.native", "'squash'", "--config.preprocess.resize=native")),
+        ("clip", {"model.image_style.positions": "rotary"}, ("preprocess.resize", "'rotary'", "'squash'")),
         ("clip", {"views.native": (0,)}, ("views.native", "at least 1")),
     ],
 )
