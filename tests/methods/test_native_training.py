@@ -1,13 +1,17 @@
 """Training on images of their own aspect: squares give the loss of squares, and what needs squares is refused."""
 
+from contextlib import closing
+
 import jax
 import numpy as np
 import pytest
-from tiny import noise_state, tiny_batch, tiny_config, tiny_experiment
+from tiny import copied, noise_state, tiny_batch, tiny_config, tiny_experiment
 
 from detailclip_jax import pretraining
+from detailclip_jax.data.pipeline import native_lengths
 from detailclip_jax.models.patches import patchify
 from detailclip_jax.training import experiment, mesh
+from detailclip_jax.training.checkpoint import Checkpoints
 
 
 def native_config(method="siglip", lengths=(16, 24), **fields):
@@ -47,3 +51,40 @@ def test_what_needs_squares_is_refused(method, fields, words):
     with pytest.raises(ValueError) as error:
         pretraining.validate(config)
     assert all(word in str(error.value) for word in words), error.value
+
+
+def batch_of(config, step):
+    """Noise of several aspects, at the length of the batch."""
+    rng, length = np.random.default_rng(step), native_lengths(config).at(step * config.batch_size)[1]
+    grid = rng.permutation(np.array([(4, 4), (2, 5), (8, 2), (3, 3)] * 2, np.int32))[:, None]
+    patches = rng.integers(0, 256, (8, 1, length, 192), np.uint8)
+    return {**tiny_batch(step, tiny_config("siglip")), "image": {"large": patches}, "grid": {"large": grid}}
+
+
+def run(exp, state, steps):
+    """The state after these steps, and the loss of each."""
+    losses = []
+    for step in steps:
+        state, metrics = exp.train_step(state, exp.put(batch_of(exp.config, step)))
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+@pytest.mark.check
+def test_chunks_on_devices_give_the_same_numbers_and_a_resume_the_same_bits(tmp_path):
+    """Over batches of both lengths: the run is interrupted between a batch of one and a batch of the other."""
+    config, count = native_config(seed=3), 4
+    lengths = [batch_of(config, step)["image"]["large"].shape[2] for step in range(count)]
+    before = lengths.index(24 if lengths[0] == 16 else 16)  # steps of the first length
+    one = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+    state, losses = run(one, noise_state(one), range(before))
+    with closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(before, state, {"examples": 8 * before}, {"config": "{}"})
+        restored = checkpoints.restore(one.state_shapes).state
+    state, rest = run(one, copied(state), range(before, count))
+    again, same = run(one, restored, range(before, count))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), jax.device_get(state))
+    assert same == rest
+    many = experiment.build(native_config(seed=3, accumulation=2), mesh.make_mesh(jax.devices()[:2]))
+    _, found = run(many, noise_state(many), range(count))
+    np.testing.assert_allclose(found, losses + rest, rtol=2e-5)
