@@ -23,7 +23,7 @@ from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, TensorLayout
 from detailclip_jax.interop.measure import Spec, spec_of, write_spec
 from detailclip_jax.methods.masking import RemovalRule
 from detailclip_jax.models import stacking
-from detailclip_jax.models.image_blocks import IMAGE_BLOCKS
+from detailclip_jax.models.image_blocks import has_blocks
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime import errors
 from detailclip_jax.training import experiment
@@ -70,7 +70,8 @@ def load(
         activation, text_activation    "gelu" | "quick_gelu" | "gelu_tanh" | "relu"; required for open_clip without its
                                        config
         pooling, norm_eps              see models.vit.Style
-        normalisation                  "imagenet" | "clip" | "half" | "none": mean and standard deviation of the pixels
+        normalisation                  "imagenet" | "clip" | "satellite" (DINOv3's) | "half" | "none": mean and standard
+                                       deviation of the pixels
         resize_filter, resize, max_patches, crop_ratio    evaluation preprocessing, see config.preprocess; default: the
                                        config file with the weights, else the usual evaluation of the model family
         decoding                       "upright" (default) | "pillow", see data.decoding
@@ -473,7 +474,7 @@ def layout_for(config: ConfigDict, name: str) -> TensorLayout:
             "(model.class_tokens); --to=safetensors writes them all"
         )
     with_text = any(layout.text for layout in candidates)
-    if with_text and methods.build(config).networks.get("image_projection") == IMAGE_BLOCKS:
+    if with_text and has_blocks(methods.build(config).networks):
         raise ValueError(
             f"layout {name!r} has no place for the blocks that method {config.method} has after the image encoder; "
             "--to=safetensors and stablehlo write them, --to=timm the encoder alone"

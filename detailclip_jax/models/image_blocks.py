@@ -7,6 +7,7 @@ channel of a branch that starts at 1e-5: at first they change nothing. No projec
 half the width of the embedding. Sizes and constants are those of the published code (`VisionHead`).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -95,3 +96,8 @@ def image_blocks(build: Build) -> ImageBlocks:
 
 
 IMAGE_BLOCKS = Network(image_blocks)
+
+
+def has_blocks(networks: Mapping[str, Network]) -> bool:
+    """Whether a method with these networks has the new blocks in place of a projection of images."""
+    return networks.get("image_projection") == IMAGE_BLOCKS

@@ -22,7 +22,7 @@ from detailclip_jax.data import preprocessing, vocabularies
 from detailclip_jax.methods import Method
 from detailclip_jax.methods.frozen_teacher import MAP, TEACHER, input_size, record_of, teacher_config
 from detailclip_jax.models import positions, stacking
-from detailclip_jax.models.image_blocks import IMAGE_BLOCKS
+from detailclip_jax.models.image_blocks import has_blocks
 from detailclip_jax.models.vit import Style
 from detailclip_jax.training import checkpoint, dense_encoder, ema, experiment
 from detailclip_jax.training.schedules import clamp_warmup
@@ -38,7 +38,8 @@ OF_PAIR = ("image_is_embedding",)
 OF_PROTOTYPES = ("prototypes",)
 OF_DECODER = ("decoder_depth", "decoder_width")
 OF_ITS_WIDTH = ("decoder", "pixel_head")  # networks of the decoder's width
-HEAD = "image_projection"
+PROJECTIONS = ("image_projection", "text_projection")
+OF_LOGITS = ("logit_scale", "logit_bias")
 OF_TEXT_SIZE = "model.custom.text_"
 
 
@@ -64,12 +65,14 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     (source, brought), adopted = _origin(config, workdir), ConfigDict(config.to_dict())
     set_by_user = {name.partition("[")[0] for name in given}
     fields = [*OF_IMAGES, *(OF_PAIR if "text" in brought else ())]
-    kept = OF_TEXT_SIZE if "text" not in brought and config.model.size == sizes.CUSTOM else "-"
-    checked = {name for name in set_by_user if not name.startswith(kept)}
-    _take(adopted, source, [*fields, *(OF_PROTOTYPES if "prototype_head" in brought else ())], checked)
-    if kept == OF_TEXT_SIZE:
-        _take_text_sizes(adopted, config)
+    fields += OF_PROTOTYPES if "prototype_head" in brought else ()
     texts, brought = _text_origin(config, source, brought, workdir)
+    own_sizes = "text" not in brought and config.model.size == sizes.CUSTOM
+    if texts is source and not own_sizes:
+        _take(adopted, source, fields, set_by_user)
+    else:
+        _take(adopted, source, fields, {name for name in set_by_user if not name.startswith(OF_TEXT_SIZE)})
+        _take_text_sizes(adopted, config, config if own_sizes else texts, set_by_user)
     if "text" in brought:
         _adopt_texts(adopted, texts, set_by_user)
     adopted = _with_tokenizer(adopted)
@@ -87,7 +90,7 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
         )
     if "decoder" in brought and methods.takes_decoder(method, source.model):
         _take(adopted, source, OF_DECODER, set_by_user)
-    loaded = [network for network in _usable(method, source) if network in brought]
+    loaded = _usable(method, source, brought)
     _check_locked(config, loaded)
     rates = adopted.optimizer.part_rates.to_dict()
     adopted.optimizer.part_rates = ConfigDict(dict.fromkeys(loaded, adopted.optimizer.loaded_rate) | rates)
@@ -150,8 +153,6 @@ def _adopt_texts(config: ConfigDict, texts: ConfigDict, given: Collection[str]) 
         positions.check_stretch(texts.model[CONTEXT], config.model[CONTEXT], config.init_text_positions)
     fields = [name for name in OF_TEXT if name != CONTEXT or not stretched]
     _take(config, texts, fields, given, "init_text" if config.init_text else "init")
-    if config.init_text:
-        _take_text_sizes(config, texts)
     config.data.tokenizer_digest = texts.data.tokenizer_digest
     if "data.tokenizer" not in given:
         config.data.tokenizer = texts.data.tokenizer
@@ -167,12 +168,21 @@ def run_of(config: ConfigDict, workdir: str | Path | None) -> ConfigDict | None:
 
 
 def _take(
-    config: ConfigDict, source: ConfigDict, names: Iterable[str], given: Collection[str], origin: str = "init"
+    config: ConfigDict, source: ConfigDict, names: Collection[str], given: Collection[str], origin: str = "init"
 ) -> None:
     """Sets these fields of `config.model` to those of `source`; ValueError if one is given with another value.
 
     `origin` is the field that names the checkpoint.
     """
+    _check_given(config, source, names, given, origin)
+    for name in names:
+        config.model[name] = source.model[name]
+
+
+def _check_given(
+    config: ConfigDict, source: ConfigDict, names: Iterable[str], given: Collection[str], origin: str
+) -> None:
+    """Raises ValueError if one of these fields of `config.model` is given with another value than that of `source`."""
     for name in names:
         ours, theirs = (run_config.flatten({name: model[name]}, "model.") for model in (config.model, source.model))
         for field in sorted(ours.keys() | theirs.keys()):
@@ -184,27 +194,35 @@ def _take(
                     f"{theirs.get(field)!r}, which a loaded network keeps; {stretch * (name == CONTEXT)}leave that "
                     f"flag out, or train from scratch without --config.{origin}"
                 )
-        config.model[name] = source.model[name]
 
 
-def _usable(method: Method, source: ConfigDict) -> list[str]:
-    """Returns the networks of a method that can be those of a checkpoint with the config `source`.
+def _usable(method: Method, source: ConfigDict, brought: Collection[str]) -> list[str]:
+    """Returns the networks of a method that are loaded: of those that are `brought` from a checkpoint `source`.
 
     A decoder of another width than the encoder serves the reconstruction of pixels, but not a patch term.  The blocks
-    of dinotxt, and texts of their width, are those of dinotxt alone.  The frozen teacher is that of `distill.teacher`.
+    of dinotxt, and texts of their width, are those of dinotxt alone.  Scale and bias of the logits belong to the
+    projections: with a fresh one they are fresh.  The frozen teacher is that of `distill.teacher`.
     """
-    has_blocks = [networks.get(HEAD) == IMAGE_BLOCKS for networks in (method.networks, methods.build(source).networks)]
-    other = {TEACHER, MAP, *(() if has_blocks[0] == has_blocks[1] else (HEAD, "text_projection"))}
+    other = {TEACHER, MAP}
+    if has_blocks(method.networks) != has_blocks(methods.build(source).networks):
+        other |= {*PROJECTIONS}
+    if any(name in method.networks and (name in other or name not in brought) for name in PROJECTIONS):
+        other |= {*OF_LOGITS}
     other |= set() if methods.takes_decoder(method, source.model) else {*OF_ITS_WIDTH}
-    return [name for name in method.networks if name not in other]
+    return [name for name in method.networks if name in brought and name not in other]
 
 
-def _take_text_sizes(adopted: ConfigDict, config: ConfigDict) -> None:
-    """Sets the sizes of the text encoder to those of `config`: it is not loaded, or loaded from there."""
-    stated = sizes.size_of(config.model)._asdict()
+def _take_text_sizes(adopted: ConfigDict, config: ConfigDict, texts: ConfigDict, given: Collection[str]) -> None:
+    """Sets the sizes of the text encoder to those of `texts`: the user's own ones, or those of `init_text`.
+
+    ValueError if the user has given one in `config` with another value.
+    """
+    stated = sizes.size_of(texts.model)._asdict()
     text = {name: size for name, size in stated.items() if name.startswith("text_")}
     adopted.model.custom = ConfigDict(sizes.size_of(adopted.model)._replace(**text)._asdict())
     adopted.model.size = sizes.CUSTOM
+    of_text = {name for name in given if name.startswith(OF_TEXT_SIZE)}
+    _check_given(config, adopted, ["custom"], of_text, "init_text")
 
 
 def _with_tokenizer(config: ConfigDict) -> ConfigDict:
@@ -288,8 +306,7 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     variables |= {name: _with_class_tokens(variables[name], state.params) for name in ("params", "ema_params")}
     rule = config.init_text_positions
     variables |= {name: _with_context(variables[name], state.params, rule) for name in ("params", "ema_params")}
-    ours = _usable(method, source)
-    loaded = {network: variables["params"][network] for network in ours if network in variables["params"]}
+    loaded = {name: variables["params"][name] for name in _usable(method, source, variables["params"])}
     _check_shapes(f"config.init {config.init!r}", loaded, state.params)
     params = {
         network: _like(loaded[network], old) if network in loaded else old for network, old in state.params.items()

@@ -1,5 +1,6 @@
 """The method dinotxt: its blocks, its embedding and its words against the equations, and a run on a frozen encoder."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from straightforward import linear, norm
-from tiny import check_names, drawn, noise, on_one_device, tiny_batch, tiny_config
+from tiny import check_names, drawn, noise, noise_state, on_one_device, tiny_batch, tiny_config
 
 from detailclip_jax import export, methods, pretraining
 from detailclip_jax.config import run_config
@@ -16,7 +17,7 @@ from detailclip_jax.data.native import Native
 from detailclip_jax.inference.model import load
 from detailclip_jax.inference.readout_maps import cosines, readout_encoder
 from detailclip_jax.methods.encode import encoders
-from detailclip_jax.models.image_blocks import hidden_width
+from detailclip_jax.models.image_blocks import ImageBlocks, hidden_width
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.training import checkpoint, experiment, loop, mesh, warm_start
 
@@ -31,8 +32,11 @@ def noisy_config(**fields):
     return config
 
 
-def aligned(params, tokens):
-    """All tokens after the two blocks and the final norm, from those of the encoder [B, M, D]."""
+def aligned(params, tokens, factors=((1, 1), (1, 1))):
+    """All tokens after the two blocks and the final norm, from those of the encoder [B, M, D].
+
+    `factors` are those of drop path: for each block of its two branches.
+    """
     x = tokens
     for number in range(2):
         p = params[f"blocks_{number}"]
@@ -40,10 +44,10 @@ def aligned(params, tokens):
         query, key, value = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, HEADS, -1), 2, 0)
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / (WIDTH / HEADS) ** 0.5
         attended = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), value).reshape(x.shape)
-        x = x + p["ls1"]["scale"] * linear(p["attn"]["proj"], attended)
+        x = x + factors[number][0] * p["ls1"]["scale"] * linear(p["attn"]["proj"], attended)
         y, mlp = norm(p["norm2"], x, 1e-5), p["mlp"]
         gate, value = jnp.split(linear(mlp["fc1"], y), 2, -1)
-        x = x + p["ls2"]["scale"] * linear(mlp["fc2"], gate / (1 + jnp.exp(-gate)) * value)
+        x = x + factors[number][1] * p["ls2"]["scale"] * linear(mlp["fc2"], gate / (1 + jnp.exp(-gate)) * value)
     return norm(params["norm"], x, 1e-5)
 
 
@@ -74,6 +78,17 @@ def test_embedding_and_words_are_those_of_the_equations():
     np.testing.assert_allclose(cosines(np.asarray(found), texts), np.asarray(found) @ second.T, atol=1e-5)
 
 
+def test_drop_path_of_the_new_blocks_drops_a_branch_of_an_image_or_multiplies_it_by_1_over_07():
+    blocks, tokens = ImageBlocks(WIDTH, HEADS), jnp.asarray(np.random.default_rng(0).standard_normal((8, 3, WIDTH)))
+    params = noise(jax.eval_shape(blocks.init, jax.random.key(0), tokens)["params"], scale=0.3)
+    found = jax.jit(blocks.apply)({"params": params}, tokens, jax.random.split(jax.random.key(1), 8))
+    choices = jnp.asarray(list(itertools.product((0, 1 / 0.7), repeat=4))).reshape(-1, 2, 2)
+    every = jax.jit(jax.vmap(lambda factors: aligned(params, tokens, factors)))(choices)  # [16, 8, 3, D]
+    fits = np.isclose(every, found, atol=1e-4).all((2, 3))
+    np.testing.assert_array_equal(fits.sum(0), 1)
+    assert len({*fits.argmax(0)}) > 2
+
+
 def test_padding_of_native_images_changes_nothing():
     config = noisy_config()
     model, params = methods.build_networks(config), noise(experiment.weight_shapes(config).params, scale=0.3)
@@ -91,6 +106,17 @@ def test_new_blocks_change_nothing_at_first_and_the_hidden_width_is_the_publishe
     head = exp.initial.draw(0).params["image_projection"]
     np.testing.assert_array_equal(head["blocks_1"]["ls2"]["scale"], np.float32(1e-5))
     assert "bias" not in head["blocks_0"]["attn"]["qkv"] and head["blocks_0"]["mlp"]["fc2"]["kernel"].shape == (256, 96)
+
+
+def test_chunks_give_the_gradient_of_the_whole_batch():
+    exps = []
+    for chunks in (1, 2):
+        config = noisy_config(batch_size=4, accumulation=chunks)
+        exps.append(experiment.build(config, mesh.make_mesh(jax.devices()[:1])))
+    state, batch = noise_state(exps[0]), exps[0].put(tiny_batch(3, exps[0].config, size=4))
+    step = lambda exp: jax.jit(jax.value_and_grad(exp.combined_loss, has_aux=True))(state.params, state, batch)
+    for a, b in zip(*(jax.tree.leaves(step(exp)) for exp in exps), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +234,7 @@ def test_projections_are_loaded_from_the_same_kind_alone(trained, encoder):
     assert {*again} == {"image", "image_projection", "text", "text_projection", "logit_scale"}
     config = tiny_config("clip")
     config.init = str(trained)
-    assert {*warm_start.adopt(config).optimizer.part_rates} == {"image", "text", "logit_scale"}
+    assert {*warm_start.adopt(config).optimizer.part_rates} == {"image", "text"}
     assert {*warm_start.adopt(asked(encoder)).optimizer.part_rates} == {"image"}
     with pytest.raises(ValueError, match=r"give --config\.init=WORKDIR"):
         warm_start.adopt(asked(""))

@@ -293,12 +293,32 @@ def test_the_text_encoder_of_another_checkpoint(tmp_path):
         assert "text_projection" in named("\n".join(lines), "fresh")
         jax.tree.map(np.testing.assert_array_equal, {name: state.params[name] for name in expected}, expected)
         assert adopted.optimizer.part_rates.text == adopted.optimizer.loaded_rate
+    for field, value in (("text_width", 48), ("text_depth", 9)):
+        wrong = run_config.from_json(run_config.to_json(asked))
+        wrong.model.custom[field] = value
+        with pytest.raises(ValueError, match=rf"custom\.{field} {value}: config\.init_text .* {getattr(size, field)}"):
+            warm_start.adopt(wrong, given=[f"model.custom.{field}"])
+    asked.model.custom.text_width = 32
+    assert size_of(warm_start.adopt(asked, given=["model.custom.text_width"]).model) == size
     with pytest.raises(ValueError, match="has no text encoder: its method is image_encoder"):
         warm_start.adopt(tiny("clip", init=folder.name, init_text=str(tmp_path / "image_encoder")))
     with pytest.raises(ValueError, match="init_text goes with init"):
         warm_start.adopt(tiny("clip", init_text=folder.name))
     with pytest.raises(ValueError, match=r"config\.init_text .* has model\.context_length 24"):
         warm_start.adopt(asked, given=["model.context_length"])
+
+
+def test_scale_and_bias_of_the_logits_are_fresh_if_a_projection_is(tmp_path):
+    written(tmp_path / "siglip", "siglip")
+    source = str(tmp_path / "siglip")
+    for method, fields in (("dinotxt", {}), ("siglip", {"init_text": source})):
+        adopted = warm_start.adopt(tiny(method, init=source, **fields))
+        fresh = blank(adopted)
+        state, lines = warm_start.load(adopted, fresh)
+        numbers = {"logit_scale", "logit_bias"} & {*fresh.params}
+        assert numbers <= named("\n".join(lines), "fresh") & named("\n".join(lines), "not used")
+        assert numbers and numbers.isdisjoint(adopted.optimizer.part_rates)
+        assert all(state.params[name] is fresh.params[name] for name in numbers)
 
 
 @pytest.mark.check
