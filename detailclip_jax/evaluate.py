@@ -20,9 +20,9 @@ TASKS is a list separated by semicolons, each entry KIND:SET,SET,... (quote it, 
 Sets of choice: stickers, {choices}.
 
 dense:SET:READOUT compares class names with patch features after a change to the last block.  Read-outs: plain,
-maskclip, maskclip_bare, sclip, naclip, clearclip, gem, tips (default: naclip; SET:all takes each in turn).  Sets:
-stickers, voc20, voc21, context59, context60, coco_object, coco_stuff171, ade150, cityscapes (docs/evaluation.md lists
-their folders), or folder:PATH with images/val, masks/val and classes.txt.
+maskclip, maskclip_bare, sclip, naclip, clearclip, gem, tips (default: naclip, of dinotxt plain; SET:all takes each
+in turn).  Sets: stickers, voc20, voc21, context59, context60, coco_object, coco_stuff171, ade150, cityscapes
+(docs/evaluation.md lists their folders), or folder:PATH with images/val, masks/val and classes.txt.
 
 Sets: {sets}
 or any folder of class folders: by its name in --data-dir, or folder:PATH.  DIR/test/CLASS/*.jpg and
@@ -167,6 +167,7 @@ def introduction(
     from detailclip_jax import methods
     from detailclip_jax.data import preprocessing
     from detailclip_jax.dense import paper
+    from detailclip_jax.evaluation.tasks import with_readouts
     from detailclip_jax.runtime.terminal import counted
 
     config = subject.config
@@ -178,7 +179,7 @@ def introduction(
     count = counted(len(tasks), "task")
     yield f"{count}, protocol {arguments.protocol}, sets on disk: {arguments.data_dir}; results: {out}"
     known = {measured[:2] for row in paper.published_results().values() for measured in row}
-    if arguments.compare == "published" and not known & set(tasks):
+    if arguments.compare == "published" and not known & set(with_readouts(tasks, config)):
         yield "published numbers exist for --tasks=detail and for dense tasks such as dense:voc21:sclip, not for these"
     if arguments.compare == "paper" and subject.method not in paper.PRINTED_NAMES:
         yield f"the paper's tables 2 and 3 lack {subject.method}; they have {', '.join(paper.PRINTED_NAMES)}"

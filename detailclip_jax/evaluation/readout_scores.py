@@ -35,7 +35,7 @@ from detailclip_jax.evaluation.metrics import Metric, bootstrap_interval, owners
 from detailclip_jax.evaluation.readout_sets import FOLDER, STICKERS, open_readout_set, split_name
 from detailclip_jax.evaluation.readout_setups import Setup, setup
 from detailclip_jax.inference.batching import SHAPES, fetch, fill, filled, in_turn, mesh_of, place, valid_rows
-from detailclip_jax.inference.readout_maps import ImageLayout, layout, readout_encoder
+from detailclip_jax.inference.readout_maps import ImageLayout, default_readout, layout, readout_encoder
 from detailclip_jax.methods import build_networks
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.errors import Unmeasurable
@@ -77,6 +77,7 @@ def readout(setting: Setting, name: str) -> SetEvaluator:
     if setting.config is None:
         raise ValueError(f"dense:{name} changes the last block of a run of this package: give it a checkpoint")
     data, config = open_readout_set(dataset, setting.sets), setting.config
+    chosen = chosen or default_readout(config)
     found = setup(dataset, chosen, data.classes)
     function = functools.cache(lambda: encoder_of(config, chosen))  # compiled once for all sets of weights
 

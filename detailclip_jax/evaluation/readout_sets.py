@@ -16,7 +16,7 @@ from detailclip_jax.dense.segmentation.segmentation_sets import SemanticSet, che
 from detailclip_jax.dense.segmentation.sticker_labels import open_stickers
 from detailclip_jax.evaluation.evaluation_sets import Sets, drawn
 from detailclip_jax.evaluation.image_batches import Subset
-from detailclip_jax.inference.readout_maps import DEFAULT_READOUT, check_readout
+from detailclip_jax.inference.readout_maps import check_readout
 from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.regular_files import IN_SETS
@@ -85,8 +85,8 @@ class Relabelled:
         return {**example, "mask": self.relabel(example["mask"])}
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """Set and read-out of "voc20:naclip"; the default read-out if none is named.
+def split_name(name: str) -> tuple[str, str | None]:
+    """Set and read-out of "voc20:naclip"; None if no read-out is named.
 
     split_name("folder:/data/mine:gem") == ("folder:/data/mine", "gem")
 
@@ -94,22 +94,23 @@ def split_name(name: str) -> tuple[str, str]:
     """
     if name.startswith(FOLDER):
         path, _, last = name.rpartition(":")
-        return (path, last) if last in READOUTS and path != FOLDER[:-1] else (name, DEFAULT_READOUT)
+        return (path, last) if last in READOUTS and path != FOLDER[:-1] else (name, None)
     dataset, _, readout = name.partition(":")
     if dataset not in NAMES:
         raise ValueError(f"{unknown('set of dense', dataset, NAMES)}, or {FOLDER}PATH")
-    check_readout(readout or DEFAULT_READOUT)
-    return dataset, readout or DEFAULT_READOUT
+    if readout:
+        check_readout(readout)
+    return dataset, readout or None
 
 
 def spelled_out(name: str) -> list[str]:
-    """The name with its read-out; one name per read-out for "SET:all", and per set for "all" and "all:READOUT"."""
+    """The name alone; one name per read-out for "SET:all", and per set for "all" and "all:READOUT"."""
     dataset, _, readout = name.partition(":")
     if dataset == "all":
-        return [each for known in NAMES for each in spelled_out(f"{known}:{readout or DEFAULT_READOUT}")]
+        return [each for known in NAMES for each in spelled_out(f"{known}:{readout}")]
     if readout == "all":
         return [f"{dataset}:{each}" for each in READOUTS]
-    return [":".join(split_name(name))]
+    return [":".join(filter(None, split_name(name)))]
 
 
 def open_readout_set(name: str, sets: Sets) -> LabelledSet:

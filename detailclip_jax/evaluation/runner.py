@@ -25,7 +25,7 @@ from detailclip_jax.evaluation.protocols import PROTOCOLS
 from detailclip_jax.evaluation.results import Outcome, PaperResults, Record, Results, record
 from detailclip_jax.evaluation.subject import Subject
 from detailclip_jax.evaluation.tables import percent, size_text
-from detailclip_jax.evaluation.tasks import KINDS, Task
+from detailclip_jax.evaluation.tasks import KINDS, Task, with_readouts
 from detailclip_jax.inference.batching import PaddedBatch
 from detailclip_jax.runtime.errors import Unmeasurable, unknown
 from detailclip_jax.runtime.processes import all_processes
@@ -84,7 +84,7 @@ def run_tasks(
         console or Console(enabled=False),
         Outcome([], {}, {}, {}, [], subject, compared(subject.method, compare)),
     )
-    return runner.run(tasks)
+    return runner.run(with_readouts(tasks, subject.config))
 
 
 def compared(method: str, compare: str | None) -> PaperResults:

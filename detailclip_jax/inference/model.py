@@ -307,7 +307,7 @@ class Model:
         BadImage for an unreadable image; TypeError for one text that is not in a list.
         """
         self.require("dense")
-        readout = default_readout(self.networks) if readout is None else readout
+        readout = default_readout(self.config) if readout is None else readout
         check_readout(readout)
         wanted = mean_of_templates(self.encode_text(prompts(texts, templates)), len(templates))
         with BUDGET.scope():

@@ -14,13 +14,14 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
+from detailclip_jax import methods
 from detailclip_jax.config import sizes
 from detailclip_jax.data.resizing import resize
 from detailclip_jax.inference.windows import Axis, axis, combine, combine_shares, cut
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.models import readouts
-from detailclip_jax.models.image_blocks import ImageBlocks
+from detailclip_jax.models.image_blocks import has_blocks
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.models.stacking import unstack
@@ -71,9 +72,9 @@ def check_readout(readout: str) -> None:
         raise ValueError(unknown("read-out", readout, READOUTS))
 
 
-def default_readout(networks: Networks) -> str:
+def default_readout(config: ConfigDict) -> str:
     """Returns the read-out that a model is read by: "plain" if patches are trained to match texts (dino.txt)."""
-    return "plain" if isinstance(networks.table["image_projection"], ImageBlocks) else DEFAULT_READOUT
+    return "plain" if has_blocks(methods.build(config).networks) else DEFAULT_READOUT
 
 
 class ImageLayout(NamedTuple):

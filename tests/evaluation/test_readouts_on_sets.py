@@ -9,7 +9,7 @@ import pytest
 from evaluation_data import make_image, write_checkpoint
 from ml_collections import ConfigDict
 from PIL import Image
-from tiny import check_names
+from tiny import check_names, tiny_config
 
 import detailclip_jax
 from detailclip_jax import evaluate as command
@@ -226,12 +226,12 @@ def test_published_numbers_are_of_sets_and_read_outs_that_exist():
 
 
 def test_names_of_sets_and_read_outs():
-    assert split_name("voc20") == ("voc20", "naclip") and split_name("ade150:gem") == ("ade150", "gem")
-    assert split_name("folder:/a:b") == ("folder:/a:b", "naclip") and split_name("folder:/a:gem") == (
+    assert split_name("voc20") == ("voc20", None) and split_name("ade150:gem") == ("ade150", "gem")
+    assert split_name("folder:/a:b") == ("folder:/a:b", None) and split_name("folder:/a:gem") == (
         "folder:/a",
         "gem",
     )
-    assert split_name("folder:gem") == ("folder:gem", "naclip")
+    assert split_name("folder:gem") == ("folder:gem", None)
     assert spelled_out("voc20:all") == [f"voc20:{readout}" for readout in READOUTS]
     assert spelled_out("all:sclip") == [f"{name}:sclip" for name in readout_sets.NAMES]
     for wrong, message in (
@@ -241,7 +241,10 @@ def test_names_of_sets_and_read_outs():
         with pytest.raises(ValueError, match=message):
             tasks.parse(f"dense:{wrong}", Sets())
     asked = tasks.parse("dense:stickers,voc21:gem;zero_shot:stickers", Sets())
-    assert list(map(str, asked)) == ["dense:stickers:naclip", "dense:voc21:gem", "zero_shot:stickers"]
+    assert list(map(str, asked)) == ["dense:stickers", "dense:voc21:gem", "zero_shot:stickers"]
+    for method, readout in (("clip", "naclip"), ("dinotxt", "plain")):
+        named = tasks.with_readouts([*asked, tasks.Task("dense", f"stickers:{readout}")], tiny_config(method))
+        assert list(map(str, named)) == [f"dense:stickers:{readout}", "dense:voc21:gem", "zero_shot:stickers"]
 
 
 def test_help_names_every_set_and_read_out():
