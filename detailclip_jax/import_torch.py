@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     pooling = "how the image feature is computed: the CLS token, the mean of the patches before or after the last norm"
     add("--pooling", choices=("cls", "mean", "norm_of_mean"), help=pooling)
     pixels = "mean and standard deviation of the pixels"
-    add("--normalisation", choices=("imagenet", "clip", "half", "none"), help=pixels)
+    add("--normalisation", choices=("imagenet", "clip", "satellite", "half", "none"), help=pixels)
     add("--tokenizer", metavar="FILE", help="tokenizer.json or *.model of a vocabulary other than CLIP's")
     flags.add_preprocessing(command, "as its config or its family does")
     return command

@@ -62,7 +62,8 @@ class Hidden(struct.PyTreeNode):
 class Tokens(struct.PyTreeNode):
     """Output of an image encoder, after its final norm.
 
-    `extra` holds the class tokens after the first (TIPS), and is None if there is one.
+    `extra` holds the class tokens after the first (TIPS), and is None if there is one. After the blocks of dinotxt
+    it is the mean of the patches.
     `values` holds the patches of the value read-out (MaskCLIP's: in the last block each attends to itself alone), after
     the final norm. It is None unless requested.
     `attention` holds for each layer the CLS token's attention to the patches: the softmax runs over all keys, CLS

@@ -32,7 +32,8 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SLIP = "SLIP's, as in the paper"
 # Names of tables of other rooms; tests/config/test_fields.py compares them.
-ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh", "relu", "swiglu")
+TEXT_ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh", "relu")
+ACTIVATIONS = (*TEXT_ACTIVATIONS, "swiglu")
 FILTERS = ("bicubic", "bilinear")
 POSITION_RECIPES = ("bicubic", "ibot", "timm", "tips")
 
@@ -329,9 +330,9 @@ MODEL: Group = {
     ),
     "text_activation": Field(
         "quick_gelu",
-        "activation of the text encoder: gelu, quick_gelu, gelu_tanh, relu or swiglu",
+        "activation of the text encoder: gelu, quick_gelu, gelu_tanh or relu",
         "CLIP",
-        choices=ACTIVATIONS,
+        choices=TEXT_ACTIVATIONS,
     ),
     "image_is_embedding": Field(
         False,

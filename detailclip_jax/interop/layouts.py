@@ -41,6 +41,7 @@ GELUS = ("gelu", "quick_gelu")  # the activations that open_clip and timm build 
 NORMALISATIONS = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
     "clip": (CLIP_MEAN, CLIP_STD),
+    "satellite": ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143)),  # DINOv3's SAT-493M
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
@@ -183,8 +184,8 @@ class TensorLayout(NamedTuple):
 
 
 def gated_mlps(spec: Spec) -> bool:
-    """Whether the MLPs of an encoder have a gate, for which no written layout has a place."""
-    return "swiglu" in (spec.style.activation, spec.text_activation)
+    """Whether the MLPs of the image encoder have a gate, for which no written layout has a place."""
+    return spec.style.activation == "swiglu"
 
 
 def fits_timm(spec: Spec) -> bool:

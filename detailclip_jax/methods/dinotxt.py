@@ -1,4 +1,4 @@
-"""dino.txt: texts and two new blocks learn what the tokens of a frozen image encoder mean (arXiv 2412.16334).
+"""dino.txt: trains a text encoder and two new blocks on the tokens of a frozen image encoder (arXiv 2412.16334).
 
     L = InfoNCE([CLS, mean of the patches], text)
 

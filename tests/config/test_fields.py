@@ -36,7 +36,7 @@ TABLES = {  # name of a field -> the table of another room whose names it takes
     "preprocess.decoding": decoding.DECODINGS,
     "views.crops.large.filter": resizing.FILTERS,
     "views.crops.local.kind": views.KINDS,
-    "model.text_activation": layers.ACTIVATIONS,
+    "model.text_activation": layers.ACTIVATIONS.keys() - {"swiglu"},
     "model.matmul_precision": products.PRECISIONS,
     "model.interpolation": positions.RECIPES,
     "model.remat": block.REMAT,
