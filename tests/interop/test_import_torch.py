@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from detailclip_jax import import_torch, interop
+from detailclip_jax.config.fields import TEXT_ACTIVATIONS
 from detailclip_jax.interop import hub, state_dicts, tensor_files, torchscript, verify
 from detailclip_jax.interop.layouts import NORMALISATIONS
 from detailclip_jax.methods.encode import encoders
-from detailclip_jax.models.layers import ACTIVATIONS
 from detailclip_jax.models.positions import RECIPES
 from detailclip_jax.runtime import errors
 from detailclip_jax.training import checkpoint
@@ -679,5 +679,5 @@ def test_a_header_of_a_safetensors_file_has_a_limit(tmp_path, monkeypatch):
 
 def test_help_names_every_layout_activation_and_recipe():
     said = import_torch.parser().format_help()
-    for name in (*interop.NAMES, *ACTIVATIONS, *RECIPES, *NORMALISATIONS):
+    for name in (*interop.NAMES, *TEXT_ACTIVATIONS, *RECIPES, *NORMALISATIONS):
         assert re.search(rf"\b{name}\b", said), name
