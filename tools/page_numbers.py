@@ -204,6 +204,14 @@ LATER = {  # the same for the methods after DetailCLIP
 }
 LATER_SEEDS, LATER_LONGER_SEEDS = 3, 1  # at one budget, at eight times that budget
 LATER_READOUTS = ("plain", "naclip")
+EQUAL_FLOP = {  # row -> its name in the table, and the steps that have at most the FLOP of 300 steps of COSMOS
+    "clip": ("`clip`", 1605),
+    "clip+model.image_style.pooling=mean": ("`clip`, mean of the patches", 1600),
+    "configs/detail.py": ("`configs/detail.py`: `clip` with `token_set`", 1540),
+    "superclip+model.image_style.pooling=mean": ("both", 1540),
+    "cosmos": ("`cosmos`", 300),
+}
+WORDS = ("plain", "maskclip", "naclip")  # read-outs of the table at equal FLOP
 SUPERVISED = {  # name in the study -> config and flags; 19,200 scenes, ten times
     "linear": "stickers_linear.py:labels=groups --config.total_steps=300",
     "UPerNet": "stickers_upernet.py:labels=groups --config.total_steps=300",
@@ -558,6 +566,35 @@ def later(folder: Path) -> Made:
 def later_longer(folder: Path) -> Made:
     """The same methods at eight times that budget."""
     return {"later_longer.table": later_table(folder, LATER_LONGER_SEEDS)}
+
+
+def equal_flop_commands() -> Iterator[str]:
+    """Trains and scores every row at about the same FLOP, then segments by words."""
+    for row, (_, steps) in EQUAL_FLOP.items():
+        path = quote(row, safe="=+")
+        yield f"{COMPARE} --methods={row} --seeds=1 --budget={steps} --workdir={{out}}/{path}"
+        yield (
+            f"python -m detailclip_jax.evaluate --checkpoint={{out}}/{path}/{path}/seed-0 --out={{out}}/dense/{path} "
+            f"--weights=student --num-examples=100 --tasks=dense:{','.join(f'stickers:{name}' for name in WORDS)}"
+        )
+
+
+def equal_flop(folder: Path) -> Made:
+    """CLIP, two changes that let its losses read the patches, and COSMOS, all at the same FLOP."""
+    heads = ["steps", *METRICS, *(f"words, {name}: mIoU" for name in WORDS), "GFLOP per image"]
+    lines = [f"| method | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    for row, (name, steps) in EQUAL_FLOP.items():
+        path = quote(row, safe="=+")
+        made, scores = read(folder / path, "comparison"), (folder / "dense" / path / "results.jsonl").read_text()
+        words = {
+            one["dataset"].rpartition(":")[2]: f"{100 * one['value']:.1f}"
+            for one in map(json.loads, scores.splitlines())
+            if one["metric"] == "mean_iou"
+        }
+        cells = [f"{steps:,}", *(mean_and_std(made["results"], row, metric) for metric in METRICS)]
+        cells += [*(words[name] for name in WORDS), made["costs"][row].partition(" ")[0]]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return {"equal_flop.table": lines}
 
 
 def later_table(folder: Path, seeds: int) -> list[str]:
@@ -1055,6 +1092,13 @@ NUMBERS = (
         960,
         later_commands(LATER_LONGER_SEEDS, 2400),
         later_longer,
+    ),
+    Number(
+        "equal_flop",
+        "CLIP, the recipe for detail and COSMOS at equal FLOP",
+        90,
+        tuple(equal_flop_commands()),
+        equal_flop,
     ),
     Number(
         "longer",
