@@ -163,7 +163,9 @@ def run_of(config: ConfigDict, workdir: str | Path | None) -> ConfigDict | None:
     if workdir is None or not is_run(Path(workdir)):
         return None
     run = run_config.read(Path(workdir) / "config.json")
-    same = all(run[name] == config[name] for name in ("method", "init", "init_text"))
+    same = all(
+        run.get(name) == config.get(name) for name in ("method", "init", "init_text")
+    )  # dense tasks lack the last
     return run if same else None
 
 

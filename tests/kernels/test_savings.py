@@ -269,7 +269,7 @@ def test_dots_recompute_no_product_and_full_all(dtype):
     assert none < dots < 1.08 * none and 1.2 * none < full
 
 
-@pytest.mark.parametrize("name", layers.ACTIVATIONS)
+@pytest.mark.parametrize("name", sorted({*layers.ACTIVATIONS} - {"swiglu"}))  # which gates one half by the other
 def test_activations_and_their_slopes_are_the_textbook_s(name):
     function, textbook = layers.ACTIVATIONS[name], getattr(straightforward, name)
     x = np.linspace(-6, 6, 101, dtype=np.float32)
