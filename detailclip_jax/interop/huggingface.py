@@ -141,7 +141,7 @@ def siglip_vision(depth: int) -> list[Entry]:
 def convolved(tensors: StateDict) -> StateDict:
     """Gives the patch embedding of SigLIP 2's NaFlex, a matrix (D, p p 3), the form (D, 3, p, p) of a convolution."""
     key = "vision_model.embeddings.patch_embedding.weight"
-    kernel = np.asarray(tensors[key])
+    kernel = np.asarray(tensors.get(key, 0))
     return {**tensors, key: CONV.out(kernel.T)} if kernel.ndim == 2 else tensors
 
 

@@ -238,7 +238,7 @@ def fits_siglip(spec: Spec) -> bool:
 
 def naflex_options(shapes: Shapes) -> dict[str, Any]:
     """Options of SigLIP 2's NaFlex, whose patch embedding is a matrix; {} for the models of squares."""
-    is_matrix = len(shapes[HF_SIGLIP.kernel]) == 2
+    is_matrix = len(shapes.get(HF_SIGLIP.kernel, ())) == 2
     return {"resize": "native", "resize_filter": "bilinear", "interpolation": "tips"} if is_matrix else {}
 
 

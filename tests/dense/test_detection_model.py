@@ -134,7 +134,8 @@ def test_losses_and_their_gradients_are_finite_and_reach_every_network():
 
 
 @pytest.mark.check
-def test_stages_one_by_one_have_the_losses_and_statistics_of_the_loop():
+@pytest.mark.parametrize("with_gradients", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_stages_one_by_one_have_the_losses_of_the_loop(with_gradients):
     """CPUs run the stages one by one, accelerators in a loop; two images, with every candidate in the samples."""
     given, values, levels = batch(2), variables(), detector.grids(SIDE, SIDE, 8)[:4]
     rng = np.random.default_rng(0)
@@ -146,19 +147,24 @@ def test_stages_one_by_one_have_the_losses_and_statistics_of_the_loop():
     def run(unroll):
         made = cascade.Cascade(K, dataclasses.replace(EVERYTHING, unroll=unroll))
 
-        @jax.jit
-        def train_losses(params, maps):
+        def total(params, maps):
             own = {"params": params, "batch_stats": values["batch_stats"]["cascade"]}
             features = cascade.Maps(maps, given["size"], extents(given["size"], 8))
-            return made.apply(
+            losses, stats = made.apply(
                 own, features, levels, found, truth, keys(2), True, method="train_losses", mutable=["batch_stats"]
             )
+            return losses.classes.sum() + losses.boxes.sum() + losses.masks.sum(), (losses, stats)
 
-        return train_losses(values["params"]["cascade"], maps)
+        given_values = values["params"]["cascade"], maps
+        if with_gradients:
+            return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(*given_values)
+        return jax.jit(total)(*given_values), {}
 
-    looped, (losses, stats) = run(False), run(True)
+    ((_, looped_values), looped_gradient), ((_, (losses, stats)), gradient) = run(False), run(True)
     assert all((np.asarray(leaf) > 0).all() for leaf in losses[:3])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), looped, (losses, stats))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), looped_values, (losses, stats))
+    norm = max((np.abs(leaf).max() for leaf in jax.tree.leaves(gradient)), default=0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * norm), looped_gradient, gradient)
 
 
 @pytest.mark.check

@@ -1,11 +1,13 @@
 """LiT (configs/beyond/lit.py): an imported image encoder stays as it is, and texts learn what it sees."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from launching import environment, losses, started
 from tiny import check_names, copied, on_one_device
 
 from detailclip_jax import evaluate, export, import_torch, load, pretraining
@@ -164,7 +166,14 @@ def test_without_an_encoder_it_is_refused():
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("to", ["open_clip", "timm"])
+@pytest.mark.parametrize(
+    "to",
+    [
+        "open_clip",
+        "timm",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("slip", "huggingface", "safetensors")),
+    ],
+)
 def test_it_is_exported_and_equal(trained, tmp_path, capsys, to):
     """Formats with an image projection hold the unit matrix there."""
     assert export.main([f"--checkpoint={trained}", f"--to={to}", f"--out={tmp_path / 'out.safetensors'}"]) == 0
@@ -177,3 +186,14 @@ def test_it_is_exported_and_equal(trained, tmp_path, capsys, to):
 def test_it_is_evaluated_on_words(trained, capsys):
     assert evaluate.main([f"--checkpoint={trained}", "--tasks=zero_shot:stickers", "--num-examples=8"]) == 0
     assert "zero_shot stickers, top-1" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_one_command_trains(imported, tmp_path):
+    flags = [f"--config.{name}={value}" for name, value in SMALL.items()]
+    given = ["--config=configs/beyond/lit.py", f"--config.init={imported / 'timm'}", *flags]
+    command = [sys.executable, "-m", "detailclip_jax.main", *given, f"--workdir={tmp_path / 'run'}"]
+    run = started(command, environment(tmp_path / "cache"))
+    output, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, output
+    assert "image/.* frozen" in " ".join(output.split()) and set(losses(tmp_path / "run"))
