@@ -43,9 +43,7 @@ READERS = {
     detection_fields.METHOD: "coco",
 }  # a data.source of the task that reads data.path
 COMMANDS = "main", "transfer"  # of training
-NEW_OBJECTS = (
-    50_000  # between two searches for cycles, not Python's 700: imports and tracing make many objects, few cycles
-)
+NEW_OBJECTS = 50_000  # between two searches for cycles, not Python's 700: tracing makes many objects and few cycles
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/, or FILE:ARGUMENT (required to train)")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/ and the config's name)")

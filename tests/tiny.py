@@ -65,6 +65,21 @@ CHANGES = {  # of the default config, by method; its crops replace the two large
     "siglip2": {**MASKED, "views.crops": {"large": ONE, "clean": ONE, **LOCAL}},
     "supervised": {"views.crops": {"large": ONE}, "model.num_classes": 10, "losses.label_smoothing": 0.1},
 }
+SHORT_RUN = {  # fields of a run of four steps from a config of configs/beyond
+    "batch_size": 8,
+    "total_steps": 4,
+    "steps_per_epoch": 4,
+    "checkpoint_every": 2,
+    "max_to_keep": 4,
+    "evaluate_at_end": False,
+    "data.source": "stickers",
+    "data.held_out": 0,
+    "data.num_workers": 0,
+    "model.dtype": "float32",
+    "model.scan": False,
+    "model.remat": "none",
+    "optimizer.warmup_steps": 0,
+}
 
 
 def tiny_config(method="detailclip"):

@@ -173,7 +173,9 @@ def notes(what: str, models: Mapping[str, Model]) -> list[str]:
 def views(models: Mapping[str, Model], shown: Shown) -> list[UInt8[np.ndarray, "E E 3"]]:
     """The square that the models see of each image, at a size that all grids of patches divide."""
     first, grids = next(iter(models.values())), [_side(model) for model in models.values()]
-    return [maps.enlarged(cast(np.ndarray, first.view(image)), grids) for image in shown.images]  # none is native here
+    return [
+        maps.enlarged(cast(np.ndarray, first.view(image)), grids) for image in shown.images
+    ]  # models are on squares
 
 
 def _side(model: Model) -> int:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from straightforward import linear, norm
-from tiny import check_names, drawn, noise, noise_state, on_one_device, tiny_batch, tiny_config
+from tiny import SHORT_RUN, check_names, drawn, noise, noise_state, on_one_device, tiny_batch, tiny_config
 
 from detailclip_jax import export, methods, pretraining
 from detailclip_jax.config import run_config
@@ -137,22 +137,10 @@ def test_what_does_not_fit_is_refused(fields, named):
 # a run on the encoder of another checkpoint
 
 SMALL = {
-    "batch_size": 8,
-    "total_steps": 4,
-    "steps_per_epoch": 4,
-    "checkpoint_every": 2,
-    "max_to_keep": 4,
-    "evaluate_at_end": False,
-    "data.source": "stickers",
-    "data.held_out": 0,
-    "data.num_workers": 0,
-    "model.dtype": "float32",
-    "model.scan": False,
-    "model.remat": "none",
+    **SHORT_RUN,
     "model.custom.text_width": 32,
     "model.custom.text_depth": 1,
     "model.custom.text_heads": 2,
-    "optimizer.warmup_steps": 0,
 }
 
 

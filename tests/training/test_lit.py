@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from launching import environment, losses, started
-from tiny import check_names, copied, on_one_device
+from tiny import SHORT_RUN, check_names, copied, on_one_device
 
 from detailclip_jax import evaluate, export, import_torch, load, pretraining
 from detailclip_jax.config import run_config
@@ -20,21 +20,6 @@ open_clip = pytest.importorskip("open_clip")
 
 ROOT = Path(__file__).parents[2]
 WIDTH = 48
-SMALL = {
-    "batch_size": 8,
-    "total_steps": 4,
-    "steps_per_epoch": 4,
-    "checkpoint_every": 2,
-    "max_to_keep": 4,
-    "evaluate_at_end": False,
-    "data.source": "stickers",
-    "data.held_out": 0,
-    "data.num_workers": 0,
-    "model.dtype": "float32",
-    "model.scan": False,
-    "model.remat": "none",
-    "optimizer.warmup_steps": 0,
-}
 
 
 def noisy(module):
@@ -81,7 +66,7 @@ def imported(tmp_path_factory):
 
 def asked(init, spec="", **fields):
     config = run_config.load(f"{ROOT}/configs/beyond/lit.py{spec}")
-    config.update_from_flattened_dict(SMALL | {"init": str(init)} | fields)
+    config.update_from_flattened_dict(SHORT_RUN | {"init": str(init)} | fields)
     return config
 
 
@@ -190,7 +175,7 @@ def test_it_is_evaluated_on_words(trained, capsys):
 
 @pytest.mark.slow
 def test_one_command_trains(imported, tmp_path):
-    flags = [f"--config.{name}={value}" for name, value in SMALL.items()]
+    flags = [f"--config.{name}={value}" for name, value in SHORT_RUN.items()]
     given = ["--config=configs/beyond/lit.py", f"--config.init={imported / 'timm'}", *flags]
     command = [sys.executable, "-m", "detailclip_jax.main", *given, f"--workdir={tmp_path / 'run'}"]
     run = started(command, environment(tmp_path / "cache"))
