@@ -109,6 +109,23 @@ def test_positions_that_a_run_computes_become_learnt_ones_and_the_grid_may_be_th
         assert dense_encoder.config_alone(config).model.image_size == 8 * min(expected)
 
 
+@pytest.mark.parametrize("tiny", [tiny_segmentation, tiny_detection])
+def test_an_encoder_of_native_images_keeps_their_aspect_in_a_dense_task(tiny):
+    """The task resizes images by its own rule, which keeps the aspect: a wide image has a wide grid of patches."""
+    native, usual = tiny_config("siglip"), tiny_config("siglip")
+    native.preprocess.resize = "native"
+    made, same = (
+        runs.build(dense_encoder.adopt(tiny(), source), make_mesh(jax.devices()[:1])) for source in (native, usual)
+    )
+    assert made.config.preprocess.resize == "native" and made.model == same.model
+    maps = {
+        "segmentation": lambda vit, images: taps(vit, images)((1,)),
+        "detection": lambda vit, images: backbone(vit, images, jnp.array([[16, 48]]), (1,))[0],
+    }[made.task.name]
+    wide = lambda params: maps(made.model.image.bind({"params": params}), jnp.zeros((1, 16, 48, 3)))
+    assert jax.eval_shape(wide, made.state_shapes.params["image"])[0].shape[1:3] == (2, 6)
+
+
 def test_what_is_loaded_is_logged_as_information(segmented, detected, caplog):
     caplog.set_level(logging.INFO, "absl")
     load(segmented[0])

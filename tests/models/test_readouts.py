@@ -400,6 +400,14 @@ def test_naclip_is_the_default_and_templates_are_averaged():
     np.testing.assert_allclose(both, apart / 2 / lengths, atol=1e-5)
 
 
+def test_a_model_of_native_images_has_the_maps_of_the_read_out_which_keep_the_aspect():
+    model, image = model_of(), make_image(20, 60)
+    native = model.preprocessed({"resize": "native"})
+    np.testing.assert_array_equal(native.dense(image, TEXTS), model.dense(image, TEXTS))
+    cut = readout_maps.layout(image.shape, readout_maps.PIPELINES["naclip"], native.config.model)
+    assert cut.size == (48, 144)  # windows of 32 x 32 pixels, cut from an image of the same shape
+
+
 def test_maps_are_drawn_over_the_image():
     """One panel per text; the colours are of the differences from the mean over texts, in one range."""
     pytest.importorskip("matplotlib")
