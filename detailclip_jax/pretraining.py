@@ -87,7 +87,7 @@ def validate(config: ConfigDict) -> None:
     _check_best_metric(config)
     _check_dropout(config.views)
     wandb_writer.check(config.logging.wandb)
-    _check_mixing(config, methods.build(config))  # before `num_captions`: a method says which caption rules it needs
+    _check_labels(config, methods.build(config))  # before `num_captions`: a method says which caption rules it needs
     num_captions(config.data)
 
 
@@ -99,8 +99,7 @@ def _check_crops(config: ConfigDict) -> None:
     sizes.num_side_patches(config.model)
     patch_size = sizes.size_of(config.model).patch_size
     for name, crop in crops_from_config(config.views.crops).items():
-        if crop.size % patch_size:
-            raise ValueError(f"views.crops.{name}.size {crop.size} is not a multiple of the patch size {patch_size}")
+        sizes.whole_patches(f"views.crops.{name}.size", crop.size, patch_size)
         if name == "large" and crop.size != config.model.image_size:
             raise ValueError(
                 f"views.crops.large.size {crop.size} must equal model.image_size {config.model.image_size}"
@@ -122,13 +121,13 @@ def _check_part_rates(rates: ConfigDict) -> None:
             raise ValueError(f"optimizer.part_rates.{network} {rate!r} must be a number, for example 0.1")
 
 
-def _check_mixing(config: ConfigDict, method: methods.Method) -> None:
-    """Checks that images are mixed only with their labels: captions would stay those of one of the two images."""
-    for name in ("mixup", "cutmix"):
-        if config.views[name] and "labels" not in method.terms:
+def _check_labels(config: ConfigDict, method: methods.Method) -> None:
+    """Checks that only labels are mixed or smoothed: captions would stay those of one of the two mixed images."""
+    asked = {f"views.{name}": config.views[name] for name in ("mixup", "cutmix")}
+    for name, value in (asked | {"losses.label_smoothing": config.losses.label_smoothing}).items():
+        if value and "labels" not in method.terms:
             raise ValueError(
-                f"views.{name} {config.views[name]} mixes images and their labels, but method {config.method} has no "
-                "term 'labels'; set it to 0"
+                f"{name} {value} changes labels, but method {config.method} has no term 'labels'; set it to 0"
             )
 
 
@@ -165,7 +164,7 @@ def introduce(run: Run) -> None:
     say("\n".join([f"data {config.data.source}: {len(run.source):,} examples", *summary(run.source, num_seen)]))
     if found := held_out_pairs.find(config):
         say(f"held out from training: {len(found.source):,} examples ({found.origin})")
-    lines = [*first_run_missing(run), *rate_of_another_batch(run), *repeated_captions(run)]
+    lines = [*unread_crops(run), *first_run_missing(run), *rate_of_another_batch(run), *repeated_captions(run)]
     for line in (*lines, *cut_captions(run), *empty_captions(run), *same_captions(run)):
         run.console.warn(line)
     epochs = run_config.num_epochs(config, len(run.source))
@@ -180,6 +179,18 @@ def introduce(run: Run) -> None:
     say(run.experiment.parameter_table())
     if config.mesh.fsdp > 1:
         say(run.experiment.sharding_table())
+
+
+def unread_crops(run: Run) -> list[str]:
+    """Returns a warning for every crop that is cut although no loss term reads it, else an empty list."""
+    method = run.experiment.method
+    read = method.crops - (set() if {"cls", "cross", "region"} & {*method.terms} else {"local"})
+    return [
+        f"views.crops.{name} is cut from every image, but no loss term of {method.name} with these weights reads it; "
+        "take a config without it"
+        for name in run.config.views.crops
+        if name not in read
+    ]
 
 
 def first_run_missing(run: Run) -> list[str]:

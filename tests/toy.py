@@ -34,6 +34,7 @@ class Method(NamedTuple):
     name: str = "pull"
     has_text: bool = False
     continues: str = ""
+    crops: frozenset = frozenset({"large"})
 
 
 class Experiment:

@@ -193,9 +193,9 @@ VIEWS: Group = {
     ),
     "patch_dropout_until": Field(
         1.0,
-        "share of the run from which on it sees all patches (unmasked tuning)",
+        "share of the run from which on it sees all patches (unmasked tuning), at least in the last step; 1: never",
         "ours; FLIP: .99, as a second run",
-        range=SHARE,
+        range=POSITIVE_SHARE,
     ),
     "teacher": Field(
         "same",

@@ -83,14 +83,18 @@ def _custom_size(model: ConfigDict) -> Size:
 
 def num_side_patches(model: ConfigDict) -> int:
     """Returns the number of patches per image side; ValueError if the patch size does not divide the image size."""
-    patch_size = size_of(model).patch_size
-    if model.image_size % patch_size:
-        below = model.image_size // patch_size * patch_size
+    return whole_patches("model.image_size", model.image_size, size_of(model).patch_size)
+
+
+def whole_patches(field: str, size: int, patch_size: int) -> int:
+    """Returns the number of patches in `size` pixels; ValueError that names the field if it is not a whole number."""
+    if size % patch_size:
+        below = size // patch_size * patch_size
+        nearest = " and ".join(str(near) for near in (below, below + patch_size) if near)
         raise ValueError(
-            f"model.image_size {model.image_size} is not a multiple of the patch size {patch_size} of "
-            f"{model.size}; the nearest multiples are {below} and {below + patch_size}"
+            f"{field} {size} is not a multiple of the patch size {patch_size}; the nearest multiples are {nearest}"
         )
-    return model.image_size // patch_size
+    return size // patch_size
 
 
 def num_prototypes(model: ConfigDict) -> int:

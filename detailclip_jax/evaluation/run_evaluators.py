@@ -177,7 +177,7 @@ def run(
 ) -> dict[str, float]:
     """Runs every evaluator on every set of weights: "name/weights/metric" -> value.
 
-        run({"zero_shot": ZeroShot(encode, ...)}, {"student": params}, step=600)["zero_shot/student/top1"]
+        run(build_all(encode, config), {"student": params}, step=600)["zero_shot/student/top1"]
 
     `progress` receives a line before each of them: "evaluating zero_shot, ema weights (2 of 12)".
     Skips and logs an evaluator if the parameters lack a network that it needs. Any exception of an evaluator is raised

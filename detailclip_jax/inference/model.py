@@ -295,8 +295,9 @@ class Model:
 
         H x W is `size`, by default that of the upright image; the maps cover all of it. Values are cosines, -1 to 1, of
         the text's embedding with patch features, resized bilinearly to pixels. Only differences between texts carry
-        meaning: published pipelines take softmax(scale * maps, axis=0) with `inference.dense.PIPELINES[readout].scale`.
-        TIPS's takes the softmax in each window instead, before the mean over windows; an evaluation of `tips` does so.
+        meaning: published pipelines take softmax(scale * maps, axis=0), with the scale of
+        `inference.readout_maps.PIPELINES[readout]`. TIPS's takes the softmax in each window instead, before the mean
+        over windows; an evaluation of `tips` does so.
 
         `readout` is one of `models.readouts.READOUTS`: plain, maskclip, maskclip_bare, sclip, naclip, clearclip, gem,
         tips; by default naclip, of a model of dinotxt plain. Each resizes and cuts the image as its published code

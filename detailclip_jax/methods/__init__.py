@@ -87,10 +87,15 @@ def build(config: ConfigDict) -> Method:
     method = _with_terms(method, config)
     if config.views.native:
         _check_native(config)
-    _check_crops({*method.targets.values(), *(p.view for p in method.passes.values())}, config)
+    _check_crops(method.crops, config)
     built = build_method(method, config.losses.weights.to_dict())
     frozen = split_list(config.optimizer.frozen)  # the teacher's network is the student's, which does not change
     built = dataclasses.replace(built, ema=tuple(name for name in built.ema if name not in frozen))
+    if config.views.teacher == "enclosing" and "enclosing" not in built.targets:
+        raise ValueError(
+            f"views.teacher 'enclosing' is for detailclip and aclip, which mask by the teacher's attention to it; set "
+            f"it to 'same' for method {config.method}"
+        )
     _check_count(built, config)
     _check_decoder(built, config)
     return built

@@ -98,16 +98,19 @@ def check_enclosing(views: ConfigDict) -> None:
 
     A flip would mirror the attention map, which is resampled by the boxes of the crops.
     """
-    crop = views.crops.get("enclosing")
+    crop, large = views.crops.get("enclosing"), views.crops.large
     if crop is None or crop.get("kind") != "enclosing":
         raise ValueError(
             "views.teacher 'enclosing' needs a crop views.crops.enclosing with kind='enclosing'; configs/stickers.py "
             "and configs/vitb16_yfcc.py add it with the argument teacher=enclosing"
         )
-    if crop.get("count", 1) != 1 or crop.get("flip", 0) or views.crops.large.get("flip", 0):
-        raise ValueError(
-            "views.crops.enclosing needs count 1, and flip must be 0 in views.crops.enclosing and views.crops.large"
-        )
+    wanted = ("enclosing.count", crop.get("count", 1), 1), ("enclosing.flip", crop.get("flip", 0), 0)
+    for name, value, only in (*wanted, ("large.flip", large.get("flip", 0), 0)):
+        if value != only:
+            raise ValueError(
+                f"views.crops.{name} is {value}, but with views.teacher 'enclosing' attention is resampled from one "
+                f"crop to the large ones; set it to {only}"
+            )
 
 
 def mask_of_batch(view: str, most: int) -> Callable:

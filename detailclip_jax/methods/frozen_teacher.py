@@ -68,9 +68,8 @@ def teacher_config(config: ConfigDict) -> ConfigDict:
 def input_size(config: ConfigDict) -> int:
     """Returns the pixels along a side of the teacher's input; ValueError if they are not whole patches."""
     model = teacher_config(config).model
-    size, patch = config.distill.size or model.image_size, sizes.size_of(model).patch_size
-    if size % patch:
-        raise ValueError(f"distill.size {size} is not a multiple of the teacher's patch size {patch}")
+    size = config.distill.size or model.image_size
+    sizes.whole_patches("distill.size", size, sizes.size_of(model).patch_size)
     return size
 
 

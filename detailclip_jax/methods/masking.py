@@ -37,7 +37,8 @@ class RemovalRule(NamedTuple):
             raise ValueError(f"masking.granularity {self.granularity!r} is unknown; known: {', '.join(CELLS)}")
         if self.side % CELLS[self.granularity]:
             raise ValueError(
-                f"{self.granularity} masking needs an even number of patches along a side, not {self.side}"
+                f"masking.granularity {self.granularity!r} needs an even number of patches along a side, not "
+                f"{self.side}; set it to 'patch'"
             )
         return CELLS[self.granularity]
 

@@ -186,6 +186,11 @@ class Method:
         return "text" in self.networks
 
     @property
+    def crops(self) -> set[str]:
+        """The crops that the passes of student, teacher and anchor encode."""
+        return {*self.targets.values(), *self.anchors.values(), *(each.view for each in self.passes.values())}
+
+    @property
     def terms(self) -> Mapping[str, Loss]:
         """The loss terms, by name."""
         return {loss.name: loss for loss in self.losses}

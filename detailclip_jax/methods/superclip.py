@@ -11,6 +11,7 @@ nearly all captions have them; here they are no targets. It fails with gradient 
 of the whole batch. The paper prints w = ln(|D| / (1 + df)); the code's form is used.
 """
 
+import collections
 import dataclasses
 
 import jax
@@ -59,8 +60,11 @@ def predicted_ids(config: ConfigDict) -> Int[np.ndarray, "C"]:
             f"losses.token_ids is (), CLIP's whole vocabulary, but data.tokenizer is {config.data.tokenizer!r}; list "
             "the ids that the term token_set predicts, without special ids"
         )
-    if len({*ids}) < len(ids) or max(ids, default=0) >= size:
-        raise ValueError(f"losses.token_ids must be different ids from 0 to {size - 1}, the largest of the vocabulary")
+    if wrong := [id for id, number in collections.Counter(ids).items() if number > 1 or id >= size]:
+        raise ValueError(
+            f"losses.token_ids has {wrong[0]}, twice or above {size - 1}, the largest id of the vocabulary; write each "
+            "id once"
+        )
     return np.array(ids or range(size), np.int32)
 
 

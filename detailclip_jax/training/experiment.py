@@ -67,7 +67,8 @@ class Experiment(NamedTuple):
     @property
     def unmasked_from(self) -> int:
         """The number of steps after which a run sees all patches, see `views.patch_dropout_until`."""
-        return round(self.config.views.patch_dropout_until * self.config.total_steps)
+        until, total = self.config.views.patch_dropout_until, self.config.total_steps
+        return min(round(until * total), total - (until < 1))
 
     def step_after(self, num_done: int) -> ScheduledStep:
         """Returns the step that follows `num_done` steps of a run."""

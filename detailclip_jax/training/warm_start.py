@@ -59,7 +59,7 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     """
     config = with_teacher(config, workdir)
     if not config.init:
-        _check_not_required(config)
+        _check_without_init(config)
         _check_locked(config, [])
         return _with_tokenizer(config)
     (source, brought), adopted = _origin(config, workdir), ConfigDict(config.to_dict())
@@ -103,8 +103,12 @@ def with_teacher(config: ConfigDict, workdir: str | Path | None = None) -> Confi
     A run that goes on in `workdir` has them in its own config; the teacher's folder need not exist any more.
     """
     if not config.losses.weights.distill:
-        if config.distill.teacher:
-            raise ValueError("distill.teacher is read by a term of weight 0; set --config.losses.weights.distill=1")
+        for name in ("teacher", "size"):
+            if value := config.distill[name]:
+                raise ValueError(
+                    f"distill.{name} {value!r} is read by a term of weight 0; set --config.losses.weights.distill=1, "
+                    "or leave it out"
+                )
         return config
     folder, config = config.distill.teacher, ConfigDict(config.to_dict())
     if not folder:
@@ -236,8 +240,8 @@ def _with_tokenizer(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _check_not_required(config: ConfigDict) -> None:
-    """Raises ValueError if the config continues a checkpoint: without one, frozen layers would stay random."""
+def _check_without_init(config: ConfigDict) -> None:
+    """Raises ValueError if the config continues a checkpoint, or has a field that only loaded networks read."""
     if config.init_text:
         raise ValueError("init_text goes with init: give --config.init=WORKDIR of an image encoder, or leave it out")
     if config.init_text_positions != KEEP:
@@ -245,8 +249,13 @@ def _check_not_required(config: ConfigDict) -> None:
             f"init_text_positions {config.init_text_positions!r} stretches the positions of a checkpoint: give "
             "--config.init=WORKDIR, or leave it out"
         )
-    if config.init_required:
+    if config.init_required:  # else frozen layers would stay random
         raise ValueError("this config continues a checkpoint: give --config.init=WORKDIR")
+    for name in ("loaded_rate", *(() if config.optimizer.part_rates else ("layer_decay",))):
+        if (rate := config.optimizer[name]) != 1:
+            raise ValueError(
+                f"optimizer.{name} {rate} is for networks that are loaded: give --config.init=WORKDIR, or set it to 1"
+            )
 
 
 def _check_locked(config: ConfigDict, loaded: Collection[str]) -> None:

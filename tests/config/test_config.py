@@ -395,6 +395,9 @@ def test_groups_of_free_names_take_them_and_groups_are_replaced_whole():
     assert (config.mine, config.ema.end, sorted(config.views.crops)) == (1, 0.6, ["enclosing", "large", "local"])
 
 
+MAE = {"method": "mae", "masking.strategy": "random"}
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [
@@ -402,7 +405,7 @@ def test_groups_of_free_names_take_them_and_groups_are_replaced_whole():
         ({"model.size": "B/15"}, "unknown model.size 'B/15'; did you mean 'B/16'"),
         ({"data.source": "imagenet"}, "unknown data.source 'imagenet'. Known: stickers"),
         ({"masking.strategy": "lowest"}, "unknown masking.strategy 'lowest'"),
-        ({"model.image_size": 65}, "model.image_size 65 is not a multiple of the patch size 8 .* 64 and 72"),
+        ({"model.image_size": 65}, "model.image_size 65 is not a multiple of the patch size 8; .* 64 and 72"),
         ({"model.image_size": 72}, "views.crops.large.size 64 must equal model.image_size 72"),
         ({"log_every": 0}, "log_every 0 must be at least 1"),
         ({"views.mixup": 0.8}, "views.mixup 0.8 .* method detailclip has no term 'labels'; set it to 0"),
@@ -444,6 +447,9 @@ def test_groups_of_free_names_take_them_and_groups_are_replaced_whole():
         ({"optimizer.frozen_prototype_epochs": -1.0}, "optimizer.frozen_prototype_epochs -1.0 must be at least 0"),
         ({"optimizer.warmup_steps": -10}, "optimizer.warmup_steps -10 must be from 0 to 2147483647"),
         ({"optimizer.layer_decay": 0.0}, "optimizer.layer_decay 0.0 must be greater than 0"),
+        ({"losses.label_smoothing": 0.1}, "label_smoothing 0.1 .* method detailclip has no term 'labels'"),
+        ({"views.patch_dropout": 0.5, "views.patch_dropout_until": 0.0}, "dropout_until 0.0 must be greater than 0"),
+        ({"views.teacher": "enclosing", **MAE}, "views.teacher 'enclosing' .* set it to 'same' for method mae"),
         ({"optimizer.loaded_rate": -0.1}, "optimizer.loaded_rate -0.1 must be at least 0"),
         ({"optimizer.weight_decay_end": -0.4}, "optimizer.weight_decay_end -0.4 must be at least 0"),
         ({"evaluators": {"zero_shoot": {}}}, "unknown evaluator 'zero_shoot'; did you mean 'zero_shot'"),

@@ -287,6 +287,9 @@ def test_what_is_no_teacher_is_refused(tmp_path):
     with pytest.raises(ValueError) as refused:
         warm_start.adopt(student_of(""))
     check_names(refused.value, "losses.weights.distill", "--config.distill.teacher=")
+    with pytest.raises(ValueError) as refused:
+        warm_start.adopt(student_of("", **{"losses.weights.distill": 0.0, "distill.size": 24}))
+    check_names(refused.value, "distill.size 24", "--config.losses.weights.distill=1")
     file = tmp_path / "dinov3.pth"
     file.touch()
     with pytest.raises(FileNotFoundError) as refused:

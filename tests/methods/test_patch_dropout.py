@@ -191,6 +191,13 @@ def test_a_run_that_was_stopped_around_the_switch_gives_the_same_bits(stop, tmp_
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), end)
 
 
+@pytest.mark.parametrize(("until", "first"), [(0.5, 10), (0.99, 19), (1.0, 20)])
+def test_a_short_run_ends_with_all_patches_too(until, first):
+    config = ConfigDict(built().config.to_dict())
+    config.views.patch_dropout_until = until
+    assert built()._replace(config=config).unmasked_from == first
+
+
 @pytest.mark.parametrize(("until", "expected"), [(0.15, 0.0), (1.0, 0.5)])
 def test_the_memory_of_a_run_is_that_of_its_end(until, expected):
     config = ConfigDict(built().config.to_dict())

@@ -517,6 +517,9 @@ def test_text_positions_are_stretched_to_a_longer_context(tmp_path):
     assert kept.model.context_length == 24
     with pytest.raises(ValueError, match="init_text_positions 'linear' stretches the positions of a checkpoint"):
         warm_start.adopt(tiny("clip", init_text_positions="linear"))
+    for field in ("optimizer.loaded_rate", "optimizer.layer_decay"):
+        with pytest.raises(ValueError, match=rf"{field} 0.5 is for networks that are loaded.* set it to 1"):
+            warm_start.adopt(tiny("clip", **{field: 0.5}))
     asked.model.context_length = 40
     with pytest.raises(ValueError, match=r"context_length 40: .* makes at least 24 and at most 36 of 24"):
         warm_start.adopt(asked)

@@ -258,6 +258,29 @@ def missing_first_run(method, source, init=""):
     return pretraining.first_run_missing(run), FINDINGS["start"](run).text
 
 
+@pytest.mark.parametrize(
+    ("spec", "fields", "unread"),
+    [
+        ("stickers.py:method=clip,region=1", {}, []),
+        ("stickers.py:method=clip,region=1", {"losses.weights.region": 0.0}, ["local"]),
+        ("stickers.py:method=tips", {}, []),
+        ("stickers.py:method=tips", {"losses.weights.cls": 0.0}, ["local"]),
+        ("stickers.py:teacher=enclosing", {}, []),
+        ("stickers.py:teacher=enclosing", {"views.teacher": "same"}, ["enclosing"]),
+    ],
+)
+def test_crops_that_no_term_reads_are_warned_of(spec, fields, unread):
+    config = run_config.load(f"configs/{spec}")
+    config.update_from_flattened_dict(fields)
+    if config.method == "tips":
+        config.data.caption, config.model.class_tokens = "first", 1
+    run = Run(config, Path(), SimpleNamespace(method=methods.build(config)), None, Console(), pretraining.PRETRAINING)
+    lines = pretraining.unread_crops(run)
+    assert len(lines) == len(unread)
+    for line, name in zip(lines, unread):
+        check_names(line, f"views.crops.{name}", config.method, "take a config without it")
+
+
 def test_siglip2_without_its_first_run_is_warned_of():
     (line,), checked = missing_first_run("siglip2", "records")
     check_names(line, "siglip2 continues a run of siglip", "--config.init", "learning rate 5.7e-05")
