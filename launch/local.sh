@@ -51,7 +51,7 @@ finish() {
     code=0
     wait -n || code=$?
     if ((code != 0 && code != 130 && code != 143)); then
-      sleep 5
+      [[ -z "$(jobs -pr)" ]] || sleep 5
       kill -KILL "${pids[@]}" 2>/dev/null || true
     fi
   done

@@ -53,10 +53,9 @@ def losses_on_two_devices(num_steps):
 
 @pytest.mark.check
 def test_a_preflight_that_fails_ends_before_the_run(tmp_path):
-    flags = [CONFIG, "--config.batch_size=7", f"--workdir={tmp_path}"]
-    run = subprocess.run(
-        ["launch/local.sh", "2", *flags], cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True
-    )
+    command = ["launch/local.sh", "1", CONFIG, "--config.batch_size=7", f"--workdir={tmp_path}"]
+    two_devices = environment(tmp_path, CPU_DEVICES="2")
+    run = subprocess.run(command, cwd=ROOT, env=two_devices, capture_output=True, text=True)
     assert run.returncode == 2 and "batch_size 7 does not divide over 2 devices" in run.stderr
     assert "detailclip_jax.main" not in run.stdout
 

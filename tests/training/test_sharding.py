@@ -94,7 +94,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(tmp_path):
     np.testing.assert_allclose(one["loss"], eight["loss"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("size", ["B/16", pytest.param("L/16", marks=pytest.mark.check)])
+@pytest.mark.parametrize("size", ["B/16", pytest.param("L/16", marks=pytest.mark.slow)])
 def test_with_fsdp_8_a_device_holds_at_most_a_seventh(size):
     config = config_lib.default()
     config.model.size, config.batch_size, config.total_steps = size, 8, 10
@@ -108,9 +108,7 @@ def test_with_fsdp_8_a_device_holds_at_most_a_seventh(size):
 @pytest.mark.check
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_the_table_covers_every_array_of_every_row(method):
-    config = tiny_config(method)
-    config.model.custom = {**SIZE, "depth": 1}
-    exp = built(config, 1, 1)
+    exp = tiny_experiment(method)
     places = sharding.shardings(exp.state_shapes, mesh.make_mesh(fsdp=4), sharding.rules(exp.method.networks))
     assert len(jax.tree.leaves(exp.state_shapes)) == len(jax.tree.leaves(places))
 
@@ -157,37 +155,27 @@ def deep(fsdp, remat="none", depth=3, method="detailclip"):
     return built(config, 8, fsdp)
 
 
-def gradients(exp, state=None):
-    state = jax.device_put(state or deep_state(), jax.tree.map(lambda shape: shape.sharding, exp.state_shapes))
+def gradients(exp, state):
+    state = jax.device_put(state, jax.tree.map(lambda shape: shape.sharding, exp.state_shapes))
     loss = jax.jit(jax.grad(exp.combined_loss, has_aux=True))
     return jax.device_get(loss(state.params, state, exp.put(tiny_batch(0, exp.config)))[0])
 
 
-@functools.cache
-def whole_gradients():
-    return gradients(deep(1))
-
-
-@functools.cache
-def deep_state():
-    return noise_state(deep(1))
+BLOCKS = [("detailclip", "none"), ("detailclip", "full"), ("tipsv2", "none")]  # the teacher of TIPSv2 is the student
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.slow), "full"])
-def test_stacked_blocks_are_whole_one_at_a_time_and_no_gradient_changes(remat):
-    whole, divided = whole_gradients(), gradients(deep(8, remat=remat))
-    for (path, a), b in zip(jax.tree.leaves_with_path(whole), jax.tree.leaves(divided), strict=True):
-        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a) + 1e-6, jax.tree_util.keystr(path)
-
-
-@pytest.mark.slow
-def test_a_teacher_that_is_the_student_gathers_its_divided_blocks():
-    """TIPSv2 averages its head alone: the teacher's encoder is the student's, also where its blocks are divided."""
-    alone, divided = deep(1, method="tipsv2"), deep(8, method="tipsv2")
+@pytest.mark.parametrize(
+    ("method", "remat"), [("clip", "full"), *(pytest.param(*each, marks=pytest.mark.slow) for each in BLOCKS)]
+)
+def test_stacked_blocks_are_whole_one_at_a_time_and_no_gradient_changes(method, remat):
+    """`test_terms` compares steps with a teacher."""
+    alone, divided = deep(1, method=method), deep(8, remat, method=method)
     state = noise_state(alone)
-    for a, b in zip(*(jax.tree.leaves(gradients(exp, state)) for exp in (alone, divided)), strict=True):
-        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a) + 1e-6
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(gradients(alone, state)), jax.tree.leaves(gradients(divided, state)), strict=True
+    ):
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a) + 1e-6, jax.tree_util.keystr(path)
 
 
 @pytest.mark.slow
