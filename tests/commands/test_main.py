@@ -69,6 +69,7 @@ MISTAKES = [
     (["--data.pth=x"], "unknown flag --data.pth; did you mean --config.data.path?"),
     (["--confg=configs/stickers.py"], "unknown flag --confg; did you mean '--config'?"),
     ([f"--config={SMALLEST}", "--confg.batch_size=8"], "did you mean '--config'? (with .batch_size)"),
+    ([f"--config={SMALLEST}", "--num_processes=2"], "--coordinator, --num-processes and --process-id must be given"),
     ([f"--config={SMALLEST}", "--config.model.size=B/15"], "unknown model.size 'B/15'; did you mean 'B/16'?"),
 ]
 

@@ -121,6 +121,7 @@ def naflex(tmp_path_factory):
     return module, folder / "ours"
 
 
+@pytest.mark.check
 def test_a_naflex_model_encodes_images_in_their_own_aspect(naflex):
     module, workdir = naflex
     model, rng = load(workdir), np.random.default_rng(0)
@@ -197,6 +198,7 @@ def test_an_import_encodes_images_and_ids_and_refuses_texts(imported):
         Tokenizer(CONTEXT, vocab_size=VOCABULARY)(["a frog"])
 
 
+@pytest.mark.check
 def test_an_import_with_its_tokenizer_encodes_texts(imported, tmp_path):
     """The record has the file, so that texts are tokenized wherever the workdir is read."""
     file = word_file(tmp_path, ["a", "frog"], padding="</s>")

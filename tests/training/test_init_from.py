@@ -199,6 +199,7 @@ def test_loaded_fresh_and_copied(tmp_path):
     assert len(set(pointers)) == len(pointers)  # a step donates them all
 
 
+@pytest.mark.check
 def test_a_locked_network_is_loaded_and_its_rate_is_not_said(tmp_path):
     """The teacher has no copy of it; `loaded_rate` is that of the other networks."""
     trees = written(tmp_path / "clip")
@@ -275,6 +276,7 @@ def test_an_image_encoder_alone(tmp_path):
     assert named("\n".join(lines), "fresh") == expected
 
 
+@pytest.mark.check
 def test_the_text_encoder_of_another_checkpoint(tmp_path):
     """Its sizes are its own, its projection of texts is fresh; the image encoder and what the run does stay."""
     narrow = tiny("clip", **{"model.context_length": 24, "model.text_activation": "gelu"})
@@ -423,6 +425,7 @@ def imported(tmp_path, monkeypatch):
     return tiny("detailclip", init=str(tmp_path / "imported"), **{"optimizer.loaded_rate": 0.1, "total_steps": 1})
 
 
+@pytest.mark.check
 def test_a_run_takes_its_networks_from_an_imported_state_dict(imported, tmp_path):
     imported.model.size = "B/32"
     run = pretraining.prepare(imported, tmp_path / "run")
@@ -483,6 +486,7 @@ def with_blank(method, init, crops, **fields):
     return adopted, blank(adopted)
 
 
+@pytest.mark.check
 def test_further_class_tokens_are_fresh_and_those_of_the_checkpoint_stay(tmp_path):
     trees = written(tmp_path / "clip")
     adopted = warm_start.adopt(tiny("clip", init=str(tmp_path / "clip"), **{"model.class_tokens": 2}))
@@ -494,6 +498,7 @@ def test_further_class_tokens_are_fresh_and_those_of_the_checkpoint_stay(tmp_pat
     assert warm_start.adopt(tiny("clip", init=str(tmp_path / "two"))).model.class_tokens == 2
 
 
+@pytest.mark.check
 def test_of_further_class_tokens_those_that_the_checkpoint_has_are_loaded(tmp_path):
     trees = written(tmp_path / "two", **{"model.class_tokens": 2})
     adopted = warm_start.adopt(tiny("clip", init=str(tmp_path / "two"), **{"model.class_tokens": 3}))
@@ -504,6 +509,7 @@ def test_of_further_class_tokens_those_that_the_checkpoint_has_are_loaded(tmp_pa
     assert "  class tokens  3 (checkpoint: 2)" in lines
 
 
+@pytest.mark.check
 def test_text_positions_are_stretched_to_a_longer_context(tmp_path):
     trees = written(tmp_path / "clip", **{"model.context_length": 24})
     asked = tiny("clip", init=str(tmp_path / "clip"), init_text_positions="longclip", **{"model.context_length": 36})
@@ -531,6 +537,7 @@ def test_text_positions_are_stretched_to_a_longer_context(tmp_path):
         warm_start.adopt(asked, given=["model.context_length"])
 
 
+@pytest.mark.check
 def test_tips_with_one_caption_goes_on_from_two_class_tokens_as_its_message_says(tmp_path):
     trees = written(tmp_path / "two", **{"model.class_tokens": 2})
     asked = tiny("tips", crops=LOCAL_CROP, init=str(tmp_path / "two"), **ONE_GLOBAL)
@@ -587,6 +594,7 @@ POOLS = {
 }
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("method", ["flair", pytest.param("cosmos", marks=pytest.mark.slow)])
 def test_methods_of_several_captions_go_on_from_a_clip(tmp_path, method):
     """Their pools are new, the encoders and the teacher are those of the checkpoint, and the momentum is constant."""

@@ -95,6 +95,7 @@ def test_the_last_step_is_logged_and_saved_off_the_intervals(run_of):
     assert (run.workdir / "checkpoints/5").is_dir()
 
 
+@pytest.mark.check
 def test_a_longer_run_goes_on_and_equals_one_that_never_stopped(run_of):
     loop.train(run_of("run", total_steps=7))
     loop.train(run_of("run"))
@@ -390,6 +391,7 @@ def test_evaluation_in_between_ranks_the_checkpoints(run_of, monkeypatch):
     assert read_lines(run.workdir / "evaluations.jsonl")[1] == {"step": 8, "zero_shot/student/top1": 0.1}
 
 
+@pytest.mark.check
 def test_every_score_is_saved_with_its_state(run_of, monkeypatch):
     """Evaluated every 5 steps, saved every 4: the best of 5, 10 and the last step, 12, is kept with its score."""
     scores = {5: 0.1, 10: 0.9, 12: 0.2}
@@ -586,6 +588,7 @@ def stopped_in_an_evaluation(monkeypatch, at_batch):
     return seen
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("last", [False, True], ids=["between", "at the end"])
 def test_a_stop_is_honoured_between_batches_of_an_evaluation(run_of, monkeypatch, capfd, last):
     """The step is saved before, and evaluated when the run goes on."""
