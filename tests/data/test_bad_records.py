@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launching import QUICK
 from ml_collections import ConfigDict
 from PIL import Image
 from tiny import check_names
 from toy import toy_run, train
 
-from detailclip_jax.config import default
+from detailclip_jax import pretraining
+from detailclip_jax.config import default, run_config
 from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.data.sources import write_records
@@ -183,10 +183,9 @@ def test_too_many_end_the_run_with_their_list_and_no_traceback(tmp_path, capsys)
     assert error[21:] == ["  and 5 more", f"  all of them are listed in {tmp_path / 'run/bad_records.txt'}"]
 
 
-def test_a_set_that_is_not_there_ends_the_command_with_its_name(tmp_path):
-    command = [sys.executable, "-m", "detailclip_jax.main", "--config=tests/configs/smallest.py:method=clip"]
-    data = ["--config.data.source=records", f"--config.data.path={broken_set(tmp_path / 'set', 9, 0)}@3,/nowhere@1"]
-    flags = [*data, f"--workdir={tmp_path / 'run'}"]
-    run = subprocess.run([*command, *flags], cwd=ROOT, env=os.environ | QUICK, capture_output=True, text=True)
-    assert run.returncode == 2 and "Traceback" not in run.stderr
-    assert run.stderr.startswith("error: set 2 of the 2 in data.path, records:/nowhere: no image-text records")
+def test_a_set_that_is_not_there_ends_the_command_with_its_name(tmp_path, capsys):
+    config = run_config.load("tests/configs/smallest.py:method=clip")
+    config.data.source, config.data.path = "records", f"{broken_set(tmp_path / 'set', 9, 0)}@3,/nowhere@1"
+    assert train(lambda: pretraining.prepare(config, tmp_path / "run")) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: set 2 of the 2 in data.path, records:/nowhere: no image-text records")

@@ -172,8 +172,13 @@ def test_an_image_of_any_shape_gets_a_label_map(head, shape):
     assert labels.shape == shape
 
 
+ENCODERS = ("detailclip", "mae", "dino")  # learnt and fixed positions, and another recipe; those of others are alike
+
+
 @pytest.mark.check
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [name if name in ENCODERS else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_every_method_s_encoder_can_be_adopted(method):
     source = tiny_config(method)
     adopted = dense_encoder.adopt(tiny("linear"), source)

@@ -28,15 +28,14 @@ from detailclip_jax.training.checkpoint import Checkpoints
 # `make test` runs the methods that differ most in networks, heads and losses.
 FIRST = ("clip", "detailclip")
 INITIAL = "detailclip"  # starts from its initial values; the others from noise, for which nothing has to be compiled
-# The methods that use all collectives: embeddings and features gathered, BatchNorm over the mesh, centers of each kind.
-COLLECTIVES = ("aclip", "detailclip")
 # The parts of these are those of other methods: `ibot` has the losses of `attmask` and `dino`, `tips` those of `silc`,
-# `siglip` and `tips` those of `siglip2`.  `test_terms` trains, divides and resumes `beta` with the term of `superclip`.
-PARTS_OF_OTHERS = ("attmask", "dino", "silc", "siglip2", "beta", "superclip")
+# `siglip` and `tips` those of `siglip2`, `aclip` those of `slip`, `detailclip` those of `maskclip`.  `test_terms`
+# trains, divides and resumes `beta` with the term of `superclip`; `test_dinotxt` trains and resumes `dinotxt`.
+PARTS_OF_OTHERS = ("attmask", "dino", "silc", "siglip2", "slip", "maskclip", "beta", "superclip", "dinotxt")
 CHECKED = tuple(name for name in methods.METHODS if name not in PARTS_OF_OTHERS)
-# In `make check`: over devices every kind of collective, and several captions; in chunks sums over pairs,
+# In `make check`: over devices DetailCLIP's collectives and several captions; in chunks on two devices sums over pairs,
 # and BatchNorm by view and by batch.  The terms of `test_terms` are tested there, other methods by `make slow`.
-OVER_DEVICES = (*COLLECTIVES, "cosmos")
+OVER_DEVICES = ("detailclip", "cosmos")
 CHUNKS = ("siglip", "detailclip", "aclip")  # those of `aclip` include CLIP's and `slip`'s
 
 
@@ -171,10 +170,10 @@ def test_same_seed_same_numbers(method):
 
 @pytest.mark.parametrize("method", CHUNKED, indirect=True)
 def test_chunks_give_the_numbers_of_the_whole_batch(method):
-    """Four of two images on one device, or two of two images on each of two: metrics, state and gradients of a step."""
-    config, devices = tiny_config(method), 2 if method == "detailclip" else 1
-    config.accumulation = 4 // devices
-    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:devices]))
+    """Two of two images on each of two devices: metrics, state and gradients of a step."""
+    config = tiny_config(method)
+    config.accumulation = 2
+    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:2]))
     (_, history, whole), state = trained(method), jax.device_put(start_of(method), mesh.replicated(exp.mesh))
     chunked, metrics = jax.device_get(exp.train_step(state, exp.put(tiny_batch(0, config))))
     assert set(metrics) == set(history[0])

@@ -113,7 +113,7 @@ def test_a_stopped_run_ends_with_the_same_bits(trained, tmp_path):
 @pytest.mark.parametrize(
     ("layout", "spec", "kept"),
     [
-        ("dino", ":method=clip", {"image"}),
+        pytest.param("dino", ":method=clip", {"image"}, marks=pytest.mark.slow),  # alone, as that of `trained`
         ("openai", ":method=clip", {"image", "image_projection"}),
     ],
 )
