@@ -12,7 +12,15 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, reference_preset
 from detailclip_jax.config.fields import AT_LAST, MEAN
-from detailclip_jax.interop import clip_names, dino_names, huggingface, reference, timm_vit, tips_names
+from detailclip_jax.interop import (
+    big_vision_names,
+    clip_names,
+    dino_names,
+    huggingface,
+    reference,
+    timm_vit,
+    tips_names,
+)
 from detailclip_jax.interop.key_tables import StateDict, Table
 from detailclip_jax.interop.measure import (
     HEADS,
@@ -236,9 +244,9 @@ def fits_siglip(spec: Spec) -> bool:
     return spec.image_is_embedding and spec.style._replace(norm_eps=1e-6, activation="gelu_tanh") == SIGLIP_STYLE
 
 
-def naflex_options(shapes: Shapes) -> dict[str, Any]:
-    """Options of SigLIP 2's NaFlex, whose patch embedding is a matrix; {} for the models of squares."""
-    is_matrix = len(shapes.get(HF_SIGLIP.kernel, ())) == 2
+def naflex_options(shapes: Shapes, kernel: str) -> dict[str, Any]:
+    """Options of SigLIP 2's NaFlex, whose patch embedding `kernel` is a matrix; {} for the models of squares."""
+    is_matrix = len(shapes.get(kernel, ())) == 2
     return {"resize": "native", "resize_filter": "bilinear", "interpolation": "tips"} if is_matrix else {}
 
 
@@ -400,6 +408,27 @@ OPENAI_LAYOUT = TensorLayout(
     filter="bicubic",
     drops=BUFFERS,
 )
+SIGLIP_LAYOUT = TensorLayout(
+    "huggingface",
+    "siglip",
+    ("vision_model.head.probe", "logit_bias"),
+    HF_SIGLIP,
+    huggingface.siglip_table,
+    SIGLIP_TEXT_KEYS,
+    style=SIGLIP_STYLE,
+    text_style=SIGLIP_TEXT,
+    text_activation="gelu_tanh",
+    image_is_embedding=True,
+    mlps=SIGLIP_MLPS,
+    fits=fits_siglip,
+    prepare=huggingface.convolved,
+    stated=lambda shapes: naflex_options(shapes, HF_SIGLIP.kernel),
+    normalisation="half",
+    filter="bicubic",
+    resize="squash",
+    drops=(r".*\.position_ids",),
+    states_text_eps=True,
+)
 
 LAYOUTS = (
     TensorLayout(
@@ -539,26 +568,15 @@ LAYOUTS = (
         needs=("activation",),
         states_text_eps=True,
     ),
-    TensorLayout(
-        "huggingface",
-        "siglip",
-        ("vision_model.head.probe", "logit_bias"),
-        HF_SIGLIP,
-        huggingface.siglip_table,
-        SIGLIP_TEXT_KEYS,
-        style=SIGLIP_STYLE,
-        text_style=SIGLIP_TEXT,
-        text_activation="gelu_tanh",
-        image_is_embedding=True,
-        mlps=SIGLIP_MLPS,
-        fits=fits_siglip,
-        prepare=huggingface.convolved,
-        stated=naflex_options,
-        normalisation="half",
-        filter="bicubic",
-        resize="squash",
-        drops=(r".*\.position_ids",),
-        states_text_eps=True,
+    SIGLIP_LAYOUT,
+    SIGLIP_LAYOUT._replace(
+        name="big_vision",
+        marks=(big_vision_names.KERNEL, big_vision_names.WORDS),
+        prefixes=("params/",),
+        prepare=big_vision_names.as_siglip,
+        stated=lambda s: naflex_options(s, big_vision_names.KERNEL) | big_vision_names.heads(s),
+        read_only=True,
+        filter="bilinear",
     ),
     *(_tips_pair(gated) for gated in (True, False)),
     *(_tips(gated) for gated in (True, False)),

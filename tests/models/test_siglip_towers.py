@@ -14,7 +14,7 @@ from detailclip_jax.config import default, run_config
 from detailclip_jax.data.native import stacked
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import sticker_scenes, subject
-from detailclip_jax.interop import verify
+from detailclip_jax.interop import key_tables, verify
 from detailclip_jax.interop.layouts import SIGLIP_TEXT
 from detailclip_jax.models.attention_pool import AttentionPool
 from detailclip_jax.models.layers import ACTIVATIONS
@@ -143,6 +143,79 @@ def test_a_naflex_model_encodes_images_in_their_own_aspect(naflex):
     squares = load(workdir, preprocess={"resize": "squash"})
     assert squares.features(images).patches.shape == (3, SIDE, SIDE, WIDTH)
     assert squares.fingerprint != model.fingerprint
+
+
+def big_vision(model, scanned):
+    """The parameters of a model of transformers as big_vision's flax modules name and shape them."""
+    array = lambda tensor: tensor.detach().numpy()
+    norm = lambda layer: {"scale": array(layer.weight), "bias": array(layer.bias)}
+    dense = lambda layer: {"kernel": array(layer.weight).T, "bias": array(layer.bias)}
+    mlp = lambda layer: {"Dense_0": dense(layer.fc1), "Dense_1": dense(layer.fc2)}
+
+    def attention(weights, biases, out):
+        names = "query", "key", "value"
+        shares = {
+            name: {"kernel": array(weight).T.reshape(WIDTH, 3, -1), "bias": array(bias).reshape(3, -1)}
+            for name, weight, bias in zip(names, weights, biases)
+        }
+        return {**shares, "out": {**dense(out), "kernel": array(out.weight).T.reshape(3, -1, WIDTH)}}
+
+    def block(layer):
+        attn = layer.self_attn
+        shares = attn.q_proj, attn.k_proj, attn.v_proj
+        mixed = attention([each.weight for each in shares], [each.bias for each in shares], attn.out_proj)
+        norms = {"LayerNorm_0": norm(layer.layer_norm1), "LayerNorm_1": norm(layer.layer_norm2)}
+        return {**norms, "MultiHeadDotProductAttention_0": mixed, "MlpBlock_0": mlp(layer.mlp)}
+
+    def encoder(layers, last):
+        blocks = [block(layer) for layer in layers]
+        apart = {f"encoderblock_{number}": each for number, each in enumerate(blocks)}
+        stacked = {"encoderblock": jax.tree.map(lambda *each: np.stack(each), *blocks)}
+        return {**(stacked if scanned else apart), "encoder_norm": norm(last)}
+
+    image, text, pool = model.vision_model, model.text_model, model.vision_model.head
+    kernel, places = array(image.embeddings.patch_embedding.weight), array(image.embeddings.position_embedding.weight)
+    is_naflex = kernel.ndim == 2
+    mixed = attention(
+        pool.attention.in_proj_weight.chunk(3), pool.attention.in_proj_bias.chunk(3), pool.attention.out_proj
+    )
+    tree = {
+        "img": {
+            "embedding": {
+                "kernel": kernel.T if is_naflex else kernel.transpose(2, 3, 1, 0),
+                "bias": array(image.embeddings.patch_embedding.bias),
+            },
+            "pos_embedding": places.reshape(SIDE, SIDE, WIDTH) if is_naflex else places[None],
+            "Transformer": encoder(image.encoder.layers, image.post_layernorm),
+            "MAPHead_0": {
+                "probe": array(pool.probe),
+                "MultiHeadDotProductAttention_0": mixed,
+                "LayerNorm_0": norm(pool.layernorm),
+                "MlpBlock_0": mlp(pool.mlp),
+            },
+        },
+        "txt": {
+            "Embed_0": {"embedding": array(text.embeddings.token_embedding.weight)},
+            "pos_embedding": array(text.embeddings.position_embedding.weight)[None],
+            "Encoder_0": encoder(text.encoder.layers, text.final_layer_norm),
+            "head": dense(text.head),
+        },
+        "t": array(model.logit_scale),
+        "b": array(model.logit_bias),
+    }
+    return {f"params/{name}": value for name, value in key_tables.flatten(tree).items()}
+
+
+@pytest.mark.parametrize("kind", ["naflex", "squares"])
+def test_a_file_of_big_vision_gives_the_parameters_of_the_model_of_transformers(kind, request, tmp_path):
+    module = request.getfixturevalue("naflex")[0] if kind == "naflex" else siglip(intermediate_size=56)
+    np.savez(tmp_path / "siglip2.npz", **big_vision(module, scanned=kind == "naflex"))
+    _, found, config = interop.load(tmp_path / "siglip2.npz")
+    _, expected, known = interop.load(module.state_dict(), num_heads=3, text_heads=3)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert config.model.to_dict() == known.model.to_dict() and config.method == "siglip"
+    assert config.preprocess.to_dict() == {**known.preprocess.to_dict(), "filter": "bilinear"}
+    assert config.preprocess.resize == ("native" if kind == "naflex" else "squash")
 
 
 def test_a_native_model_is_exported_to_its_own_format_alone(naflex, tmp_path, capsys):
