@@ -9,7 +9,8 @@ FORMAT is one of
   slip                CLIP in the state dict of SLIP's family
   cosmos              the checkpoint of COSMOS's code: the state dicts "student" and "teacher"
   flair               the checkpoint of FLAIR's code: encoders, projections, pool, scale and bias
-  timm                the image encoder as timm's VisionTransformer, which the reference's dense evaluations read too;
+  timm                the image encoder as timm's VisionTransformer, which the reference's dense evaluations read too
+                      (DINOv3: as timm's Eva);
                       PATH.json holds the arguments of timm.create_model (heads, sizes) and the preprocessing; with
                       other ones the features differ
   open_clip           a directory for open_clip.create_model_and_transforms("local-dir:.") called in it

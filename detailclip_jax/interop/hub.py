@@ -32,6 +32,7 @@ TIMM_BASES = {  # norm before the blocks, activation -> architecture used for ot
     (True, "gelu"): "vit_base_patch16_clip_224",
     (True, "quick_gelu"): "vit_base_patch16_clip_quickgelu_224",
 }
+TIMM_ROTARY = "vit_base_patch16_dinov3_qkvb"  # DINOv3
 # The value of `initializer_factor`, a number that CLIPModel's image config reads and ViTModel's lacks. A text makes
 # CLIPModel fail, which would otherwise load only the text encoder, warn, and initialise the image encoder at random.
 NO_CLIP = "this is a VisionTextDualEncoderModel, not a CLIPModel; load it with transformers.AutoModel"
@@ -347,12 +348,22 @@ def timm_arguments(spec: Spec) -> dict[str, Any]:
         "num_heads": size.num_heads,
         "num_classes": 0,
         "class_token": True,
+        **_timm_registers(spec),
         **({"global_pool": "token"} if style.pooling == "cls" else {"global_pool": "avg", "fc_norm": fc_norm}),
     }
 
 
+def _timm_registers(spec: Spec) -> dict[str, Any]:
+    """The arguments for registers, and for attention with a bias of the keys, which timm's DINOv3 has not."""
+    count, rotary = spec.class_tokens - 1, spec.style.positions == "rotary"
+    name, kind = ("num_reg_tokens", {"attn_type": "rope"}) if rotary else ("reg_tokens", {})
+    return {name: count, **kind} if count else {}
+
+
 def _timm_architecture(spec: Spec) -> str:
     """The architecture of this size if timm registers one, else the base architecture for other sizes."""
+    if spec.style.positions == "rotary":
+        return TIMM_ROTARY
     if spec.style == Style() and _kind(spec) in TIMM:
         return TIMM[_kind(spec)]
     return TIMM_BASES[spec.style.pre_norm, spec.style.activation]

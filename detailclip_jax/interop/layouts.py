@@ -42,6 +42,7 @@ from detailclip_jax.runtime import weight_files
 
 OPENAI_STYLE = Style(norm_eps=1e-5, activation="quick_gelu", pre_norm=True, patch_bias=False)
 GELU_STYLE = OPENAI_STYLE._replace(activation="gelu")
+ROTARY_STYLE = Style(norm_eps=1e-5, positions="rotary")  # DINOv3's
 SIGLIP_STYLE = Style(activation="gelu_tanh", pooling="attention")
 TIPS_TEXT = TextStyle(causal=False, pooling=MEAN)
 SIGLIP_TEXT = TextStyle(norm_eps=1e-6, causal=False, pooling=AT_LAST, projection_bias=True)
@@ -146,7 +147,8 @@ class TensorLayout(NamedTuple):
             raise ValueError(f"decoder_heads is given, but a model of layout {self.name!r} has no decoder; omit it")
         size = complete(fields)
         text = self._text(options), self._text_style(options), self.image_is_embedding
-        return Spec(size, image_size, context_length, vocab_size, self._style(shapes, options), *text)
+        style = self._style(shapes, options)
+        return Spec(size, image_size, context_length, vocab_size, style, *text, class_tokens=self.class_tokens)
 
     def _style(self, shapes: Shapes, options: Mapping[str, Any]) -> Style:
         given = {name: options[name] for name in Style._fields if options.get(name) is not None}
@@ -165,7 +167,8 @@ class TensorLayout(NamedTuple):
         """Whether this layout can represent the encoders of a model."""
         size, texts = spec.size, self.text is None or self._holds_text(spec)
         usual_mlps = bool(self.mlps) or size.mlp_width == size.text_mlp_width == 0
-        return self.fits(spec) and texts and usual_mlps and not gated_mlps(spec)
+        same_tokens = spec.class_tokens == self.class_tokens
+        return self.fits(spec) and texts and usual_mlps and same_tokens and not gated_mlps(spec)
 
     def _holds_text(self, spec: Spec) -> bool:
         stated = {"norm_eps": self.text_style.norm_eps} if self.states_text_eps else {}
@@ -184,6 +187,8 @@ class TensorLayout(NamedTuple):
             found.append(f"a text encoder with {self.text_activation} (here {spec.text_activation})")
         if self.text and not self._holds_text(spec):
             found.append(f"{self.text_style} (here {spec.text_style})")
+        if spec.class_tokens != self.class_tokens:
+            found.append(f"model.class_tokens={self.class_tokens} (here {spec.class_tokens})")
         if not self.mlps and spec.size.mlp_width + spec.size.text_mlp_width:
             found.append("MLPs of four times the width")
         if gated_mlps(spec):
@@ -351,7 +356,7 @@ def _dinov2(names: dino_names.Names, registers: bool, gated: bool) -> TensorLayo
         (names.cls_token, f"{block}.{layers[0]}.weight", f"{block}.{names.scales[0]}", *[names.registers] * registers),
         Tower(f"{names.patches}.weight", names.positions, names.blocks),
         dino_names.table_in(names, registers),
-        style=style._replace(norm_eps=1e-5, positions="rotary") if rotary else style,
+        style=ROTARY_STYLE._replace(activation=style.activation) if rotary else style,
         heads=DINOV3_HEADS if rotary else HEADS,
         mlps={"mlp_width": f"{block}.{layers[-1]}.weight"},
         prepare=names.prepare,
@@ -407,6 +412,22 @@ OPENAI_LAYOUT = TensorLayout(
     normalisation="clip",
     filter="bicubic",
     drops=BUFFERS,
+)
+TIMM_LAYOUT = TensorLayout(
+    "timm",
+    "image_encoder",
+    ("cls_token", "blocks.0.norm1.weight"),
+    VIT,
+    timm_vit.vit_table,
+    fits=fits_timm,
+    drops=(r"head\.(weight|bias)",),
+    **TIMM_EVAL,
+)
+TIMM_REGISTERS = TIMM_LAYOUT._replace(
+    marks=("cls_token", timm_vit.REGISTERS, VIT.positions),
+    tower=VIT._replace(num_cls=1 + dino_names.NUM_REGISTERS),
+    fits=lambda spec: spec.style == Style(),
+    class_tokens=1 + dino_names.NUM_REGISTERS,
 )
 SIGLIP_LAYOUT = TensorLayout(
     "huggingface",
@@ -612,14 +633,13 @@ LAYOUTS = (
         needs=("activation",),
         **TIMM_EVAL,
     ),
-    TensorLayout(
-        "timm",
-        "image_encoder",
-        ("cls_token", "blocks.0.norm1.weight"),
-        VIT,
-        timm_vit.vit_table,
-        fits=fits_timm,
-        drops=(r"head\.(weight|bias)",),
-        **TIMM_EVAL,
+    TIMM_REGISTERS,
+    TIMM_REGISTERS._replace(
+        marks=("cls_token", timm_vit.REGISTERS, timm_vit.SCALE),
+        tower=VIT._replace(positions=""),
+        style=ROTARY_STYLE,
+        fits=lambda spec: spec.style == ROTARY_STYLE,
+        heads=DINOV3_HEADS,
     ),
+    TIMM_LAYOUT,
 )

@@ -33,6 +33,7 @@ class Spec:
     text_activation: str = "quick_gelu"
     text_style: TextStyle = TextStyle()  # noqa: RUF009
     image_is_embedding: bool = False
+    class_tokens: int = 1  # and registers
 
 
 class Tower(NamedTuple):
@@ -176,7 +177,9 @@ def spec_of(model: ConfigDict) -> Spec:
     )
     style = Style(**model.image_style)._replace(init=Style().init)  # initialisation is irrelevant for a trained model
     text = model.text_activation, TextStyle(**model.text_style), model.image_is_embedding
-    return Spec(size, model.image_size, model.context_length, model.vocab_size, style, *text)
+    return Spec(
+        size, model.image_size, model.context_length, model.vocab_size, style, *text, class_tokens=model.class_tokens
+    )
 
 
 def write_spec(spec: Spec, model: ConfigDict) -> None:

@@ -468,11 +468,6 @@ def layout_for(config: ConfigDict, name: str) -> TensorLayout:
         raise ValueError(f"layout {name!r} is unknown; known: {', '.join(NAMES[:-1])}")
     if all(layout.read_only for layout in candidates):
         raise ValueError(f"layout {name!r} is only read; --to=safetensors writes any model")
-    if config.model.class_tokens > 1:
-        raise ValueError(
-            f"layout {name!r} has one class token, but this model has {config.model.class_tokens} "
-            "(model.class_tokens); --to=safetensors writes them all"
-        )
     with_text = any(layout.text for layout in candidates)
     if with_text and has_blocks(methods.build(config).networks):
         raise ValueError(

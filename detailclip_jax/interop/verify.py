@@ -158,7 +158,7 @@ def timm_tokens(
     with torch.inference_mode():
         tokens = model.forward_features(_images(batch))
         pooled = model.forward_head(tokens, pre_logits=True)
-        return {"image": torch.cat([pooled[:, None], tokens[:, 1:]], 1).numpy()}
+        return {"image": torch.cat([pooled[:, None], tokens[:, model.num_prefix_tokens :]], 1).numpy()}
 
 
 def slip_features(path: Path, config: ConfigDict, batch: Inputs, teacher: bool = False) -> Features:

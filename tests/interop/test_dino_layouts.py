@@ -14,6 +14,7 @@ from detailclip_jax.config import run_config
 from detailclip_jax.dense.detection.backbone import backbone, extents
 from detailclip_jax.dense.taps import taps
 from detailclip_jax.inference.inspection import attention_of_heads
+from detailclip_jax.interop import hub
 from detailclip_jax.models import readouts, stacking
 from detailclip_jax.models.vit import Style, VisionTransformer
 from detailclip_jax.training import experiment, mesh, warm_start
@@ -43,8 +44,8 @@ def dinov2(registers, gated=False, side=SIDE):
     return noise(getattr(transformers, f"{kind}Model")(config))
 
 
-def dinov3(gated=False):
-    fields = SIZES | {"image_size": SIDE * 16, "num_register_tokens": 4, "intermediate_size": 80}
+def dinov3(gated=False, hidden=80):
+    fields = SIZES | {"image_size": SIDE * 16, "num_register_tokens": 4, "intermediate_size": hidden}
     config = transformers.DINOv3ViTConfig(**fields, use_gated_mlp=gated, hidden_act="silu" if gated else "gelu")
     return noise(transformers.DINOv3ViTModel(config))
 
@@ -184,6 +185,23 @@ def test_dinov3_of_transformers_and_of_its_own_code(tmp_path, gated):
     _, variables, config = interop.load(original_v3(theirs, gated))
     assert config.model.image_size == 224 and config.preprocess.resize == "squash"
     jax.tree.map(np.testing.assert_array_equal, dict(variables["params"]), dict(model.params))
+
+
+@pytest.mark.parametrize("name", ["dinov2", "dinov2 with registers", "dinov3"])
+def test_an_export_to_timm_has_the_tokens_of_transformers(name):
+    timm = pytest.importorskip("timm")
+    theirs = dinov3(hidden=4 * WIDTH) if name == "dinov3" else dinov2(4 if "registers" in name else 0)
+    state = original_v3(theirs, False) if name == "dinov3" else original(theirs, V2, V2_JOINED)
+    _, variables, config = interop.load(state, name[:6], num_heads=HEADS)
+    config.model.image_size = SIDE * config.model.custom.patch_size
+    written = interop.to_state_dict(variables, config, "timm")
+    model = timm.create_model(**hub.timm_card(config)["create_model"]).eval()
+    model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in written.items()}, strict=True)
+    images = pixels(SIDE, patch=config.model.custom.patch_size)
+    with torch.inference_mode():
+        found = model.forward_features(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    expected = tokens_of(theirs, images)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_what_dinov3_lacks_is_named():

@@ -38,7 +38,10 @@ def golden(name):
 def spec_for(layout, size=SMALL):
     size = fitting(layout, size)
     text = layout.text_activation, layout.text_style, layout.image_is_embedding
-    return measure.Spec(size, size.patch_size * 4, CONTEXT, VOCABULARY, layout.style, *text)
+    side = 4 if layout.tower.positions else measure.ROTARY_SIDE
+    return measure.Spec(
+        size, size.patch_size * side, CONTEXT, VOCABULARY, layout.style, *text, class_tokens=layout.class_tokens
+    )
 
 
 def fitting(layout, size):
