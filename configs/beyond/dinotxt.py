@@ -11,16 +11,16 @@ texts, if it has some, are trained further; its projections are not used. The en
 evaluation are those of `init`, the sizes of a text encoder from noise those below. The encoder costs a forward pass,
 and has neither gradient nor moments.
 
-The published models are a DINOv2 L/14 with four registers and a DINOv3 L/16. The paper's batch is 65,536 pairs
-[recalled]; the batch below is that of the published example on 32 GPUs. The data is private. No result with these
-settings is known.
+The published models are a DINOv2 L/14 with four registers and a DINOv3 L/16. The batch below is that of the published
+example on 32 GPUs. The data is private. No result with these settings is known.
 
 Differences from the published code: drop path drops each image with probability .3, there exactly this share of a batch
 [choice]. The code has an optional Gram loss between the patches before and after the blocks, which its example does not
 use; it is not here.
 
-Sources: [code] DINOv3's published training code and its example dinov3_vitl_text.yaml, read in a copy, [recalled] from
-memory, [choice] ours. The head itself is methods/dinotxt.py and models/image_blocks.py: drop path .3, layer scale 1e-5,
+Sources: [code] DINOv3's dinov3/eval/text/configs/dinov3_vitl_text.yaml and train_dinotxt.py, read in the copy
+hnu-vis/SLE-T 50b1733; the number of GPUs and the sizes of the text encoder: dinov3's README and hub/dinotxt.py;
+[choice] ours. The head itself is methods/dinotxt.py and models/image_blocks.py: drop path .3, layer scale 1e-5,
 logit scale from ln(1/.07), clamped to ln 100, all [code].
 """
 

@@ -50,7 +50,8 @@ GELUS = ("gelu", "quick_gelu")  # the activations that open_clip and timm build 
 NORMALISATIONS = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
     "clip": (CLIP_MEAN, CLIP_STD),
-    "satellite": ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143)),  # DINOv3's SAT-493M
+    # of DINOv3's SAT-493M weights: README.md of facebookresearch/dinov3, "Image transforms"
+    "satellite": ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }

@@ -68,7 +68,6 @@ TERMS = {
     "region": crop_to_region,
     "distill": frozen_teacher,
 }
-NATIVE_METHODS = ("clip", "siglip")  # that can train on images of any aspect
 ENCODERS = {"image_encoder": image_encoder}  # further methods of imported checkpoints; not trainable
 
 
@@ -86,7 +85,7 @@ def build(config: ConfigDict) -> Method:
         method = patch_dropout(method, config)
     method = _with_terms(method, config)
     if config.views.native:
-        _check_native(config)
+        _check_native(method, config)
     _check_crops(method.crops, config)
     built = build_method(method, config.losses.weights.to_dict())
     frozen = split_list(config.optimizer.frozen)  # the teacher's network is the student's, which does not change
@@ -108,13 +107,12 @@ def _with_terms(method: Method, config: ConfigDict) -> Method:
     return method
 
 
-def _check_native(config: ConfigDict) -> None:
+def _check_native(method: Method, config: ConfigDict) -> None:
     """Raises ValueError for a method or a term that needs squares of patches."""
     views, asked = config.views, f"views.native {config.views.native}"
     terms = [f"losses.weights.{name}" for name in TERMS if config.losses.weights.get(name, 0)]
-    if config.method not in NATIVE_METHODS:
-        known = " and ".join(NATIVE_METHODS)
-        raise ValueError(f"{asked} is for {known}; method {config.method} needs squares: leave it out")
+    if not method.native:
+        raise ValueError(f"{asked}: method {method.name} needs squares; leave it out, or train clip or siglip")
     if needy := [*terms, *(["views.patch_dropout"] if views.patch_dropout else [])]:
         raise ValueError(f"{asked}: {needy[0]} needs squares; leave one of the two out")
 

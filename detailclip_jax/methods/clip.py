@@ -14,4 +14,5 @@ def clip(config: ConfigDict) -> Method:
         encode_text=components.encode_text,
         heads=(components.joint_head("full"),),
         losses=(components.clip_term(),),
+        native=True,
     )

@@ -172,6 +172,7 @@ class Method:
     target_text: Callable[[Networks, Batch], Texts | None] = no_text
     score: Score | None = None
     weights: str = "ema"  # of evaluation and export by default: "ema" (the student's without a teacher) or "student"
+    native: bool = False  # whether it also trains on images of any aspect, whose patches form no square
     continues: str = ""  # the method of a first run, from which this one goes on by `config.init`; "" for none
 
     @functools.cached_property

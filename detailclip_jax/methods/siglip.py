@@ -24,6 +24,7 @@ def siglip(config: ConfigDict) -> Method:
         encode_text=components.encode_text,
         heads=(sigmoid_head("full"),),
         losses=(sigmoid_term(),),
+        native=True,
     )
 
 

@@ -34,7 +34,7 @@ from detailclip_jax.types import Array, Int, Scalar
 
 def superclip(config: ConfigDict) -> Method:
     """Builds the method `superclip`: `clip`, to which `losses.weights.token_set` adds the term."""
-    return dataclasses.replace(clip(config), name="superclip")
+    return dataclasses.replace(clip(config), name="superclip", native=False)
 
 
 def token_set(method: Method, config: ConfigDict) -> Method:

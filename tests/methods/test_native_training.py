@@ -38,7 +38,7 @@ def test_squares_have_the_loss_of_squares_also_with_padding():
 @pytest.mark.parametrize(
     "method, fields, words",
     [
-        ("detailclip", {}, ("views.native (16, 24)", "clip and siglip", "detailclip")),
+        ("detailclip", {}, ("views.native (16, 24)", "method detailclip needs squares", "clip or siglip")),
         ("clip", {"losses.weights.gram": 1.0}, ("views.native", "losses.weights.gram")),
         ("clip", {"views.patch_dropout": 0.5}, ("views.native", "views.patch_dropout")),
         ("clip", {"preprocess.resize": "squash"}, ("views.native", "'squash'", "--config.preprocess.resize=native")),
