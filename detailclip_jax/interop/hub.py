@@ -205,6 +205,7 @@ def timm_options(content: Mapping[str, Any]) -> dict[str, Any]:
         "resize_filter": stated.get("interpolation"),
         "resize": _known_as(TIMM_RESIZES, stated.get("crop_mode")),
         "crop_ratio": stated.get("crop_pct"),
+        "image_size": arguments.get("img_size") if "num_reg_tokens" in arguments else None,  # no positions show it
     }
 
 
