@@ -44,7 +44,7 @@ OTHER_NAMES = {  # what users write for a format or layout whose name is not nea
     "laion": ["open_clip"],
     "vit": ["timm"],
     "backbone": ["timm"],
-    **dict.fromkeys(("siglip", "siglip2"), ["big_vision", "huggingface"]),
+    **{word: ["big_vision", "huggingface"] for word in ("siglip", "siglip2")},
     "jax": [OWN, "stablehlo"],
     "flax": [OWN, "stablehlo"],
     **{word: ["open_clip", "huggingface", "timm"] for word in ("torch", "pytorch", "pt", "pth")},
