@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import check_names
+from tiny import SIZE, check_names
 
 from detailclip_jax import config, export, import_torch, interop
 from detailclip_jax.config import run_config
@@ -45,7 +45,8 @@ from test_vocabularies import end_file, word_file  # noqa: E402  # needs the lib
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 OPENAI_FIELDS = {f"model.image_style.{name}": value for name, value in OPENAI_STYLE._asdict().items()}
 GELU_FIELDS = OPENAI_FIELDS | {"model.image_style.activation": "gelu", "model.text_activation": "gelu"}
-TINY = {"model.size": "tiny", "model.image_size": 32, "model.context_length": 12, "model.vocab_size": 64}
+TINY = {"model.image_size": 32, "model.context_length": 12, "model.vocab_size": 64}
+TINY |= {"model.size": "custom", "model.custom": SIZE}
 
 CAPTIONED = {
     "cosmos": {"data.caption": "crops", "data.num_captions": 4},
@@ -331,6 +332,7 @@ def test_image_towers_that_open_clip_does_not_have(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("to", ["open_clip", "timm"])
 def test_an_encoder_that_pools_patches_by_their_mean_is_exported_and_read_again(to, tmp_path, capsys):
     """As configs/detail.py trains it."""
@@ -372,6 +374,7 @@ def test_activations_that_the_target_does_not_name_are_refused(to, activation):
         state_dicts.layout_for(made, to)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(("to", "method"), [("cosmos", "flair"), ("flair", "cosmos")])
 def test_layouts_of_a_method_are_for_it_alone(captioned, tmp_path, capsys, to, method):
     assert run(captioned[method], to, tmp_path / "out.pt") == 2
@@ -637,7 +640,7 @@ def test_our_own_tree_says_how_to_build_it(detailclip, tmp_path):
     read = load_file(path)
     assert set(read) == set(flat)
     assert all(np.array_equal(read[name], value) for name, value in flat.items())
-    assert json.loads(tensor_files.metadata(path)["config"])["model"]["size"] == "tiny"
+    assert json.loads(tensor_files.metadata(path)["config"])["model"]["custom"] == SIZE
     _, again, made = interop.load(path)
     jax.tree.map(np.testing.assert_array_equal, again["params"], variables["params"])
     jax.tree.map(np.testing.assert_array_equal, again["ema_params"]["image"], variables["params"]["image"])
@@ -730,6 +733,7 @@ def test_errors_are_messages(backbone, tmp_path, capsys, monkeypatch, arguments,
     assert error.startswith("error: ") and message in error
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
