@@ -11,7 +11,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import UInt8 as UInt8  # for the modules that import this one
+from jaxtyping import UInt32 as UInt32
 
 PyTree: TypeAlias = Any
 Params: TypeAlias = Mapping[str, Any]
@@ -62,8 +64,8 @@ class Hidden(struct.PyTreeNode):
 class Tokens(struct.PyTreeNode):
     """Output of an image encoder, after its final norm.
 
-    `extra` holds the class tokens after the first (TIPS), and is None if there is one. After the blocks of dinotxt
-    it is the mean of the patches.
+    `extra` holds the class tokens after the first (TIPS), and is None if there is one.
+    `mean` is the mean of the patches after the blocks of dinotxt, in float32, and None otherwise.
     `values` holds the patches of the value read-out (MaskCLIP's: in the last block each attends to itself alone), after
     the final norm. It is None unless requested.
     `attention` holds for each layer the CLS token's attention to the patches: the softmax runs over all keys, CLS
@@ -75,6 +77,7 @@ class Tokens(struct.PyTreeNode):
     attention: Float[Array, "*batch L N"] | None = None
     extra: Float[Array, "*batch R D"] | None = None
     values: Float[Array, "*batch K D"] | None = None
+    mean: Float[Array, "*batch D"] | None = None
 
 
 class Texts(struct.PyTreeNode):
@@ -87,27 +90,3 @@ class Texts(struct.PyTreeNode):
     embedding: Float[Array, "C B E"]
     tokens: Float[Array, "C B T D"] | None = None
     valid: Bool[Array, "C B T"] | None = None
-
-
-__all__ = [
-    "BATCH",
-    "DATA",
-    "FSDP",
-    "Array",
-    "Axis",
-    "Batch",
-    "Bool",
-    "Float",
-    "Hidden",
-    "Int",
-    "Keys",
-    "Leaf",
-    "Params",
-    "PyTree",
-    "Scalar",
-    "Texts",
-    "Tokens",
-    "UInt8",
-    "UInt32",
-    "View",
-]

@@ -83,7 +83,9 @@ def build(config: ConfigDict) -> Method:
     method = (METHODS | ENCODERS)[config.method](config)
     if config.views.patch_dropout:
         method = patch_dropout(method, config)
-    method = _with_terms(method, config)
+    for name, make in TERMS.items():
+        if config.losses.weights.get(name, 0) and method.losses:
+            method = make(method, config)
     if config.views.native:
         _check_native(method, config)
     _check_crops(method.crops, config)
@@ -98,13 +100,6 @@ def build(config: ConfigDict) -> Method:
     _check_count(built, config)
     _check_decoder(built, config)
     return built
-
-
-def _with_terms(method: Method, config: ConfigDict) -> Method:
-    for name, make in TERMS.items():
-        if config.losses.weights.get(name, 0) and method.losses:
-            method = make(method, config)
-    return method
 
 
 def _check_native(method: Method, config: ConfigDict) -> None:

@@ -26,7 +26,7 @@ def aclip(config: ConfigDict) -> Method:
         name="aclip",
         ema=("image", "image_projection", "text", "text_projection", "byol_projector"),
         targets={"enclosing": "enclosing"},
-        mask=components.mask_by(rule, strategy, attention, views.crops.large.count),
+        mask=components.mask_by(rule, strategy, views.crops.large.count, attention),
         passes={"visible": Pass("large", visible)},
         encode_text=components.encode_text,
         heads=(

@@ -14,7 +14,7 @@ words neither count as rows nor as columns, while the code keeps them as negativ
 sentences, not also phrases that a parser finds.
 """
 
-import math
+import dataclasses
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -23,35 +23,26 @@ from detailclip_jax.data.caption_rules import num_captions, parse
 from detailclip_jax.data.vocabularies import CLIP
 from detailclip_jax.losses.block_targets import beta_loss
 from detailclip_jax.methods import components
+from detailclip_jax.methods.clip import clip
 from detailclip_jax.methods.method import (
     Context,
     Forward,
     Head,
     Loss,
     Method,
-    Pass,
     WholeBatch,
     fold,
-    full,
     uses,
 )
 from detailclip_jax.models.cross_pool import cross_pool
-from detailclip_jax.models.heads import scalar
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.towers import NETWORKS, Networks
 from detailclip_jax.types import Array, Bool, Int, Scalar
-
-SCALE = scalar(math.log(1 / 0.07), bounds=(0.0, math.log(100)))
 
 
 def beta(config: ConfigDict) -> Method:
     """Builds the method `beta`: CLIP on the first caption, to which `losses.weights.beta` adds the term."""
-    return Method(
-        name="beta",
-        passes={"full": Pass("large", full)},
-        encode_text=components.encode_text,
-        heads=(components.joint_head("full"),),
-        losses=(components.clip_term(num_captions=1),),
-    )
+    first = components.clip_term(num_captions=1)
+    return dataclasses.replace(clip(config), name="beta", losses=(first,), native=False)
 
 
 def sentence_contrast(method: Method, config: ConfigDict) -> Method:
@@ -96,7 +87,7 @@ def pooled_head(name: str) -> Head:
 def scale_head() -> Head:
     """Head of the logarithm of the inverse temperature of L_beta."""
 
-    @uses(beta_scale=SCALE)
+    @uses(beta_scale=NETWORKS["logit_scale"])
     def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
         return {"beta_scale": student.beta_scale()}
 

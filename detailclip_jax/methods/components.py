@@ -22,10 +22,8 @@ from detailclip_jax.methods.method import (
     WholeBatch,
     fold,
     full,
-    full_with_values,
     uses,
     visible,
-    visible_with_values,
 )
 from detailclip_jax.models.patches import normalise_patches, patchify, take
 from detailclip_jax.models.registry import Network
@@ -48,21 +46,20 @@ def attention_of(target: str) -> Callable:
     return attention
 
 
-def no_attention(targets: Targets, views: Views) -> None:
-    """Returns None: for masks that do not depend on a teacher."""
-
-
 def mask_rule(config: ConfigDict) -> masking.RemovalRule:
     """Builds the rule for the number of patches that `config.masking` removes; ValueError for invalid settings."""
     masks, side = config.masking, sizes.num_side_patches(config.model)
     return masking.RemovalRule(side, masks.ratio, masks.granularity, masks.rounded).checked()
 
 
-def mask_by(rule: masking.RemovalRule, strategy: masking.Strategy, attention: Callable, num_views: int) -> Callable:
+def mask_by(
+    rule: masking.RemovalRule, strategy: masking.Strategy, num_views: int, attention: Callable | None = None
+) -> Callable:
     """Returns a mask function: `strategy` selects patches by what `attention` returns, or by random keys."""
 
     def mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> Hidden:
-        return strategy(rule, attention=attention(targets, views), keys=keys.image, views=num_views)
+        found = attention and attention(targets, views)
+        return strategy(rule, attention=found, keys=keys.image, views=num_views)
 
     return mask
 
@@ -239,15 +236,11 @@ def with_values(method: Method, term: str) -> tuple[str, dict[str, Pass]]:
     Raises ValueError that names the `term` also for a method whose pass replaces patches.
     """
     name = captioned_pass(method, term)
-    encode = WITH_VALUES.get(method.passes[name].encode, method.passes[name].encode)
-    if encode not in WITH_VALUES.values():
+    if method.passes[name].encode not in (full, visible):
         raise ValueError(
             f"losses.weights.{term} needs patches as they are, but method {method.name} replaces some; set it to 0"
         )
-    return name, {**method.passes, name: method.passes[name]._replace(encode=encode)}
-
-
-WITH_VALUES = {full: full_with_values, visible: visible_with_values}  # passes over patches as they are
+    return name, {**method.passes, name: method.passes[name]._replace(values=True)}
 
 
 def patch_pass(method: Method, term: str) -> str:
@@ -255,8 +248,7 @@ def patch_pass(method: Method, term: str) -> str:
 
     Raises ValueError that names the `term` which needs it for a method without such a pass.
     """
-    over_patches = (*WITH_VALUES, *WITH_VALUES.values())
-    names = [name for name, each in method.passes.items() if each.encode in over_patches and each.view != "local"]
+    names = [name for name, each in method.passes.items() if each.encode in (full, visible) and each.view != "local"]
     if not names:
         raise ValueError(
             f"losses.weights.{term} needs a pass over all or the visible patches of a large crop, which method "

@@ -10,7 +10,6 @@ The published code differs in three places: it passes no gradient to the embeddi
 moves the teacher before the optimizer's step, and it attends to the padding behind a caption, which is masked here.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -22,8 +21,8 @@ from detailclip_jax.losses.clip import clip_loss
 from detailclip_jax.methods import components
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, Pass, WholeBatch, fold, full, uses
 from detailclip_jax.models.cross_pool import cross_pool
-from detailclip_jax.models.heads import biased_projection, scalar
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.heads import biased_projection
+from detailclip_jax.models.towers import NETWORKS, Networks
 from detailclip_jax.types import Array, Bool, Float, Scalar
 
 STUDENTS, TEACHERS = ("image_cross", "text_cross"), ("teacher_image", "teacher_text")
@@ -98,7 +97,7 @@ def _plus_pooled(
 def teacher_head(target: str) -> Head:
     """Head of the teacher's embeddings: its pass `target` and its texts, without cross-attention."""
 
-    @uses("image_projection", distill_scale=scalar(math.log(1 / 0.07), bounds=(0.0, math.log(100))))
+    @uses("image_projection", distill_scale=NETWORKS["logit_scale"])
     def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
         images = fold(teacher.image_projection, record.targets[target].cls)
         return {

@@ -62,7 +62,6 @@ def embedding_head(name: str) -> Head:
 
     @uses("logit_scale")
     def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
-        tokens = record.tokens[name]
-        return {"image_embedding": joined(tokens.cls, tokens.extra), "logit_scale": student.logit_scale()}
+        return {"image_embedding": joined(record.tokens[name]), "logit_scale": student.logit_scale()}
 
     return Head(("image_embedding", "logit_scale"), run, passes=(name,))

@@ -9,8 +9,6 @@ The published code differs in two places: the batch of its loss is that of a dev
 never draws the last run of consecutive sentences.
 """
 
-import math
-
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -23,11 +21,9 @@ from detailclip_jax.methods import components
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, Pass, WholeBatch, fold, full, uses
 from detailclip_jax.models.cross_pool import NUM_HEADS, cross_pool
 from detailclip_jax.models.heads import scalar
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.towers import NETWORKS, Networks
 from detailclip_jax.types import Array, Float, Scalar
 
-LOGIT_SCALE = scalar(math.log(1 / 0.07), bounds=(0.0, math.log(100)))
-LOGIT_BIAS = scalar(-10.0)
 POOL = {"caption_pool": cross_pool(norm_values=True, zero_key=True)}
 
 
@@ -54,7 +50,7 @@ def flair(config: ConfigDict) -> Method:
         passes={"full": Pass("large", full)},
         encode_text=components.encode_text,
         heads=(
-            components.joint_head("full", logit_scale=LOGIT_SCALE, logit_bias=LOGIT_BIAS),
+            components.joint_head("full", logit_scale=NETWORKS["logit_scale"], logit_bias=scalar(-10.0)),
             pairs_head("full"),
             queries_head(),
         ),

@@ -1,8 +1,8 @@
 """The Gram anchor of DINOv3 as a term of other methods (arXiv 2508.10104): `losses.weights.gram`.
 
-The anchor is a copy of the image encoder, the teacher's if it has one: at the step from which `losses.ramps.gram` lets
-the weight rise. Until then the weight is 0. A run that resumes with another `total_steps` has another such step; if it
-is still to come, the anchor is copied again. The term keeps the similarities between the
+The anchor is a copy of the image encoder, the teacher's if it has one. It is made at the step from which
+`losses.ramps.gram` lets the weight rise; until then the weight is 0. A run that resumes with another `total_steps` has
+another such step; if it is still to come, the anchor is copied again. The term keeps the similarities between the
 patches of the student near those of the anchor: dense features of a long run tend to get worse while its other losses
 still fall.
 

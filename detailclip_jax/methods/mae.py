@@ -18,7 +18,7 @@ def mae(config: ConfigDict) -> Method:
     rule = components.mask_rule(config)
     return Method(
         name="mae",
-        mask=components.mask_by(rule, masking.random, components.no_attention, views),
+        mask=components.mask_by(rule, masking.random, views),
         passes={"visible": Pass("large", visible)},
         decode=components.decode("visible"),
         heads=(components.pixel_head("large", patch_size, losses.normalise_pixels, losses.pixel_eps),),

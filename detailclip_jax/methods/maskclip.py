@@ -20,7 +20,7 @@ def maskclip(config: ConfigDict) -> Method:
         name="maskclip",
         ema=("image", "image_projection", "text", "text_projection", "prototype_head"),
         targets={"full": "large"},
-        mask=components.mask_by(rule, strategy, components.attention_of("full"), views),
+        mask=components.mask_by(rule, strategy, views, components.attention_of("full")),
         passes={"full": Pass("large", full), "visible": Pass("large", visible)},
         decode=components.decode("visible"),
         encode_text=components.encode_text,

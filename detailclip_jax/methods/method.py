@@ -87,6 +87,11 @@ class Pass(NamedTuple):
 
     view: str
     encode: Callable[..., Tokens]  # (student, view, hidden, one key per image)
+    values: bool = False  # also the value read-out, `Tokens.values`; of `full` and `visible`
+
+    def run(self, student: Networks, views: Views, hidden: Hidden | None, keys: Array) -> Tokens:
+        """Encodes the view."""
+        return self.encode(student, views[self.view], hidden, keys, **({"values": True} if self.values else {}))
 
 
 class Head(NamedTuple):
@@ -240,7 +245,7 @@ def forward(
     targets = {name: encode_target(teacher, views[view]) for name, view in method.targets.items()}
     anchors = {name: encode_target(anchor, views[view]) for name, view in method.anchors.items()}
     hidden = method.mask(targets, views, batch, keys)
-    tokens = {name: p.encode(student, views[p.view], hidden, keys.of(name)) for name, p in method.passes.items()}
+    tokens = {name: each.run(student, views, hidden, keys.of(name)) for name, each in method.passes.items()}
     decoded = method.decode(student, tokens, hidden)
     text = method.encode_text(student, batch)
     target_text = jax.lax.stop_gradient(method.target_text(teacher, batch))
@@ -261,32 +266,16 @@ def encode_target(teacher: Networks, view: View) -> Tokens:
 
 
 @uses("image")
-def full(student: Networks, view: View, hidden: Hidden | None, keys: Array) -> Tokens:
+def full(student: Networks, view: View, hidden: Hidden | None, keys: Array, values: bool = False) -> Tokens:
     """Encodes all patches with the student; keys [B] are for drop path."""
-    return fold(lambda images, noise: student.image(images, keys=noise), view.image, view_keys(keys, view))
-
-
-@uses("image")
-def full_with_values(student: Networks, view: View, hidden: Hidden | None, keys: Array) -> Tokens:
-    """Encodes all patches with the student, and returns also the patches of the value read-out, `Tokens.values`."""
-    encode = lambda images, noise: student.image(images, keys=noise, values=True)  # noqa: E731
+    encode = lambda images, noise: student.image(images, keys=noise, values=values)  # noqa: E731
     return fold(encode, view.image, view_keys(keys, view))
 
 
 @uses("image")
-def visible(student: Networks, view: View, hidden: Hidden, keys: Array) -> Tokens:
+def visible(student: Networks, view: View, hidden: Hidden, keys: Array, values: bool = False) -> Tokens:
     """Encodes only the kept patches with the student; hidden patches are dropped."""
-
-    def encode(images: Array, kept: Array, noise: Array) -> Tokens:
-        return student.image(images, kept, keys=noise)
-
-    return fold(encode, view.image, hidden.kept, view_keys(keys, view))
-
-
-@uses("image")
-def visible_with_values(student: Networks, view: View, hidden: Hidden, keys: Array) -> Tokens:
-    """Encodes only the kept patches with the student, and returns also those of the value read-out."""
-    encode = lambda images, kept, noise: student.image(images, kept, keys=noise, values=True)  # noqa: E731
+    encode = lambda images, kept, noise: student.image(images, kept, keys=noise, values=values)  # noqa: E731
     return fold(encode, view.image, hidden.kept, view_keys(keys, view))
 
 

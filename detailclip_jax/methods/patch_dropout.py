@@ -1,8 +1,9 @@
 """Patch dropout: the image encoder sees a random part of the patches (FLIP, arXiv 2212.00794): `views.patch_dropout`.
 
 Positions are added first. The class token stays, and int(N (1 - p)) of the N patches, at least one, as in open_clip.
-Each view of each image draws its own, without repetition. Evaluation sees all patches. So does the end of a run, from
-the share `views.patch_dropout_until` on (FLIP's unmasked tuning): its step is that of the method without dropout.
+Each view of each image draws its own, without repetition. Evaluation sees all patches. The end of a run does too, after
+the share `views.patch_dropout_until` of its steps (FLIP's unmasked tuning): its step is that of the method without
+dropout.
 """
 
 import dataclasses
@@ -24,6 +25,6 @@ def patch_dropout(method: Method, config: ConfigDict) -> Method:
         )
     side = sizes.num_side_patches(config.model)
     rule = masking.RemovalRule(side, share, rounded="kept", field="views.patch_dropout").checked()
-    mask = components.mask_by(rule, masking.random, components.no_attention, views)
+    mask = components.mask_by(rule, masking.random, views)
     passes = {name: each._replace(encode=visible) for name, each in method.passes.items()}
     return dataclasses.replace(method, passes=passes, mask=mask)

@@ -24,7 +24,7 @@ def siglip2(config: ConfigDict) -> Method:
         name="siglip2",
         ema=("image", "prototype_head"),
         targets={"full": "large"},
-        mask=components.mask_by(rule, masking.random, components.no_attention, 1),
+        mask=components.mask_by(rule, masking.random, 1),
         passes={"clean": Pass("clean", full), "masked": Pass("large", masked), "local": Pass("local", full)},
         decode=components.tokens_at_hidden("masked"),
         encode_text=components.encode_text,

@@ -44,7 +44,7 @@ def token_set(method: Method, config: ConfigDict) -> Method:
     """
     name, size, ids = captioned_pass(method, "token_set"), config.model.vocab_size, predicted_ids(config)
     network = Network(lambda build: TokenHead(build.size.width, len(ids), build.dtype))
-    heads = feature_head(name, network), layer_head(network), counts_head(size)
+    heads = feature_head(name, network), layer_head(network, size)
     return method.plus(heads, token_set_term(ids, config))
 
 
@@ -90,24 +90,16 @@ def feature_head(name: str, network: Network) -> Head:
     return Head(("set_features",), run, per_image=True)
 
 
-def layer_head(network: Network) -> Head:
-    """Head of the classifier's parameters."""
+def layer_head(network: Network, vocab_size: int) -> Head:
+    """Head of the classifier's parameters, and of the number of images whose captions have a token, for each id."""
 
     @uses(token_head=network)
     def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
         kernel, bias = student.token_head.layer()
-        return {"set_kernel": kernel, "set_bias": bias}
+        counts = document_counts(tokens_of(record), vocab_size)
+        return {"set_kernel": kernel, "set_bias": bias, "token_set_sum": counts}
 
-    return Head(("set_kernel", "set_bias"), run)
-
-
-def counts_head(vocab_size: int) -> Head:
-    """Head of the number of images whose captions have a token, for each id of the vocabulary."""
-
-    def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
-        return {"token_set_sum": document_counts(tokens_of(record), vocab_size)}
-
-    return Head(("token_set_sum",), run)
+    return Head(("set_kernel", "set_bias", "token_set_sum"), run)
 
 
 def tokens_of(record: Forward) -> Int[Array, "B CT"]:

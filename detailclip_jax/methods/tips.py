@@ -34,7 +34,7 @@ def variant(name: str, ema: tuple[str, ...], config: ConfigDict) -> Method:
         name=name,
         ema=ema,
         targets={"full": "large"},
-        mask=components.mask_by(rule, masking.random, components.no_attention, 1),
+        mask=components.mask_by(rule, masking.random, 1),
         passes={"full": Pass("large", full), "masked": Pass("large", masked), "local": Pass("local", full)},
         decode=components.tokens_at_hidden("masked"),
         encode_text=components.encode_text,

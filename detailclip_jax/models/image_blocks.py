@@ -19,7 +19,7 @@ from detailclip_jax.models.layers import LayerNorm, swiglu
 from detailclip_jax.models.registry import Build, Network
 from detailclip_jax.models.text import mean_of
 from detailclip_jax.models.vit import VIT_INIT, fold_in
-from detailclip_jax.types import Array, Bool, Float, Tokens
+from detailclip_jax.types import Array, Bool, Float, Leaf, Tokens
 
 NUM_BLOCKS, DROP_PATH, LAYER_SCALE, EPS = 2, 0.3, 1e-5, 1e-5
 FIRST_KEY = 1000  # of their drop path: the encoder's takes the numbers of its blocks
@@ -57,7 +57,7 @@ class ImageBlocks(nn.Module):
         return self.norm(x)
 
     def aligned(self, tokens: Tokens, keys: Array | None = None, real: Bool[Array, "B N"] | None = None) -> Tokens:
-        """Computes CLS and patches of encoded images; `extra` is the mean of the patches, in float32.
+        """Computes CLS, patches and their mean of encoded images.
 
         `real` is False at the padding of native images.
         """
@@ -69,18 +69,16 @@ class ImageBlocks(nn.Module):
         x = self(x, keys, mask)
         patches = x[:, first:]
         mean = patches.astype(jnp.float32).mean(1) if real is None else mean_of(patches, real)
-        return Tokens(x[:, 0], patches, extra=mean[:, None])
+        return Tokens(x[:, 0], patches, mean=mean)
 
     def embedding(self, tokens: Tokens, real: Bool[Array, "B N"] | None = None) -> Float[Array, "B E"]:
         """Computes the embedding of encoded images."""
-        made = self.aligned(tokens, real=real)
-        return joined(made.cls, made.extra)
+        return joined(self.aligned(tokens, real=real))
 
 
-def joined(cls: Float[Array, "*batch D"], mean: Float[Array, "*batch 1 D"] | None) -> Float[Array, "*batch E"]:
-    """Returns the embedding [CLS, mean of the patches], in float32, of the two that `ImageBlocks.aligned` makes."""
-    assert mean is not None  # `aligned` has made it
-    return jnp.concatenate([cls.astype(jnp.float32), mean[..., 0, :]], -1)
+def joined(tokens: Leaf) -> Float[Array, "*batch E"]:
+    """Returns the embedding [CLS, mean of the patches], in float32, of what `ImageBlocks.aligned` makes."""
+    return jnp.concatenate([tokens.cls.astype(jnp.float32), tokens.mean], -1)
 
 
 def image_blocks(build: Build) -> ImageBlocks:

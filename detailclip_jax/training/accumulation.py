@@ -10,7 +10,7 @@ already known.  The memory is that of one chunk; the cost is one more forward pa
 With one chunk every term is computed in it, and nothing runs twice.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NoReturn
 
@@ -109,7 +109,7 @@ def embeddings(record: Forward, kept: Iterable[str]) -> Embeddings:
     or None, and "heads" has the outputs `kept` of heads that ran on the chunk.
     """
     classes = {
-        kind: {name: ClassTokens(t.cls, t.extra) for name, t in getattr(record, kind).items()}
+        kind: {name: ClassTokens(t.cls, t.extra, t.mean) for name, t in getattr(record, kind).items()}
         for kind in ("targets", "anchors", "tokens")
     }
     captions = {
@@ -121,49 +121,40 @@ def embeddings(record: Forward, kept: Iterable[str]) -> Embeddings:
 
 def rejoin(batch: Batch, embedded: Embeddings) -> Forward:
     """Builds a `Forward` record of the whole batch from the embeddings of all chunks; reading anything else raises."""
-    views, hidden, decoded = (Missing(name) for name in ("views", "hidden", "decoded"))
-    return Forward(batch, views, hidden=hidden, decoded=decoded, **jax.tree.map(_joined, dict(embedded)))
+    missing = {name: Missing(name) for name in ("views", "hidden", "decoded")}
+    return Forward(batch, **missing, **jax.tree.map(_joined, dict(embedded)))
 
 
 def _joined(chunks: Float[Array, "A V B *D"]) -> Float[Array, "V AB *D"]:
     return jnp.moveaxis(chunks, 0, 1).reshape(chunks.shape[1], -1, *chunks.shape[3:])
 
 
-class ClassTokens(struct.PyTreeNode):
-    """The class tokens of the whole batch; patches and attention are only known chunk by chunk."""
+class Partial:
+    """What the terms of the whole batch know of it; the rest is only known chunk by chunk, and reading it raises."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Raises ValueError; AttributeError for special names, by which libraries ask what an object can do."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        refuse(vars(self).get("_name", name))
+
+
+class ClassTokens(Partial, struct.PyTreeNode):
+    """The class tokens of the whole batch."""
 
     cls: Array
     extra: Array | None = None
-
-    @property
-    def patches(self) -> NoReturn:
-        """Raises ValueError."""
-        refuse("patch tokens")
-
-    @property
-    def attention(self) -> NoReturn:
-        """Raises ValueError."""
-        refuse("attention")
+    mean: Array | None = None  # of dinotxt
 
 
-class Captions(struct.PyTreeNode):
-    """The caption embeddings [C, B, E] of the whole batch; their words are only known chunk by chunk."""
+class Captions(Partial, struct.PyTreeNode):
+    """The caption embeddings [C, B, E] of the whole batch."""
 
     embedding: Array
 
-    @property
-    def tokens(self) -> NoReturn:
-        """Raises ValueError."""
-        refuse("text tokens")
 
-    @property
-    def valid(self) -> NoReturn:
-        """Raises ValueError."""
-        refuse("text tokens")
-
-
-class Missing(Mapping):
-    """A field of the record that is only known chunk by chunk: using it raises ValueError."""
+class Missing(Partial):
+    """A field of the record of which nothing is known."""
 
     def __init__(self, name: str):
         """Stores the field's name."""
@@ -173,24 +164,10 @@ class Missing(Mapping):
         """Raises ValueError."""
         refuse(self._name)
 
-    def __getattr__(self, name: str) -> NoReturn:
-        """Raises ValueError; AttributeError for special names, by which libraries ask what an object can do."""
-        if name.startswith("_"):
-            raise AttributeError(name)
-        refuse(self._name)
-
-    def __iter__(self) -> Iterator:
-        """Raises ValueError."""
-        refuse(self._name)
-
-    def __len__(self) -> int:
-        """Raises ValueError."""
-        refuse(self._name)
-
 
 def refuse(what: str) -> NoReturn:
     """Raises the ValueError of a term that accumulation cannot compute exactly."""
     raise ValueError(
-        f"accumulation: a term over the whole batch reads {what}, which is only known chunk by chunk, so it would not "
-        "be exact; set --config.accumulation=1"
+        f"accumulation: a term over the whole batch reads {what!r}, which is only known chunk by chunk, so it would "
+        "not be exact; set --config.accumulation=1"
     )

@@ -84,9 +84,9 @@ def train_step(state: TrainState, batch: Batch, setup: StepSetup, layout: StepLa
 
 
 def with_anchor(state: TrainState, teacher: Params, copy_at: Array | np.int32) -> Mapping[str, PyTree]:
-    """Returns the running state, in which the anchor is a copy of the image encoder, up to the one of step `copy_at`.
+    """Returns the running state, with a new copy of the image encoder as anchor at every step up to `copy_at`.
 
-    The copies before that step are there for a run that resumes with fewer steps in all: its `copy_at` is over.
+    Only the last copy counts, but a run that resumes with fewer steps in all has an earlier `copy_at`, which is past.
     """
     if ANCHOR not in state.running:
         return state.running

@@ -8,7 +8,7 @@ from tiny import noise, tiny_config
 
 from detailclip_jax.methods.method import Forward
 from detailclip_jax.models import towers
-from detailclip_jax.training import ema, experiment, forward_pass, train_state
+from detailclip_jax.training import ema, experiment, forward_pass
 
 MOVE = jax.jit(ema.update)
 STUDENT = {"image": {"w": jnp.full((2,), 4.0)}, "decoder": {"w": jnp.ones((3,))}}
@@ -52,15 +52,6 @@ def test_center_is_a_running_mean():
         center = ema.update_center(center, jnp.asarray(mean), 0.9)
     weights = 0.1 * 0.9 ** np.arange(3, -1, -1)
     np.testing.assert_allclose(center, weights @ means, rtol=1e-5)
-
-
-def test_weights_by_name():
-    state = train_state.TrainState(0, STUDENT, {}, {}, (), {}, jnp.zeros(2, jnp.uint32))
-    assert train_state.weights(state, "student") is STUDENT
-    with pytest.raises(ValueError, match="no teacher"):
-        train_state.weights(state, "ema")
-    with pytest.raises(ValueError, match="known: student, ema"):
-        train_state.weights(state, "best")
 
 
 @pytest.mark.check
