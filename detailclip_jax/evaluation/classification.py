@@ -1,6 +1,6 @@
 """Classification metrics for one true class per example: top-k, mean per class, area under the ROC curve."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -53,24 +53,6 @@ def matrix_metrics(
     yield from rank_metrics(class_ranks(matrix_blocks(scores), labels), labels, scores.shape[1], metric, top)
 
 
-def accuracies(
-    images: Float[np.ndarray, "n E"],
-    classes: Float[np.ndarray, "C E"],
-    labels: Int[np.ndarray, "n"],
-    metric: str,
-    top: Sequence[int],
-    pooled: Callable[[], Float[np.ndarray, "n C"]] | None = None,
-) -> Iterator[tuple[str, Metric]]:
-    """Yields the metrics of `zero_shot_metrics`.
-
-    For a method that pools an image by each text, `pooled` computes its scores of all examples and classes: their
-    metrics follow as "pooled_...".
-    """
-    yield from zero_shot_metrics(images, classes, labels, metric, top)
-    if pooled is not None:
-        yield from ((f"pooled_{name}", value) for name, value in matrix_metrics(pooled(), labels, metric, top))
-
-
 def class_ranks(blocks: Blocks, labels: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
     """For each example, the number of classes ranked before the true one, from scores in blocks; see `ranks`."""
     found = np.empty(len(labels), np.int64)
@@ -87,7 +69,9 @@ def rank_metrics(
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
     if metric == "mean_per_class":
-        yield metric, mean_per_class_metric(found < 1, labels, num_classes)
+        low, high = bootstrap_interval(mean_per_class, found < 1, labels)
+        value = mean_per_class(found < 1, labels)
+        yield metric, Metric(value, n=len(labels), chance=1 / num_classes, low=low, high=high)
     if metric == "mean_of_top1_and_top5":
         chance = (1 + min(5, num_classes)) / 2 / num_classes
         yield metric, mean_metric(((found < 1) * 1.0 + (found < 5)) / 2, chance)
@@ -105,14 +89,6 @@ def score_metrics(
 def usual_top(num_classes: int) -> tuple[int, ...]:
     """(1, 5), or (1,) if there are at most five classes."""
     return tuple(k for k in TOP if k == 1 or k < num_classes)
-
-
-def mean_per_class_metric(
-    hits: np.ndarray, labels: Int[np.ndarray, "n"], num_classes: int, num_resamples: int = 1000
-) -> Metric:
-    """Mean over classes of the hit rate within the class, with a bootstrap interval over examples."""
-    low, high = bootstrap_interval(mean_per_class, hits, labels, num_resamples=num_resamples)
-    return Metric(mean_per_class(hits, labels), n=len(labels), chance=1 / num_classes, low=low, high=high)
 
 
 def roc_auc(scores: Float[np.ndarray, "n"], positive: np.ndarray) -> float:

@@ -144,12 +144,9 @@ def as_json(table: Table) -> list[dict[str, Any]]:
 
 def figure(table: Table):
     """A figure with one panel per metric and one marker with error bar per method; needs the extra `demo`."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'detailclip_jax[demo]'") from error
     labels = [f"{method} ({weights})" for method, weights in table]
-    canvas = Figure((3.2 * len(FIGURE), 1.2 + 0.28 * len(labels)), dpi=120, facecolor="white", layout="constrained")
+    canvas = style.blank(3.2 * len(FIGURE), 1.2 + 0.28 * len(labels))
+    canvas.set_layout_engine("constrained")
     panels = canvas.subplots(1, len(FIGURE), sharey=True)
     for panel, name in zip(panels, FIGURE):
         for height, values in enumerate(table.values()):

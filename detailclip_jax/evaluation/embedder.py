@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,11 +37,6 @@ class Embedded(NamedTuple):
     unreadable: tuple[str, ...]
 
 
-def unwatched(batches: Iterable[PaddedBatch], total: int, what: str) -> Iterable[PaddedBatch]:
-    """Returns the batches unchanged; shows no progress."""
-    return batches
-
-
 class Embedder:
     """Embeds images and texts with an encoder, and counts what it could not read.
 
@@ -64,7 +59,7 @@ class Embedder:
         self.digest_of, self.store = digest_of, store
         self.begin()
 
-    def begin(self, watch: Watch = unwatched) -> None:
+    def begin(self, watch: Watch = lambda batches, total, what: batches) -> None:
         """Begins a measurement: the counts start again. `watch` shows progress, see `runner.watching`."""
         self.watch = watch
         self.tokens: dict[tuple[str, ...], np.ndarray] = {}  # by texts, so that each text is tokenized and counted once
@@ -268,10 +263,3 @@ def _write(file: Path, key: str, arrays: Arrays) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with written_atomically(file) as partial, partial.open("wb") as stream:
         np.savez(stream, key=np.array(key), **arrays)  # type: ignore[arg-type]
-
-
-def counted(batches: Iterable[PaddedBatch], report: Callable[[int], None]) -> Iterator[PaddedBatch]:
-    """Yields the batches and calls `report(rows)` after each; rows that other processes read count as well."""
-    for batch in batches:
-        yield batch
-        report(len(batch["valid"]))

@@ -11,10 +11,11 @@ from jaxtyping import Bool
 
 from detailclip_jax.data.caption_rules import not_blank
 from detailclip_jax.data.decoding import BUDGET
+from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.native import BLACK, Native, stacked
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.preprocessing import Transform
-from detailclip_jax.data.sources import Source
+from detailclip_jax.data.sources import Source, evenly
 from detailclip_jax.data.workers import Prefetched
 from detailclip_jax.inference.batching import PaddedBatch
 from detailclip_jax.runtime.devices import usable_cores
@@ -89,23 +90,11 @@ class ImageBatches:
             return self.transform.view(image), example.get("label", -1)
 
 
-class Subset:
+class Subset(Picked):
     """`count` evenly spaced examples of a source; all of them if it has fewer."""
 
     def __init__(self, source: Source, count: int):
-        self.source, self.count = source, min(count, len(source))
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < self.count:
-            raise IndexError(f"example {index} of {self.count}")
-        return self.source[self.place(index)]
-
-    def place(self, index: int) -> int:
-        """The index in the source of example `index`."""
-        return index * len(self.source) // self.count
+        super().__init__(source, [part[0] for part in evenly(len(source), count)])
 
 
 def sample_digest(source: Source, num: int = 8) -> str:

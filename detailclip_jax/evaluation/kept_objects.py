@@ -1,10 +1,8 @@
 """Measures whether the mask keeps objects rather than background; needs images with pixel-exact object masks."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Shaped
 
@@ -12,16 +10,11 @@ from detailclip_jax.evaluation.evaluator import Measured, SetEvaluator, Setting
 from detailclip_jax.evaluation.metrics import mean_metric
 from detailclip_jax.evaluation.sticker_scenes import open_with_masks, remarked
 from detailclip_jax.inference.batching import Batches, gather, mesh_of
-from detailclip_jax.methods.masking import RemovalRule, attention_low
-from detailclip_jax.types import Array, Bool, Float, Params
+from detailclip_jax.inference.inspection import lowest
+from detailclip_jax.methods.masking import RemovalRule
+from detailclip_jax.types import Bool, Params
 
 NUM_SCENES = 1000
-
-
-@partial(jax.jit, static_argnames="rule")
-def lowest(attention: Float[Array, "B N"], rule: RemovalRule) -> Bool[Array, "B N"]:
-    """True where a patch is removed because its attention is low."""
-    return attention_low(rule, attention=attention).mask
 
 
 def touched(segmentation: Shaped[np.ndarray, "B S S"], side: int) -> Bool[np.ndarray, "B N"]:

@@ -52,10 +52,10 @@ def nearest(
 ) -> tuple[Float[np.ndarray, "m k"], Int[np.ndarray, "m k"]]:
     """Cosines and labels of the k nearest gallery features of each query, best first, in bounded memory."""
     queries, gallery = normalise(queries.astype(np.float32)), normalise(gallery.astype(np.float32))
-    blocks = [jnp.asarray(block_of(queries, i, QUERIES)) for i in starts(queries, QUERIES)]
+    blocks = [jnp.asarray(block_of(queries, i, QUERIES)) for i in range(0, len(queries), QUERIES)]
     best = [(jnp.full((QUERIES, k), -jnp.inf), jnp.full((QUERIES, k), -1)) for _ in blocks]
     length = min(GALLERY, len(gallery))
-    for i in starts(gallery, length):
+    for i in range(0, len(gallery), length):
         pause_point()
         rows, known = (jnp.asarray(block_of(array, i, length)) for array in (gallery, labels.astype(np.int32)))
         real = jnp.arange(i, i + length) < len(gallery)
@@ -68,11 +68,6 @@ def block_of(rows: np.ndarray, start: int, length: int) -> np.ndarray:
     """`length` rows from `start` on, padded with zeros."""
     taken = rows[start : start + length]
     return fill(taken, length - len(taken))
-
-
-def starts(rows: np.ndarray, length: int) -> range:
-    """The start indices of blocks of the given length."""
-    return range(0, len(rows), length)
 
 
 @partial(jax.jit, static_argnames="k")
@@ -98,7 +93,7 @@ def vote_blocks(
 ) -> Iterator[tuple[slice, Float[np.ndarray, "b C"]]]:
     """Sums of exp(cosine / T) per class, a block of queries at a time."""
     weights = np.exp(cosines.astype(np.float64) / temperature)
-    for start in starts(cosines, QUERIES):
+    for start in range(0, len(cosines), QUERIES):
         rows = slice(start, min(start + QUERIES, len(cosines)))
         votes = np.zeros((rows.stop - start, num_classes))
         np.add.at(votes, (np.arange(len(votes))[:, None], labels[rows]), weights[rows])

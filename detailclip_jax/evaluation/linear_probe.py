@@ -109,7 +109,7 @@ def _minimise(first: Any, features: Array, labels: Array, strength: Array, max_s
     """Runs L-BFGS on the objective per example; returns the solution and the largest absolute entry of its gradient.
 
     Stops when that entry is at most TOLERANCE, or after `max_steps`.  A signal stops it within about two seconds, or
-    after the step that is running (`pause_point`); into how many calls the steps are divided changes no number.
+    after the step that is running (`pause_point`). Dividing the steps into calls changes no number.
     """
     search = first, SOLVER.init(first), jnp.int32(0), jnp.float32(jnp.inf)
     until, steps, calls = 0, 1, 0
@@ -151,7 +151,7 @@ def _search(search: Any, features: Array, labels: Array, strength: Array, until:
         linear, state, count, _ = carry
         value, gradient = value_and_grad(linear, state=state)
         updates, state = SOLVER.update(gradient, state, linear, value=value, grad=gradient, value_fn=objective)
-        return optax.apply_updates(linear, updates), state, count + 1, optax.tree.max(_absolute(gradient))
+        return optax.apply_updates(linear, updates), state, count + 1, optax.tree.max(jax.tree.map(jnp.abs, gradient))
 
     def unfinished(carry: Any) -> Array:
         return (carry[2] < until) & (carry[3] > TOLERANCE)
@@ -184,7 +184,3 @@ def losses(linear: tuple[Array, Array], features: Array, labels: Array) -> Array
     """The cross-entropy of each example."""
     scores = jnp.matmul(features, linear[0], precision="highest") + linear[1]
     return optax.softmax_cross_entropy_with_integer_labels(scores, labels)
-
-
-def _absolute(tree: Any) -> Any:
-    return jax.tree.map(jnp.abs, tree)

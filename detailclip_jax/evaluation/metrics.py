@@ -126,10 +126,8 @@ def similarity_blocks(
 ) -> Iterator[tuple[slice, Float[np.ndarray, "b G"]]]:
     """Yields float32 dot products for `block` queries at a time: 25,000 x 5,000 values need not fit in memory."""
     transposed = gallery.astype(np.float32).T
-    for start in range(0, len(queries), block):
-        pause_point()
-        rows = slice(start, min(start + block, len(queries)))
-        yield rows, queries[rows].astype(np.float32) @ transposed
+    for rows, some in matrix_blocks(queries, block):
+        yield rows, some.astype(np.float32) @ transposed
 
 
 def matrix_blocks(scores: Float[np.ndarray, "Q G"], block: int = BLOCK) -> Iterator[tuple[slice, np.ndarray]]:

@@ -141,8 +141,7 @@ def open_readout_set(name: str, sets: Sets) -> LabelledSet:
 def _checked(found: SemanticSet, sets: Sets) -> SemanticSet:
     """The whole set, if no link among the examples that `sets` chooses is refused (`check_links`)."""
     num = len(found.source) if sets.num_examples is None else sets.num_examples
-    chosen = Subset(found.source, num)
-    return check_links(found, map(chosen.place, range(len(chosen))))
+    return check_links(found, Subset(found.source, num).indices)
 
 
 def stickers(image_size: int) -> SemanticSet:

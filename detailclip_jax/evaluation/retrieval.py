@@ -1,6 +1,6 @@
 """Image-text retrieval in both directions."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -49,31 +49,14 @@ def on_pairs(setting: Setting, data: LabelledSet, protocol: str) -> SetEvaluator
         images = embedder.images(params, data, transform)
         captions = captions_at(data.source, images.index.tolist())
         texts = [caption for own in captions for caption in own]
-        pooled = lambda: embedder.pooled(params, data, transform, embedder.raw_texts(params, texts), images)  # noqa: E731
-        own_scores = pooled if embedder.pools_images else None
-        yield from recalls(images.features, embedder.texts(params, texts), captions, top, own_scores)
+        prefix, plain = "", retrieval_metrics(images.features, embedder.texts(params, texts), captions, top)
+        if embedder.pools_images:
+            scores = embedder.pooled(params, data, transform, embedder.raw_texts(params, texts), images)
+            yield from pooled_retrieval_metrics(scores, captions, top)
+            prefix = "cls_"
+        yield from ((f"{prefix}{metric}", value) for metric, value in plain)
 
     return SetEvaluator(JOINT, run, data, protocol)
-
-
-def recalls(
-    images: Float[np.ndarray, "I E"],
-    texts: Float[np.ndarray, "M E"],
-    captions: Sequence[Sequence[str]],
-    top: Sequence[int],
-    pooled: Callable[[], Float[np.ndarray, "I M"]] | None = None,
-) -> Iterator[tuple[str, Metric]]:
-    """Yields the metrics of `retrieval_metrics`.
-
-    For a method that pools an image by each text, `pooled` computes its scores of all images and captions: their
-    metrics come first, and those of the embeddings follow as "cls_...".
-    """
-    plain = retrieval_metrics(images, texts, captions, top)
-    if pooled is None:
-        yield from plain
-        return
-    yield from pooled_retrieval_metrics(pooled(), captions, top)
-    yield from ((f"cls_{name}", value) for name, value in plain)
 
 
 def retrieval_metrics(

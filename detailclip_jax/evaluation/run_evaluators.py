@@ -89,18 +89,13 @@ def usual(config: ConfigDict) -> dict[str, dict[str, Any]]:
     return {"held_out": {}} if held_out_pairs.find(config) else {}
 
 
-def _takes_all(config: ConfigDict) -> bool:
-    """Whether a run on stickers names no evaluator and therefore uses all of them."""
-    return not config.evaluators and config.data.source == "stickers"
-
-
 def absent(config: ConfigDict) -> dict[str, str]:
     """Default evaluators whose artwork is not installed on this machine, with the reason.
 
     The artwork of `other_drawings` is a system font, which no run should require. This covers default evaluators only:
     for an evaluator named in the config, `check` and `build_all` raise MissingData.
     """
-    if not _takes_all(config):
+    if config.evaluators or config.data.source != "stickers":
         return {}
     try:
         sprites(evaluation_sets.DEFAULT_STYLE)

@@ -11,10 +11,9 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.evaluation import held_out_pairs, sticker_scenes
-from detailclip_jax.evaluation.kept_objects import lowest
 from detailclip_jax.evaluation.run_evaluators import all_weights
 from detailclip_jax.figures import plots, style
-from detailclip_jax.inference.inspection import paste, paste_options
+from detailclip_jax.inference.inspection import lowest, paste, paste_options
 from detailclip_jax.methods import components
 from detailclip_jax.runtime.metric_files import read_lines
 from detailclip_jax.training.experiment import Experiment, dummy_batch

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.config.data_path import components, is_endless
+from detailclip_jax.config.data_path import is_endless
 from detailclip_jax.config.run_config import to_json
 from detailclip_jax.data.named_sets import listed, named_sets
 from detailclip_jax.dense import paper
@@ -107,13 +107,14 @@ def markdown(results: Mapping[str, float], config: ConfigDict, step: int) -> str
     if not results:
         return "\n\n".join([f"{_title(config, step)}: no evaluator has a result.", *about]) + "\n"
     records = [_record(name, value) for name, value in results.items()]
-    notes = "\n\n".join([_notes(dict.fromkeys(r["task"] for r in records)), *about])
+    explained = [NOTES[task] for task in dict.fromkeys(r["task"] for r in records) if task in NOTES]
+    notes = "\n\n".join([textwrap.fill(" ".join([ALWAYS, *explained]), 110), *about])
     return "\n".join([_title(config, step), "", *table(records, label=_label), "", notes]) + "\n"
 
 
 def _held_out(config: ConfigDict) -> list[str]:
     """One paragraph: the number of held-out examples and how they were chosen, or how to hold some out."""
-    if is_endless(components(config.data)):
+    if is_endless(config.data):
         return []
     found = held_out_pairs.find(config)
     text = f"{len(found.source):,} examples ({found.origin})" if found else f"none; {none_because(config)}"
@@ -130,10 +131,6 @@ def _left_out(results: Mapping[str, float], config: ConfigDict) -> list[str]:
     )
     lines = [f"Not measured, {why}: {', '.join(missing)}."] if missing else []
     return lines + [f"Not measured: {LABELS[f'{name}/top1']}: {reason}." for name, reason in unmade.items()]
-
-
-def _notes(tasks: Iterable[str]) -> str:
-    return textwrap.fill(" ".join([ALWAYS, *(NOTES[task] for task in tasks if task in NOTES)]), 110)
 
 
 def _title(config: ConfigDict, step: int) -> str:

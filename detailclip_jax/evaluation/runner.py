@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.dense import paper
 from detailclip_jax.evaluation import tables
-from detailclip_jax.evaluation.embedder import BATCH_SIZE, Embedder, Store, Watch, counted
+from detailclip_jax.evaluation.embedder import BATCH_SIZE, Embedder, Store, Watch
 from detailclip_jax.evaluation.evaluation_sets import Sets
 from detailclip_jax.evaluation.evaluator import SetEvaluator, Setting
 from detailclip_jax.evaluation.protocols import PROTOCOLS
@@ -36,10 +36,13 @@ EMBEDDINGS = "embeddings"  # subfolder of the results folder
 
 
 def watching(console: Console, title: str) -> Watch:
-    """Shows the progress of the embedding of a set."""
+    """Shows the progress of the embedding of a set; rows that other processes read count as well."""
 
     def watch(batches: Iterable[PaddedBatch], total: int, noun: str) -> Iterable[PaddedBatch]:
-        return counted(batches, Meter(console, noun, total, title).add)
+        meter = Meter(console, noun, total, title)
+        for batch in batches:
+            yield batch
+            meter.add(len(batch["valid"]))
 
     return watch
 

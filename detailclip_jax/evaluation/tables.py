@@ -3,7 +3,7 @@
 import csv
 import io
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from detailclip_jax.data.stickers.scene_choices import EXCHANGES
 from detailclip_jax.data.stickers.scene_source import WHITE_SIDES
@@ -275,11 +275,10 @@ def _listed(heading: str, entries: Mapping[str, str]) -> list[str]:
 def screen(outcome: Outcome) -> str:
     """The text that the command prints at the end."""
     records = outcome.records
-    lines = [*table(records, outcome.paper_results), "", *wrapped(notes(records)), ""] if records else []
+    lines = (
+        [*table(records, outcome.paper_results), "", *textwrap.wrap(" ".join(notes(records)), 110), ""]
+        if records
+        else []
+    )
     missing = _listed("Not measured, data missing", outcome.missing) if outcome.missing else []
     return "\n".join([*lines, *gaps(outcome), *missing]).rstrip()
-
-
-def wrapped(paragraphs: Iterable[str]) -> list[str]:
-    """All paragraphs as one, wrapped at 110 characters."""
-    return textwrap.wrap(" ".join(paragraphs), 110)

@@ -2,7 +2,7 @@
 
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.stickers.scene_source import WHITE_SIDES, zero_shot_prompts
-from detailclip_jax.evaluation.classification import accuracies, usual_top, zero_shot_metrics
+from detailclip_jax.evaluation.classification import matrix_metrics, usual_top, zero_shot_metrics
 from detailclip_jax.evaluation.evaluation_sets import ON_WHITE, STICKERS
 from detailclip_jax.evaluation.evaluator import JOINT, Measured, SetEvaluator, Setting
 from detailclip_jax.evaluation.protocols import ZeroShotTask, zero_shot_task
@@ -24,9 +24,11 @@ def zero_shot(setting: Setting, name: str) -> SetEvaluator:
     def run(params: Params) -> Measured:
         images = embedder.images(params, data, transform)
         classes = embedder.classes(params, task.prompts)
-        pooled = lambda: embedder.pooled(params, data, transform, embedder.raw_classes(params, task.prompts), images)  # noqa: E731
-        own_scores = pooled if embedder.pools_images else None
-        yield from accuracies(images.features, classes, images.labels, task.metric, top, own_scores)
+        yield from zero_shot_metrics(images.features, classes, images.labels, task.metric, top)
+        if embedder.pools_images:
+            scores = embedder.pooled(params, data, transform, embedder.raw_classes(params, task.prompts), images)
+            pooled = matrix_metrics(scores, images.labels, task.metric, top)
+            yield from ((f"pooled_{metric}", value) for metric, value in pooled)
         for metric, rows in parts(data).items():
             features, labels = images.features[rows], images.labels[rows]
             if len(labels):

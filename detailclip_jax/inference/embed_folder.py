@@ -44,10 +44,6 @@ def read_texts(file: str | Path | None, more: Sequence[str] = ()) -> list[str]:
     return [text.strip() for text in [*lines, *more] if text.strip()]
 
 
-def _bad(count: int) -> list[str]:
-    return [f"{count:,} unreadable"] if count else []
-
-
 def embed_images(model: "Model", found: Found, keys: Sequence[Key]) -> Iterator[EmbeddedBatch]:
     """Embeds images batch by batch, while threads read the next ones."""
     from detailclip_jax.data.workers import Prefetched
@@ -89,7 +85,7 @@ def collect(
         into.rows.update({key: row for key, row, reason in zip(keys, rows, reasons) if not reason})
         into.bad.update({key.name: reason for key, reason in zip(keys, reasons) if reason})
         num_bad += len([reason for reason in reasons if reason])
-        meter.add(len(keys), *_bad(num_bad))
+        meter.add(len(keys), *([f"{num_bad:,} unreadable"] if num_bad else []))
         if stopped():
             return
         if time.perf_counter() - saved > SAVE_EVERY:

@@ -1,5 +1,6 @@
-"""Compiled functions behind `Model.attention_heads` and `Model.reconstruct`, and reconstructions as images."""
+"""Compiled functions behind `Model.removed`, `attention_heads` and `reconstruct`, and reconstructions as images."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,12 @@ from detailclip_jax.models.stacking import unstack
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.models.vit import VisionTransformer
 from detailclip_jax.types import Array, Params
+
+
+@functools.partial(jax.jit, static_argnames="rule")
+def lowest(attention: Float[Array, "B N"], rule: masking.RemovalRule) -> Bool[Array, "B N"]:
+    """True where a patch is removed because its attention is low."""
+    return masking.attention_low(rule, attention=attention).mask
 
 
 def head_attention(networks: Networks, config: ConfigDict) -> jax.stages.Wrapped:

@@ -35,7 +35,7 @@ from detailclip_jax.data.preprocessing import NATIVE, Transform
 from detailclip_jax.data.tokenizer import VOCAB_SIZE
 from detailclip_jax.data.vocabularies import CLIP, digest_of, tokenizer_of
 from detailclip_jax.inference.batching import SHAPES, chunks, filled, in_turn
-from detailclip_jax.inference.inspection import head_attention, paste, paste_options, pixel_predictor
+from detailclip_jax.inference.inspection import head_attention, lowest, paste, paste_options, pixel_predictor
 from detailclip_jax.inference.readout_maps import (
     PIPELINES,
     check_readout,
@@ -47,13 +47,12 @@ from detailclip_jax.inference.readout_maps import (
 )
 from detailclip_jax.methods.components import mask_rule
 from detailclip_jax.methods.encode import Encode, encoders
-from detailclip_jax.methods.masking import RemovalRule, attention_low
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.regular_files import read_regular
 from detailclip_jax.training import checkpoint, ema
 from detailclip_jax.training.workdirs import pick_step
-from detailclip_jax.types import Array, Params
+from detailclip_jax.types import Params
 
 NEEDS = {
     "encode_image": ("image",),
@@ -236,7 +235,7 @@ class Model:
         rule = rule if ratio is None else rule._replace(ratio=ratio).checked()
         batches = self._called(self.encode.attention, self._views(images, "removed"))
         attention = np.concatenate([np.zeros((0, rule.num_patches), np.float32), *batches])
-        return np.asarray(_lowest(rule, attention)).reshape(-1, rule.side, rule.side)
+        return np.asarray(lowest(attention, rule)).reshape(-1, rule.side, rule.side)
 
     def reconstruct(self, images: Any, removed: Bool[np.ndarray, "B side side"]) -> UInt8[np.ndarray, "B S S 3"]:
         """The images with their removed patches replaced by the decoder's predictions from the other patches.
@@ -450,11 +449,6 @@ def load(
     networks, variables, config = checkpoint.load(path, step)
     which, params = choose_weights(variables, weights, methods.build(config).weights)
     return Model(networks, variables, config, params, which, step, str(path)).preprocessed(preprocess or {})
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _lowest(rule: RemovalRule, attention: Array) -> Array:
-    return attention_low(rule, attention=attention).mask
 
 
 def choose_weights(variables: Mapping[str, Params], which: str | None, usual: str = "ema") -> tuple[str, Params]:

@@ -138,12 +138,8 @@ def layout(
 def windows_of(pipeline: Pipeline, model: ConfigDict) -> tuple[int | None, int]:
     """Window and stride in pixels for the model of `config.model`; a window has a whole number of patches."""
     ratio, patch_size = model.image_size / PUBLISHED_SIZE, sizes.size_of(model).patch_size
-    window = None if pipeline.window is None else _whole_patches(pipeline.window * ratio, patch_size)
+    window = pipeline.window and max(round(pipeline.window * ratio / patch_size), 1) * patch_size
     return window, max(round(pipeline.stride * ratio), 1)
-
-
-def _whole_patches(length: float, patch_size: int) -> int:
-    return max(round(length / patch_size), 1) * patch_size
 
 
 def resized(shape: Sequence[int], pipeline: Pipeline, ratio: float = 1.0) -> tuple[int, int]:

@@ -34,7 +34,7 @@ from detailclip_jax.evaluation import (
 from detailclip_jax.evaluation.embedder import Embedder
 from detailclip_jax.evaluation.evaluator import Setting
 from detailclip_jax.evaluation.kept_objects import shares, touched
-from detailclip_jax.evaluation.retrieval import on_pairs, recalls
+from detailclip_jax.evaluation.retrieval import on_pairs, retrieval_metrics
 from detailclip_jax.evaluation.zero_shot import zero_shot
 from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.training import experiment
@@ -122,7 +122,7 @@ def test_retrieval_counts_equal_captions_as_right():
 
 def test_retrieval_refuses_captions_of_other_images():
     with pytest.raises(ValueError, match="2 images, but captions for 1"):
-        list(recalls(np.eye(2), np.eye(2)[:1], [("a frog",)], (1,)))
+        list(retrieval_metrics(np.eye(2), np.eye(2)[:1], [("a frog",)], (1,)))
 
 
 def test_kept_objects_of_attention_on_objects_and_off_them():
