@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import config as base
 from detailclip_jax.config import run_config
 from detailclip_jax.config.data_path import check_path_is_read
-from detailclip_jax.config.settings import Change, both, parse_setting, set_fields, split_list
+from detailclip_jax.config.settings import Change, parse_setting, set_fields, split_list
 from detailclip_jax.data.caption_rules import with_own_number
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
@@ -139,7 +139,12 @@ def parse_entry(text: str) -> Entry:
     if name.partition(":")[0].endswith(".py"):
         return Entry(text, "", set_fields(fields), tuple(fields), config=name)
     known = CONTROLS.get(name, Entry(name, name, lambda config: None))
-    return Entry(text, known.method, both(known.change, set_fields(fields)), tuple(fields))
+
+    def change(config: ConfigDict) -> None:
+        known.change(config)
+        set_fields(fields)(config)
+
+    return Entry(text, known.method, change, tuple(fields))
 
 
 def sweep_entries(path: str) -> list[Entry]:
@@ -317,7 +322,6 @@ def check_methods(plan: Plan) -> None:
 
 def check(plan: Plan) -> None:
     """Checks the config and workdir of every run before the first one starts.  Raises ValueError."""
-    from detailclip_jax import methods
     from detailclip_jax.pretraining import validate
     from detailclip_jax.training import warm_start
 
@@ -330,7 +334,6 @@ def check(plan: Plan) -> None:
             check_path_is_read(asked.data, given, flag="--set=")
             config = warm_start.adopt(asked, given, workdir)
             validate(config)
-            methods.build(config)
             check_same_run(config, workdir)
             adopted.append(Adopted(workdir, config.preprocess.to_dict(), given))
     if plan.init:

@@ -164,7 +164,8 @@ def introduce(run: Run) -> None:
     say("\n".join([f"data {config.data.source}: {len(run.source):,} examples", *summary(run.source, num_seen)]))
     if found := held_out_pairs.find(config):
         say(f"held out from training: {len(found.source):,} examples ({found.origin})")
-    lines = [*unread_crops(run), *first_run_missing(run), *rate_of_another_batch(run), *repeated_captions(run)]
+    lines = [*unread_crops(run), *first_run_missing(run), *rate_of_another_batch(run)]
+    lines += repeats(run.source, config.batch_size) if run.experiment.method.has_text else []
     for line in (*lines, *cut_captions(run), *empty_captions(run), *same_captions(run)):
         run.console.warn(line)
     epochs = run_config.num_epochs(config, len(run.source))
@@ -199,7 +200,7 @@ def first_run_missing(run: Run) -> list[str]:
     Stickers are exempt: their config has rates for training from scratch.
     """
     config, first = run.config, run.experiment.method.continues
-    if not first or config.init or is_endless(components(config.data)):
+    if not first or config.init or is_endless(config.data):
         return []
     return [
         f"{config.method} continues a run of {first}, but there is no --config.init: it trains from scratch, at the "
@@ -213,7 +214,7 @@ def rate_of_another_batch(run: Run) -> list[str]:
     Stickers are exempt: the rates of their config are for runs of minutes, with any batch.
     """
     config, given = run.config, run.given
-    if "batch_size" not in given or "optimizer.learning_rate" in given or is_endless(components(config.data)):
+    if "batch_size" not in given or "optimizer.learning_rate" in given or is_endless(config.data):
         return []
     return [
         f"batch_size {config.batch_size} is set, but optimizer.learning_rate is not: it stays "
@@ -224,7 +225,7 @@ def rate_of_another_batch(run: Run) -> list[str]:
 
 def cut_captions(run: Run) -> list[str]:
     """Returns a warning if many captions of the data are longer than the context, else an empty list."""
-    if not run.experiment.method.has_text or is_endless(components(run.config.data)):
+    if not run.experiment.method.has_text or is_endless(run.config.data):
         return []
     tokenizer = tokenizer_of(run.config, run.config.data.keep_eot)
     line = warning_of_long_captions(run.source, run.config.data.caption, tokenizer, num_captions(run.config.data))
@@ -255,11 +256,6 @@ def same_captions(run: Run) -> list[str]:
         f"{num_captions(run.config.data)} captions of such an image will be the same; data.caption {rule!r} is for "
         "captions of several sentences"
     ]
-
-
-def repeated_captions(run: Run) -> list[str]:
-    """Returns the warnings of `repeats` for a method that compares captions, else an empty list."""
-    return repeats(run.source, run.config.batch_size) if run.experiment.method.has_text else []
 
 
 def repeats(source: pipeline.Source, batch_size: int) -> list[str]:
@@ -327,7 +323,7 @@ class SameLength:
         return trimmed(batch, self._lengths, int(longest))
 
     def _read(self) -> tuple[Batch | Exception, int, int, Array]:
-        """Returns a batch, or the error of its data, which a run that ends before it does not see."""
+        """Returns a batch, or the error of reading it, which is raised when the run comes to this batch."""
         try:
             batch = next(self._batches)
             length = caption_lengths(batch["text"]).max()
@@ -431,7 +427,7 @@ def evaluate(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Ma
 
 
 def write_results(run: Run, state: TrainState, step: int, scores: Mapping[str, float], data: str) -> None:
-    """Writes the table and the figures of pretraining; `data` says what the data cost."""
+    """Writes the table and the figures of pretraining; `data` describes problems of the training data."""
     if jax.process_index() == 0:
         run.console.say(run_report.write(run.workdir, scores, run.config, step, data))
     run.console.live("drawing the figures ...")
@@ -492,7 +488,7 @@ def _readable_data(run: Run) -> Finding:
 
 
 def _share(run: Run) -> tuple[Any, PyTree]:
-    """The experiment of a chunk of a device's part of the batch, on that device, and the shapes of the chunk."""
+    """The experiment of one chunk of a device's images, on that device, and the shapes of this chunk."""
     config = ConfigDict(run.config.to_dict())
     if config.views.patch_dropout_until < 1:
         config.views.patch_dropout = 0.0  # the end of the run needs more memory

@@ -123,11 +123,8 @@ def with_file(argv: Sequence[str]) -> list[str]:
 
 
 def _with_spec(argv: Sequence[str], old: str, new: str) -> list[str]:
-    return [new.join(argument.rsplit(old, 1)) if _is_spec(argument, old) else argument for argument in argv]
-
-
-def _is_spec(argument: str, spec: str) -> bool:
-    return argument in (spec, f"--config={spec}", f"-config={spec}")
+    spelled = old, f"--config={old}", f"-config={old}"
+    return [new.join(argument.rsplit(old, 1)) if argument in spelled else argument for argument in argv]
 
 
 def check_fields(config: ConfigDict, argv: Sequence[str]) -> None:

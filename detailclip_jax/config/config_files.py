@@ -28,17 +28,11 @@ def find(name: str) -> Path:
     Searches the working directory first, then the bundled files.
     Raises FileNotFoundError with the nearest and all known names.
     """
-    for candidate in _candidates(name):
+    stem = f"{name.removeprefix(f'{FOLDER}/').removesuffix('.py')}.py"
+    for candidate in (Path(name), Path(FOLDER) / stem, bundled_folder() / stem):
         if candidate.is_file():
             return candidate
     raise FileNotFoundError(_no_file(name))
-
-
-def _candidates(name: str) -> list[Path]:
-    """The candidate paths for `name`; the first existing one is used."""
-    inner = name.removeprefix(f"{FOLDER}/")
-    stem = inner if inner.endswith(".py") else f"{inner}.py"
-    return [Path(name), Path(FOLDER) / stem, bundled_folder() / stem]
 
 
 def known() -> list[str]:

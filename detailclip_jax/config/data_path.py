@@ -79,7 +79,7 @@ def _check(found: tuple[Component, ...], path: str) -> None:
         )
     if any(component.weight == 0 for component in found):
         raise ValueError(f"data.path {path!r} has a weight of 0; remove that set")
-    if without and is_endless(found):
+    if without and any(component.kind == "stickers" for component in found):
         raise ValueError(f"data.path {path!r}: the set stickers is infinite, so every set needs a weight: {FORM}")
 
 
@@ -100,9 +100,9 @@ def ratios(data: ConfigDict) -> list[int] | list[None]:
     return whole_numbers(given) if given else [None] * len(weights)
 
 
-def is_endless(found: tuple[Component, ...]) -> bool:
+def is_endless(data: ConfigDict) -> bool:
     """Whether the sets include stickers, which draw scenes without end; an epoch then has no number of examples."""
-    return any(component.kind == "stickers" for component in found)
+    return any(component.kind == "stickers" for component in components(data))
 
 
 def check_path_is_read(

@@ -1,5 +1,7 @@
 """The fields of a detection run, with their meaning and source; `configs/transfer/` starts from `detection()`."""
 
+import functools
+
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import segmentation_fields
@@ -32,9 +34,6 @@ EPOCH = 7330  # steps of 16 over the 117,266 images of COCO train2017 that have 
 RUN: Group = {
     **segmentation_fields.RUN,
     "method": Field(METHOD, "kind of the run", OURS),
-    "batch_size": Field(
-        16, "images per step, over all devices; the learning rate is for optimizer.batch_size", IBOT, range=FROM_1
-    ),
     "total_steps": Field(
         12 * EPOCH, "length of the run in steps; 12 epochs of COCO", IBOT, range=FROM_1, may_change=True
     ),
@@ -157,9 +156,7 @@ GROUPS: dict[str, Group] = {
 }
 
 
-def field_of(name: str) -> Field | None:
-    """Returns the declaration of a dotted name of a detection config; None if unknown."""
-    return field_in(GROUPS, name)
+field_of = functools.partial(field_in, GROUPS)  # the declaration of a dotted name; None if unknown
 
 
 def detection() -> Fields:

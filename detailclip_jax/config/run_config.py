@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config import detection_fields, fields, segmentation_fields
 from detailclip_jax.config.config_files import METHOD_FOLDERS, find
-from detailclip_jax.config.data_path import components, is_endless, ratios
+from detailclip_jax.config.data_path import is_endless, ratios
 from detailclip_jax.config.declarations import LARGEST, OPEN, Field, Group, in_int32
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.regular_files import read_json
@@ -125,17 +125,13 @@ def module(path: str) -> Any:
 def check_overrides(config: ConfigDict, names: Iterable[str]) -> None:
     """Raises ValueError for the first dotted name (as in `--config.NAME=value`) that `config` does not have."""
     for name in names:
-        _check_override(config, name)
-
-
-def _check_override(config: ConfigDict, name: str) -> None:
-    node, above = config, ""
-    for part in name.split("."):
-        if not isinstance(node, ConfigDict):
-            raise ValueError(f"config field {above!r} is a value, not a group; it has no field {part!r}")
-        if part not in node:
-            raise ValueError(_unknown_field(config, name, node, above))
-        node, above = node[part], f"{above}.{part}" if above else part
+        node, above = config, ""
+        for part in name.split("."):
+            if not isinstance(node, ConfigDict):
+                raise ValueError(f"config field {above!r} is a value, not a group; it has no field {part!r}")
+            if part not in node:
+                raise ValueError(_unknown_field(config, name, node, above))
+            node, above = node[part], f"{above}.{part}" if above else part
 
 
 def _unknown_field(config: ConfigDict, name: str, node: ConfigDict, above: str) -> str:
@@ -284,7 +280,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and not _may_change(name, new)}
     if is_dense(old) or is_dense(new):  # one set, read in whole epochs
         return changed
-    if all(is_endless(components(config.data)) for config in (old, new)):
+    if all(is_endless(config.data) for config in (old, new)):
         changed.pop("data.held_out", None)  # unused: scenes without end have no held-out part
     return changed if "data.source" in changed else changed | _other_order(old, new)
 
@@ -351,8 +347,8 @@ def count_epochs(config: ConfigDict, given: Iterable[str], written: ConfigDict |
                 "--config.num_epochs and --config.total_steps both set the length of the run; give only one of them"
             )
         counted.total_steps = None
-    other_data = written is not None and is_endless(components(written.data))
-    sized = not is_endless(components(config.data))
+    other_data = written is not None and is_endless(written.data)
+    sized = not is_endless(config.data)
     if sized and ("num_epochs" in given or other_data) and "steps_per_epoch" not in given:
         counted.steps_per_epoch = None
     return counted
@@ -369,32 +365,27 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
     is missing for a data set smaller than a batch.
     """
     resolved = ConfigDict(config.to_dict())
-    endless = is_endless(components(config.data))
+    endless = is_endless(config.data)
     if config.total_steps is None and config.steps_per_epoch is None and endless:
         raise ValueError(
             "total_steps is not set, and num_epochs is undefined for the infinite data source 'stickers'; "
             "give --config.total_steps=N"
         )
     if resolved.steps_per_epoch is None:
-        if config.total_steps is None:
-            _check_size(config.batch_size, num_examples)
+        if config.total_steps is None and num_examples < config.batch_size:
+            raise ValueError(
+                f"the data set has {num_examples} examples, fewer than batch_size {config.batch_size}; "
+                "give a smaller --config.batch_size"
+            )
         resolved.steps_per_epoch = max(num_examples // config.batch_size, 1)
     if config.total_steps is None:
         resolved.total_steps = config.num_epochs * resolved.steps_per_epoch
     return resolved.lock()
 
 
-def _check_size(batch_size: int, num_examples: int) -> None:
-    if num_examples < batch_size:
-        raise ValueError(
-            f"the data set has {num_examples} examples, fewer than batch_size {batch_size}; "
-            "give a smaller --config.batch_size"
-        )
-
-
 def num_epochs(config: ConfigDict, num_examples: int) -> float:
     """Returns the number of epochs of a resolved run; for scenes without end, total_steps / steps_per_epoch."""
-    if is_endless(components(config.data)):
+    if is_endless(config.data):
         return config.total_steps / config.steps_per_epoch
     return config.total_steps * config.batch_size / num_examples
 

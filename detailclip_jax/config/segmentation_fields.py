@@ -1,5 +1,7 @@
 """The fields of a segmentation run, with their meaning and source; `configs/transfer/` starts from `segmentation()`."""
 
+import functools
+
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.declarations import (
@@ -181,9 +183,7 @@ GROUPS: dict[str, Group] = {
 }
 
 
-def field_of(name: str) -> Field | None:
-    """Returns the declaration of a dotted name of a segmentation config; None if unknown."""
-    return field_in(GROUPS, name)
+field_of = functools.partial(field_in, GROUPS)  # the declaration of a dotted name; None if unknown
 
 
 def segmentation() -> Fields:

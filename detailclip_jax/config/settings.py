@@ -75,13 +75,3 @@ def is_dictionary(value: Any) -> bool:
     return isinstance(value, dict) and all(
         isinstance(name, str) and (not isinstance(inner, dict) or is_dictionary(inner)) for name, inner in value.items()
     )
-
-
-def both(first: Change, second: Change) -> Change:
-    """A change that applies `first`, then `second`."""
-
-    def change(config: ConfigDict) -> None:
-        first(config)
-        second(config)
-
-    return change

@@ -47,22 +47,17 @@ MAX_DEPTH = 1000  # blocks; to build more takes hours
 MAY_BE_0 = ("decoder_depth", "mlp_width", "text_mlp_width")
 
 
-def size_named(name: str) -> Size:
-    """Returns the size `name` of the table; ValueError with the known names if there is none."""
-    if name not in SIZES:
-        raise ValueError(f"model.size {name!r} is unknown; known: {', '.join(SIZES)}, {CUSTOM}")
-    return SIZES[name]
-
-
 def size_of(model: ConfigDict) -> Size:
     """Returns the size of `config.model`: one of the table, or one with the fields given in `model.custom`.
 
         model.size, model.custom = "custom", {"patch_size": 14, "width": 1024, "depth": 24, "num_heads": 16}
 
-    With `model.image_is_embedding` the joint width is the image encoder's.  Raises ValueError with the names of missing
-    or unknown fields, and for a field that cannot be such a size.
+    With `model.image_is_embedding` the joint width is the image encoder's.  Raises ValueError for a name that the table
+    lacks, with the names of missing or unknown fields, and for a field that cannot be such a size.
     """
-    size = _custom_size(model) if model.size == CUSTOM else size_named(model.size)
+    if model.size not in (*SIZES, CUSTOM):
+        raise ValueError(f"model.size {model.size!r} is unknown; known: {', '.join(SIZES)}, {CUSTOM}")
+    size = _custom_size(model) if model.size == CUSTOM else SIZES[model.size]
     return size._replace(joint_width=size.width) if model.image_is_embedding else size
 
 

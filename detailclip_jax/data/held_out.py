@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from detailclip_jax.config.data_path import components, is_endless
+from detailclip_jax.config.data_path import is_endless
 from detailclip_jax.data import mixture
 from detailclip_jax.data.mixture import Member, Mixture, members_of
 from detailclip_jax.data.sources import Example, NoSplit, Source
@@ -93,7 +93,7 @@ def own_split(data: ConfigDict, image_size: int = 64) -> tuple[str, Source] | No
     Raises MissingData if such a split is there but damaged, unfinished or out of reach: without it another part of the
     training split would be held out.
     """
-    for name in SPLITS if not is_endless(components(data)) else ():
+    for name in SPLITS if not is_endless(data) else ():
         if name != str(data.split).split("[")[0]:
             try:
                 return name, mixture.open_source(data, name, image_size)
@@ -107,7 +107,7 @@ def rest(source: Source, data: ConfigDict, image_size: int = 64) -> Source:
 
     Raises MissingData as `own_split` does.
     """
-    if is_endless(components(data)) or not data.held_out or own_split(data, image_size):
+    if is_endless(data) or not data.held_out or own_split(data, image_size):
         return source
     kept = [member._replace(source=_without(member.source, held)) for member, held in _shares(source, data.held_out)]
     return Mixture(kept) if isinstance(source, Mixture) else kept[0].source
@@ -128,7 +128,7 @@ def open_held_out(data: ConfigDict, image_size: int = 64) -> HeldOut | None:
 
     Raises MissingData as `mixture.open_source` and `own_split` do.
     """
-    if is_endless(components(data)):
+    if is_endless(data):
         return None
     if found := own_split(data, image_size):
         return HeldOut(found[1], f"split {found[0]}")

@@ -54,7 +54,8 @@ def run(command: Callable[[], int], kept: str = "") -> int:
     """Runs a command; returns its exit code, or the code of its error, after a message.
 
     `kept` says what remains and how to continue; it is appended to the message of a signal and of an OSError.
-    An argument parser may exit inside (`--help`, invalid usage); its exit code is returned.  Raises what CODES lacks.
+    An argument parser may exit inside (`--help`, invalid usage); its exit code is returned.  Raises errors of classes
+    that CODES lacks.
     """
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the checkpoint library logs many info messages

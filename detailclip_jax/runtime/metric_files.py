@@ -91,9 +91,9 @@ def read_scores(workdir: Path) -> dict[int, dict[str, Any]]:
 
 @contextlib.contextmanager
 def _torch_hidden() -> Iterator[None]:
-    """PyTorch, unless imported already, seems not to be installed: tensorboardX wants it for annotations only.
+    """Context in which PyTorch cannot be imported, unless it already is: tensorboardX needs it for annotations only.
 
-    That import would take seconds at the start of every run.
+    The import would take seconds at the start of every run.
     """
     if "torch" in sys.modules:
         yield

@@ -39,14 +39,13 @@ class Parser(argparse.ArgumentParser):
         sys.exit(USAGE_ERROR)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses as argparse does, after `checked`.  All other ways to parse come here, and so does a subcommand."""
-        return super().parse_known_args(self.checked(args), namespace)
+        """Parses as argparse does, with home folders in full, after a look for unknown flags: these are often misspelt.
 
-    def checked(self, arguments: Sequence[str] | None) -> list[str]:
-        """Returns the arguments with home folders in full, after a look for unknown flags: these are often misspelt."""
-        arguments = [with_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+        All other ways to parse come here, and so does a subcommand.
+        """
+        arguments = [with_home(argument) for argument in (sys.argv[1:] if args is None else args)]
         self.check_flags(arguments)
-        return arguments
+        return super().parse_known_args(arguments, namespace)
 
     def check_flags(self, arguments: Sequence[str]) -> None:
         """Exits with a message for the first flag that this parser lacks; a parser of subcommands leaves it to them."""

@@ -197,7 +197,7 @@ class Checkpoints:
             if jax.process_count() > 1 and not isinstance(error, OSError) and str(self.folder) not in str(error):
                 raise
             self._failed = True
-            self._remove_new()
+            self.abandon()
             full = os.strerror(errno.ENOSPC)
             reason = full if full in str(error) else first_line(error)
             raise StorageError(f"a checkpoint cannot be written: {reason}\n{self.way_on()}") from error
@@ -219,11 +219,7 @@ class Checkpoints:
                 self._manager.wait_until_finished()  # Orbax shows the error of a save that has ended only here
 
     def abandon(self) -> None:
-        """Removes the checkpoint that is being written; to be called just before the process ends."""
-        self._remove_new()
-
-    def _remove_new(self) -> None:
-        """Removes the checkpoint that is being written.
+        """Removes the checkpoint that is being written; to be called after an error, or before the process ends.
 
         The writer's threads go on meanwhile: they may create or rename a folder after it was looked for.  So this looks
         again for ABANDONING seconds.
@@ -404,18 +400,15 @@ class Retention(policies.PreservationPolicy):
     def __init__(self, max_to_keep: int, best_metric: str, scores: Mapping[int, Mapping[str, float]]):
         self.max_to_keep, self.best_metric, self.scores = max_to_keep, best_metric, dict(scores)
 
-    def best(self, steps: Sequence[int]) -> int | None:
-        """Returns the step with the highest score, the last one of equal scores; None if no step has a score."""
-        known = [step for step in steps if self.best_metric in self.scores.get(step, {})]
-        return max(known, key=lambda step: (self.scores[step][self.best_metric], step), default=None)
-
     def forget_after(self, step: int) -> None:
         """Drops the scores of steps after `step`, which the run will compute again."""
         self.scores = {scored: scores for scored, scores in self.scores.items() if scored <= step}
 
     def kept(self, steps: Sequence[int]) -> set[int]:
-        """Returns those of `steps` (ascending) to keep."""
-        return {*steps[-self.max_to_keep :]} | {step for step in [self.best(steps)] if step is not None}
+        """Returns those of `steps` (ascending) to keep; of equal scores the last one is the best."""
+        known = [step for step in steps if self.best_metric in self.scores.get(step, {})]
+        best = sorted(known, key=lambda step: (self.scores[step][self.best_metric], step))[-1:]
+        return {*steps[-self.max_to_keep :], *best}
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         """Whether to keep each checkpoint; called by Orbax."""

@@ -47,12 +47,9 @@ def _inspected(leaf: Any) -> tuple[Any, Any]:
 
 @jax.jit
 def _inspect(leaf: Array) -> tuple[UInt32[Array, ""], Bool[Array, ""]]:
-    return _bit_sum(leaf), _is_finite(leaf)
-
-
-def _bit_sum(leaf: Array) -> UInt32[Array, ""]:
     bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
-    return jnp.sum(_mixed(bits ^ _mixed(_places(leaf.shape))), dtype=jnp.uint32)
+    is_finite = jnp.isfinite(leaf).all() if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.bool_(True)
+    return jnp.sum(_mixed(bits ^ _mixed(_places(leaf.shape))), dtype=jnp.uint32), is_finite
 
 
 def _places(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
@@ -67,7 +64,3 @@ def _mixed(x: UInt32[Array, "..."] | UInt32[np.ndarray, "..."]) -> Any:
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
-
-
-def _is_finite(leaf: Array) -> Bool[Array, ""]:
-    return jnp.isfinite(leaf).all() if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.bool_(True)

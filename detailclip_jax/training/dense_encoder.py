@@ -18,9 +18,8 @@ from detailclip_jax.models.towers import Networks
 from detailclip_jax.models.vit import Style, VisionTransformer
 from detailclip_jax.types import Params
 
-OWN = (  # fields of `model` of the run itself
-    *("dtype", "remat", "attention", "drop_path", "matmul_precision", "scan", "freeze_patch_embed"),
-)
+# fields of `model` of the run itself
+OWN = ("dtype", "remat", "attention", "drop_path", "matmul_precision", "scan", "freeze_patch_embed")
 
 
 def adopt(config: ConfigDict, source: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:

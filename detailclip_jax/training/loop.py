@@ -245,7 +245,9 @@ def loop(session: Session, start: Start, ready: tuple[Pipeline, TrainStep] | Non
                 break
             if scored:
                 session.evaluate(step, state)
-        print_data_summary(run, session.counts())
+        counts = session.counts()
+        if line := data_summary(config, counts):
+            (run.console.warn if counts["bad_records"] else run.console.say)(line)
     return state
 
 
@@ -261,14 +263,8 @@ def draws(config: ConfigDict, step: int) -> bool:
     return bool(every and step % every == 0)
 
 
-def print_data_summary(run: Run, counts: Mapping[str, int]) -> None:
-    """Prints the counts of unreadable records and cut captions since step 0, if there are any."""
-    if line := data_summary(run.config, counts):
-        (run.console.warn if counts["bad_records"] else run.console.say)(line)
-
-
 def data_summary(config: ConfigDict, counts: Mapping[str, int]) -> str:
-    """Formats the counts of unreadable records and of cut captions or images; "" if all are 0."""
+    """Formats the counts since step 0 of unreadable records and of cut captions or images; "" if all are 0."""
     lines = []
     if bad := counts["bad_records"]:
         lines.append(

@@ -72,18 +72,3 @@ def put(batch: Batch, mesh: Mesh) -> Batch:
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Places the whole arrays on every device; arrays that are already replicated are not copied."""
     return jax.device_put(tree, replicated(mesh))
-
-
-__all__ = [
-    "BATCH",
-    "DATA",
-    "FSDP",
-    "batch_axis",
-    "check_batch_size",
-    "fsdp_hosts",
-    "make_mesh",
-    "put",
-    "replicate",
-    "replicated",
-    "sharded",
-]

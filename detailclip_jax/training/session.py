@@ -75,11 +75,6 @@ class Run(NamedTuple):
     evaluated: Any = None  # random access to the examples of the evaluation set; None if evaluators open their own
     given: Sequence[str] = ()  # dotted names of the fields that the user has set
 
-    @property
-    def terms(self) -> list[str]:
-        """The loss terms, by name."""
-        return self.task.terms(self)
-
 
 class Session:
     """Logs, saves and evaluates; keeps the scalars of the steps on the device until the run logs or saves.
@@ -146,7 +141,7 @@ class Session:
         for step, values in jax.device_get(self._pending):
             self._last = {name: float(value) for name, value in values.items()}
             try:
-                check_finite(step, self._last, self.run.terms)
+                check_finite(step, self._last, self.run.task.terms(self.run))
             except NonFiniteError as error:
                 raise NonFiniteError(f"{error}; {self._last_good()}.\n{self._way_on()}") from None
         self._pending.clear()
@@ -185,9 +180,8 @@ class Session:
             self._print(done, {"loss": scalars["loss"]} | scalars | speed)
 
     def _print(self, step: int, values: Mapping[str, float]) -> None:
-        console, config = self.run.console, self.run.config
-        size = config.batch_size
-        console.live(progress_line(step, config.total_steps, values, self.run.terms, size, console.width))
+        console, config, terms = self.run.console, self.run.config, self.run.task.terms(self.run)
+        console.live(progress_line(step, config.total_steps, values, terms, config.batch_size, console.width))
         self._shown = step, time.monotonic()
 
     def _warn_of_waiting(self, share: float) -> None:

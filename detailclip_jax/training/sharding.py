@@ -163,16 +163,13 @@ def gradient_bytes(shapes: PyTree) -> int:
 
 def device_bytes(shapes: PyTree) -> int:
     """Bytes of one device's shards of arrays, or of shapes with shardings."""
-    return sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(shapes))
+    shards = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(shapes))
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shards)
 
 
 def total_bytes(shapes: PyTree) -> int:
     """Bytes of the whole arrays."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-
-
-def _shard_bytes(leaf: Leaf) -> int:
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def table_text(shapes: PyTree, table: tuple[ShardingRule, ...]) -> str:
