@@ -275,10 +275,7 @@ def _listed(heading: str, entries: Mapping[str, str]) -> list[str]:
 def screen(outcome: Outcome) -> str:
     """The text that the command prints at the end."""
     records = outcome.records
-    lines = (
-        [*table(records, outcome.paper_results), "", *textwrap.wrap(" ".join(notes(records)), 110), ""]
-        if records
-        else []
-    )
+    about = textwrap.wrap(" ".join(notes(records)), 110)
+    lines = [*table(records, outcome.paper_results), "", *about, ""] if records else []
     missing = _listed("Not measured, data missing", outcome.missing) if outcome.missing else []
     return "\n".join([*lines, *gaps(outcome), *missing]).rstrip()

@@ -138,16 +138,8 @@ class Loss(NamedTuple):
         return self.run(record, context, *([whole_batch] if self.compares else []))
 
 
-def no_decoder(student: Networks, tokens: Mapping[str, Tokens], hidden: Hidden | None) -> None:
-    """Returns None: `Method.decode` of methods without a decoder."""
-
-
-def no_mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> None:
-    """Returns None: `Method.mask` of methods without masking."""
-
-
-def no_text(networks: Networks, batch: Batch) -> None:
-    """Returns None: `Method.encode_text` of methods without captions, `Method.target_text` of those without targets."""
+def nothing(*_: Any) -> None:
+    """Returns None: the mask, the decoder or the texts of methods without them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,10 +163,10 @@ class Method:
     ema: tuple[str, ...] = ()  # names of the networks that are averaged: the teacher's own
     targets: Mapping[str, str] = dataclasses.field(default_factory=dict)  # teacher passes: name -> view
     anchors: Mapping[str, str] = dataclasses.field(default_factory=dict)  # the anchor's passes: name -> view
-    mask: Callable[[Targets, Views, Batch, Keys], Hidden | None] = no_mask
-    decode: Callable[[Networks, Mapping[str, Tokens], Hidden | None], Array | None] = no_decoder
-    encode_text: Callable[[Networks, Batch], Texts | None] = no_text
-    target_text: Callable[[Networks, Batch], Texts | None] = no_text
+    mask: Callable[[Targets, Views, Batch, Keys], Hidden | None] = nothing
+    decode: Callable[[Networks, Mapping[str, Tokens], Hidden | None], Array | None] = nothing
+    encode_text: Callable[[Networks, Batch], Texts | None] = nothing
+    target_text: Callable[[Networks, Batch], Texts | None] = nothing
     score: Score | None = None
     weights: str = "ema"  # of evaluation and export by default: "ema" (the student's without a teacher) or "student"
     native: bool = False  # whether it also trains on images of any aspect, whose patches form no square
@@ -350,6 +342,6 @@ def restricted(method: Method, losses: tuple[Loss, ...], heads: tuple[Head, ...]
     """
     heads = method.heads_of(losses) if heads is None else heads
     decodes = any("decoded" in head.reads for head in heads)
-    decode = method.decode if decodes else no_decoder
+    decode = method.decode if decodes else nothing
     kept = dataclasses.replace(method, losses=losses, heads=heads, decode=decode)
     return dataclasses.replace(kept, ema=tuple(name for name in method.ema if name in kept.networks))

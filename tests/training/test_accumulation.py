@@ -74,7 +74,7 @@ def test_a_term_over_the_patches_of_the_whole_batch_is_refused_when_it_is_built(
     made = Method("clip", passes={"full": Pass("large", full)}, heads=(head,), losses=(loss,))
     monkeypatch.setitem(methods.METHODS, "clip", lambda config: made)
     built("clip", 1, size=6)
-    with pytest.raises(ValueError, match=r"whole batch reads patch tokens.*set --config\.accumulation=1"):
+    with pytest.raises(ValueError, match=r"whole batch reads 'patches'.*set --config\.accumulation=1"):
         built("clip", 2, size=6)
 
 
