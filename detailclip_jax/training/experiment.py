@@ -227,13 +227,22 @@ def build_temperatures(losses: ConfigDict, steps_per_epoch: int, terms: Iterable
 
 
 def build_ramps(ramps: ConfigDict, losses: Iterable[Loss], total_steps: int) -> dict[str, schedules.Schedule]:
-    """Builds the schedules of the weights that are not constant, by name of the term."""
-    ends = {loss: ramps.get(loss.weight_name, (0.0, 0.0)) for loss in losses}
-    return {
-        loss.name: schedules.ramp(loss.weight, *(round(share * total_steps) for share in shares))
-        for loss, shares in ends.items()
-        if any(shares)
-    }
+    """Builds the schedules of the weights that are not constant, by name of the term.
+
+    Raises ValueError for a weight that would stay 0 to the end of the run.
+    """
+    built: dict[str, schedules.Schedule] = {}
+    for loss in losses:
+        shares = ramps.get(loss.weight_name, (0.0, 0.0))
+        first, last = (round(share * total_steps) for share in shares)
+        if first >= total_steps:
+            raise ValueError(
+                f"losses.ramps.{loss.weight_name} {tuple(shares)} keeps the weight at 0 in all {total_steps} steps of "
+                "the run; let it rise earlier, or set the weight to 0"
+            )
+        if any(shares):
+            built[loss.name] = schedules.ramp(loss.weight, first, last)
+    return built
 
 
 def build_mixing(views: ConfigDict) -> Callable[[Batch, Array], Batch]:

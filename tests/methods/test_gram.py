@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from tiny import check_names, noise_state, tiny_batch, tiny_config
 
 from detailclip_jax import methods
@@ -77,3 +78,13 @@ def test_a_method_whose_passes_replace_patches_is_refused():
     with pytest.raises(ValueError) as refused:
         methods.build(config)
     check_names(refused.value, "losses.weights.gram", "ibot", "0")
+
+
+def test_a_weight_that_never_rises_is_refused():
+    config = tiny_config("clip")
+    config.losses.weights.gram = 1.0
+    losses = methods.build(config).losses
+    assert "gram" in experiment.build_ramps(ConfigDict({"gram": (0.9, 1.0)}), losses, 40)
+    with pytest.raises(ValueError) as refused:
+        experiment.build_ramps(ConfigDict({"gram": (0.99, 1.0)}), losses, 40)
+    check_names(refused.value, "losses.ramps.gram (0.99, 1.0)", "40 steps", "earlier")
