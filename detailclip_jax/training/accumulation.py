@@ -121,8 +121,8 @@ def embeddings(record: Forward, kept: Iterable[str]) -> Embeddings:
 
 def rejoin(batch: Batch, embedded: Embeddings) -> Forward:
     """Builds a `Forward` record of the whole batch from the embeddings of all chunks; reading anything else raises."""
-    missing = {name: Missing(name) for name in ("views", "hidden", "decoded")}
-    return Forward(batch, **missing, **jax.tree.map(_joined, dict(embedded)))
+    views, hidden, decoded = (Missing(name) for name in ("views", "hidden", "decoded"))
+    return Forward(batch, views, hidden=hidden, decoded=decoded, **jax.tree.map(_joined, dict(embedded)))
 
 
 def _joined(chunks: Float[Array, "A V B *D"]) -> Float[Array, "V AB *D"]:
