@@ -34,7 +34,10 @@ import scipy.stats
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs/numbers.json"
 RUNS = ROOT / "runs/numbers"
-DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("detection", "evaluation", "experiments", "first_run")))
+DOCUMENTS = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("detection", "evaluation", "experiments", "first_run", "small_data")),
+)
 DOCUMENTS += ("docs/performance.md", "docs/segmentation.md", "tools/measured.md")
 WIDTH = 120  # of the documents' lines
 MARKS = re.compile(r"<!-- numbers (?P<name>\S+) -->\n(?P<text>.*?)\n<!-- end -->", re.DOTALL)
@@ -204,12 +207,52 @@ LATER = {  # the same for the methods after DetailCLIP
 }
 LATER_SEEDS, LATER_LONGER_SEEDS = 3, 1  # at one budget, at eight times that budget
 LATER_READOUTS = ("plain", "naclip")
-EQUAL_FLOP = {  # row -> its name in the table, and the steps that have at most the FLOP of 300 steps of COSMOS
-    "clip": ("`clip`", 1605),
-    "clip+model.image_style.pooling=mean": ("`clip`, mean of the patches", 1600),
-    "configs/detail.py": ("`configs/detail.py`: `clip` with `token_set`", 1540),
-    "superclip+model.image_style.pooling=mean": ("both", 1540),
-    "cosmos": ("`cosmos`", 300),
+
+
+class EqualFlop(NamedTuple):
+    """A row of the table at equal FLOP: at most the FLOP of 300 steps of COSMOS."""
+
+    label: str
+    entry: str  # of `compare`
+    steps: int
+    seeds: int
+    flags: str = ""
+
+
+TEACHER = "--config=configs/stickers.py:method=superclip,size=small --config.total_steps=900"
+EQUAL_FLOP = {  # folder -> row
+    "clip": EqualFlop("`clip`", "clip", 1605, 3),
+    "mean": EqualFlop("`clip`, mean of the patches", "clip+model.image_style.pooling=mean", 1600, 1),
+    "detail": EqualFlop("`configs/detail.py`: `clip` with `token_set`", "configs/detail.py", 1540, 3),
+    "both": EqualFlop("both", "superclip+model.image_style.pooling=mean", 1540, 1),
+    "distil": EqualFlop(
+        "`clip` with `distill`",
+        "clip",
+        477,
+        3,
+        "--set losses.weights.distill=1 --set distill.teacher={out}/teacher",
+    ),
+    "cosmos": EqualFlop("`cosmos`", "cosmos", 300, 1),
+}
+ONE_GPU = {  # recipe of the page -> config and flags; a B/16 if nothing else is said
+    "CLIP B/16 from noise": "configs/baselines/clip.py",
+    "texts for a locked B/16": "configs/beyond/lit.py:method=clip",
+    "CLIP B/16 continued with `token_set`": "configs/vitb16_continue.py:method=superclip",
+    "CLIP S/16 from noise": "configs/baselines/clip.py --size=S/16",
+    "CLIP S/16 with a frozen DINOv2 L/14": "configs/beyond/distill.py --set distill.teacher={out}/teacher",
+}
+FRESH_TEACHER = """
+import sys
+import safetensors.torch
+import timm
+model = timm.create_model("vit_large_patch14_dinov2", img_size=224)
+safetensors.torch.save_model(model, sys.argv[1])
+"""
+TUNED = {  # folder of the run -> its name in the table
+    "noise/clip/seed-0": "CLIP from noise",
+    "lit": "texts for a locked encoder",
+    "continued/clip/seed-0": "a CLIP of 1,605 steps, continued",
+    "continued/superclip/seed-0": "the same, continued with `token_set`",
 }
 WORDS = ("plain", "maskclip", "naclip")  # read-outs of the table at equal FLOP
 SUPERVISED = {  # name in the study -> config and flags; 19,200 scenes, ten times
@@ -569,32 +612,79 @@ def later_longer(folder: Path) -> Made:
 
 
 def equal_flop_commands() -> Iterator[str]:
-    """Trains and scores every row at about the same FLOP, then segments by words."""
-    for row, (_, steps) in EQUAL_FLOP.items():
-        path = quote(row, safe="=+")
-        yield f"{COMPARE} --methods={row} --seeds=1 --budget={steps} --workdir={{out}}/{path}"
-        yield (
-            f"python -m detailclip_jax.evaluate --checkpoint={{out}}/{path}/{path}/seed-0 --out={{out}}/dense/{path} "
-            f"--weights=student --num-examples=100 --tasks=dense:{','.join(f'stickers:{name}' for name in WORDS)}"
-        )
+    """Trains the teacher, then trains every row at about the same FLOP; all runs segment by words."""
+    yield f"python -m detailclip_jax.main {TEACHER} --workdir={{out}}/teacher"
+    yield by_words("teacher")
+    for folder, row in EQUAL_FLOP.items():
+        flags = f"--seeds={row.seeds} --budget={row.steps} {row.flags}".strip()
+        yield f"{COMPARE} --methods={row.entry} {flags} --workdir={{out}}/{folder}"
+        yield from (by_words(path) for path in paths_of(folder))
+
+
+def by_words(path: str) -> str:
+    """The command that segments by words with the student of the run in this folder."""
+    return (
+        f"python -m detailclip_jax.evaluate --checkpoint={{out}}/{path} --out={{out}}/dense/{path} --weights=student "
+        f"--num-examples=100 --tasks=dense:{','.join(f'stickers:{name}' for name in WORDS)}"
+    )
+
+
+def paths_of(folder: str) -> list[str]:
+    """The runs of a row of the table at equal FLOP, a seed each."""
+    row = EQUAL_FLOP[folder]
+    return [f"{folder}/{quote(row.entry, safe='=+')}/seed-{seed}" for seed in range(row.seeds)]
 
 
 def equal_flop(folder: Path) -> Made:
-    """CLIP, two changes that let its losses read the patches, and COSMOS, all at the same FLOP."""
-    heads = ["steps", *METRICS, *(f"words, {name}: mIoU" for name in WORDS), "GFLOP per image"]
-    lines = [f"| method | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
-    for row, (name, steps) in EQUAL_FLOP.items():
-        path = quote(row, safe="=+")
-        made, scores = read(folder / path, "comparison"), (folder / "dense" / path / "results.jsonl").read_text()
-        words = {
-            one["dataset"].rpartition(":")[2]: f"{100 * one['value']:.1f}"
-            for one in map(json.loads, scores.splitlines())
-            if one["metric"] == "mean_iou"
-        }
-        cells = [f"{steps:,}", *(mean_and_std(made["results"], row, metric) for metric in METRICS)]
-        cells += [*(words[name] for name in WORDS), made["costs"][row].partition(" ")[0]]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return {"equal_flop.table": lines}
+    """CLIP, changes that let its losses read the patches, a frozen teacher, and COSMOS, all at the same FLOP."""
+    columns = {**METRICS, **{f"words, {name}: mIoU": f"words/{name}" for name in WORDS}}
+    table = [f"| method | steps | {' | '.join(columns)} | GFLOP per image |", "|---|" + "---:|" * (len(columns) + 2)]
+    paired = [f"| minus `clip` of the same seed | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    scores = {name: [all_scores(folder, path) for path in paths_of(name)] for name in EQUAL_FLOP}
+    for name, row in EQUAL_FLOP.items():
+        cells = [mean_and_spread([one[metric] for one in scores[name]]) for metric in columns.values()]
+        cost = next(iter(read(folder / name, "comparison")["costs"].values())).partition(" ")[0]
+        table.append(f"| {row.label} | {row.steps:,} | {' | '.join(cells)} | {cost} |")
+        pairs = list(zip(scores[name], scores["clip"]))
+        if name != "clip" and row.seeds > 1:
+            cells = [interval([one[metric] - other[metric] for one, other in pairs]) for metric in columns.values()]
+            paired.append(f"| {row.label} | {' | '.join(cells)} |")
+    return {"equal_flop.table": table, "equal_flop.differences": paired, "distil.teacher": teacher(folder, columns)}
+
+
+def teacher(folder: Path, columns: Mapping[str, str]) -> list[str]:
+    """What the frozen teacher of the table at equal FLOP scores itself."""
+    scores = all_scores(folder, "teacher")
+    found = ", ".join(f"{name} {scores[metric]:.1f}" for name, metric in columns.items())
+    return textwrap.wrap(f"The teacher: {found}.", WIDTH)
+
+
+def one_gpu(folder: Path) -> Made:
+    """FLOP and memory of a step of the recipes for small data."""
+    lines = ["| | GFLOP per pair | state | memory of a step |", "|---|---:|---:|---:|"]
+    for place, name in enumerate(ONE_GPU):
+        (record,) = read(folder, f"{place}")
+        sizes = " | ".join(f"{record[key] / GIB:.1f} GiB" for key in ("state_bytes", "total_bytes"))
+        lines.append(f"| {name} | {record['flops_per_pair'] / 1e9:.0f} | {sizes} |")
+    return {"one_gpu.table": lines}
+
+
+def tuned(folder: Path) -> Made:
+    """What a locked and a continued encoder reach on stickers, beside a training from noise."""
+    columns = {**METRICS, "words, plain: mIoU": "words/plain"}
+    lines = [f"| 300 steps of | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    for path, name in TUNED.items():
+        scores = all_scores(folder, path)
+        lines.append(f"| {name} | {' | '.join(f'{scores[metric]:.1f}' for metric in columns.values())} |")
+    return {"tuned.table": lines}
+
+
+def all_scores(folder: Path, path: str) -> dict[str, float]:
+    """The scores of a run's student and of its words, by "task/metric" and "words/READOUT", in per cent."""
+    lines = map(json.loads, (folder / "dense" / path / "results.jsonl").read_text().splitlines())
+    words = {f"words/{one['dataset'].rpartition(':')[2]}": one for one in lines if one["metric"] == "mean_iou"}
+    scores = scores_of(folder / path) | {name: one["value"] for name, one in words.items()}
+    return {name: 100 * value for name, value in scores.items()}
 
 
 def later_table(folder: Path, seeds: int) -> list[str]:
@@ -1095,10 +1185,43 @@ NUMBERS = (
     ),
     Number(
         "equal_flop",
-        "CLIP, the recipe for detail and COSMOS at equal FLOP",
-        90,
+        "CLIP, the recipe for detail, a frozen teacher and COSMOS at equal FLOP",
+        210,
         tuple(equal_flop_commands()),
         equal_flop,
+    ),
+    Number(
+        "one_gpu",
+        "FLOP and memory of the recipes for small data",
+        5,
+        (
+            f"python -c {shlex.quote(FRESH_TEACHER)} {{out}}/l14.safetensors",
+            "python -m detailclip_jax.import_torch --from=dinov2 {out}/l14.safetensors --out={out}/teacher",
+            *(
+                f"{BENCHMARK} step --config={flags} --batch=256 --text-length=32 --dtype=bfloat16 --compile-only "
+                f"--json={{out}}/{place}.json"
+                for place, flags in enumerate(ONE_GPU.values())
+            ),
+        ),
+        one_gpu,
+    ),
+    Number(
+        "tuned",
+        "locked and continued encoders on stickers",
+        20,
+        (
+            "python -m detailclip_jax.export --checkpoint={equal_flop}/teacher --to=timm "
+            "--out={out}/encoder.safetensors",
+            "python -m detailclip_jax.import_torch --from=timm {out}/encoder.safetensors --out={out}/encoder",
+            f"{MAIN}:method=clip --config.init={{out}}/encoder --config.optimizer.frozen=image,image_projection "
+            "--config.model.image_is_embedding=True --config.total_steps=300 --workdir={out}/lit",
+            f"{COMPARE} --init={{equal_flop}}/clip/clip/seed-0 --methods=clip,superclip --seeds=1 --budget=300 "
+            f"{GENTLY} --workdir={{out}}/continued",
+            f"{COMPARE} --methods=clip --seeds=1 --budget=300 --workdir={{out}}/noise",
+            *(by_words(path) for path in TUNED),
+        ),
+        tuned,
+        after=("equal_flop",),
     ),
     Number(
         "longer",
