@@ -649,7 +649,7 @@ def equal_flop(folder: Path) -> Made:
         if name != "clip" and row.seeds > 1:
             cells = [interval([one[metric] - other[metric] for one, other in pairs]) for metric in columns.values()]
             paired.append(f"| {row.label} | {' | '.join(cells)} |")
-    return {"equal_flop.table": table, "equal_flop.differences": paired, "distil.teacher": teacher(folder, columns)}
+    return {"equal_flop.table": table, "equal_flop.differences": paired, "equal_flop.teacher": teacher(folder, columns)}
 
 
 def teacher(folder: Path, columns: Mapping[str, str]) -> list[str]:
