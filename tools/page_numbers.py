@@ -230,7 +230,7 @@ EQUAL_FLOP = {  # folder -> row
         "clip",
         477,
         3,
-        "--set losses.weights.distill=1 --set distill.teacher={out}/teacher",
+        "--set losses.weights.distill=4 --set distill.teacher={out}/teacher",
     ),
     "cosmos": EqualFlop("`cosmos`", "cosmos", 300, 1),
 }
@@ -643,8 +643,8 @@ def equal_flop(folder: Path) -> Made:
     scores = {name: [all_scores(folder, path) for path in paths_of(name)] for name in EQUAL_FLOP}
     for name, row in EQUAL_FLOP.items():
         cells = [mean_and_spread([one[metric] for one in scores[name]]) for metric in columns.values()]
-        cost = next(iter(read(folder / name, "comparison")["costs"].values())).partition(" ")[0]
-        table.append(f"| {row.label} | {row.steps:,} | {' | '.join(cells)} | {cost} |")
+        cost = read(folder / paths_of(name)[0], "cost")["gflop_per_image"]
+        table.append(f"| {row.label} | {row.steps:,} | {' | '.join(cells)} | {cost:.3f} |")
         pairs = list(zip(scores[name], scores["clip"]))
         if name != "clip" and row.seeds > 1:
             cells = [interval([one[metric] - other[metric] for one, other in pairs]) for metric in columns.values()]
