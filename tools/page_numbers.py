@@ -40,7 +40,7 @@ DOCUMENTS = (
 )
 DOCUMENTS += ("docs/performance.md", "docs/segmentation.md", "tools/measured.md")
 WIDTH = 120  # of the documents' lines
-MARKS = re.compile(r"<!-- numbers (?P<name>\S+) -->\n(?P<text>.*?)\n<!-- end -->", re.DOTALL)
+MARKS = re.compile(r"<!-- numbers (?P<name>\S+) -->\n(?P<text>.*?)<!-- end -->", re.DOTALL)
 VERSIONS = ("jax", "flax", "numpy", "Pillow", "opencv-python-headless")
 GIB = 2**30
 
@@ -166,7 +166,7 @@ def owner(mark: str) -> str:
 def marked() -> Made:
     """Every mark of the documents, and the lines between."""
     found = [match for name in DOCUMENTS for match in MARKS.finditer((ROOT / name).read_text())]
-    return {match["name"]: match["text"].split("\n") for match in found}
+    return {match["name"]: match["text"].splitlines() for match in found}
 
 
 def write_document(file: Path, blocks: Made) -> None:
@@ -248,6 +248,10 @@ import timm
 model = timm.create_model("vit_large_patch14_dinov2", img_size=224)
 safetensors.torch.save_model(model, sys.argv[1])
 """
+LOCKED = (  # the fields of configs/beyond/lit.py, and the demo's text encoder
+    "--config.optimizer.frozen=image,image_projection --config.model.image_is_embedding=True "
+    "--config.model.custom.text_width=64 --config.model.custom.text_depth=2 --config.model.custom.text_heads=4"
+)
 TUNED = {  # folder of the run -> its name in the table
     "noise/clip/seed-0": "CLIP from noise",
     "lit": "texts for a locked encoder",
@@ -1213,8 +1217,8 @@ NUMBERS = (
             "python -m detailclip_jax.export --checkpoint={equal_flop}/teacher --to=timm "
             "--out={out}/encoder.safetensors",
             "python -m detailclip_jax.import_torch --from=timm {out}/encoder.safetensors --out={out}/encoder",
-            f"{MAIN}:method=clip --config.init={{out}}/encoder --config.optimizer.frozen=image,image_projection "
-            "--config.model.image_is_embedding=True --config.total_steps=300 --workdir={out}/lit",
+            f"{MAIN}:method=clip,size=small --config.init={{out}}/encoder {LOCKED} --config.total_steps=300 "
+            "--workdir={out}/lit",
             f"{COMPARE} --init={{equal_flop}}/clip/clip/seed-0 --methods=clip,superclip --seeds=1 --budget=300 "
             f"{GENTLY} --workdir={{out}}/continued",
             f"{COMPARE} --methods=clip --seeds=1 --budget=300 --workdir={{out}}/noise",
