@@ -87,7 +87,9 @@ def validate(config: ConfigDict) -> None:
     _check_best_metric(config)
     _check_dropout(config.views)
     wandb_writer.check(config.logging.wandb)
-    _check_labels(config, methods.build(config))  # before `num_captions`: a method says which caption rules it needs
+    method = methods.build(config)  # before `num_captions`: a method says which caption rules it needs
+    _check_labels(config, method)
+    _check_masking_view(config, method)
     num_captions(config.data)
 
 
@@ -139,6 +141,14 @@ def _check_dropout(views: ConfigDict) -> None:
         )
 
 
+def _check_masking_view(config: ConfigDict, method: methods.Method) -> None:
+    if config.views.teacher == "enclosing" and "enclosing" not in method.targets:
+        raise ValueError(
+            "views.teacher 'enclosing' is for detailclip and aclip, which mask by the teacher's attention to it; set "
+            f"it to 'same' for method {config.method}"
+        )
+
+
 def _check_best_metric(config: ConfigDict) -> None:
     if config.best_metric and not config.evaluate_every:
         raise ValueError(
@@ -183,14 +193,12 @@ def introduce(run: Run) -> None:
 
 
 def unread_crops(run: Run) -> list[str]:
-    """Returns a warning for every crop that is cut although no loss term reads it, else an empty list."""
+    """Returns a warning for every crop that is cut although no pass encodes it, else an empty list."""
     method = run.experiment.method
-    read = method.crops - (set() if {"cls", "cross", "region"} & {*method.terms} else {"local"})
     return [
-        f"views.crops.{name} is cut from every image, but no loss term of {method.name} with these weights reads it; "
-        "take a config without it"
+        f"views.crops.{name} is cut from every image, but {method.name} does not encode it; leave it out of the config"
         for name in run.config.views.crops
-        if name not in read
+        if name not in method.crops
     ]
 
 

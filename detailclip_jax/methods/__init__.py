@@ -92,11 +92,6 @@ def build(config: ConfigDict) -> Method:
     built = build_method(method, config.losses.weights.to_dict())
     frozen = split_list(config.optimizer.frozen)  # the teacher's network is the student's, which does not change
     built = dataclasses.replace(built, ema=tuple(name for name in built.ema if name not in frozen))
-    if config.views.teacher == "enclosing" and "enclosing" not in built.targets:
-        raise ValueError(
-            f"views.teacher 'enclosing' is for detailclip and aclip, which mask by the teacher's attention to it; set "
-            f"it to 'same' for method {config.method}"
-        )
     _check_count(built, config)
     _check_decoder(built, config)
     return built

@@ -60,11 +60,10 @@ def predicted_ids(config: ConfigDict) -> Int[np.ndarray, "C"]:
             f"losses.token_ids is (), CLIP's whole vocabulary, but data.tokenizer is {config.data.tokenizer!r}; list "
             "the ids that the term token_set predicts, without special ids"
         )
-    if wrong := [id for id, number in collections.Counter(ids).items() if number > 1 or id >= size]:
-        raise ValueError(
-            f"losses.token_ids has {wrong[0]}, twice or above {size - 1}, the largest id of the vocabulary; write each "
-            "id once"
-        )
+    if twice := [one for one, number in collections.Counter(ids).items() if number > 1]:
+        raise ValueError(f"losses.token_ids has {twice[0]} twice; write each id once")
+    if max(ids, default=0) >= size:
+        raise ValueError(f"losses.token_ids has {max(ids)}, but the largest id of the vocabulary is {size - 1}")
     return np.array(ids or range(size), np.int32)
 
 

@@ -129,7 +129,7 @@ def _joined(chunks: Float[Array, "A V B *D"]) -> Float[Array, "V AB *D"]:
     return jnp.moveaxis(chunks, 0, 1).reshape(chunks.shape[1], -1, *chunks.shape[3:])
 
 
-class Partial:
+class WholeBatch:
     """What the terms of the whole batch know of it; the rest is only known chunk by chunk, and reading it raises."""
 
     def __getattr__(self, name: str) -> NoReturn:
@@ -139,7 +139,7 @@ class Partial:
         refuse(vars(self).get("_name", name))
 
 
-class ClassTokens(Partial, struct.PyTreeNode):
+class ClassTokens(WholeBatch, struct.PyTreeNode):
     """The class tokens of the whole batch."""
 
     cls: Array
@@ -147,20 +147,28 @@ class ClassTokens(Partial, struct.PyTreeNode):
     mean: Array | None = None  # of dinotxt
 
 
-class Captions(Partial, struct.PyTreeNode):
+class Captions(WholeBatch, struct.PyTreeNode):
     """The caption embeddings [C, B, E] of the whole batch."""
 
     embedding: Array
 
 
-class Missing(Partial):
-    """A field of the record of which nothing is known."""
+class Missing(WholeBatch):
+    """A field of the record of which nothing is known; reading it raises, as reading its items, length and keys."""
 
     def __init__(self, name: str):
         """Stores the field's name."""
         self._name = name
 
     def __getitem__(self, key: Any) -> NoReturn:
+        """Raises ValueError."""
+        refuse(self._name)
+
+    def __len__(self) -> NoReturn:
+        """Raises ValueError."""
+        refuse(self._name)
+
+    def __iter__(self) -> NoReturn:
         """Raises ValueError."""
         refuse(self._name)
 

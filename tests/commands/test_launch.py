@@ -74,6 +74,17 @@ def stand_ins(folder, **commands):
     return {"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(folder)}
 
 
+@pytest.mark.check
+def test_processes_end_with_the_one_that_fails(tmp_path):
+    """Process 1 would sleep for a minute; it is ended five seconds after process 0."""
+    fails = f'[[ "$*" == *--process-id=0* ]] && exit 2; echo $$ > {tmp_path}/pid; exec sleep 60'
+    fake = stand_ins(tmp_path, py=fails) | {"PYTHON": "py", "PORT": "1"}
+    run = subprocess.run(["launch/local.sh", "2", CONFIG], cwd=ROOT, env=fake, capture_output=True, timeout=30)
+    assert run.returncode != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
 def test_the_interpreter_of_the_checkout_is_taken_where_python_lacks_the_package(tmp_path):
     (tmp_path / "launch").mkdir()
     (tmp_path / ".venv/bin").mkdir(parents=True)

@@ -219,7 +219,8 @@ def test_the_memory_of_a_run_is_that_of_its_end(until, expected):
 def test_devices_and_chunks_give_the_same_numbers():
     """The patches of an image are drawn by its own key: neither device nor chunk matters."""
     exp = built("detail", devices=2, accumulation=2)
-    for one, many in zip(history()[0], stepped(exp, noise_state(exp), 0, 2)[1], strict=False):
+    _, made = stepped(exp, noise_state(exp), 0, SWITCH + 1)
+    for one, many in zip(history()[0][: SWITCH + 1], made, strict=True):
         for name in one:
             np.testing.assert_allclose(many[name], one[name], rtol=2e-5, atol=1e-5, err_msg=name)
 

@@ -153,7 +153,7 @@ def test_chosen_ids_are_the_classes_of_the_head():
     assert classes[[5, 9, 7]].tolist() == [0, 1, 2] and (classes >= 0).sum() == 3
 
 
-@pytest.mark.parametrize(("ids", "named"), [((3, 3), "has 3, twice"), ((64,), "63")])
+@pytest.mark.parametrize(("ids", "named"), [((3, 3), "has 3 twice"), ((64,), "63")])
 def test_ids_that_do_not_fit_are_refused(ids, named):
     config = tiny_config("superclip")
     config.losses.token_ids = ids

@@ -265,12 +265,11 @@ def missing_first_run(method, source, init=""):
         ("stickers.py:method=clip,region=1", {}, []),
         ("stickers.py:method=clip,region=1", {"losses.weights.region": 0.0}, ["local"]),
         ("stickers.py:method=tips", {}, []),
-        ("stickers.py:method=tips", {"losses.weights.cls": 0.0}, ["local"]),
         ("stickers.py:teacher=enclosing", {}, []),
         ("stickers.py:teacher=enclosing", {"views.teacher": "same"}, ["enclosing"]),
     ],
 )
-def test_crops_that_no_term_reads_are_warned_of(spec, fields, unread):
+def test_crops_that_no_pass_encodes_are_warned_of(spec, fields, unread):
     config = run_config.load(f"configs/{spec}")
     config.update_from_flattened_dict(fields)
     if config.method == "tips":
@@ -279,7 +278,7 @@ def test_crops_that_no_term_reads_are_warned_of(spec, fields, unread):
     lines = pretraining.unread_crops(run)
     assert len(lines) == len(unread)
     for line, name in zip(lines, unread):
-        check_names(line, f"views.crops.{name}", config.method, "take a config without it")
+        check_names(line, f"views.crops.{name}", config.method, "leave it out of the config")
 
 
 def test_siglip2_without_its_first_run_is_warned_of():
