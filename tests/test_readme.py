@@ -277,6 +277,7 @@ def test_every_field_that_a_page_sets_exists():
         "docs/experiments.md": (usual, *dense[:1]),
         "docs/detection.md": dense[1:],
         "docs/data.md": (usual, *dense),
+        "docs/preprocessing.md": (usual, *dense),
         "docs/troubleshooting.md": (usual, *dense),
     }
     for page, text in PAGES.items():
