@@ -129,7 +129,7 @@ def _joined(chunks: Float[Array, "A V B *D"]) -> Float[Array, "V AB *D"]:
     return jnp.moveaxis(chunks, 0, 1).reshape(chunks.shape[1], -1, *chunks.shape[3:])
 
 
-class WholeBatch:
+class KnownPart:
     """What the terms of the whole batch know of it; the rest is only known chunk by chunk, and reading it raises."""
 
     def __getattr__(self, name: str) -> NoReturn:
@@ -139,7 +139,7 @@ class WholeBatch:
         refuse(vars(self).get("_name", name))
 
 
-class ClassTokens(WholeBatch, struct.PyTreeNode):
+class ClassTokens(KnownPart, struct.PyTreeNode):
     """The class tokens of the whole batch."""
 
     cls: Array
@@ -147,13 +147,13 @@ class ClassTokens(WholeBatch, struct.PyTreeNode):
     mean: Array | None = None  # of dinotxt
 
 
-class Captions(WholeBatch, struct.PyTreeNode):
+class Captions(KnownPart, struct.PyTreeNode):
     """The caption embeddings [C, B, E] of the whole batch."""
 
     embedding: Array
 
 
-class Missing(WholeBatch):
+class Missing(KnownPart):
     """A field of the record of which nothing is known; reading it raises, as reading its items, length and keys."""
 
     def __init__(self, name: str):
