@@ -4,6 +4,7 @@
     python -m detailclip_jax.main --config=configs/stickers.py:method=clip --config.seed=1
     python -m detailclip_jax.main --config=configs/stickers.py:teacher=enclosing
     python -m detailclip_jax.main --config=configs/stickers.py:method=clip,region=1
+    python -m detailclip_jax.main --config=configs/stickers.py:method=detailclip,token_set=1
     python -m detailclip_jax.main --config=configs/stickers.py:method=clip,size=small --workdir=runs/small
     python -m detailclip_jax.main --config=configs/stickers.py:method=dinotxt --config.init=runs/small
 
@@ -18,7 +19,7 @@ from detailclip_jax.data.tokenizer import Tokenizer
 
 
 def get_config(arg=None):
-    arg = base.parse_arg(arg, method="detailclip", teacher="same", region=0.0, size="tiny")
+    arg = base.parse_arg(arg, method="detailclip", teacher="same", region=0.0, token_set=0.0, size="tiny")
     if (arg.method, arg.teacher) not in ((arg.method, "same"), ("detailclip", "enclosing")):
         raise ValueError(f"config argument teacher={arg.teacher}: known are same and, for detailclip, enclosing")
     if arg.size not in ("tiny", "small"):
@@ -57,6 +58,8 @@ def get_config(arg=None):
         enclosing(c)
     if arg.region:
         region(c, arg.region)
+    if arg.token_set:
+        token_set(c, arg.token_set)
     if arg.size == "small":  # an image encoder of twice the width and depth, to be a frozen teacher
         c.model.size = "custom"
         c.model.custom = sizes.SIZES["tiny"]._replace(width=192, depth=6, num_heads=6)._asdict()
@@ -79,9 +82,14 @@ def one_view(c):
 
 
 def superclip(c):
-    """SuperCLIP: CLIP, and a head over the tokens of these captions; for other data --config.losses.token_ids="()"."""
+    """SuperCLIP: CLIP, and the term token_set."""
     one_view(c)
-    c.losses.weights.token_set = 1.0
+    token_set(c, 1.0)
+
+
+def token_set(c, weight):
+    """The term token_set, with a head over the tokens of these captions; for other data --config.losses.token_ids="()"."""
+    c.losses.weights.token_set = weight
     c.losses.token_ids = tuple(sorted({id for text in words() for id in Tokenizer().encode(text)[1:-1]}))
 
 
