@@ -1,4 +1,4 @@
-"""Parameter names of DINOv2's and DINOv3's published weights, in their own layouts and in those of transformers.
+"""Parameter names of DINOv2's and DINOv3's published weights, in their own layouts, transformers' and timm's.
 
 Layer scale, a factor for each channel of a branch, is multiplied into the layer before it, so the weights are read but
 not written. The mask token is left out.
@@ -95,6 +95,7 @@ HF_DINOV2 = Names(
     ("layer_scale1.lambda1", "layer_scale2.lambda1"),
     ("bicubic", "timm"),
 )
+TIMM_DINOV2 = DINOV2._replace(registers="reg_token", interpolations=("timm", "timm"))
 DINOV3 = DINOV2._replace(
     model="DINOv3",
     registers="storage_tokens",
@@ -114,6 +115,13 @@ HF_DINOV3 = HF_DINOV2._replace(
     gated=("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
     interpolations=("bicubic", "bicubic"),
 )
+
+
+def timm_prepared(tensors: StateDict) -> dict[str, np.ndarray]:
+    """Weights of timm's DINOv2 with registers: without layer scale, and with a position of 0 for the class token."""
+    found, key = TIMM_DINOV2.prepare(tensors), TIMM_DINOV2.positions
+    positions = np.asarray(found.get(key, 0))
+    return found | {key: np.pad(positions, ((0, 0), (1, 0), (0, 0)))} if positions.ndim == 3 else found
 
 
 def folded(tensors: StateDict, scales: Mapping[str, str], model: str) -> dict[str, np.ndarray]:

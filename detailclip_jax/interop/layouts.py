@@ -613,6 +613,7 @@ LAYOUTS = (
         **EVAL_256,
     ),
     *(_dinov2(names, True, gated) for names in (dino_names.HF_DINOV3, dino_names.DINOV3) for gated in (True, False)),
+    _dinov2(dino_names.TIMM_DINOV2, True, False)._replace(name="timm", prepare=dino_names.timm_prepared),
     *(
         _dinov2(names, registers, gated)
         for names in (dino_names.HF_DINOV2, dino_names.DINOV2)

@@ -464,10 +464,10 @@ def _tree(variables: Mapping[str, Params], name: str, entries: Sequence[Entry], 
 
 def layout_for(config: ConfigDict, name: str) -> TensorLayout:
     """The layout of this name that can represent a model; raises ValueError with the reason if there is none."""
-    candidates = [layout for layout in LAYOUTS if layout.name == name]
-    if not candidates:
+    if name not in NAMES[:-1]:
         raise ValueError(f"layout {name!r} is unknown; known: {', '.join(NAMES[:-1])}")
-    if all(layout.read_only for layout in candidates):
+    candidates = [layout for layout in LAYOUTS if layout.name == name and not layout.read_only]
+    if not candidates:
         raise ValueError(f"layout {name!r} is only read; --to=safetensors writes any model")
     with_text = any(layout.text for layout in candidates)
     if with_text and has_blocks(methods.build(config).networks):

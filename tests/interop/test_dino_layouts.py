@@ -204,6 +204,22 @@ def test_an_export_to_timm_has_the_tokens_of_transformers(name):
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
+def test_dinov2_with_registers_of_timm_has_its_tokens():
+    timm = pytest.importorskip("timm")
+    sizes = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "patch_size": PATCH}
+    name = "vit_small_patch14_reg4_dinov2"
+    small, larger = (noise(timm.create_model(name, img_size=side * PATCH, **sizes)) for side in (SIDE, OTHER))
+    model, variables, config = interop.load(small.state_dict(), num_heads=HEADS)
+    assert (config.model.class_tokens, config.model.interpolation, config.model.image_size) == (5, "timm", SIDE * PATCH)
+    moved = timm.layers.resample_abs_pos_embed(small.pos_embed, (OTHER, OTHER), num_prefix_tokens=0)
+    larger.load_state_dict(small.state_dict() | {"pos_embed": moved})
+    for theirs, side in ((small, SIDE), (larger, OTHER)):
+        images = pixels(side)
+        with torch.inference_mode():
+            expected = theirs.forward_features(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+        same_tokens(model, variables["params"], images, expected, 4)
+
+
 def test_what_dinov3_lacks_is_named():
     state = original_v3(dinov3(), False)
     for lacking in ("blocks.1.attn.qkv.bias_mask", "blocks.0.ls2.gamma", "blocks.1.mlp.fc2.bias", "cls_token"):

@@ -388,7 +388,7 @@ def test_heads_that_the_tensors_do_not_show():
 def test_slip_s_small_vit_has_twelve_heads_and_timm_s_six():
     size = SIZES["S/16"]._replace(depth=1, text_depth=1)
     for name, num_heads, given in (("clip", 12, {"text_heads": 8}), ("timm", 6, {"activation": "gelu"})):
-        state_dict, _ = written(next(row for row in LAYOUTS if row.name == name), size)
+        state_dict, _ = written(next(row for row in WRITTEN if row.name == name), size)
         _, _, config = interop.load(state_dict, name, **given)
         assert measure.size_of(config.model).num_heads == num_heads
 
