@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from detailclip_jax import methods
-from detailclip_jax.config import run_config, sizes
+from detailclip_jax.config import default, run_config, sizes
 from detailclip_jax.config.run_config import is_dense
 from detailclip_jax.config.settings import split_list
 from detailclip_jax.data import preprocessing, vocabularies
@@ -41,6 +41,7 @@ OF_ITS_WIDTH = ("decoder", "pixel_head")  # networks of the decoder's width
 PROJECTIONS = ("image_projection", "text_projection")
 OF_LOGITS = ("logit_scale", "logit_bias")
 OF_TEXT_SIZE = "model.custom.text_"
+POSITIONS = "interpolation"
 
 
 def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | None = None) -> ConfigDict:
@@ -48,7 +49,8 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
 
     These are the sizes and kinds of the loaded networks, the preprocessing, the tokenizer, and the learning-rate
     factors of the loaded networks.  The preprocessing and the sizes of crops that the user has set keep their values;
-    `given` has the dotted names of these fields, e.g. "preprocess.filter".  There are at least as many class tokens as
+    `given` has the dotted names of these fields, e.g. "preprocess.filter".  The interpolation of positions is the
+    checkpoint's, unless the user or the config names one.  There are at least as many class tokens as
     in the checkpoint, unless the user has set "model.class_tokens".  The file of a tokenizer gets its absolute path and
     its digest, and `distill.record` the fields of a frozen teacher; apart from that the config is returned unchanged
     without `init`.  If a run from the same `init` and teacher goes on in `workdir`, the fields are those of its own
@@ -78,6 +80,8 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     adopted = _with_tokenizer(adopted)
     if "model.class_tokens" not in set_by_user:
         adopted.model.class_tokens = max(config.model.class_tokens, source.model.class_tokens)
+    if f"model.{POSITIONS}" not in set_by_user and config.model[POSITIONS] == default().model[POSITIONS]:
+        adopted.model[POSITIONS] = source.model[POSITIONS]
     adopted.preprocess = ConfigDict(source.preprocess.to_dict())
     for name in adopted.preprocess:
         if f"preprocess.{name}" in set_by_user:

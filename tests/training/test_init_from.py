@@ -139,6 +139,16 @@ def test_preprocessing_that_the_user_sets_wins_and_is_printed(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("named", "given", "expected"),
+    [("bicubic", [], "timm"), ("bicubic", ["model.interpolation"], "bicubic"), ("ibot", [], "ibot")],
+)
+def test_positions_are_interpolated_as_in_the_checkpoint_unless_another_way_is_named(tmp_path, named, given, expected):
+    written(tmp_path / "clip", **{"model.interpolation": "timm"})
+    asked = tiny("clip", init=str(tmp_path / "clip"), **{"model.interpolation": named})
+    assert warm_start.adopt(asked, given).model.interpolation == expected
+
+
+@pytest.mark.parametrize(
     ("field", "value", "theirs"), [("image_size", 64, "32"), ("image_style.norm_eps", 0.1, "1e-06")]
 )
 def test_a_flag_that_contradicts_a_loaded_network_is_refused(tmp_path, field, value, theirs):
