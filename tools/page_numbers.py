@@ -234,6 +234,33 @@ EQUAL_FLOP = {  # folder -> row
     ),
     "cosmos": EqualFlop("`cosmos`", "cosmos", 300, 1),
 }
+
+
+class Term(NamedTuple):
+    """A row of the table of terms, and the entry that it is compared with."""
+
+    label: str
+    minus: str = ""
+
+
+STICKERS = "configs/stickers.py:method"
+SENTENCES = "data.caption=crops:long+data.num_captions=6+model.context_length=64+data.text_buckets=()"  # as for COSMOS
+TERMS_SEEDS = 2
+TERMS_FLAGS = "--flop-of=clip --budget=800 --set steps_per_epoch=60 --set optimizer.warmup_steps=60"
+TERMS = {  # entry of `compare` -> row
+    "clip": Term("`clip`"),
+    f"clip+{SENTENCES}": Term("`clip`, COSMOS's captions", "clip"),
+    "beta": Term("`clip` with `beta`", "clip"),
+    f"{STICKERS}=clip,region=1": Term("`clip` with `region`", "clip"),
+    "detailclip": Term("`detailclip`", "clip"),
+    "superclip": Term("`clip` with `token_set`", "clip"),
+    f"superclip+{SENTENCES}": Term("`token_set`, COSMOS's captions", "superclip"),
+    f"superclip+{SENTENCES}+losses.weights.beta=1": Term("`token_set`, `beta`, COSMOS's captions", "superclip"),
+    f"{STICKERS}=superclip,region=1": Term("`token_set`, `region`", "superclip"),
+    "superclip+losses.weights.gram=2": Term("`token_set`, `gram`", "superclip"),
+    "superclip+views.patch_dropout=0.5+views.patch_dropout_until=0.9": Term("`token_set`, patch dropout", "superclip"),
+    f"{STICKERS}=detailclip,token_set=1": Term("`detailclip` with `token_set`", "superclip"),
+}
 ONE_GPU = {  # recipe of the page -> config and flags; a B/16 if nothing else is said
     "CLIP B/16 from noise": "configs/baselines/clip.py",
     "texts for a locked B/16": "configs/beyond/lit.py:method=clip",
@@ -258,7 +285,7 @@ TUNED = {  # folder of the run -> its name in the table
     "continued/clip/seed-0": "a CLIP of 1,605 steps, continued",
     "continued/superclip/seed-0": "the same, continued with `token_set`",
 }
-WORDS = ("plain", "maskclip", "naclip")  # read-outs of the table at equal FLOP
+WORDS = ("plain", "maskclip", "naclip")  # read-outs of the tables at equal FLOP
 SUPERVISED = {  # name in the study -> config and flags; 19,200 scenes, ten times
     "linear": "stickers_linear.py:labels=groups --config.total_steps=300",
     "UPerNet": "stickers_upernet.py:labels=groups --config.total_steps=300",
@@ -357,6 +384,7 @@ METRICS = {  # heading -> task/metric
     "balanced mIoU": "segmentation/balanced_miou",
     "kept objects": "kept_objects/share",
 }
+BY_WORDS = {f"words, {name}: mIoU": f"words/{name}" for name in WORDS}
 PAGES = {"small": "glibc.malloc.hugetlb=0", "large": "glibc.malloc.hugetlb=1"}  # GLIBC_TUNABLES
 DTYPES = ("float32", "bfloat16")
 MEMORY_ROWS = tuple(itertools.product(("dots", "full"), (32, 64)))  # remat, pairs
@@ -641,7 +669,7 @@ def paths_of(folder: str) -> list[str]:
 
 def equal_flop(folder: Path) -> Made:
     """CLIP, changes that let its losses read the patches, a frozen teacher, and COSMOS, all at the same FLOP."""
-    columns = {**METRICS, **{f"words, {name}: mIoU": f"words/{name}" for name in WORDS}}
+    columns = METRICS | BY_WORDS
     table = [f"| method | steps | {' | '.join(columns)} | GFLOP per image |", "|---|" + "---:|" * (len(columns) + 2)]
     paired = [f"| minus `clip` of the same seed | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     scores = {name: [all_scores(folder, path) for path in paths_of(name)] for name in EQUAL_FLOP}
@@ -661,6 +689,41 @@ def teacher(folder: Path, columns: Mapping[str, str]) -> list[str]:
     scores = all_scores(folder, "teacher")
     found = ", ".join(f"{name} {scores[metric]:.1f}" for name, metric in columns.items())
     return textwrap.wrap(f"The teacher: {found}.", WIDTH)
+
+
+def term_runs() -> dict[str, list[str]]:
+    """The runs of each row of the table of terms, a seed each."""
+    names = {entry: quote(entry, safe="=+") for entry in TERMS}
+    return {entry: [f"rows/{name}/seed-{seed}" for seed in range(TERMS_SEEDS)] for entry, name in names.items()}
+
+
+def terms(folder: Path) -> Made:
+    """CLIP and DetailCLIP with the terms of other methods, at the FLOP of 800 steps of CLIP."""
+    columns, runs = METRICS | BY_WORDS, term_runs()
+    scores = {entry: [all_scores(folder, path) for path in paths] for entry, paths in runs.items()}
+    values = {name: np.array([[one[key] for one in row] for row in scores.values()]) for name, key in columns.items()}
+    table = [f"| method | steps | {' | '.join(columns)} | GFLOP per image |", "|---|" + "---:|" * (len(columns) + 2)]
+    paired = [f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    for place, (entry, row) in enumerate(TERMS.items()):
+        cost = read(folder / runs[entry][0], "cost")["gflop_per_image"]
+        steps = read(folder / runs[entry][0], "config")["total_steps"]
+        cells = [f"{grid[place].mean():.1f}" for grid in values.values()]
+        table.append(f"| {row.label} | {steps:,} | {' | '.join(cells)} | {cost:.3f} |")
+        if row.minus:
+            other = list(TERMS).index(row.minus)
+            cells = [difference(grid[place] - grid[other], half_interval(grid)) for grid in values.values()]
+            paired.append(f"| {row.label}, minus {TERMS[row.minus].label} | {' | '.join(cells)} |")
+    return {"terms.table": table, "terms.differences": paired}
+
+
+def half_interval(grid: np.ndarray) -> float:
+    """Half of the 95 % interval of the difference of two rows; all rows are assumed to spread alike.
+
+    grid: scores [rows, seeds]. The spread is that of the residuals of a two-way analysis of variance.
+    """
+    residual = grid - grid.mean(1, keepdims=True) - grid.mean(0) + grid.mean()
+    free = (grid.shape[0] - 1) * (grid.shape[1] - 1)
+    return float(scipy.stats.t.ppf(0.975, free) * (2 / grid.shape[1] * (residual**2).sum() / free) ** 0.5)
 
 
 def one_gpu(folder: Path) -> Made:
@@ -736,7 +799,11 @@ def interval(values: Sequence[float]) -> str:
     >>> interval([1.0, 2.0, 3.0])
     '+2.0 ± 2.5'
     """
-    half = scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return difference(values, scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+
+
+def difference(values: Sequence[float], half: float) -> str:
+    """The mean and half of its interval; bold if the interval does not contain 0."""
     text = f"{round(float(np.mean(values)), 1) + 0.0:+.1f} ± {half:.1f}"  # + 0.0: no "-0.0"
     return f"**{text}**" if abs(np.mean(values)) > half else text
 
@@ -1193,6 +1260,16 @@ NUMBERS = (
         180,
         tuple(equal_flop_commands()),
         equal_flop,
+    ),
+    Number(
+        "terms",
+        "the terms of other methods with CLIP, with the recipe for detail and with DetailCLIP, at equal FLOP",
+        300,
+        (
+            f"{COMPARE} --methods={','.join(TERMS)} {TERMS_FLAGS} --seeds={TERMS_SEEDS} --workdir={{out}}/rows",
+            *(by_words(path) for paths in term_runs().values() for path in paths),
+        ),
+        terms,
     ),
     Number(
         "one_gpu",
