@@ -94,7 +94,7 @@ def attend_evenly(
 ) -> Float[Array, "B Q heads d"]:
     """Computes attention with sequences padded to even lengths; padding is masked.
 
-    A ViT has one token more than patches.  cuDNN takes odd lengths if there is no bias, but jax (up to 0.10.2 at least)
+    A ViT has one token more than patches.  cuDNN takes odd lengths if there is no bias, but jax (up to 0.12.0 at least)
     replaces a missing bias by an empty array before it checks, and so rejects odd lengths in training.
     """
     lengths = [jnp.full(len(x), x.shape[1], jnp.int32) for x in (query, key)]
