@@ -1,5 +1,6 @@
 """Chooses which columns of a table hold the image, the captions, the key and the label."""
 
+import contextlib
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -154,11 +155,14 @@ def cell_label(value: Any) -> int:
 
 
 def number_of(value: Any) -> int:
-    """Returns a label as an integer; Rejected if it is not a whole number that int32 holds."""
-    try:
-        label = int(value)
-    except (TypeError, ValueError, OverflowError) as error:  # a list, a text, infinity
-        raise Rejected(f"bad label: {value!r:.40}") from error
-    if not -1 <= label <= MAX_LABEL or (isinstance(value, float) and label != value):
-        raise Rejected(f"bad label: {value!r:.40} is not a whole number from -1 to {MAX_LABEL}")
-    return label
+    """Returns a label, a number or its text, as an integer; Rejected if it is not a whole number that int32 holds.
+
+    "3.0" is 3, because pandas writes whole numbers so beside gaps.
+    """
+    with contextlib.suppress(TypeError, ValueError):  # a list, a text
+        number = float(value) if isinstance(value, str | bytes) else value
+        if -1 <= number <= MAX_LABEL and number == int(number):
+            return int(number)
+    raise Rejected(
+        f"bad label: {value!r:.40} is not a whole number from -1 to {MAX_LABEL}; if it is no label, rename its column"
+    )

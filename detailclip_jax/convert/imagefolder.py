@@ -18,7 +18,7 @@ from detailclip_jax.runtime.regular_files import (
     TooLarge,
     Walk,
     inside,
-    is_folder,
+    is_hidden,
     read_regular,
 )
 
@@ -49,7 +49,7 @@ def plan(request: Request) -> Plan:
 
 
 def files(request: Request) -> Iterator[str]:
-    """Yields the paths of a folder's images, and of the texts next to them; FileNotFoundError without the folder."""
+    """Yields the paths of a folder's images, and of the texts next to them."""
     for folder in request.paths:
         walk = Walk(pathlib.Path(folder), request.options.follow_links)
         images = (walk.root / name for part in ("", *_classes(walk.root)) for name in _images(walk, part))
@@ -60,12 +60,7 @@ def files(request: Request) -> Iterator[str]:
 
 def _classes(root: pathlib.Path) -> tuple[str, ...]:
     """Returns the names of the subfolders, without hidden ones and sets that `prepare` has written."""
-    return tuple(name for name in _folders(root) if not _is_set(root / name))
-
-
-def _folders(root: pathlib.Path) -> list[str]:
-    """Returns the sorted names of the subfolders, without hidden ones."""
-    return sorted(each.name for each in os.scandir(root) if is_folder(each) and not _is_hidden(each.name))
+    return tuple(name for name in folders.class_folders(root) if not _is_set(root / name))
 
 
 def _is_set(folder: pathlib.Path) -> bool:
@@ -75,7 +70,7 @@ def _is_set(folder: pathlib.Path) -> bool:
 def _check_left_out(root: pathlib.Path, classes: tuple[str, ...], request: Request) -> None:
     """Raises ValueError if a subfolder that is no class has images: one with a prepared set in it."""
     walk = Walk(root, request.options.follow_links)
-    for name in _folders(root):
+    for name in folders.class_folders(root):
         if name in classes or not _images(walk, name):
             continue
         raise ValueError(
@@ -100,19 +95,18 @@ def _images(walk: Walk, folder: str) -> list[str]:
     if folder and not walk.may_enter(folder):
         return []
     files = walk.matching(("**" if folder else "*",), folder)
-    shown = (name for name in files if not any(map(_is_hidden, pathlib.PurePath(name).parts)))
+    shown = (name for name in files if not any(map(is_hidden, pathlib.PurePath(name).parts)))
     images = (name for name in shown if name.lower().endswith(SUFFIXES) and not is_own(walk.root / name))
     return sorted(images, key=pathlib.PurePath)
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def _row(root: pathlib.Path, name: str, label: int, follow_links: bool, captions: Sequence[str]) -> Row:
     """Returns an image with the text file next to it, or these captions; refused if that file may not be read."""
     try:
-        text = read_regular(inside(root, pathlib.PurePath(name).with_suffix(".txt"), follow_links), MAX_TEXT_BYTES)
+        data = read_regular(inside(root, pathlib.PurePath(name).with_suffix(".txt"), follow_links), MAX_TEXT_BYTES)
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return Row(name, refused=f"bad text: {error}; save its text file as UTF-8")
     except FileNotFoundError:
         return Row(name, [(name,)], captions, label=label, root=str(root))
     except (LeavesFolder, NotRegular, TooLarge) as error:
@@ -121,4 +115,4 @@ def _row(root: pathlib.Path, name: str, label: int, follow_links: bool, captions
         if error.errno != errno.ELOOP:
             raise
         return Row(name, refused=f"unsafe link: {error.filename} leads to itself")
-    return Row(name, [(name,)], (text.decode("utf-8", "replace"),), label=label, root=str(root))
+    return Row(name, [(name,)], (text,), label=label, root=str(root))

@@ -20,7 +20,7 @@ from detailclip_jax.convert.examples import Rejected
 from detailclip_jax.convert.remote_files import RemoteFile, is_remote
 from detailclip_jax.data.sources import DATASET
 from detailclip_jax.runtime.files import written_atomically
-from detailclip_jax.runtime.regular_files import MAX_BYTES, NotRegular, check_regular, open_regular
+from detailclip_jax.runtime.regular_files import MAX_BYTES, NotRegular, check_regular, is_hidden, open_regular
 from detailclip_jax.runtime.terminal import json_escaped
 
 MAX_LINE = 2**20  # characters of a table's line or field
@@ -199,7 +199,8 @@ def expand(paths: Sequence[str], suffixes: Iterable[str]) -> list[str]:
     """Returns files sorted by name: those with one of the suffixes from each folder, those that match each pattern.
 
     In a pattern {00000..00331} stands for the numbers in between.
-    Files in a folder that `prepare` has written (`is_own`) are left out.  `remote_files.expand` expands URLs.
+    Hidden files in a folder, and those that `prepare` has written (`is_own`), are left out.  `remote_files.expand`
+    expands URLs.
     Raises FileNotFoundError that names what is missing, and ValueError for anything but a regular file.
     """
     found = sorted({file: None for path in paths for file in _expand_one(path, tuple(suffixes))})
@@ -216,7 +217,8 @@ def _expand_one(path: str, suffixes: tuple[str, ...]) -> list[str]:
         return remote_files.expand(path, suffixes)
     if os.path.isdir(path):
         names = (file for file in pathlib.Path(path).rglob("*") if file.name.endswith(suffixes))
-        found = [str(file) for file in names if not is_own(file)]
+        shown = (file for file in names if not any(map(is_hidden, file.relative_to(path).parts)))
+        found = [str(file) for file in shown if not is_own(file)]
         return found or _missing(f"{path!r} has no file that ends in {' or '.join(suffixes)}")
     if os.path.exists(path):
         return [path]

@@ -1,6 +1,7 @@
 """A prepared set and its description dataset.json: finishes a job, reads the description, checks the shards by it."""
 
 import collections
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -32,7 +33,9 @@ def load(folder: str) -> dict[str, Any]:
         unfinished = sorted(str(work) for work in pathlib.Path(folder).glob(f"{WORK}*"))
         hint = f"; {unfinished[0]} is unfinished: repeat its command" if unfinished else ""
         raise FileNotFoundError(f"{folder} contains no prepared set: {path} does not exist{hint}")
-    content = json.loads(path.read_text())
+    content = None
+    with contextlib.suppress(ValueError):  # not JSON
+        content = json.loads(path.read_text())
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} does not have the format {FORMAT!r}; prepare the set again")
     return content

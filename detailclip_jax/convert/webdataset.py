@@ -118,9 +118,11 @@ def _decoded(data: bytes) -> str:
 
 
 def sample_label(files: Mapping[str, bytes], fields: Mapping[str, Any], options: Options) -> int:
-    """Returns the label of a cls member or a json field, -1 without one; Rejected if it is not a number."""
-    named = [fields[name] for name in (options.label_column, *LABEL_FIELDS) if name in fields]
-    return columns.number_of(_decoded(files["cls"]) if "cls" in files else named[0] if named else -1)
+    """Returns the label of a cls member or a json field, -1 without one or for null; Rejected for another value."""
+    if "cls" in files:
+        return columns.number_of(_decoded(files["cls"]))
+    names = (options.label_column, *LABEL_FIELDS)
+    return columns.cell_label(next((fields[name] for name in names if name in fields), None))
 
 
 def _json(data: bytes) -> Mapping[str, Any]:

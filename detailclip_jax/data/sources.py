@@ -126,6 +126,8 @@ class Records:
         return len(self._shards)
 
     def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
         try:
             fields = msgpack.unpackb(self._shards[index])
             return _checked(fields, key=f"{self.name}#{index}")
@@ -300,11 +302,14 @@ def command_for(path: pathlib.Path, split: str) -> str:
         file.suffix.lower() in SUFFIXES for file in itertools.islice(path.rglob("*"), MAX_LOOKED)
     ):
         return ""
-    out = path.with_name(f"{path.stem if path.is_file() else path.name}-records")
     options = "" if split == "train" else f" --split {split}"
-    return (
-        f"python -m detailclip_jax.prepare {kind or 'imagefolder'} {quote(str(path))} --out {quote(str(out))}{options}"
-    )
+    return f"python -m detailclip_jax.prepare {kind or 'imagefolder'} {quote(str(path))} --out {beside(path)}{options}"
+
+
+def beside(path: pathlib.Path) -> str:
+    """Returns the folder for the records of a table or folder, next to it and quoted: "photos-records" of "photos"."""
+    path = path if path.name else path.resolve()  # "."
+    return quote(f"{path.with_suffix('') if path.is_file() else path}-records")
 
 
 class TfdsSplit:

@@ -183,7 +183,7 @@ class Walk:
         files, folders = [], [(name, rest)] if any_depth and rest else []
         for entry in self._entries(name):
             own = os.path.join(name, entry.name)
-            if not (_is_shown(entry.name) if any_depth else _matches(entry.name, component)):
+            if not (not is_hidden(entry.name) if any_depth else _matches(entry.name, component)):
                 continue
             if self.is_folder(own, entry):
                 folders += [(own, components if any_depth else rest)] if any_depth or rest else []
@@ -222,10 +222,11 @@ class Walk:
         return True
 
 
-def _is_shown(name: str) -> bool:
-    return not name.startswith(".")
+def is_hidden(name: str) -> bool:
+    """Returns whether a name is that of a hidden file or folder, or of the folder that macOS adds to its zips."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _matches(name: str, component: str) -> bool:
     """Matches as `glob` does: hidden names match only patterns that start with a dot."""
-    return (_is_shown(name) or component.startswith(".")) and fnmatch.fnmatchcase(name, component)
+    return (not is_hidden(name) or component.startswith(".")) and fnmatch.fnmatchcase(name, component)

@@ -70,7 +70,8 @@ def test_a_cell_that_is_no_label_is_refused(label):
 
 
 @pytest.mark.parametrize(
-    ("cell", "label"), [(None, -1), ("", -1), (3.0, 3), ("7", 7), (True, 1), (MAX_LABEL, MAX_LABEL)]
+    ("cell", "label"),
+    [(None, -1), ("", -1), (3.0, 3), ("3.0", 3), (b"3", 3), ("7", 7), (True, 1), (MAX_LABEL, MAX_LABEL)],
 )
 def test_other_cells_are_labels(cell, label):
     assert columns.cell_label(cell) == label

@@ -560,7 +560,8 @@ def test_the_contact_sheet_has_the_beginning_of_every_caption():
     assert set_report.caption_lines({"captions": [""], "key": "k"}) == ["k"]
 
 
-def test_another_format_is_refused(tmp_path):
-    trees.write_json(tmp_path / "dataset.json", {"format": "of someone else"})
+@pytest.mark.parametrize("text", ['{"format": "of someone else"}', '{"format": '])
+def test_another_format_is_refused(tmp_path, text):
+    trees.write(tmp_path / "dataset.json", text)
     with pytest.raises(ValueError, match="does not have the format"):
         load(str(tmp_path))

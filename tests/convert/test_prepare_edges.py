@@ -216,7 +216,8 @@ PHOTO = "\t".join(["1", *[""] * 5, "title", "description", *[""] * 15])
     ("kind", "table", "content", "other", "is_read"),
     [
         ("csv", "t.csv", ROWS, "T.CSV", False),
-        ("csv", "t.csv", ROWS, ".more.csv", True),
+        ("csv", "t.csv", ROWS, ".more.csv", False),
+        ("csv", "t.csv", ROWS, "more.csv", True),
         ("yfcc-tsv", "yfcc100m_dataset-0.txt", PHOTO, "README.txt", False),
         ("yfcc-tsv", "yfcc100m_dataset-0.txt", PHOTO, "deep/yfcc100m_dataset-1.bz2", True),
         ("imagefolder", "a.txt", "one", "README.txt", False),

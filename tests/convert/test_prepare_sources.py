@@ -158,6 +158,9 @@ def test_numbers_of_a_pattern_of_local_files(tmp_path):
 
 def test_webdataset_patterns(tmp_path):
     trees.webdataset(tmp_path)
+    for hidden in ("._00000.tar", ".ipynb_checkpoints/00000-checkpoint.tar"):
+        trees.write(tmp_path / hidden, (tmp_path / "00000.tar").read_bytes())
+    assert webdataset.files(Request("webdataset", (str(tmp_path),), "")) == sorted(map(str, tmp_path.glob("0*.tar")))
     assert prepared(tmp_path / "0000[02].tar", tmp_path / "out")["num_examples"] == 14
 
 
@@ -856,6 +859,14 @@ def test_parquet_with_missing_columns_lists_them(tmp_path):
 # Folders and TFDS
 
 
+def test_a_text_file_of_an_imagefolder_that_is_not_utf8_rejects_its_image(tmp_path):
+    write_images(tmp_path / "in", "a.jpg", "b.jpg")
+    trees.write(tmp_path / "in/a.txt", "H\u00fcte".encode("latin-1"))
+    trees.write(tmp_path / "in/b.txt", "H\u00fcte".encode("utf-8-sig"))
+    assert prepared(tmp_path / "in", tmp_path / "out", 1, kind="imagefolder")["rejected"] == {"bad text": 1}
+    assert [each["captions"] for each in examples(tmp_path / "out").values()] == [("H\u00fcte",)]
+
+
 def test_imagefolder_labels_are_the_folders_by_name(tmp_path):
     write_images(tmp_path / "in", "n02/b.JPEG", "n02/a.jpg", "n01/deep/c.png", "top.jpg", "n01/readme.md")
     trees.write(tmp_path / "in/n02/a.txt", "a caption")
@@ -893,3 +904,4 @@ def test_long_tables_are_cut_into_chunks(tmp_path, monkeypatch):
 def test_the_options_reach_the_reader():
     shard = webdataset.Sample("k", {"jpg": b"x", "json": b'{"other": 4}'})
     assert webdataset.sample_label(shard.files, {"other": 4}, Options(label_column="other")) == 4
+    assert webdataset.sample_label({}, {"label": None}, Options()) == -1

@@ -179,7 +179,7 @@ def test_a_set_of_your_own_without_captions_names_the_way_to_them(tmp_path):
 
 def test_what_is_no_image_is_left_out(tmp_path):
     class_folders(tmp_path / "mine")
-    for name in ("cat/notes.txt", "cat/.hidden.png", "cat/._0.png", ".git/0.png", "readme.md"):
+    for name in ("cat/notes.txt", "cat/.hidden.png", "cat/._0.png", "__MACOSX/cat/._0.png", ".git/0.png", "readme.md"):
         put(tmp_path / "mine" / name, b"x")
     put(tmp_path / "mine" / "dog" / "deep" / "er" / "7.JPG", make_image(COLOURS["dog"], 7, "JPEG"))
     opened = open_set("mine", tmp_path)
@@ -465,6 +465,7 @@ def split_file(root: pathlib.Path, name: str = "coco", num_texts: int = 6) -> No
 @pytest.mark.parametrize("name", ["coco", "flickr30k"])
 def test_split_files_choose_their_split_only(tmp_path, name):
     split_file(tmp_path / name, name)
+    put(tmp_path / name / "dataset_another.json", "{}")  # its authors publish the files of all sets in one zip
     opened = open_set(name, tmp_path)
     assert len(opened.source) == 2 and opened.classes == ()
     assert opened.source[1]["captions"] == tuple(f"text 4 {t}" for t in range(5))

@@ -19,6 +19,7 @@ from detailclip_jax.data.sources import (
     NoSplit,
     Records,
     TfdsSplit,
+    command_for,
     evenly,
     indices_to_show,
     shards_of,
@@ -53,7 +54,7 @@ def test_records_come_back_as_written_over_several_shards(tmp_path):
     assert write_records(tmp_path, iter(examples(7)), shard_size=3) == 7
     assert [path.name for path in sorted(tmp_path.iterdir())] == [f"train-0000{i}.arrayrecord" for i in range(3)]
     source = open_source(data_config(source="records", path=str(tmp_path)))
-    assert [source[i] for i in range(len(source))] == examples(7)
+    assert list(source) == examples(7)
 
 
 def test_what_may_be_left_out_is_filled_in(tmp_path):
@@ -212,6 +213,12 @@ def test_own_data_that_are_no_records_are_told_the_command_that_makes_them(path,
             Records(tmp_path / path, split)
         whole = f"python -m detailclip_jax.prepare {command.format(tmp_path)}{options}"
         assert whole in str(told.value).splitlines()[1] and "bytes" not in str(told.value)
+
+
+def test_the_working_directory_has_a_folder_of_records_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "mine.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    assert command_for(pathlib.Path(), "train").endswith(f"prepare csv . --out {tmp_path}-records")
 
 
 def test_a_set_without_the_split_is_not_prepared_again(tmp_path):

@@ -6,7 +6,7 @@ import pathlib
 from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.labelled.contents import Contents, file_identity, split_names
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
-from detailclip_jax.runtime.regular_files import IN_SETS, LeavesFolder, Walk, inside, is_folder, read_regular
+from detailclip_jax.runtime.regular_files import IN_SETS, LeavesFolder, Walk, inside, is_folder, is_hidden, read_regular
 
 MAX_NAMED = 5  # folders named in a message
 SPLIT_FOLDERS = ("train", *split_names("test"))
@@ -72,9 +72,7 @@ def class_folders(root: pathlib.Path) -> tuple[str, ...]:
     """Returns the sorted names of the folders in `root`, without hidden ones."""
     if not root.is_dir():
         return ()
-    return tuple(
-        sorted(entry.name for entry in os.scandir(root) if is_folder(entry) and not entry.name.startswith("."))
-    )
+    return tuple(sorted(entry.name for entry in os.scandir(root) if is_folder(entry) and not is_hidden(entry.name)))
 
 
 def images_below(root: pathlib.Path, kind: str, follow_links: bool = False) -> list[str]:

@@ -24,10 +24,11 @@ def read(folder: pathlib.Path, split: str, follow_links: bool = False) -> Conten
     files = sorted(folder.glob("dataset_*.json"))
     if not files:
         return None
+    file = next((file for file in files if file.stem == f"dataset_{folder.name}"), files[0])  # all come in one zip
     wanted = SPLITS.get(split, (split,))
-    entries = [(path, captions) for own, path, captions in rows_of(files[0]) if own in wanted]
+    entries = [(path, captions) for own, path, captions in rows_of(file) if own in wanted]
     if not entries:
-        raise MissingData(f"{files[0]} has no image of the split {split}")
+        raise MissingData(f"{file} has no image of the split {split}")
     root = root_of(folder, entries[0][0])
     sizes = sizes_of(root, [path for path, _ in entries])
     identity = ("karpathy", split, *("\t".join((path, *captions, s)) for (path, captions), s in zip(entries, sizes)))

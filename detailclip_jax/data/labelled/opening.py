@@ -11,7 +11,7 @@ from detailclip_jax.data.caption_rules import not_blank
 from detailclip_jax.data.labelled import builders, folders, karpathy, labelled_tars, long_captions, prepared_records
 from detailclip_jax.data.labelled.contents import Contents, LabelledSet, fingerprint
 from detailclip_jax.data.labelled.known_sets import KNOWN, Known, ways_to_get
-from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source, splits_of
+from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source, beside, splits_of
 from detailclip_jax.runtime.errors import near_folder
 
 NUM_CAPTIONS = 5  # per image, if a set has more
@@ -172,7 +172,7 @@ def classes_of_your_own(folder: pathlib.Path, split: str) -> str:
 
 def captions_of_your_own(folder: pathlib.Path, split: str) -> str:
     """Returns the command that makes a set with captions in `folder`, or beside a folder that exists, and its name."""
-    out = shlex.quote(str(folder.with_name(f"{folder.name}-records") if folder.exists() else folder))
+    out = beside(folder) if folder.exists() else shlex.quote(str(folder))
     return (
         f"images with captions: python -m detailclip_jax.prepare csv mine.csv --out {out} --split {split}, where "
         f"mine.csv has the columns image and caption, and retrieval:folder:{out}"
