@@ -44,7 +44,7 @@ from detailclip_jax.runtime.metric_files import read_lines
 
 COUNTED = "steps_per_epoch"  # `run_config.resolve` writes it to config.json if the config does not set it
 SCALED = (COUNTED, "optimizer.warmup_steps")  # fields of schedules that count steps; --flop-of scales them
-RESULTS = "results.json"
+RESULTS, COST = "results.json", "cost.json"  # of a run
 MEASURED = ("evaluators", "preprocess")  # groups of fields that may differ when a run goes on, and change its scores
 OWN = {  # fields that the comparison itself sets for every run, and what to do instead
     "method": "name it in --methods",
@@ -410,11 +410,14 @@ def write(plan: Plan) -> str:
 
 
 def config_of_floors(plan: Plan) -> ConfigDict:
-    """Returns the config whose encoder is measured without training: that of a finished run if `init` determines it."""
-    if plan.init:
-        first, *_ = workdirs_of(plan).values()
-        return run_config.read(first[0] / "config.json")
-    return config_of(plan, parse_entry("clip"), 0)
+    """Returns the config whose encoder is measured without training: that of the first run, if possible with captions.
+
+    Initial weights depend on the seed and the sizes alone, not on the method.
+    """
+    from detailclip_jax import methods
+
+    configs = [run_config.read(runs[0] / "config.json") for runs in workdirs_of(plan).values()]
+    return next((config for config in configs if methods.build(config).has_text), configs[0])
 
 
 def train_one(config: ConfigDict, workdir: Path, given: Sequence[str]) -> int:
@@ -425,18 +428,19 @@ def train_one(config: ConfigDict, workdir: Path, given: Sequence[str]) -> int:
     from detailclip_jax import pretraining
     from detailclip_jax.training import loop
 
-    if is_measured(config, workdir, given):
-        return 0
-    try:
-        run = pretraining.prepare(config, workdir, given)
-    except (ValueError, OSError) as error:
-        raise CannotBegin(f"{workdir}: {error}") from error
-    (workdir / RESULTS).unlink(missing_ok=True)  # of another evaluation; if this one is stopped, it is repeated
-    code = loop.train(run)
-    if code == 0:
-        spent = {"seconds": training_seconds(workdir), "gflop_per_image": gflop_per_image(run.config)}
-        replace_text(workdir / "cost.json", json.dumps(spent) + "\n")
-    return code
+    if not is_measured(config, workdir, given):
+        try:
+            run = pretraining.prepare(config, workdir, given)
+        except (ValueError, OSError) as error:
+            raise CannotBegin(f"{workdir}: {error}") from error
+        (workdir / RESULTS).unlink(missing_ok=True)  # of another evaluation; if this one is stopped, it is repeated
+        if code := loop.train(run):
+            return code
+    if not (workdir / COST).exists():  # also of a run that was ended between its results and this
+        own = run_config.read(workdir / "config.json")
+        spent = {"seconds": training_seconds(workdir), "gflop_per_image": gflop_per_image(own)}
+        replace_text(workdir / COST, json.dumps(spent) + "\n")
+    return 0
 
 
 def is_measured(config: ConfigDict, workdir: Path, given: Sequence[str]) -> bool:
@@ -472,7 +476,7 @@ def read_results(workdir: Path) -> dict[str, float]:
 
 def cost_text(workdirs: Sequence[Path]) -> str:
     """Formats GFLOP per image and the mean seconds of the runs; "" without any cost.json."""
-    costs = [json.loads(file.read_text()) for folder in workdirs if (file := folder / "cost.json").exists()]
+    costs = [json.loads(file.read_text()) for folder in workdirs if (file := folder / COST).exists()]
     if not costs:
         return ""
     seconds = sum(cost["seconds"] for cost in costs) / len(costs)

@@ -109,10 +109,12 @@ def roc_auc(scores: Float[np.ndarray, "n"], positive: np.ndarray) -> float:
 def roc_auc_metric(margins: Float[np.ndarray, "n"], labels: Int[np.ndarray, "n"], num_classes: int) -> Metric:
     """Area under the ROC curve of class 1 against class 0 (chance 1/2), with a bootstrap interval over examples.
 
-    Raises Unmeasurable if the set does not have two classes.
+    Raises Unmeasurable if the set does not have two classes, or its examples are all of one.
     """
     if num_classes != 2:
         raise Unmeasurable(f"roc_auc needs two classes, not {num_classes}")
+    if len(np.unique(labels)) < 2:
+        raise Unmeasurable(f"roc_auc needs examples of both classes; these {len(labels)} are all of class {labels[0]}")
     low, high = bootstrap_interval(_finite_auc, margins, labels)
     return Metric(roc_auc(margins, labels == 1), n=len(labels), chance=0.5, low=low, high=high)
 

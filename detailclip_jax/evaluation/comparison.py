@@ -186,7 +186,6 @@ def floors(config: ConfigDict, num_seeds: int) -> dict[str, list[dict[str, float
     the evaluators of `config`.
     """
     config = ConfigDict(config.to_dict())
-    config.init, config.losses.weights.distill = "", 0.0  # the frozen teacher is no part of an encoder
     options = run_evaluators.plan(config)
     config.evaluators = {name: options[name] for name in ("segmentation", "choice", "long") if name in options}
     if not config.evaluators:

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import math
 import os
 import shutil
 import sys
@@ -405,8 +406,8 @@ class Retention(policies.PreservationPolicy):
         self.scores = {scored: scores for scored, scores in self.scores.items() if scored <= step}
 
     def kept(self, steps: Sequence[int]) -> set[int]:
-        """Returns those of `steps` (ascending) to keep; of equal scores the last one is the best."""
-        known = [step for step in steps if self.best_metric in self.scores.get(step, {})]
+        """Returns those of `steps` (ascending) to keep; of equal scores the last one is the best, nan is no score."""
+        known = [step for step in steps if math.isfinite(self.scores.get(step, {}).get(self.best_metric, math.nan))]
         best = sorted(known, key=lambda step: (self.scores[step][self.best_metric], step))[-1:]
         return {*steps[-self.max_to_keep :], *best}
 

@@ -230,10 +230,12 @@ def test_a_finished_run_is_evaluated_again_by_another_evaluation(tmp_path, monke
 
     monkeypatch.setattr(pretraining, "prepare", lambda config, *_: config)
     monkeypatch.setattr(loop, "train", evaluate)
+    monkeypatch.setattr(compare, "gflop_per_image", lambda config: 2.0)
     config = compare.config_of(plan(), row, 0)
     finished(tmp_path / "run", config)
     train = lambda config, given: compare.train_one(config, tmp_path / "run", given)
     assert train(config, []) == 0 and not trained
+    assert compare.cost_text([tmp_path / "run"]).startswith("2 GFLOP/image")  # also if a kill came before the cost
     other = plan("--set=preprocess.filter=bicubic")
     assert train(compare.config_of(other, row, 0), ["preprocess.filter"]) == 130 and len(trained) == 1
     assert train(config, []) == 130  # the scores are gone
@@ -287,6 +289,14 @@ def test_the_floors_of_runs_with_init_are_of_their_encoder(tmp_path, monkeypatch
     monkeypatch.setattr(comparison, "floors", lambda config, num: measured.append(config) or {})
     monkeypatch.setattr(comparison, "write", lambda *_: "the table")
     assert compare.write(given) == "the table" and measured[0].model.size == "S/16"
+
+
+def test_the_floors_are_of_a_run_of_the_comparison(tmp_path):
+    """CLIP's config has no local crops, so that --set would stop the table of finished runs."""
+    given = plan("--methods=dino,cosmos", "--set=views.crops.local.count=2", "--seeds=1", f"--workdir={tmp_path}")
+    for row in given.entries:
+        finished(tmp_path / row.name / "seed-0", compare.config_of(given, row, 0))
+    assert compare.config_of_floors(given).method == "cosmos"  # with captions
 
 
 def test_fields_of_a_row_and_of_set_are_those_that_a_checkpoint_does_not_replace():

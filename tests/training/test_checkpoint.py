@@ -164,7 +164,7 @@ def test_empty_workdir_restores_nothing(opened):
 
 def test_keeps_the_last_and_the_best(opened):
     checkpoints, _ = opened(max_to_keep=2, best_metric="top1")
-    save(checkpoints, range(1, 6), {2: {"top1": 0.9}, 4: {"top1": 0.1}})
+    save(checkpoints, range(1, 6), {2: {"top1": 0.9}, 3: {"top1": float("nan")}, 4: {"top1": 0.1}})
     assert checkpoints.steps() == [2, 4, 5]
 
 
