@@ -94,7 +94,7 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
         )
     if "decoder" in brought and methods.takes_decoder(method, source.model):
         _take(adopted, source, OF_DECODER, set_by_user)
-    loaded = _usable(method, source, brought)
+    loaded = _usable(config, method, source, brought)
     _check_locked(config, loaded)
     rates = adopted.optimizer.part_rates.to_dict()
     adopted.optimizer.part_rates = ConfigDict(dict.fromkeys(loaded, adopted.optimizer.loaded_rate) | rates)
@@ -206,14 +206,17 @@ def _check_given(
                 )
 
 
-def _usable(method: Method, source: ConfigDict, brought: Collection[str]) -> list[str]:
+def _usable(config: ConfigDict, method: Method, source: ConfigDict, brought: Collection[str]) -> list[str]:
     """Returns the networks of a method that are loaded: of those that are `brought` from a checkpoint `source`.
 
     A decoder of another width than the encoder serves the reconstruction of pixels, but not a patch term.  The blocks
     of dinotxt, and texts of their width, are those of dinotxt alone.  Scale and bias of the logits belong to the
-    projections: with a fresh one they are fresh.  The frozen teacher is that of `distill.teacher`.
+    projections: with a fresh one they are fresh.  The frozen teacher is that of `distill.teacher`.  A classifier of
+    other classes, or of other tokens, than those of `config` is not loaded.
     """
     other = {TEACHER, MAP}
+    other |= set() if source.model.num_classes == config.model.num_classes else {"class_head"}
+    other |= set() if source.losses.token_ids == config.losses.token_ids else {"token_head"}
     if has_blocks(method.networks) != has_blocks(methods.build(source).networks):
         other |= {*PROJECTIONS}
     if any(name in method.networks and (name in other or name not in brought) for name in PROJECTIONS):
@@ -321,7 +324,7 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     variables |= {name: _with_class_tokens(variables[name], state.params) for name in ("params", "ema_params")}
     rule = config.init_text_positions
     variables |= {name: _with_context(variables[name], state.params, rule) for name in ("params", "ema_params")}
-    loaded = {name: variables["params"][name] for name in _usable(method, source, variables["params"])}
+    loaded = {name: variables["params"][name] for name in _usable(config, method, source, variables["params"])}
     _check_shapes(f"config.init {config.init!r}", loaded, state.params)
     params = {
         network: _like(loaded[network], old) if network in loaded else old for network, old in state.params.items()

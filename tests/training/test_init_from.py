@@ -276,6 +276,24 @@ def test_any_row_goes_on_from_a_clip(tmp_path, method):
         assert adopted.views.crops.large.mask_grid == 4
 
 
+@pytest.mark.parametrize(
+    ("method", "head", "field", "theirs", "ours"),
+    [
+        ("supervised", "class_head", "model.num_classes", 5, 3),
+        ("superclip", "token_head", "losses.token_ids", (4, 5), (5, 6)),
+    ],
+)
+def test_a_classifier_of_other_classes_is_fresh(tmp_path, method, head, field, theirs, ours):
+    more = {"losses.weights.token_set": 1.0} if method == "superclip" else {}
+    written(tmp_path / "first", method, **{field: theirs}, **more)
+    for value, is_loaded in ((theirs, True), (ours, False)):
+        asked = warm_start.adopt(tiny(method, init=str(tmp_path / "first"), **{field: value}, **more))
+        assert (head in asked.optimizer.part_rates) == is_loaded
+        state, lines = warm_start.load(asked, blank(asked))
+        assert named("\n".join(lines), "fresh") == {"nothing" if is_loaded else head}
+        assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.params[head])) == is_loaded
+
+
 def test_an_image_encoder_alone(tmp_path):
     trees = written(tmp_path / "mae", "image_encoder")
     adopted = warm_start.adopt(tiny("clip", init=str(tmp_path / "mae"), **{"model.context_length": 20}))
