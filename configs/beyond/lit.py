@@ -1,6 +1,6 @@
 """LiT: texts learn to name what a trained, locked image encoder sees (arXiv 2111.07991), by default with SigLIP's loss.
 
-    python -m detailclip_jax.import_torch --from=timm vit_base_patch16_224.safetensors --out=runs/timm --crop-ratio=1
+    python -m detailclip_jax.import_torch vit_base_patch16_224.augreg_in21k --out=runs/timm --crop-ratio=1
     python -m detailclip_jax.main --config=configs/beyond/lit.py --config.init=runs/timm --config.data.path=...
     python -m detailclip_jax.main --config=configs/beyond/lit.py:method=clip,steps=60000 --config.init=...
 

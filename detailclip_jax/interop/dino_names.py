@@ -31,12 +31,49 @@ PERIODS = "rope_embed.periods"
 NUM_REGISTERS = 4  # of all published encoders that have them
 
 
+def masked_bias(tensors: StateDict) -> StateDict:
+    """Weights of DINOv3's code, whose biases of query, key and value are multiplied by a mask, 0 for the key.
+
+    Raises ValueError for a missing mask.
+    """
+    found = dict(tensors)
+    for key in (key for key in tensors if re.fullmatch(r"blocks\.\d+\.attn\.qkv\.bias", key)):
+        if f"{key}_mask" not in tensors:
+            raise ValueError(f"the weights lack {key}_mask, which the biases of DINOv3 have; download the file again")
+        found[key] = np.asarray(tensors[key], np.float32) * np.asarray(found.pop(f"{key}_mask"), np.float32)
+    return found
+
+
+def zero_bias(tensors: StateDict) -> StateDict:
+    """Weights of transformers' DINOv3, whose keys have no bias, with a bias of 0."""
+    keys = (key for key in tensors if key.endswith(".k_proj.weight"))
+    biases = {f"{key.removesuffix('weight')}bias": np.zeros(tensors[key].shape[:1], np.float32) for key in keys}
+    return {**biases, **tensors}
+
+
+def joined_bias(tensors: StateDict) -> StateDict:
+    """Weights of timm's DINOv3, whose queries and values have biases apart or none, with one bias, 0 for the key."""
+    found = dict(tensors)
+    for key in (key for key in tensors if key.endswith(".attn.qkv.weight")):
+        block, zero = key.removesuffix("qkv.weight"), np.zeros(len(tensors[key]) // 3, np.float32)
+        query, value = (found.pop(f"{block}{name}_bias", zero) for name in "qv")
+        found.setdefault(f"{block}qkv.bias", np.concatenate([query, zero, value]))
+    return found
+
+
+def class_position(tensors: StateDict) -> StateDict:
+    """Weights of timm's DINOv2 with registers, whose class token has no position, with a position of 0."""
+    positions = np.asarray(tensors.get("pos_embed", 0))
+    return {**tensors, "pos_embed": np.pad(positions, ((0, 0), (1, 0), (0, 0)))} if positions.ndim == 3 else tensors
+
+
 class Names(NamedTuple):
     """The names of one layout; those of `qkv`, `proj`, `mlp`, `gated` and `scales` are within a block.
 
     `mlp` are the layers of an MLP; `gated` those of one with a gate, of which all but the last are ours side by side.
     `scales` are the layer scales behind attention and MLP. `interpolations` are the recipes of its code for positions
-    of other image sizes: without and with registers. Rotary positions have no tensor.
+    of other image sizes: without and with registers. Rotary positions have no tensor. `complete` adds what the layout
+    has not, and this package has.
     """
 
     model: str
@@ -52,17 +89,16 @@ class Names(NamedTuple):
     gated: tuple[str, ...]
     scales: tuple[str, str]
     interpolations: tuple[str, str]
+    complete: Callable[[StateDict], StateDict] = lambda tensors: tensors
 
     def prepare(self, tensors: StateDict) -> dict[str, np.ndarray]:
-        """Weights without layer scale, and with a whole bias of query, key and value.
+        """Weights without layer scale, and with what `complete` adds.
 
         Raises ValueError for a missing layer scale, a missing mask of a bias, and rotary positions of another base.
         """
         scales = {self.proj: self.scales[0], self.mlp[-1]: self.scales[1], self.gated[-1]: self.scales[1]}
-        if not self.positions:
-            check_periods(tensors)
-            tensors = masked_bias(tensors) if len(self.qkv) == 1 else zero_bias(tensors)
-        return folded(tensors, scales, self.model)
+        check_periods(tensors)
+        return folded(self.complete(tensors), scales, self.model)
 
 
 DINOV2 = Names(
@@ -95,13 +131,21 @@ HF_DINOV2 = Names(
     ("layer_scale1.lambda1", "layer_scale2.lambda1"),
     ("bicubic", "timm"),
 )
-TIMM_DINOV2 = DINOV2._replace(registers="reg_token", interpolations=("timm", "timm"))
+TIMM_DINOV2 = DINOV2._replace(registers="reg_token", interpolations=("timm", "timm"), complete=class_position)
 DINOV3 = DINOV2._replace(
     model="DINOv3",
     registers="storage_tokens",
     positions="",
     gated=("mlp.w1", "mlp.w2", "mlp.w3"),
     interpolations=("bicubic", "bicubic"),
+    complete=masked_bias,
+)
+TIMM_DINOV3 = DINOV3._replace(
+    registers="reg_token",
+    gated=("mlp.fc1_g", "mlp.fc1_x", "mlp.fc2"),
+    scales=("gamma_1", "gamma_2"),
+    interpolations=("timm", "timm"),
+    complete=joined_bias,
 )
 HF_DINOV3 = HF_DINOV2._replace(
     model="DINOv3",
@@ -114,14 +158,8 @@ HF_DINOV3 = HF_DINOV2._replace(
     mlp=("mlp.up_proj", "mlp.down_proj"),
     gated=("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
     interpolations=("bicubic", "bicubic"),
+    complete=zero_bias,
 )
-
-
-def timm_prepared(tensors: StateDict) -> dict[str, np.ndarray]:
-    """Weights of timm's DINOv2 with registers: without layer scale, and with a position of 0 for the class token."""
-    found, key = TIMM_DINOV2.prepare(tensors), TIMM_DINOV2.positions
-    positions = np.asarray(found.get(key, 0))
-    return found | {key: np.pad(positions, ((0, 0), (1, 0), (0, 0)))} if positions.ndim == 3 else found
 
 
 def folded(tensors: StateDict, scales: Mapping[str, str], model: str) -> dict[str, np.ndarray]:
@@ -164,26 +202,6 @@ def check_periods(tensors: StateDict) -> None:
     known = ROTARY_BASE ** (np.arange(periods.size) / periods.size)
     if not np.allclose(periods, known, rtol=2**-7):
         raise ValueError(f"{PERIODS} are not those of base {ROTARY_BASE:g}, the only one supported")
-
-
-def masked_bias(tensors: StateDict) -> dict[str, np.ndarray]:
-    """Weights of DINOv3's code, whose biases of query, key and value are multiplied by a mask, 0 for the key.
-
-    Raises ValueError for a missing mask.
-    """
-    found = dict(tensors)
-    for key in (key for key in tensors if re.fullmatch(r"blocks\.\d+\.attn\.qkv\.bias", key)):
-        if f"{key}_mask" not in tensors:
-            raise ValueError(f"the weights lack {key}_mask, which the biases of DINOv3 have; download the file again")
-        found[key] = np.asarray(tensors[key], np.float32) * np.asarray(found.pop(f"{key}_mask"), np.float32)
-    return found
-
-
-def zero_bias(tensors: StateDict) -> dict[str, np.ndarray]:
-    """Weights of transformers' DINOv3, whose keys have no bias, with a bias of 0."""
-    keys = (key for key in tensors if key.endswith(".k_proj.weight"))
-    biases = {f"{key.removesuffix('weight')}bias": np.zeros(tensors[key].shape[:1], np.float32) for key in keys}
-    return {**biases, **tensors}
 
 
 def table_in(names: Names, registers: bool) -> Callable[[Spec], Table]:

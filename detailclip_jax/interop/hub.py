@@ -91,7 +91,7 @@ def _sidecar_options(file: Path) -> dict[str, Any]:
     if config_file == folder / OPEN_CLIP:
         return open_clip_options(content) | _trunk_options(content, folder) | vocabulary
     if "pretrained_cfg" in content:  # timm's config.json
-        return timm_options(content)
+        return timm_options(content) | {"interpolation": "timm"}
     return huggingface_options(content, _preprocessor(folder)) | vocabulary
 
 
@@ -195,17 +195,18 @@ def _known_as(names: Mapping[str, str], theirs: str | None) -> str | None:
 def timm_options(content: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `interop.load` from timm's config.json."""
     stated, arguments = content["pretrained_cfg"], content.get("model_args") or {}
+    architecture = content.get("architecture") or ""
     is_mean = arguments.get("global_pool") == "avg" and arguments.get("fc_norm") is False
     return {
         "pooling": "mean" if is_mean else None,  # else the tensors show it
         "num_heads": arguments.get("num_heads"),
-        "activation": arguments.get("act_layer") or _timm_activation(content.get("architecture") or ""),
+        "activation": arguments.get("act_layer") or _timm_activation(architecture),
         "mean": stated.get("mean"),
         "std": stated.get("std"),
         "resize_filter": stated.get("interpolation"),
         "resize": _known_as(TIMM_RESIZES, stated.get("crop_mode")),
         "crop_ratio": stated.get("crop_pct"),
-        "image_size": arguments.get("img_size") if "num_reg_tokens" in arguments else None,  # no positions show it
+        "image_size": stated["input_size"][-1] if "_dinov3" in architecture else None,  # no positions show it
     }
 
 

@@ -256,6 +256,12 @@ def naflex_options(shapes: Shapes, kernel: str) -> dict[str, Any]:
     return {"resize": "native", "resize_filter": "bilinear", "interpolation": "tips"} if is_matrix else {}
 
 
+def gate_options(shapes: Shapes, first: str, last: str) -> dict[str, Any]:
+    """The option of an MLP with a gate, if its `first` layer has the hidden units of the `last` one twice."""
+    outputs, inputs = (shapes.get(key, ()) for key in (first, last))
+    return {"activation": "swiglu"} if len(inputs) == 2 and outputs[:1] == (2 * inputs[1],) else {}
+
+
 def joint_width(shapes: Shapes, key: str) -> int:
     """E, from a projection stored as (in, out) or, if its key ends in `.weight`, as (out, in)."""
     return shape_of(shapes, key, 2)[0 if key.endswith(".weight") else 1]
@@ -331,7 +337,7 @@ TIPS_EVAL: dict[str, Any] = {"normalisation": "none", "resize": "squash", "inter
 TIMM_EVAL: dict[str, Any] = {"filter": "bicubic", "crop_ratio": 0.9, "interpolation": "timm"}
 DINO_DROPS = (r"head\..*", r"masked_embed", r"(proj|pred)?_?head.*")
 DINOV2_DROPS = (
-    *("mask_token", r".*\.mask_token", r"(dino|ibot)_head\..*", r"classifier\..*"),
+    *("mask_token", r".*\.mask_token", r"(dino|ibot)_head\..*", r"(classifier|head)\..*"),
     *(r"rope_embed\.periods", r"local_cls_norm\..*"),  # of DINOv3: fixed numbers, and what local crops had in training
 )
 DINOV3_HEADS = HEADS | {1280: 20}
@@ -348,19 +354,24 @@ def _distilled(name: str, mark: str) -> TensorLayout:
 
 def _dinov2(names: dino_names.Names, registers: bool, gated: bool) -> TensorLayout:
     """An image encoder of DINOv2, or of DINOv3, whose positions are rotary; of a training checkpoint the teacher."""
-    layers, block, rotary = names.gated if gated else names.mlp, f"{names.blocks}.0", not names.positions
+    names = names if gated else names._replace(gated=names.mlp)  # timm's ViT-g has its gate under these names
+    block, rotary = f"{names.blocks}.0", not names.positions
     style = Style(activation="swiglu" if gated else "gelu")
     usual: dict[str, Any] = {"resize": "squash"} if rotary else EVAL_256
     encoder = TensorLayout(
         names.model.lower(),
         "image_encoder",
-        (names.cls_token, f"{block}.{layers[0]}.weight", f"{block}.{names.scales[0]}", *[names.registers] * registers),
+        (
+            *(names.cls_token, f"{block}.{names.gated[0]}.weight", f"{block}.{names.scales[0]}"),
+            *([names.registers] if registers else []),
+        ),
         Tower(f"{names.patches}.weight", names.positions, names.blocks),
         dino_names.table_in(names, registers),
         style=ROTARY_STYLE._replace(activation=style.activation) if rotary else style,
         heads=DINOV3_HEADS if rotary else HEADS,
-        mlps={"mlp_width": f"{block}.{layers[-1]}.weight"},
+        mlps={"mlp_width": f"{block}.{names.gated[-1]}.weight"},
         prepare=names.prepare,
+        stated=lambda shapes: gate_options(shapes, *(f"{block}.{layer}.weight" for layer in names.mlp)),
         read_only=True,
         class_tokens=1 + dino_names.NUM_REGISTERS * registers,
         drops=DINOV2_DROPS,
@@ -370,7 +381,7 @@ def _dinov2(names: dino_names.Names, registers: bool, gated: bool) -> TensorLayo
         prefixes=("backbone.", "dinov2.", "dinov2_with_registers.", "model."),
         roots=("teacher", *encoder.roots),
         interpolation=names.interpolations[registers],
-        shared_with="tips" if registers and names is dino_names.DINOV2 else "",
+        shared_with="tips" if registers and names.registers == dino_names.DINOV2.registers else "",
     )
 
 
@@ -613,7 +624,12 @@ LAYOUTS = (
         **EVAL_256,
     ),
     *(_dinov2(names, True, gated) for names in (dino_names.HF_DINOV3, dino_names.DINOV3) for gated in (True, False)),
-    _dinov2(dino_names.TIMM_DINOV2, True, False)._replace(name="timm", prepare=dino_names.timm_prepared),
+    *(
+        _dinov2(names, True, gated)._replace(name="timm")
+        for names, gated in (
+            *((dino_names.TIMM_DINOV2, False), (dino_names.TIMM_DINOV3, True), (dino_names.TIMM_DINOV3, False)),
+        )
+    ),
     *(
         _dinov2(names, registers, gated)
         for names in (dino_names.HF_DINOV2, dino_names.DINOV2)
@@ -641,7 +657,6 @@ LAYOUTS = (
         tower=VIT._replace(positions=""),
         style=ROTARY_STYLE,
         fits=lambda spec: spec.style == ROTARY_STYLE,
-        heads=DINOV3_HEADS,
     ),
     TIMM_LAYOUT,
 )

@@ -1,6 +1,7 @@
 """Published layouts of DINOv2 and DINOv3: read, and compared with the encoders of transformers."""
 
 import functools
+import json
 import pathlib
 
 import flax.linen as nn
@@ -21,6 +22,7 @@ from detailclip_jax.training import experiment, mesh, warm_start
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+safetensors_torch = pytest.importorskip("safetensors.torch")
 
 WIDTH, HEADS, DEPTH, PATCH, SIDE, OTHER = 48, 4, 2, 14, 3, 5  # OTHER: patches along a side of larger images
 SIZES = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_hidden_layers": DEPTH}
@@ -218,6 +220,26 @@ def test_dinov2_with_registers_of_timm_has_its_tokens():
         with torch.inference_mode():
             expected = theirs.forward_features(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
         same_tokens(model, variables["params"], images, expected, 4)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_giant_patch14_dinov2", "vit_small_patch16_dinov3", "vit_small_plus_patch16_dinov3_qkvb"]
+)
+def test_gates_and_dinov3_of_timm(tmp_path, name):
+    """A folder as on the Hub, whose config names the architecture and the size of the images."""
+    timm, size = pytest.importorskip("timm"), SIDE * (14 if "patch14" in name else 16)
+    theirs = noise(timm.create_model(name, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS, img_size=size))
+    safetensors_torch.save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    stated = {"input_size": [3, size, size], "crop_pct": 1.0, "crop_mode": "center", "interpolation": "bicubic"}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": name, "pretrained_cfg": stated}))
+    model, variables, config = interop.load(tmp_path, num_heads=HEADS)
+    registers = 4 if "dinov3" in name else 0
+    assert (config.model.class_tokens, config.model.image_size) == (1 + registers, size)
+    assert (config.preprocess.resize, config.model.interpolation) == ("shorter_side", "timm")
+    images = pixels(1, patch=size)
+    with torch.inference_mode():
+        expected = theirs.forward_features(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    same_tokens(model, variables["params"], images, expected, registers)
 
 
 def test_what_dinov3_lacks_is_named():
