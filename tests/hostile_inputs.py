@@ -478,17 +478,18 @@ def pickle_safe(fields) -> bytes:
 
 def feed_record(folder: Path) -> object:
     from detailclip_jax.data.labelled import prepared_records
-    from detailclip_jax.data.pipeline import Stream, evaluation_batches
+    from detailclip_jax.data.pipeline import Stream
     from detailclip_jax.data.preprocessing import Transform
     from detailclip_jax.data.sources import Records
     from detailclip_jax.data.tokenizer import Tokenizer
     from detailclip_jax.data.views import Crop
+    from detailclip_jax.evaluation.image_batches import ImageBatches
 
     source = Records(folder, "train")
     prepared_records.read(folder, "train")
     stream = Stream(source, {"large": Crop(size=8)}, Tokenizer(16))
     labels = [int(stream[position]["label"]) for position in range(4)]
-    batches = list(evaluation_batches(source, Transform(8, 8), Tokenizer(16), batch_size=4))
+    batches = list(ImageBatches(source, Transform(8, 8), batch_size=4))
     return labels, len(batches)
 
 

@@ -143,7 +143,7 @@ def _draw(axis: Any, name: str, histogram: Mapping[str, int]) -> None:
     lows = np.array(sorted(map(int, histogram)))
     widths = [_bin_width(name, int(low)) for low in lows]
     axis.bar(lows, [histogram[str(low)] for low in lows], width=widths, align="edge")
-    axis.set_title(name)
+    axis.set_title(name, parse_math=False)  # a column may be called $x
     if name == "bytes":
         axis.set_xscale("log", base=2)
 

@@ -9,7 +9,6 @@ does not depend on the number of workers or processes, and a restart needs only 
 
 import contextlib
 import dataclasses
-import math
 import os
 import sys
 import time
@@ -17,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import logging
 from jaxtyping import Int32
 from ml_collections import ConfigDict
 
@@ -26,15 +24,12 @@ from detailclip_jax.data import held_out, mixture
 from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
 from detailclip_jax.data.caption_rules import captions_by, captions_of, is_shifted, num_captions
 from detailclip_jax.data.decoding import BUDGET, UPRIGHT, BadImage, image_of
-from detailclip_jax.data.images import evaluation_mask
 from detailclip_jax.data.native import Lengths
-from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord, Example, Source, label_of
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import REDUCING_GAP, Crop, check_reducing_gap, crops_from_config, make_masks, make_views
 from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.data.workers import Prefetched
-from detailclip_jax.runtime.terminal import printable
 
 Batch = dict[str, Any]
 
@@ -52,7 +47,6 @@ ARRAYS = (
     "crowd",
     "masks",
 )  # names of a batch's arrays
-MASKS = ("segmentation", "instances")
 
 
 def open_source(config: ConfigDict, split: str | None = None) -> Source:
@@ -351,70 +345,3 @@ class Pipeline:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def evaluation_batches(
-    source: Source, transform: Transform, tokenizer: Tokenizer | None, batch_size: int, prefetch: int = 2
-) -> Iterator[Batch]:
-    """Yields all examples once, in order, in batches of one shape.
-
-    {"image": uint8 [B, S, S, 3], "text": int32 [B, T] (the first caption), "label": int32 [B], "valid": bool [B]},
-    with "segmentation" and "instances" [B, S, S] if the source has them.  Images go through `images.evaluation_view`,
-    masks through `evaluation_mask`.  Entries past the end, and unreadable records (named in the log), are zero and not
-    valid, as in `evaluation.image_batches`.  Without a tokenizer the batches have no "text".  Raises TooManyBadRecords
-    if no record is readable.
-    """
-    items = EvaluationBatches(source, transform, tokenizer, batch_size)
-    with contextlib.closing(Prefetched(items, prefetch=prefetch)) as batches:
-        yield from batches
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationBatches:
-    """The batches of `evaluation_batches` by index."""
-
-    source: Source
-    transform: Transform
-    tokenizer: Tokenizer | None
-    batch_size: int
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.source) / self.batch_size)
-
-    def __getitem__(self, number: int) -> Batch:
-        first = number * self.batch_size
-        rows = [self._row(index) for index in range(first, min(first + self.batch_size, len(self.source)))]
-        readable = next((row for row in rows if row is not None), None) or self._first_readable()
-        blank = {name: np.zeros_like(array) for name, array in readable.items()}
-        filled = [row or blank for row in rows] + [blank] * (self.batch_size - len(rows))
-        return {name: np.stack([row[name] for row in filled]) for name in blank}
-
-    def _row(self, index: int) -> dict[str, np.ndarray] | None:
-        try:
-            return self._readable_row(index)
-        except BadRecord as error:
-            logging.warning("unreadable record, skipped in the evaluation: %s", printable(str(error)))
-            return None
-
-    def _first_readable(self) -> dict[str, np.ndarray]:
-        """A row for the names and shapes of a batch that has none; raises TooManyBadRecords if there is none."""
-        for index in range(len(self.source)):
-            with contextlib.suppress(BadRecord):
-                return self._readable_row(index)
-        raise TooManyBadRecords(f"none of the {len(self.source)} records is readable; the log lists the reasons")
-
-    def _readable_row(self, index: int) -> dict[str, Any]:
-        with BUDGET.scope():
-            example, image = read(self.source, index, self.transform.decoding)
-            view = self.transform.view(image)
-        label = label_of(example)
-        masks = {name: example[name] for name in MASKS if name in example}
-        texts = {"text": self.tokenizer(list(example["captions"][:1]) or [""])[0]} if self.tokenizer else {}
-        size, side, _, mode, *_ = self.transform
-        return {
-            "image": view,
-            **texts,
-            "label": np.array(label),
-            "valid": np.array(True),
-            **{name: evaluation_mask(mask, size, side, mode) for name, mask in masks.items()},
-        }

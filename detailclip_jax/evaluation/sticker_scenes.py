@@ -1,6 +1,9 @@
 """Sticker scenes as a run evaluates and shows them."""
 
+import contextlib
+import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,14 +11,15 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
+from detailclip_jax.data.images import evaluation_mask
 from detailclip_jax.data.labelled import LabelledSet
-from detailclip_jax.data.pipeline import evaluation_batches
-from detailclip_jax.data.preprocessing import NATIVE, on_squares, transform_of
+from detailclip_jax.data.preprocessing import NATIVE, Transform, on_squares, transform_of
 from detailclip_jax.data.sources import Source
 from detailclip_jax.data.stickers.scene_source import Stickers
+from detailclip_jax.data.workers import Prefetched
 from detailclip_jax.evaluation.evaluation_sets import drawn, fingerprint
 from detailclip_jax.evaluation.evaluator import Measured, Setting
-from detailclip_jax.inference.batching import PaddedBatch
+from detailclip_jax.inference.batching import PaddedBatch, fill, valid_rows
 
 BATCH_SIZE = 250
 
@@ -51,8 +55,31 @@ def open_with_masks(
 
 def batches(source: Source, config: ConfigDict) -> list[PaddedBatch]:
     """The images of all examples, preprocessed and kept in memory, since every set of weights uses them."""
-    transform = transform_of(on_squares(config))
-    return list(evaluation_batches(source, transform, None, min(BATCH_SIZE, len(source))))
+    items = SceneBatches(source, transform_of(on_squares(config)), min(BATCH_SIZE, len(source)))
+    with contextlib.closing(Prefetched(items)) as drawn_ahead:
+        return list(drawn_ahead)
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneBatches:
+    """Batches of scenes by index: {"image" uint8 [B, S, S, 3], "segmentation" uint8 [B, S, S], "valid" bool [B]}."""
+
+    source: Source
+    transform: Transform
+    batch_size: int
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.source) / self.batch_size)
+
+    def __getitem__(self, number: int) -> PaddedBatch:
+        numbers = range(len(self.source))[number * self.batch_size :][: self.batch_size]
+        images, masks = map(np.stack, zip(*map(self._row, numbers)))
+        missing, valid = self.batch_size - len(numbers), valid_rows(len(numbers), self.batch_size)
+        return {"image": fill(images, missing), "segmentation": fill(masks, missing), "valid": valid}
+
+    def _row(self, index: int) -> tuple[Any, np.ndarray]:
+        scene, (size, side, _, mode, *_) = self.source[index], self.transform
+        return self.transform.view(scene["image"]), evaluation_mask(scene["segmentation"], size, side, mode)
 
 
 def remarked(measured: Measured, setting: Setting) -> Measured:

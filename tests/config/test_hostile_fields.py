@@ -16,11 +16,12 @@ from detailclip_jax.convert.examples import MAX_LABEL, Rejected
 from detailclip_jax.convert.job import Request
 from detailclip_jax.convert.prepared_set import load
 from detailclip_jax.data import tokenizer as tokenizer_lib
-from detailclip_jax.data.pipeline import Pipeline, evaluation_batches
+from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord, Records, write_records
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS, Tokenizer
 from detailclip_jax.data.views import Crop
+from detailclip_jax.evaluation.image_batches import ImageBatches
 from detailclip_jax.prepare import main
 
 # Labels
@@ -50,9 +51,9 @@ def test_training_replaces_a_record_whose_label_int32_does_not_hold(label):
 
 @pytest.mark.parametrize("label", HUGE)
 def test_evaluation_leaves_out_a_record_whose_label_int32_does_not_hold(label):
-    (batch,) = evaluation_batches(Labels(label), Transform(8, 8), Tokenizer(8), batch_size=4)
+    (batch,) = ImageBatches(Labels(label), Transform(8, 8), batch_size=4)
     assert batch["valid"].tolist() == [True, False, True, True]
-    assert batch["label"].tolist() == [0, 0, 2, 3] and batch["label"].dtype == np.int32
+    assert batch["label"].tolist() == [0, -1, 2, 3] and batch["label"].dtype == np.int32
 
 
 def test_a_record_with_such_a_label_is_neither_written_nor_read(tmp_path):

@@ -16,11 +16,12 @@ from detailclip_jax.convert.image_checks import QUALITY, checked
 from detailclip_jax.convert.job import Options
 from detailclip_jax.data.decoding import MAX_PIXELS, decode, opened
 from detailclip_jax.data.images import evaluation_view
-from detailclip_jax.data.pipeline import Pipeline, Stream, evaluation_batches
+from detailclip_jax.data.pipeline import Pipeline, Stream
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import Records, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop, make_views
+from detailclip_jax.evaluation.image_batches import ImageBatches
 
 SEED, SIZE = 3, 8
 CROPS = {"large": Crop(count=2, size=SIZE, filter="bilinear"), "teacher": Crop(size=SIZE, kind="enclosing")}
@@ -179,7 +180,7 @@ def test_an_image_of_100_megapixels_is_cut_where_its_box_says(records):
 
 
 def test_evaluation_sees_every_kind_whole_and_leaves_out_the_rest(records):
-    (batch,) = evaluation_batches(records, Transform(SIZE, SIZE), Tokenizer(8), len(records))
+    (batch,) = ImageBatches(records, Transform(SIZE, SIZE), len(records))
     for number, (name, case) in enumerate(every_case().items()):
         assert batch["valid"][number] == (not case.refused), name
         if case.pixels is not None:
@@ -192,6 +193,6 @@ def test_evaluation_reduces_nothing_below_the_limit():
     data = encoded(make_image(800, 1200))
     assert decode(data).shape == (800, 1200, 3)
     record = {"image": data, "captions": (), "label": 0, "key": "0"}
-    (batch,) = evaluation_batches([record], Transform(8, 8), Tokenizer(8), 1)
+    (batch,) = ImageBatches([record], Transform(8, 8), 1)
     np.testing.assert_array_equal(batch["image"][0], evaluation_view(decode(data), 8))
     assert opened(every_case()["100 megapixels JPEG"].data).decoded().pixels.size // 3 <= MAX_PIXELS

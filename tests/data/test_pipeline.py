@@ -15,8 +15,7 @@ from PIL import Image
 
 from detailclip_jax.config import default
 from detailclip_jax.data import pipeline
-from detailclip_jax.data.pipeline import BadRecords, Pipeline, Stream, TooManyBadRecords, evaluation_batches
-from detailclip_jax.data.preprocessing import Transform
+from detailclip_jax.data.pipeline import BadRecords, Pipeline, Stream, TooManyBadRecords
 from detailclip_jax.data.sources import BadRecord
 from detailclip_jax.data.tokenizer import EOT, Tokenizer
 from detailclip_jax.data.views import Crop
@@ -398,69 +397,3 @@ def test_pipeline_of_a_config():
 def test_batch_size_must_divide_over_processes():
     with pytest.raises(ValueError, match="batch_size 6 does not divide over 4 processes"):
         pipeline.open_pipeline(config(), Pairs(), process_count=4)
-
-
-# evaluation
-
-
-class Scenes:
-    """Arrays with masks, as stickers have them."""
-
-    def __len__(self) -> int:
-        return 5
-
-    def __getitem__(self, index: int) -> dict:
-        mask = np.zeros((20, 30), np.uint8)
-        mask[4:16, 10:20] = index + 1
-        image = np.repeat(mask[:, :, None] * 40, 3, axis=2)
-        return {"image": image, "captions": ("a", "b"), "label": index, "key": str(index), "segmentation": mask}
-
-
-def test_evaluation_shows_everything_once_and_pads_the_last_batch():
-    batches = list(evaluation_batches(Scenes(), Transform(10, 10), TOKENIZER, batch_size=3))
-    assert [batch["valid"].tolist() for batch in batches] == [[True] * 3, [True, True, False]]
-    assert [batch["label"].tolist() for batch in batches] == [[0, 1, 2], [3, 4, 0]]
-    for batch in batches:
-        assert {name: (array.shape, array.dtype) for name, array in batch.items()} == {
-            "image": ((3, 10, 10, 3), np.uint8),
-            "text": ((3, 6), np.int32),
-            "label": ((3,), np.int32),
-            "valid": ((3,), np.bool_),
-            "segmentation": ((3, 10, 10), np.uint8),
-        }
-    assert not batches[1]["image"][2].any() and not batches[1]["text"][2].any()
-    np.testing.assert_array_equal(batches[0]["text"][0], TOKENIZER(["a"])[0])
-
-
-def test_evaluation_masks_lie_on_their_objects():
-    (batch,) = evaluation_batches(Scenes(), Transform(10, 10), TOKENIZER, batch_size=5)
-    np.testing.assert_array_equal(
-        batch["segmentation"] > 0, batch["image"][..., 0] > 20 * (1 + np.arange(5))[:, None, None]
-    )
-
-
-def test_unreadable_records_are_not_valid_and_named(caplog):
-    caplog.set_level(logging.WARNING, logger="absl")
-    (batch,) = evaluation_batches(Pairs(4, bad=(1,)), Transform(16, 16), TOKENIZER, batch_size=4)
-    assert batch["valid"].tolist() == [True, False, True, True] and batch["label"].tolist() == [0, 0, 2, 3]
-    assert not batch["image"][1].any() and batch["image"][2].any()
-    assert "skipped in the evaluation: pair-1: truncated" in caplog.text
-
-
-@pytest.mark.parametrize("bad", [(0, 1), (2, 3)])
-def test_a_batch_without_readable_records_is_not_valid_and_the_others_are_evaluated(bad):
-    batches = list(evaluation_batches(Pairs(4, bad=bad), Transform(16, 16), TOKENIZER, batch_size=2))
-    assert [batch["valid"].tolist() for batch in batches] == [[i not in bad] * 2 for i in (0, 2)]
-    shapes = [{name: (array.shape, array.dtype) for name, array in batch.items()} for batch in batches]
-    assert shapes[0] == shapes[1] and [batch["image"].any() for batch in batches] == [i not in bad for i in (0, 2)]
-
-
-def test_a_set_without_readable_records_is_refused():
-    with pytest.raises(TooManyBadRecords, match="none of the 3 records is readable"):
-        list(evaluation_batches(Pairs(3, bad=(0, 1, 2)), Transform(16, 16), TOKENIZER, batch_size=2))
-
-
-def test_evaluation_may_be_left_early():
-    batches = evaluation_batches(Scenes(), Transform(10, 10), TOKENIZER, batch_size=2)
-    next(batches)
-    batches.close()

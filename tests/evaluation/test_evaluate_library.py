@@ -39,6 +39,7 @@ from detailclip_jax.evaluation import (
     metrics,
     results,
     runner,
+    sticker_scenes,
     subject,
     tables,
     tasks,
@@ -238,6 +239,27 @@ def test_rows_of_other_processes_are_not_read():
     rows = np.array([False, True, True, False])
     read = list(image_batches.ImageBatches(Images(), image_batches.Transform(32, 32), 4, rows))
     assert np.concatenate([batch["valid"] for batch in read]).nonzero()[0].tolist() == [1, 2, 5, 6, 9, 10]
+
+
+class Scenes:
+    """Arrays with masks, as stickers have them."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        mask = np.zeros((20, 30), np.uint8)
+        mask[4:16, 10:20] = index + 1
+        return {"image": np.repeat(mask[:, :, None] * 40, 3, axis=2), "segmentation": mask}
+
+
+def test_scenes_are_shown_once_and_their_masks_lie_on_their_objects():
+    drawn = sticker_scenes.SceneBatches(Scenes(), Transform(10, 10), 3)
+    batches = [drawn[number] for number in range(len(drawn))]
+    assert [batch["valid"].tolist() for batch in batches] == [[True] * 3, [True, True, False]]
+    image, mask = (np.concatenate([batch[name] for batch in batches]) for name in ("image", "segmentation"))
+    assert mask.max((1, 2)).tolist() == [1, 2, 3, 4, 5, 0] and not image[5].any()
+    np.testing.assert_array_equal(mask > 0, image[..., 0] > 20 * (1 + np.arange(6))[:, None, None])
 
 
 def test_transforms_are_the_protocols():
