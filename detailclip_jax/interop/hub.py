@@ -12,6 +12,7 @@ from detailclip_jax.interop import hub_vocabulary
 from detailclip_jax.interop.measure import Spec, spec_of
 from detailclip_jax.models.positions import ROTARY_BASE
 from detailclip_jax.models.vit import Style
+from detailclip_jax.runtime import weight_files
 from detailclip_jax.runtime.regular_files import read_json
 from detailclip_jax.training import workdirs
 
@@ -39,6 +40,7 @@ NO_CLIP = "this is a VisionTextDualEncoderModel, not a CLIPModel; load it with t
 HIDDEN_ACTS = {"gelu_tanh": "gelu_pytorch_tanh"}  # our names of activations, where transformers has others
 TRUNK = "trunk"  # folder with the config of an image encoder that timm does not register
 LOCAL = "local-dir:"  # begins a timm_model_name that is a folder
+SIGLIP_FILES = "SigLIP is read from the folder of transformers' SiglipModel, or big_vision's file"
 SIGLIP, NAFLEX, DUAL_ENCODER = "siglip", "siglip2", "vision-text-dual-encoder"
 DINO_KINDS = ("dinov2", "dinov2_with_registers", "dinov3_vit")  # model_type of image encoders alone
 KINDS = (None, "clip", SIGLIP, "siglip_model", NAFLEX, DUAL_ENCODER)  # model_type of a supported config.json
@@ -105,8 +107,9 @@ def config_beside(file: Path) -> Path | None:
         return card
     if (folder / OPEN_CLIP).exists():
         return folder / OPEN_CLIP
-    is_named = file.name in ("model.safetensors", "pytorch_model.bin") and (folder / HUGGINGFACE).exists()
-    return folder / HUGGINGFACE if is_named and not workdirs.has_config(folder) else None
+    is_named = file.name in ("model.safetensors", "pytorch_model.bin") or weight_files.SHARD.search(file.name)
+    is_described = is_named and (folder / HUGGINGFACE).exists() and not workdirs.has_config(folder)
+    return folder / HUGGINGFACE if is_described else None
 
 
 def is_card(path: Path) -> bool:
@@ -179,7 +182,8 @@ def _check_open_clip_text(text: Mapping[str, Any]) -> None:
     """Raises ValueError for a text encoder other than CLIP's, which pools at the largest id of a text."""
     others = {"hf_model_name", "no_causal_mask", "embed_cls", "proj_bias", "norm_kwargs", "act_kwargs"}
     if unknown := others & {name for name, value in text.items() if value}:
-        raise ValueError(f"unsupported text encoder of open_clip: {sorted(unknown)}")
+        of_siglip = f"; {SIGLIP_FILES}" if "proj_bias" in unknown else ""
+        raise ValueError(f"unsupported text encoder of open_clip: {sorted(unknown)}{of_siglip}")
     if (pooling := text.get("pool_type", "argmax")) != "argmax":
         raise ValueError(f"unsupported text pooling of open_clip: pool_type {pooling!r}; supported: argmax")
 

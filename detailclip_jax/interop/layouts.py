@@ -210,7 +210,7 @@ def fits_timm(spec: Spec) -> bool:
 
 def fits_trunk(spec: Spec) -> bool:
     """open_clip's image encoders of timm: CLS token, or the mean of the normalised patches."""
-    usual = spec.style._replace(pooling="cls") == Style() and spec.text_activation == "quick_gelu"
+    usual = spec.style._replace(pooling="cls") == Style() and spec.text_activation in GELUS
     return usual and spec.style.pooling in ("cls", "mean")
 
 

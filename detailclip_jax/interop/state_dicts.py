@@ -192,7 +192,7 @@ def _open(path: Path) -> tuple[Any, dict[str, Any], Path | None]:
     if path.is_dir() and (pair := tips_names.pair_in(path)):
         return pair, {}, None
     file = tensor_files.weights_in(path) if path.is_dir() else path
-    return tensor_files.read(file), hub.sidecar_options(file), hub.config_beside(file)
+    return tensor_files.read_shards(file), hub.sidecar_options(file), hub.config_beside(file)
 
 
 def choose(tensors: Any, name: str | None) -> tuple[TensorLayout, dict[str, np.ndarray]]:
@@ -214,6 +214,10 @@ def choose(tensors: Any, name: str | None) -> tuple[TensorLayout, dict[str, np.n
                 )
             return layout, _only_tensors(found)
     found = _only_tensors(_named(_at_root(tensors, candidates[-1]), candidates[-1]))
+    if any(key.endswith("attn_pool.latent") for key in found):
+        raise ValueError(
+            f"image encoders of timm and open_clip with an attention pool are not read; {hub.SIGLIP_FILES}"
+        )
     if name is None:
         raise ValueError(f"no known layout has the tensors {_list(found)}; known layouts: {', '.join(NAMES)}")
     return candidates[-1], found

@@ -72,6 +72,12 @@ def weights_in(folder: Path) -> Path:
     raise FileNotFoundError(f"no weights in {folder}; looked for {', '.join(weight_files.NAMES)}")
 
 
+def read_shards(file: Path) -> Any:
+    """The content of a file, or the tensors of all files of a model that is divided into several."""
+    first, *others = (read(path) for path in weight_files.shards_of(file))
+    return {name: tensor for part in (first, *others) for name, tensor in part.items()} if others else first
+
+
 def _check_no_tar(path: Path, start: bytes) -> None:
     """Raises ValueError for a tar archive, PyTorch's format before 0.1.10: its pickles require trust."""
     try:

@@ -11,15 +11,33 @@ NAMES = (
     "open_clip_pytorch_model.bin",
     "pytorch_model.bin",
 )
-SHARD = re.compile(r"\d+-of-\d+\.(safetensors|bin)$")  # the end of the name of a part of a transformers model
+SHARD = re.compile(r"-\d+(-of-(\d+)\.(safetensors|bin))$")  # the end of the name of a part of a transformers model
 VISION, TEXT = "vision", "text"
 PARTS = (VISION, TEXT)  # of a TIPS model, which has one file for each
 PART_SUFFIXES = (".npz", ".pt", ".pth", ".safetensors")
 
 
 def model_in(folder: Path) -> Path | None:
-    """Returns the file of an open_clip or transformers model; None without one."""
-    return next((folder / name for name in NAMES if (folder / name).is_file()), None)
+    """Returns the file of an open_clip or transformers model, or the first of several; None without one."""
+    shards = sorted(path.name for path in folder.glob("*-of-*") if SHARD.search(path.name))
+    return next((folder / name for name in (*NAMES, *shards) if (folder / name).is_file()), None)
+
+
+def shards_of(file: Path) -> list[Path]:
+    """Returns all files of a model that is divided into several, as model-00001-of-00002.safetensors, or the file.
+
+    Raises ValueError if some of them are missing.
+    """
+    end = SHARD.search(file.name)
+    if end is None:
+        return [file]
+    same = (path for path in file.parent.glob(f"*{end[1]}") if SHARD.sub("", path.name) == SHARD.sub("", file.name))
+    found = sorted(same)
+    if len(found) != int(end[2]):
+        raise ValueError(
+            f"{file.parent} has {len(found)} files like {file.name}, of {int(end[2])}; download the others"
+        )
+    return found
 
 
 def parts_in(folder: Path) -> Mapping[str, list[Path]]:
@@ -32,8 +50,3 @@ def parts_in(folder: Path) -> Mapping[str, list[Path]]:
 def is_model(folder: Path) -> bool:
     """Returns whether `import_torch` finds the weights in a folder: a model's file, or one of each part of TIPS."""
     return model_in(folder) is not None or all(len(files) == 1 for files in parts_in(folder).values())
-
-
-def shard_in(folder: Path) -> Path | None:
-    """Returns the first file of a model that is divided into several, as model-00001-of-00002.safetensors, or None."""
-    return min((path for path in folder.glob("*-of-*") if SHARD.search(path.name)), default=None)

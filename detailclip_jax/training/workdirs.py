@@ -86,13 +86,10 @@ def _lacks(path: Path) -> str:
 
 def _weights(path: Path) -> str:
     """Says how a folder of weights becomes a workdir; "" for another folder."""
-    what = f"{path} is a folder of weights, not the workdir of a run"
-    if weight_files.is_model(path):
-        return f"{what}; convert them to one: python -m detailclip_jax.import_torch {shlex.quote(str(path))} --out=DIR"
-    if shard := weight_files.shard_in(path):
-        save = "model.save_pretrained(DIR, max_shard_size='100GB') of transformers"
-        return f"{what}, and in several files ({shard.name}, ...), which import_torch does not read; {save} writes one"
-    return ""
+    if not weight_files.is_model(path):
+        return ""
+    command = f"python -m detailclip_jax.import_torch {shlex.quote(str(path))} --out=DIR"
+    return f"{path} is a folder of weights, not the workdir of a run; convert them to one: {command}"
 
 
 def _inside(path: Path, run: Path) -> str:

@@ -374,6 +374,13 @@ def test_activations_that_the_target_does_not_name_are_refused(to, activation):
         state_dicts.layout_for(made, to)
 
 
+def test_open_clip_s_texts_have_either_gelu_beside_an_image_encoder_of_timm(tmp_path):
+    made = config.default()
+    made.update_from_flattened_dict(TINY | {"model.text_activation": "gelu"})
+    assert state_dicts.layout_for(made, "open_clip").name == "open_clip"
+    assert hub.open_clip_model(made, tmp_path)["quick_gelu"] is False
+
+
 @pytest.mark.check
 @pytest.mark.parametrize(("to", "method"), [("cosmos", "flair"), ("flair", "cosmos")])
 def test_layouts_of_a_method_are_for_it_alone(captioned, tmp_path, capsys, to, method):

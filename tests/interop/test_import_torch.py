@@ -122,6 +122,18 @@ def test_open_clip_folder(tmp_path, quick_gelu):
     assert (config.preprocess.mean, config.preprocess.std) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
 
 
+def test_a_model_in_several_files_is_read_whole_or_not_at_all(tmp_path):
+    tensors, numbers = {key: value.numpy() for key, value in clip_module().state_dict().items()}, (1, 2, 3)
+    files = [tmp_path / f"model-{number:05d}-of-00003.safetensors" for number in numbers]
+    for number, file in enumerate(files):
+        tensor_files.write(file, {key: tensors[key] for key in sorted(tensors)[number::3]})
+    for source in (tmp_path, files[1]):
+        assert_encodes_alike(clip_module(), *interop.load(source, **HEADS, **QUICK))
+    files[2].unlink()
+    with pytest.raises(ValueError, match=r"has 2 files like model-00001-of-00003\.safetensors, of 3; download the"):
+        interop.load(tmp_path, **HEADS, **QUICK)
+
+
 @pytest.mark.parametrize(
     ("content", "match"),
     [
@@ -141,6 +153,10 @@ def test_open_clip_folder(tmp_path, quick_gelu):
             r"unsupported text encoder of .*hf_model_name",
         ),
         ('{"vision_cfg": {"width": 48}, "text_cfg": {"norm_kwargs": {"eps": 1e-6}}}', "text encoder .*norm_kwargs"),
+        (
+            '{"vision_cfg": {"width": 48}, "text_cfg": {"proj_bias": true}}',
+            "text encoder .*of transformers' SiglipModel",
+        ),
         ('{"vision_cfg": {"width": 48}, "text_cfg": {"pool_type": "eos", "eos_id": 1}}', "text pooling .*'eos'"),
     ],
 )
@@ -197,6 +213,15 @@ def test_timm_vit(tmp_path, options):
     module = vit_module(**options)
     path = save({**module.state_dict(), "head.weight": torch.zeros(5, 48)}, tmp_path / "vit.pth")
     assert_tokens_alike(module, *interop.load(path, num_heads=4))
+
+
+@pytest.mark.parametrize("layout", [None, "timm"])
+def test_siglip_of_timm_is_refused_with_the_files_that_are_read(layout):
+    module = vit_module(class_token=False, global_pool="map")
+    with pytest.raises(
+        ValueError, match="attention pool are not read; SigLIP is read from the folder of transformers'"
+    ):
+        interop.load(module.state_dict(), layout)
 
 
 def test_timm_vit_with_clip_s_pre_norm(tmp_path):

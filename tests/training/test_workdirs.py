@@ -112,6 +112,7 @@ WEIGHTS = {
     "of transformers": ["model.safetensors"],
     "with the state of its training": ["optimizer.bin", "pytorch_model.bin", "scheduler.bin"],
     "in one file and in shards": ["model-00001-of-00002.safetensors", "pytorch_model.bin"],
+    "in shards": ["model-00001-of-00001.safetensors"],
     "of TIPS": ["tips_vision.npz", "tips_text.npz"],
 }
 
@@ -130,15 +131,6 @@ def test_a_folder_of_weights_that_can_be_imported_is_answered_with_the_import(tm
     assert "has not saved" not in message
     with pytest.raises(ValueError, match="neither a PyTorch file"):  # it is these files that the import opens
         interop.load(folder)
-
-
-@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-def test_weights_in_several_files_are_not_answered_with_the_import_of_one(tmp_path, suffix):
-    for number in (1, 2):
-        (tmp_path / f"model-{number:05d}-of-00002.{suffix}").write_text("weights")
-    message = said(tmp_path)
-    check_names(message, f"model-00001-of-00002.{suffix}", "max_shard_size")
-    assert f"import_torch {tmp_path}" not in message
 
 
 @pytest.mark.parametrize(
