@@ -20,7 +20,7 @@ from detailclip_jax.convert.examples import Rejected
 from detailclip_jax.convert.remote_files import RemoteFile, is_remote
 from detailclip_jax.data.sources import DATASET
 from detailclip_jax.runtime.files import written_atomically
-from detailclip_jax.runtime.regular_files import MAX_BYTES, NotRegular, check_regular, is_hidden, open_regular
+from detailclip_jax.runtime.regular_files import MAX_BYTES, NotRegular, Walk, check_regular, open_regular
 from detailclip_jax.runtime.terminal import json_escaped
 
 MAX_LINE = 2**20  # characters of a table's line or field
@@ -216,9 +216,9 @@ def _expand_one(path: str, suffixes: tuple[str, ...]) -> list[str]:
     if is_remote(path):
         return remote_files.expand(path, suffixes)
     if os.path.isdir(path):
-        names = (file for file in pathlib.Path(path).rglob("*") if file.name.endswith(suffixes))
-        shown = (file for file in names if not any(map(is_hidden, file.relative_to(path).parts)))
-        found = [str(file) for file in shown if not is_own(file)]
+        names = Walk(pathlib.Path(path), follow_links=True).files()
+        files = (os.path.join(path, name) for name in names if name.endswith(suffixes))
+        found = [file for file in files if not is_own(pathlib.Path(file))]
         return found or _missing(f"{path!r} has no file that ends in {' or '.join(suffixes)}")
     if os.path.exists(path):
         return [path]

@@ -160,7 +160,11 @@ def test_webdataset_patterns(tmp_path):
     trees.webdataset(tmp_path)
     for hidden in ("._00000.tar", ".ipynb_checkpoints/00000-checkpoint.tar"):
         trees.write(tmp_path / hidden, (tmp_path / "00000.tar").read_bytes())
-    assert webdataset.files(Request("webdataset", (str(tmp_path),), "")) == sorted(map(str, tmp_path.glob("0*.tar")))
+    (tmp_path.parent / "more").mkdir()
+    trees.write(tmp_path.parent / "more/9.tar", b"")
+    (tmp_path / "linked").symlink_to(tmp_path.parent / "more")
+    found = sorted(map(str, [*tmp_path.glob("0*.tar"), tmp_path / "linked/9.tar"]))
+    assert webdataset.files(Request("webdataset", (str(tmp_path),), "")) == found
     assert prepared(tmp_path / "0000[02].tar", tmp_path / "out")["num_examples"] == 14
 
 
