@@ -191,7 +191,7 @@ def _file(file: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(
             f"data.tokenizer {file} is not a file; give that of the model's tokenizer (import_torch --tokenizer=FILE, "
-            "or --config.data.tokenizer=FILE)"
+            "or --config.data.tokenizer=FILE), or copy it into the workdir of the model"
         )
     return path
 

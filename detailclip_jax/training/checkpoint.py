@@ -559,16 +559,24 @@ def _unreadable(folder: Path, step: int, reason: str, option: str) -> str:
 
 
 def _load_saved(folder: Path, device: Any) -> Saved:
-    """Loads the weights in a checkpoint's folder; their shapes are those of its own metadata."""
+    """Loads the weights in a checkpoint's folder; their shapes are those of its own metadata.
+
+    If the file of the tokenizer is not at its place any more, that of this name in the workdir is taken.
+    """
     run = from_json(_record(folder)["config"])
-    place, saved = SingleDeviceSharding(device), saved_tree(folder / "state")
+    saved = saved_tree(folder / "state")
     config = dense_encoder.config_alone(run) if is_dense(run) else run
     config.model.attention = "auto"  # chosen for this machine, not for the one that trained
+    place, copied = Path(config.data.tokenizer), folder.parents[1] / Path(config.data.tokenizer).name
+    if config.data.tokenizer_digest and not place.is_file() and copied.is_file():
+        config.data.tokenizer = str(copied)
     weights = {name: saved.get(name, {}) for name in ("params", "ema_params", "batch_stats", "running")}
     if is_dense(run):
         weights = {"params": {"image": saved["params"]["image"]}}
     _check_networks(folder, config, weights["params"])
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), weights)
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device)), weights
+    )
     variables = _read_part(folder / "state", target)
     if is_dense(run):
         nothing: dict[str, Params] = {"ema_params": {}, "batch_stats": {"student": {}, "teacher": {}}, "running": {}}

@@ -372,6 +372,18 @@ def test_a_lost_process_is_no_damaged_file(saved_run, monkeypatch):
         load(saved_run[0])
 
 
+def test_a_tokenizer_that_has_moved_is_found_in_the_workdir(saved_run, tmp_path):
+    """With a digest: "clip" is no file."""
+    _, state = saved_run
+    trees = {name: getattr(state, name) for name in ("params", "ema_params", "batch_stats", "running")}
+    config, workdir = tiny_config(), tmp_path / "run"
+    config.data.tokenizer, config.data.tokenizer_digest = str(tmp_path / "gone/tokenizer.json"), "0" * 12
+    checkpoint.save_weights(workdir, trees, config, "noise")
+    assert checkpoint.load(workdir)[2].data.tokenizer == config.data.tokenizer
+    (workdir / "tokenizer.json").write_text("{}")
+    assert checkpoint.load(workdir)[2].data.tokenizer == str(workdir / "tokenizer.json")
+
+
 def test_load_of_an_older_step(saved_run):
     workdir, state = saved_run
     assert_equal(
