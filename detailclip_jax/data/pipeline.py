@@ -91,6 +91,7 @@ def open_pipeline(
         num_captions=num_captions(config.data),
         reducing_gap=config.data.reducing_gap,
         native=native_lengths(config),
+        num_classes=config.model.num_classes,
         max_bad_ratio=config.data.max_bad_ratio,
         start=start,
         bad_list=bad_list,
@@ -115,6 +116,7 @@ class Stream:
     reducing_gap: int | float = REDUCING_GAP
     num_captions: int | None = None
     native: Lengths | None = None
+    num_classes: int | None = None
 
     def __post_init__(self):
         self._num_captions = captions_by(self.caption, self.num_captions)
@@ -143,7 +145,7 @@ class Stream:
     def _example(self, index: int, position: int) -> dict[str, Any]:
         """Returns record `index` with the random draws of a position; raises BadRecord if it is unreadable."""
         example = self.source[index]
-        label = label_of(example)
+        label = label_of(example, self.num_classes)
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, position))))
         text, num_cut = self.text_of(example, rng)
         native = self.native.at(position) if self.native else None
@@ -234,6 +236,7 @@ class Pipeline:
     reducing_gap: large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size if every crop then still has at least this
         many times the size of its view, see `views.reduction_for`; 0 decodes all pixels.
     native: numbers of patches of images that keep their aspect; None for squares of the crops' sizes.
+    num_classes: a record whose label is not below it counts as unreadable, as it would train another class.
     num_captions: captions of an example by the rules "crops" and "diverse", by default 8; see
         `caption_rules.captions_by`.
     max_bad_ratio: largest allowed share of unreadable records.  Once 100 records have been read, a larger share raises
@@ -267,8 +270,9 @@ class Pipeline:
         bad_list: str | os.PathLike = "",
         num_captions: int | None = None,
         native: Lengths | None = None,
+        num_classes: int | None = None,
     ):
-        stream = Stream(source, crops, tokenizer, seed, caption, reducing_gap, num_captions, native)
+        stream = Stream(source, crops, tokenizer, seed, caption, reducing_gap, num_captions, native, num_classes)
         where = process_index, process_count
         self._open(stream, batch_size, *where, num_workers, prefetch, max_bad_ratio, start, bad_list)
 

@@ -82,11 +82,13 @@ class BadRecord(ValueError):
     """Raised for a record that cannot be read; the message gives the reason."""
 
 
-def label_of(example: Mapping[str, Any]) -> np.int32:
-    """Returns an example's label; BadRecord if int32 cannot hold it."""
+def label_of(example: Mapping[str, Any], num_classes: int | None = None) -> np.int32:
+    """Returns an example's label; BadRecord if int32 cannot hold it, or if it is not below `num_classes`."""
     label = example["label"]
     if not isinstance(label, numbers.Integral) or not INT32.min <= int(label) <= INT32.max:
         raise BadRecord(f"{example['key']}: label {label!r:.40} is not a whole number that int32 holds")
+    if num_classes is not None and label >= num_classes:
+        raise BadRecord(f"{example['key']}: label {label} is not below model.num_classes {num_classes}")
     return np.int32(label)
 
 

@@ -236,6 +236,14 @@ def test_bad_record_is_replaced_by_the_next_readable_one_of_the_stream():
         assert len(bad[position]["bad"]) == (order[position] in (3, 6))
 
 
+def test_a_label_without_a_class_is_a_bad_record():
+    """The loss would take it for the last class."""
+    found = [Stream(Pairs(), CROPS, TOKENIZER, seed=1, num_classes=NUM - 1)[position] for position in range(NUM)]
+    (bad,) = [record for example in found for record in example["bad"]]
+    assert bad == f"pair-{NUM - 1}: label {NUM - 1} is not below model.num_classes {NUM - 1}"
+    assert max(int(example["label"]) for example in found) == NUM - 2
+
+
 def test_replacement_keeps_the_draws_of_its_position():
     source, replaced = Pairs(), Pairs(bad=(int(stream(Pairs())[4]["label"]),))
     np.testing.assert_array_equal(stream(source)[4]["box"]["large"], stream(replaced)[4]["box"]["large"])
