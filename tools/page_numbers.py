@@ -223,8 +223,9 @@ TEACHER = "--config=configs/stickers.py:method=superclip,size=small --config.tot
 EQUAL_FLOP = {  # folder -> row
     "clip": EqualFlop("`clip`", "clip", 1605, 3),
     "mean": EqualFlop("`clip`, mean of the patches", "clip+model.image_style.pooling=mean", 1600, 1),
-    "detail": EqualFlop("`configs/detail.py`: `clip` with `token_set`", "configs/detail.py", 1540, 1),
-    "both": EqualFlop("both", "superclip+model.image_style.pooling=mean", 1540, 1),
+    "token_set": EqualFlop("`clip` with `token_set`", "superclip", 1540, 2),
+    "detail": EqualFlop("`configs/detail.py`: the same with patch dropout", "configs/detail.py", 2834, 2),
+    "both": EqualFlop("`token_set`, mean of the patches", "superclip+model.image_style.pooling=mean", 1540, 1),
     "distil": EqualFlop(
         "`clip` with `distill`",
         "clip",
@@ -235,31 +236,20 @@ EQUAL_FLOP = {  # folder -> row
     "cosmos": EqualFlop("`cosmos`", "cosmos", 300, 1),
 }
 
-
-class Term(NamedTuple):
-    """A row of the table of terms, and the entry that it is compared with."""
-
-    label: str
-    minus: str = ""
-
-
 STICKERS = "configs/stickers.py:method"
 SENTENCES = "data.caption=crops:long+data.num_captions=6+model.context_length=64+data.text_buckets=()"  # as for COSMOS
-TERMS_SEEDS = 2
+DROPOUT = "views.patch_dropout=0.5+views.patch_dropout_until=0.9"
+TERMS_SEEDS = 1
 TERMS_FLAGS = "--flop-of=clip --budget=800 --set steps_per_epoch=60 --set optimizer.warmup_steps=60"
-TERMS = {  # entry of `compare` -> row
-    "clip": Term("`clip`"),
-    f"clip+{SENTENCES}": Term("`clip`, COSMOS's captions", "clip"),
-    "beta": Term("`clip` with `beta`", "clip"),
-    f"{STICKERS}=clip,region=1": Term("`clip` with `region`", "clip"),
-    "detailclip": Term("`detailclip`", "clip"),
-    "superclip": Term("`clip` with `token_set`", "clip"),
-    f"superclip+{SENTENCES}": Term("`token_set`, COSMOS's captions", "superclip"),
-    f"superclip+{SENTENCES}+losses.weights.beta=1": Term("`token_set`, `beta`, COSMOS's captions", "superclip"),
-    f"{STICKERS}=superclip,region=1": Term("`token_set`, `region`", "superclip"),
-    "superclip+losses.weights.gram=2": Term("`token_set`, `gram`", "superclip"),
-    "superclip+views.patch_dropout=0.5+views.patch_dropout_until=0.9": Term("`token_set`, patch dropout", "superclip"),
-    f"{STICKERS}=detailclip,token_set=1": Term("`detailclip` with `token_set`", "superclip"),
+TERMS = {  # entry of `compare` -> row; all at the FLOP of 800 steps of CLIP
+    "clip": "`clip`",
+    f"clip+{DROPOUT}": "`clip`, patch dropout",
+    "superclip": "`token_set`",
+    f"superclip+{DROPOUT}": "`token_set`, patch dropout",
+    "superclip+losses.weights.gram=2": "`token_set`, `gram`",
+    f"{STICKERS}=superclip,region=1": "`token_set`, `region`",
+    f"superclip+{SENTENCES}+losses.weights.beta=1": "`token_set`, `beta`, COSMOS's captions",
+    f"{STICKERS}=detailclip,token_set=1": "`token_set`, DetailCLIP",
 }
 ONE_GPU = {  # recipe of the page -> config and flags; a B/16 if nothing else is said
     "CLIP B/16 from noise": "configs/baselines/clip.py",
@@ -700,30 +690,14 @@ def term_runs() -> dict[str, list[str]]:
 def terms(folder: Path) -> Made:
     """CLIP and DetailCLIP with the terms of other methods, at the FLOP of 800 steps of CLIP."""
     columns, runs = METRICS | BY_WORDS, term_runs()
-    scores = {entry: [all_scores(folder, path) for path in paths] for entry, paths in runs.items()}
-    values = {name: np.array([[one[key] for one in row] for row in scores.values()]) for name, key in columns.items()}
     table = [f"| method | steps | {' | '.join(columns)} | GFLOP per image |", "|---|" + "---:|" * (len(columns) + 2)]
-    paired = [f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
-    for place, (entry, row) in enumerate(TERMS.items()):
-        cost = read(folder / runs[entry][0], "cost")["gflop_per_image"]
+    for entry, label in TERMS.items():
+        scores = [all_scores(folder, path) for path in runs[entry]]
+        cells = [mean_and_spread([one[metric] for one in scores]) for metric in columns.values()]
         steps = read(folder / runs[entry][0], "config")["total_steps"]
-        cells = [f"{grid[place].mean():.1f}" for grid in values.values()]
-        table.append(f"| {row.label} | {steps:,} | {' | '.join(cells)} | {cost:.3f} |")
-        if row.minus:
-            other = list(TERMS).index(row.minus)
-            cells = [difference(grid[place] - grid[other], half_interval(grid)) for grid in values.values()]
-            paired.append(f"| {row.label}, minus {TERMS[row.minus].label} | {' | '.join(cells)} |")
-    return {"terms.table": table, "terms.differences": paired}
-
-
-def half_interval(grid: np.ndarray) -> float:
-    """Half of the 95 % interval of the difference of two rows; all rows are assumed to spread alike.
-
-    grid: scores [rows, seeds]. The spread is that of the residuals of a two-way analysis of variance.
-    """
-    residual = grid - grid.mean(1, keepdims=True) - grid.mean(0) + grid.mean()
-    free = (grid.shape[0] - 1) * (grid.shape[1] - 1)
-    return float(scipy.stats.t.ppf(0.975, free) * (2 / grid.shape[1] * (residual**2).sum() / free) ** 0.5)
+        cost = read(folder / runs[entry][0], "cost")["gflop_per_image"]
+        table.append(f"| {label} | {steps:,} | {' | '.join(cells)} | {cost:.3f} |")
+    return {"terms.table": table}
 
 
 def one_gpu(folder: Path) -> Made:
@@ -799,11 +773,7 @@ def interval(values: Sequence[float]) -> str:
     >>> interval([1.0, 2.0, 3.0])
     '+2.0 ± 2.5'
     """
-    return difference(values, scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-
-
-def difference(values: Sequence[float], half: float) -> str:
-    """The mean and half of its interval; bold if the interval does not contain 0."""
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
     text = f"{round(float(np.mean(values)), 1) + 0.0:+.1f} ± {half:.1f}"  # + 0.0: no "-0.0"
     return f"**{text}**" if abs(np.mean(values)) > half else text
 

@@ -335,7 +335,6 @@ def test_image_towers_that_open_clip_does_not_have(tmp_path, capsys):
 @pytest.mark.check
 @pytest.mark.parametrize("to", ["open_clip", "timm"])
 def test_an_encoder_that_pools_patches_by_their_mean_is_exported_and_read_again(to, tmp_path, capsys):
-    """As configs/detail.py trains it."""
     workdir, out = save_noise(tmp_path / "run", "clip", **{"model.image_style.pooling": "mean"}), tmp_path / "out"
     assert run(workdir, to, out) == 0
     assert max(relative_differences(capsys.readouterr().out).values()) < 1e-5
