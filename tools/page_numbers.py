@@ -219,9 +219,11 @@ class EqualFlop(NamedTuple):
     flags: str = ""
 
 
+DROPOUT = "views.patch_dropout=0.5+views.patch_dropout_until=0.9"
 TEACHER = "--config=configs/stickers.py:method=superclip,size=small --config.total_steps=900"
 EQUAL_FLOP = {  # folder -> row
     "clip": EqualFlop("`clip`", "clip", 1605, 3),
+    "dropout": EqualFlop("`clip`, patch dropout", f"clip+{DROPOUT}", 2850, 2),
     "mean": EqualFlop("`clip`, mean of the patches", "clip+model.image_style.pooling=mean", 1600, 1),
     "token_set": EqualFlop("`clip` with `token_set`", "superclip", 1540, 2),
     "detail": EqualFlop("`configs/detail.py`: the same with patch dropout", "configs/detail.py", 2834, 2),
@@ -235,10 +237,9 @@ EQUAL_FLOP = {  # folder -> row
     ),
     "cosmos": EqualFlop("`cosmos`", "cosmos", 300, 1),
 }
-
+HEADS = ("clip", "detail")  # rows on whose frozen encoders a linear head is trained
 STICKERS = "configs/stickers.py:method"
 SENTENCES = "data.caption=crops:long+data.num_captions=6+model.context_length=64+data.text_buckets=()"  # as for COSMOS
-DROPOUT = "views.patch_dropout=0.5+views.patch_dropout_until=0.9"
 TERMS_SEEDS = 1
 TERMS_FLAGS = "--flop-of=clip --budget=800 --set steps_per_epoch=60 --set optimizer.warmup_steps=60"
 TERMS = {  # entry of `compare` -> row; all at the FLOP of 800 steps of CLIP
@@ -641,6 +642,8 @@ def equal_flop_commands() -> Iterator[str]:
         flags = f"--seeds={row.seeds} --budget={row.steps} {row.flags}".strip()
         yield f"{COMPARE} --methods={row.entry} {flags} --workdir={{out}}/{folder}"
         yield from (by_words(path) for path in paths_of(folder))
+    for path in itertools.chain(*map(paths_of, HEADS)):
+        yield f"{TRANSFER}/stickers_linear.py --config.init={{out}}/{path} --workdir={{out}}/linear/{path}"
 
 
 def by_words(path: str) -> str:
@@ -671,7 +674,19 @@ def equal_flop(folder: Path) -> Made:
         if name != "clip" and row.seeds > 1:
             cells = [interval([one[metric] - other[metric] for one, other in pairs]) for metric in columns.values()]
             paired.append(f"| {row.label} | {' | '.join(cells)} |")
-    return {"equal_flop.table": table, "equal_flop.differences": paired, "equal_flop.teacher": teacher(folder, columns)}
+    return {
+        "equal_flop.table": table,
+        "equal_flop.differences": paired,
+        "equal_flop.linear": linear_heads(folder),
+        "equal_flop.teacher": teacher(folder, columns),
+    }
+
+
+def linear_heads(folder: Path) -> list[str]:
+    """The mIoU of a linear head on frozen encoders."""
+    found = {name: [read(folder / "linear" / path, "results")["mIoU"] for path in paths_of(name)] for name in HEADS}
+    each = ", ".join(f"{EQUAL_FLOP[name].label} {mean_and_spread(values)}" for name, values in found.items())
+    return textwrap.wrap(f"mIoU of a linear head on the frozen encoder, objects and background: {each}.", WIDTH)
 
 
 def teacher(folder: Path, columns: Mapping[str, str]) -> list[str]:
