@@ -131,7 +131,7 @@ HF_DINOV2 = Names(
     ("layer_scale1.lambda1", "layer_scale2.lambda1"),
     ("bicubic", "timm"),
 )
-TIMM_DINOV2 = DINOV2._replace(registers="reg_token", interpolations=("timm", "timm"), complete=class_position)
+TIMM_DINOV2 = DINOV2._replace(registers="reg_token", complete=class_position)
 DINOV3 = DINOV2._replace(
     model="DINOv3",
     registers="storage_tokens",
@@ -144,7 +144,6 @@ TIMM_DINOV3 = DINOV3._replace(
     registers="reg_token",
     gated=("mlp.fc1_g", "mlp.fc1_x", "mlp.fc2"),
     scales=("gamma_1", "gamma_2"),
-    interpolations=("timm", "timm"),
     complete=joined_bias,
 )
 HF_DINOV3 = HF_DINOV2._replace(

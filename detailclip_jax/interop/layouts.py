@@ -625,7 +625,7 @@ LAYOUTS = (
     ),
     *(_dinov2(names, True, gated) for names in (dino_names.HF_DINOV3, dino_names.DINOV3) for gated in (True, False)),
     *(
-        _dinov2(names, True, gated)._replace(name="timm")
+        _dinov2(names, True, gated)._replace(name="timm", resize=None, **TIMM_EVAL | {"crop_ratio": 1.0})
         for names, gated in (
             *((dino_names.TIMM_DINOV2, False), (dino_names.TIMM_DINOV3, True), (dino_names.TIMM_DINOV3, False)),
         )
