@@ -105,17 +105,33 @@ def write(workdir: Path, results: Mapping[str, Sequence[Mapping[str, float]]], c
     return f"{text}\nwritten to {workdir}: {', '.join(files)}"
 
 
+def columns(table: Table) -> dict[str, str]:
+    """task/metric -> heading of the table: METRICS, and the first metrics of what was measured on the user's own data.
+
+    METRICS are left out if none of them was measured, as on data without scenes.
+    """
+    measured = dict.fromkeys(name for values in table.values() for name in values)
+    own = {
+        name: f"{task}: {tables.NAMES.get(metric, metric)}"
+        for name in measured
+        for task, _, metric in [name.rpartition("/")]
+        if (task == "held_out" or ":" in task) and not metric.endswith(("5", "10"))
+    }
+    return (METRICS if not own or METRICS.keys() & measured.keys() else {}) | own
+
+
 def legend(table: Table) -> str:
     """What the numbers and columns of the table are, below an empty line."""
     count = max((value.num_seeds for values in table.values() for value in values.values()), default=0)
     spread = f", mean ± standard deviation over {count} seeds" if count > 1 else ", of one seed"
-    return "\n" + textwrap.fill(" ".join((f"In per cent{spread}.", *LEGEND)), 110) + "\n"
+    about = LEGEND if METRICS.keys() & columns(table).keys() else ()
+    return "\n" + textwrap.fill(" ".join((f"In per cent{spread}.", *about)), 110) + "\n"
 
 
 def markdown(table: Table, costs: Mapping[str, str]) -> str:
     """A Markdown table with one line per method and set of weights; `costs` describes the training cost of each."""
     rows = {name: values for name, values in table.items() if name[0] != BAG}
-    return _lines(rows, METRICS, [costs.get(method, "") for method, _ in rows])
+    return _lines(rows, columns(rows), [costs.get(method, "") for method, _ in rows])
 
 
 def detail(table: Table) -> str:
@@ -144,11 +160,12 @@ def as_json(table: Table) -> list[dict[str, Any]]:
 
 def figure(table: Table):
     """A figure with one panel per metric and one marker with error bar per method; needs the extra `demo`."""
-    labels = [f"{method} ({weights})" for method, weights in table]
-    canvas = style.blank(3.2 * len(FIGURE), 1.2 + 0.28 * len(labels))
+    labels, headings = [f"{method} ({weights})" for method, weights in table], columns(table)
+    shown = [name for name in FIGURE if name in headings] or list(headings)[: len(FIGURE)]
+    canvas = style.blank(3.2 * len(shown), 1.2 + 0.28 * len(labels))
     canvas.set_layout_engine("constrained")
-    panels = canvas.subplots(1, len(FIGURE), sharey=True)
-    for panel, name in zip(panels, FIGURE):
+    (panels,) = canvas.subplots(1, len(shown), sharey=True, squeeze=False)
+    for panel, name in zip(panels, shown):
         for height, values in enumerate(table.values()):
             if name in values:
                 value = values[name]
@@ -161,7 +178,7 @@ def figure(table: Table):
                     capsize=3,
                     clip_on=False,
                 )
-        panel.set_title(f"{METRICS[name]}, %", fontsize=9)
+        panel.set_title(f"{headings[name]}, %", fontsize=9)
         panel.set_yticks([-height for height in range(len(labels))], labels, fontsize=8)
         panel.grid(axis="x", color="#DDDDDD")
         panel.set_xlim(left=0)

@@ -332,6 +332,17 @@ def test_the_table_holds_mean_and_spread_over_seeds():
     assert "over 3 seeds" in comparison.legend(table) and "one seed" in comparison.legend(comparison.tabulate({}))
 
 
+def test_the_columns_are_those_of_the_user_s_own_data():
+    seed = {"held_out/ema/image_to_text_r1": 0.2, "held_out/ema/image_to_text_r5": 0.5, "knn:pets/ema/k10_top1": 0.1}
+    table = comparison.tabulate({"clip": [seed]})
+    first, *_, row = comparison.markdown(table, {}).splitlines()
+    assert first == "| method | weights | held_out: image to text R@1 | knn:pets: k10_top1 | cost |"
+    assert row == "| clip | ema | 20.0 | 10.0 |  |" and "IoU" not in comparison.legend(table)
+    assert len(comparison.figure(table).axes) == 2
+    beside = comparison.columns(comparison.tabulate({"clip": [{**seed, "zero_shot/ema/top1": 0.3}]}))
+    assert list(beside) == [*comparison.METRICS, "held_out/image_to_text_r1", "knn:pets/k10_top1"]
+
+
 def test_the_columns_have_the_names_of_the_report():
     assert set(comparison.METRICS.values()) <= set(tables.LABELS.values())
     assert len(set(comparison.METRICS.values())) == len(comparison.METRICS)
