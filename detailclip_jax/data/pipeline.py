@@ -139,7 +139,8 @@ class Stream:
             except BadRecord as error:
                 bad.append(str(error))
         raise TooManyBadRecords(
-            f"{MAX_TRIES} unreadable records in a row; check that they are images.  Repair or remove:", bad
+            f"{MAX_TRIES} unreadable records in a row; check that they are images.  Repair or remove:",
+            tuple(dict.fromkeys(bad)),  # a small set repeats its records
         )
 
     def _example(self, index: int, position: int) -> dict[str, Any]:

@@ -240,16 +240,15 @@ def test_written_configs_say_what_the_record_says(tmp_path, fields):
 
 def test_evaluation_during_a_run_follows_it():
     config = tiny.tiny_config()
-    config.model.vocab_size = default().model.vocab_size  # the batches hold texts, in CLIP's tokens
     config.preprocess.filter, config.preprocess.crop_ratio = "bicubic", 0.875
     scenes = sticker_scenes.scenes(config, "held_out_scenes", 2)
     expected = [evaluation_view(scenes[i]["image"], 32, 36, "bicubic") for i in range(2)]
     (batch,) = sticker_scenes.batches(scenes, config)
     np.testing.assert_array_equal(batch["image"], expected)
     np.testing.assert_array_equal(sticker_scenes.images([scenes[0], scenes[1]], config), expected)
-    assert batch["instances"].shape == (2, 32, 32)
-    whole = [evaluation_mask(scenes[i]["instances"], 32, 36) for i in range(2)]
-    np.testing.assert_array_equal(batch["instances"], whole)
+    assert batch["segmentation"].shape == (2, 32, 32)
+    whole = [evaluation_mask(scenes[i]["segmentation"], 32, 36) for i in range(2)]
+    np.testing.assert_array_equal(batch["segmentation"], whole)
 
 
 def test_a_task_of_a_run_follows_it(monkeypatch):

@@ -202,6 +202,7 @@ def test_any_two_folders_with_a_class_list(tmp_path):
     photos, labels, classes = str(tmp_path / "photos"), str(tmp_path / "labels"), ("sea", "land")
     put(tmp_path / "photos/b.jpg", make_image())
     put(tmp_path / "photos/c.jpg", make_image())
+    put(tmp_path / "photos/._c.jpg", b"of macOS")
     put(tmp_path / "labels/b.png", mask(0, 1, 255))
     with pytest.raises(MissingData, match=r"1 of 2 images of .*photos have no mask; .*c\.jpg, without .*labels/c\.png"):
         open_pairs(photos, labels, classes)

@@ -8,14 +8,10 @@ import numpy as np
 import prepare_trees as trees
 import pytest
 from absl import logging
-from image_cases import encoded, make_image
 from test_prepare import prepared
 
 from detailclip_jax.convert.limited_files import write_json
 from detailclip_jax.data.bad_records import BadRecords
-from detailclip_jax.data.pipeline import EvaluationBatches
-from detailclip_jax.data.preprocessing import Transform
-from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.inference import embed_folder
 from detailclip_jax.runtime import progress
 from detailclip_jax.runtime.files import replace_text
@@ -75,9 +71,6 @@ def test_a_hostile_record_s_name_is_escaped_in_the_list_and_the_log(tmp_path, ca
     BadRecords(1.0, tmp_path / "bad.txt").add([f"{HOSTILE}\n*** WARNING: not true: truncated"], 1)
     assert_obedience_free((tmp_path / "bad.txt").read_text())
     assert len((tmp_path / "bad.txt").read_text().splitlines()) == 1
-    good = {"image": encoded(make_image()), "captions": (), "label": 0, "key": "good"}
-    bad = {**good, "image": b"no image", "key": f"{HOSTILE}\n*** WARNING: not true"}
-    EvaluationBatches([good, bad], Transform(8, 8), Tokenizer(8), 2)[0]
     assert_obedience_free(caplog.text)
     assert not any(line.startswith("***") for line in caplog.text.splitlines())
 

@@ -35,7 +35,7 @@ from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
 from detailclip_jax.dense.segmentation.index_masks import IGNORE, LabelTable, check_size, stored_values, table
 from detailclip_jax.runtime.errors import unknown
-from detailclip_jax.runtime.regular_files import IN_CONFIG, TooLarge, inside, leaving, read_regular
+from detailclip_jax.runtime.regular_files import IN_CONFIG, TooLarge, inside, is_hidden, leaving, read_regular
 from detailclip_jax.runtime.terminal import counted
 
 SPLITS = ("train", "val")
@@ -325,8 +325,8 @@ LAYOUTS: dict[str, Callable[[pathlib.Path, str], Layout]] = {
 
 
 def _images(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The image files of a folder, sorted by name; empty if there is no such folder."""
-    return sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
+    """The image files of a folder, sorted by name, without hidden ones; empty if there is no such folder."""
+    return sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES and not is_hidden(file.name))
 
 
 def _named_alike(images: pathlib.Path, masks: pathlib.Path, suffix: str = "") -> Files:
