@@ -276,8 +276,11 @@ def test_too_many_bad_records_end_the_iteration_with_their_names():
 
 def test_nothing_readable_ends_the_iteration():
     with pytest.raises(TooManyBadRecords, match="100 unreadable records in a row") as error:
-        take(1, Pairs(unreadable=tuple(range(NUM))))
+        take(1, Pairs(200, unreadable=tuple(range(200))))
     assert len(error.value.records) == 100 and str(error.value).endswith("\n  and 80 more")
+    with pytest.raises(TooManyBadRecords) as error:
+        take(1, Pairs(unreadable=tuple(range(NUM))))
+    assert len(error.value.records) == NUM  # each once
 
 
 def test_the_error_survives_the_way_from_a_worker():
