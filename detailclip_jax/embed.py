@@ -96,6 +96,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     check(arguments)
     found = find(arguments.images, arguments.follow_links) if arguments.images and not arguments.source else None
     request = embed_folder.Request(found, embed_folder.read_texts(arguments.texts, arguments.text), arguments.out)
+    if not (found or request.texts or arguments.source):
+        raise ValueError("nothing to embed: every text of --texts and --text is blank")
     if request.out:
         files.check_writable(request.out.parent)
     source = embeddings.read(arguments.source) if arguments.source else None

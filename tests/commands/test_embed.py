@@ -400,6 +400,7 @@ def test_nothing_readable_is_a_failure(photos, capsys):
             "there are no images in 'photos/*.tga'; looked for files that match",
         ),
         (["--images=empty", "--out=out.npz"], "there are no images in 'empty'; looked for files that end in .jpg"),
+        (["--text= ", "--out=out.npz"], "nothing to embed: every text of --texts and --text is blank"),
         (["--texts=lines.txt", "--out=out.npz"], "No such file or directory: lines.txt"),
         (["--from=nothing.npz", "--query=x"], "the file nothing.npz does not exist"),
     ],
