@@ -165,8 +165,9 @@ def mean_iou(
 
 
 def _mean_iou(intersections: Int[np.ndarray, "M C"], unions: Int[np.ndarray, "M C"]) -> float:
+    """0 without any class, as in a draw of scenes whose objects fill no patch."""
     intersection, union = intersections.sum(0), unions.sum(0)
-    return float((intersection[union > 0] / union[union > 0]).mean())
+    return float((intersection[union > 0] / union[union > 0]).mean()) if union.any() else 0.0
 
 
 def best_threshold(scores: Float[np.ndarray, "*shape"], truth: Bool[np.ndarray, "*shape"]) -> float:

@@ -406,6 +406,8 @@ def test_mean_iou_is_of_sums_over_scenes():
     assert np.isclose(linear_segmentation.mean_iou(predicted, truth, 3), expected)
     valid = truth > 0
     assert np.isclose(linear_segmentation.mean_iou(predicted, truth, 3, valid), np.mean([0 / 1, 4 / 5]))
+    few = linear_segmentation.mean_iou(predicted, truth, 3, truth * [[1], [0]] > 0)  # one of the scenes has no object
+    assert np.isclose(few, 1.0) and few.low == 0 and few.high == 1
 
 
 def test_the_threshold_is_the_best_of_a_loop_over_all_scores():
