@@ -215,13 +215,16 @@ def _usable(config: ConfigDict, method: Method, source: ConfigDict, brought: Col
     other classes, or of other tokens, than those of `config` is not loaded.
     """
     other = {TEACHER, MAP}
-    other |= set() if source.model.num_classes == config.model.num_classes else {"class_head"}
-    other |= set() if source.losses.token_ids == config.losses.token_ids else {"token_head"}
+    if source.model.num_classes != config.model.num_classes:
+        other.add("class_head")
+    if source.losses.token_ids != config.losses.token_ids:
+        other.add("token_head")
     if has_blocks(method.networks) != has_blocks(methods.build(source).networks):
         other |= {*PROJECTIONS}
     if any(name in method.networks and (name in other or name not in brought) for name in PROJECTIONS):
         other |= {*OF_LOGITS}
-    other |= set() if methods.takes_decoder(method, source.model) else {*OF_ITS_WIDTH}
+    if not methods.takes_decoder(method, source.model):
+        other |= {*OF_ITS_WIDTH}
     return [name for name in method.networks if name in brought and name not in other]
 
 
