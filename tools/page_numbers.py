@@ -219,14 +219,12 @@ class EqualFlop(NamedTuple):
     flags: str = ""
 
 
-DROPOUT = "views.patch_dropout=0.5+views.patch_dropout_until=0.9"
 TEACHER = "--config=configs/stickers.py:method=superclip,size=small --config.total_steps=900"
 EQUAL_FLOP = {  # folder -> row
     "clip": EqualFlop("`clip`", "clip", 1605, 3),
-    "dropout": EqualFlop("`clip`, patch dropout", f"clip+{DROPOUT}", 2850, 2),
     "mean": EqualFlop("`clip`, mean of the patches", "clip+model.image_style.pooling=mean", 1600, 1),
     "token_set": EqualFlop("`clip` with `token_set`", "superclip", 1540, 2),
-    "detail": EqualFlop("`configs/detail.py`: the same with patch dropout", "configs/detail.py", 2834, 2),
+    "detail": EqualFlop("`configs/detail.py`: `token_set`, patch dropout", "configs/detail.py", 2834, 3),
     "both": EqualFlop("`token_set`, mean of the patches", "superclip+model.image_style.pooling=mean", 1540, 1),
     "distil": EqualFlop(
         "`clip` with `distill`",
@@ -237,9 +235,10 @@ EQUAL_FLOP = {  # folder -> row
     ),
     "cosmos": EqualFlop("`cosmos`", "cosmos", 300, 1),
 }
-HEADS = ("clip", "detail")  # rows on whose frozen encoders a linear head is trained
+LINEAR_HEADS = ("clip", "detail")  # rows on whose frozen encoders a linear head is trained
 STICKERS = "configs/stickers.py:method"
 SENTENCES = "data.caption=crops:long+data.num_captions=6+model.context_length=64+data.text_buckets=()"  # as for COSMOS
+DROPOUT = "views.patch_dropout=0.5+views.patch_dropout_until=0.9"
 TERMS_SEEDS = 1
 TERMS_FLAGS = "--flop-of=clip --budget=800 --set steps_per_epoch=60 --set optimizer.warmup_steps=60"
 TERMS = {  # entry of `compare` -> row; all at the FLOP of 800 steps of CLIP
@@ -642,7 +641,7 @@ def equal_flop_commands() -> Iterator[str]:
         flags = f"--seeds={row.seeds} --budget={row.steps} {row.flags}".strip()
         yield f"{COMPARE} --methods={row.entry} {flags} --workdir={{out}}/{folder}"
         yield from (by_words(path) for path in paths_of(folder))
-    for path in itertools.chain(*map(paths_of, HEADS)):
+    for path in itertools.chain(*map(paths_of, LINEAR_HEADS)):
         yield f"{TRANSFER}/stickers_linear.py --config.init={{out}}/{path} --workdir={{out}}/linear/{path}"
 
 
@@ -671,7 +670,7 @@ def equal_flop(folder: Path) -> Made:
         cost = read(folder / paths_of(name)[0], "cost")["gflop_per_image"]
         table.append(f"| {row.label} | {row.steps:,} | {' | '.join(cells)} | {cost:.3f} |")
         pairs = list(zip(scores[name], scores["clip"]))
-        if name != "clip" and row.seeds > 1:
+        if name != "clip" and row.seeds > 2:
             cells = [interval([one[metric] - other[metric] for one, other in pairs]) for metric in columns.values()]
             paired.append(f"| {row.label} | {' | '.join(cells)} |")
     return {
@@ -684,8 +683,11 @@ def equal_flop(folder: Path) -> Made:
 
 def linear_heads(folder: Path) -> list[str]:
     """The mIoU of a linear head on frozen encoders."""
-    found = {name: [read(folder / "linear" / path, "results")["mIoU"] for path in paths_of(name)] for name in HEADS}
-    each = ", ".join(f"{EQUAL_FLOP[name].label} {mean_and_spread(values)}" for name, values in found.items())
+    paths = {EQUAL_FLOP[name].label: paths_of(name) for name in LINEAR_HEADS}
+    found = {
+        label: [read(folder / "linear" / path, "results")["mIoU"] for path in each] for label, each in paths.items()
+    }
+    each = ", ".join(f"{label} {mean_and_spread(values)}" for label, values in found.items())
     return textwrap.wrap(f"mIoU of a linear head on the frozen encoder, objects and background: {each}.", WIDTH)
 
 
