@@ -5,7 +5,7 @@
     python -m detailclip_jax.compare --methods=detailclip,detailclip+ema.end=0.99 --workdir=runs/ema
     python -m detailclip_jax.compare --sweep=configs/ablation_table4.py --workdir=runs/table4
     python -m detailclip_jax.compare --methods=clip,cosmos --budget=600 --flop-of=cosmos --workdir=runs/equal_flop
-    python -m detailclip_jax.compare --methods=clip,configs/detail.py --workdir=runs/detail
+    python -m detailclip_jax.compare --methods=clip,configs/detail.py --flop-of=clip --workdir=runs/detail
 
 Every run takes the same number of steps; the table reports the cost (FLOP per image, seconds).  With --flop-of every
 run has the same number of operations instead: cheaper methods take more steps.  Their steps_per_epoch and
@@ -412,7 +412,7 @@ def write(plan: Plan) -> str:
 def config_of_floors(plan: Plan) -> ConfigDict:
     """Returns the config whose encoder is measured without training: that of the first run, if possible with captions.
 
-    Initial weights depend on the seed and the sizes alone, not on the method.
+    Where runs differ in their kinds of layers or their initialisation, the floor is that of this run.
     """
     from detailclip_jax import methods
 
@@ -433,7 +433,8 @@ def train_one(config: ConfigDict, workdir: Path, given: Sequence[str]) -> int:
             run = pretraining.prepare(config, workdir, given)
         except (ValueError, OSError) as error:
             raise CannotBegin(f"{workdir}: {error}") from error
-        (workdir / RESULTS).unlink(missing_ok=True)  # of another evaluation; if this one is stopped, it is repeated
+        for name in (RESULTS, COST):  # of another evaluation or length; if this one is stopped, it is repeated
+            (workdir / name).unlink(missing_ok=True)
         if code := loop.train(run):
             return code
     if not (workdir / COST).exists():  # also of a run that was ended between its results and this

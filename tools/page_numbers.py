@@ -683,12 +683,13 @@ def equal_flop(folder: Path) -> Made:
 
 def linear_heads(folder: Path) -> list[str]:
     """The mIoU of a linear head on frozen encoders."""
-    paths = {EQUAL_FLOP[name].label: paths_of(name) for name in LINEAR_HEADS}
+    paths = {f"`{EQUAL_FLOP[name].entry}`": paths_of(name) for name in LINEAR_HEADS}
     found = {
         label: [read(folder / "linear" / path, "results")["mIoU"] for path in each] for label, each in paths.items()
     }
     each = ", ".join(f"{label} {mean_and_spread(values)}" for label, values in found.items())
-    return textwrap.wrap(f"mIoU of a linear head on the frozen encoder, objects and background: {each}.", WIDTH)
+    about = "A linear head (configs/transfer/stickers_linear.py) on the frozen encoder; mIoU of objects and background"
+    return textwrap.wrap(f"{about}: {each}.", WIDTH)
 
 
 def teacher(folder: Path, columns: Mapping[str, str]) -> list[str]:

@@ -164,5 +164,6 @@ def number_of(value: Any) -> int:
         if -1 <= number <= MAX_LABEL and number == int(number):
             return int(number)
     raise Rejected(
-        f"bad label: {value!r:.40} is not a whole number from -1 to {MAX_LABEL}; if it is no label, rename its column"
+        f"bad label: {value!r:.40} is not a whole number from -1 to {MAX_LABEL}; if it is no label, rename its column "
+        "or member"
     )

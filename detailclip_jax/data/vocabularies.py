@@ -156,6 +156,13 @@ def record(config: ConfigDict, keep_eot: bool = True) -> None:
     data.tokenizer_digest = data.tokenizer_digest or digest_of(data.tokenizer)
 
 
+def find_file(config: ConfigDict, workdir: Path) -> None:
+    """Sets data.tokenizer to the file of this name in `workdir` if there is none at its place any more."""
+    copied = workdir / Path(config.data.tokenizer).name
+    if config.data.tokenizer_digest and not Path(config.data.tokenizer).is_file() and copied.is_file():
+        config.data.tokenizer = str(copied)
+
+
 def digest_of(file: str) -> str:
     """Returns twelve hexadecimal digits of a hash of a tokenizer's file; raises as `pieces_of` does."""
     path = _file(file)

@@ -114,7 +114,7 @@ def roc_auc_metric(margins: Float[np.ndarray, "n"], labels: Int[np.ndarray, "n"]
     if num_classes != 2:
         raise Unmeasurable(f"roc_auc needs two classes, not {num_classes}")
     if len(np.unique(labels)) < 2:
-        raise Unmeasurable(f"roc_auc needs examples of both classes; these {len(labels)} are all of class {labels[0]}")
+        raise Unmeasurable(f"roc_auc needs examples of both classes; these {len(labels)} are all of one")
     low, high = bootstrap_interval(_finite_auc, margins, labels)
     return Metric(roc_auc(margins, labels == 1), n=len(labels), chance=0.5, low=low, high=high)
 

@@ -627,7 +627,9 @@ LAYOUTS = (
     *(
         _dinov2(names, True, gated)._replace(name="timm", resize=None, **TIMM_EVAL | {"crop_ratio": 1.0})
         for names, gated in (
-            *((dino_names.TIMM_DINOV2, False), (dino_names.TIMM_DINOV3, True), (dino_names.TIMM_DINOV3, False)),
+            (dino_names.TIMM_DINOV2, False),
+            (dino_names.TIMM_DINOV3, True),
+            (dino_names.TIMM_DINOV3, False),
         )
     ),
     *(

@@ -183,7 +183,7 @@ class Walk:
         files, folders = [], [(name, rest)] if any_depth and rest else []
         for entry in self._entries(name):
             own = os.path.join(name, entry.name)
-            if not (not is_hidden(entry.name) if any_depth else _matches(entry.name, component)):
+            if is_hidden(entry.name) if any_depth else not _matches(entry.name, component):
                 continue
             if self.is_folder(own, entry):
                 folders += [(own, components if any_depth else rest)] if any_depth or rest else []
@@ -228,5 +228,5 @@ def is_hidden(name: str) -> bool:
 
 
 def _matches(name: str, component: str) -> bool:
-    """Matches as `glob` does: hidden names match only patterns that start with a dot."""
+    """Matches as `glob` does, but never `__MACOSX`: hidden names match only patterns that start with a dot."""
     return (not is_hidden(name) or component.startswith(".")) and fnmatch.fnmatchcase(name, component)

@@ -44,6 +44,7 @@ from detailclip_jax.config.run_config import (
     to_json,
 )
 from detailclip_jax.config.sizes import num_side_patches
+from detailclip_jax.data import vocabularies
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.devices import first_device
 from detailclip_jax.runtime.errors import RunError, first_line
@@ -567,9 +568,7 @@ def _load_saved(folder: Path, device: Any) -> Saved:
     saved = saved_tree(folder / "state")
     config = dense_encoder.config_alone(run) if is_dense(run) else run
     config.model.attention = "auto"  # chosen for this machine, not for the one that trained
-    place, copied = Path(config.data.tokenizer), folder.parents[1] / Path(config.data.tokenizer).name
-    if config.data.tokenizer_digest and not place.is_file() and copied.is_file():
-        config.data.tokenizer = str(copied)
+    vocabularies.find_file(config, folder.parents[1])
     weights = {name: saved.get(name, {}) for name in ("params", "ema_params", "batch_stats", "running")}
     if is_dense(run):
         weights = {"params": {"image": saved["params"]["image"]}}

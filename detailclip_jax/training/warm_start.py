@@ -50,11 +50,11 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     These are the sizes and kinds of the loaded networks, the preprocessing, the tokenizer, and the learning-rate
     factors of the loaded networks.  The preprocessing and the sizes of crops that the user has set keep their values;
     `given` has the dotted names of these fields, e.g. "preprocess.filter".  The interpolation of positions is the
-    checkpoint's, unless the user or the config names one.  There are at least as many class tokens as
-    in the checkpoint, unless the user has set "model.class_tokens".  The file of a tokenizer gets its absolute path and
-    its digest, and `distill.record` the fields of a frozen teacher; apart from that the config is returned unchanged
-    without `init`.  If a run from the same `init` and teacher goes on in `workdir`, the fields are those of its own
-    config, and `init` and the teacher need not exist any more.
+    checkpoint's, unless the user names one, or the config another one than the default.  There are at least as many
+    class tokens as in the checkpoint, unless the user has set "model.class_tokens".  The file of a tokenizer gets its
+    absolute path and its digest, and `distill.record` the fields of a frozen teacher; apart from that the config is
+    returned unchanged without `init`.  If a run from the same `init` and teacher goes on in `workdir`, the fields are
+    those of its own config, and `init` and the teacher need not exist any more.
 
     Raises FileNotFoundError if there is no run at `init` or no such file, and ValueError if the config requires an
     `init` and has none, if the file does not fit, or if a given field of `model` contradicts a loaded network.
@@ -307,7 +307,10 @@ def config_of(workdir: str, field: str = "config.init") -> ConfigDict:
             f"{field} {workdir!r} is not a workdir with a config.json and a checkpoint: {no_run(workdir)}"
         )
     config = run_config.read(file)
-    return dense_encoder.config_alone(config) if is_dense(config) else config
+    if is_dense(config):
+        return dense_encoder.config_alone(config)
+    vocabularies.find_file(config, file.parent)
+    return config
 
 
 def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:

@@ -268,12 +268,14 @@ def begun(workdir, config):
 
 
 def test_the_cost_is_counted_of_the_run_s_own_config(tmp_path, monkeypatch):
-    """Which needs no folder of `init` any more."""
+    """Which needs no folder of `init` any more.  The cost of a shorter run that goes on is replaced."""
     config, counted = compare.config_of(plan("--init=runs/gone"), plan().entries[0], 0), []
-    finished(tmp_path / "other", config)
-    run = SimpleNamespace(config=run_config.read(tmp_path / "other/config.json"))
+    finished(tmp_path / "run", config)
+    (tmp_path / "run/results.json").write_text('{"step": 1, "results": []}')
+    (tmp_path / "run/cost.json").write_text('{"gflop_per_image": 1.0}')
+    run = SimpleNamespace(config=run_config.read(tmp_path / "run/config.json"))
     monkeypatch.setattr(pretraining, "prepare", lambda *_: run)
-    monkeypatch.setattr(loop, "train", lambda _: finished(tmp_path / "run", config) or 0)
+    monkeypatch.setattr(loop, "train", lambda _: 0)
     monkeypatch.setattr(compare, "gflop_per_image", lambda found: counted.append(found) or 2.0)
     assert compare.train_one(config, tmp_path / "run", []) == 0
     assert counted == [run.config]

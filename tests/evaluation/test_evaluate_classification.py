@@ -77,7 +77,7 @@ def test_roc_auc_needs_two_classes():
     images, classes, labels = drawn(classes=3)
     with pytest.raises(Unmeasurable, match="two classes, not 3"):
         list(classification.zero_shot_metrics(images, classes, labels, "roc_auc"))
-    with pytest.raises(Unmeasurable, match="examples of both classes; these 60 are all of class 1"):
+    with pytest.raises(Unmeasurable, match="examples of both classes; these 60 are all of one"):
         list(classification.zero_shot_metrics(images, classes[:2], np.ones_like(labels), "roc_auc"))
 
 
