@@ -87,7 +87,7 @@ def label_of(example: Mapping[str, Any], num_classes: int | None = None) -> np.i
     label = example["label"]
     if not isinstance(label, numbers.Integral) or not INT32.min <= int(label) <= INT32.max:
         raise BadRecord(f"{example['key']}: label {label!r:.40} is not a whole number that int32 holds")
-    if num_classes is not None and label >= num_classes:
+    if num_classes is not None and int(label) >= num_classes:
         raise BadRecord(f"{example['key']}: label {label} is not below model.num_classes {num_classes}")
     return np.int32(label)
 
