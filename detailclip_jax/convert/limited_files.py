@@ -219,7 +219,9 @@ def _expand_one(path: str, suffixes: tuple[str, ...]) -> list[str]:
         walk = Walk(pathlib.Path(path), follow_links=True)
         files = [os.path.join(path, name) for name in walk.files() if name.endswith(suffixes)]
         if walk.left_out:
-            raise ValueError(f"{path!r} cannot be read whole: {'; '.join(walk.left_out.values())}")
+            raise ValueError(
+                f"{path!r} cannot be read whole: {'; '.join(walk.left_out.values())}; correct this, or name the files"
+            )
         found = [file for file in files if not is_own(pathlib.Path(file))]
         return found or _missing(f"{path!r} has no file that ends in {' or '.join(suffixes)}")
     if os.path.exists(path):

@@ -168,6 +168,13 @@ def test_webdataset_patterns(tmp_path):
     assert prepared(tmp_path / "0000[02].tar", tmp_path / "out")["num_examples"] == 14
 
 
+def test_a_folder_of_tars_that_cannot_be_read_whole_is_refused(tmp_path):
+    (tmp_path / "0.tar").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ValueError, match=r"cannot be read whole: .*loop.*name the files"):
+        webdataset.files(Request("webdataset", (str(tmp_path),), ""))
+
+
 # img2dataset
 
 
