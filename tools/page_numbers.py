@@ -239,18 +239,41 @@ LINEAR_HEADS = ("clip", "detail")  # rows on whose frozen encoders a linear head
 STICKERS = "configs/stickers.py:method"
 SENTENCES = "data.caption=crops:long+data.num_captions=6+model.context_length=64+data.text_buckets=()"  # as for COSMOS
 DROPOUT = "views.patch_dropout=0.5+views.patch_dropout_until=0.9"
-TERMS_SEEDS = 1
+TERMS_SEEDS = 2
 TERMS_FLAGS = "--flop-of=clip --budget=800 --set steps_per_epoch=60 --set optimizer.warmup_steps=60"
+BETA, GRAM = "losses.weights.beta=1", "losses.weights.gram=2"
 TERMS = {  # entry of `compare` -> row; all at the FLOP of 800 steps of CLIP
     "clip": "`clip`",
+    f"clip+{SENTENCES}": "`clip`, COSMOS's captions",
+    f"clip+{SENTENCES}+{BETA}": "`clip`, COSMOS's captions, `beta`",
+    f"{STICKERS}=clip,region=1": "`clip`, `region`",
     f"clip+{DROPOUT}": "`clip`, patch dropout",
     "superclip": "`token_set`",
-    f"superclip+{DROPOUT}": "`token_set`, patch dropout",
-    "superclip+losses.weights.gram=2": "`token_set`, `gram`",
+    f"superclip+{SENTENCES}": "`token_set`, COSMOS's captions",
+    f"superclip+{SENTENCES}+{BETA}": "`token_set`, COSMOS's captions, `beta`",
     f"{STICKERS}=superclip,region=1": "`token_set`, `region`",
-    f"superclip+{SENTENCES}+losses.weights.beta=1": "`token_set`, `beta`, COSMOS's captions",
+    f"superclip+{GRAM}": "`token_set`, `gram`",
     f"{STICKERS}=detailclip,token_set=1": "`token_set`, DetailCLIP",
+    f"superclip+{DROPOUT}": "`token_set`, patch dropout",
+    "superclip+views.patch_dropout=0.5": "`token_set`, patch dropout to the end",
+    f"superclip+{DROPOUT}+{GRAM}": "`token_set`, patch dropout, `gram`",
 }
+EFFECTS = (  # what is added, the row with it, the row without it
+    ("`token_set`", "superclip", "clip"),
+    ("`token_set`, with patch dropout", f"superclip+{DROPOUT}", f"clip+{DROPOUT}"),
+    ("patch dropout", f"clip+{DROPOUT}", "clip"),
+    ("patch dropout, with `token_set`", f"superclip+{DROPOUT}", "superclip"),
+    ("all patches in the last tenth", f"superclip+{DROPOUT}", "superclip+views.patch_dropout=0.5"),
+    ("COSMOS's captions", f"clip+{SENTENCES}", "clip"),
+    ("COSMOS's captions, with `token_set`", f"superclip+{SENTENCES}", "superclip"),
+    ("`beta`", f"clip+{SENTENCES}+{BETA}", f"clip+{SENTENCES}"),
+    ("`beta`, with `token_set`", f"superclip+{SENTENCES}+{BETA}", f"superclip+{SENTENCES}"),
+    ("`region`", f"{STICKERS}=clip,region=1", "clip"),
+    ("`region`, with `token_set`", f"{STICKERS}=superclip,region=1", "superclip"),
+    ("`gram`, with `token_set`", f"superclip+{GRAM}", "superclip"),
+    ("`gram`, with `token_set` and patch dropout", f"superclip+{DROPOUT}+{GRAM}", f"superclip+{DROPOUT}"),
+    ("DetailCLIP, with `token_set`", f"{STICKERS}=detailclip,token_set=1", "superclip"),
+)
 ONE_GPU = {  # recipe of the page -> config and flags; a B/16 if nothing else is said
     "CLIP B/16 from noise": "configs/baselines/clip.py",
     "texts for a locked B/16": "configs/beyond/lit.py:method=clip",
@@ -706,16 +729,44 @@ def term_runs() -> dict[str, list[str]]:
 
 
 def terms(folder: Path) -> Made:
-    """CLIP and DetailCLIP with the terms of other methods, at the FLOP of 800 steps of CLIP."""
+    """CLIP and the terms of other methods, alone and together, at the FLOP of 800 steps of CLIP; what each adds."""
     columns, runs = METRICS | BY_WORDS, term_runs()
+    scores = {entry: [all_scores(folder, path) for path in runs[entry]] for entry in TERMS}
     table = [f"| method | steps | {' | '.join(columns)} | GFLOP per image |", "|---|" + "---:|" * (len(columns) + 2)]
     for entry, label in TERMS.items():
-        scores = [all_scores(folder, path) for path in runs[entry]]
-        cells = [mean_and_spread([one[metric] for one in scores]) for metric in columns.values()]
+        cells = [mean_and_spread([one[metric] for one in scores[entry]]) for metric in columns.values()]
         steps = read(folder / runs[entry][0], "config")["total_steps"]
         cost = read(folder / runs[entry][0], "cost")["gflop_per_image"]
         table.append(f"| {label} | {steps:,} | {' | '.join(cells)} | {cost:.3f} |")
-    return {"terms.table": table}
+    return {"terms.table": table, "terms.effects": effects(scores, columns)}
+
+
+def effects(scores: Mapping[str, Sequence[Mapping[str, float]]], columns: Mapping[str, str]) -> list[str]:
+    """What each addition changes: the row with it minus the row without it, and the interval of `half_of_rows`."""
+    lines = [f"| added | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    halves = {
+        metric: half_of_rows([[one[metric] for one in each] for each in scores.values()]) for metric in columns.values()
+    }
+    for label, row, control in EFFECTS:
+        cells = []
+        for metric, half in halves.items():
+            added = np.mean([one[metric] - other[metric] for one, other in zip(scores[row], scores[control])])
+            cells.append(with_half(float(added), half))
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return lines
+
+
+def half_of_rows(scores: Sequence[Sequence[float]]) -> float:
+    """Half of the 95 % interval of the difference between the means of two rows of scores [row, seed].
+
+    By Student's t.  Few seeds do not show how a single row varies.  So the variance is that of all rows, after each
+    row's mean and each seed's mean are taken out (a randomised block design).
+    """
+    values = np.asarray(scores, np.float64)
+    rest = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
+    freedom = (values.shape[0] - 1) * (values.shape[1] - 1)
+    error = (2 * (rest**2).sum() / freedom / values.shape[1]) ** 0.5
+    return float(scipy.stats.t.ppf(0.975, freedom) * error)
 
 
 def one_gpu(folder: Path) -> Made:
@@ -792,8 +843,13 @@ def interval(values: Sequence[float]) -> str:
     '+2.0 ± 2.5'
     """
     half = scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    text = f"{round(float(np.mean(values)), 1) + 0.0:+.1f} ± {half:.1f}"  # + 0.0: no "-0.0"
-    return f"**{text}**" if abs(np.mean(values)) > half else text
+    return with_half(float(np.mean(values)), half)
+
+
+def with_half(mean: float, half: float) -> str:
+    """A difference and half of its interval: "+2.1 ± 1.5"; bold if the interval does not contain 0."""
+    text = f"{round(mean, 1) + 0.0:+.1f} ± {half:.1f}"  # + 0.0: no "-0.0"
+    return f"**{text}**" if abs(mean) > half else text
 
 
 def longer(folder: Path) -> Made:

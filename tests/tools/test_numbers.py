@@ -84,6 +84,14 @@ def test_a_difference_between_methods_is_that_of_equal_seeds(tmp_path):
     assert rows[0] == f"| `siglip` |{' +2.0 ± 2.5 |' * 6}" and len(rows) == len(numbers.LATER) - 1
 
 
+def test_the_interval_of_two_rows_is_that_of_their_pairs():
+    """The third row equals the first but for a constant, so its residuals are those of the first."""
+    pairs = [[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]
+    assert numbers.half_of_rows(pairs) == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+    three = [*pairs, [11.0, 12.0, 13.0]]  # residuals -1/3, 0, 1/3 twice and 2/3, 0, -2/3; t of four degrees is 2.776
+    assert numbers.half_of_rows(three) == pytest.approx(2.776 * (2 / 3 * (4 / 3) / 4) ** 0.5, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     "values, expected",
     [
