@@ -25,7 +25,7 @@ def get_config(arg=None):
     arg = base.parse_arg(arg, method="detailclip", epochs=5)
     c = from_scratch(arg.method)
     c.init_required = True  # rates and the frozen patch embedding are for trained networks
-    c.num_epochs = arg.epochs  # a fifth of the paper's, as the encoders are already trained
+    c.num_epochs, c.total_steps = arg.epochs, None  # a fifth of the paper's, as the encoders are already trained
     c.batch_size = 512  # for one machine instead of 16 A100s
     c.log_every = 50
     c.checkpoint_every = 1000
@@ -38,6 +38,7 @@ def get_config(arg=None):
 
     c.optimizer.learning_rate = 3e-4  # of the new networks
     c.optimizer.loaded_rate = 0.1  # the loaded networks get 3e-5
+    c.optimizer.part_rates = {}  # those of configs/beyond/beta.py are factors of its own low rate
     c.optimizer.layer_decay = 0.75  # the first loaded blocks hardly change
     c.optimizer.warmup_epochs, c.optimizer.warmup_steps = 0.5, None
     c.optimizer.weight_decay = 0.1  # .5 is for training from scratch

@@ -200,6 +200,14 @@ def test_continued_training_keeps_a_constant_momentum(method):
     assert (continued.start, continued.end) == ((scratch.start, scratch.end) if constant else (0.999, 1.0))
 
 
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_continued_training_has_its_own_length_and_rates(method):
+    """SuperCLIP and dino.txt from scratch count steps; B-CLIP's pool has a hundred times the rate of its encoders."""
+    continued = config_of(f"vitb16_continue.py:method={method},epochs=2")
+    assert (continued.num_epochs, continued.total_steps) == (2, None)
+    assert continued.optimizer.part_rates.to_dict() == {}
+
+
 @pytest.mark.parametrize("method", BEYOND)
 def test_stickers_keep_what_defines_a_later_method(method):
     """Their rates and weights differ; a constant momentum and the temperatures of the teacher do not."""
