@@ -411,11 +411,13 @@ class Step:
 def text_lengths(run: Run) -> tuple[int, ...]:
     """Returns the lengths that a batch's captions can be cut to.
 
-    Captions are not cut for methods without captions, and for text encoders in which padding has an effect.
+    Captions are not cut for methods without captions, for text encoders in which padding has an effect, and for the
+    term token_set if captions lose their end token: it also reads words that the text encoder does not.
     """
-    config = run.config
-    trims = run.experiment.method.has_text and TextStyle(**config.model.text_style).trims
-    buckets = config.data.text_buckets if trims else ()
+    config, method = run.config, run.experiment.method
+    trims = method.has_text and TextStyle(**config.model.text_style).trims
+    reads_all = "token_set" in method.terms and not config.data.keep_eot
+    buckets = config.data.text_buckets if trims and not reads_all else ()
     return lengths_within(buckets, config.model.context_length)
 
 

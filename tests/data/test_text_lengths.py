@@ -31,8 +31,9 @@ class Program:
         return lambda state, batch: self.ran.append(batch["text"].shape) or (state, {})
 
 
-def step_of(buckets, method="detailclip", **text_style):
+def step_of(buckets, method="detailclip", keep_eot=True, **text_style):
     config, said, program = tiny_config(method), [], Program()
+    config.data.keep_eot = keep_eot
     config.model.text_style.update(text_style)
     config.data.text_buckets = buckets
     experiment = types.SimpleNamespace(
@@ -106,6 +107,13 @@ def test_text_encoders_in_which_padding_has_an_effect_keep_all_tokens(style):
     step, program, _ = step_of((8, 4), **style)
     step({}, batch_with(3))
     assert step.lengths == (12,) and program.ran == [(8, 1, 12)]
+
+
+@pytest.mark.parametrize("method", ["superclip", "clip"])
+def test_a_term_that_reads_words_keeps_those_of_captions_without_end(method):
+    """The text encoder reads only the first token of such a caption, which is all that CLIP needs."""
+    assert step_of((8, 4), method)[0].lengths == (4, 8, 12)
+    assert step_of((8, 4), method, keep_eot=False)[0].lengths == ((12,) if method == "superclip" else (4, 8, 12))
 
 
 @pytest.mark.parametrize(("method", "sentences"), [("cosmos", 5), ("flair", 3)])
