@@ -105,7 +105,7 @@ def main():
     batch = example(exp, arguments.words)
     found = count(exp, batch) if arguments.count_only else compare(exp, batch, arguments.rounds)
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+        arguments.json.write_text(json.dumps([found], indent=2) + "\n")
 
 
 def count(exp, batch):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import page_numbers as numbers
 import pytest
+from pages import making, results, tables
 
 ROOT = Path(__file__).parents[2]
 
@@ -14,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 def test_the_documents_show_what_the_data_file_holds():
     data = json.loads((ROOT / "docs/numbers.json").read_text())
     held = {mark: lines for made in data.values() for mark, lines in made["blocks"].items()}
-    assert numbers.marked() == held
+    found = [match for name in making.DOCUMENTS for match in making.MARKS.finditer((ROOT / name).read_text())]
+    assert {match["name"]: match["text"].splitlines() for match in found} == held
 
 
 def test_the_figures_are_those_that_were_measured():
@@ -23,64 +25,76 @@ def test_the_figures_are_those_that_were_measured():
             assert hashlib.sha256((ROOT / file).read_bytes()).hexdigest() == expected, (name, file)
 
 
-def test_every_number_is_declared_once():
-    names = [number.name for number in numbers.NUMBERS]
-    assert len(set(names)) == len(names) and set(json.loads(numbers.DATA.read_text())) == set(names)
-    marks = re.findall(r"<!-- numbers (\S+) -->", "".join((ROOT / name).read_text() for name in numbers.DOCUMENTS))
-    assert len(set(marks)) == len(marks) and {numbers.owner(mark) for mark in marks} == set(names)
+def test_every_number_is_shown_once():
+    names = set(making.NUMBERS)
+    assert set(json.loads(making.DATA.read_text())) == names
+    marks = re.findall(r"<!-- numbers (\S+) -->", "".join((ROOT / name).read_text() for name in making.DOCUMENTS))
+    assert len(set(marks)) == len(marks) and {mark.partition(".")[0] for mark in marks} == names
+
+
+def texts(folder, name, records=()):
+    """The marks of a number from its folder, with these records of its commands."""
+    for place, record in enumerate(records):
+        (folder / f"{place}.json").write_text(json.dumps(record))
+    return making.texts_of(making.NUMBERS[name], folder)
+
+
+def leave_runs(folder, paths, score):
+    """Writes the runs that `compare` leaves; `score` is that of all metrics, by the place of the path."""
+    for place, path in enumerate(paths):
+        (folder / path).mkdir(parents=True)
+        scores = [
+            {"task": task, "metric": metric, "weights": weights, "value": score(place) if weights == "student" else 0.0}
+            for task, metric in (name.split("/") for name in numbers.METRICS.values())
+            for weights in ("student", "ema")
+        ]
+        (folder / path / "results.json").write_text(json.dumps({"step": 300, "results": scores}))
+        (folder / path / "cost.json").write_text(json.dumps({"gflop_per_image": 0.161, "seconds": 30}))
 
 
 def test_texts_are_written_from_what_the_commands_leave(tmp_path):
-    """Records as the benchmarks and `compare` write them, with numbers that are easy to follow."""
+    """Records as the benchmarks write them, with numbers that are easy to follow."""
+    planned = [{"argument_bytes": 2**31, "temp_bytes": 2**30, "total_bytes": 3 * 2**30}]
+    lines = texts(tmp_path, "memory", [planned] * 4)["memory.table"]
+    assert lines[0] == "| | arguments | temporaries | together |" and lines[1] == "|---|---|---|---|"
+    assert lines[2] == "| `remat=dots`, 32 pairs | 2.00 GiB | 1.00 GiB | 3.00 GiB |"
+    stages = [[{"stage": "read"}, {"stage": "all", "seconds_per_image": seconds}] for seconds in (0.02, 0.005)]
+    lines = texts(tmp_path, "originals", stages * 3)["originals.table"]
+    assert lines[2] == "| 1024 x 768 | 20.0 ms | 5.0 ms | 4.0 |"
+    cpu = {"straightforward": [14.25, 14, 15], "ours": [10.8, 10, 11], "times_as_fast": [1.32, 1.23, 1.34]}
+    record = {"cpu": cpu, "clock": {"times_as_fast": [1.3, 1.2, 1.4]}}
+    lines = texts(tmp_path, "straightforward", [[record]] * 3)["straightforward.table"]
+    assert lines[-1] == "| S/16, 77 | 6 | 14.2 / 10.8 | 1.32 (1.23-1.34) | 1.30 |"
+    assert texts(tmp_path, "overview")["overview.caption"][0].startswith("*`python -m detailclip_jax.visualize")
 
-    def write(name, value):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / f"{name}.json").write_text(json.dumps(value))
 
-    for remat, batch in numbers.MEMORY_ROWS:
-        write(f"{remat}-{batch}", [{"argument_bytes": 2**31, "temp_bytes": 2**30, "total_bytes": 3 * 2**30}])
-    assert numbers.memory(tmp_path)["memory.table"][2] == "| `remat=dots`, 32 pairs | 2.00 GiB | 1.00 GiB | 3.00 GiB |"
-    for size in numbers.SIZES:
-        for gap, seconds in zip(numbers.GAPS, (0.02, 0.005)):
-            write(f"{size}-{gap}", [{"stage": "read"}, {"stage": "all", "seconds_per_image": seconds}])
-    assert numbers.originals(tmp_path)["originals.table"][2] == "| 1024 x 768 | 20.0 ms | 5.0 ms | 4.0 |"
-    for place in range(3):
-        cpu = {"straightforward": [14.25, 14, 15], "ours": [10.8, 10, 11], "times_as_fast": [1.32, 1.23, 1.34]}
-        write(str(place), {"cpu": cpu, "clock": {"times_as_fast": [1.3, 1.2, 1.4]}})
-    last = numbers.straightforward(tmp_path)["straightforward.table"][-1]
-    assert last == "| S/16, 77 | 6 | 14.2 / 10.8 | 1.32 (1.23-1.34) | 1.30 |"
-    metrics = dict.fromkeys(numbers.METRICS.values(), (0.218, 0.035))
-    results = [
-        {"method": row, "weights": weights, "metric": metric, "mean": mean, "std": std, "num_seeds": 3}
-        for row in ("clip", numbers.PAPER)
-        for weights in ("student", "ema")
-        for metric, (mean, std) in metrics.items()
-    ]
-    write("rows/comparison", {"results": results, "costs": {"clip": "0.161 GFLOP/image, 30 s"}})
-    clip, *_, pixels = numbers.comparison(tmp_path)["comparison.table"][2:]
-    assert clip == f"| `clip` | {' | '.join(['21.8 ± 3.5'] * 6)} | 0.161 |"
-    assert pixels == "| raw pixels |  |  |  |  |  |  |  |"
-    for folder in ("scratch", "long", "continued"):
-        write(f"{folder}/comparison", {"results": results, "costs": {}})
-    assert numbers.factors(tmp_path)["factors.long"][2] == (
-        "| `clip` | 21.8 ± 3.5 | 21.8 ± 3.5, 21.8 ± 3.5 | 21.8 ± 3.5 | 21.8 ± 3.5 |"
-    )
+def test_tables_of_methods_are_written_from_their_runs(tmp_path):
+    """Runs as `compare` leaves them: the seeds have 18.3, 21.8 and 25.3 in every metric."""
+    paths = [path for entry in numbers.COMPARED for path in results.runs(entry, 3)]
+    leave_runs(tmp_path, paths, lambda place: 0.183 + 0.035 * (place % 3))
+    untrained = {"method": "untrained", "weights": "student", "metric": "kept_objects/share"}
+    pixels = {**untrained, "method": "raw pixels", "mean": 0.5, "std": 0.0, "num_seeds": 1}
+    made = {"results": [{**untrained, "mean": 0.218, "std": 0.035, "num_seeds": 3}, pixels]}
+    (tmp_path / "rows/comparison.json").write_text(json.dumps(made))
+    clip, *_, untrained, pixels = texts(tmp_path, "comparison")["comparison.table"][2:]
+    assert clip == f"| `clip` |{' 21.8 ± 3.5 |' * 6} 0.161 |"
+    assert untrained == "| untrained |  |  |  |  |  | 21.8 ± 3.5 |  |"
+    assert pixels == "| raw pixels |  |  |  |  |  | 50.0 |  |"
+    for place in ("scratch", "long", "continued"):
+        entries = {*numbers.FACTORS, *numbers.LONG_FACTORS, *numbers.CONTINUED_FACTORS}
+        leave_runs(tmp_path, [path for entry in entries for path in results.runs(entry, 3, place)], lambda place: 0.218)
+    lines = texts(tmp_path, "factors")["factors.long"]
+    assert lines[2] == "| `clip` | 21.8 ± 0.0 | 21.8 ± 0.0, 21.8 ± 0.0 | 21.8 ± 0.0 | 21.8 ± 0.0 |"
 
 
 def test_a_difference_between_methods_is_that_of_equal_seeds(tmp_path):
     """CLIP's scores differ by seed, the others are 3, 2 and 1 points above it in every metric: 2 +- 4.30 / sqrt(3)."""
-    for row, seed, path in numbers.later_runs(numbers.LATER_SEEDS):
-        value = 0.1 * seed + (0 if row == "clip" else 0.01 * (3 - seed))
-        student = [
-            {"task": task, "metric": metric, "weights": "student", "value": value}
-            for task, metric in (name.split("/") for name in numbers.METRICS.values())
-        ]
-        folder = tmp_path / "rows" / path
-        folder.mkdir(parents=True)
-        teacher = [{**one, "weights": "ema", "value": 0.0} for one in student]
-        (folder / "results.json").write_text(json.dumps({"results": student + teacher}))
-    head, _, *rows = numbers.differences(tmp_path, "clip")
-    assert head.startswith("| method, minus `clip` | zero-shot | image to text R@1 |")
+    for entry in numbers.LATER:
+        above = 0.0 if entry == "clip" else 0.01
+        leave_runs(tmp_path, results.runs(entry, 3), lambda seed, above=above: 0.1 * seed + above * (3 - seed))
+    found = results.scored(tmp_path, {row: results.runs(entry, 3) for entry, row in numbers.LATER.items()})
+    head, _, *rows = tables.of_differences("minus `clip`", numbers.METRICS, found, baseline="`clip`")
+    assert head.startswith("| minus `clip` | zero-shot | image to text R@1 |")
     assert rows[0] == f"| `siglip` |{' +2.0 ± 2.5 |' * 6}" and len(rows) == len(numbers.LATER) - 1
 
 
@@ -102,4 +116,4 @@ def test_the_interval_of_two_rows_is_that_of_their_pairs():
     ],
 )
 def test_an_interval_is_bold_where_it_does_not_contain_zero(values, expected):
-    assert numbers.interval(values) == expected
+    assert tables.interval(values) == expected
