@@ -40,7 +40,8 @@ from detailclip_jax.data.caption_rules import with_own_number
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.files import replace_text
-from detailclip_jax.runtime.metric_files import read_lines
+from detailclip_jax.runtime.metric_files import NonFiniteError, read_lines
+from detailclip_jax.runtime.terminal import complain
 
 COUNTED = "steps_per_epoch"  # `run_config.resolve` writes it to config.json if the config does not set it
 SCALED = (COUNTED, "optimizer.warmup_steps")  # fields of schedules that count steps; --flop-of scales them
@@ -388,14 +389,28 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
 def train(plan: Plan) -> int:
     """Trains and evaluates every unfinished run; returns the exit code, that of `loop.train` if a run was stopped.
 
-    Raises CannotBegin for a run that is refused, and the errors of `loop.train`.
+    Raises CannotBegin for a run that is refused, and the errors of `loop.train`; a loss that is not finite only after
+    the other runs.
     """
-    workdirs = workdirs_of(plan)
+    workdirs, diverged = workdirs_of(plan), dict[Path, str]()
     for seed in range(plan.num_seeds):  # seeds outside, so that a stopped comparison has equally many runs per entry
         for entry in plan.entries:
             config, given = config_of(plan, entry, seed), given_fields(plan, entry)
-            if code := train_one(config, workdirs[entry.name][seed], given):
-                return code
+            workdir = workdirs[entry.name][seed]
+            try:
+                if code := train_one(config, workdir, given):
+                    return code
+            except NonFiniteError as error:
+                diverged[workdir] = entry.name
+                complain(f"{workdir}: {str(error).splitlines()[0]}  The other runs follow.")
+    if diverged:
+        name = next(iter(diverged.values()))
+        raise errors.RunError(
+            f"no table: the loss was not finite in {', '.join(map(str, diverged))}.  The same command would come to "
+            f"the same step.  Leave {name} out, or give it a gentler optimiser: "
+            f"--methods={name}+optimizer.clip_norm=1.0 or a lower optimizer.learning_rate.  "
+            "Finished runs are not trained again."
+        )
     return 0
 
 

@@ -9,12 +9,12 @@ from jax.experimental import multihost_utils
 from jaxtyping import Bool, UInt8
 from ml_collections import ConfigDict
 
+from detailclip_jax.data.resizing import resize
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.evaluation import held_out_pairs, sticker_scenes
 from detailclip_jax.evaluation.run_evaluators import all_weights
 from detailclip_jax.figures import plots, style
-from detailclip_jax.inference.inspection import lowest, paste, paste_options
-from detailclip_jax.methods import components
+from detailclip_jax.inference.inspection import lowest, paste, paste_options, removal_rule
 from detailclip_jax.runtime.metric_files import read_lines
 from detailclip_jax.training.experiment import Experiment, dummy_batch
 from detailclip_jax.training.train_state import TrainState
@@ -81,7 +81,7 @@ def images(experiment: Experiment, state: TrainState) -> dict[str, UInt8[np.ndar
 
 def attention(experiment: Experiment, state: TrainState, shown: Shown):
     """Figure 1 of the paper on the given images, for the student and, if there is one, the teacher."""
-    rule, images = components.mask_rule(experiment.config), shown.images
+    rule, images = removal_rule(experiment.config), shown.images
     values = {name: experiment.encode.attention(params, images) for name, params in all_weights(state).items()}
     hidden = {name: np.asarray(lowest(value, rule)) for name, value in values.items()}
     return plots.attention_figure(images, jax.tree.map(np.asarray, values), hidden, shown.credit, shown.name)
@@ -111,7 +111,7 @@ def reconstruct(
 
 
 def _as_batch(experiment: Experiment, images: UInt8[np.ndarray, "B S S 3"]):
-    """A training batch whose views of the images' size show the uncropped images, padded to divide over the devices."""
+    """A training batch whose views all show the uncropped images, padded to divide over the devices."""
     devices = experiment.mesh.devices.size
     count = -(-len(images) // devices) * devices
     shapes = jax.eval_shape(lambda: dummy_batch(experiment.config, count))
@@ -119,6 +119,6 @@ def _as_batch(experiment: Experiment, images: UInt8[np.ndarray, "B S S 3"]):
     size = images.shape[1]
     for name, crops in batch["image"].items():
         batch["box"][name][:] = (0, 0, size, size)
-        if crops.shape[-2] == size:
-            crops[: len(images)] = images[:, None]
+        side = crops.shape[-2]
+        crops[: len(images)] = np.stack([resize(image, side, side) for image in images])[:, None]
     return batch

@@ -10,8 +10,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
+from detailclip_jax import methods
+from detailclip_jax.config import sizes
 from detailclip_jax.kernels.products import matmul_precision
-from detailclip_jax.methods import masking
+from detailclip_jax.methods import components, masking
+from detailclip_jax.methods.method import nothing
 from detailclip_jax.models.block import run_blocks
 from detailclip_jax.models.patches import normalise_pixels, patchify, unpatchify
 from detailclip_jax.models.readouts import heads
@@ -19,6 +22,13 @@ from detailclip_jax.models.stacking import unstack
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.models.vit import VisionTransformer
 from detailclip_jax.types import Array, Params
+
+
+def removal_rule(config: ConfigDict) -> masking.RemovalRule:
+    """The rule of `config.masking`; half of the patches for a method without a mask, which does not read this group."""
+    if methods.build(config).mask is nothing:
+        return masking.RemovalRule(sizes.num_side_patches(config.model))
+    return components.mask_rule(config)
 
 
 @functools.partial(jax.jit, static_argnames="rule")

@@ -35,7 +35,14 @@ from detailclip_jax.data.preprocessing import NATIVE, Transform
 from detailclip_jax.data.tokenizer import VOCAB_SIZE
 from detailclip_jax.data.vocabularies import CLIP, digest_of, tokenizer_of
 from detailclip_jax.inference.batching import SHAPES, chunks, filled, in_turn
-from detailclip_jax.inference.inspection import head_attention, lowest, paste, paste_options, pixel_predictor
+from detailclip_jax.inference.inspection import (
+    head_attention,
+    lowest,
+    paste,
+    paste_options,
+    pixel_predictor,
+    removal_rule,
+)
 from detailclip_jax.inference.readout_maps import (
     PIPELINES,
     check_readout,
@@ -45,7 +52,6 @@ from detailclip_jax.inference.readout_maps import (
     prompts,
     readout_encoder,
 )
-from detailclip_jax.methods.components import mask_rule
 from detailclip_jax.methods.encode import Encode, encoders
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.towers import Networks
@@ -66,7 +72,7 @@ NEEDS = {
 }
 OF_TRANSFER = {"detect": "detection", "segment": "segmentation"}  # method -> kind of the runs of transfer that have it
 OF_SQUARES = ("features", "attention", "attention_heads", "removed", "reconstruct")  # methods with a map of patches
-EMBEDDING_NETWORKS = ("image", "image_projection", "text", "text_projection")
+SCORING_NETWORKS = ("image", "image_projection", "text", "text_projection", "caption_pool")  # the pool is FLAIR's
 
 
 class Features(NamedTuple):
@@ -226,12 +232,13 @@ class Model:
         """Which patches token removal (section 3.2.3) takes away: True for those of the lowest CLS attention (eq. 9).
 
         The share is `ratio`, by default `config.masking.ratio`; the unit is `config.masking.granularity`. Every image
-        encoder has it, also that of a method that removes other patches in training, or none.
+        encoder has it, also that of a method that removes other patches in training, or none: then by default half of
+        the single patches.
 
         Raises ValueError for a ratio that removes no patch or all.
         """
         self.require("removed")
-        rule = mask_rule(self.config)
+        rule = removal_rule(self.config)
         rule = rule if ratio is None else rule._replace(ratio=ratio).checked()
         batches = self._called(self.encode.attention, self._views(images, "removed"))
         attention = np.concatenate([np.zeros((0, rule.num_patches), np.float32), *batches])
@@ -365,8 +372,8 @@ class Model:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits of a hash of what embeddings depend on: the weights and the preprocessing."""
-        used = [name for name in EMBEDDING_NETWORKS if name in self.params]
+        """Twelve hexadecimal digits of a hash of what embeddings and scores depend on: weights and preprocessing."""
+        used = [name for name in SCORING_NETWORKS if name in self.params]
         digest = hashlib.sha256(repr(_reading(self.config)).encode())
         for path, leaf in jax.tree.leaves_with_path({name: self.params[name] for name in used}):
             digest.update(jax.tree_util.keystr(path).encode())

@@ -13,6 +13,7 @@ from detailclip_jax.config import run_config
 from detailclip_jax.config.settings import split_list
 from detailclip_jax.evaluation import comparison, linear_segmentation, tables
 from detailclip_jax.runtime import errors
+from detailclip_jax.runtime.metric_files import NonFiniteError
 from detailclip_jax.training import loop, warm_start
 
 ROOT = Path(__file__).parents[2]
@@ -135,6 +136,24 @@ def test_a_run_that_cannot_begin_is_a_message_and_a_fault_while_training_is_not(
     monkeypatch.setattr(pretraining, "prepare", refuse)
     assert compare.main(asked) == errors.RUN_ERROR
     assert f"error: {tmp_path / 'clip/seed-0'}: no drawings here" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_does_not_stop_the_others_and_the_way_out_is_one_of_the_comparison(monkeypatch, capsys):
+    trained, given = [], plan("--methods=clip,silc", "--seeds=2")
+
+    def train_one(config, workdir, _):
+        trained.append((config.method, config.seed))
+        if config.method == "clip":
+            raise NonFiniteError("step 3: loss is nan; no checkpoint.\n--config.optimizer.learning_rate below 1")
+        return 0
+
+    monkeypatch.setattr(compare, "train_one", train_one)
+    with pytest.raises(errors.RunError) as raised:
+        compare.train(given)
+    assert trained == [(method, seed) for seed in (0, 1) for method in ("clip", "silc")]
+    check_names(raised.value, "clip/seed-0", "clip/seed-1", "--methods=clip+optimizer.clip_norm=1.0")
+    told = capsys.readouterr().err
+    assert "clip/seed-1: step 3: loss is nan" in told and "--config" not in told
 
 
 def test_flags_are_not_abbreviated(capsys):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from tiny import noise_state
 
-from detailclip_jax.config import IMAGENET_MEAN, IMAGENET_STD, default, sizes
+from detailclip_jax.config import IMAGENET_MEAN, IMAGENET_STD, crop, default, sizes
 from detailclip_jax.evaluation import run_figures
 from detailclip_jax.figures import plots
 from detailclip_jax.inference.inspection import paste
@@ -102,24 +102,31 @@ def test_the_axes_of_loss_curves_say_their_values_without_an_offset_or_a_factor(
 
 @pytest.mark.check
 def test_figures_of_an_experiment(tmp_path, monkeypatch):
-    """All three images, from a state and the metrics of its run; 3 scenes do not divide over 2 devices."""
+    """All three images, from a state and the metrics of its run; 3 scenes do not divide over 2 devices.
+
+    The teacher's enclosing crop is smaller than the views: it shows the scenes too.
+    """
     monkeypatch.setattr(run_figures, "NUM_SCENES", 4)
     monkeypatch.setitem(sizes.SIZES, "nano", sizes.Size(16, 16, 1, 2, 16, 1, 2, 16, 1, 2, 16, 8, 16))
-    built = experiment.build(nano_config("detailclip"), make_mesh(jax.devices()[:2]))
+    config = nano_config("detailclip")
+    config.views.teacher, config.views.crops.enclosing = "enclosing", crop(size=32, kind="enclosing")
+    built = experiment.build(config, make_mesh(jax.devices()[:2]))
     state = noise_state(built)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "cls": 2.0}\n')
     paths = run_figures.write(tmp_path, built, state)
     assert {path.name for path in paths} == {"attention.png", "loss_curves.png", "reconstructions.png"}
     scenes = np.stack([image(i, 64) for i in range(3)])
     hidden, drawn = run_figures.reconstruct(built, state, scenes)
-    assert hidden.shape == (3, 16) and (hidden.sum(1) == 8).all()
+    assert hidden.shape == (3, 16) and (hidden.sum(1) == 8).all() and len(np.unique(hidden, axis=0)) > 1
     changed = (drawn != scenes).any(-1).reshape(3, 4, 16, 4, 16).any((2, 4)).reshape(3, 16)
     assert (changed == hidden).all()
 
 
 def test_a_method_without_teacher_and_pixels_has_fewer_images(tmp_path, monkeypatch):
     monkeypatch.setitem(sizes.SIZES, "nano", sizes.Size(16, 16, 1, 2, 16, 1, 2, 16))
-    built = experiment.build(nano_config("clip"), make_mesh(jax.devices()[:1]))
+    config = nano_config("clip")
+    config.masking.ratio = 0.0  # not read
+    built = experiment.build(config, make_mesh(jax.devices()[:1]))
     state = noise_state(built)
     (path,) = run_figures.write(tmp_path, built, state)
     assert path.name == "attention.png"

@@ -61,7 +61,10 @@ def test_the_removed_share_is_the_ratio_and_has_the_lowest_attention(ratio):
 
 
 def test_a_method_without_a_mask_removes_the_same_way_and_no_image_gives_no_mask():
-    assert model_of("clip").removed(make_images(1), 0.5).sum() == 8
+    config = model_of("clip").config.copy_and_resolve_references()
+    config.masking.ratio = 0.0  # not read
+    for ratio in (None, 0.5):
+        assert dataclasses.replace(model_of("clip"), config=config).removed(make_images(1), ratio).sum() == 8
     assert model_of().removed([]).shape == (0, 4, 4)
     assert model_of().attention_heads([]).shape[0] == 0
     with pytest.raises(ValueError, match=r"masking.ratio 0.01 removes no unit"):
