@@ -111,7 +111,8 @@ def _minimise(first: Any, features: Array, labels: Array, strength: Array, max_s
     Stops when that entry is at most TOLERANCE, or after `max_steps`.  A signal stops it within about two seconds, or
     after the step that is running (`pause_point`). Dividing the steps into calls changes no number.
     """
-    search = first, SOLVER.init(first), jnp.int32(0), jnp.float32(jnp.inf)
+    state = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), SOLVER.init(first))  # weak types would compile twice
+    search = first, state, jnp.int32(0), jnp.float32(jnp.inf)
     until, steps, calls = 0, 1, 0
     while until < max_steps and float(search[3]) > TOLERANCE:
         pause_point()

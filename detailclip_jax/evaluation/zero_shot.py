@@ -1,10 +1,14 @@
 """Zero-shot classification: the prediction is the class with the nearest prompts (SLIP's protocol)."""
 
+import numpy as np
+from jaxtyping import Bool, Int
+
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.stickers.scene_source import WHITE_SIDES, zero_shot_prompts
 from detailclip_jax.evaluation.classification import matrix_metrics, usual_top, zero_shot_metrics
 from detailclip_jax.evaluation.evaluation_sets import ON_WHITE, STICKERS
 from detailclip_jax.evaluation.evaluator import JOINT, Measured, SetEvaluator, Setting
+from detailclip_jax.evaluation.image_batches import Subset
 from detailclip_jax.evaluation.protocols import ZeroShotTask, zero_shot_task
 from detailclip_jax.types import Params
 
@@ -29,7 +33,7 @@ def zero_shot(setting: Setting, name: str) -> SetEvaluator:
             scores = embedder.pooled(params, data, transform, embedder.raw_classes(params, task.prompts), images)
             pooled = matrix_metrics(scores, images.labels, task.metric, top)
             yield from ((f"pooled_{metric}", value) for metric, value in pooled)
-        for metric, rows in parts(data).items():
+        for metric, rows in parts(data, images.index).items():
             features, labels = images.features[rows], images.labels[rows]
             if len(labels):
                 yield metric, dict(zero_shot_metrics(features, classes, labels, top=(1,)))["top1"]
@@ -46,11 +50,12 @@ def words(setting: Setting, data: LabelledSet) -> ZeroShotTask:
     return zero_shot_task(setting.protocol, data.name, data.classes, data.templates)
 
 
-def parts(data: LabelledSet) -> dict[str, slice]:
-    """The examples of each size of drawings on white, by the name of their metric; empty for other sets."""
+def parts(data: LabelledSet, index: Int[np.ndarray, "n"]) -> dict[str, Bool[np.ndarray, "n"]]:
+    """Which examples, at `index` of a set, have each size of drawings on white, by metric; empty for other sets."""
     if data.name != ON_WHITE:
         return {}
-    return {top1_at(side): slice(first, None, len(WHITE_SIDES)) for first, side in enumerate(WHITE_SIDES)}
+    scenes = np.asarray(data.source.indices)[index] if isinstance(data.source, Subset) else index
+    return {top1_at(side): scenes % len(WHITE_SIDES) == number for number, side in enumerate(WHITE_SIDES)}
 
 
 def top1_at(side: float) -> str:

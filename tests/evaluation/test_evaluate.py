@@ -33,6 +33,7 @@ from detailclip_jax.evaluation import (
 )
 from detailclip_jax.evaluation.embedder import Embedder
 from detailclip_jax.evaluation.evaluator import Setting
+from detailclip_jax.evaluation.image_batches import Subset
 from detailclip_jax.evaluation.kept_objects import shares, touched
 from detailclip_jax.evaluation.retrieval import on_pairs, retrieval_metrics
 from detailclip_jax.evaluation.zero_shot import zero_shot
@@ -107,6 +108,10 @@ def test_zero_shot_of_drawings_on_white_has_the_accuracy_of_each_size():
         results = dict(zero_shot(setting_of(Fake(), data, top=(1,)), "stickers_white").run({"shift": 0}))
     assert results == {"top1": 0.9, "top1_25": pytest.approx(2 / 3), "top1_50": 1.0, "top1_75": 1.0, "top1_95": 1.0}
     assert (results["top1_25"].n, results["top1_25"].chance) == (3, 1 / 6)
+    some = data._replace(source=Subset(data.source, 5))  # scenes 0, 2, 4, 6 and 8, of the first and third size
+    with mock.patch("detailclip_jax.evaluation.zero_shot.zero_shot_prompts", prompts):
+        results = dict(zero_shot(setting_of(Fake(), some, top=(1,)), "stickers_white").run({"shift": 0}))
+    assert results == {"top1": 0.8, "top1_25": pytest.approx(2 / 3), "top1_75": 1.0}
 
 
 def test_retrieval_counts_equal_captions_as_right():

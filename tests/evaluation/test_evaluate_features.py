@@ -119,7 +119,9 @@ def test_the_scale_of_a_feature_changes_nothing():
 @pytest.mark.parametrize("seconds", [0.0, 100.0])
 def test_into_how_many_calls_a_search_is_divided_changes_no_number(monkeypatch, seconds):
     x, y = drawn(60)
+    before = linear_probe._search._cache_size()
     once = linear_probe.fit(x, y, 5, 10.0)
+    assert linear_probe._search._cache_size() <= before + 1  # all calls run one program
     monkeypatch.setattr(linear_probe, "CALL_SECONDS", seconds)
     again = linear_probe.fit(x, y, 5, 10.0)
     assert (once.weights == again.weights).all() and (once.bias == again.bias).all() and once.gradient <= 1e-4
