@@ -10,18 +10,17 @@ tools/measured.md a measured text stands between `<!-- numbers NAME -->` and `<!
 has it (a test).  The commands write to runs/numbers/COMMIT/NAME and resume there.
 """
 
-import functools
 import itertools
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.stats
 from pages import tables
-from pages.making import Texts, main, number
+from pages.making import Found, Texts, benchmarks, main, number
 from pages.results import Scores, read, read_lines, runs, scored, scores
 
 MAIN = "python -m detailclip_jax.main --config=configs/stickers.py"
@@ -47,19 +46,19 @@ def demo(folder: Path) -> list[str]:
     return [line for line in lines if line.startswith("|") and FONT_ROW not in line]
 
 
-VISUALIZE = "python -m detailclip_jax.visualize --checkpoint={} --what=overview --num-images=2"
+OVERVIEW = "--what=overview --num-images=2"
 
 
 @number(
     1,
-    f"{VISUALIZE.format('{demo}')} --formats=png --out={{out}}",
+    f"python -m detailclip_jax.visualize --checkpoint={{demo}} {OVERVIEW} --formats=png --out={{out}}",
     files={"docs/overview.png": "overview.png"},
     after=("demo",),
 )
 def overview(folder: Path) -> Texts:
     """The first figure of the README, from the demo's checkpoint."""
     caption = (
-        f"*`{VISUALIZE.format('runs/stickers')}` after `make demo`: scenes of "
+        f"*`python -m detailclip_jax.visualize --checkpoint=runs/stickers {OVERVIEW}` after `make demo`: scenes of "
         "unseen pairs, the EMA teacher's CLS attention (eq. 9), the patches that the student keeps, the prediction of "
         "the others, and each noun's map minus the mean of all 96 nouns (yellow: its maximum). "
         "[OpenMoji](https://openmoji.org), CC BY-SA 4.0.*"
@@ -412,37 +411,49 @@ def tuned(folder: Path) -> list[str]:
     return tables.of_scores("300 steps of", columns, scored(folder, TUNED))
 
 
-TEXTURED = "--set data.stickers.scenes=textured"
-FACTORS = (  # each one in addition to the paper's weights, or instead of them
-    PAPER,
-    "detailclip",
-    "detailclip_random_mask+losses.weights.cls=0.1+losses.weights.patch=0.1",
-    "detailclip+losses.weights.cls=0.0+losses.weights.patch=0.0",
-    "detailclip+losses.weights.cls=0.0+losses.weights.patch=1.0",
-    "detailclip+losses.weights.cls=1.0+losses.weights.patch=0.0",
-    "detailclip_random_mask+losses.weights.cls=1.0+losses.weights.patch=1.0",
-    f"{PAPER}+masking.ratio=0.25",
-    f"{PAPER}+ema.start=0.99+ema.end=0.999",
-    f"{PAPER}+model.prototypes=1024",
-    f"{PAPER}+model.freeze_patch_embed=False",
-)
-LONG_FACTORS = ("clip", "detailclip", "detailclip+masking.ratio=0.25")
-CONTINUED_FACTORS = (
-    PAPER,
-    "detailclip",
-    f"{PAPER}+ema.start=0.99+ema.end=0.999",
-    f"{PAPER}+masking.ratio=0.25",
-    f"{PAPER}+masking.ratio=0.25+ema.start=0.99+ema.end=0.999",
-)
+FACTORS = {  # folder -> title, entries of `compare`
+    "scratch": (
+        "300 steps from scratch",
+        (
+            PAPER,
+            "detailclip",
+            "detailclip_random_mask+losses.weights.cls=0.1+losses.weights.patch=0.1",
+            "detailclip+losses.weights.cls=0.0+losses.weights.patch=0.0",
+            "detailclip+losses.weights.cls=0.0+losses.weights.patch=1.0",
+            "detailclip+losses.weights.cls=1.0+losses.weights.patch=0.0",
+            "detailclip_random_mask+losses.weights.cls=1.0+losses.weights.patch=1.0",
+            f"{PAPER}+masking.ratio=0.25",
+            f"{PAPER}+ema.start=0.99+ema.end=0.999",
+            f"{PAPER}+model.prototypes=1024",
+            f"{PAPER}+model.freeze_patch_embed=False",
+        ),
+    ),
+    "long": ("600 steps from scratch", ("clip", "detailclip", "detailclip+masking.ratio=0.25")),
+    "continued": (
+        "continued 200 steps",
+        (
+            PAPER,
+            "detailclip",
+            f"{PAPER}+ema.start=0.99+ema.end=0.999",
+            f"{PAPER}+masking.ratio=0.25",
+            f"{PAPER}+masking.ratio=0.25+ema.start=0.99+ema.end=0.999",
+        ),
+    ),
+}
+
+
+def factors_of(name: str, budget: int) -> str:
+    """The command that trains the rows of FACTORS[name]."""
+    flags = f"--seeds=3 --budget={budget} --set data.stickers.scenes=textured --workdir={{out}}/{name}"
+    return f"{COMPARE} --methods={','.join(FACTORS[name][1])} {flags}"
 
 
 @number(
     200,
-    f"{COMPARE} --methods={','.join(FACTORS)} --seeds=3 --budget=300 {TEXTURED} --workdir={{out}}/scratch",
-    f"{COMPARE} --methods={','.join(LONG_FACTORS)} --seeds=3 --budget=600 {TEXTURED} --workdir={{out}}/long",
+    factors_of("scratch", 300),
+    factors_of("long", 600),
     f"{MAIN}:method=clip --config.seed=100 --config.data.stickers.scenes=textured --workdir={{out}}/clip",
-    f"{COMPARE} --init={{out}}/clip --methods={','.join(CONTINUED_FACTORS)} --seeds=3 --budget=200 {GENTLY} "
-    f"{TEXTURED} --workdir={{out}}/continued",
+    f"{factors_of('continued', 200)} --init={{out}}/clip {GENTLY}",
 )
 def factors(folder: Path) -> Texts:
     """DetailCLIP by one factor at a time."""
@@ -452,38 +463,33 @@ def factors(folder: Path) -> Texts:
         "foreground IoU": "segmentation/foreground_iou",
         "balanced mIoU": "segmentation/balanced_miou",
     }
-
-    def made(place: str, first: str, entries: Sequence[str]) -> list[str]:
-        return tables.of_scores(
-            first, columns, scored(folder, {f"`{entry}`": runs(entry, 3, place) for entry in entries})
-        )
-
-    return {
-        "scratch": made("scratch", "300 steps from scratch", FACTORS),
-        "long": made("long", "600 steps from scratch", LONG_FACTORS),
-        "continued": made("continued", "continued 200 steps", CONTINUED_FACTORS),
-    }
+    made = {}
+    for name, (first, entries) in FACTORS.items():
+        rows = {f"`{entry}`": runs(entry, 3, name) for entry in entries}
+        made[name] = tables.of_scores(first, columns, scored(folder, rows))
+    return made
 
 
 # --- dense tasks
 
 
 def with_encoders(rows: Mapping[str, tuple[str, int]]) -> dict[str, list[str]]:
-    """Name -> config, seeds  becomes  name and encoder -> a command for each seed."""
+    """The commands of each row, a seed each, with the demo's encoder and with an untrained one.
+
+    `rows` has the config and the number of seeds of each row.
+    """
     encoders = {"the demo": " --config.init={demo}", "untrained": ""}
     return {
-        f"{name} | {encoder}": [
+        f"{row} | {encoder}": [
             f"{TRANSFER}/{config}{init} --config.seed={seed} --workdir={{out}}/{{place}}" for seed in range(seeds)
         ]
-        for name, (config, seeds) in rows.items()
+        for row, (config, seeds) in rows.items()
         for encoder, init in encoders.items()
     }
 
 
-def table_of_encoders(
-    folder: Path, first: str, columns: Mapping[str, str], rows: Mapping[str, Sequence[str]]
-) -> list[str]:
-    """The scores of the runs of the commands of `with_encoders`."""
+def of_encoders(folder: Path, first: str, columns: Mapping[str, str], rows: Mapping[str, Sequence[str]]) -> list[str]:
+    """The table of the runs of the commands of `with_encoders`."""
     places = itertools.count()
     found = {row: [read(folder / f"{next(places)}/results.json") for _ in each] for row, each in rows.items()}
     return tables.of_scores(f"{first} | encoder", columns, found)
@@ -496,7 +502,7 @@ SEGMENTERS = with_encoders({"linear": ("stickers_linear.py", 3), "UPerNet": ("st
 @number(25, *itertools.chain(*SEGMENTERS.values()), after=("demo",))
 def segmentation(folder: Path) -> list[str]:
     """Heads on stickers, with the demo's encoder and with an untrained one."""
-    return table_of_encoders(folder, "head", dict(zip(IOU, IOU)), SEGMENTERS)
+    return of_encoders(folder, "head", dict(zip(IOU, IOU)), SEGMENTERS)
 
 
 DETECTORS = with_encoders(
@@ -508,7 +514,7 @@ DETECTORS = with_encoders(
 def detection(folder: Path) -> list[str]:
     """Detectors on stickers, with the demo's encoder and with an untrained one."""
     columns = {"box AP": "bbox_AP", "box AP50": "bbox_AP50", "mask AP": "segm_AP", "mask AP50": "segm_AP50"}
-    return table_of_encoders(folder, "steps", columns | {"ceiling, mask AP": "ceiling_AP"}, DETECTORS)
+    return of_encoders(folder, "steps", columns | {"ceiling, mask AP": "ceiling_AP"}, DETECTORS)
 
 
 def segmented(workdir: Path) -> str:
@@ -604,27 +610,6 @@ PLANNED = ("argument_bytes", "temp_bytes", "total_bytes")  # by the compiler
 CELLS = "--set masking.granularity=cell2x2"
 BENCHMARK, COST = "python -m detailclip_jax.benchmark", "python tools/cost.py"
 TIMES = "python tests/time_straightforward.py"
-
-Found = Mapping[str, list[Any]]  # name -> records
-
-
-def benchmarks(minutes: int, commands: Mapping[str, str], before: Sequence[str] = ()):
-    """Decorates the function of a number that gets the records of each command by its name in `commands`.
-
-    `before` are commands without records.
-    """
-
-    def declared(write: Callable[[Found], Texts | str | list[str]]):
-        @functools.wraps(write)
-        def from_folder(folder: Path):
-            return write({name: read(folder / f"{place}.json") for place, name in enumerate(commands)})
-
-        with_files = (f"{command} --json={{out}}/{place}.json" for place, command in enumerate(commands.values()))
-        return number(minutes, *before, *with_files)(from_folder)
-
-    return declared
-
-
 FLOP = {  # method, masking, batch and text tokens -> flags
     "DetailCLIP S/16 | patch | 4 | 77": "--size=S/16 --batch=4",
     "DetailCLIP B/16 | patch | 32 | 77": "--batch=32",
@@ -634,10 +619,13 @@ FLOP = {  # method, masking, batch and text tokens -> flags
     "DetailCLIP L/16 | patch | 32 | 77": "--size=L/16 --batch=32",
     "CLIP B/16, one view | - | 32 | 77": "--method=clip --batch=32",
 }
-COUNTED = {row: f"{BENCHMARK} step --count-only {flags}" for row, flags in FLOP.items()}
 
 
-@benchmarks(6, COUNTED | {"straightforward": f"{TIMES} --size=B/16 --batch=32 --count-only"})
+@benchmarks(
+    6,
+    {row: f"{BENCHMARK} step --count-only {flags}" for row, flags in FLOP.items()}
+    | {"straightforward": f"{TIMES} --size=B/16 --batch=32 --count-only"},
+)
 def flop(found: Found) -> Texts:
     """FLOP of a step per pair, counted."""
     *ours, (_, (plain,)) = found.items()
@@ -669,15 +657,10 @@ def straightforward(found: Found) -> list[str]:
     def cells(record: Any) -> list[str]:
         cpu, clock = record["cpu"], record["clock"]
         both = f"{cpu['straightforward'][0]:.3g} / {cpu['ours'][0]:.3g}"
-        return [both, ratio(cpu["times_as_fast"]), f"{clock['times_as_fast'][0]:.2f}"]
+        return [both, tables.spread(cpu["times_as_fast"], ".2f"), f"{clock['times_as_fast'][0]:.2f}"]
 
     head = ["size, text tokens", "rounds", "CPU seconds per step", "ratio, CPU seconds", "wall time, two cores"]
     return tables.of_records(head, found, cells, text=5)
-
-
-def ratio(values: Sequence[float]) -> str:
-    """Median and range: "1.45 (1.28-1.61)"."""
-    return "{:.2f} ({:.2f}-{:.2f})".format(*values)
 
 
 @benchmarks(
@@ -771,12 +754,14 @@ def step_seconds(record: Mapping[str, Any]) -> str:
     return tables.spread([record["step_seconds"], *record["step_seconds_range"]])
 
 
+LARGE_BATCH = f"{BENCHMARK} step --config=configs/stickers.py --batch=128 --rounds=7"
+
+
 @benchmarks(
     3,
     {
-        name: f"env GLIBC_TUNABLES=glibc.malloc.hugetlb={value} {BENCHMARK} step --config=configs/stickers.py "
-        "--batch=128 --rounds=7"
-        for name, value in (("small", 0), ("large", 1))
+        "small": f"env GLIBC_TUNABLES=glibc.malloc.hugetlb=0 {LARGE_BATCH}",
+        "large": f"env GLIBC_TUNABLES=glibc.malloc.hugetlb=1 {LARGE_BATCH}",
     },
 )
 def pages(found: Found) -> list[str]:
@@ -815,9 +800,8 @@ def rates(found: Found) -> Texts:
 @benchmarks(4, {"start": f"{BENCHMARK} start --config=configs/stickers.py --rounds=3"})
 def start(found: Found) -> list[str]:
     """From the demo's command to its first step."""
-    rows: dict[str, list[str]] = {}
-    for one in sorted(found["start"], key=lambda one: one["state"], reverse=True):
-        rows.setdefault(one["part"], []).append(f"{one['seconds']:.1f}, {one['cpu_seconds']:.1f}")
+    cells = {(one["part"], one["state"]): f"{one['seconds']:.1f}, {one['cpu_seconds']:.1f}" for one in found["start"]}
+    rows = {part: [cells[part, "cold"], cells[part, "cached"]] for part, _ in cells}
     return tables.table(["part", "cold: seconds, CPU seconds", "kept: seconds, CPU seconds"], rows.items())
 
 
@@ -828,7 +812,8 @@ def stages(found: Found) -> Texts:
     rows = {}
     for stage in ("read", "decode", "crop", "colour", "tokenise", "stack"):
         one, row = ours[stage], "crop (Pillow's bicubic, as sparse products)" if stage == "crop" else stage
-        ms = ratio([1e3 * value for value in (one["seconds_per_image"], *one["seconds_per_image_range"])])
+        seconds = [one["seconds_per_image"], *one["seconds_per_image_range"]]
+        ms = tables.spread((1e3 * value for value in seconds), ".2f")
         rows[row] = [ms, f"{100 * one['share']:.1f} %", f"{one['images_per_second_per_core']:,.0f}"]
     whole, workers = ours["all"], ours["pipeline"]
     last = f"| all | {1e3 * whole['seconds_per_image']:.2f} | | {whole['images_per_second_per_core']:.0f} |"

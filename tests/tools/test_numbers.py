@@ -80,8 +80,7 @@ def test_tables_of_methods_are_written_from_their_runs(tmp_path):
     assert clip == f"| `clip` |{' 21.8 ± 3.5 |' * 6} 0.161 |"
     assert untrained == "| untrained |  |  |  |  |  | 21.8 ± 3.5 |  |"
     assert pixels == "| raw pixels |  |  |  |  |  | 50.0 |  |"
-    for place in ("scratch", "long", "continued"):
-        entries = {*numbers.FACTORS, *numbers.LONG_FACTORS, *numbers.CONTINUED_FACTORS}
+    for place, (_, entries) in numbers.FACTORS.items():
         leave_runs(tmp_path, [path for entry in entries for path in results.runs(entry, 3, place)], lambda place: 0.218)
     lines = texts(tmp_path, "factors")["factors.long"]
     assert lines[2] == "| `clip` | 21.8 ± 0.0 | 21.8 ± 0.0, 21.8 ± 0.0 | 21.8 ± 0.0 | 21.8 ± 0.0 |"

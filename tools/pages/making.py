@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import functools
 import hashlib
 import json
 import os
@@ -30,6 +31,7 @@ VERSIONS = ("jax", "flax", "numpy", "Pillow", "opencv-python-headless")
 Made = dict[str, list[str]]  # name of a mark -> the lines between
 Text = str | list[str]  # a text is wrapped, lines are kept
 Texts = Mapping[str, Text]  # name of a mark after that of the number -> what is between
+Found = Mapping[str, list[Any]]  # name of a command -> its records
 
 
 class Number(NamedTuple):
@@ -60,6 +62,25 @@ def number(minutes: int, *commands: str, files: Mapping[str, str] = MappingProxy
     def declared(write: Callable[[Path], Texts | Text]) -> Callable[[Path], Texts | Text]:
         NUMBERS[write.__name__] = Number(write.__name__, minutes, commands, write, files, after)
         return write
+
+    return declared
+
+
+def benchmarks(minutes: int, commands: Mapping[str, str], before: Sequence[str] = ()):
+    """Decorates the function that writes the texts of a number from the records of its commands, by their names.
+
+    before: commands without records.
+    """
+    with_files = [f"{command} --json={{out}}/{place}.json" for place, command in enumerate(commands.values())]
+
+    def declared(write: Callable[[Found], Texts | Text]) -> Callable[[Path], Texts | Text]:
+        @number(minutes, *before, *with_files)
+        @functools.wraps(write)
+        def from_folder(folder: Path) -> Texts | Text:
+            files = (folder / f"{place}.json" for place in range(len(commands)))
+            return write({name: json.loads(file.read_text()) for name, file in zip(commands, files)})
+
+        return from_folder
 
     return declared
 
@@ -113,9 +134,7 @@ def make(number: Number) -> None:
 
 def git(*arguments: str) -> str:
     """What git prints in the repository."""
-    return subprocess.run(
-        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    return subprocess.check_output(["git", *arguments], cwd=ROOT, text=True).strip()
 
 
 def run(number: Number) -> Path:
@@ -123,14 +142,13 @@ def run(number: Number) -> Path:
     commit = RUNS / git("rev-parse", "--short", "HEAD")
     folder, folders = commit / number.name, {name: str(commit / name) for name in NUMBERS}
     folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for place, command in enumerate(number.commands):
         done, words = folder / f"done-{place}", shlex.split(command.format(out=folder, place=place, **folders))
         if done.exists():
             continue
         print(f"{number.name}: {shlex.join(words)}", flush=True)
         words = [sys.executable, *words[1:]] if words[0] == "python" else words
-        subprocess.run(words, cwd=ROOT, env=environment, check=True)
+        subprocess.run(words, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
         done.touch()
     return folder
 

@@ -77,7 +77,7 @@ def with_half(mean: float, half: float) -> str:
     return f"**{text}**" if abs(mean) > half else text
 
 
-def spread(values: Iterable[float]) -> str:
+def spread(values: Iterable[float], form: str = ".3g") -> str:
     """Median and range: "5.31 (5.20-5.52)"."""
-    middle, low, high = (f"{value:.3g}" for value in values)
+    middle, low, high = (format(value, form) for value in values)
     return f"{middle} ({low}-{high})"
