@@ -556,7 +556,17 @@ def study(trained: Mapping[str, str], supervised: Mapping[str, str], variants: s
     return f"python -c {shlex.quote(code)}"
 
 
-PROBED = {"clip, 300 steps": "{out}/clip", "detailclip, 300 steps": "{out}/detailclip"}
+def studied(folder: Path) -> list[list[str]]:
+    """The rows of the study: probe, encoder, scores."""
+    lines = (folder / "study.md").read_text().splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
+
+
+PROBED = {
+    "clip, 300 steps": "{out}/clip",
+    "detailclip, 300 steps": "{out}/detailclip",
+    "detailclip, 600 steps (the demo)": "{demo}",
+}
 SUPERVISED = {"linear": "{out}/few", "UPerNet": "{out}/upernet", "linear, ten times the scenes": "{out}/many"}
 
 
@@ -567,24 +577,22 @@ SUPERVISED = {"linear": "{out}/few", "UPerNet": "{out}/upernet", "linear, ten ti
     f"{TRANSFER}/stickers_linear.py:labels=groups --config.total_steps=300 --workdir={{out}}/few",
     f"{TRANSFER}/stickers_upernet.py:labels=groups --config.total_steps=300 --workdir={{out}}/upernet",
     f"{TRANSFER}/stickers_linear.py:labels=groups --workdir={{out}}/many",
-    study(PROBED | {"detailclip, 600 steps (the demo)": "{demo}"}, SUPERVISED),
+    study(PROBED, SUPERVISED),
     after=("demo",),
 )
 def probe(folder: Path) -> Texts:
     """Probes from the floor to the ceiling: the first one's scores in full, of the others the first two."""
-    text = (folder / "study.md").read_text().splitlines()[2:]
-    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text]
-    found = {(name, encoder): cells for name, encoder, *cells in rows}
-    first, *others = dict.fromkeys(name for name, *_ in rows)
+    found = {(probe, encoder): cells for probe, encoder, *cells in studied(folder)}
+    first, *others = dict.fromkeys(probe for probe, _ in found)
     columns = ["foreground IoU", "mIoU of groups", "right group on object pixels", "mIoU of nouns"]
-    head = ["encoder", *columns, *(f"{name}: foreground, groups" for name in others)]
-    lines = [
-        (encoder, found[first, encoder] + [", ".join(found.get((name, encoder), [])[:2]) for name in others])
-        for encoder in dict.fromkeys(encoder for _, encoder in found)
-    ]
+    head = ["encoder", *columns, *(f"{probe}: foreground, groups" for probe in others)]
+    rows = {
+        encoder: found[first, encoder] + [", ".join(found.get((probe, encoder), [])[:2]) for probe in others]
+        for _, encoder in found
+    }
     few, many = segmented(folder / "few"), segmented(folder / "many")
     heads = f"The linear head and the encoder, trained on 19,200 scenes: {few}; on 192,000 scenes: {many}."
-    return {"table": tables.table(head, lines), "heads": heads}
+    return {"table": tables.table(head, rows.items()), "heads": heads}
 
 
 @number(
@@ -595,8 +603,8 @@ def probe(folder: Path) -> Texts:
 )
 def long_upernet(folder: Path) -> str:
     """UPerNet on ten times the scenes of the study of probes."""
-    rows = [line.split("|") for line in (folder / "study.md").read_text().splitlines() if "supervised, UPerNet" in line]
-    (figure, groups), own = ([cell.strip() for cell in row[3:5]] for row in rows)
+    rows = [cells[:2] for _, encoder, *cells in studied(folder) if encoder == "supervised, UPerNet"]
+    (figure, groups), own = rows
     return (
         f"UPerNet, end to end on 192,000 scenes: {segmented(folder / 'run')}; in the table above it would have "
         f"foreground IoU {figure} and mIoU of groups {groups}, and with its own head {', '.join(own)}."
