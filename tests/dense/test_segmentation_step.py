@@ -120,6 +120,8 @@ def test_an_evaluation_does_not_depend_on_the_number_of_devices():
 def test_sizes_that_patches_do_not_fill_and_unknown_recipes_are_named():
     with pytest.raises(ValueError, match=r"views\.crop 30 is not a multiple of the patch size 8; .* 24 and 32"):
         runs.build(tiny(**{"views.crop": 30}))
+    with pytest.raises(ValueError, match=r"inference\.window 4 is not a multiple of the patch size 8; .* are 8$"):
+        runs.build(tiny(**{"inference.window": 4, "inference.stride": 4}))
     with pytest.raises(ValueError, match=r"unknown encoder\.positions 'cubic'.* Known: bicubic"):
         runs.build(tiny(**{"encoder.positions": "cubic"}))
     with pytest.raises(ValueError, match="taps \\[9\\]: the encoder has 2 blocks"):

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.segmentation_fields import METHOD, linear, segmentation
-from detailclip_jax.config.sizes import size_of
+from detailclip_jax.config.sizes import size_of, whole_patches
 from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.dense.dense_experiment import (
@@ -72,13 +72,8 @@ def check_sizes(config: ConfigDict) -> None:
             f"have no score; give --config.inference.stride of at most {window}"
         )
     patch = size_of(config.model).patch_size
-    for name, size in (("views.crop", config.views.crop), ("inference.window", config.inference.window)):
-        if size % patch:
-            below = size // patch * patch
-            raise ValueError(
-                f"{name} {size} is not a multiple of the patch size {patch}; the nearest multiples are {below} and "
-                f"{below + patch}"
-            )
+    whole_patches("views.crop", config.views.crop, patch)
+    whole_patches("inference.window", window, patch)
 
 
 # --- data
