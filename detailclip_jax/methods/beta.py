@@ -53,9 +53,10 @@ def sentence_contrast(method: Method, config: ConfigDict) -> Method:
     """
     (name, passes), count = components.with_values(method, "beta"), num_captions(config.data)
     if count < 2:
+        rule = "parts" if method.name == "beta" else "crops"
         raise ValueError(
             f"losses.weights.beta needs several captions of an image, but data.caption {config.data.caption!r} gives "
-            f"{count}; set it to 'parts', or to parts:NAME,... for the sentences of named fields"
+            f"{count}; set it to {rule!r}, or to {rule}:NAME,... for the sentences of named fields"
         )
     if config.data.tokenizer != CLIP:
         raise ValueError(

@@ -158,6 +158,7 @@ def test_parts_are_a_caption_and_its_sentences():
     ("method", "fields", "named"),
     [
         ("beta", {"data.caption": "random", "data.num_captions": None}, ("data.caption 'random'", "'parts'")),
+        ("clip", {}, ("data.caption 'random'", "'crops'")),  # which has no blank captions
         ("dino", {}, ("dino", "captions", "losses.weights.beta")),
     ],
 )
