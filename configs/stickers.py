@@ -88,7 +88,7 @@ def superclip(c):
 
 
 def token_set(c, weight):
-    """The term token_set, over the tokens of these captions; for other data --config.losses.token_ids="()"."""
+    """The term token_set, over the tokens of these captions; with --config.data.source of other data over all."""
     c.losses.weights.token_set = weight
     c.losses.token_ids = tuple(sorted({id for text in words() for id in Tokenizer().encode(text)[1:-1]}))
 

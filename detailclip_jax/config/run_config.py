@@ -332,13 +332,13 @@ def listed(changed: Mapping[str, tuple[Any, Any]], old: str, new: str) -> str:
 
 
 def count_epochs(config: ConfigDict, given: Iterable[str], written: ConfigDict | None = None) -> ConfigDict:
-    """Returns the config with `total_steps` and `steps_per_epoch` cleared where the command line overrides them.
+    """Returns the config without the fields of the file that the command line overrides, or that are not for its data.
 
     `given` holds the dotted names that the command line sets, `written` the config of the file.  A `num_epochs` on the
     command line replaces the file's `total_steps`.  The file's `steps_per_epoch` applies to the file's data only.  It
     is cleared if the data have a known size, the command line does not set it, and either the command line sets
-    `num_epochs` or the file's own data are scenes without end.  Raises ValueError if the command line sets both
-    `num_epochs` and `total_steps`.
+    `num_epochs` or the file's own data are scenes without end.  In the latter case `losses.token_ids`, the words of
+    scenes, are cleared too.  Raises ValueError if the command line sets both `num_epochs` and `total_steps`.
     """
     given, counted = list(given), ConfigDict(config.to_dict())
     if "num_epochs" in given:
@@ -351,6 +351,8 @@ def count_epochs(config: ConfigDict, given: Iterable[str], written: ConfigDict |
     sized = not is_endless(config.data)
     if sized and ("num_epochs" in given or other_data) and "steps_per_epoch" not in given:
         counted.steps_per_epoch = None
+    if sized and other_data and "losses.token_ids" not in given:
+        counted.losses.token_ids = ()
     return counted
 
 

@@ -532,6 +532,14 @@ def test_an_epoch_of_own_data_is_not_that_of_the_stickers(fields, given, length,
     assert run_config.num_epochs(resolved, 1284) == pytest.approx(epochs, rel=2e-3)
 
 
+def test_the_words_of_the_stickers_are_not_those_of_own_data():
+    """A head for them alone would ignore most tokens of other captions."""
+    written, own = config_of("detail.py"), config_of("detail.py", **{"data.source": "records"})
+    assert run_config.count_epochs(written, [], written).losses.token_ids == written.losses.token_ids != ()
+    assert run_config.count_epochs(own, ["data.source"], written).losses.token_ids == ()
+    assert run_config.count_epochs(own, ["losses.token_ids"], written).losses.token_ids == written.losses.token_ids
+
+
 def test_a_file_for_own_data_keeps_its_epoch():
     written = config_of("stickers.py", **{"data.source": "records", "data.path": "/a", "steps_per_epoch": 7})
     other = config_of("stickers.py", **{"data.source": "records", "data.path": "/b", "steps_per_epoch": 7})
