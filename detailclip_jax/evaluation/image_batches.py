@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from detailclip_jax.data.caption_rules import not_blank
 from detailclip_jax.data.decoding import BUDGET
@@ -17,6 +17,7 @@ from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import Source, evenly
 from detailclip_jax.data.workers import Prefetched
+from detailclip_jax.evaluation.metrics import ids_of
 from detailclip_jax.inference.batching import PaddedBatch
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.errors import Unmeasurable
@@ -105,8 +106,17 @@ def sample_digest(source: Source, num: int = 8) -> str:
             image = source[index]["image"]
         except ValueError:  # an unreadable record; it is reported when the set is read
             image = b""
-        digest.update(image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes())
+        digest.update(_bytes_of(image))
     return digest.hexdigest()[:12]
+
+
+def _bytes_of(image: bytes | np.ndarray) -> bytes:
+    return image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
+
+
+def image_ids(source: Source, indices: Sequence[int]) -> Int[np.ndarray, "n"]:
+    """Numbers the images of the given examples in order of appearance; equal images have equal numbers."""
+    return ids_of([hashlib.sha256(_bytes_of(source[int(index)]["image"])).digest() for index in indices])
 
 
 def captions_at(source: Source, indices: Sequence[int]) -> list[tuple[str, ...]]:

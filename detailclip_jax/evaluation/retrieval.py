@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.evaluation.evaluation_sets import STICKERS
 from detailclip_jax.evaluation.evaluator import JOINT, Measured, SetEvaluator, Setting
-from detailclip_jax.evaluation.image_batches import captions_at
+from detailclip_jax.evaluation.image_batches import captions_at, image_ids
 from detailclip_jax.evaluation.metrics import (
     Blocks,
     Metric,
@@ -39,24 +39,38 @@ def on_pairs(setting: Setting, data: LabelledSet, protocol: str) -> SetEvaluator
 
     Image to text: a hit if ANY caption of the image is among the k nearest. Text to image: a hit if the image of the
     caption is. Captions with identical text count as right for every image that has one of them, since a model cannot
-    distinguish them. The interval resamples images together with their captions. A method that pools an image by each
-    text (FLAIR) ranks by the cosine of each text with the image pooled by it; the ranking by class tokens follows as
-    "cls_...".
+    distinguish them. Examples with identical images, as of a table with a row for each caption, are one image with all
+    their captions, except in a set of known size, whose protocol counts its examples. The interval resamples images
+    together with their captions. A method that pools an image by each text (FLAIR) ranks by the cosine of each text
+    with the image pooled by it; the ranking by class tokens follows as "cls_...".
     """
     embedder, transform, top = setting.embedder, setting.transform, setting.top or TOP
 
     def run(params: Params) -> Measured:
         images = embedder.images(params, data, transform)
-        captions = captions_at(data.source, images.index.tolist())
+        index = images.index.tolist()
+        ids = np.arange(len(index)) if data.expected else image_ids(data.source, index)
+        rows, captions = merged(ids, captions_at(data.source, index))
         texts = [caption for own in captions for caption in own]
-        prefix, plain = "", retrieval_metrics(images.features, embedder.texts(params, texts), captions, top)
+        prefix, plain = "", retrieval_metrics(images.features[rows], embedder.texts(params, texts), captions, top)
         if embedder.pools_images:
             scores = embedder.pooled(params, data, transform, embedder.raw_texts(params, texts), images)
-            yield from pooled_retrieval_metrics(scores, captions, top)
+            yield from pooled_retrieval_metrics(scores[rows], captions, top)
             prefix = "cls_"
         yield from ((f"{prefix}{metric}", value) for metric, value in plain)
 
     return SetEvaluator(JOINT, run, data, protocol)
+
+
+def merged(
+    ids: Int[np.ndarray, "n"], captions: Sequence[tuple[str, ...]]
+) -> tuple[Int[np.ndarray, "I"], list[tuple[str, ...]]]:
+    """The first row of each image, and the captions of all its rows; `ids` number the images from 0."""
+    _, rows = np.unique(ids, return_index=True)
+    found: list[tuple[str, ...]] = [()] * len(rows)
+    for number, own in zip(ids, captions):
+        found[number] += own
+    return rows, found
 
 
 def retrieval_metrics(

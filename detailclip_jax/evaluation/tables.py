@@ -44,6 +44,7 @@ LABELS |= {
 NAMES = LABELS | {
     "top1": "top-1",
     "top5": "top-5",
+    **{top1_at(side): f"top-1, drawing of {100 * side:.0f} % of the side" for side in WHITE_SIDES},
     "pooled_top1": "top-1, image pooled by class",
     "pooled_top5": "top-5, image pooled by class",
     "mean_per_class": "mean per class",

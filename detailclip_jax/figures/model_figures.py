@@ -280,7 +280,7 @@ def words_of(model: Model, shown: Shown, options: Options) -> list[Words]:
     for image, texts in zip(shown.images, shown.texts):
         every = list(dict.fromkeys([*texts, *shown.contrast]))
         values: Float[np.ndarray, "T H W"] = plots.relative(model.dense(image, every, options.readout))
-        found.append(Words(texts, values[: len(texts)]))
+        found.append(Words(texts, values[[every.index(text) for text in texts]]))
     return found
 
 

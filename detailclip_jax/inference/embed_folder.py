@@ -40,7 +40,10 @@ class Request(NamedTuple):
 
 def read_texts(file: str | Path | None, more: Sequence[str] = ()) -> list[str]:
     """Returns the non-empty lines of a UTF-8 file, if there is one, then the non-empty ones of `more` texts."""
-    lines = read_stream(file, MAX_TEXTS).decode("utf-8-sig").splitlines() if file else []
+    try:
+        lines = read_stream(file, MAX_TEXTS).decode("utf-8-sig").splitlines() if file else []
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--texts={file} is not UTF-8 ({error}); save it as UTF-8") from error
     return [text.strip() for text in [*lines, *more] if text.strip()]
 
 

@@ -501,3 +501,6 @@ def test_batches_have_one_shape_and_say_why_a_row_is_black(photos):
 def test_texts_are_lines_and_flags(tmp_path):
     (tmp_path / "lines.txt").write_text("a frog\n\n  two buses  \nfür Elise\n", "utf-8")
     assert embed_folder.read_texts(f"{tmp_path}/lines.txt", ["a", " "]) == ["a frog", "two buses", "für Elise", "a"]
+    (tmp_path / "lines.txt").write_text("für Elise\n", "latin-1")
+    with pytest.raises(ValueError, match=r"lines.txt is not UTF-8 .*; save it as UTF-8"):
+        embed_folder.read_texts(f"{tmp_path}/lines.txt")

@@ -170,6 +170,9 @@ def test_images_of_a_folder_are_shown_with_the_texts_given(workdirs, photo):
     (first, _) = drawing.words_of(model, shown, drawing.Options())
     expected = model.dense(shown.images[0], ["a cat", "grass"])
     np.testing.assert_allclose(first.maps, expected - expected.mean(0), atol=1e-6)
+    twice = shown._replace(texts=[["a cat", "a cat", "grass"]] * 2)  # every text has its own map
+    (again, _) = drawing.words_of(model, twice, drawing.Options())
+    np.testing.assert_allclose(again.maps, first.maps[[0, 0, 1]], atol=1e-6)
 
 
 def test_a_scene_s_words_are_its_nouns_relative_to_all_nouns(workdirs):

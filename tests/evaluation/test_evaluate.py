@@ -116,13 +116,21 @@ def test_zero_shot_of_drawings_on_white_has_the_accuracy_of_each_size():
 
 def test_retrieval_counts_equal_captions_as_right():
     captions, encode = [("a frog", "the frog"), ("a bus",), ("a bus",), ("a kite", "two kite")], Fake()
-    data = fake_set([0, 1, 1, 2], captions)
+    data = fake_set([0, 1, 1, 2], captions)._replace(expected=4)
     results = dict(on_pairs(setting_of(encode, batch_size=3), data, "").run({"shift": 0}))
     assert set(results.values()) == {1.0}
     assert results["image_to_text_r1"].n == 4 and results["text_to_image_r1"].n == 6
     assert results["image_to_text_r1"].chance == pytest.approx(2 / 6)  # two right captions of six for every image
     assert results["text_to_image_r1"].chance == pytest.approx((4 * 1 / 4 + 2 * 2 / 4) / 6)
     assert sorted(encode.traces) == ["image", "text"]
+
+
+def test_retrieval_merges_the_rows_of_one_image_in_the_user_s_own_data():
+    """A table with a row for each caption; else an image would rank behind its own copies."""
+    data = fake_set([0, 1, 0, 2], [("a frog",), ("a bus",), ("the frog",), ("a kite",)])
+    results = dict(on_pairs(setting_of(Fake()), data, "").run({"shift": 0}))
+    assert set(results.values()) == {1.0}
+    assert results["image_to_text_r1"].n == 3 and results["text_to_image_r1"].n == 4
 
 
 def test_retrieval_refuses_captions_of_other_images():
