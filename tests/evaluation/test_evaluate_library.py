@@ -401,7 +401,7 @@ def test_a_set_is_measured_again_when_its_missing_images_are_there(tmp_path):
     (tmp_path / "greys").mkdir()
     files = [tmp_path / f"greys/{i}.png" for i in range(6)]
     for i, file in enumerate(files):
-        Image.new("RGB", (20, 20), (100 * (i % 3),) * 3).save(file)
+        Image.new("RGB", (20 + i, 20), (100 * (i % 3),) * 3).save(file)
     rows = [
         {"filename": file.name, "split": "test", "sentences": [{"raw": f"a {word}"}]}
         for file, word in zip(files, ("frog", "red bus", "teddy bear") * 2)
