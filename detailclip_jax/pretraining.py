@@ -48,8 +48,8 @@ LESS_MEMORY = (
 
 REPEATS = (
     "a batch of {batch_size} contains some of the {examples} examples{of_set} more than once, and the contrastive loss "
-    "counts their own captions as negatives; with --config.batch_size={enough} or less, only a batch across the end of "
-    "an epoch does"
+    "counts their own captions as negatives; use --config.batch_size={enough} or less, then it happens only at the end "
+    "of an epoch"
 )
 
 

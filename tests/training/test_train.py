@@ -374,7 +374,7 @@ def test_each_set_of_a_mixture_is_compared_with_its_share_of_a_batch():
     assert pretraining.repeats(Mixture(parts), 20) == []  # 15 and 5
     (line,) = pretraining.repeats(Mixture(parts), 24)
     assert line.startswith("a batch of 24 contains some of the 5 examples of b more than once")
-    assert "with --config.batch_size=20 or less" in line
+    assert "use --config.batch_size=20 or less" in line
     assert [line.split(" examples of ")[1][0] for line in pretraining.repeats(Mixture(parts), 400)] == ["a", "b"]
 
 
