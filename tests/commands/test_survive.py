@@ -42,7 +42,7 @@ def test_damaged_checkpoints_are_refused_and_named(small_run):
     assert [case for case in cases if case.wrong] == [] and len({case.what for case in cases}) == 10
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_signals_from_the_first_millisecond_on_end_prepare(tmp_path):
     """The command that has workers, and that starts without jax."""
     commands = survive.Commands(survive.Trial(tmp_path, random.Random(0)), ["prepare"])

@@ -59,7 +59,7 @@ def test_the_output_does_not_depend_on_the_workers(source, expected, tmp_path, w
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_killed_and_started_again_it_ends_with_the_same_bytes(source, expected, tmp_path, workers):
     process = start(source, tmp_path, "--workers", workers)
     work = tmp_path / ".prepare-train"

@@ -804,7 +804,7 @@ print(json.dumps([values, trained, len(outcome.unreadable)]))
 """
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_two_processes_share_the_forward_and_agree(tmp_path):
     """Each reads and embeds its rows; both have all numbers, equal to those of one process; one of them writes."""
     write_folders(tmp_path / "toys", 3)

@@ -108,7 +108,7 @@ def test_new_blocks_change_nothing_at_first_and_the_hidden_width_is_the_publishe
     assert "bias" not in head["blocks_0"]["attn"]["qkv"] and head["blocks_0"]["mlp"]["fc2"]["kernel"].shape == (256, 96)
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_chunks_give_the_gradient_of_the_whole_batch():
     exps = []
     for chunks in (1, 2):
@@ -201,7 +201,7 @@ def test_a_model_embeds_and_names_patches_by_its_plain_read_out(trained):
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("to", ["safetensors", "timm", "stablehlo"])
+@pytest.mark.parametrize("to", ["safetensors", "timm", pytest.param("stablehlo", marks=pytest.mark.slow)])
 def test_it_is_exported_and_equal(trained, tmp_path, capsys, to):
     out = tmp_path / ("out.safetensors" if to != "stablehlo" else "out")
     assert export.main([f"--checkpoint={trained}", f"--to={to}", f"--out={out}"]) == 0

@@ -62,7 +62,7 @@ def test_the_anchor_is_the_student_until_its_step_and_stays():
         np.testing.assert_allclose(metrics["loss"], total, rtol=1e-6)
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_the_anchor_of_a_method_with_a_teacher_is_the_teacher_s_encoder():
     states, _ = history("silc", steps=COPY + 1)
     momentum = 0.996 + (1 - 0.996) / 2 * (1 - np.cos(np.pi * COPY / 20))

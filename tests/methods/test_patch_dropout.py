@@ -215,7 +215,7 @@ def test_the_memory_of_a_run_is_that_of_its_end(until, expected):
     assert run.task.share(run)[0].config.views.patch_dropout == expected
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_devices_and_chunks_give_the_same_numbers():
     """The patches of an image are drawn by its own key: neither device nor chunk matters."""
     exp = built("detail", devices=2, accumulation=2)

@@ -133,7 +133,7 @@ def test_before_its_start_a_term_changes_nothing():
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7, err_msg=network)
 
 
-@pytest.mark.parametrize("method", ["clip", "cosmos"])
+@pytest.mark.parametrize("method", ["clip", pytest.param("cosmos", marks=pytest.mark.slow)])
 def test_weight_0_is_the_method_without_the_term(method):
     with_terms = program_of(method, {f"losses.weights.{name}": 0.0 for name in WEIGHTS})
     with mock.patch.dict(methods.TERMS, clear=True):
@@ -153,8 +153,8 @@ def test_the_step_lowers_for_accelerators():
         ("siglip", ("token_set", "beta", "region", "distill"), SEVERAL),
         ("cosmos", ("token_set", "beta", "region", "distill"), {}),
         ("detailclip", ("token_set", "region", "distill"), {}),
-        ("silc", ("region", "gram"), {}),
-        ("tipsv2", ("region", "distill"), {}),
+        pytest.param("silc", ("region", "gram"), {}, marks=pytest.mark.slow),
+        pytest.param("tipsv2", ("region", "distill"), {}, marks=pytest.mark.slow),
         ("mae", ("distill",), {}),
     ],
 )

@@ -34,7 +34,7 @@ def test_the_forward_pass_costs_what_its_products_cost():
     assert products < counted(config) < 1.07 * products
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_a_frozen_encoder_is_not_differentiated():
     config = config_of()
     frozen = counted(config, program=segmentation.step_of)

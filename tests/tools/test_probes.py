@@ -46,7 +46,7 @@ def test_an_encoder_s_own_labels_are_scored_over_pixels():
     assert figure == pytest.approx(2 / 3) and groups == pytest.approx(np.mean([1 / 2, 1 / 2, 0]))
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_the_table_has_a_line_per_probe_and_encoder(tmp_path):
     workdir = write_checkpoint(tmp_path / "run")
     variants = probes.VARIANTS[0], probes.VARIANTS[3]

@@ -17,7 +17,7 @@ def built(method, chunks, devices=1, size=None):
     return experiment.build(config, mesh.make_mesh(jax.devices()[:devices]))
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_memory_falls_with_the_chunks():
     """Temporaries of the compiled step at 64 images: by chunks of 8 less than a third."""
     found = {}

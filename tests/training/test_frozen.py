@@ -63,7 +63,7 @@ def test_what_is_frozen_has_no_moments(method, entry):
 
 @pytest.mark.parametrize(
     ("method", "entry"),
-    [("clip", "image:-1,logit_scale"), pytest.param("detailclip", "image", marks=pytest.mark.check)],
+    [("clip", "image:-1,logit_scale"), pytest.param("detailclip", "image", marks=pytest.mark.slow)],
 )
 def test_what_is_frozen_has_the_same_bits_after_20_steps_and_the_rest_has_not(method, entry):
     before, after, _ = steps(built(method, entry), 20)
@@ -113,7 +113,7 @@ def test_a_frozen_encoder_costs_a_forward_pass_alone():
     assert 1.7 * forward < flop("") - flop(",image") < 2.6 * forward
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_devices_and_chunks_give_the_same_numbers():
     _, one, _ = steps(built("clip", "image:-1,logit_scale"), 2)
     _, many, _ = steps(built("clip", "image:-1,logit_scale", devices=2, accumulation=2), 2)

@@ -95,7 +95,7 @@ def test_the_encoder_stays_and_its_feature_is_the_embedding(imported, trained):
     assert model.config.preprocess == before.config.preprocess
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_a_stopped_run_ends_with_the_same_bits(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/4")
