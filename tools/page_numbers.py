@@ -309,16 +309,13 @@ SENTENCES = "data.caption=crops:long+data.num_captions=6+model.context_length=64
 DROPOUT = "views.patch_dropout=0.5+views.patch_dropout_until=0.9"
 TERMS_SEEDS = 2
 TERMS_FLAGS = "--flop-of=clip --budget=800 --set steps_per_epoch=60 --set optimizer.warmup_steps=60"
-BETA, GRAM = "losses.weights.beta=1", "losses.weights.gram=2"
+GRAM = "losses.weights.gram=2"
 TERMS = {  # entry of `compare` -> row; all at the FLOP of 800 steps of CLIP
     "clip": "`clip`",
     f"clip+{SENTENCES}": "`clip`, COSMOS's captions",
-    f"clip+{SENTENCES}+{BETA}": "`clip`, COSMOS's captions, `beta`",
-    f"{STICKERS}=clip,region=1": "`clip`, `region`",
+    f"clip+{SENTENCES}+losses.weights.beta=1": "`clip`, COSMOS's captions, `beta`",
     f"clip+{DROPOUT}": "`clip`, patch dropout",
     "superclip": "`token_set`",
-    f"superclip+{SENTENCES}": "`token_set`, COSMOS's captions",
-    f"superclip+{SENTENCES}+{BETA}": "`token_set`, COSMOS's captions, `beta`",
     f"{STICKERS}=superclip,region=1": "`token_set`, `region`",
     f"superclip+{GRAM}": "`token_set`, `gram`",
     f"{STICKERS}=detailclip,token_set=1": "`token_set`, DetailCLIP",
@@ -333,10 +330,7 @@ EFFECTS = (  # what is added, the row with it, the row without it
     ("patch dropout, with `token_set`", f"superclip+{DROPOUT}", "superclip"),
     ("all patches in the last tenth", f"superclip+{DROPOUT}", "superclip+views.patch_dropout=0.5"),
     ("COSMOS's captions", f"clip+{SENTENCES}", "clip"),
-    ("COSMOS's captions, with `token_set`", f"superclip+{SENTENCES}", "superclip"),
-    ("`beta`", f"clip+{SENTENCES}+{BETA}", f"clip+{SENTENCES}"),
-    ("`beta`, with `token_set`", f"superclip+{SENTENCES}+{BETA}", f"superclip+{SENTENCES}"),
-    ("`region`", f"{STICKERS}=clip,region=1", "clip"),
+    ("`beta`, with COSMOS's captions", f"clip+{SENTENCES}+losses.weights.beta=1", f"clip+{SENTENCES}"),
     ("`region`, with `token_set`", f"{STICKERS}=superclip,region=1", "superclip"),
     ("`gram`, with `token_set`", f"superclip+{GRAM}", "superclip"),
     ("`gram`, with `token_set` and patch dropout", f"superclip+{DROPOUT}+{GRAM}", f"superclip+{DROPOUT}"),
