@@ -12,7 +12,7 @@ demo's method, for the same FLOP.
 CLIP compares a caption with the class token alone: no loss reads the patches that the last block computes.  The added
 term (SuperCLIP's) reads them.  Patch dropout (FLIP's) nearly halves the cost of an image, so that a run of the same
 FLOP sees more of them; the last tenth of the run sees all patches.  There is no second view, small crop, decoder or
-teacher.  DetailCLIP's own parts are left out: at equal FLOP the term alone scores higher (one seed).
+teacher.  DetailCLIP's own parts are left out: at equal FLOP the term alone scores higher (two seeds).
 
 On stickers an image costs .091 GFLOP, CLIP's .161, counted by XLA.  docs/experiments.md has the results at equal FLOP.
 """

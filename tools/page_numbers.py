@@ -309,7 +309,6 @@ SENTENCES = "data.caption=crops:long+data.num_captions=6+model.context_length=64
 DROPOUT = "views.patch_dropout=0.5+views.patch_dropout_until=0.9"
 TERMS_SEEDS = 2
 TERMS_FLAGS = "--flop-of=clip --budget=800 --set steps_per_epoch=60 --set optimizer.warmup_steps=60"
-GRAM = "losses.weights.gram=2"
 TERMS = {  # entry of `compare` -> row; all at the FLOP of 800 steps of CLIP
     "clip": "`clip`",
     f"clip+{SENTENCES}": "`clip`, COSMOS's captions",
@@ -317,11 +316,10 @@ TERMS = {  # entry of `compare` -> row; all at the FLOP of 800 steps of CLIP
     f"clip+{DROPOUT}": "`clip`, patch dropout",
     "superclip": "`token_set`",
     f"{STICKERS}=superclip,region=1": "`token_set`, `region`",
-    f"superclip+{GRAM}": "`token_set`, `gram`",
+    "superclip+losses.weights.gram=2": "`token_set`, `gram`",
     f"{STICKERS}=detailclip,token_set=1": "`token_set`, DetailCLIP",
     f"superclip+{DROPOUT}": "`token_set`, patch dropout",
     "superclip+views.patch_dropout=0.5": "`token_set`, patch dropout to the end",
-    f"superclip+{DROPOUT}+{GRAM}": "`token_set`, patch dropout, `gram`",
 }
 EFFECTS = (  # what is added, the row with it, the row without it
     ("`token_set`", "superclip", "clip"),
@@ -332,8 +330,7 @@ EFFECTS = (  # what is added, the row with it, the row without it
     ("COSMOS's captions", f"clip+{SENTENCES}", "clip"),
     ("`beta`, with COSMOS's captions", f"clip+{SENTENCES}+losses.weights.beta=1", f"clip+{SENTENCES}"),
     ("`region`, with `token_set`", f"{STICKERS}=superclip,region=1", "superclip"),
-    ("`gram`, with `token_set`", f"superclip+{GRAM}", "superclip"),
-    ("`gram`, with `token_set` and patch dropout", f"superclip+{DROPOUT}+{GRAM}", f"superclip+{DROPOUT}"),
+    ("`gram`, with `token_set`", "superclip+losses.weights.gram=2", "superclip"),
     ("DetailCLIP, with `token_set`", f"{STICKERS}=detailclip,token_set=1", "superclip"),
 )
 TERMS_RUNS = {entry: runs(entry, TERMS_SEEDS) for entry in TERMS}
