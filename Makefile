@@ -9,10 +9,8 @@ CONSTRAINTS ?= constraints.txt
 GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 INSTALL = $(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-# One process more than cores: some tests wait for commands that they start.
-PROCESSES ?= $(shell cores=$$(nproc); echo $$((cores < 7 ? cores + 1 : 8)))
 # By file: with pytest 9.2, --dist=loadgroup sends the tests of a group to any process (pytest-xdist issue 1386).
-PYTEST := $(BIN)/python -m pytest --numprocesses=$(PROCESSES) --dist=loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: env demo test slow lint most-tests check docs numbers constraints clean
 
