@@ -404,11 +404,11 @@ def train(plan: Plan) -> int:
                 diverged[workdir] = entry.name
                 complain(f"{workdir}: {str(error).splitlines()[0]}  The other runs follow.")
     if diverged:
-        name = next(iter(diverged.values()))
+        names = list(dict.fromkeys(diverged.values()))
         raise errors.RunError(
             f"no table: the loss was not finite in {', '.join(map(str, diverged))}.  The same command would come to "
-            f"the same step.  Leave {name} out, or give it a gentler optimiser: "
-            f"--methods={name}+optimizer.clip_norm=1.0 or a lower optimizer.learning_rate.  "
+            f"the same step.  Leave out {', '.join(names)}, or train them more gently, for example "
+            f"--methods={names[0]}+optimizer.clip_norm=1.0 or with a lower optimizer.learning_rate.  "
             "Finished runs are not trained again."
         )
     return 0

@@ -172,7 +172,7 @@ def asked(command: str | None = None) -> tuple[ConfigDict, str, list[str]]:
     if is_dense(config):  # its length is counted in steps alone
         return ConfigDict(config.to_dict()), workdir, given
     written = run_config.load(command_line.spec_of(sys.argv) or "")
-    return run_config.count_epochs(config, given, written), workdir, given
+    return run_config.without_overridden(config, given, written), workdir, given
 
 
 def command_of_config() -> str:

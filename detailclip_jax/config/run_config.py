@@ -331,7 +331,7 @@ def listed(changed: Mapping[str, tuple[Any, Any]], old: str, new: str) -> str:
     return "\n".join(lines + more)
 
 
-def count_epochs(config: ConfigDict, given: Iterable[str], written: ConfigDict | None = None) -> ConfigDict:
+def without_overridden(config: ConfigDict, given: Iterable[str], written: ConfigDict | None = None) -> ConfigDict:
     """Returns the config without the fields of the file that the command line overrides, or that are not for its data.
 
     `given` holds the dotted names that the command line sets, `written` the config of the file.  A `num_epochs` on the

@@ -114,18 +114,17 @@ def _bytes_of(image: bytes | np.ndarray) -> bytes:
     return image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
 
 
-def image_ids(source: Source, indices: Sequence[int]) -> Int[np.ndarray, "n"]:
-    """Numbers the images of the given examples in order of appearance; equal images have equal numbers."""
-    return ids_of([hashlib.sha256(_bytes_of(source[int(index)]["image"])).digest() for index in indices])
+def pairs_at(source: Source, indices: Sequence[int]) -> tuple[Int[np.ndarray, "n"], list[tuple[str, ...]]]:
+    """Numbers the images of the given examples in order of appearance, and returns their captions that are not blank.
 
-
-def captions_at(source: Source, indices: Sequence[int]) -> list[tuple[str, ...]]:
-    """The captions of the given examples that are not blank.
-
-    Raises Unmeasurable that names the first example without such a caption.
+    Equal images have equal numbers.  Raises Unmeasurable that names the first example without such a caption.
     """
-    captions = [tuple(not_blank(source[int(index)]["captions"])) for index in indices]
-    for index, own in zip(indices, captions):
+    digests, captions = [], []
+    for index in indices:
+        example = source[int(index)]
+        own = tuple(not_blank(example["captions"]))
         if not own:
             raise Unmeasurable(f"example {index} has no caption, which retrieval needs")
-    return captions
+        digests.append(hashlib.sha256(_bytes_of(example["image"])).digest())
+        captions.append(own)
+    return ids_of(digests), captions

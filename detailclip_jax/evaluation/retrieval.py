@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.evaluation.evaluation_sets import STICKERS
 from detailclip_jax.evaluation.evaluator import JOINT, Measured, SetEvaluator, Setting
-from detailclip_jax.evaluation.image_batches import captions_at, image_ids
+from detailclip_jax.evaluation.image_batches import pairs_at
 from detailclip_jax.evaluation.metrics import (
     Blocks,
     Metric,
@@ -48,9 +48,8 @@ def on_pairs(setting: Setting, data: LabelledSet, protocol: str) -> SetEvaluator
 
     def run(params: Params) -> Measured:
         images = embedder.images(params, data, transform)
-        index = images.index.tolist()
-        ids = np.arange(len(index)) if data.expected else image_ids(data.source, index)
-        rows, captions = merged(ids, captions_at(data.source, index))
+        ids, captions = pairs_at(data.source, images.index.tolist())
+        rows, captions = merged(np.arange(len(ids)) if data.expected else ids, captions)
         texts = [caption for own in captions for caption in own]
         prefix, plain = "", retrieval_metrics(images.features[rows], embedder.texts(params, texts), captions, top)
         if embedder.pools_images:

@@ -509,7 +509,7 @@ def test_scenes_without_end_need_total_steps():
     ],
 )
 def test_epochs_that_are_given_count(fields, given, length):
-    resolved = resolve(run_config.count_epochs(config_of(**fields), given), 1280)
+    resolved = resolve(run_config.without_overridden(config_of(**fields), given), 1280)
     assert (resolved.total_steps, resolved.steps_per_epoch) == length
 
 
@@ -526,7 +526,7 @@ def test_epochs_that_are_given_count(fields, given, length):
 )
 def test_an_epoch_of_own_data_is_not_that_of_the_stickers(fields, given, length, epochs):
     """configs/stickers.py says steps_per_epoch = 60, of scenes without end."""
-    counted = run_config.count_epochs(config_of("stickers.py", **fields), given, config_of("stickers.py"))
+    counted = run_config.without_overridden(config_of("stickers.py", **fields), given, config_of("stickers.py"))
     resolved = resolve(counted, 1284)
     assert (resolved.total_steps, resolved.steps_per_epoch) == length
     assert run_config.num_epochs(resolved, 1284) == pytest.approx(epochs, rel=2e-3)
@@ -535,20 +535,22 @@ def test_an_epoch_of_own_data_is_not_that_of_the_stickers(fields, given, length,
 def test_the_words_of_the_stickers_are_not_those_of_own_data():
     """A head for them alone would ignore most tokens of other captions."""
     written, own = config_of("detail.py"), config_of("detail.py", **{"data.source": "records"})
-    assert run_config.count_epochs(written, [], written).losses.token_ids == written.losses.token_ids != ()
-    assert run_config.count_epochs(own, ["data.source"], written).losses.token_ids == ()
-    assert run_config.count_epochs(own, ["losses.token_ids"], written).losses.token_ids == written.losses.token_ids
+    assert run_config.without_overridden(written, [], written).losses.token_ids == written.losses.token_ids != ()
+    assert run_config.without_overridden(own, ["data.source"], written).losses.token_ids == ()
+    assert (
+        run_config.without_overridden(own, ["losses.token_ids"], written).losses.token_ids == written.losses.token_ids
+    )
 
 
 def test_a_file_for_own_data_keeps_its_epoch():
     written = config_of("stickers.py", **{"data.source": "records", "data.path": "/a", "steps_per_epoch": 7})
     other = config_of("stickers.py", **{"data.source": "records", "data.path": "/b", "steps_per_epoch": 7})
-    assert run_config.count_epochs(other, ["data.path"], written).steps_per_epoch == 7
+    assert run_config.without_overridden(other, ["data.path"], written).steps_per_epoch == 7
 
 
 def test_two_lengths_are_refused():
     with pytest.raises(ValueError, match="both set the length of the run; give only one"):
-        run_config.count_epochs(config_of(), ["total_steps", "num_epochs"])
+        run_config.without_overridden(config_of(), ["total_steps", "num_epochs"])
 
 
 def test_data_set_smaller_than_a_batch():

@@ -286,14 +286,14 @@ def test_a_subset_is_evenly_spaced():
 
 def test_an_image_without_captions_is_named():
     with pytest.raises(Unmeasurable, match="example 2 has no caption"):
-        image_batches.captions_at(Images(), [2])
+        image_batches.pairs_at(Images(), [2])
 
 
 def test_blank_captions_are_neither_queries_nor_answers():
-    source = [{"captions": ("one", "")}, {"captions": ("two", " ")}, {"captions": ("", "\t")}]
-    assert image_batches.captions_at(source, [0, 1]) == [("one",), ("two",)]
+    source = [{"image": b"", "captions": given} for given in (("one", ""), ("two", " "), ("", "\t"))]
+    assert image_batches.pairs_at(source, [0, 1])[1] == [("one",), ("two",)]
     with pytest.raises(Unmeasurable, match="example 2 has no caption"):
-        image_batches.captions_at(source, [0, 1, 2])
+        image_batches.pairs_at(source, [0, 1, 2])
 
 
 def test_splits_whose_files_have_the_same_names_and_sizes_are_told_apart(tmp_path):

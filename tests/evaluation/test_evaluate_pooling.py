@@ -21,7 +21,7 @@ from detailclip_jax.evaluation.classification import matrix_metrics, zero_shot_m
 from detailclip_jax.evaluation.embedder import Embedder
 from detailclip_jax.evaluation.evaluation_sets import Sets
 from detailclip_jax.evaluation.evaluator import Setting
-from detailclip_jax.evaluation.image_batches import captions_at
+from detailclip_jax.evaluation.image_batches import pairs_at
 from detailclip_jax.evaluation.metrics import class_embeddings, class_texts, normalise
 from detailclip_jax.evaluation.retrieval import on_pairs, pooled_retrieval_metrics, retrieval_metrics
 from detailclip_jax.evaluation.tasks import KINDS
@@ -214,7 +214,7 @@ def test_tasks_of_the_command_measure_the_same_scores():
     names = {f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
     assert set(found) == names | {f"cls_{name}" for name in names}
     images = embedder.images(params, task.data, setting.transform)
-    captions = captions_at(task.data.source, images.index.tolist())
+    _, captions = pairs_at(task.data.source, images.index.tolist())
     raw = embedder.raw_texts(params, [caption for own in captions for caption in own])
     scores = embedder.pooled(params, task.data, setting.transform, raw, images)
     expected = dict(pooled_retrieval_metrics(scores, captions))
