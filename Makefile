@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 # Large pages for a step's temporaries on CPUs, see docs/performance.md; read by glibc, ignored by other C libraries.
 GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+# Containers often set this to 1; then each process would compile all imported modules again, which takes seconds.
+export PYTHONDONTWRITEBYTECODE :=
 INSTALL = $(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 # By file: with pytest 9.2, --dist=loadgroup sends the tests of a group to any process (pytest-xdist issue 1386).
