@@ -5,6 +5,7 @@
     python -m detailclip_jax.main --config=configs/stickers.py:teacher=enclosing
     python -m detailclip_jax.main --config=configs/stickers.py:method=clip,region=1
     python -m detailclip_jax.main --config=configs/stickers.py:method=detailclip,token_set=1
+    python -m detailclip_jax.main --config=configs/stickers.py:method=cosmos,local=False
     python -m detailclip_jax.main --config=configs/stickers.py:method=clip,size=small --workdir=runs/small
     python -m detailclip_jax.main --config=configs/stickers.py:method=dinotxt --config.init=runs/small
 
@@ -19,7 +20,7 @@ from detailclip_jax.data.tokenizer import Tokenizer
 
 
 def get_config(arg=None):
-    arg = base.parse_arg(arg, method="detailclip", teacher="same", region=0.0, token_set=0.0, size="tiny")
+    arg = base.parse_arg(arg, method="detailclip", teacher="same", region=0.0, token_set=0.0, local=True, size="tiny")
     if (arg.method, arg.teacher) not in ((arg.method, "same"), ("detailclip", "enclosing")):
         raise ValueError(f"config argument teacher={arg.teacher}: known are same and, for detailclip, enclosing")
     if arg.size not in ("tiny", "small"):
@@ -60,6 +61,10 @@ def get_config(arg=None):
         region(c, arg.region)
     if arg.token_set:
         token_set(c, arg.token_set)
+    if not arg.local:
+        if "local" not in c.views.crops:
+            raise ValueError(f"config argument local=False: method {c.method} has no local crops in this config")
+        del c.views.crops.local
     if arg.size == "small":  # an image encoder of twice the width and depth, to be a frozen teacher
         c.model.size = "custom"
         c.model.custom = sizes.SIZES["tiny"]._replace(width=192, depth=6, num_heads=6)._asdict()

@@ -35,6 +35,7 @@ CASES = {
     "ablation_table4-row=5": "ablation_table4.py:row=5",
     "stickers-teacher=enclosing": "stickers.py:teacher=enclosing",
     "stickers-method=clip,region=1": "stickers.py:method=clip,region=1",
+    "stickers-method=cosmos,local=False": "stickers.py:method=cosmos,local=False",
     "stickers-method=clip,size=small": "stickers.py:method=clip,size=small",
     "beyond-lit-method=clip": "beyond/lit.py:method=clip",
     "detail": "detail.py",
@@ -284,6 +285,7 @@ def test_reference_preset_differs_from_the_paper_in_four_fields():
             "stickers.py:method=clip,teacher=enclosing",
             "teacher=enclosing: known are same and, for detailclip, enclosing",
         ),
+        ("stickers.py:local=False", "local=False: method detailclip has no local crops"),
         ("vitb16_yfcc.py:preset=authors", "config argument preset=authors: known are paper, reference"),
     ],
 )
