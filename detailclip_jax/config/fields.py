@@ -328,6 +328,9 @@ MODEL: Group = {
     "freeze_patch_embed": Field(
         True, "whether the patch embedding keeps its initial values", "reference, after MoCo v3"
     ),
+    "cross_pools": Field(
+        True, "cosmos: whether crops attend to words, and texts to patches, before the teacher's contrasts", "COSMOS"
+    ),
     "text_activation": Field(
         "quick_gelu",
         "activation of the text encoder: gelu, quick_gelu, gelu_tanh or relu",

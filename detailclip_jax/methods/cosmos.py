@@ -8,6 +8,7 @@ N(a, b, s) is CLIP's loss, averaged over all pairs of a view of a and a view of 
 
 The published code differs in three places: it passes no gradient to the embeddings that come from other devices, it
 moves the teacher before the optimizer's step, and it attends to the padding behind a caption, which is masked here.
+With `model.cross_pools=False`, an ablation, x are embeddings without pools.
 """
 
 from typing import Any
@@ -35,6 +36,7 @@ def cosmos(config: ConfigDict) -> Method:
     """
     check(config)
     local = components.local_passes(config.views.crops)
+    compared_head = cross_head if config.model.cross_pools else embedding_head
     return Method(
         name="cosmos",
         ema=("image", "image_projection", "text", "text_projection"),
@@ -42,7 +44,7 @@ def cosmos(config: ConfigDict) -> Method:
         passes={"full": Pass("large", full), **local},
         encode_text=components.encode_text_tokens,
         target_text=components.encode_first_texts(NUM_GLOBAL),
-        heads=(components.joint_head("full"), cross_head("full", *local), teacher_head("full")),
+        heads=(components.joint_head("full"), compared_head("full", *local), teacher_head("full")),
         losses=(components.clip_term(), cross_term()),
         weights="ema",  # the published numbers are the teacher's, without the pools
     )
@@ -86,6 +88,17 @@ def cross_head(*names: str) -> Head:
         }
 
     return Head(STUDENTS, run, per_image=True)
+
+
+def embedding_head(*names: str) -> Head:
+    """Head of the embeddings of all crops of the passes `names` and of all texts, in the place of `cross_head`."""
+
+    @uses("image_projection")
+    def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
+        crops = jnp.concatenate([record.tokens[name].cls for name in names])
+        return {"image_cross": fold(student.image_projection, crops), "text_cross": record.text.embedding}
+
+    return Head(STUDENTS, run, passes=names)
 
 
 def _plus_pooled(

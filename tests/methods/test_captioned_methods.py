@@ -113,6 +113,24 @@ def test_cosmos_adds_a_pool_over_the_other_modality_s_first_global_view():
     np.testing.assert_allclose(record.heads["text_cross"], by_patches, rtol=1e-4, atol=1e-5)
 
 
+def test_cosmos_without_pools_compares_the_embeddings_and_owns_no_pool():
+    exp, state, _, record = forward_of("cosmos")
+    config = tiny_config("cosmos")
+    config.model.cross_pools = False
+    method = methods.build(config)
+    left_out = {"word_projection", "patch_projection", "image_pool", "text_pool"}
+    assert set(method.networks) == set(exp.method.networks) - left_out
+    (head,) = (head for head in method.heads if "image_cross" in head.makes)
+
+    def both(student, record):
+        crops = [student.image_projection(cls) for name in ("full", "local") for cls in record.tokens[name].cls]
+        return head.run(student, student, record), crops
+
+    found, crops = computed(exp, state.params, both, record)
+    np.testing.assert_allclose(found["image_cross"], crops, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found["text_cross"], record.text.embedding)
+
+
 def test_cosmos_s_teacher_encodes_global_crops_and_global_captions_without_pools():
     exp, state, batch, record = forward_of("cosmos")
 
