@@ -57,14 +57,14 @@ def get_config(arg=None):
     CHANGES.get(c.method, paper)(c)
     if arg.teacher == "enclosing":
         enclosing(c)
-    if arg.region:
-        region(c, arg.region)
-    if arg.token_set:
-        token_set(c, arg.token_set)
     if not arg.local:
         if "local" not in c.views.crops:
             raise ValueError(f"config argument local=False: method {c.method} has no local crops in this config")
         del c.views.crops.local
+    if arg.region:
+        region(c, arg.region)
+    if arg.token_set:
+        token_set(c, arg.token_set)
     if arg.size == "small":  # an image encoder of twice the width and depth, to be a frozen teacher
         c.model.size = "custom"
         c.model.custom = sizes.SIZES["tiny"]._replace(width=192, depth=6, num_heads=6)._asdict()

@@ -248,10 +248,12 @@ class EqualFlop(NamedTuple):
     flags: str = ""
 
 
+DROPOUT = "views.patch_dropout=0.5+views.patch_dropout_until=0.9"
 TEACHER = "--config=configs/stickers.py:method=superclip,size=small --config.total_steps=900"
 EQUAL_FLOP = {  # folder -> row
     "clip": EqualFlop("`clip`", "clip", 1605, 3),
     "mean": EqualFlop("`clip`, mean of the patches", "clip+model.image_style.pooling=mean", 1600, 1),
+    "dropout": EqualFlop("`clip`, patch dropout", f"clip+{DROPOUT}", 2834, 2),
     "token_set": EqualFlop("`clip` with `token_set`", "superclip", 1540, 2),
     "detail": EqualFlop("`configs/detail.py`: `token_set`, patch dropout", "configs/detail.py", 2834, 3),
     "both": EqualFlop("`token_set`, mean of the patches", "superclip+model.image_style.pooling=mean", 1540, 1),
@@ -284,7 +286,7 @@ def equal_flop_commands() -> list[str]:
     return commands
 
 
-@number(180, *equal_flop_commands())
+@number(200, *equal_flop_commands())
 def equal_flop(folder: Path) -> Texts:
     """CLIP, the recipe for detail, a frozen teacher and COSMOS at equal FLOP."""
     found = scored(folder, {row.label: equal_flop_runs(name) for name, row in EQUAL_FLOP.items()})
@@ -306,7 +308,6 @@ def equal_flop(folder: Path) -> Texts:
 
 STICKERS = "configs/stickers.py:method"
 SENTENCES = "data.caption=crops:long+data.num_captions=6+model.context_length=64+data.text_buckets=()"  # as for COSMOS
-DROPOUT = "views.patch_dropout=0.5+views.patch_dropout_until=0.9"
 TERMS_SEEDS = 2
 TERMS_FLAGS = "--flop-of=clip --budget=800 --set steps_per_epoch=60 --set optimizer.warmup_steps=60"
 TERMS = {  # entry of `compare` -> row; all at the FLOP of 800 steps of CLIP
@@ -345,18 +346,65 @@ def terms(folder: Path) -> Texts:
     """The terms of other methods with CLIP, with the recipe for detail and with DetailCLIP, at equal FLOP."""
     found = scored(folder, TERMS_RUNS)
     rows = {label: found[entry] for entry, label in TERMS.items()}
-    return {"table": tables.of_scores("method", AT_EQUAL_FLOP, rows), "effects": effects(found)}
+    return {"table": tables.of_scores("method", AT_EQUAL_FLOP, rows), "effects": effects("added", EFFECTS, found)}
 
 
-def effects(found: Mapping[str, Sequence[Scores]]) -> list[str]:
-    """What each addition changes: the row with it minus the row without it, and the interval of `half_of_rows`."""
+PARTS = {  # entry of `compare` -> row
+    "cosmos": "`cosmos`",
+    f"{STICKERS}=cosmos,local=False": "without local crops",
+    "cosmos+data.num_captions=2": "without captions of one sentence",
+    "cosmos+model.cross_pools=False": "without pools",
+    "cosmos+ema.start=0.0+ema.end=0.0": "the student itself as the teacher",
+    "cosmos+losses.weights.cls=0.0": "the contrast alone: two crops, six captions",
+}
+PARTS_FLAGS = (
+    "--flop-of=cosmos --budget=150 --set model.context_length=24 --set steps_per_epoch=15 "
+    "--set optimizer.warmup_steps=15"
+)
+BEFORE = "before"
+
+
+def part_runs(entry: str) -> list[str]:
+    """The runs of an entry of PARTS: seed 0 continues from the CLIP of seed 0, seed 1 from that of seed 1.
+
+    `compare` begins with seed 0, so it also continues seed 0 from the CLIP of seed 1; no row has that run.
+    """
+    return [runs(entry, seed + 1, f"from-{seed}")[seed] for seed in range(EQUAL_FLOP["dropout"].seeds)]
+
+
+def parts_commands() -> list[str]:
+    """Continues from the CLIPs with patch dropout of `equal_flop`."""
+    commands = [
+        f"{COMPARE} --methods={','.join(PARTS)} {PARTS_FLAGS} --seeds={seed + 1} --init={{equal_flop}}/{path} "
+        f"--workdir={{out}}/from-{seed}"
+        for seed, path in enumerate(equal_flop_runs("dropout"))
+    ]
+    return commands + [by_words(path) for entry in PARTS for path in part_runs(entry)]
+
+
+@number(120, *parts_commands(), after=("equal_flop",))
+def parts(folder: Path) -> Texts:
+    """COSMOS without each of its parts, continued from a CLIP, at equal FLOP."""
+    before = scored(folder.parent / "equal_flop", {BEFORE: equal_flop_runs("dropout")})
+    found = before | scored(folder, {entry: part_runs(entry) for entry in PARTS})
+    rows = {label: found[entry] for entry, label in ({BEFORE: "the CLIP before"} | PARTS).items()}
+    pairs = [("`cosmos`, minus the CLIP before", "cosmos", BEFORE)]
+    pairs += [(f"{label}, minus `cosmos`", entry, "cosmos") for entry, label in PARTS.items() if entry != "cosmos"]
+    return {
+        "table": tables.of_scores("continued with", AT_EQUAL_FLOP, rows),
+        "effects": effects("difference", pairs, found),
+    }
+
+
+def effects(title: str, pairs: Iterable[tuple[str, str, str]], found: Mapping[str, Sequence[Scores]]) -> list[str]:
+    """A line for each (label, row, control): the row minus its control, with the interval of `half_of_rows`."""
     halves = {name: half_of_rows([[one[name] for one in each] for each in found.values()]) for name in SCORES.values()}
     rows = []
-    for label, row, control in EFFECTS:
-        pairs = list(zip(found[row], found[control]))
-        added = {name: float(np.mean([one[name] - other[name] for one, other in pairs])) for name in halves}
+    for label, row, control in pairs:
+        seeds = list(zip(found[row], found[control]))
+        added = {name: float(np.mean([one[name] - other[name] for one, other in seeds])) for name in halves}
         rows.append((label, [tables.with_half(added[name], half) for name, half in halves.items()]))
-    return tables.table(["added", *SCORES], rows)
+    return tables.table([title, *SCORES], rows)
 
 
 def half_of_rows(scores: Sequence[Sequence[float]]) -> float:

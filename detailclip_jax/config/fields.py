@@ -329,7 +329,7 @@ MODEL: Group = {
         True, "whether the patch embedding keeps its initial values", "reference, after MoCo v3"
     ),
     "cross_pools": Field(
-        True, "cosmos: whether crops attend to words, and texts to patches, before the teacher's contrasts", "COSMOS"
+        True, "cosmos: whether crops attend to words, and texts to patches, before the teacher is compared", "COSMOS"
     ),
     "text_activation": Field(
         "quick_gelu",

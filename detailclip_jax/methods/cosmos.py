@@ -79,7 +79,7 @@ def cross_head(*names: str) -> Head:
         text_pool=cross_pool(),
     )
     def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
-        crops = fold(student.image_projection, jnp.concatenate([record.tokens[name].cls for name in names]))
+        crops = fold(student.image_projection, components.cls_of(record, names))
         words, valid = student.word_projection(record.text.tokens[0]), record.text.valid[0]
         patches = student.patch_projection(record.tokens[names[0]].patches[0])
         return {
@@ -95,8 +95,8 @@ def embedding_head(*names: str) -> Head:
 
     @uses("image_projection")
     def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
-        crops = jnp.concatenate([record.tokens[name].cls for name in names])
-        return {"image_cross": fold(student.image_projection, crops), "text_cross": record.text.embedding}
+        crops = fold(student.image_projection, components.cls_of(record, names))
+        return {"image_cross": crops, "text_cross": record.text.embedding}
 
     return Head(STUDENTS, run, passes=names)
 

@@ -97,9 +97,9 @@ class Pass(NamedTuple):
 class Head(NamedTuple):
     """Runs networks on a `Forward` record; `makes` names its outputs, `reads` the fields of the record it needs.
 
-    `passes` names the student's passes whose CLS tokens it takes; benchmarks count its work by them. A head that
-    computes each image on its own from more than class tokens and caption embeddings is marked `per_image`:
-    accumulation runs it chunk by chunk, and keeps its outputs, arrays [V, B, ...], for the terms of the whole batch.
+    `passes` names the student's passes whose CLS tokens it takes. A head that computes each image on its own from more
+    than class tokens and caption embeddings is marked `per_image`: accumulation runs it chunk by chunk, and keeps its
+    outputs, arrays [V, B, ...], for the terms of the whole batch.
     """
 
     makes: tuple[str, ...]
