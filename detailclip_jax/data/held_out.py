@@ -2,9 +2,11 @@
 
 If the data has another split next to the training split (val, validation, test or dev), that split is used.  Otherwise
 `data.held_out` examples of the training split are held out.  They are drawn by their index alone, so runs with
-different seeds and resumed runs hold out the same examples.
+different seeds and resumed runs hold out the same examples.  Neighbours with the same image, as in a table with a row
+for each caption, are held out together.
 """
 
+import itertools
 import operator
 from collections.abc import Sequence
 from typing import NamedTuple, SupportsIndex
@@ -16,10 +18,11 @@ from ml_collections import ConfigDict
 from detailclip_jax.config.data_path import is_endless
 from detailclip_jax.data import mixture
 from detailclip_jax.data.mixture import Member, Mixture, members_of
-from detailclip_jax.data.sources import Example, NoSplit, Source
+from detailclip_jax.data.sources import BadRecord, Example, NoSplit, Source
 
 SPLITS = ("val", "validation", "test", "dev")
 SHARE, FEW, MOST = 0.02, 8, 0.1  # per set: usual share, smallest number, largest share
+NUM_PROBES = 32  # drawn examples whose neighbours are read in any set
 
 
 class HeldOut(NamedTuple):
@@ -73,18 +76,49 @@ def number(asked: int, num_examples: int) -> int:
     return min(asked, usual, int(MOST * num_examples))
 
 
-def sample_indices(num_examples: int, count: int) -> Int[np.ndarray, "n"]:
-    """Returns `count` sorted indices, drawn without replacement with a fixed seed.
+def choose(source: Source, count: int) -> Int[np.ndarray, "n"]:
+    """Returns the sorted indices of the held-out examples: `count` drawn ones, or about as many neighbours of those.
+
+    If one of the first NUM_PROBES drawn examples has a neighbour with the same image, all such neighbours are held out
+    together, so that training does not see the image.  Otherwise no further neighbours are read: that takes time.
+    """
+    drawn = sample_indices(len(source), count)
+    held = set(drawn)
+    if any(len(_same_image(source, index, count)) > 1 for index in drawn[:NUM_PROBES]):
+        held = set()
+        for index in drawn:
+            if index not in held and len(held) < count:
+                held.update(_same_image(source, index, count))
+    return np.array(sorted(held), np.int64)
+
+
+def _same_image(source: Source, index: int, most: int) -> list[int]:
+    """Returns the index and its neighbours with the same image, fewer than `most` on either side."""
+    before, after = range(index - 1, max(index - most, -1), -1), range(index + 1, min(index + most, len(source)))
+    image = _image(source, index)
+    same = (itertools.takewhile(lambda row: _image(source, row) == image, rows) for rows in (before, after))
+    return [index, *itertools.chain.from_iterable(same)]
+
+
+def _image(source: Source, index: int) -> bytes | None:
+    try:
+        return source[index]["image"]
+    except BadRecord:
+        return None
+
+
+def sample_indices(num_examples: int, count: int) -> list[int]:
+    """Returns `count` indices in the order of drawing, without replacement, with a fixed seed.
 
     The numbers of a run must not change when it continues with another numpy, or examples that it trained on would be
     held out.  numpy promises that for the bits of a generator but not for `choice`; so this is Floyd's algorithm on
     the bits: for each of the last `count` indices, a random one up to it, or the index itself if that one is taken.
     """
-    taken: set[int] = set()
+    taken: dict[int, None] = {}
     for last, bits in zip(range(num_examples - count, num_examples), np.random.PCG64(0).random_raw(count).tolist()):
         index = bits % (last + 1)
-        taken.add(last if index in taken else index)
-    return np.array(sorted(taken), np.int64)
+        taken[last if index in taken else index] = None
+    return list(taken)
 
 
 def own_split(data: ConfigDict, image_size: int = 64) -> tuple[str, Source] | None:
@@ -120,7 +154,7 @@ def _without(source: Source, held: Int[np.ndarray, "n"]) -> Source:
 def _shares(source: Source, asked: int) -> list[tuple[Member, Int[np.ndarray, "n"]]]:
     """Returns each set with the indices of its held-out examples; their number is proportional to the set's size."""
     sizes = [(member, len(member.source)) for member in members_of(source)]
-    return [(member, sample_indices(size, number(asked * size // len(source), size))) for member, size in sizes]
+    return [(member, choose(member.source, number(asked * size // len(source), size))) for member, size in sizes]
 
 
 def open_held_out(data: ConfigDict, image_size: int = 64) -> HeldOut | None:
