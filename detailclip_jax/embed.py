@@ -7,9 +7,10 @@
 
 FILE ends in .npz or .parquet and holds the columns name, kind ("image" or "text"), modified and embedding (float32,
 L2-normalised, so a dot product is a cosine).  Entries that FILE already has are not embedded again: the same command
-continues where it was stopped, and updates the file to the folder.  --query prints the best matches with their cosine
-and draws them on a contact sheet next to FILE, FILE-QUERY.png, or where --sheet says.  Unreadable
-images, and links that lead out of the folder (without --follow-links), are skipped and listed.
+continues where it was stopped, and others add images of the same folder, and texts.  An image that has changed is
+embedded again; one that is gone leaves FILE.  --query prints the best matches with their cosine and draws them on a
+contact sheet next to FILE, FILE-QUERY.png, or where --sheet says.  Unreadable images, and links that lead out of the
+folder (without --follow-links), are skipped and listed.
 """
 
 from detailclip_jax.runtime import start

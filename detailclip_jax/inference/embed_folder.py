@@ -109,13 +109,15 @@ def _modified(file: Path) -> int:
 
 
 def wanted(request: Request, kept: Sequence[Key]) -> list[Key]:
-    """The keys of the updated table: the current images of the folder, and all texts of this and earlier calls.
+    """The keys of the updated table: all images and texts of this and earlier calls.
 
-    Without a folder, the images of the file are kept.
+    If the request has images, those of earlier calls whose files have changed or are gone are left out.
     """
-    images = [key for key in kept if key.kind == IMAGE] if request.found is None else image_keys(request.found)
-    texts = [key for key in kept if key.kind == TEXT] + [Key(TEXT, text) for text in request.texts]
-    return list(dict.fromkeys([*images, *texts]))
+    images, texts = ([key for key in kept if key.kind == kind] for kind in (IMAGE, TEXT))
+    if request.found:
+        earlier = image_keys(request.found._replace(names=tuple(key.name for key in images)))
+        images = sorted({*image_keys(request.found), *(set(images) & set(earlier))})
+    return list(dict.fromkeys([*images, *texts, *(Key(TEXT, text) for text in request.texts)]))
 
 
 def partial_file(out: Path) -> Path:

@@ -280,6 +280,10 @@ def test_only_what_is_new_or_changed_is_embedded(photos, monkeypatch, capsys):
     assert list(rows_of(kind="text")) == ["a frog", "a bus"]
     assert run("--text=a cat", "--out=out.npz") == 0
     assert len(rows_of()) == 5 and len(rows_of(kind="text")) == 3
+    os.utime(photos / "new.png", ns=(1, 1))
+    assert run(f"--images={photos / 'six.gif'}", "--out=out.npz") == 0  # the others are in the same folder
+    assert names == ["new.png", "six.gif"]
+    assert_rows(rows_of(), ["a/1.png", "a/2.JPG", "five [5].png", "six.gif"])
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
