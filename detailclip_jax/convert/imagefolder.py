@@ -9,7 +9,7 @@ from detailclip_jax.convert import rows
 from detailclip_jax.convert.job import Options, Plan, Request
 from detailclip_jax.convert.limited_files import is_own
 from detailclip_jax.convert.rows import Row
-from detailclip_jax.data.images import SUFFIXES
+from detailclip_jax.data.images import NOT_READ, SUFFIXES
 from detailclip_jax.data.labelled import folders
 from detailclip_jax.data.sources import DATASET
 from detailclip_jax.runtime.regular_files import (
@@ -91,12 +91,15 @@ def _rows(root: pathlib.Path, classes: tuple[str, ...], options: Options) -> Ite
 
 
 def _images(walk: Walk, folder: str) -> list[str]:
-    """Returns the images of a class folder at any depth; for the root itself only those directly in it."""
+    """Returns the images of a class folder at any depth; for the root itself only those directly in it.
+
+    Those in a format that is not read are rejects later.
+    """
     if folder and not walk.may_enter(folder):
         return []
     files = walk.matching(("**" if folder else "*",), folder)
     shown = (name for name in files if not any(map(is_hidden, pathlib.PurePath(name).parts)))
-    images = (name for name in shown if name.lower().endswith(SUFFIXES) and not is_own(walk.root / name))
+    images = (name for name in shown if name.lower().endswith(SUFFIXES + NOT_READ) and not is_own(walk.root / name))
     return sorted(images, key=pathlib.PurePath)
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detailclip_jax.data.decoding import BadImage, decoded_for_use
-from detailclip_jax.data.images import SUFFIXES
+from detailclip_jax.data.images import NOT_READ, SUFFIXES
 from detailclip_jax.data.native import BLACK, stacked
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.runtime.regular_files import Walk, inside, read_regular
+from detailclip_jax.runtime.terminal import counted
 
 MAX_NAMED = 5  # folders named in a message
 
@@ -21,7 +22,7 @@ MAX_NAMED = 5  # folders named in a message
 class Found(NamedTuple):
     """Files below `root`, named relative to it; links may lead out of it only with `follow_links`.
 
-    left_out: folders that are not read, each with the reason.
+    left_out: folders and suffixes that are not read, each with the reason.
     """
 
     root: Path
@@ -42,7 +43,9 @@ def find(where: str, follow_links: bool = False) -> Found:
     where = os.path.expanduser(where)
     if os.path.isdir(where):
         walk = Walk(Path(where), follow_links)
-        return _not_empty(where, walk, [name for name in walk.files() if _is_image_name(name)])
+        names = walk.files()
+        walk.left_out |= _not_read(names)
+        return _not_empty(where, walk, [name for name in names if name.lower().endswith(SUFFIXES)])
     if os.path.lexists(where):  # named explicitly, so it may be a link to anywhere; reading checks what it is
         return Found(Path(where).parent, (Path(where).name,), follow_links=True)
     components = Path(where).parts
@@ -53,8 +56,12 @@ def find(where: str, follow_links: bool = False) -> Found:
     return _not_empty(where, walk, walk.matching(components[len(fixed) :]))
 
 
-def _is_image_name(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
+def _not_read(names: Sequence[str]) -> dict[str, str]:
+    return {
+        suffix: f"{counted(number, f'{suffix} file')}; convert to JPEG"
+        for suffix in NOT_READ
+        if (number := sum(name.lower().endswith(suffix) for name in names))
+    }
 
 
 def _not_empty(where: str, walk: Walk, names: Sequence[str]) -> Found:

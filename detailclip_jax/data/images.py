@@ -16,8 +16,9 @@ from PIL import Image
 
 from detailclip_jax.data.resizing import Box, resize
 
-# of image files
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+# of image files that are read, and of others
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+NOT_READ = (".heic", ".heif", ".avif")
 
 
 def resize_part(

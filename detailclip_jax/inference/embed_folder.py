@@ -155,8 +155,9 @@ def update(model: "Model", request: Request, console: Console) -> tuple[Table, i
     """
     root = str(request.found.root.resolve()) if request.found else ""
     known = recall(request.out, embeddings.origin_of(model)._replace(root=root))
-    left_out = dict(request.found.left_out) if request.found else {}
-    keys, collected = wanted(request, list(known.rows)), Collected(dict(known.rows), left_out)
+    for _, reason in request.found.left_out if request.found else ():
+        console.say(f"left out: {printable(reason)}")
+    keys, collected = wanted(request, list(known.rows)), Collected(dict(known.rows), {})
     with Saving("saving after this batch") as asked:
         embed_missing(
             model, request, keys, collected, asked, console, lambda: save(request.out, known.origin, collected)

@@ -484,6 +484,15 @@ def test_images_are_found(photos, where, root, names):
     assert found.follow_links == (where == "photos/five [5].png")  # what is named may be a link
 
 
+def test_files_in_other_formats_are_counted(photos, capsys):
+    for name in ("x.heic", "y.HEIC", "z.avif", "w.jfif"):
+        (photos / name).write_bytes((photos / "a/2.JPG").read_bytes())
+    assert run("--images=photos", "--out=out.npz") == 0
+    shown = capsys.readouterr().err
+    assert "left out: 2 .heic files; convert to JPEG" in shown and "left out: 1 .avif file;" in shown
+    assert_rows(rows_of(), [*NAMES, "w.jfif"])
+
+
 def test_a_pattern_may_be_absolute_or_at_home(photos, monkeypatch):
     assert find(f"{photos}/*.gif") == Found(photos, ("six.gif",))
     monkeypatch.setenv("HOME", str(photos.parent))

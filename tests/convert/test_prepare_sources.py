@@ -879,19 +879,20 @@ def test_a_text_file_of_an_imagefolder_that_is_not_utf8_rejects_its_image(tmp_pa
 
 
 def test_imagefolder_labels_are_the_folders_by_name(tmp_path):
-    write_images(tmp_path / "in", "n02/b.JPEG", "n02/a.jpg", "n01/deep/c.png", "top.jpg", "n01/readme.md")
+    write_images(tmp_path / "in", "n02/b.jfif", "n02/a.jpg", "n01/deep/c.png", "top.jpg", "n01/readme.md")
     trees.write(tmp_path / "in/n02/a.txt", "a caption")
-    prepared(tmp_path / "in", tmp_path / "out", 1, kind="imagefolder")
+    trees.write(tmp_path / "in/n01/d.heic", b"\0\0\0\x18ftypheic")
+    assert prepared(tmp_path / "in", tmp_path / "out", 1, kind="imagefolder")["rejected"] == {"not an image": 1}
     assert load(str(tmp_path / "out"))["splits"]["train"]["classes"] == ["n01", "n02"]
     found = examples(tmp_path / "out")
     assert {key: example["label"] for key, example in found.items()} == {
         "top.jpg": -1,
         "n01/deep/c.png": 0,
         "n02/a.jpg": 1,
-        "n02/b.JPEG": 1,
+        "n02/b.jfif": 1,
     }
     assert found["n02/a.jpg"]["captions"] == ("a caption",)
-    assert keys(tmp_path / "out") == ["top.jpg", "n01/deep/c.png", "n02/a.jpg", "n02/b.JPEG"]
+    assert keys(tmp_path / "out") == ["top.jpg", "n01/deep/c.png", "n02/a.jpg", "n02/b.jfif"]
 
 
 def test_every_source_is_in_the_help_and_says_what_it_takes():

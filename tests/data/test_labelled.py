@@ -182,10 +182,11 @@ def test_what_is_no_image_is_left_out(tmp_path):
     for name in ("cat/notes.txt", "cat/.hidden.png", "cat/._0.png", "__MACOSX/cat/._0.png", ".git/0.png", "readme.md"):
         put(tmp_path / "mine" / name, b"x")
     put(tmp_path / "mine" / "dog" / "deep" / "er" / "7.JPG", make_image(COLOURS["dog"], 7, "JPEG"))
+    put(tmp_path / "mine" / "owl" / "7.HEIC", b"x")  # an unreadable image, which is counted
     opened = open_set("mine", tmp_path)
     assert opened.classes == ("cat", "dog", "owl")
     assert [opened.source[i]["key"] for i in range(len(opened.source))] == [
-        *("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "dog/deep/er/7.JPG", "owl/0.png", "owl/1.png")
+        *("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "dog/deep/er/7.JPG", "owl/0.png", "owl/1.png", "owl/7.HEIC")
     ]
 
 
@@ -198,7 +199,7 @@ def test_an_empty_class_folder_stays_a_class(tmp_path):
 
 def test_folders_without_images_are_named(tmp_path):
     (tmp_path / "mine" / "cat").mkdir(parents=True)
-    put(tmp_path / "mine" / "dog" / "0.heic", b"x")
+    put(tmp_path / "mine" / "dog" / "0.psd", b"x")
     with pytest.raises(MissingData, match=r"mine: 2 folders, .*no image.* \.jpg"):
         open_set("mine", tmp_path)
 

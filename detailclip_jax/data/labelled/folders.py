@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from detailclip_jax.data.images import SUFFIXES
+from detailclip_jax.data.images import NOT_READ, SUFFIXES
 from detailclip_jax.data.labelled.contents import Contents, file_identity, split_names
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
 from detailclip_jax.runtime.regular_files import IN_SETS, LeavesFolder, Walk, inside, is_folder, is_hidden, read_regular
@@ -64,8 +64,8 @@ def holds_images(folder: pathlib.Path) -> bool:
 
 
 def is_image_name(name: str) -> bool:
-    """Returns whether a file of that name counts as an image."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    """Returns whether a file of that name counts as an image, if only as an unreadable one."""
+    return name.lower().endswith(SUFFIXES + NOT_READ) and not name.startswith(".")
 
 
 def class_folders(root: pathlib.Path) -> tuple[str, ...]:
