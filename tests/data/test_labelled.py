@@ -186,7 +186,16 @@ def test_what_is_no_image_is_left_out(tmp_path):
     opened = open_set("mine", tmp_path)
     assert opened.classes == ("cat", "dog", "owl")
     assert [opened.source[i]["key"] for i in range(len(opened.source))] == [
-        *("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "dog/deep/er/7.JPG", "owl/0.png", "owl/1.png", "owl/7.HEIC")
+        *(
+            "cat/0.png",
+            "cat/1.png",
+            "dog/0.png",
+            "dog/1.png",
+            "dog/deep/er/7.JPG",
+            "owl/0.png",
+            "owl/1.png",
+            "owl/7.HEIC",
+        )
     ]
 
 
