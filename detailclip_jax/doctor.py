@@ -157,7 +157,7 @@ def check_data(data_dir: str) -> int:
     """Prints the evaluation sets; returns 0 if at least one is ready, else 1."""
     from detailclip_jax.data import labelled
 
-    sets = labelled.ready(data_dir)
+    sets = labelled.ready(data_dir) + labelled.ready_choices(data_dir)
     for name, ready, found, expected, how in sets:
         note = printable(how, LINES)
         print(f"{'ready  ' if ready else 'missing'} {name:<20} {found or 0:>8,} of {expected or 0:>8,}  {note}")

@@ -106,7 +106,8 @@ def test_data_sets_that_are_ready_are_counted(monkeypatch, capsys, tmp_path):
         labelled.Readiness("pets", True, 3669, 3669, ""),
         labelled.Readiness("sun397", False, None, 19850, "get it"),
     ]
-    monkeypatch.setattr(labelled, "ready", lambda folder: sets if folder == str(tmp_path) else [])
+    monkeypatch.setattr(labelled, "ready", lambda folder: sets[:1] if folder == str(tmp_path) else [])
+    monkeypatch.setattr(labelled, "ready_choices", lambda folder: sets[1:])
     assert doctor.main(["--data", f"--data-dir={tmp_path}"]) == 0
     out = capsys.readouterr().out
     assert "ready   pets                    3,669 of    3,669" in out and "get it" in out
@@ -116,6 +117,7 @@ def test_data_sets_that_are_ready_are_counted(monkeypatch, capsys, tmp_path):
 
 def test_a_folder_whose_name_is_not_utf_8_is_printed(monkeypatch, capsys):
     monkeypatch.setattr(labelled, "ready", lambda folder: [])
+    monkeypatch.setattr(labelled, "ready_choices", lambda folder: [])
     assert doctor.main(["--data", "--data-dir=sets\udcff"]) == 1
     assert r"0 of 0 sets are ready in sets\udcff" in capsys.readouterr().out
 

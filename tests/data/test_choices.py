@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detailclip_jax.data.labelled import CHOICES, KNOWN, Choice, open_choices, open_set
+from detailclip_jax.data.labelled import CHOICES, KNOWN, Choice, open_choices, open_set, ready_choices
 from detailclip_jax.data.labelled.choices import UNEVALUATED
 from detailclip_jax.data.labelled.known_sets import LONG_CAPTIONS
 from detailclip_jax.data.pipeline import read
@@ -92,6 +92,16 @@ def fg_ovd(root: pathlib.Path) -> None:
     for name in ("1_attributes", "2_attributes", "3_attributes", "shuffle_negatives"):
         put(root / f"fg_ovd/benchmarks/{name}.json", stored)
     put(root / f"coco/val2017/{NUMBER}", picture(9))
+
+
+def test_which_sets_are_ready_is_known(tmp_path):
+    sugarcrepe(tmp_path)
+    winoground(tmp_path)
+    put(tmp_path / "fg_ovd/readme.md", "")
+    found = {each.name: each for each in ready_choices(tmp_path)}
+    assert set(found) == set(CHOICES) and [name for name, each in found.items() if each.ready] == ["sugarcrepe"]
+    assert found["sugarcrepe"].found == 14 and "4 choices, not 800" in found["winoground"].note
+    assert "does not hold its files" in found["fg_ovd"].note and f"{tmp_path}/mmvp_vlm" in found["mmvp_vlm"].note
 
 
 def test_winoground_has_both_images_of_a_pair(tmp_path):

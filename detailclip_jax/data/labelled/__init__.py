@@ -8,7 +8,7 @@ webdataset tars as clip-benchmark publishes them, folders with one subfolder per
 split files.  `KNOWN` lists the known sets and their sizes; any other folder is opened by its path.
 """
 
-from detailclip_jax.data.labelled.choices import CHOICES, Choice, ChoiceSet, open_choices
+from detailclip_jax.data.labelled.choices import CHOICES, Choice, ChoiceSet, open_choices, ready_choices
 from detailclip_jax.data.labelled.contents import LabelledSet
 from detailclip_jax.data.labelled.known_sets import KNOWN, Known
 from detailclip_jax.data.labelled.opening import Readiness, captions_of_your_own, open_set, ready
@@ -25,4 +25,5 @@ __all__ = [
     "open_choices",
     "open_set",
     "ready",
+    "ready_choices",
 ]

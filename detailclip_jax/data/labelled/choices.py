@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 from detailclip_jax.data.decoding import decode_whole
 from detailclip_jax.data.labelled.contents import LabelledSet, fingerprint, reading, root_with, sizes_of, text_of
 from detailclip_jax.data.labelled.long_captions import json_rows
-from detailclip_jax.data.labelled.opening import warn_of_size
+from detailclip_jax.data.labelled.opening import Readiness, warn_of_size
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
 from detailclip_jax.runtime.regular_files import IN_SETS, inside, read_regular
 
@@ -408,3 +408,20 @@ CHOICES = {
         f"https://github.com/lorebianchi98/FG-OVD: benchmarks/*.json in {{folder}}/fg_ovd, {COCO}",
     ),
 }
+
+
+def ready_choices(data_dir: str | pathlib.Path) -> list[Readiness]:
+    """Returns for every set of choices whether it is present and has its published size, as `opening.ready`."""
+    return [_readiness(name, layout, pathlib.Path(data_dir)) for name, layout in CHOICES.items()]
+
+
+def _readiness(name: str, layout: Layout, data_dir: pathlib.Path) -> Readiness:
+    if not any((data_dir / folder).is_dir() for folder in layout.folders):
+        return Readiness(name, False, None, layout.num or 0, layout.get.replace("{folder}", str(data_dir)))
+    try:
+        found = len(open_choices(name, data_dir).choices)
+    except OSError as error:  # MissingData, or a folder without read permission
+        return Readiness(name, False, None, layout.num or 0, str(error))
+    expected = layout.num or found
+    note = "" if found == expected else f"{found} choices, not {expected}: incomplete, or a different set"
+    return Readiness(name, found == expected, found, expected, note)
