@@ -109,7 +109,7 @@ class Field(NamedTuple):
             return self._shape()
         numbers = [number for number in _leaves(value) if isinstance(number, int | float)]
         if any(number not in self.range for number in numbers):
-            return f"be {self.range}"
+            return f"be {str(self.range) or 'a number'}"
         if any(not in_int32(number) for number in numbers):
             return f"be from 0 to {LARGEST}"
         if self.ascending and sorted(numbers) != numbers:

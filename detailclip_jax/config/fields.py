@@ -3,6 +3,7 @@
 Config files under `configs/` start from `default()` and set the fields that differ.
 """
 
+import functools
 import re
 from typing import Any
 
@@ -513,36 +514,37 @@ LOSSES: Group = {
         may_change=True,
     ),
 }
+weight = functools.partial(Field, range=FROM_0)
 WEIGHTS: Group = {
-    "clip": Field(
+    "clip": weight(
         1.0,
         "weight of the image-text loss in the sum (eq. 10); also of siglip's and flair's",
         "paper, best row of table 4",
     ),
-    "cls": Field(
+    "cls": weight(
         1.0, "weight of the CLS distillation; cosmos: of the cross-modal distillation", "paper, best row of table 4"
     ),
-    "patch": Field(1.0, "weight of the patch distillation", "paper, best row of table 4"),
-    "reconstruction": Field(1.0, "weight of the pixel reconstruction", "paper, best row of table 4"),
-    "simclr": Field(1.0, "weight of the contrastive loss between views", "SLIP, A-CLIP"),
-    "byol": Field(2.0, "weight of the BYOL term (online to EMA)", "A-CLIP"),
-    "labels": Field(1.0, "weight of the supervised term", OURS),
-    "token_set": Field(
+    "patch": weight(1.0, "weight of the patch distillation", "paper, best row of table 4"),
+    "reconstruction": weight(1.0, "weight of the pixel reconstruction", "paper, best row of table 4"),
+    "simclr": weight(1.0, "weight of the contrastive loss between views", "SLIP, A-CLIP"),
+    "byol": weight(2.0, "weight of the BYOL term (online to EMA)", "A-CLIP"),
+    "labels": weight(1.0, "weight of the supervised term", OURS),
+    "token_set": weight(
         0.0, "weight of the classification of captions' tokens, with any method that has captions", "SuperCLIP: 1"
     ),
-    "gram": Field(
+    "gram": weight(
         0.0, "weight of the Gram anchor, with any method that has a pass over all or the visible patches", "DINOv3: 2"
     ),
-    "beta": Field(
+    "beta": weight(
         0.0, "weight of the contrast of captions with the image pooled by them, with any method", "B-CLIP: 1"
     ),
-    "region": Field(
+    "region": weight(
         0.0,
         "weight of the distance between patches pooled in the box of a local crop and the teacher's embedding of that "
         "crop, with any method that has captions",
         "CLIPSelf: 1",
     ),
-    "distill": Field(
+    "distill": weight(
         0.0,
         "weight of the distance to the tokens of the frozen teacher distill.teacher, with any method that has a pass "
         "over all or the visible patches",
