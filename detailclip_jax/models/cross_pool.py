@@ -8,14 +8,13 @@ import jax.numpy as jnp
 
 from detailclip_jax.kernels.cross_attention import Pool, attend
 from detailclip_jax.models.block import BlockInit, Mlp
-from detailclip_jax.models.initial_values import XAVIER, normal, uniform_fan_in
-from detailclip_jax.models.layers import LayerNorm, Weights, affine, exact_gelu
+from detailclip_jax.models.initial_values import XAVIER, uniform_fan_in
+from detailclip_jax.models.layers import LayerNorm, Weights, affine, quick_gelu
 from detailclip_jax.models.registry import Build, Network
 from detailclip_jax.types import Array, Bool, Float
 
 EPS = 1e-5
 NUM_HEADS = 8  # of all methods with a pool
-MLP_INIT = BlockInit(*[normal(0.02)] * 4)
 
 
 class CrossPool(nn.Module):
@@ -26,7 +25,7 @@ class CrossPool(nn.Module):
     With `norm_values` the values have a LayerNorm of their own; otherwise keys and values share one. With `zero_key` a
     key and a value of zeros are appended after the projections, so that a query may attend to nothing (PyTorch's
     `add_zero_attn`). With `unit` queries and tokens are L2-normalised instead of the LayerNorms, and the pooled a
-    becomes a + MLP(LayerNorm(a)) (B-CLIP). Initial values are those of PyTorch's MultiheadAttention.
+    becomes a + MLP(LayerNorm(a)) (B-CLIP). Initial values are those of PyTorch's MultiheadAttention and Linear.
     """
 
     width: int
@@ -40,7 +39,9 @@ class CrossPool(nn.Module):
         """Creates the parameters."""
         if self.unit:
             self.norm_query = self.norm_key = unit
-            self.norm, self.mlp = LayerNorm(EPS, self.dtype), Mlp(MLP_INIT, exact_gelu, self.dtype)
+            first, second = uniform_fan_in(self.width), uniform_fan_in(4 * self.width)
+            inits = BlockInit(first, first, first, second, fc1_bias=first, fc2_bias=second)
+            self.norm, self.mlp = LayerNorm(EPS, self.dtype), Mlp(inits, quick_gelu, self.dtype)
         else:
             self.norm_query, self.norm_key = (LayerNorm(EPS, self.dtype) for _ in range(2))
         if self.norm_values:

@@ -137,7 +137,11 @@ def test_an_image_is_pooled_by_each_of_its_own_captions():
         query, key, value = heads(unit(text) @ q + bq), heads(unit(patches) @ k + bk), heads(unit(patches) @ v + bv)
         weights = jax.nn.softmax(jnp.einsum("hd,nhd->hn", query, key) / np.sqrt(query.shape[-1]))
         a = jnp.einsum("hn,nhd->hd", weights, value).reshape(-1) @ out + shift
-        return a + pool.mlp(pool.norm(a)[None, None])[0, 0]
+        (first, shift1), (second, shift2) = (
+            (layer["kernel"], layer["bias"]) for layer in map(params["beta_pool"]["mlp"].get, ("fc1", "fc2"))
+        )
+        hidden = pool.norm(a) @ first + shift1
+        return a + (hidden * jax.nn.sigmoid(1.702 * hidden)) @ second + shift2
 
     for caption, image in ((0, 0), (2, 5)):
         given = record.tokens["full"].values[0, image], record.text.embedding[caption, image]

@@ -103,6 +103,10 @@ def test_initial_values_are_torch_s():
     for name, bound in (("qkv", (6 / (4 * WIDTH)) ** 0.5), ("proj", WIDTH**-0.5)):  # xavier of [3 E, E]; 1/sqrt(E)
         assert 0.95 * bound < np.abs(params[name]["kernel"]).max() <= bound
         assert not params[name]["bias"].any()
+    params = jax.jit(CrossPool(WIDTH, HEADS, unit=True).init)(jax.random.key(0), query, tokens)["params"]["mlp"]
+    for name, bound in (("fc1", WIDTH**-0.5), ("fc2", (4 * WIDTH) ** -0.5)):  # kernels and biases
+        for value in params[name].values():
+            assert 0.7 * bound < np.abs(value).max() <= bound
 
 
 TEXT = TextTransformer(width=32, depth=2, num_heads=4, context_length=10, vocab_size=50)
