@@ -59,17 +59,28 @@ def token_sets(tokens: Int[Array, "B M"], num_classes: int) -> Float[Array, "B C
     return rows.at[jnp.arange(len(tokens))[:, None], known].set(1)[:, :num_classes]
 
 
-def document_counts(tokens: Int[Array, "B M"], num_classes: int) -> UInt32[Array, "C"]:
-    """Counts the rows that have each class, each row once; in the memory of the tokens, without y."""
+def document_counts(tokens: Int[Array, "B T"], num_classes: int) -> UInt32[Array, "M"]:
+    """Counts the rows that have each class, each row once, and all rows (the last entry, M = C + 1).
+
+    It takes the memory of the tokens, without y.
+    """
     ordered = jnp.sort(tokens, -1)
     first = jnp.concatenate([jnp.ones_like(ordered[:, :1], bool), ordered[:, 1:] != ordered[:, :-1]], -1)
     counted = first & (ordered >= 0) & (ordered < num_classes)
-    return jnp.zeros(num_classes, jnp.uint32).at[jnp.where(counted, ordered, 0)].add(counted.astype(jnp.uint32))
+    counts = jnp.zeros(num_classes + 1, jnp.uint32).at[-1].set(len(tokens))
+    return counts.at[jnp.where(counted, ordered, 0)].add(counted.astype(jnp.uint32))
 
 
-def inverse_frequency(counts: UInt32[Array, "C"], num_images: UInt32[Array, ""]) -> Float[Array, "C"]:
+def add_counts(counts: UInt32[Array, "M"], of_batch: UInt32[Array, "M"]) -> UInt32[Array, "M"]:
+    """Adds the counts of a batch; all stop before one of them would exceed 32 bits, after 4.29e9 images."""
+    total = counts + of_batch
+    return jnp.where((total < counts).any(), counts, total)
+
+
+def inverse_frequency(counts: UInt32[Array, "M"]) -> Float[Array, "C"]:
     """Computes the weight w of each class from the counts f of N images: ln(1 + (N - f) / (f + 1)).
 
     N - f is a difference of integers, so that w is exact, and 0, for a class that nearly all images have.
     """
-    return jnp.log1p((num_images - counts).astype(jnp.float32) / (counts.astype(jnp.float32) + 1))
+    found, num_images = counts[:-1], counts[-1]
+    return jnp.log1p((num_images - found).astype(jnp.float32) / (found.astype(jnp.float32) + 1))

@@ -50,7 +50,6 @@ class Context(NamedTuple):
     running: Mapping[str, Any]  # of the steps before: [C] by name of the term; and the networks of ANCHOR
     temperatures: Mapping[str, Scalar]  # of the teacher, for "cls" and "patch"
     weights: Mapping[str, Scalar] = {}  # of the terms whose weight changes during the run
-    step: Scalar | int = 0  # steps done
 
 
 class WholeBatch(NamedTuple):

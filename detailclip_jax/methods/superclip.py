@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.data.tokenizer import PAD
 from detailclip_jax.data.vocabularies import CLIP
 from detailclip_jax.kernels.chunked_logits import automatic_chunk_logits
-from detailclip_jax.losses.token_set import document_counts, inverse_frequency, token_set_loss
+from detailclip_jax.losses.token_set import add_counts, document_counts, inverse_frequency, token_set_loss
 from detailclip_jax.methods.clip import clip
 from detailclip_jax.methods.components import captioned_pass
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, WholeBatch, fold, uses
@@ -90,7 +90,7 @@ def feature_head(name: str, network: Network) -> Head:
 
 
 def layer_head(network: Network, vocab_size: int) -> Head:
-    """Head of the classifier's parameters, and of the number of images whose captions have a token, for each id."""
+    """Head of the classifier's parameters, and of the numbers of images: those with a token, for each id, and all."""
 
     @uses(token_head=network)
     def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
@@ -113,10 +113,8 @@ def token_set_term(ids: Int[np.ndarray, "C"], config: ConfigDict) -> Loss:
     def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
         heads, axis = record.heads, whole_batch.axis
         tokens, counts = tokens_of(record), heads["token_set_sum"]
-        in_batch = len(tokens) * (jax.lax.axis_size(axis) if axis else 1)
-        counts = context.running["token_set"] + (jax.lax.psum(counts, axis) if axis else counts)
-        num_images = (jnp.asarray(context.step, jnp.uint32) + 1) * jnp.uint32(in_batch)
-        weights = inverse_frequency(counts, num_images)[ids]
+        counts = add_counts(context.running["token_set"], jax.lax.psum(counts, axis) if axis else counts)
+        weights = inverse_frequency(counts)[ids]
         given = heads["set_features"], heads["set_kernel"], heads["set_bias"], jnp.asarray(classes)[tokens], weights
         loss, accuracy = token_set_loss(*given, automatic_chunk_logits() if most is None else most)
         return loss, {"token_set_accuracy": accuracy}

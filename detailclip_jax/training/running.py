@@ -1,7 +1,7 @@
 """Running statistics of the training state: what a run accumulates over its steps, by rule.
 
-"mean": a moving average of the batch's mean over images (the centers of DINO's and iBOT's losses). "sum": a sum over
-all images so far (counts). `Method.running` has the rule of each statistic.
+"mean": a moving average of the batch's mean over images (the centers of DINO's and iBOT's losses). "sum": a sum of
+unsigned integers over all images so far (counts). `Method.running` has the rule of each statistic.
 """
 
 from collections.abc import Callable
@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import jax
 
+from detailclip_jax.losses.token_set import add_counts
 from detailclip_jax.training.ema import update_center
-from detailclip_jax.types import Array, Axis, UInt32
+from detailclip_jax.types import Array, Axis
 
 
 class Rule(NamedTuple):
@@ -21,12 +22,9 @@ class Rule(NamedTuple):
     update: Callable[[Array, Array, float], Array]  # (old [C], of the batch [C], momentum) -> [C]
 
 
-def add(total: UInt32[Array, "C"], of_batch: UInt32[Array, "C"], momentum: float) -> UInt32[Array, "C"]:
-    """Adds a batch to a running sum. Sums are integers of 32 bits: exact for up to 4.29e9 images."""
-    return total + of_batch
-
-
 RULES = {
     "mean": Rule(lambda chunks: chunks.mean(0), jax.lax.pmean, update_center),
-    "sum": Rule(lambda chunks: chunks.sum(0, dtype=chunks.dtype), jax.lax.psum, add),
+    "sum": Rule(
+        lambda chunks: chunks.sum(0, dtype=chunks.dtype), jax.lax.psum, lambda old, new, momentum: add_counts(old, new)
+    ),
 }

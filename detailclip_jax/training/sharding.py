@@ -27,6 +27,7 @@ class ShardingRule(NamedTuple):
 
 
 STATE = (  # parts of the state besides parameters, moments and teacher
+    ShardingRule(r"running/token_set", P()),
     ShardingRule(r"running/[^/]*", P(FSDP)),
     ShardingRule(r"batch_stats/.*", P()),
     ShardingRule(r"(step|count|rng)", P()),

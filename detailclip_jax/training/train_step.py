@@ -113,10 +113,10 @@ def combined_loss(
     axis, placed = batch_axis(layout.mesh), layout.specs
     divided = placed.params, placed.ema_params, placed.running
 
-    def local_loss(params, teacher, stats, running, temperatures, weights, step, batch, keys):
+    def local_loss(params, teacher, stats, running, temperatures, weights, batch, keys):
         params, teacher, running = (sharding.gather(*pair) for pair in zip((params, teacher, running), divided))
         given = (
-            Context(running, temperatures, weights, step),
+            Context(running, temperatures, weights),
             WholeBatch(axis, setup.clip_block),
             setup.forward_pass,
             setup.chunks,
@@ -130,10 +130,10 @@ def combined_loss(
         return total, (metrics, found, stats)
 
     params = optimizer.stop_frozen(params, setup.groups)
-    given = params, state.ema_params, state.batch_stats, state.running, temperatures, weights, state.step, batch, keys
+    given = params, state.ema_params, state.batch_stats, state.running, temperatures, weights, batch, keys
     if axis is None:
         return local_loss(*given)
-    specs = (placed.params, placed.ema_params, P(), placed.running, P(), P(), P(), P(BATCH), Keys(P(), P(BATCH)))
+    specs = (placed.params, placed.ema_params, P(), placed.running, P(), P(), P(BATCH), Keys(P(), P(BATCH)))
     # jax 0.12 cannot check the varying axes of the error function.  The check would not change a number here, because
     # the gradient is taken outside `shard_map`.
     mapped = jax.shard_map(local_loss, mesh=layout.mesh, in_specs=specs, out_specs=P(), check_vma=False)

@@ -10,7 +10,7 @@ from tiny import BATCH, check_names, noise_state, program_of, tiny_batch, tiny_c
 
 from detailclip_jax import methods
 from detailclip_jax.data.tokenizer import EOT, PAD, SOT, VOCAB_SIZE
-from detailclip_jax.losses.token_set import document_counts, inverse_frequency, token_set_loss
+from detailclip_jax.losses.token_set import add_counts, document_counts, inverse_frequency, token_set_loss
 from detailclip_jax.methods.superclip import classes_of
 from detailclip_jax.training import experiment, mesh
 from detailclip_jax.training.running import RULES
@@ -71,7 +71,7 @@ def test_an_image_without_words_and_one_of_words_that_all_images_have_have_no_lo
 
 
 def test_an_image_counts_once_for_a_token_however_often_it_has_it():
-    expected = [sum(token in row for row in TOKENS) for token in range(9)]
+    expected = [*(sum(token in row for row in TOKENS) for token in range(9)), len(TOKENS)]
     np.testing.assert_array_equal(document_counts(jnp.asarray(TOKENS), 9), expected)
 
 
@@ -80,20 +80,29 @@ def test_weights_are_the_published_ones():
     size, updates = 16, 5
     shares = np.random.default_rng(0).integers(0, size + 1, (updates, 9)) / size
     published = np.log((updates + 1 / size) / (shares.sum(0) + 1 / size))
-    counts = jnp.asarray(np.round(shares.sum(0) * size), jnp.uint32)
-    np.testing.assert_allclose(inverse_frequency(counts, jnp.uint32(updates * size)), published, rtol=1e-5, atol=1e-6)
+    counts = jnp.asarray([*np.round(shares.sum(0) * size), updates * size], jnp.uint32)
+    np.testing.assert_allclose(inverse_frequency(counts), published, rtol=1e-5, atol=1e-6)
 
 
 def test_counts_are_exact_beyond_the_whole_numbers_of_float32():
     """In float32 a token that all but 3 of 600 million images have would have a weight of 0, or one below it."""
-    count = RULES["sum"].update(jnp.full(1, 599_999_900, jnp.uint32), jnp.full(1, 97, jnp.uint32), 0.9)
-    weight = inverse_frequency(count, jnp.uint32(600_000_000))
-    np.testing.assert_allclose(weight, np.log(600_000_001 / 599_999_998), rtol=1e-5)
+    counts = RULES["sum"].update(
+        jnp.array([599_999_900, 599_999_900], jnp.uint32), jnp.array([97, 100], jnp.uint32), 0.9
+    )
+    np.testing.assert_allclose(inverse_frequency(counts), np.log(600_000_001 / 599_999_998), rtol=1e-5)
+
+
+def test_weights_stay_when_the_counts_are_full():
+    """A run of 12.8 billion images, as CLIP's, sees more than 32 bits count."""
+    counts, batch = jnp.array([3_000_000_000, 1000, 2**32 - 8], jnp.uint32), jnp.array([5, 1, 8], jnp.uint32)
+    np.testing.assert_array_equal(add_counts(counts, batch), counts)
+    np.testing.assert_allclose(inverse_frequency(counts), np.log(2**32 / np.array([3e9, 1001])), rtol=1e-5)
 
 
 def counts_of(batches, vocab_size):
-    """Images that have each id, in a loop."""
-    counts = np.zeros(vocab_size)
+    """Images that have each id, and all images, in a loop."""
+    counts = np.zeros(vocab_size + 1)
+    counts[-1] = len(batches) * BATCH
     for batch in batches:
         for captions in batch["text"]:
             counts[[*{*captions.ravel().tolist()}]] += 1
@@ -121,7 +130,7 @@ def test_the_state_counts_the_images_of_each_token_exactly():
 def test_the_weights_of_a_step_count_all_images_so_far_and_the_step_s_own():
     exp, batches, (_, record), _, metrics = two_steps()
     size = exp.config.model.vocab_size
-    weights = np.log((2 * BATCH + 1) / (counts_of(batches, size) + 1))
+    weights = np.log((2 * BATCH + 1) / (counts_of(batches, size)[:-1] + 1))
     weights[[0, size - 2, size - 1]] = 0.0  # padding, start and end
     heads = record.heads
     given = heads["set_features"], heads["set_kernel"], heads["set_bias"], batches[1]["text"].reshape(BATCH, -1)
@@ -148,7 +157,7 @@ def test_chosen_ids_are_the_classes_of_the_head():
     config.losses.token_ids = (5, 9, 7)
     shapes = experiment.build(config, mesh.make_mesh(jax.devices()[:1])).state_shapes
     assert shapes.params["token_head"]["proj"]["kernel"].shape == (96, 3)
-    assert shapes.running["token_set"].shape == (config.model.vocab_size,)
+    assert shapes.running["token_set"].shape == (config.model.vocab_size + 1,)
     classes = classes_of(np.array([5, 9, 7]), 12)
     assert classes[[5, 9, 7]].tolist() == [0, 1, 2] and (classes >= 0).sum() == 3
 
