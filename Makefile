@@ -65,10 +65,12 @@ $(VENV)/python.stamp:
 	@touch $@
 
 $(VENV)/demo.stamp: $(VENV)/python.stamp setup.py $(CONSTRAINTS)
+	@echo "installing packages into $(VENV): minutes"
 	$(INSTALL) --editable '.[demo]'
 	@touch $@
 
 # Without compiling all of it, which takes a minute: Python compiles what the tests import, a small part.
 $(VENV)/dev.stamp: $(VENV)/python.stamp setup.py $(CONSTRAINTS)
+	@echo "installing packages into $(VENV): minutes"
 	$(INSTALL) --no-compile --editable '.[dev,torch,data,demo]'
 	@touch $@ $(VENV)/demo.stamp

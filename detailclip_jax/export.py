@@ -21,10 +21,10 @@ FORMAT is one of
   safetensors         our own parameter tree with flattened names, and the config in the header
   stablehlo           a directory with encode_image.bin and encode_text.bin for jax.export.deserialize
   onnx                a directory with encode_image.onnx and encode_text.onnx (pip install jax2onnx onnxruntime)
-PATH is a file for the first five and for safetensors, a directory for the others.  A file is in PyTorch's format, or in
-safetensors format if its name ends in .safetensors; beside each of the first five, PATH.json holds the preprocessing
-and the attention heads, which import_torch reads.  The written model is loaded and compared with the original.
---no-verify skips this; PyTorch is then needed only to write .pth files.
+PATH is a file for reference, slip, cosmos, flair, timm and safetensors, a directory for the others.  A file is in
+PyTorch's format, or in safetensors format if its name ends in .safetensors.  Beside files of the first five, PATH.json
+holds the preprocessing and the attention heads, which import_torch reads.  The written model is loaded and compared
+with the original.  --no-verify skips this; PyTorch is then needed only to write .pth files.
 """
 
 from detailclip_jax.runtime import start

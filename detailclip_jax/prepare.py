@@ -57,9 +57,9 @@ WIDTH = max(map(len, SOURCES)) + 2
 TABLE = "\n".join(f"  {name:{WIDTH}}{source.what}" for name, source in SOURCES.items())
 MISSING = "missing file"  # reason of a rejected example
 NO_CAPTIONS = (
-    "no example has a caption, which contrastive methods need; --caption-column NAME names the column of a table or "
-    "the field of a json (--help lists the usual names), and CLASS/image.txt is the caption of an imagefolder, or "
-    "--caption-template 'a photo of a {}'; then prepare the set again with a new --out"
+    "no example has a caption, which contrastive methods need. Table or json: --caption-column NAME names the column "
+    "or field (--help lists the usual names). imagefolder: write the captions to files like CLASS/image.txt, or give "
+    "--caption-template 'a photo of a {}'. Then prepare the set again with a new --out"
 )
 BLANK = (
     "the caption {names} is blank in every example; if --caption-column is misspelt, prepare the set again with a new "

@@ -173,7 +173,7 @@ def introduce(run: Run) -> None:
     num_seen = config.total_steps * config.batch_size
     say("\n".join([f"data {config.data.source}: {len(run.source):,} examples", *summary(run.source, num_seen)]))
     if found := held_out_pairs.find(config):
-        say(f"held out from training: {len(found.source):,} examples ({found.origin})")
+        say(f"held out from training: {found.origin}")
     lines = [*unread_crops(run), *first_run_missing(run), *rate_of_another_batch(run)]
     lines += repeats(run.source, config.batch_size) if run.experiment.method.has_text else []
     for line in (*lines, *cut_captions(run), *empty_captions(run), *same_captions(run)):
@@ -225,9 +225,9 @@ def rate_of_another_batch(run: Run) -> list[str]:
     if "batch_size" not in given or "optimizer.learning_rate" in given or is_endless(config.data):
         return []
     return [
-        f"batch_size {config.batch_size} is set, but optimizer.learning_rate is not: it stays "
-        f"{config.optimizer.learning_rate:g}, also if {config.batch_size} is not the batch size of the config; "
-        "to scale it, give --config.optimizer.learning_rate too"
+        f"batch_size is set to {config.batch_size}, and optimizer.learning_rate stays "
+        f"{config.optimizer.learning_rate:g}; if that rate is for another batch size, set "
+        "--config.optimizer.learning_rate too"
     ]
 
 

@@ -110,7 +110,7 @@ DATA: Group = {
     "held_out": Field(
         0,
         "examples held out of training for the evaluation at the end: at most 2 % (or 8, if that is more), never more "
-        "than a tenth; 0 if the data set has a split val, validation, test or dev",
+        "than a tenth; has no effect if the data set has a split val, validation, test or dev",
         "paper: none",
     ),
     "caption": Field(

@@ -26,7 +26,7 @@ NUM_PROBES = 32  # drawn examples whose neighbours are read in any set
 
 
 class HeldOut(NamedTuple):
-    """Held-out examples and their origin: "split val" or "20 of 1,000 examples, ..."."""
+    """Held-out examples and their origin: "500 examples, split val" or "20 of 1,000 examples"."""
 
     source: Source
     origin: str
@@ -165,7 +165,7 @@ def open_held_out(data: ConfigDict, image_size: int = 64) -> HeldOut | None:
     if is_endless(data):
         return None
     if found := own_split(data, image_size):
-        return HeldOut(found[1], f"split {found[0]}")
+        return HeldOut(found[1], f"{len(found[1]):,} examples, split {found[0]}")
     if not data.held_out:
         return None
     source = mixture.open_source(data, image_size=image_size)
@@ -173,5 +173,5 @@ def open_held_out(data: ConfigDict, image_size: int = 64) -> HeldOut | None:
     for member, held in _shares(source, data.held_out):
         chosen += (held + first).tolist()
         first += len(member.source)
-    origin = f"{len(chosen):,} of {len(source):,} examples, excluded from training"
+    origin = f"{len(chosen):,} of {len(source):,} examples"
     return HeldOut(Picked(source, chosen), origin) if chosen else None

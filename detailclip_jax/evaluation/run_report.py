@@ -117,7 +117,7 @@ def _held_out(config: ConfigDict) -> list[str]:
     if is_endless(config.data):
         return []
     found = held_out_pairs.find(config)
-    text = f"{len(found.source):,} examples ({found.origin})" if found else f"none; {none_because(config)}"
+    text = found.origin if found else f"none; {none_because(config)}"
     return [textwrap.fill(f"Held out: {text}.", 110)]
 
 

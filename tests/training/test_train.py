@@ -312,7 +312,7 @@ def test_a_batch_size_without_its_learning_rate_is_warned_of(source, given, is_w
     lines = pretraining.rate_of_another_batch(run)
     assert len(lines) == is_warned
     for line in lines:
-        check_names(line, "batch_size 128", "stays 0.0024", "--config.optimizer.learning_rate")
+        check_names(line, "batch_size is set to 128", "stays 0.0024", "--config.optimizer.learning_rate")
     assert FINDINGS["batch"](run).text == "; WARNING: ".join(["128 pairs: 128 per device", *lines])
 
 
