@@ -70,6 +70,10 @@ FEW_CAPTIONS = (
     "{without:,} of {num_examples:,} examples have no caption, and train with the empty text; --require-caption leaves "
     "them out, and --caption-column NAME names another column or field: prepare the set again with a new --out"
 )
+SHARED = (
+    "{num_images:,} images have the captions of {rows}, because files in different folders have the same name; "
+    "if these are different images, prepare the set again with --captions-key path=COLUMN and a new --out"
+)
 TEXT_TABLES = ("csv", "tsv", "jsonl")
 TABLES = (*TEXT_TABLES, "parquet")  # image paths may be relative to the folder of the table
 WITH_FIELDS = ("webdataset", "img2dataset-parquet", *TABLES)
@@ -179,7 +183,8 @@ def _add_captions(command: flags.Parser) -> None:
     add("--captions", action="append", default=[], metavar=flags.EITHER, help=what)
     key = (
         "what of an image equals COLUMN of a caption (default: a column of the same name): key; path, as the source "
-        "names its file; file, the same without folders; or a field of a tar's json, or column of a table, such as url"
+        "names its file, where COLUMN may begin with the path of the source's folder; file, where the folders of both "
+        "are ignored; or a field of a tar's json, or column of a table, such as url"
     )
     add("--captions-key", default="", metavar="KEY[=COLUMN]", help=key)
     names = "names of the captions, and their columns if these differ; a name with several columns has several texts"
@@ -368,6 +373,11 @@ def _warnings(request: Request, part: Mapping[str, Any]) -> Iterator[str]:
         yield f"{counted(part['rejected'][MISSING], 'image')} not found{hint}"
     if num_damaged := part["rejected"].get(UNREADABLE):
         yield f"damage in {counted(num_damaged, 'input shard')}; the examples after the damage are missing"
+    if request.options.joined_by == "file":
+        joined = part["joined"]
+        num_rows = joined["rows"] - sum(joined[name] for name in ("doubled", "unusable", "unused"))
+        if joined["matched"] > num_rows:
+            yield SHARED.format(num_images=joined["matched"], rows=counted(num_rows, "row"))
     num_examples, without = part["num_examples"], part["statistics"]["without_caption"]
     if without == num_examples:
         yield NO_CAPTIONS

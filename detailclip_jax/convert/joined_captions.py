@@ -53,6 +53,10 @@ NUM_KEYS = "SELECT count(*) FROM (SELECT 1 FROM captions GROUP BY digest)"
 # The key of a row, if that is the first with its key
 KEY = """SELECT key FROM captions AS this WHERE rowid = ? AND NOT EXISTS (
     SELECT 1 FROM captions WHERE digest = this.digest AND key = this.key AND captions.rowid < this.rowid)"""
+# A file name with different captions in two folders, and these folders
+AMBIGUOUS = """SELECT key, min(folder), max(folder) FROM captions
+    WHERE digest IN (SELECT digest FROM captions GROUP BY digest HAVING count(*) > 1)
+    GROUP BY key HAVING min(folder) < max(folder) AND min(texts) < max(texts) ORDER BY key LIMIT 1"""
 SHOWN = 3  # keys of each side in a message
 
 
@@ -119,23 +123,34 @@ def build(request: Request, tell: Callable[[int], None]) -> None:
 def _fill(database: sqlite3.Connection, options: Options, tell: Callable[[int], None]) -> None:
     for pragma in PRAGMAS:
         database.execute(f"PRAGMA {pragma}")
-    database.execute("CREATE TABLE captions (digest INTEGER, key TEXT, texts BLOB)")
+    database.execute("CREATE TABLE captions (digest INTEGER, key TEXT, texts BLOB, folder TEXT)")
     database.execute("CREATE TABLE counts (num_rows INTEGER, doubled INTEGER, unusable INTEGER)")
     num, unusable, rows = 0, 0, _rows(options)
     database.execute("BEGIN")
     while batch := list(itertools.islice(rows, BATCH)):
         usable = [row for row in batch if row]
-        database.executemany("INSERT INTO captions VALUES (?, ?, ?)", usable)
+        database.executemany("INSERT INTO captions VALUES (?, ?, ?, ?)", usable)
         num, unusable = num + len(batch), unusable + len(batch) - len(usable)
         tell(num)
     database.execute("COMMIT")
     database.execute("CREATE INDEX by_digest ON captions (digest)")
+    if options.joined_by == "file" and (found := database.execute(AMBIGUOUS).fetchone()):
+        name, *folders = found
+        column = columns.sides(options.captions_key)[1]
+        raise ValueError(
+            f"--captions-key {options.captions_key}: --captions has different captions for the file name {name!r} in "
+            f"two folders, {' and '.join(repr(f'{folder}{name}') for folder in folders)}; give --captions-key "
+            f"path={column}, which also compares the folders"
+        )
     doubled = num - unusable - database.execute(NUM_KEYS).fetchone()[0]
     database.execute("INSERT INTO counts VALUES (?, ?, ?)", (num, doubled, unusable))
 
 
-def _rows(options: Options) -> Iterator[tuple[int, str, bytes] | None]:
-    """Yields digest, key and packed texts of each row in the order of the files; None for a row without a key."""
+def _rows(options: Options) -> Iterator[tuple[int, str, bytes, str] | None]:
+    """Yields digest, key, packed texts and folder of each row in the order of the files; None for one without a key.
+
+    The folder is "" unless the key is the name of a file.
+    """
     by, column = columns.sides(options.captions_key)
     sizes = [len(each) for each in named_columns(options).values()]
     wanted = (column, *itertools.chain.from_iterable(named_columns(options).values()))
@@ -167,16 +182,17 @@ def _reader(path: str) -> Callable[[str, Sequence[str]], Iterable[Cells]]:
 
 def _row(
     cells: Sequence[Any], by: str, sizes: Sequence[int], wanted: Sequence[str], path: str
-) -> tuple[int, str, bytes] | None:
+) -> tuple[int, str, bytes, str] | None:
     """Returns a row of the index; a caption of several columns, or of a list, has several texts."""
-    key = escaped(_key(cells[0], path, wanted[0]))
+    key, folder = escaped(_key(cells[0], path, wanted[0])), ""
     if by == "file":
-        key = key.rpartition("/")[2]
+        *parts, key = key.rpartition("/")
+        folder = "".join(parts)
     if not key:
         return None
     texts = [_texts(cell, path, name) for cell, name in zip(cells[1:], wanted[1:])]
     named = texts if len(texts) == len(sizes) else list(_grouped(texts, sizes))
-    return digest_of(key) - 2**63, key, msgpack.packb(named) or b""
+    return digest_of(key) - 2**63, key, msgpack.packb(named) or b"", folder
 
 
 def _grouped(texts: Iterable[str | list[str]], sizes: Iterable[int]) -> Iterator[str | list[str]]:
@@ -230,10 +246,14 @@ class Joined:
     """Adds captions to examples, and counts the images; `unmatched` has the keys of the first ones without a row.
 
     `used` has the numbers of the rows that images have, `fields` those of an image without a key.
+    `root` is the folder of the images; a row may name an image by its path from `root`, from a folder above, or by its
+    absolute path.
     """
 
-    def __init__(self, database: sqlite3.Connection, options: Options):
+    def __init__(self, database: sqlite3.Connection, options: Options, root: str = ""):
         self._database, self._names = database, list(named_columns(options))
+        parts = root.split("/") if options.joined_by == "path" else []  # "/data/photos": "photos/", "data/photos/", ...
+        self._before = ["", *("/".join([*parts[n:], ""]) for n in reversed(range(len(parts))))]
         self.num_matched = self.num_unmatched = 0
         self.unmatched: list[str] = []
         self.used: set[int] = set()
@@ -259,8 +279,10 @@ class Joined:
 
     def _row(self, key: str, own: Named) -> list[tuple[str, str | list[str]]] | None:
         """Returns the captions of a key, but for blank ones that the image has of its `own`; None without a row."""
+        keys = (before + key for before in self._before)
         try:
-            found = self._database.execute(FIRST, (digest_of(key) - 2**63, key)).fetchone()
+            rows = (self._database.execute(FIRST, (digest_of(each) - 2**63, each)).fetchone() for each in keys)
+            found = next(filter(None, rows), None)
         except sqlite3.Error as error:
             raise OSError(f"the index of --captions cannot be read: {error}; repeat the command") from error
         if found is None:
@@ -284,7 +306,7 @@ def opened(request: Request) -> Iterator[Joined | None]:
         yield None
         return
     with contextlib.closing(_open(request.work)) as database:
-        yield Joined(database, request.options)
+        yield Joined(database, request.options, escaped(request.options.images or "".join(request.paths[:1])))
 
 
 def _open(work: pathlib.Path) -> sqlite3.Connection:

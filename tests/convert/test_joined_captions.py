@@ -142,9 +142,9 @@ def test_a_row_without_a_place_is_a_missing_file(tmp_path):
 
 def test_a_blank_cell_leaves_the_image_s_own_caption():
     with contextlib.closing(sqlite3.connect(":memory:")) as database:
-        database.execute("CREATE TABLE captions (digest INTEGER, key TEXT, texts BLOB)")
+        database.execute("CREATE TABLE captions (digest INTEGER, key TEXT, texts BLOB, folder TEXT)")
         row = digest_of("1") - 2**63, "1", msgpack.packb([" ", "a frog"])
-        database.execute("INSERT INTO captions VALUES (?, ?, ?)", row)
+        database.execute("INSERT INTO captions VALUES (?, ?, ?, '')", row)
         join = joined_captions.Joined(database, Options(captions_columns=("raw", "long")))
         raw = join(Raw("k", b"", texts={"raw": "a bus"}, match="1"))
         assert isinstance(raw, Raw) and raw.texts == {"raw": "a bus", "long": "a frog"}
@@ -240,6 +240,26 @@ def test_folders_are_joined_by_path_or_by_file_name(tmp_path, by, names):
     found = {key: example["text"] for key, example in examples(tmp_path / "out").items()}
     assert sorted(found.values()) == sorted(f"caption of {name}" for name in names)
     assert all(pathlib.PurePath(key).name == pathlib.PurePath(text).name for key, text in found.items())
+
+
+def test_files_of_the_same_name_keep_their_own_captions(tmp_path, capsys):
+    """By path with the folder of the source before it; by file name the rows contradict each other, or are shared."""
+    folder = tmp_path / "photos"
+    for name in ("a/1.jpg", "b/1.jpg"):
+        trees.write(folder / name, trees.jpeg())
+
+    def joined(out, by, names, texts):
+        write_table(tmp_path / f"{out}.csv", [list(each) for each in zip(names, texts)], ["image", "text"])
+        more = ("--captions", tmp_path / f"{out}.csv", "--captions-key", f"{by}=image", "--captions-columns", "text")
+        code = run("imagefolder", folder, tmp_path / out, *more)
+        return [example["text"] for example in examples(tmp_path / out).values()] if code == 0 else code
+
+    names = ["photos/a/1.jpg", f"{folder}/b/1.jpg"]
+    assert joined("path", "path", names, "AB") == ["A", "B"]
+    assert joined("file", "file", names, "AB") == 2
+    check_names(capsys.readouterr().err, "'1.jpg'", "'photos/a/1.jpg'", f"'{folder}/b/1.jpg'", "path=image")
+    assert joined("same", "file", names, "AA") == ["A", "A"]
+    assert "WARNING: 2 images have the captions of 1 row," in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
