@@ -9,6 +9,7 @@ Python shows its traceback.
 
 import contextlib
 import difflib
+import logging as python_logging
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -59,6 +60,7 @@ def run(command: Callable[[], int], kept: str = "") -> int:
     """
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the checkpoint library logs many info messages
+    python_logging.basicConfig(format="*** %(levelname)s: %(message)s")  # as `Console.warn`; no effect in `main`
     try:
         with signals.if_ended(lambda: kept):
             return command()

@@ -1,5 +1,6 @@
 """Errors of commands as messages and exit codes, and the parser that all commands share."""
 
+import logging as python_logging
 import re
 
 import pytest
@@ -79,10 +80,13 @@ def test_notes_of_an_error_at_work_are_said(capsys):
     assert capsys.readouterr().err == "error: loss is not finite; what was measured is kept\n"
 
 
-def test_a_command_logs_warnings_only():
+def test_a_command_logs_warnings_only_as_its_console_prints_them(capsys, monkeypatch):
     before = logging.get_verbosity()
+    monkeypatch.setattr(python_logging.root, "handlers", [])
     try:
-        assert errors.run(lambda: 5) == 5 and logging.get_verbosity() == logging.WARNING
+        assert errors.run(lambda: logging.warning("one set of weights") or 5) == 5
+        assert logging.get_verbosity() == logging.WARNING
+        assert capsys.readouterr().err == "*** WARNING: one set of weights\n"
     finally:
         logging.set_verbosity(before)
 
