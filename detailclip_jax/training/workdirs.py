@@ -67,7 +67,10 @@ def no_run(path: str | Path) -> str:
     if path.is_file():
         return f"{path} is a file; python -m detailclip_jax.import_torch converts a PyTorch checkpoint to a workdir"
     if has_config(path):
-        return f"the run in {path} has not saved any checkpoint yet; repeat its command to train it"
+        return (
+            f"the run in {path} has not saved any checkpoint yet; if it is running, wait for its first one, else "
+            "repeat its command to train it"
+        )
     if runs := runs_in(path):
         return f"{path} has no run itself; give a run inside it, for example {path / runs[0]}"
     run = next(filter(is_run, path.absolute().parents), None)

@@ -101,7 +101,7 @@ def test_what_else_a_path_may_be(tmp_path):
     (tmp_path / "empty").mkdir()
     check_names(said(tmp_path / "empty"), "no config.json and no checkpoint")
     make_run(tmp_path / "begun")
-    check_names(said(tmp_path / "begun"), "not saved any checkpoint")
+    check_names(said(tmp_path / "begun"), "not saved any checkpoint", "if it is running")
     (tmp_path / "vit.pth").write_text("weights")
     check_names(said(tmp_path / "vit.pth"), "is a file", "import_torch")
     make_run(tmp_path / "several/one", 3)
@@ -158,7 +158,7 @@ def test_weights_that_were_exported_into_a_folder_of_runs_do_not_hide_the_runs(t
     for folder in (tmp_path, tmp_path / "begun"):
         (folder / "exported.safetensors").write_text("weights")
     check_names(said(tmp_path), str(tmp_path / "one"))
-    check_names(said(tmp_path / "begun"), "not saved any checkpoint")
+    check_names(said(tmp_path / "begun"), "not saved any checkpoint", "if it is running")
 
 
 COMMANDS = {
