@@ -26,7 +26,7 @@ from detailclip_jax.runtime.errors import EvaluatorError
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.progress import Clock, Meter
-from detailclip_jax.runtime.signals import SIGNALS, Stopped
+from detailclip_jax.runtime.signals import SIGNALS, Stopped, pause_point
 from detailclip_jax.runtime.terminal import counted, plain
 from detailclip_jax.training.mesh import make_mesh
 from detailclip_jax.training.session import Finding, Run, Task, afresh
@@ -198,7 +198,9 @@ def finish(run: Run, state: TrainState, step: int, scores: Mapping[str, float], 
         run.console.say(text)
     run.console.live("drawing the figure ...")
     try:
+        pause_point()
         figure = figure_of({f"step {step}": (run.experiment, state, step)}, SHOWN)
+        pause_point()
         if jax.process_index() == 0:
             run.console.say(str(plots.save(figure, run.workdir / "figures" / f"{config.method}.png")))
     except ImportError as error:  # figures need an optional package; the run and its table are complete without

@@ -16,6 +16,7 @@ from detailclip_jax.evaluation.run_evaluators import all_weights
 from detailclip_jax.figures import plots, style
 from detailclip_jax.inference.inspection import lowest, paste, paste_options, removal_rule
 from detailclip_jax.runtime.metric_files import read_lines
+from detailclip_jax.runtime.signals import pause_point
 from detailclip_jax.training.experiment import Experiment, dummy_batch
 from detailclip_jax.training.train_state import TrainState
 
@@ -27,7 +28,8 @@ def write(workdir: str | Path, experiment: Experiment, state: TrainState) -> lis
 
     The curves come from the workdir's metrics.jsonl. The other figures show held-out scenes of stickers, or held-out
     examples of the run's own data (`data.held_out`); they are skipped if there are none. A method without a pixel loss
-    has no reconstructions. All processes of a run must call this; process 0 writes.
+    has no reconstructions. All processes of a run must call this; process 0 writes. Raises Stopped between two figures,
+    and writes none, if a signal ends the run.
     """
     figures = {}
     metrics = Path(workdir) / "metrics.jsonl"
@@ -36,6 +38,7 @@ def write(workdir: str | Path, experiment: Experiment, state: TrainState) -> lis
             read_lines(metrics), [loss.name for loss in experiment.method.losses]
         )
     figures |= of_held_out(experiment, state)
+    pause_point()
     if jax.process_index():
         return []
     return [plots.save(figure, Path(workdir) / "figures" / f"{name}.png") for name, figure in figures.items()]
@@ -64,8 +67,10 @@ def of_held_out(experiment: Experiment, state: TrainState) -> dict[str, Any]:
     shown = held_out_images(experiment.config)
     if shown is None:
         return {}
+    pause_point()
     figures = {"attention": attention(experiment, state, shown)}
     if "reconstruction" in experiment.method.terms:
+        pause_point()
         figures["reconstructions"] = reconstructions(experiment, state, shown)
     return figures
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C in training: the run stops after a step, or within an evaluation, and is saved.
+"""SIGTERM and Ctrl-C in training: the run stops after a step, or within an evaluation or its figures, and is saved.
 
 An evaluation stops between two batches and at every `pause_point`.  Several processes stop at the same step.
 """
@@ -36,9 +36,9 @@ class Interrupt(Saving):
         self._asked = 0
 
     @contextlib.contextmanager
-    def during_evaluation(self) -> Iterator[None]:
-        """Marks an evaluation, before which its step is saved: what a signal prints says so."""
-        before, self.doing = self.doing, "stopping between two batches of the evaluation, with its step saved"
+    def once_saved(self, doing: str) -> Iterator[None]:
+        """Marks work on a step that is saved: what a signal prints says so, after what it is `doing`."""
+        before, self.doing = self.doing, f"{doing}, with its step saved"
         try:
             yield
         finally:

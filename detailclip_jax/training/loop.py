@@ -125,7 +125,11 @@ def _train(run: Run) -> int:
         with Session(run, checkpoints, start.step, interrupt) as session:
             step = loop_and_finish(session, start, interrupt)
     if interrupt.received:
-        rest = "resumes from there" if step < config.total_steps or not config.evaluate_at_end else "evaluates it"
+        rest = (
+            "resumes from there"
+            if step < config.total_steps or not config.evaluate_at_end
+            else "evaluates it and draws its figures"
+        )
         left = f"saved at step {step} of {config.total_steps}; the same command {rest}"
         run.console.say(f"{interrupt.received.name}: {left}")
     return interrupt.exit_code
@@ -145,7 +149,7 @@ def loop_and_finish(session: Session, start: "Start", interrupt: Interrupt) -> i
                 state = loop(session, start, ready, interrupt)
                 if not interrupt.received:
                     finish(session, state, session.step)
-            except Stopped:  # raised in an evaluation; its step was saved before
+            except Stopped:  # raised in an evaluation or the figures; their step was saved before
                 pass
             session.checkpoints.wait()  # inside the context: a second signal removes an unfinished save
     return session.step
@@ -287,4 +291,5 @@ def finish(session: Session, state: TrainState, step: int) -> None:
         run.console.say("not evaluated at the end, since evaluate_at_end is False: results.json is not written")
         return
     scores, data = session.evaluate(step, state), data_summary(run.config, session.counts())
-    run.task.finish(run, state, step, scores, data)
+    with session.interrupt.once_saved("stopping after this figure"):
+        run.task.finish(run, state, step, scores, data)

@@ -203,7 +203,8 @@ class Session:
         if self.scores is None or self.scores[0] != step:
             config = self.run.config
             self.run.console.live(f"evaluating step {step}: the first batch waits until its program is compiled ...")
-            with self.clock.paused(), self.interrupt.during_evaluation(), without_alarm():
+            stopping = self.interrupt.once_saved("stopping between two batches of the evaluation")
+            with self.clock.paused(), stopping, without_alarm():
                 scores = self.run.task.evaluate(self.run, self.interrupt, state, step)
             self._writer.write_anew("evaluations", step, scores)
             self.scores = step, scores

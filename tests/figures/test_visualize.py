@@ -1,5 +1,7 @@
 """Images: what goes into them is checked as arrays, and that they are written as files."""
 
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,8 @@ from detailclip_jax.evaluation import run_figures
 from detailclip_jax.figures import plots
 from detailclip_jax.inference.inspection import paste
 from detailclip_jax.models.patches import normalise_patches, patchify
+from detailclip_jax.runtime.interrupt import Interrupt
+from detailclip_jax.runtime.signals import Stopped
 from detailclip_jax.training import experiment
 from detailclip_jax.training.mesh import make_mesh
 
@@ -143,6 +147,9 @@ def test_a_run_on_other_data_has_its_curves_without_the_drawings(tmp_path, monke
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "clip": 2.0}\n')
     assert [path.name for path in run_figures.write(tmp_path, built, built.state_shapes)] == ["loss_curves.png"]
     assert run_figures.images(built, built.state_shapes) == {}
+    with Interrupt() as interrupt, pytest.raises(Stopped):
+        interrupt.received = signal.SIGINT
+        run_figures.write(tmp_path, built, built.state_shapes)
 
 
 def nano_config(method):

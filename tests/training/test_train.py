@@ -31,7 +31,7 @@ from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.locks import Busy, alone
 from detailclip_jax.runtime.metric_files import NonFiniteError, read_lines, read_scores
 from detailclip_jax.runtime.progress import Console
-from detailclip_jax.runtime.signals import TOGETHER
+from detailclip_jax.runtime.signals import TOGETHER, pause_point
 from detailclip_jax.training import checkpoint, loop, session
 from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, StorageError
 from detailclip_jax.training.session import Run
@@ -569,6 +569,27 @@ def test_a_step_whose_evaluation_did_not_happen_is_evaluated_when_the_run_goes_o
             loop.train(run)
     assert seen == [4, "stopped", 8, 12]
     assert [line["step"] for line in read_lines(run.workdir / "evaluations.jsonl")] == [4, 8, 12]
+
+
+def test_a_stop_is_honoured_between_figures_which_the_same_command_draws(run_of, monkeypatch, capfd):
+    seen = []
+
+    def write(workdir, *_):
+        if not seen:
+            os.kill(os.getpid(), signal.SIGTERM)
+        seen.append(workdir)
+        pause_point()
+        return ["attention.png"]
+
+    monkeypatch.setattr("detailclip_jax.evaluation.run_all", lambda *_: {})
+    monkeypatch.setattr(pretraining.run_report, "write", lambda *_: "the table")
+    monkeypatch.setattr(pretraining.run_figures, "write", write)
+    run, again = (run_of(total_steps=1, evaluate_at_end=True) for _ in range(2))
+    assert loop.train(run) == 143
+    assert "the table" in text_of(run) and "attention.png" not in text_of(run)
+    assert "SIGTERM: saved at step 1 of 1; the same command evaluates it and draws its figures" in text_of(run)
+    assert "SIGTERM: stopping after this figure, with its step saved (repeat" in capfd.readouterr().err
+    assert loop.train(again) == 0 and "attention.png" in text_of(again)
 
 
 def stopped_in_an_evaluation(monkeypatch, at_batch):
