@@ -249,11 +249,13 @@ class EqualFlop(NamedTuple):
 
 
 DROPOUT = "views.patch_dropout=0.5+views.patch_dropout_until=0.9"
+SENTENCES = "data.caption=crops:long+data.num_captions=6+model.context_length=64+data.text_buckets=()"  # as for COSMOS
 TEACHER = "--config=configs/stickers.py:method=superclip,size=small --config.total_steps=900"
 EQUAL_FLOP = {  # folder -> row
     "clip": EqualFlop("`clip`", "clip", 1605, 3),
     "mean": EqualFlop("`clip`, mean of the patches", "clip+model.image_style.pooling=mean", 1600, 1),
     "dropout": EqualFlop("`clip`, patch dropout", f"clip+{DROPOUT}", 2834, 2),
+    "captions": EqualFlop("`clip`, COSMOS's captions", f"clip+{SENTENCES}", 833, 2),
     "token_set": EqualFlop("`clip` with `token_set`", "superclip", 1540, 2),
     "detail": EqualFlop("`configs/detail.py`: `token_set`, patch dropout", "configs/detail.py", 2834, 3),
     "both": EqualFlop("`token_set`, mean of the patches", "superclip+model.image_style.pooling=mean", 1540, 1),
@@ -266,7 +268,13 @@ EQUAL_FLOP = {  # folder -> row
     ),
     "cosmos": EqualFlop("`cosmos`", "cosmos", 300, 1),
 }
-LINEAR_HEADS = ("clip", "detail")  # rows on whose frozen encoders a linear head is trained
+TRANSFERRED = ("clip", "dropout", "detail")  # rows whose encoders get a head, in the two tasks of HEADS
+HEADS = {  # title -> task/metric; configs/transfer/stickers_TASK.py
+    "linear head, frozen: mIoU": "linear/mIoU",
+    "detector, end to end: box AP": "detection/bbox_AP",
+    "box AP50": "detection/bbox_AP50",
+    "mask AP": "detection/segm_AP",
+}
 
 
 def equal_flop_runs(folder: str) -> list[str]:
@@ -281,33 +289,41 @@ def equal_flop_commands() -> list[str]:
         flags = f"--seeds={row.seeds} --budget={row.steps} {row.flags}".strip()
         commands.append(f"{COMPARE} --methods={row.entry} {flags} --workdir={{out}}/{folder}")
         commands += map(by_words, equal_flop_runs(folder))
-    for path in itertools.chain(*map(equal_flop_runs, LINEAR_HEADS)):
-        commands.append(f"{TRANSFER}/stickers_linear.py --config.init={{out}}/{path} --workdir={{out}}/linear/{path}")
+    for path, task in itertools.product(itertools.chain(*map(equal_flop_runs, TRANSFERRED)), ("linear", "detection")):
+        commands.append(f"{TRANSFER}/stickers_{task}.py --config.init={{out}}/{path} --workdir={{out}}/{task}/{path}")
     return commands
+
+
+def head_scores(folder: Path, path: str) -> Scores:
+    """The scores in HEADS of the heads that were trained on this run's encoder."""
+    found = {}
+    for name in HEADS.values():
+        task, metric = name.split("/")
+        found[name] = read(folder / task / path / "results.json")[metric]
+    return found
 
 
 @number(200, *equal_flop_commands())
 def equal_flop(folder: Path) -> Texts:
     """CLIP, the recipe for detail, a frozen teacher and COSMOS at equal FLOP."""
     found = scored(folder, {row.label: equal_flop_runs(name) for name, row in EQUAL_FLOP.items()})
-    several = {row: each for row, each in found.items() if len(each) > 2}
-    heads = []
-    for name in LINEAR_HEADS:
-        values = [read(folder / "linear" / path / "results.json")["mIoU"] for path in equal_flop_runs(name)]
-        heads.append(f"`{EQUAL_FLOP[name].entry}` {tables.mean_and_spread(values)}")
-    about = "A linear head (configs/transfer/stickers_linear.py) on the frozen encoder; mIoU of objects and background"
+    heads = {
+        EQUAL_FLOP[name].label: [head_scores(folder, path) for path in equal_flop_runs(name)] for name in TRANSFERRED
+    }
+    several = lambda rows: {row: each for row, each in rows.items() if len(each) > 2}  # noqa: E731
+    minus = "minus `clip` of the same seed"
     teacher = scores(folder, "teacher")
     own = ", ".join(f"{title} {teacher[name]:.1f}" for title, name in SCORES.items())
     return {
         "table": tables.of_scores("method", AT_EQUAL_FLOP, found),
-        "differences": tables.of_differences("minus `clip` of the same seed", SCORES, several, baseline="`clip`"),
-        "linear": f"{about}: {', '.join(heads)}.",
+        "differences": tables.of_differences(minus, SCORES, several(found), baseline="`clip`"),
+        "transfer": tables.of_scores("encoder of", HEADS, heads),
+        "transfer_differences": tables.of_differences(minus, HEADS, several(heads), baseline="`clip`"),
         "teacher": f"The teacher: {own}.",
     }
 
 
 STICKERS = "configs/stickers.py:method"
-SENTENCES = "data.caption=crops:long+data.num_captions=6+model.context_length=64+data.text_buckets=()"  # as for COSMOS
 TERMS_SEEDS = 2
 TERMS_FLAGS = "--flop-of=clip --budget=800 --set steps_per_epoch=60 --set optimizer.warmup_steps=60"
 TERMS = {  # entry of `compare` -> row; all at the FLOP of 800 steps of CLIP
@@ -316,11 +332,14 @@ TERMS = {  # entry of `compare` -> row; all at the FLOP of 800 steps of CLIP
     f"clip+{SENTENCES}+losses.weights.beta=1": "`clip`, COSMOS's captions, `beta`",
     f"clip+{DROPOUT}": "`clip`, patch dropout",
     "superclip": "`token_set`",
+    f"{STICKERS}=clip,region=1": "`clip`, `region`",
+    "clip+losses.weights.gram=2": "`clip`, `gram`",
     f"{STICKERS}=superclip,region=1": "`token_set`, `region`",
     "superclip+losses.weights.gram=2": "`token_set`, `gram`",
     f"{STICKERS}=detailclip,token_set=1": "`token_set`, DetailCLIP",
     f"superclip+{DROPOUT}": "`token_set`, patch dropout",
     "superclip+views.patch_dropout=0.5": "`token_set`, patch dropout to the end",
+    f"superclip+{DROPOUT}+losses.weights.gram=2": "`token_set`, patch dropout, `gram`",
 }
 EFFECTS = (  # what is added, the row with it, the row without it
     ("`token_set`", "superclip", "clip"),
@@ -330,8 +349,11 @@ EFFECTS = (  # what is added, the row with it, the row without it
     ("all patches in the last tenth", f"superclip+{DROPOUT}", "superclip+views.patch_dropout=0.5"),
     ("COSMOS's captions", f"clip+{SENTENCES}", "clip"),
     ("`beta`, with COSMOS's captions", f"clip+{SENTENCES}+losses.weights.beta=1", f"clip+{SENTENCES}"),
+    ("`region`", f"{STICKERS}=clip,region=1", "clip"),
     ("`region`, with `token_set`", f"{STICKERS}=superclip,region=1", "superclip"),
+    ("`gram`", "clip+losses.weights.gram=2", "clip"),
     ("`gram`, with `token_set`", "superclip+losses.weights.gram=2", "superclip"),
+    ("`gram`, with both", f"superclip+{DROPOUT}+losses.weights.gram=2", f"superclip+{DROPOUT}"),
     ("DetailCLIP, with `token_set`", f"{STICKERS}=detailclip,token_set=1", "superclip"),
 )
 TERMS_RUNS = {entry: runs(entry, TERMS_SEEDS) for entry in TERMS}
