@@ -268,13 +268,9 @@ EQUAL_FLOP = {  # folder -> row
     ),
     "cosmos": EqualFlop("`cosmos`", "cosmos", 300, 1),
 }
-TRANSFERRED = ("clip", "dropout", "detail")  # rows whose encoders get a head, in the two tasks of HEADS
-HEADS = {  # title -> task/metric; configs/transfer/stickers_TASK.py
-    "linear head, frozen: mIoU": "linear/mIoU",
-    "detector, end to end: box AP": "detection/bbox_AP",
-    "box AP50": "detection/bbox_AP50",
-    "mask AP": "detection/segm_AP",
-}
+TRANSFERRED = ("clip", "dropout", "detail")  # rows whose encoders get a linear head, and a detector
+DETECTORS_SEEDS = 2
+DETECTION = {"box AP": "bbox_AP", "box AP50": "bbox_AP50", "mask AP": "segm_AP", "mask AP50": "segm_AP50"}
 
 
 def equal_flop_runs(folder: str) -> list[str]:
@@ -289,36 +285,37 @@ def equal_flop_commands() -> list[str]:
         flags = f"--seeds={row.seeds} --budget={row.steps} {row.flags}".strip()
         commands.append(f"{COMPARE} --methods={row.entry} {flags} --workdir={{out}}/{folder}")
         commands += map(by_words, equal_flop_runs(folder))
-    for path, task in itertools.product(itertools.chain(*map(equal_flop_runs, TRANSFERRED)), ("linear", "detection")):
-        commands.append(f"{TRANSFER}/stickers_{task}.py --config.init={{out}}/{path} --workdir={{out}}/{task}/{path}")
-    return commands
+    paths = list(map(equal_flop_runs, TRANSFERRED))
+    heads = [("linear", path) for each in paths for path in each]
+    heads += [("detection", path) for each in paths for path in each[:DETECTORS_SEEDS]]
+    return commands + [
+        f"{TRANSFER}/stickers_{task}.py --config.init={{out}}/{path} --workdir={{out}}/{task}/{path}"
+        for task, path in heads
+    ]
 
 
-def head_scores(folder: Path, path: str) -> Scores:
-    """The scores in HEADS of the heads that were trained on this run's encoder."""
-    found = {}
-    for name in HEADS.values():
-        task, metric = name.split("/")
-        found[name] = read(folder / task / path / "results.json")[metric]
-    return found
+def transferred(folder: Path, seeds: int | None = None) -> dict[str, list[Scores]]:
+    """The results of a task on the encoders of TRANSFERRED, of all seeds or of the first ones."""
+    rows = {EQUAL_FLOP[name].label: equal_flop_runs(name)[:seeds] for name in TRANSFERRED}
+    return {row: [read(folder / path / "results.json") for path in paths] for row, paths in rows.items()}
 
 
 @number(200, *equal_flop_commands())
 def equal_flop(folder: Path) -> Texts:
     """CLIP, the recipe for detail, a frozen teacher and COSMOS at equal FLOP."""
     found = scored(folder, {row.label: equal_flop_runs(name) for name, row in EQUAL_FLOP.items()})
-    heads = {
-        EQUAL_FLOP[name].label: [head_scores(folder, path) for path in equal_flop_runs(name)] for name in TRANSFERRED
-    }
-    several = lambda rows: {row: each for row, each in rows.items() if len(each) > 2}  # noqa: E731
-    minus = "minus `clip` of the same seed"
+    several = {row: each for row, each in found.items() if len(each) > 2}
+    heads = {row: [one["mIoU"] for one in each] for row, each in transferred(folder / "linear").items()}
+    linear = ", ".join(f"{row} {tables.mean_and_spread(values)}" for row, values in heads.items())
+    about = "A linear head (configs/transfer/stickers_linear.py) on the frozen encoder; mIoU of objects and background"
+    detectors = transferred(folder / "detection", DETECTORS_SEEDS)
     teacher = scores(folder, "teacher")
     own = ", ".join(f"{title} {teacher[name]:.1f}" for title, name in SCORES.items())
     return {
         "table": tables.of_scores("method", AT_EQUAL_FLOP, found),
-        "differences": tables.of_differences(minus, SCORES, several(found), baseline="`clip`"),
-        "transfer": tables.of_scores("encoder of", HEADS, heads),
-        "transfer_differences": tables.of_differences(minus, HEADS, several(heads), baseline="`clip`"),
+        "differences": tables.of_differences("minus `clip` of the same seed", SCORES, several, baseline="`clip`"),
+        "linear": f"{about}: {linear}.",
+        "detection": tables.of_scores("encoder", DETECTION, detectors),
         "teacher": f"The teacher: {own}.",
     }
 
