@@ -306,7 +306,7 @@ def equal_flop(folder: Path) -> Texts:
     found = scored(folder, {row.label: equal_flop_runs(name) for name, row in EQUAL_FLOP.items()})
     several = {row: each for row, each in found.items() if len(each) > 2}
     heads = {row: [one["mIoU"] for one in each] for row, each in transferred(folder / "linear").items()}
-    linear = ", ".join(f"{row} {tables.mean_and_spread(values)}" for row, values in heads.items())
+    linear = "; ".join(f"{row} {tables.mean_and_spread(values)}" for row, values in heads.items())
     about = "A linear head (configs/transfer/stickers_linear.py) on the frozen encoder; mIoU of objects and background"
     detectors = transferred(folder / "detection", DETECTORS_SEEDS)
     teacher = scores(folder, "teacher")
