@@ -416,7 +416,7 @@ def test_a_set_without_captions_is_told_as_one(tmp_path, capsys):
     assert run("csv", images, out=tmp_path / "none") == 0
     shown = capsys.readouterr().out
     assert "no caption  2" in shown and "WARNING: no example has a caption" in shown
-    assert "CLASS/image.txt is the caption of an imagefolder" in shown
+    assert "imagefolder: write the captions to files like CLASS/image.txt" in shown
     table = trees.write(tmp_path / "t.csv", "path,headline\na.jpg,one\na.jpg,\n")
     assert run("csv", table, "--caption-column", "headline", out=tmp_path / "one") == 0
     shown = capsys.readouterr().out
