@@ -20,6 +20,9 @@ HEADER_ERRORS = (
     tarfile.InvalidHeaderError,  # pyright: ignore[reportAttributeAccessIssue]
     tarfile.TruncatedHeaderError,  # pyright: ignore[reportAttributeAccessIssue]
 )
+# Newer versions of Python read and parse headers by these private methods, which take more arguments
+READ = getattr(tarfile.TarInfo, "_fromtarfile", tarfile.TarInfo.fromtarfile).__func__
+PARSE = getattr(tarfile.TarInfo, "_frombuf", tarfile.TarInfo.frombuf).__func__
 FIELD_ERRORS = (ValueError, IndexError, KeyError, TypeError, OverflowError)  # raised by tarfile for damaged fields
 
 
@@ -65,12 +68,16 @@ class Header(tarfile.TarInfo):
     @classmethod
     def fromtarfile(cls, tarfile: "Archive") -> "Header":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Returns the next header; called again for the member that follows a header with a name or attributes."""
+        return cls._fromtarfile(tarfile)
+
+    @classmethod
+    def _fromtarfile(cls, tarfile: "Archive", **given: Any) -> "Header":
         begin = tarfile.offset
         tarfile.depth += 1
         try:
             if tarfile.depth > MAX_HEADERS:
                 raise ReadError(f"more than {MAX_HEADERS} headers in a row before byte {begin}")
-            header = super().fromtarfile(tarfile)
+            header = READ(cls, tarfile, **given)
         except HEADER_ERRORS as error:
             raise ReadError(f"no header at byte {begin}: {error}") from error
         except FIELD_ERRORS as error:
@@ -84,7 +91,11 @@ class Header(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Header":
         """Returns the header in a block of 512 bytes."""
-        header = super().frombuf(buf, encoding, errors)
+        return cls._frombuf(buf, encoding, errors)
+
+    @classmethod
+    def _frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str, **given: Any) -> "Header":
+        header = PARSE(cls, buf, encoding, errors, **given)
         if header.size < 0 or (header.type not in tarfile.REGULAR_TYPES and header.size > MAX_HEADER_BYTES):
             raise ReadError(f"a header of type {header.type!r} claims {header.size} bytes")
         return header  # pyright: ignore[reportReturnType]
