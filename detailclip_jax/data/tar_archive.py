@@ -20,7 +20,7 @@ HEADER_ERRORS = (
     tarfile.InvalidHeaderError,  # pyright: ignore[reportAttributeAccessIssue]
     tarfile.TruncatedHeaderError,  # pyright: ignore[reportAttributeAccessIssue]
 )
-# Newer versions of Python read and parse headers by these private methods, which take more arguments
+# Python 3.13.5 reads and parses nested headers by these private methods; 3.11.7 has only the public ones
 READ = getattr(tarfile.TarInfo, "_fromtarfile", tarfile.TarInfo.fromtarfile).__func__
 PARSE = getattr(tarfile.TarInfo, "_frombuf", tarfile.TarInfo.frombuf).__func__
 FIELD_ERRORS = (ValueError, IndexError, KeyError, TypeError, OverflowError)  # raised by tarfile for damaged fields
