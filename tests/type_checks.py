@@ -1,5 +1,6 @@
 """What checks the annotations of the package while its tests run."""
 
+import functools
 from typing import Any
 
 from beartype import beartype
@@ -17,4 +18,10 @@ def annotated(function):
         checked = any(isinstance(hint, type) and issubclass(hint, AbstractArray) for hint in hints)
     else:
         checked = any(hint is not Any for hint in hints)
-    return beartype(function) if checked else function
+    return at_first_call(function) if checked else function
+
+
+def at_first_call(function):
+    """`function`, decorated by `beartype` when it is called: a process of tests calls few of all functions."""
+    decorated = functools.cache(lambda: beartype(function))
+    return lambda *args, **kwargs: decorated()(*args, **kwargs)
