@@ -17,7 +17,8 @@ from detailclip_jax.training import experiment, mesh
 from detailclip_jax.training.train_state import TrainState
 
 BATCH, TEXT = 8, 12
-SIZE = {**sizes.SIZES["tiny"]._asdict(), "depth": 2, "text_depth": 1}  # fewer blocks: less to compile
+SIZE = {**sizes.SIZES["tiny"]._asdict(), "depth": 1, "text_depth": 1}  # one block each: less to compile
+TWO_BLOCKS = {**SIZE, "depth": 2}  # for what depends on the number or the order of blocks
 ONE = {"count": 1, "size": 32}
 ENCLOSING = {"enclosing": {"count": 1, "size": 32, "kind": "enclosing"}}
 LOCAL = {"local": {"count": 2, "size": 16}}

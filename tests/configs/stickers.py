@@ -8,5 +8,5 @@ def get_config(arg=None):
     c = run_config.load(f"{bundled_folder()}/stickers.py" + (f":{arg}" if arg else ""))
     c.batch_size = 16
     c.model.size = "custom"
-    c.model.custom = {**sizes.SIZES["tiny"]._asdict(), "depth": 2, "text_depth": 1}
+    c.model.custom = {**sizes.SIZES["tiny"]._asdict(), "depth": 1, "text_depth": 1}
     return c

@@ -119,8 +119,8 @@ def test_an_encoder_of_native_images_keeps_their_aspect_in_a_dense_task(tiny):
     )
     assert made.config.preprocess.resize == "native" and made.model == same.model
     maps = {
-        "segmentation": lambda vit, images: taps(vit, images)((1,)),
-        "detection": lambda vit, images: backbone(vit, images, jnp.array([[16, 48]]), (1,))[0],
+        "segmentation": lambda vit, images: taps(vit, images)((0,)),
+        "detection": lambda vit, images: backbone(vit, images, jnp.array([[16, 48]]), (0,))[0],
     }[made.task.name]
     wide = lambda params: maps(made.model.image.bind({"params": params}), jnp.zeros((1, 16, 48, 3)))
     assert jax.eval_shape(wide, made.state_shapes.params["image"])[0].shape[1:3] == (2, 6)

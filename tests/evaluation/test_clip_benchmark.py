@@ -45,7 +45,7 @@ class Both(NamedTuple):
     ours: Any
 
 
-@pytest.fixture(scope="module", params=["open_clip", "openai"])
+@pytest.fixture(scope="module", params=["open_clip", pytest.param("openai", marks=pytest.mark.slow)])
 def both(request, tmp_path_factory):
     """A folder that open_clip reads, imported from there, or from a state dict in OpenAI's archives' layout."""
     folder, run = (tmp_path_factory.mktemp(request.param) / name for name in ("weights", "run"))

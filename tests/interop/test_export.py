@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import SIZE, check_names
+from tiny import TWO_BLOCKS, check_names
 
 from detailclip_jax import config, export, import_torch, interop
 from detailclip_jax.config import run_config
@@ -46,7 +46,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 OPENAI_FIELDS = {f"model.image_style.{name}": value for name, value in OPENAI_STYLE._asdict().items()}
 GELU_FIELDS = OPENAI_FIELDS | {"model.image_style.activation": "gelu", "model.text_activation": "gelu"}
 TINY = {"model.image_size": 32, "model.context_length": 12, "model.vocab_size": 64}
-TINY |= {"model.size": "custom", "model.custom": SIZE}
+TINY |= {"model.size": "custom", "model.custom": TWO_BLOCKS}
 
 CAPTIONED = {
     "cosmos": {"data.caption": "crops", "data.num_captions": 4},
@@ -132,6 +132,21 @@ def test_written_loaded_and_equal(detailclip, tmp_path, capsys, to, name, rows):
     assert (lost is not None and lost > 0.01) == (to == "reference")
     assert f"weights     {'student and ema' if to == 'reference' else 'ema'}\n" in printed
     assert ("have no place there" in printed) == (to == "reference")
+    if to == "stablehlo":
+        check_called_without_this_package(tmp_path / name)
+
+
+def check_called_without_this_package(folder):
+    script = (
+        "import jax, numpy as np, sys\n"
+        f"folder = {str(folder)!r}\n"
+        "for name, array in (('image', np.ones((3, 32, 32, 3), np.uint8)), ('text', np.ones((3, 12), np.int32))):\n"
+        "    exported = jax.export.deserialize(bytearray(open(f'{folder}/encode_{name}.bin', 'rb').read()))\n"
+        "    features = exported.call(array)\n"
+        "    assert features.shape == (3, 64) and abs(np.linalg.norm(features[0]) - 1) < 1e-5\n"
+        "assert not [name for name in sys.modules if name.startswith(('detailclip', 'flax'))]\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=folder)
 
 
 @pytest.mark.check
@@ -646,7 +661,7 @@ def test_our_own_tree_says_how_to_build_it(detailclip, tmp_path):
     read = load_file(path)
     assert set(read) == set(flat)
     assert all(np.array_equal(read[name], value) for name, value in flat.items())
-    assert json.loads(tensor_files.metadata(path)["config"])["model"]["custom"] == SIZE
+    assert json.loads(tensor_files.metadata(path)["config"])["model"]["custom"] == TWO_BLOCKS
     _, again, made = interop.load(path)
     jax.tree.map(np.testing.assert_array_equal, again["params"], variables["params"])
     jax.tree.map(np.testing.assert_array_equal, again["ema_params"]["image"], variables["params"]["image"])
@@ -684,22 +699,6 @@ def test_our_own_tree_holds_running_statistics(tmp_path, method, weights):
         jax.tree.map(np.testing.assert_array_equal, tree, expected[part])
     checkpoint.save_weights(tmp_path / "again", again, made, "own")
     jax.tree.map(np.testing.assert_array_equal, checkpoint.load(tmp_path / "again")[1], again | {"running": {}})
-
-
-@pytest.mark.check
-def test_stablehlo_is_called_without_this_package(detailclip, tmp_path):
-    pytest.importorskip("flatbuffers")
-    assert run(detailclip, "stablehlo", tmp_path / "hlo", "--no-verify") == 0
-    script = (
-        "import jax, numpy as np, sys\n"
-        f"folder = {str(tmp_path / 'hlo')!r}\n"
-        "for name, array in (('image', np.ones((3, 32, 32, 3), np.uint8)), ('text', np.ones((3, 12), np.int32))):\n"
-        "    exported = jax.export.deserialize(bytearray(open(f'{folder}/encode_{name}.bin', 'rb').read()))\n"
-        "    features = exported.call(array)\n"
-        "    assert features.shape == (3, 64) and abs(np.linalg.norm(features[0]) - 1) < 1e-5\n"
-        "assert not [name for name in sys.modules if name.startswith(('detailclip', 'flax'))]\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
 
 
 def test_a_difference_is_an_error(detailclip, tmp_path, capsys, monkeypatch):
@@ -833,7 +832,7 @@ TEXT = {"text", "text_projection", "image_projection", "logit_scale"}
         ("cosmos", "safetensors", set()),
         ("flair", "open_clip", OF_FLAIR),
         ("flair", "huggingface", OF_FLAIR),
-        ("flair", "stablehlo", OF_FLAIR | {"logit_scale"}),
+        pytest.param("flair", "stablehlo", OF_FLAIR | {"logit_scale"}, marks=pytest.mark.slow),
         ("flair", "flair", set()),
         ("flair", "safetensors", set()),
         ("detailclip", "slip", OF_DETAILCLIP),

@@ -10,7 +10,7 @@ import optax
 import pytest
 import straightforward
 from flax import traverse_util
-from tiny import SIZE, noise, tiny_batch, tiny_config
+from tiny import TWO_BLOCKS, noise, tiny_batch, tiny_config
 
 from detailclip_jax.config import run_config
 from detailclip_jax.data import lengths
@@ -46,7 +46,7 @@ in_check, in_slow = functools.partial(left, pytest.mark.check), functools.partia
 
 def config_of(granularity="patch", **changes):
     config = tiny_config()
-    config.model.custom = {**SIZE, "text_depth": 2}
+    config.model.custom = {**TWO_BLOCKS, "text_depth": 2}
     config.masking.granularity = granularity
     for name, value in changes.items():
         config.update_from_flattened_dict({name.replace("__", "."): value})
@@ -314,7 +314,7 @@ def test_rows_of_a_table_and_their_gradient(dtype):
 def test_no_sum_of_a_step_in_half_precision_is_rounded_on_its_way(changes):
     """The gradients of biases, positions, CLS and mask token add up over all tokens: in float32."""
     config = run_config.load("configs/stickers.py:method=ibot") if changes else config_of()
-    config.model.size, config.model.custom = "custom", {**SIZE, "text_depth": 2}
+    config.model.size, config.model.custom = "custom", {**TWO_BLOCKS, "text_depth": 2}
     config.model.dtype = "bfloat16"
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     batch = jax.eval_shape(lambda: experiment.dummy_batch(config, config.batch_size))

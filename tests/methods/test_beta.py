@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from tiny import check_names, noise_state, program_of, tiny_batch, tiny_config, tiny_experiment
+from tiny import TWO_BLOCKS, check_names, noise_state, program_of, tiny_batch, tiny_config, tiny_experiment
 
 from detailclip_jax import methods
 from detailclip_jax.data.caption_rules import captions_of
 from detailclip_jax.losses.block_targets import beta_loss
 from detailclip_jax.losses.clip import clip_loss
 from detailclip_jax.models.readouts import READOUTS, read_out
-from detailclip_jax.training import mesh
+from detailclip_jax.training import experiment, mesh
 
 compiled_loss = jax.jit(beta_loss, static_argnames=("beta", "block"))
 
@@ -104,7 +104,9 @@ def test_gradients_are_those_of_the_plain_formula():
 
 
 def test_a_pass_with_values_is_the_plain_pass_and_the_read_out_of_maskclip():
-    exp = tiny_experiment("beta")
+    config = tiny_config("beta")
+    config.model.custom = TWO_BLOCKS
+    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
 
     def both(params, images):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_batch, tiny_config, tiny_experiment, tiny_state
+from tiny import SIZE, tiny_batch, tiny_config, tiny_experiment, tiny_state
 
 from detailclip_jax import methods
 from detailclip_jax.config import run_config
@@ -22,7 +22,7 @@ def test_the_record_has_the_shapes_of_the_letters():
     record = exp.forward(tiny_state(), exp.put(tiny_batch()))
     assert record.views["large"].image.shape == (2, 8, 32, 32, 3)
     assert record.targets["full"].patches.shape == (2, 8, 16, 96)
-    assert record.targets["full"].attention.shape == (2, 8, 2, 16)
+    assert record.targets["full"].attention.shape == (2, 8, SIZE["depth"], 16)
     assert record.hidden.mask.shape == (2, 8, 16) and record.hidden.kept.shape == (2, 8, 8)
     assert record.tokens["visible"].patches.shape == (2, 8, 8, 96)
     assert record.decoded.shape == (2, 8, 8, 96)

@@ -145,7 +145,7 @@ def test_the_teacher_owns_exactly_what_the_row_names(method):
     assert set(state.running) == set(exp.method.running)
 
 
-@pytest.mark.parametrize("method", first(("detailclip",), OVER_DEVICES), indirect=True)
+@pytest.mark.parametrize("method", first((), OVER_DEVICES), indirect=True)
 def test_eight_devices_give_the_numbers_of_one(method):
     """Metrics and centers of three steps; gradients and BatchNorm statistics of the first."""
     (one, history, first), (eight, many, first_of_eight) = trained(method), trained(method, devices=8)
@@ -217,6 +217,7 @@ def trained_bytes(exp):
     return sum(4 * leaf.size for leaf, group in zip(leaves, groups, strict=True) if group != optimizer.FROZEN)
 
 
+@pytest.mark.check
 def test_over_data_gradients_are_reduced_and_embeddings_gathered_and_nothing_else_moves():
     exp, found = said_in_a_step(devices=8)
     kinds, joint_width = Counter(kind for kind, _ in found), exp.config.model.custom.joint_width
@@ -329,7 +330,7 @@ def test_a_term_of_weight_zero_takes_its_networks_along(off, gone):
     assert not gone.get("params", set()) & set(shapes.params)
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_a_weight_that_rises_is_0_before_its_ramp_and_full_after_it():
     config = tiny_config()
     config.losses.ramps.cls = (0.1, 0.2)  # of 20 steps

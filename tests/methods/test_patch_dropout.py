@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from test_region import naive_roi_align
-from tiny import check_names, copied, noise_state, on_one_device, program_of, tiny_batch, tiny_config
+from tiny import TWO_BLOCKS, check_names, copied, noise_state, on_one_device, program_of, tiny_batch, tiny_config
 from toy import SMALLEST
 
 from detailclip_jax import methods, pretraining
@@ -126,7 +126,9 @@ def test_positions_are_added_before_patches_are_dropped_and_the_class_token_stay
 
 @pytest.mark.check
 def test_terms_of_patches_read_those_that_are_seen():
-    exp = built("detail", share=0.9)
+    config = detail_config()
+    config.model.custom, config.views.patch_dropout = TWO_BLOCKS, 0.9
+    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     state, batch = noise_state(exp), tiny_batch(0, exp.config)
     batch["box"]["large"][...] = 0, 0, 48, 48
     record = exp.forward(state, exp.put(batch))
@@ -252,7 +254,7 @@ def test_what_does_not_fit_is_refused(method, fields, named):
     check_names(refused.value, *named)
 
 
-@pytest.mark.parametrize("method", ["siglip", "superclip", "supervised"])
+@pytest.mark.parametrize("method", ["siglip", "superclip", "supervised", "flair"])
 def test_other_methods_of_one_pass_encode_the_kept_patches(method):
     exp = built(method)
     patches_of = lambda state, batch: [tokens.patches for tokens in exp.forward(state, batch).tokens.values()]
@@ -260,7 +262,7 @@ def test_other_methods_of_one_pass_encode_the_kept_patches(method):
     assert patches.shape[:3] == (1, 8, 8)
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_a_method_that_pools_patches_by_captions_trains_with_it():
     exp = built("flair")
     state, found = noise_state(exp), []
@@ -270,7 +272,7 @@ def test_a_method_that_pools_patches_by_captions_trains_with_it():
     assert np.isfinite(found).all() and found[-1] < found[0]
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_one_command_trains_with_and_without_dropout(tmp_path):
     config = run_config.load(str(SMALLEST))
     fields = {"method": "clip", "total_steps": 4, "log_every": 1, "evaluate_at_end": False, "views.patch_dropout": 0.5}

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from tiny import SIZE, copied, drawn, noise_state, program_of, tiny_batch, tiny_config
+from tiny import SIZE, TWO_BLOCKS, copied, drawn, noise_state, program_of, tiny_batch, tiny_config
 
 from detailclip_jax import methods
 from detailclip_jax.methods.frozen_teacher import TEACHER
@@ -38,6 +38,7 @@ SEVERAL = {"data.caption": "crops", "data.num_captions": 3}
 def asked(method="beta", terms=(*WEIGHTS,), start=START, **fields):
     """A config with these terms, by default B-CLIP's with all of them."""
     config = tiny_config(method)
+    config.model.custom = TWO_BLOCKS
     if "region" in terms and "local" not in config.views.crops:
         config.views.crops.local = LOCAL
     if "distill" in terms:
@@ -150,12 +151,17 @@ def test_the_step_lowers_for_accelerators():
 @pytest.mark.parametrize(
     ("method", "terms", "fields"),
     [
-        ("siglip", ("token_set", "beta", "region", "distill"), SEVERAL),
         ("cosmos", ("token_set", "beta", "region", "distill"), {}),
-        ("detailclip", ("token_set", "region", "distill"), {}),
-        pytest.param("silc", ("region", "gram"), {}, marks=pytest.mark.slow),
-        pytest.param("tipsv2", ("region", "distill"), {}, marks=pytest.mark.slow),
         ("mae", ("distill",), {}),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in [
+                ("siglip", ("token_set", "beta", "region", "distill"), SEVERAL),
+                ("detailclip", ("token_set", "region", "distill"), {}),
+                ("silc", ("region", "gram"), {}),
+                ("tipsv2", ("region", "distill"), {}),
+            ]
+        ),
     ],
 )
 def test_other_methods_train_with_the_terms(method, terms, fields):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from flax.core import meta
-from tiny import tiny_config, tiny_experiment
+from tiny import TWO_BLOCKS, tiny_config, tiny_experiment
 
 from detailclip_jax.dense import runs
 from detailclip_jax.models import initial_values
@@ -79,12 +79,18 @@ def test_every_parameter_of_a_method_is_drawn_as_its_network_declares(method):
             check(values, distribution, values.shape)
 
 
+def two_blocks(devices=1, fsdp=1, scan=False):
+    config = tiny_config()
+    config.model.custom, config.model.scan = TWO_BLOCKS, scan
+    return experiment.build(config, mesh.make_mesh(jax.devices()[:devices], fsdp))
+
+
 def equal(one, other):
     return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
 
 
 def test_values_depend_on_seed_and_path_alone():
-    exp = tiny_experiment()
+    exp = two_blocks()
     first, again, other = (exp.initial.draw(seed) for seed in (0, 0, 1))
     assert equal(first, again)
     kernel = lambda state, number: state.params["image"][f"blocks_{number}"]["attn"]["qkv"]["kernel"]
@@ -115,14 +121,11 @@ def test_the_first_values_of_a_run_are_these():
     ],
 )
 def test_values_are_the_same_on_every_mesh_and_with_stacked_blocks(grid, scan):
-    config = tiny_config()
-    config.model.scan = scan
-    devices, fsdp = grid
-    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:devices], fsdp=fsdp))
+    exp = two_blocks(*grid, scan)
     state = exp.init(0)
     for leaf, shape in zip(jax.tree.leaves(state), jax.tree.leaves(exp.state_shapes), strict=True):
         assert (leaf.shape, leaf.dtype, leaf.sharding) == (shape.shape, shape.dtype, shape.sharding)
-    plain = tiny_experiment().initial.draw(0)
+    plain = two_blocks().initial.draw(0)
     image, expected = state.params["image"], plain.params["image"]
     stacked = lambda i: jax.tree.map(lambda x: x[i], image["blocks"]) if scan else image[f"blocks_{i}"]
     assert equal([stacked(i) for i in range(2)], [expected[f"blocks_{i}"] for i in range(2)])

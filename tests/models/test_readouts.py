@@ -467,6 +467,7 @@ NAMES = ("plain", "naclip", "gem")  # no formula, one for the last block, one fo
 def test_a_model_of_ours_without_pre_norm_with_stacked_blocks_and_in_bfloat16(changes):
     """One set of weights: features equal those of the plain float32 model."""
     config = tiny.tiny_config("clip")
+    config.model.custom = tiny.TWO_BLOCKS
     base = experiment.build(config, make_mesh(jax.devices()[:1]))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: np.asarray(rng.normal(0, 0.2, x.shape), x.dtype), base.state_shapes.params)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
-from tiny import check_names, noise_state, tiny_batch, tiny_config
+from tiny import TWO_BLOCKS, check_names, noise_state, tiny_batch, tiny_config
 
 from detailclip_jax import methods, pretraining
 from detailclip_jax.training import experiment, mesh, optimizer, sharding, warm_start
@@ -16,6 +16,7 @@ from detailclip_jax.training import experiment, mesh, optimizer, sharding, warm_
 @functools.cache
 def built(method, frozen="", devices=1, layers=False, **fields):
     config = tiny_config(method)
+    config.model.custom = TWO_BLOCKS
     config.model.freeze_patch_embed = config.model.freeze_gain = False
     if layers:
         config.optimizer.part_rates, config.optimizer.layer_decay = {"image": 0.5, "text": 0.1}, 0.7
@@ -142,6 +143,7 @@ def test_devices_and_chunks_give_the_same_numbers():
 )
 def test_what_does_not_fit_is_refused(method, entry, fields, named):
     config = tiny_config(method)
+    config.model.custom = TWO_BLOCKS
     config.update_from_flattened_dict({"optimizer.frozen": entry, **fields})
     pretraining.validate(config)
     networks = methods.build(config).networks

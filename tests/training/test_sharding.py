@@ -18,6 +18,7 @@ from detailclip_jax.training import experiment, mesh, sharding, train_step
 from detailclip_jax.training.checkpoint import Checkpoints
 
 EIGHT = 8, 4  # devices, fsdp: two groups of four devices, each with one state; whole states are in the methods' tests
+METHOD = "ibot"  # with a teacher and centers; compiled in a third of DetailCLIP's time
 TABLE = sharding.rules(towers.NETWORKS)
 
 
@@ -26,19 +27,19 @@ def built(config, devices, fsdp):
 
 
 @functools.cache
-def trained(devices, fsdp):
+def trained(devices, fsdp, method=METHOD):
     """The experiment on a mesh, metrics of five steps from one state on noise, and the state after them."""
-    exp = tiny_experiment() if devices == 1 else built(tiny_config(), devices, fsdp)
+    exp = tiny_experiment(method) if devices == 1 else built(tiny_config(method), devices, fsdp)
     state, history = noise_state(exp), []
     for step in range(5):
-        state, metrics = exp.train_step(state, exp.put(tiny_batch(step)))
+        state, metrics = exp.train_step(state, exp.put(tiny_batch(step, exp.config)))
         history.append(jax.device_get(metrics))
     return exp, history, state
 
 
 @pytest.mark.slow
 def test_five_steps_on_a_mesh_are_those_on_one_device():
-    (_, expected, one), (_, history, many) = trained(1, 1), trained(*EIGHT)
+    (_, expected, one), (_, history, many) = trained(1, 1, "detailclip"), trained(*EIGHT, "detailclip")
     for a, b in zip(expected, history, strict=True):
         for name in a:
             np.testing.assert_allclose(b[name], a[name], rtol=1e-5, atol=1e-6, err_msg=name)
@@ -56,18 +57,18 @@ def test_the_state_stays_where_the_table_puts_it():
             leaf = leaf[name]
         assert {shard.data.shape for shard in leaf.addressable_shards} == {(leaf.shape[0] // 4, leaf.shape[1])}
     assert state.running["cls"].sharding.spec == P("fsdp")
-    assert state.params["logit_scale"]["value"].sharding.is_fully_replicated
+    assert state.params["mask_token"]["value"].sharding.is_fully_replicated
 
 
 @pytest.mark.check
 def test_weights_are_gathered_and_gradients_scattered():
     exp, _, state = trained(*EIGHT)
-    found = collectives(exp.train_step.lower(state, exp.put(tiny_batch(0))).compile().as_text())
+    found = collectives(exp.train_step.lower(state, exp.put(tiny_batch(0, exp.config))).compile().as_text())
     assert {kind for kind, _ in found} <= {"all-reduce", "all-gather", "reduce-scatter"}
     weights = jax.tree.leaves((exp.state_shapes.params, exp.state_shapes.ema_params, exp.state_shapes.running))
     divided = sum(4 * leaf.size for leaf in weights if not leaf.sharding.is_fully_replicated)
     gathered = sum(size for kind, size in found if kind == "all-gather")
-    assert gathered <= divided + 4 * BATCH * 3 * SIZE["joint_width"]  # u, v and text
+    assert gathered <= divided
     reduced = sum(size for kind, size in found if kind == "all-reduce")
     assert reduced <= sharding.device_bytes(exp.state_shapes.params) + 4096  # of shards; centers and scalars beside it
 
@@ -75,10 +76,10 @@ def test_weights_are_gathered_and_gradients_scattered():
 @pytest.mark.check
 def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(tmp_path):
     """Divided over 4 of 8, restored on 1, 2 and 4, alike in every bit; the sixth step on 1 is that on 8."""
-    alone, (together, _, state) = tiny_experiment(), trained(*EIGHT)
+    alone, (together, _, state) = tiny_experiment(METHOD), trained(*EIGHT)
     with closing(Checkpoints(tmp_path)) as checkpoints:
         checkpoints.save(5, state, {"examples": 5 * BATCH}, {"config": "{}"})
-        fewer = {grid: built(tiny_config(), *grid).state_shapes for grid in ((2, 2), (4, 1))}
+        fewer = {grid: built(tiny_config(METHOD), *grid).state_shapes for grid in ((2, 2), (4, 1))}
         restored = {grid: checkpoints.restore(shapes) for grid, shapes in fewer.items()}
         restored[1, 1] = checkpoints.restore(alone.state_shapes)
     written = jax.tree.leaves(jax.tree.map(sharding.of_one_replica, state))
@@ -89,8 +90,8 @@ def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(tmp_path):
         for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(found.state), strict=True):
             assert len(b.sharding.device_set) == grid[0]
             np.testing.assert_array_equal(a, b)
-    _, one = alone.train_step(restored[1, 1].state, alone.put(tiny_batch(5)))
-    _, eight = together.train_step(copied(state), together.put(tiny_batch(5)))
+    _, one = alone.train_step(restored[1, 1].state, alone.put(tiny_batch(5, alone.config)))
+    _, eight = together.train_step(copied(state), together.put(tiny_batch(5, alone.config)))
     np.testing.assert_allclose(one["loss"], eight["loss"], rtol=1e-5)
 
 
