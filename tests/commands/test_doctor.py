@@ -14,7 +14,7 @@ from launching import ROOT, SMALLEST, environment
 from packaging.requirements import Requirement
 from test_detection_run import tiny as tiny_detection
 from test_segmentation_step import tiny as tiny_segmentation
-from tiny import check_names, tiny_config
+from tiny import TWO_BLOCKS, check_names, tiny_config
 
 from detailclip_jax import doctor, main, pretraining
 from detailclip_jax.config import run_config
@@ -356,7 +356,7 @@ def plan(config, devices=1, fsdp=1):
 @pytest.mark.usefixtures("activations_are_not_counted")
 def test_the_estimate_of_memory_counts_state_gradients_and_gathered_weights():
     config = tiny_config("clip")
-    config.model.freeze_patch_embed = False
+    config.model.freeze_patch_embed, config.model.custom = False, TWO_BLOCKS
     alone = plan(config)
     parts, shapes = preflight.estimate(alone), alone.experiment.state_shapes
     assert parts["state"] == sharding.total_bytes(shapes) and parts["weights"] == 0
@@ -379,7 +379,7 @@ def test_the_estimate_of_memory_counts_the_activations_of_a_chunk():
 @pytest.mark.slow
 def test_recomputation_of_stacked_blocks_that_gather_their_weights_is_counted():
     config = tiny_config("clip")
-    config.model.scan = True
+    config.model.custom, config.model.scan = TWO_BLOCKS, True
     by_layer = preflight.activation_bytes(plan(config, 8, 8))
     config.model.remat = "dots"  # what stacked blocks that gather their weights do in place of "none"
     assert preflight.activation_bytes(plan(config, 8, 8)) == by_layer > 0
