@@ -56,6 +56,13 @@ def on_white():
 
 
 @pytest.fixture(scope="module")
+def training():
+    """What configs/stickers.py trains on."""
+    source = open_source(run_config.load(f"{ROOT}/configs/stickers.py"))
+    return [source[i] for i in range(400)]
+
+
+@pytest.fixture(scope="module")
 def every(examples, mixed, on_white):
     return list(itertools.chain(*examples.values(), mixed, on_white))
 
@@ -421,22 +428,19 @@ def seen_ground(example):
     return example["image"][cv2.dilate((example["instances"] > 0).astype(np.uint8), np.ones((33, 33))) == 0]
 
 
-def test_training_draws_plain_grounds_white_ones_above_all():
-    source = open_source(run_config.load(f"{ROOT}/configs/stickers.py"))
-    grounds = [ground for ground in (seen_ground(source[i]) for i in range(400)) if len(ground) > 50]
+def test_training_draws_plain_grounds_white_ones_above_all(training):
+    grounds = [ground for ground in map(seen_ground, training) if len(ground) > 50]
     plain = [ground for ground in grounds if ground.std(0).max() < 0.5]
     white = [ground for ground in plain if (ground > 250).all()]
     assert 0.08 < len(plain) / len(grounds) < 0.3  # about half of the plain ones have noise as well
     assert 0.3 < len(white) / len(plain) < 0.75
 
 
-def test_training_draws_objects_of_any_size():
-    source = open_source(run_config.load(f"{ROOT}/configs/stickers.py"))
-    examples = [source[i] for i in range(500)]
-    boxes = [example["boxes"][0] for example in examples if len(example["nouns"]) == 1]
-    sides = np.array([max(x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes]) / len(examples[0]["image"])
+def test_training_draws_objects_of_any_size(training):
+    boxes = [example["boxes"][0] for example in training if len(example["nouns"]) == 1]
+    sides = np.array([max(x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes]) / len(training[0]["image"])
     assert sides.min() < 0.3 and sides.max() > 0.9  # of the canvas
-    assert min(area for each in examples for area in np.bincount(each["instances"].ravel())[1:]) >= 10
+    assert min(area for each in training for area in np.bincount(each["instances"].ravel())[1:]) >= 10
 
 
 def test_the_smallest_canvas_has_room_for_every_object():
