@@ -47,6 +47,7 @@ def test_simclr_does_not_mind_the_order_of_views_and_images():
     np.testing.assert_allclose(shuffled, loss, rtol=1e-6)
 
 
+@pytest.mark.check
 def test_simclr_over_eight_devices_is_that_of_one_with_its_gradient():
     def spread(views):
         local = lambda v: jax.lax.pmean(contrastive.simclr_loss(v, axis=mesh.DATA)[0], mesh.DATA)

@@ -226,6 +226,7 @@ def test_a_locked_network_is_loaded_and_its_rate_is_not_said(tmp_path):
     assert "image frozen" in rates and "image_projection frozen" in rates and "text x 0.5" in rates
 
 
+@pytest.mark.check
 def test_a_teacher_that_comes_along_is_kept(tmp_path):
     trees = written(tmp_path / "run", "detailclip")
     adopted = warm_start.adopt(tiny("detailclip", init=str(tmp_path / "run"), **{"model.prototypes": 8}))
@@ -338,6 +339,7 @@ def test_the_text_encoder_of_another_checkpoint(tmp_path):
         warm_start.adopt(asked, given=["model.context_length"])
 
 
+@pytest.mark.check
 def test_scale_and_bias_of_the_logits_are_fresh_if_a_projection_is(tmp_path):
     written(tmp_path / "siglip", "siglip")
     source = str(tmp_path / "siglip")
