@@ -49,7 +49,7 @@ CHANGES = {  # of the default config, by method; its crops replace the two large
         "model.image_style.positions": "sincos",
         "model.image_style.init": "xavier",
     },
-    "dino": {"views.crops": LOCAL, "model.drop_path": 0.1, "model.interpolation": "ibot"},
+    "dino": {"views.crops": LOCAL, "model.custom.depth": 2, "model.drop_path": 0.1, "model.interpolation": "ibot"},
     "ibot": {
         "views.crops": {"large": {"count": 2, "size": 32, "mask_grid": 4, "mask_ratio": (0.1, 0.5)}, **LOCAL},
         "model.freeze_gain": False,

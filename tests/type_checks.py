@@ -22,6 +22,9 @@ def annotated(function):
 
 
 def at_first_call(function):
-    """`function`, decorated by `beartype` when it is called: a process of tests calls few of all functions."""
+    """`function`, decorated by `beartype` at its first call: a test process calls few of the package's functions.
+
+    An annotation that beartype cannot read is an error at that call.
+    """
     decorated = functools.cache(lambda: beartype(function))
-    return lambda *args, **kwargs: decorated()(*args, **kwargs)
+    return functools.wraps(function)(lambda *args, **kwargs: decorated()(*args, **kwargs))

@@ -238,11 +238,14 @@ def test_a_run_killed_while_it_saves_and_then_stopped_goes_on_bit_for_bit(tmp_pa
 
 
 @pytest.mark.check
-def test_a_run_with_a_real_step_ends(tmp_path):
-    """`test_train` goes on for more steps, with the toy's."""
-    run = finished(f"--config={SMALLEST}:method=clip", f"--workdir={tmp_path}", "--config.total_steps=2")
-    assert run.returncode == 0, run.stderr
-    assert len(trajectory(tmp_path)) == 2 and (tmp_path / "checkpoints/2").is_dir()
+def test_a_run_ends_and_goes_on_for_more_steps(tmp_path):
+    """The command with a real step: to its end, and from its last checkpoint to a later one."""
+    given = f"--config={SMALLEST}:method=clip", f"--workdir={tmp_path}", "--config.log_every=1"
+    for steps in (2, 4):
+        run = finished(*given, f"--config.total_steps={steps}")
+        assert run.returncode == 0, run.stderr
+        assert ("resuming from the checkpoint of step 2" in run.stdout + run.stderr) == (steps == 4)
+        assert len(trajectory(tmp_path)) == steps and (tmp_path / f"checkpoints/{steps}").is_dir()
 
 
 def test_the_command_speaks_before_it_imports_jax(monkeypatch, capsys):

@@ -190,7 +190,7 @@ def test_a_signal_ends_the_search_of_a_probe_within_a_run(monkeypatch, number):
         began = time.monotonic()
         with pytest.raises(Stopped) as stopped:
             linear_probe.fit(x, y, 5, 1.0)
-        assert time.monotonic() - began < 60  # also on a busy machine
+        assert time.monotonic() - began < 20  # also on a busy machine
     assert stopped.value.exit_code == 128 + number
 
 

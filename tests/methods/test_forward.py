@@ -94,7 +94,7 @@ def test_weights_of_other_rows_do_not_concern_this_one():
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("platform", ["cuda", pytest.param("tpu", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_lowering_for_accelerators(platform, monkeypatch):
     """The whole step of the paper's run as that platform takes it: 224 px, 77 words, on a GPU cuDNN's attention."""
     monkeypatch.setattr(jax, "default_backend", lambda: {"cuda": "gpu"}.get(platform, platform))

@@ -231,6 +231,7 @@ def test_over_data_gradients_are_reduced_and_embeddings_gathered_and_nothing_els
     assert trained_bytes(exp) + centers <= reduced <= trained_bytes(exp) + centers + scalars
 
 
+@pytest.mark.check
 def test_a_single_device_reduces_nothing():
     assert not said_in_a_step(devices=1)[1]
 
