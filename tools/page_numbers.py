@@ -249,12 +249,13 @@ class EqualFlop(NamedTuple):
 
 
 DROPOUT = "views.patch_dropout=0.5+views.patch_dropout_until=0.9"
-SENTENCES = "data.caption=crops:long+data.num_captions=6+model.context_length=64+data.text_buckets=()"  # as for COSMOS
+LONG = "model.context_length=64+data.text_buckets=()"
+SENTENCES = f"data.caption=crops:long+data.num_captions=6+{LONG}"  # as for COSMOS
 TEACHER = "--config=configs/stickers.py:method=superclip,size=small --config.total_steps=900"
 EQUAL_FLOP = {  # folder -> row
     "clip": EqualFlop("`clip`", "clip", 1605, 3),
     "mean": EqualFlop("`clip`, mean of the patches", "clip+model.image_style.pooling=mean", 1600, 1),
-    "dropout": EqualFlop("`clip`, patch dropout", f"clip+{DROPOUT}", 2834, 2),
+    "dropout": EqualFlop("`clip`, patch dropout", f"clip+{DROPOUT}", 2834, 3),
     "captions": EqualFlop("`clip`, COSMOS's captions", f"clip+{SENTENCES}", 833, 2),
     "token_set": EqualFlop("`clip` with `token_set`", "superclip", 1540, 2),
     "detail": EqualFlop("`configs/detail.py`: `token_set`, patch dropout", "configs/detail.py", 2834, 3),
@@ -269,8 +270,13 @@ EQUAL_FLOP = {  # folder -> row
     "cosmos": EqualFlop("`cosmos`", "cosmos", 300, 1),
 }
 TRANSFERRED = ("clip", "dropout", "detail")  # rows whose encoders get a linear head, and a detector
-DETECTORS_SEEDS = 2
-DETECTION = {"box AP": "bbox_AP", "box AP50": "bbox_AP50", "mask AP": "segm_AP", "mask AP50": "segm_AP50"}
+HEADS = {
+    "linear head: mIoU": "linear/mIoU",
+    "detector: box AP": "detection/bbox_AP",
+    "detector: box AP50": "detection/bbox_AP50",
+    "detector: mask AP": "detection/segm_AP",
+    "detector: mask AP50": "detection/segm_AP50",
+}
 
 
 def equal_flop_runs(folder: str) -> list[str]:
@@ -285,37 +291,44 @@ def equal_flop_commands() -> list[str]:
         flags = f"--seeds={row.seeds} --budget={row.steps} {row.flags}".strip()
         commands.append(f"{COMPARE} --methods={row.entry} {flags} --workdir={{out}}/{folder}")
         commands += map(by_words, equal_flop_runs(folder))
-    paths = list(map(equal_flop_runs, TRANSFERRED))
-    heads = [("linear", path) for each in paths for path in each]
-    heads += [("detection", path) for each in paths for path in each[:DETECTORS_SEEDS]]
     return commands + [
         f"{TRANSFER}/stickers_{task}.py --config.init={{out}}/{path} --workdir={{out}}/{task}/{path}"
-        for task, path in heads
+        for task in ("linear", "detection")
+        for folder in TRANSFERRED
+        for path in equal_flop_runs(folder)
     ]
 
 
-def transferred(folder: Path, seeds: int | None = None) -> dict[str, list[Scores]]:
-    """The results of a task on the encoders of TRANSFERRED, of all seeds or of the first ones."""
-    rows = {EQUAL_FLOP[name].label: equal_flop_runs(name)[:seeds] for name in TRANSFERRED}
-    return {row: [read(folder / path / "results.json") for path in paths] for row, paths in rows.items()}
+def head_scores(folder: Path, path: str) -> Scores:
+    """The results of a linear head and a detector on the encoder of this run, by "task/metric"."""
+    found = {task: read(folder / task / path / "results.json") for task in ("linear", "detection")}
+    return {f"{task}/{name}": value for task, each in found.items() for name, value in each.items()}
 
 
-@number(200, *equal_flop_commands())
+def differences(columns: Mapping[str, str], found: Mapping[str, Sequence[Scores]]) -> list[str]:
+    """Rows of EQUAL_FLOP minus `clip`, then the recipe minus patch dropout alone: what `token_set` adds to it."""
+    clip, dropout, recipe = (EQUAL_FLOP[name].label for name in ("clip", "dropout", "detail"))
+    pairs = {f"{row}, minus `clip`": (row, clip) for row in found if row != clip}
+    pairs["the recipe, minus `clip` with patch dropout"] = recipe, dropout
+    runs_of = {label: (found[row], found[control]) for label, (row, control) in pairs.items()}
+    return tables.of_pairs("difference between runs of the same seed", columns, runs_of)
+
+
+@number(600, *equal_flop_commands())
 def equal_flop(folder: Path) -> Texts:
-    """CLIP, the recipe for detail, a frozen teacher and COSMOS at equal FLOP."""
+    """CLIP, the recipe for detail, a frozen teacher and COSMOS at equal FLOP; heads on three of the encoders."""
     found = scored(folder, {row.label: equal_flop_runs(name) for name, row in EQUAL_FLOP.items()})
     several = {row: each for row, each in found.items() if len(each) > 2}
-    heads = {row: [one["mIoU"] for one in each] for row, each in transferred(folder / "linear").items()}
-    linear = "; ".join(f"{row} {tables.mean_and_spread(values)}" for row, values in heads.items())
-    about = "A linear head (configs/transfer/stickers_linear.py) on the frozen encoder; mIoU of objects and background"
-    detectors = transferred(folder / "detection", DETECTORS_SEEDS)
+    heads = {
+        EQUAL_FLOP[name].label: [head_scores(folder, path) for path in equal_flop_runs(name)] for name in TRANSFERRED
+    }
     teacher = scores(folder, "teacher")
     own = ", ".join(f"{title} {teacher[name]:.1f}" for title, name in SCORES.items())
     return {
         "table": tables.of_scores("method", AT_EQUAL_FLOP, found),
-        "differences": tables.of_differences("minus `clip` of the same seed", SCORES, several, baseline="`clip`"),
-        "linear": f"{about}: {linear}.",
-        "detection": tables.of_scores("encoder", DETECTION, detectors),
+        "differences": differences(SCORES, several),
+        "heads": tables.of_scores("encoder", HEADS, heads),
+        "heads_differences": differences(HEADS, heads),
         "teacher": f"The teacher: {own}.",
     }
 
@@ -323,10 +336,14 @@ def equal_flop(folder: Path) -> Texts:
 STICKERS = "configs/stickers.py:method"
 TERMS_SEEDS = 2
 TERMS_FLAGS = "--flop-of=clip --budget=800 --set steps_per_epoch=60 --set optimizer.warmup_steps=60"
+TWO_SENTENCES = f"data.caption=crops:long+data.num_captions=2+{LONG}"
+DEBIAS = f"data.caption=debias:long+{LONG}"
 TERMS = {  # entry of `compare` -> row; all at the FLOP of 800 steps of CLIP
     "clip": "`clip`",
     f"clip+{SENTENCES}": "`clip`, COSMOS's captions",
     f"clip+{SENTENCES}+losses.weights.beta=1": "`clip`, COSMOS's captions, `beta`",
+    f"clip+{TWO_SENTENCES}": "`clip`, two captions of sentences",
+    f"clip+{DEBIAS}": "`clip`, `debias`",
     f"clip+{DROPOUT}": "`clip`, patch dropout",
     "superclip": "`token_set`",
     f"{STICKERS}=clip,region=1": "`clip`, `region`",
@@ -346,6 +363,8 @@ EFFECTS = (  # what is added, the row with it, the row without it
     ("all patches in the last tenth", f"superclip+{DROPOUT}", "superclip+views.patch_dropout=0.5"),
     ("COSMOS's captions", f"clip+{SENTENCES}", "clip"),
     ("`beta`, with COSMOS's captions", f"clip+{SENTENCES}+losses.weights.beta=1", f"clip+{SENTENCES}"),
+    ("two captions of sentences", f"clip+{TWO_SENTENCES}", "clip"),
+    ("`debias`, minus two captions of sentences", f"clip+{DEBIAS}", f"clip+{TWO_SENTENCES}"),
     ("`region`", f"{STICKERS}=clip,region=1", "clip"),
     ("`region`, with `token_set`", f"{STICKERS}=superclip,region=1", "superclip"),
     ("`gram`", "clip+losses.weights.gram=2", "clip"),
@@ -357,7 +376,7 @@ TERMS_RUNS = {entry: runs(entry, TERMS_SEEDS) for entry in TERMS}
 
 
 @number(
-    300,
+    360,
     f"{COMPARE} --methods={','.join(TERMS)} {TERMS_FLAGS} --seeds={TERMS_SEEDS} --workdir={{out}}/rows",
     *map(by_words, itertools.chain(*TERMS_RUNS.values())),
 )
@@ -380,7 +399,13 @@ PARTS_FLAGS = (
     "--flop-of=cosmos --budget=150 --set model.context_length=24 --set steps_per_epoch=15 "
     "--set optimizer.warmup_steps=15"
 )
+PARTS_SEEDS = 2
 BEFORE = "before"
+
+
+def clips_before() -> list[str]:
+    """The runs of `equal_flop` that those of PARTS continue, one of each seed."""
+    return equal_flop_runs("dropout")[:PARTS_SEEDS]
 
 
 def part_runs(entry: str) -> list[str]:
@@ -388,7 +413,7 @@ def part_runs(entry: str) -> list[str]:
 
     `compare` begins with seed 0, so it also continues seed 0 from the CLIP of seed 1; no row has that run.
     """
-    return [runs(entry, seed + 1, f"from-{seed}")[seed] for seed in range(EQUAL_FLOP["dropout"].seeds)]
+    return [runs(entry, seed + 1, f"from-{seed}")[seed] for seed in range(PARTS_SEEDS)]
 
 
 def parts_commands() -> list[str]:
@@ -396,7 +421,7 @@ def parts_commands() -> list[str]:
     commands = [
         f"{COMPARE} --methods={','.join(PARTS)} {PARTS_FLAGS} --seeds={seed + 1} --init={{equal_flop}}/{path} "
         f"--workdir={{out}}/from-{seed}"
-        for seed, path in enumerate(equal_flop_runs("dropout"))
+        for seed, path in enumerate(clips_before())
     ]
     return commands + [by_words(path) for entry in PARTS for path in part_runs(entry)]
 
@@ -404,7 +429,7 @@ def parts_commands() -> list[str]:
 @number(120, *parts_commands(), after=("equal_flop",))
 def parts(folder: Path) -> Texts:
     """COSMOS without each of its parts, continued from a CLIP, at equal FLOP."""
-    before = scored(folder.parent / "equal_flop", {BEFORE: equal_flop_runs("dropout")})
+    before = scored(folder.parent / "equal_flop", {BEFORE: clips_before()})
     found = before | scored(folder, {entry: part_runs(entry) for entry in PARTS})
     rows = {label: found[entry] for entry, label in ({BEFORE: "the CLIP before"} | PARTS).items()}
     pairs = [("`cosmos`, minus the CLIP before", "cosmos", BEFORE)]

@@ -53,10 +53,16 @@ def of_differences(
     first: str, columns: Mapping[str, str], rows: Mapping[str, Sequence[Scores]], baseline: str
 ) -> list[str]:
     """The scores of the other rows minus those of the baseline's run of the same seed, see `interval`."""
-    pairs = {row: list(zip(found, rows[baseline])) for row, found in rows.items() if row != baseline}
+    return of_pairs(first, columns, {row: (found, rows[baseline]) for row, found in rows.items() if row != baseline})
+
+
+def of_pairs(
+    first: str, columns: Mapping[str, str], rows: Mapping[str, tuple[Sequence[Scores], Sequence[Scores]]]
+) -> list[str]:
+    """The scores of a row's first runs minus those of its second runs, in the order of their seeds, see `interval`."""
     cells = {
-        row: [interval([one[name] - other[name] for one, other in each]) for name in columns.values()]
-        for row, each in pairs.items()
+        row: [interval([one[name] - other[name] for one, other in zip(*pair)]) for name in columns.values()]
+        for row, pair in rows.items()
     }
     return table([first, *columns], cells.items())
 
