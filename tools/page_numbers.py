@@ -254,12 +254,12 @@ SENTENCES = f"data.caption=crops:long+data.num_captions=6+{LONG}"  # as for COSM
 TEACHER = "--config=configs/stickers.py:method=superclip,size=small --config.total_steps=900"
 EQUAL_FLOP = {  # folder -> row
     "clip": EqualFlop("`clip`", "clip", 1605, 3),
-    "mean": EqualFlop("`clip`, mean of the patches", "clip+model.image_style.pooling=mean", 1600, 1),
+    "mean": EqualFlop("`clip`, mean of the patches", "clip+model.image_style.pooling=mean", 1600, 2),
     "dropout": EqualFlop("`clip`, patch dropout", f"clip+{DROPOUT}", 2834, 3),
     "captions": EqualFlop("`clip`, COSMOS's captions", f"clip+{SENTENCES}", 833, 2),
     "token_set": EqualFlop("`clip` with `token_set`", "superclip", 1540, 2),
     "detail": EqualFlop("`configs/detail.py`: `token_set`, patch dropout", "configs/detail.py", 2834, 3),
-    "both": EqualFlop("`token_set`, mean of the patches", "superclip+model.image_style.pooling=mean", 1540, 1),
+    "both": EqualFlop("`token_set`, mean of the patches", "superclip+model.image_style.pooling=mean", 1540, 2),
     "distil": EqualFlop(
         "`clip` with `distill`",
         "clip",
