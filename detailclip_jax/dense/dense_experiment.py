@@ -162,7 +162,7 @@ class Experiment:
 
     def init(self, seed: int) -> TrainState:
         """Creates the state of step 0 directly on the devices, with an untrained encoder; see `load_encoder`."""
-        return self.setup.initial.put(seed, self.state_shapes, self.setup.optimizer)
+        return self.setup.initial.put(seed, self.state_shapes)
 
     def load_encoder(self, state: TrainState) -> tuple[TrainState, list[str]]:
         """Replaces the encoder by that of `config.init`; returns the state and lines that say what was loaded.

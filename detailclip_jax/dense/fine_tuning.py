@@ -208,10 +208,10 @@ def set_up(
     `variables` initialises the network from a key.
     """
     start = initial_values.start(lambda key: ({STATS: {}, **variables(key)}, ()))
-    initial = InitialState(start, start.shapes["params"])
-    adamw, groups = build(initial.params, config)
+    initial, params = InitialState(start), start.shapes["params"]
+    adamw, groups = build(params, config)
     plan = Schedules(schedule_of(config), np.float32(config.optimizer.weight_decay))
-    shapes = initial.shapes.replace(opt_state=jax.eval_shape(adamw(plan).init, initial.params))
+    shapes = initial.shapes.replace(opt_state=jax.eval_shape(adamw(plan).init, params))
     shapes = sharding.placed(shapes, mesh, sharding.rules(NETWORKS))
     return TaskSetup(config, model, initial, adamw, plan, groups, mesh, sharding.specs(places_of(shapes))), shapes
 

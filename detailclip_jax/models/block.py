@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from detailclip_jax.kernels.products import PRODUCT, rows_at
 from detailclip_jax.models.attention import Attention, Kernel, turned
-from detailclip_jax.models.initial_values import ZEROS, constant
+from detailclip_jax.models.initial_values import OF_BLOCKS, ZEROS, constant
 from detailclip_jax.models.layers import Initialiser, LayerNorm, Linear, exact_gelu, swiglu
 from detailclip_jax.types import Array, Bool, Float, Int, PyTree
 
@@ -293,4 +293,5 @@ def run_blocks_with_values(
 def loop_over(run: Callable[..., Any], block: Block, remat: str, depth: int, gather: Gather | None) -> Any:
     """Returns a loop (`nn.scan`) of `run` over the stacked layers of a block, see `run_blocks`."""
     one = recomputed(run, remat) if gather is None or block.is_initializing() else gathered(run, remat, gather)
-    return nn.scan(one, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth)
+    own = {"params": True}
+    return nn.scan(one, variable_axes={"params": 0}, split_rngs=own, length=depth, metadata_params=OF_BLOCKS)

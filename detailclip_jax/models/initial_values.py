@@ -6,8 +6,10 @@ Flax. `Start` traces networks once for the shape and the distribution of every p
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
+import operator
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,9 +22,11 @@ import numpy as np
 from flax import struct
 from flax.core import meta
 
+from detailclip_jax.models import stacking
 from detailclip_jax.types import Array, PyTree
 
 Shape = tuple[int, ...]
+OF_BLOCKS = {"loop": "blocks"}  # `metadata_params` of the loop over stacked blocks
 _declaring = ContextVar("declaring", default=False)
 
 
@@ -46,15 +50,17 @@ class Distribution:
             return jax.random.normal(key, shape, dtype) * self.scale(shape)
         return jax.random.uniform(key, shape, dtype, -1) * self.scale(shape)
 
-    def draw(self, generator: np.random.Generator, shape: Shape) -> np.ndarray:
-        """Returns values of `shape` in float32."""
+    def fill(self, values: np.ndarray, generator: np.random.Generator) -> None:
+        """Draws the values of a contiguous float32 array, in place."""
         if self.kind == "constant":
-            return np.full(shape, self.scale(shape), np.float32)
-        if self.kind == "normal":
-            values = np.asarray(generator.standard_normal(shape, np.float32))
+            values.fill(1)
+        elif self.kind == "normal":
+            generator.standard_normal(dtype=np.float32, out=values)
         else:
-            values = np.asarray(2 * generator.random(shape, np.float32) - 1)
-        return np.multiply(values, np.float32(self.scale(shape)), out=values)
+            generator.random(dtype=np.float32, out=values)
+            values *= 2
+            values -= 1
+        values *= np.float32(self.scale(values.shape))
 
 
 def normal(std: float) -> Distribution:
@@ -88,11 +94,13 @@ KAIMING = Distribution("normal", lambda shape: math.sqrt(2 / _fans(shape)[1]))
 class Declared(struct.PyTreeNode, meta.AxisMetadata):
     """A variable's value with its distribution: Flax hands the value to the module, and keeps the box in its tree.
 
-    What a loop of Flax (`nn.scan`, `nn.vmap`) stacks has no box any more, so that Flax computes its values.
+    The box of stacked blocks has the distribution of a block.  What another loop of Flax (`nn.vmap`) stacks has no box
+    any more, so that Flax computes its values.
     """
 
     value: Any
     distribution: Distribution = struct.field(pytree_node=False)
+    is_stacked: bool = struct.field(pytree_node=False, default=False)
 
     def unbox(self) -> Any:
         """Returns the value."""
@@ -103,12 +111,12 @@ class Declared(struct.PyTreeNode, meta.AxisMetadata):
         return self.replace(value=val)
 
     def add_axis(self, index: int, params: dict[Any, Any]) -> Any:
-        """Returns the value without the box."""
-        return self.value
+        """Returns the box of stacked blocks, in another loop the value without the box."""
+        return self.replace(is_stacked=True) if params == OF_BLOCKS else self.value
 
-    def remove_axis(self, index: int, params: dict[Any, Any]) -> Any:
-        """Returns the value without the box."""
-        return self.value
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> "Declared":
+        """Returns the box of a block of a stack."""
+        return self.replace(is_stacked=False)
 
 
 class Start(NamedTuple):
@@ -130,13 +138,28 @@ class Start(NamedTuple):
         """Returns the values, in NumPy where a `Distribution` is declared.
 
         Each of these has a random generator of its own, for the seed and the variable's path, so that it depends on
-        nothing else. The others are computed by Flax, from `key`, in one jitted function.
+        nothing else. A stacked block has the path and the values of a separate one. The others are computed by Flax,
+        from `key`, in one jitted function.
         """
         leaves, structure = jax.tree.flatten_with_path(self.declared, is_leaf=meta.is_axis_metadata)
+        values = [np.empty(x.value.shape, np.float32) if isinstance(x, Declared) else None for _, x in leaves]
+        drawn = [(*leaf, out) for leaf, out in zip(leaves, values) if out is not None]
+        drawn.sort(key=lambda each: -each[2].size)  # no thread is left with a large one at the end
         with ThreadPoolExecutor() as pool:
-            values = list(pool.map(lambda leaf: _drawn(seed, *leaf), leaves))
+            list(pool.map(lambda each: self._draw(seed, *each), drawn))
         others = iter(self._others(key, [value is None for value in values]))
         return structure.unflatten([next(others) if value is None else value for value in values])
+
+    def _draw(self, seed: int, path: Any, leaf: Declared, out: np.ndarray) -> None:
+        """Draws the values of a variable, or of each block of a stack."""
+        names = [key.key for key in path]
+        if not leaf.is_stacked:
+            return leaf.distribution.fill(out, generator_of(seed, "/".join(names)))
+        at = names.index(stacking.STACKED)
+        tower = functools.reduce(operator.getitem, names[:at], self.shapes)
+        for values, number in zip(out, stacking.numbers(tower)):
+            block = [*names[:at], f"{stacking.STACKED}_{number}", *names[at + 1 :]]
+            leaf.distribution.fill(values, generator_of(seed, "/".join(block)))
 
     def _others(self, key: Array, wanted: list[bool]) -> list[Array]:
         if not any(wanted):
@@ -162,12 +185,6 @@ def _declared() -> Iterator[None]:
         yield
     finally:
         _declaring.reset(token)
-
-
-def _drawn(seed: int, path: Any, leaf: Any) -> np.ndarray | None:
-    if not isinstance(leaf, Declared):
-        return None
-    return leaf.distribution.draw(generator_of(seed, "/".join(key.key for key in path)), leaf.value.shape)
 
 
 def generator_of(seed: int, path: str) -> np.random.Generator:

@@ -76,7 +76,7 @@ class Experiment(NamedTuple):
 
     def init(self, seed: int) -> TrainState:
         """Creates the state of step 0 directly on the devices."""
-        return self.initial.put(seed, self.state_shapes, self.setup.optimizer)
+        return self.initial.put(seed, self.state_shapes)
 
     def combined_loss(self, params: Params, state: TrainState, batch: Batch) -> Any:
         """Computes eq. 10 of a step, see `train_step.combined_loss`; for gradients outside of a step."""
@@ -183,17 +183,13 @@ def _initial(config_text: str, method: Any) -> InitialState:
     config = run_config.from_json(config_text)
     given = forward_of(config, methods.build(config), methods.build_networks(config))
 
-    def make(model: Networks, key: Array) -> tuple[dict[str, Params], dict[str, Array]]:
-        variables, record = forward_pass.init(key, dummy_batch(config), given._replace(model=model))
+    def make(key: Array) -> tuple[dict[str, Params], dict[str, Array]]:
+        variables, record = forward_pass.init(key, dummy_batch(config), given)
         return variables, forward_pass.running_statistics(record, given.method)
 
-    unrolled = given.model.unrolled()
-    start = initial_values.start(functools.partial(make, unrolled))
-    params = start.shapes["params"]
-    if unrolled != given.model:
-        params = jax.eval_shape(functools.partial(make, given.model), jax.eval_shape(jax.random.key, 0))[0]["params"]
+    start = initial_values.start(make)
     running = {name: jax.ShapeDtypeStruct(each.shape, each.dtype) for name, each in start.aux.items()}
-    return InitialState(start, params, given.method.ema, running, has_anchor=bool(given.method.anchors))
+    return InitialState(start, given.method.ema, running, has_anchor=bool(given.method.anchors))
 
 
 def build_schedules(config: ConfigDict, method: Method) -> Schedules:

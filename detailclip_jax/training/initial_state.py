@@ -8,19 +8,17 @@ import numpy as np
 import optax
 
 from detailclip_jax.methods.method import ANCHOR
-from detailclip_jax.models import stacking
 from detailclip_jax.models.initial_values import Start
 from detailclip_jax.training import ema
 from detailclip_jax.training.forward_pass import STATS
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.types import Array, Leaf, Params, PyTree
+from detailclip_jax.types import Array, Leaf, Params
 
 
 class InitialState(NamedTuple):
     """The state of step 0 without optimizer moments."""
 
-    start: Start  # of {"params": ..., STATS: ...}, without stacked blocks
-    params: Params  # their shapes, with stacked blocks
+    start: Start  # of {"params": ..., STATS: ...}
     averaged: tuple[str, ...] = ()  # the teacher's networks
     running: Mapping[str, jax.ShapeDtypeStruct] = {}  # the running statistics
     has_anchor: bool = False
@@ -28,22 +26,20 @@ class InitialState(NamedTuple):
     @property
     def shapes(self) -> TrainState:
         """The shapes of the state."""
-        rng = jax.eval_shape(_keys, 0)[1]
-        state = self._state(self.params, self.start.shapes[STATS], rng)
+        variables, rng = self.start.shapes, jax.eval_shape(_keys, 0)[1]
+        state = self._state(variables["params"], variables[STATS], rng)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
 
     def draw(self, seed: int) -> TrainState:
-        """Draws the values on the host. A stacked block gets those of a separate one."""
-        key, rng = _keys(seed)
+        """Draws the values on the host."""
+        key, rng = jax.jit(_keys)(seed)
         variables = self.start.draw(seed, key)
-        return self._state(stacking.like(variables["params"], self.params), variables[STATS], rng)
+        return self._state(variables["params"], variables[STATS], rng)
 
-    def put(self, seed: int, shapes: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
-        """Returns the values on the devices, as the `shapes` with shardings say, with the moments of the optimizer."""
-        state = self.draw(seed)
-        state = jax.tree.map(_place, state, shapes.replace(opt_state=state.opt_state))
-        places = jax.tree.map(lambda shape: shape.sharding, shapes.opt_state)
-        return state.replace(opt_state=jax.jit(optimizer.init, out_shardings=places)(state.params))
+    def put(self, seed: int, shapes: TrainState) -> TrainState:
+        """Returns the values on the devices, as the `shapes` with shardings say; all moments of the optimizer are 0."""
+        moments = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes.opt_state)
+        return jax.tree.map(_place, self.draw(seed).replace(opt_state=moments), shapes)
 
     def _state(self, params: Params, stats: Params, rng: Leaf) -> TrainState:
         """Teacher and anchor equal the student, the running statistics are zero."""
@@ -65,6 +61,6 @@ def _keys(seed: int | Array) -> tuple[Array, Array]:
     return params, jax.random.key_data(run)
 
 
-def _place(leaf: Leaf, shape: PyTree) -> Array:
-    """Copies a leaf to the devices: on a CPU jax would use NumPy's memory, which student and teacher share."""
-    return jax.make_array_from_callback(shape.shape, shape.sharding, lambda index: np.array(np.asarray(leaf)[index]))
+def _place(leaf: Leaf, shape: jax.ShapeDtypeStruct) -> Array:
+    """Copies a leaf to the devices; a CPU may read NumPy's memory instead, into which no step writes."""
+    return jax.make_array_from_callback(shape.shape, shape.sharding, lambda index: np.asarray(leaf)[index])
