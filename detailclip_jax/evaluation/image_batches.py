@@ -15,7 +15,7 @@ from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.native import BLACK, Native, stacked
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.preprocessing import Transform
-from detailclip_jax.data.sources import Source, evenly
+from detailclip_jax.data.sources import Source, evenly, label_of
 from detailclip_jax.data.workers import Prefetched
 from detailclip_jax.evaluation.metrics import ids_of
 from detailclip_jax.inference.batching import PaddedBatch
@@ -85,10 +85,10 @@ class ImageBatches:
             return False
         return True
 
-    def _example(self, index: int) -> tuple[np.ndarray | Native, int]:
+    def _example(self, index: int) -> tuple[np.ndarray | Native, np.int32]:
         with BUDGET.scope():
             example, image = read(self.source, index, self.transform.decoding)
-            return self.transform.view(image), example.get("label", -1)
+            return self.transform.view(image), label_of({"label": -1, **example})
 
 
 class Subset(Picked):
