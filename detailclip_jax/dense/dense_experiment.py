@@ -161,7 +161,7 @@ class Experiment:
         return sets
 
     def init(self, seed: int) -> TrainState:
-        """Creates the state of step 0 directly on the devices, with an untrained encoder; see `load_encoder`."""
+        """Draws the state of step 0, with an untrained encoder (see `load_encoder`), and places it on the devices."""
         return self.setup.initial.put(seed, self.state_shapes)
 
     def load_encoder(self, state: TrainState) -> tuple[TrainState, list[str]]:

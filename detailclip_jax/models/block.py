@@ -293,5 +293,6 @@ def run_blocks_with_values(
 def loop_over(run: Callable[..., Any], block: Block, remat: str, depth: int, gather: Gather | None) -> Any:
     """Returns a loop (`nn.scan`) of `run` over the stacked layers of a block, see `run_blocks`."""
     one = recomputed(run, remat) if gather is None or block.is_initializing() else gathered(run, remat, gather)
-    own = {"params": True}
-    return nn.scan(one, variable_axes={"params": 0}, split_rngs=own, length=depth, metadata_params=OF_BLOCKS)
+    return nn.scan(
+        one, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth, metadata_params=OF_BLOCKS
+    )

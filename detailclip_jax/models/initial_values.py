@@ -26,7 +26,7 @@ from detailclip_jax.models import stacking
 from detailclip_jax.types import Array, PyTree
 
 Shape = tuple[int, ...]
-OF_BLOCKS = {"loop": "blocks"}  # `metadata_params` of the loop over stacked blocks
+OF_BLOCKS = {"loop": "blocks"}  # marks the loop over stacked blocks for Flax, which only passes it on
 _declaring = ContextVar("declaring", default=False)
 
 
@@ -52,15 +52,17 @@ class Distribution:
 
     def fill(self, values: np.ndarray, generator: np.random.Generator) -> None:
         """Draws the values of a contiguous float32 array, in place."""
+        scale = np.float32(self.scale(values.shape))
         if self.kind == "constant":
-            values.fill(1)
-        elif self.kind == "normal":
+            values.fill(scale)
+            return
+        if self.kind == "normal":
             generator.standard_normal(dtype=np.float32, out=values)
         else:
             generator.random(dtype=np.float32, out=values)
             values *= 2
             values -= 1
-        values *= np.float32(self.scale(values.shape))
+        values *= scale
 
 
 def normal(std: float) -> Distribution:
@@ -139,27 +141,32 @@ class Start(NamedTuple):
 
         Each of these has a random generator of its own, for the seed and the variable's path, so that it depends on
         nothing else. A stacked block has the path and the values of a separate one. The others are computed by Flax,
-        from `key`, in one jitted function.
+        from `key`, in one jitted function; Flax gives a stacked block other values than a separate one.
         """
         leaves, structure = jax.tree.flatten_with_path(self.declared, is_leaf=meta.is_axis_metadata)
         values = [np.empty(x.value.shape, np.float32) if isinstance(x, Declared) else None for _, x in leaves]
-        drawn = [(*leaf, out) for leaf, out in zip(leaves, values) if out is not None]
-        drawn.sort(key=lambda each: -each[2].size)  # no thread is left with a large one at the end
+        drawn = [
+            (part, path, leaf.distribution)
+            for (keys, leaf), own in zip(leaves, values)
+            if own is not None
+            for path, part in self._parts([key.key for key in keys], leaf.is_stacked, own)
+        ]
+        drawn.sort(key=lambda each: -each[0].size)  # no thread is left with a large one at the end
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda each: self._draw(seed, *each), drawn))
+            list(pool.map(lambda each: each[2].fill(each[0], generator_of(seed, each[1])), drawn))
         others = iter(self._others(key, [value is None for value in values]))
         return structure.unflatten([next(others) if value is None else value for value in values])
 
-    def _draw(self, seed: int, path: Any, leaf: Declared, out: np.ndarray) -> None:
-        """Draws the values of a variable, or of each block of a stack."""
-        names = [key.key for key in path]
-        if not leaf.is_stacked:
-            return leaf.distribution.fill(out, generator_of(seed, "/".join(names)))
+    def _parts(self, names: list[str], is_stacked: bool, values: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        """Returns path and values of a variable; of stacked blocks, those of each block."""
+        if not is_stacked:
+            return [("/".join(names), values)]
         at = names.index(stacking.STACKED)
         tower = functools.reduce(operator.getitem, names[:at], self.shapes)
-        for values, number in zip(out, stacking.numbers(tower)):
-            block = [*names[:at], f"{stacking.STACKED}_{number}", *names[at + 1 :]]
-            leaf.distribution.fill(values, generator_of(seed, "/".join(block)))
+        return [
+            ("/".join([*names[:at], f"{stacking.STACKED}_{number}", *names[at + 1 :]]), values[layer, ...])
+            for layer, number in zip(range(len(values)), stacking.numbers(tower), strict=True)
+        ]
 
     def _others(self, key: Array, wanted: list[bool]) -> list[Array]:
         if not any(wanted):

@@ -75,7 +75,7 @@ class Experiment(NamedTuple):
         return self.train_step if num_done < self.unmasked_from else self.unmasked_step
 
     def init(self, seed: int) -> TrainState:
-        """Creates the state of step 0 directly on the devices."""
+        """Draws the state of step 0 and places it on the devices."""
         return self.initial.put(seed, self.state_shapes)
 
     def combined_loss(self, params: Params, state: TrainState, batch: Batch) -> Any:

@@ -16,7 +16,7 @@ from detailclip_jax.types import Array, Leaf, Params
 
 
 class InitialState(NamedTuple):
-    """The state of step 0 without optimizer moments."""
+    """How the state of step 0 is made."""
 
     start: Start  # of {"params": ..., STATS: ...}
     averaged: tuple[str, ...] = ()  # the teacher's networks
@@ -32,14 +32,16 @@ class InitialState(NamedTuple):
 
     def draw(self, seed: int) -> TrainState:
         """Draws the values on the host."""
-        key, rng = jax.jit(_keys)(seed)
+        key, rng = _keys(seed)
         variables = self.start.draw(seed, key)
         return self._state(variables["params"], variables[STATS], rng)
 
     def put(self, seed: int, shapes: TrainState) -> TrainState:
-        """Returns the values on the devices, as the `shapes` with shardings say; all moments of the optimizer are 0."""
-        moments = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes.opt_state)
-        return jax.tree.map(_place, self.draw(seed).replace(opt_state=moments), shapes)
+        """Returns the values on the devices, as the `shapes` with shardings say; AdamW's moments are zeros."""
+        drawn = self.draw(seed)
+        state = jax.tree.map(_place, drawn, shapes.replace(opt_state=drawn.opt_state))
+        moments = jax.tree.map(lambda shape: _place(np.zeros(shape.shape, shape.dtype), shape), shapes.opt_state)
+        return state.replace(opt_state=moments)
 
     def _state(self, params: Params, stats: Params, rng: Leaf) -> TrainState:
         """Teacher and anchor equal the student, the running statistics are zero."""
@@ -62,5 +64,5 @@ def _keys(seed: int | Array) -> tuple[Array, Array]:
 
 
 def _place(leaf: Leaf, shape: jax.ShapeDtypeStruct) -> Array:
-    """Copies a leaf to the devices; a CPU may read NumPy's memory instead, into which no step writes."""
+    """Returns a leaf on the devices. On a CPU jax may use NumPy's memory without a copy; it never writes into it."""
     return jax.make_array_from_callback(shape.shape, shape.sharding, lambda index: np.asarray(leaf)[index])

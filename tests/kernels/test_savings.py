@@ -205,6 +205,7 @@ def test_caption_lengths():
 @pytest.mark.check
 def test_scanned_networks_start_as_unrolled_ones():
     config = config_of()
+    config.model.custom = {**config.model.custom, "text_depth": 4, "decoder_depth": 5}
     unrolled = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     config.model.scan = True
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))

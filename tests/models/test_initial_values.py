@@ -14,8 +14,18 @@ from tiny import TWO_BLOCKS, tiny_config, tiny_experiment
 
 from detailclip_jax.dense import runs
 from detailclip_jax.models import initial_values
-from detailclip_jax.models.initial_values import KAIMING, ONES, XAVIER, Declared, generator_of, normal, uniform_fan_in
-from detailclip_jax.training import experiment, mesh
+from detailclip_jax.models.initial_values import (
+    KAIMING,
+    OF_BLOCKS,
+    ONES,
+    XAVIER,
+    Declared,
+    constant,
+    generator_of,
+    normal,
+    uniform_fan_in,
+)
+from detailclip_jax.training import experiment, initial_state, mesh
 
 METHODS = ("detailclip", "mae", "slip", "aclip", "cosmos", "flair", "siglip2", "ibot", "supervised")
 SHAPE = (300, 200)
@@ -137,12 +147,23 @@ def test_values_are_the_same_on_every_mesh_and_with_stacked_blocks(grid, scan):
     assert equal(state.ema_params["image"], state.params["image"]) and equal(state.rng, plain.rng)
 
 
-def test_a_step_that_writes_over_the_student_leaves_the_teacher():
-    """On a CPU the state of step 0 may be NumPy's memory, which student and teacher share."""
-    state = tiny_experiment().init(0)
-    before = jax.tree.map(np.array, state.params["image"])
-    moved = jax.jit(lambda params: jax.tree.map(lambda x: x + 1, params), donate_argnums=0)(state.params["image"])
-    assert equal(state.ema_params["image"], before) and not equal(moved, before)
+def aligned(shape):
+    """Zeros at an address of which jax uses the memory on a CPU."""
+    size = math.prod(shape)
+    memory = np.zeros(size + 16, np.float32)
+    first = -memory.ctypes.data % 64 // 4
+    return memory[first : first + size].reshape(shape)
+
+
+def test_no_step_writes_into_the_memory_of_the_host():
+    """Student, teacher and the copies of several devices may use the same array of NumPy."""
+    values, places = aligned((256, 4)), mesh.replicated(mesh.make_mesh(jax.devices()[:2]))
+    shape = jax.ShapeDtypeStruct(values.shape, values.dtype, sharding=places)
+    student, teacher = (initial_state._place(values, shape) for _ in range(2))
+    pointers = [shard.data.unsafe_buffer_pointer() for x in (student, teacher) for shard in x.addressable_shards]
+    assert pointers == 4 * [values.ctypes.data]
+    moved = jax.jit(lambda x: x + 1, donate_argnums=0, out_shardings=places)(student)
+    assert (np.asarray(moved) == 1).all() and (np.asarray(teacher) == 0).all() and (values == 0).all()
 
 
 @pytest.mark.check
@@ -150,9 +171,42 @@ def test_the_moments_of_step_0_are_those_of_the_optimizer():
     """They are filled with zeros, without a call of the optimizer."""
     from test_segmentation_step import tiny
 
-    for built in (tiny_experiment(), runs.build(tiny(), mesh.make_mesh(jax.devices()[:1]))):
+    config = tiny_config()
+    config.optimizer.frozen, config.optimizer.clip_norm = "text", 1.0
+    one = mesh.make_mesh(jax.devices()[:1])
+    for built in (tiny_experiment(), experiment.build(config, one), runs.build(tiny(), one)):
         state = built.init(0)
-        assert equal(state.opt_state, jax.jit(built.setup.optimizer.init)(state.params))
+        made = jax.jit(built.setup.optimizer.init)(state.params)
+        assert jax.tree.structure(state.opt_state) == jax.tree.structure(made) and equal(state.opt_state, made)
+        assert [x.dtype for x in jax.tree.leaves(state.opt_state)] == [x.dtype for x in jax.tree.leaves(made)]
+
+
+class Gate(nn.Module):
+    """A number that multiplies what a block adds."""
+
+    @nn.compact
+    def __call__(self, x, _):
+        return x * self.param("gate", constant(3.0), ()) * self.param("scale", normal(0.1), (2,)), None
+
+
+class Gates(nn.Module):
+    """Stacked blocks, beside one that stands apart."""
+
+    @nn.compact
+    def __call__(self, x):
+        loop = nn.scan(
+            Gate, variable_axes={"params": 0}, split_rngs={"params": True}, length=3, metadata_params=OF_BLOCKS
+        )
+        return Gate(name="blocks_1")(loop(name="blocks")(x, None)[0], None)[0]
+
+
+def test_stacked_blocks_have_the_values_of_separate_ones_also_single_numbers():
+    start = initial_values.start(lambda key: (Gates().init(key, jnp.ones(2)), ()))
+    values = start.draw(0, jax.random.key(0))["params"]
+    np.testing.assert_array_equal(values["blocks"]["gate"], [3, 3, 3])
+    for layer, number in enumerate((0, 2, 3)):
+        expected = np.float32(0.1) * generator_of(0, f"params/blocks_{number}/scale").standard_normal(2, np.float32)
+        np.testing.assert_array_equal(values["blocks"]["scale"][layer], expected)
 
 
 class Own(nn.Module):
