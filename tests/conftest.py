@@ -25,13 +25,13 @@ if Version(importlib.metadata.version("jaxlib")) < Version("0.11.1"):  # later o
 
 NEW_OBJECTS = 50_000  # between two searches for cycles among the youngest objects; 700 by default
 
-MAPS, MAX_MEMORY_MAPS = pathlib.Path("/proc/self/maps"), 10_000  # leaves the tests of one file 55,000
+MAPS, MAX_MEMORY_MAPS = pathlib.Path("/proc/self/maps"), 25_000  # leaves the tests of one file 40,000
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
 def pytest_configure(config):

@@ -1,24 +1,20 @@
 """What checks the annotations of the package while its tests run."""
 
 import functools
-from typing import Any
+from typing import get_args
 
 from beartype import beartype
 from jaxtyping import AbstractArray
 
 
 def annotated(function):
-    """`beartype` for functions with annotations; jaxtyping gives `Any` to parameters without one.
+    """`beartype` for functions in whose signature an array has its shape; pyright checks the other annotations."""
+    return at_first_call(function) if any(map(has_shape, function.__annotations__.values())) else function
 
-    A nested function is decorated whenever the one around it runs, which takes a third of the time of all decorations.
-    So it is checked only if an array has its shape there; pyright checks the other annotations.
-    """
-    hints = function.__annotations__.values()
-    if "<locals>" in function.__qualname__:
-        checked = any(isinstance(hint, type) and issubclass(hint, AbstractArray) for hint in hints)
-    else:
-        checked = any(hint is not Any for hint in hints)
-    return at_first_call(function) if checked else function
+
+def has_shape(hint):
+    """Whether an annotation is that of an array with a shape, or contains one."""
+    return (isinstance(hint, type) and issubclass(hint, AbstractArray)) or any(map(has_shape, get_args(hint)))
 
 
 def at_first_call(function):
