@@ -19,6 +19,7 @@ def listed(found):
     ]
 
 
+@pytest.mark.check
 def test_some_hundred_hostile_inputs(monkeypatch):
     found = [hostile.fed(1, number, QUICK) for number in range(15 * len(QUICK))]
     assert not listed(found)

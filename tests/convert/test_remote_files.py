@@ -587,6 +587,7 @@ def test_captions_that_do_not_arrive_end_the_run(server, tars, tmp_path, capsys)
 # Limits hold for what comes from a server
 
 
+@pytest.mark.check
 def test_hostile_files_are_refused(server, tmp_path, capsys):
     url = server.add("bomb.csv.gz", gzip.compress(b"image,caption\n" + b"a" * 200 * 2**20))
     trees.write(tmp_path / "images/0.jpg", trees.jpeg(0))

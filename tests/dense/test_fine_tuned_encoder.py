@@ -109,6 +109,7 @@ def test_positions_that_a_run_computes_become_learnt_ones_and_the_grid_may_be_th
         assert dense_encoder.config_alone(config).model.image_size == 8 * min(expected)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("tiny", [tiny_segmentation, tiny_detection])
 def test_an_encoder_of_native_images_keeps_their_aspect_in_a_dense_task(tiny):
     """The task resizes images by its own rule, which keeps the aspect: a wide image has a wide grid of patches."""

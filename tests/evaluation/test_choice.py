@@ -169,6 +169,7 @@ def setting_of(encode, found, batch_size=1):
     return Setting(Embedder(encode, tokenize, batch_size=batch_size), sets, SQUARE)
 
 
+@pytest.mark.check
 def test_a_method_that_pools_images_chooses_by_the_image_pooled_by_each_caption():
     """One batch has one image, so every batch has its own captions; they are padded to one number."""
     exp, params = flair()

@@ -246,6 +246,7 @@ def no_fonts(monkeypatch, tmp_path):
     sprites.sprites.cache_clear()
 
 
+@pytest.mark.check
 def test_without_another_artists_font_its_line_is_left_out_with_the_reason(tmp_path, no_fonts):
     few = {name: {"num_scenes": 3} for name in EVALUATORS}
     assert set(build_all(Fake(), sticker_config())) == {*EVALUATORS} - {"other_drawings"}

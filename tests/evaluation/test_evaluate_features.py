@@ -96,6 +96,7 @@ def test_a_start_elsewhere_ends_at_the_same_place():
     np.testing.assert_allclose(first, second, atol=2e-2)
 
 
+@pytest.mark.check
 def test_the_probe_picks_a_weak_map_for_noise_and_reports_the_test_set():
     """Labels that do not depend on the features: held-out accuracy is best where the map is small."""
     x, y = rng(1).normal(size=(300, 60)).astype(np.float32), (rng(2).random(300) < 0.25).astype(np.int32)

@@ -200,6 +200,7 @@ def test_classes_are_ranked_by_the_class_token_and_by_the_pooled_image():
     np.testing.assert_allclose(found["pooled_top1"], np.mean(hits))
 
 
+@pytest.mark.check
 def test_tasks_of_the_command_measure_the_same_scores():
     """Zero-shot and retrieval of `evaluate` on a few scenes, against the scores of the pairs."""
     exp, params = flair()

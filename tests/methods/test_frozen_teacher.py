@@ -304,6 +304,7 @@ def test_what_is_no_teacher_is_refused(tmp_path):
         warm_start.load_teacher(config, built_state(config))
 
 
+@pytest.mark.check
 def test_a_distilled_run_is_loaded_without_its_teacher_s_folder_and_starts_another_run(tmp_path):
     saved_teacher(tmp_path / "teacher")
     config = warm_start.adopt(student_of(tmp_path / "teacher"))

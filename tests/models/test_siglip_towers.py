@@ -396,6 +396,7 @@ def test_an_unknown_text_pooling_lists_the_known():
         encoder.init(jax.random.key(0), jnp.zeros((1, 6), jnp.int32))
 
 
+@pytest.mark.check
 def test_an_import_is_evaluated_on_images_and_says_why_not_on_texts(imported, tmp_path, capsys):
     command = [f"--checkpoint={imported / 'ours'}", f"--out={tmp_path}", "--num-examples=24", "--num-train-examples=48"]
     assert evaluate.main([*command, "--tasks=knn:stickers"]) == 0
