@@ -892,7 +892,7 @@ VITB16 = "--config=configs/vitb16_yfcc.py --set data.source=stickers --set batch
 
 
 @benchmarks(
-    4,
+    6,
     {
         "demo": f"{BENCHMARK} start --config=configs/stickers.py --rounds=3",
         "ViT-B/16": f"{BENCHMARK} start {VITB16} --rounds=3",

@@ -372,7 +372,7 @@ class TfdsRecords:
             **{name: tuple(field_texts(fields[name])) for name in self.text_fields},
             "image": fields["image"],
             "captions": tuple(text for name in CAPTION_FIELDS if name in fields for text in field_texts(fields[name])),
-            "label": fields.get("label", -1),
+            "label": int(label_of({"label": fields.get("label", -1), "key": key})),
             "key": key,
         }
 

@@ -18,6 +18,7 @@ from detailclip_jax.data.sources import (
     MissingData,
     NoSplit,
     Records,
+    TfdsRecords,
     TfdsSplit,
     command_for,
     evenly,
@@ -326,6 +327,15 @@ def test_tfds_without_random_access_is_named():
 
     with pytest.raises(MissingData, match=r"coco_captions/1.0.0 is prepared .*file_format=\"array_record\""):
         TfdsSplit(Sequential(), "train", "coco_captions/train")
+
+
+@pytest.mark.parametrize("label", [np.float32(1.5), np.array([1, 2])])
+def test_a_tfds_label_that_is_no_whole_number_is_a_bad_record(label):
+    source = TfdsRecords.__new__(TfdsRecords)
+    source.text_fields = ()
+    source._split = types.SimpleNamespace(fields=lambda index: ({"image": b"", "label": label}, "a-key"))
+    with pytest.raises(BadRecord, match=r"a-key: label .* is not a whole number"):
+        source[0]
 
 
 @pytest.mark.parametrize(("size", "count"), [(10, 3), (3, 10), (7, 7), (100, 8), (17, 8), (0, 3)])
