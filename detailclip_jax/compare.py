@@ -466,7 +466,7 @@ def is_measured(config: ConfigDict, workdir: Path, given: Sequence[str]) -> bool
     if finished_steps(workdir) < config.total_steps:
         return False
     configs = run_config.read(workdir / "config.json"), warm_start.adopt(config, given, workdir)
-    there, now = (json.loads(run_config.to_json(each)) for each in configs)
+    there, now = (json.loads(json.dumps(each.to_dict())) for each in configs)
     return all(there[group] == now[group] for group in MEASURED)
 
 

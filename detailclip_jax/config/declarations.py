@@ -5,6 +5,7 @@
 `fields`, `segmentation_fields` and `detection_fields` have the tables.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ OPEN = (
     "options",
 )  # groups that accept fields of any name
 INFINITE = float("inf")
+DEFAULT = object()
 LARGEST = 2**31 - 1  # of int32, in which steps, token ids and sizes are computed
 
 
@@ -62,7 +64,9 @@ BELOW_1 = Range(0, 1, open_high=True)
 class Field(NamedTuple):
     """A field of the configuration: its default, its meaning, the source of the default, and the values that it takes.
 
-    A tuple has as many entries as the default's, each of them of the same type and in the same range.
+    A tuple has as many entries as the default's, each of them of the same type and in the same range.  A new field
+    whose default changes what is computed also has a `neutral` value: what the code did before the field was there.
+    Configs that were stored before have that value.
     """
 
     default: Any
@@ -75,6 +79,7 @@ class Field(NamedTuple):
     min_length: int | None = None  # a tuple of at least this many entries
     per_view: bool = False  # one number for all views of a crop, or a tuple with one for each
     may_change: bool = False  # when a run is resumed
+    neutral: Any = DEFAULT  # value in configs that were stored before the field was there
 
     @property
     def value(self) -> Any:
@@ -82,6 +87,11 @@ class Field(NamedTuple):
         if self.kind:
             return placeholder(self.kind)
         return ConfigDict(self.default) if isinstance(self.default, dict) else self.default
+
+    @property
+    def neutral_value(self) -> Any:
+        """The value in a stored config that lacks the field; a new object at each call."""
+        return copy.deepcopy(self.default if self.neutral is DEFAULT else self.neutral)
 
     @property
     def usual(self) -> Any:

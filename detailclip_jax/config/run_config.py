@@ -9,16 +9,17 @@ import importlib.util
 import inspect
 import json
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.config import detection_fields, fields, segmentation_fields
+from detailclip_jax.config import detection_fields, fields, segmentation_fields, stored_fields
 from detailclip_jax.config.config_files import METHOD_FOLDERS, find
 from detailclip_jax.config.data_path import is_endless, ratios
-from detailclip_jax.config.declarations import LARGEST, OPEN, Field, Group, in_int32
+from detailclip_jax.config.declarations import LARGEST, Field, in_int32
+from detailclip_jax.config.stored_fields import OtherVersion
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.regular_files import read_json
 
@@ -27,25 +28,18 @@ ABSENT = "(absent)"
 MAX_LISTED = 10  # fields that a message names
 
 
-class OtherVersion(ValueError):
-    """A stored config lacks a field of this version."""
-
-    def __init__(self, field: str):
-        """Names the field and the way out, as they follow the name of a file."""
-        super().__init__(
-            f"lacks the field {field}: another version of detailclip_jax wrote it; use that version, or import the "
-            "weights again if they were imported"
-        )
-
-
 def is_dense(config: ConfigDict) -> bool:
     """Whether a config is one of a dense task, which the command transfer runs; `main` runs all others."""
     return config.get("method") in DENSE
 
 
-def declaration_of(config: ConfigDict) -> Callable[[str], Field | None]:
-    """Returns the function that finds the declaration of a field by its dotted name, for this kind of run."""
-    return DENSE.get(config.get("method") or "", fields).field_of
+def declaration_of(config: ConfigDict | Mapping[str, Any]) -> Callable[[str], Field | None]:
+    """Returns the function that finds the declaration of a field by its dotted name, for this kind of run.
+
+    A run of a dense task has the whole group `model` of the pretraining that its encoder comes from.
+    """
+    kind = DENSE.get(str(config.get("method")))
+    return fields.field_of if kind is None else lambda name: kind.field_of(name) or fields.field_of(name)
 
 
 def check_fields(config: ConfigDict) -> None:
@@ -205,45 +199,41 @@ def _help(name: str, value: Any, declared: Field | None) -> list[str]:
     return [f"{name} = {value!r}{other}", *(f"    {line}" for line in (*about, *textwrap.wrap(notes, 112))), ""]
 
 
-def to_json(config: ConfigDict) -> str:
-    """Converts a config to JSON text; tuples become lists."""
-    return json.dumps(config.to_dict(), indent=2)
+def to_json(config: ConfigDict, without: Collection[str] = ()) -> str:
+    """Converts a config to JSON text with the number of its schema; tuples become lists.
+
+    `without` has dotted names of fields that are left out.
+    """
+    content = config.to_dict()
+    for name in without:
+        *groups, last = name.split(".")
+        del _at(content, ".".join(groups))[last]
+    return json.dumps(stored_fields.marks(flatten(content), declaration_of(config)) | content, indent=2)
 
 
 def from_json(text: str) -> ConfigDict:
     """Converts the text of `to_json` to a config; lists become tuples again.
 
-    Raises ValueError if the text is not a JSON object with values of the declared types, OtherVersion for a field that
-    it lacks.
+    Fields that it lacks have their neutral values, and a warning names them.  Raises ValueError if the text is not a
+    JSON object with values of the declared types, OtherVersion for a field that this version does not know.
     """
-    return _of_fields(json.loads(text))
+    return _of_fields(json.loads(text))[0]
 
 
-def _of_fields(stored: Any) -> ConfigDict:
+def _of_fields(stored: Any) -> tuple[ConfigDict, dict[str, Any]]:
+    """Returns a stored config, and the neutral values of the fields that it lacks by their dotted names."""
     if not isinstance(stored, dict):
         raise ValueError(f"it contains a {type(stored).__name__}, not an object with all fields of a config")
     stored = _tuples(stored)
-    kind = DENSE.get(str(stored.get("method")), fields)
-    for name, group in kind.GROUPS.items():
-        _check_stored(name, stored, group)
-    large = stored["views"]["crops"].get("large", {}) if kind is fields else {"size", "count"}
-    if missing := [name for name in ("size", "count") if name not in large]:
-        raise OtherVersion(f"views.crops.large.{missing[0]}")  # which methods read
-    _check_types(stored, kind.field_of)
-    return ConfigDict(stored)
-
-
-def _check_stored(name: str, stored: Any, declared: Group) -> None:
-    """Raises ValueError for a value in place of a group, OtherVersion for a missing field outside OPEN."""
-    parts = name.split(".") if name else []
-    for part in parts:
-        if part not in stored:
-            raise OtherVersion(name)
-        stored = stored[part]
-        if not isinstance(stored, dict):
-            raise ValueError(f"it contains {stored!r:.40} in place of a group of fields ({', '.join(declared)})")
-    if missing := [field for field in declared if field not in stored and not {*parts} & {*OPEN}]:
-        raise OtherVersion(".".join([*parts, missing[0]]))
+    schema, own = stored_fields.take_marks(stored)
+    stored_fields.rename(stored, schema)
+    kind, declaration = DENSE.get(str(stored.get("method"))), declaration_of(stored)
+    missing = stored_fields.complete(stored, (kind or fields).GROUPS, {} if kind else fields.CROP)
+    _check_types(stored, declaration)
+    stored_fields.check_known(flatten(stored), declaration, own)
+    if missing:
+        stored_fields.warn(", ".join(f"{name} = {value!r}" for name, value in missing.items()))
+    return ConfigDict(stored), missing
 
 
 def _check_types(stored: Mapping[str, Any], declaration: Callable[[str], Field | None], above: str = "") -> None:
@@ -258,6 +248,10 @@ def _check_types(stored: Mapping[str, Any], declaration: Callable[[str], Field |
 
 def read(file: Path) -> ConfigDict:
     """Loads a config.json.  Raises ValueError that names the file if it is invalid."""
+    return _read(file)[0]
+
+
+def _read(file: Path) -> tuple[ConfigDict, dict[str, Any]]:
     try:
         return _of_fields(read_json(file))
     except OtherVersion as error:
@@ -265,6 +259,26 @@ def read(file: Path) -> ConfigDict:
     except (ValueError, KeyError, RecursionError) as error:  # KeyError: a field with the name of a method of ConfigDict
         way_out = "copy it again from its source (the `run` of a checkpoint has a copy), or choose another --workdir"
         raise ValueError(f"{file} is damaged: {error}; {way_out}") from error
+
+
+def as_in_run(config: ConfigDict, workdir: str | Path | None, given: Iterable[str] = ()) -> ConfigDict:
+    """Returns the config with the neutral values of the fields that the run in `workdir` lacks, so that it can go on.
+
+    Fields that the user has set, whose dotted names are in `given`, keep their values.  Without a run in `workdir` the
+    config is returned unchanged.
+    """
+    file = Path(workdir or "") / "config.json"
+    if workdir is None or not file.exists():
+        return config
+    config, set_by_user = ConfigDict(config.to_dict()), {name.partition("[")[0] for name in given}
+    for name, neutral in _read(file)[1].items():
+        *groups, last = name.split(".")
+        group = config
+        for part in groups:
+            group = group.get(part, {})
+        if last in group and name not in set_by_user:
+            group[last] = neutral
+    return config
 
 
 def _tuples(value: Any) -> Any:
@@ -275,7 +289,7 @@ def _tuples(value: Any) -> Any:
 
 def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     """Returns dotted name -> (old, new) of the fields that differ, without those that may change on resume."""
-    before, after = (flatten(json.loads(to_json(config))) for config in (old, new))
+    before, after = (flatten(json.loads(json.dumps(config.to_dict()))) for config in (old, new))
     pairs = {name: (before.get(name, ABSENT), after.get(name, ABSENT)) for name in before | after}
     changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and not _may_change(name, new)}
     if is_dense(old) or is_dense(new):  # one set, read in whole epochs
@@ -305,11 +319,15 @@ def _other_order(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[str, str]]
 def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     """Checks the workdir with `check_workdir` and writes `config.json`; to be called by one process only.
 
+    The fields that an older config.json lacks stay out of it while they have their neutral values, see `as_in_run`.
     Raises ValueError as `check_workdir` does.
     """
     check_workdir(workdir, config)
     workdir.mkdir(parents=True, exist_ok=True)
-    replace_text(workdir / "config.json", to_json(config) + "\n")
+    file, fields_of_config = workdir / "config.json", flatten(config.to_dict())
+    missing = _read(file)[1] if file.exists() else {}
+    older = [name for name, neutral in missing.items() if fields_of_config.get(name, ABSENT) == neutral]
+    replace_text(file, to_json(config, without=older) + "\n")
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:

@@ -71,6 +71,8 @@ def adopted(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path |
     Raises ValueError for another kind of config, and for a given field of `model` that contradicts the encoder.
     """
     task_of(config)
+    given = list(given)
+    config = run_config.as_in_run(config, workdir, given)
     if not config.init:
         return ConfigDict(config.to_dict())
     run = run_of(config, workdir)

@@ -10,7 +10,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.data_path import is_endless
-from detailclip_jax.config.run_config import to_json
 from detailclip_jax.data.named_sets import listed, named_sets
 from detailclip_jax.dense import paper
 from detailclip_jax.evaluation import held_out_pairs
@@ -98,7 +97,7 @@ def _shown(r: Record) -> Record:
 
 def config_digest(config: ConfigDict) -> str:
     """The first twelve hexadecimal digits of a hash of the config; configs with equal fields have equal digests."""
-    return hashlib.sha256(to_json(config).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(config.to_dict(), indent=2).encode()).hexdigest()[:12]
 
 
 def markdown(results: Mapping[str, float], config: ConfigDict, step: int) -> str:

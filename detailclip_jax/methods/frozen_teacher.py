@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from detailclip_jax.config import sizes
+from detailclip_jax.config import fields, sizes, stored_fields
 from detailclip_jax.losses.token_cosine import token_cosine_loss
 from detailclip_jax.methods import components
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, fold, uses
@@ -61,6 +61,9 @@ def teacher_config(config: ConfigDict) -> ConfigDict:
             f"distill.teacher {config.distill.teacher!r}: its sizes are not in distill.record; call "
             "training.warm_start.adopt(config) first, as main does"
         )
+    read = {group: {name: fields.GROUPS[group].get(name) for name in names} for group, names in OF_TEACHER.items()}
+    declared = {group: {name: field for name, field in table.items() if field} for group, table in read.items()}
+    stored_fields.complete(record, {**declared, "model.image_style": fields.IMAGE_STYLE}, {})
     model = {**config.model.to_dict(), **record["model"], "drop_path": 0.0}
     return ConfigDict({"model": model, "preprocess": record["preprocess"]})
 

@@ -59,7 +59,8 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     Raises FileNotFoundError if there is no run at `init` or no such file, and ValueError if the config requires an
     `init` and has none, if the file does not fit, or if a given field of `model` contradicts a loaded network.
     """
-    config = with_teacher(config, workdir)
+    given = list(given)
+    config = with_teacher(run_config.as_in_run(config, workdir, given), workdir)
     if not config.init:
         _check_without_init(config)
         _check_locked(config, [])

@@ -392,13 +392,13 @@ def test_load_of_an_older_step(saved_run):
     )
 
 
-def test_a_config_without_a_field_is_of_another_version_and_no_other_step_is_named(tmp_path):
+def test_a_config_with_an_unknown_field_is_of_another_version_and_no_other_step_is_named(tmp_path):
     stored = tiny_config().to_dict()
-    del stored["model"]["drop_path"]
+    stored["model"]["window"] = 7
     with closing(Checkpoints(tmp_path)) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, state_of(), {}, {"config": json.dumps(stored)})
-    with pytest.raises(CheckpointError, match=r"checkpoints/2 lacks the field model.drop_path: .*version") as caught:
+    with pytest.raises(CheckpointError, match=r"checkpoints/2 has the field model.window, .*version") as caught:
         load(tmp_path)
     assert "step" not in str(caught.value)
 
