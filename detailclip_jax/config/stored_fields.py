@@ -7,7 +7,7 @@ see `Field.neutral`. Fields that were renamed stand in MIGRATIONS. A field that 
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -72,7 +72,7 @@ def complete(stored: dict[str, Any], groups: Mapping[str, Group], crop: Group) -
     return missing
 
 
-def _group(stored: dict[str, Any], parts: list[str], table: Group | None = None) -> dict[str, Any]:
+def _group(stored: dict[str, Any], parts: Sequence[str], table: Group | None = None) -> dict[str, Any]:
     """The group of these names, which is made where it is missing."""
     for part in parts:
         stored = stored.setdefault(part, {})
