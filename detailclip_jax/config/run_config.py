@@ -139,7 +139,7 @@ def _unknown_field(config: ConfigDict, name: str, node: ConfigDict, above: str) 
     return f"unknown config field {name!r}{hint} Known {place}: {', '.join(node)}"
 
 
-def _at(config: ConfigDict, name: str) -> Any:
+def _at(config: ConfigDict | dict[str, Any], name: str) -> Any:
     return functools.reduce(lambda group, part: group[part], name.split(".") if name else [], config)
 
 
