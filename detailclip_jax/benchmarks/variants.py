@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config import config_files, run_config, sizes
 from detailclip_jax.config.fields import RUN
 from detailclip_jax.config.settings import parse_setting, set_fields, split_list
-from detailclip_jax.methods.frozen_teacher import record_of
+from detailclip_jax.methods.distill import record_of
 from detailclip_jax.pretraining import validate
 from detailclip_jax.training.warm_start import with_teacher
 

@@ -1,6 +1,6 @@
 """Contrastive cross-entropies over the global batch, with logits computed in blocks of columns.
 
-`losses.clip` and `losses.contrastive` have the formulas in their plain form; it runs where all logits of a device fit
+`losses.clip` and `losses.simclr` have the formulas in their plain form; it runs where all logits of a device fit
 into one block (`fits`).
 
 A contrastive loss is log sum_j exp(x_i . y_j) - x_i . y_i. The sum runs over the batch of all devices; the full logits

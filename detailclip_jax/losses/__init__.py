@@ -7,8 +7,8 @@
 | 7, hidden patches | `distillation.patch_divergence` |
 | 8, pixels | `reconstruction.pixel_loss` |
 
-Of other methods: `sigmoid` is SigLIP's, `flair` FLAIR's, `contrastive` SimCLR's and BYOL's, `labels` the cross-entropy
-with labels, `token_set` SuperCLIP's, `block_targets` B-CLIP's, `gram` DINOv3's, `region` CLIPSelf's, `token_cosine`
+Of other methods: `sigmoid` is SigLIP's, `flair` FLAIR's, `simclr` and `byol` are SLIP's and A-CLIP's, `labels` is the
+cross-entropy with labels, `token_set` SuperCLIP's, `beta` B-CLIP's, `gram` DINOv3's, `region` CLIPSelf's, `distill`
 that of a frozen teacher. Where the arrays of an equation would be too large, a loss calls a blockwise or chunked
 function of `kernels` with the same value and gradient.
 """

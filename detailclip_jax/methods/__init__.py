@@ -11,13 +11,12 @@ from detailclip_jax.methods.aclip import aclip
 from detailclip_jax.methods.beta import beta, sentence_contrast
 from detailclip_jax.methods.clip import clip
 from detailclip_jax.methods.cosmos import cosmos
-from detailclip_jax.methods.crop_to_region import crop_to_region
 from detailclip_jax.methods.detailclip import detailclip
 from detailclip_jax.methods.dino import dino
 from detailclip_jax.methods.dinotxt import dinotxt
+from detailclip_jax.methods.distill import distill
 from detailclip_jax.methods.flair import flair
-from detailclip_jax.methods.frozen_teacher import frozen_teacher
-from detailclip_jax.methods.gram_anchor import gram_anchor
+from detailclip_jax.methods.gram import gram
 from detailclip_jax.methods.ibot import attmask, ibot
 from detailclip_jax.methods.image_encoder import image_encoder
 from detailclip_jax.methods.mae import mae
@@ -25,14 +24,16 @@ from detailclip_jax.methods.maskclip import maskclip
 from detailclip_jax.methods.method import Method
 from detailclip_jax.methods.method import build as build_method
 from detailclip_jax.methods.patch_dropout import patch_dropout
+from detailclip_jax.methods.region import region
 from detailclip_jax.methods.siglip import siglip
 from detailclip_jax.methods.siglip2 import siglip2
 from detailclip_jax.methods.silc import silc
 from detailclip_jax.methods.slip import slip
-from detailclip_jax.methods.superclip import superclip, token_set
+from detailclip_jax.methods.superclip import superclip
 from detailclip_jax.methods.supervised import supervised
 from detailclip_jax.methods.tips import tips
 from detailclip_jax.methods.tipsv2 import tipsv2
+from detailclip_jax.methods.token_set import token_set
 from detailclip_jax.models import towers
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.errors import unknown
@@ -64,9 +65,9 @@ METHODS = {
 TERMS = {
     "token_set": token_set,
     "beta": sentence_contrast,
-    "gram": gram_anchor,
-    "region": crop_to_region,
-    "distill": frozen_teacher,
+    "gram": gram,
+    "region": region,
+    "distill": distill,
 }
 ENCODERS = {"image_encoder": image_encoder}  # further methods of imported checkpoints; not trainable
 

@@ -2,7 +2,7 @@
 
     L = L_CLIP(class token, first caption) + L_beta
 
-Equations: `losses.block_targets`. An image has a caption of several sentences and each of these sentences (caption rule
+Equations: `losses.beta`. An image has a caption of several sentences and each of these sentences (caption rule
 "parts"). Its patches are those of the value read-out (in the last block each attends to itself alone), through the
 projection of the class token. The pool is an aid of training; evaluation does not use it.
 
@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.data.caption_rules import num_captions, parse
 from detailclip_jax.data.vocabularies import CLIP
-from detailclip_jax.losses.block_targets import beta_loss
+from detailclip_jax.losses.beta import beta_loss
 from detailclip_jax.methods import components
 from detailclip_jax.methods.clip import clip
 from detailclip_jax.methods.method import (

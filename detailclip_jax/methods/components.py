@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config import sizes
 from detailclip_jax.kernels.chunked_logits import Logits
-from detailclip_jax.losses import clip, contrastive, distillation, labels, reconstruction
+from detailclip_jax.losses import byol, clip, distillation, labels, reconstruction, simclr
 from detailclip_jax.methods import masking, resample
 from detailclip_jax.methods.method import (
     Context,
@@ -393,7 +393,7 @@ def simclr_term(temperature: float) -> Loss:
     """SimCLR loss term between the two views of an image, with the global batch as negatives."""
 
     def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
-        loss, accuracy = contrastive.simclr_loss(record.heads["ssl"], temperature, whole_batch.axis, whole_batch.block)
+        loss, accuracy = simclr.simclr_loss(record.heads["ssl"], temperature, whole_batch.axis, whole_batch.block)
         return loss, {"simclr_accuracy": accuracy}
 
     return Loss("simclr", ("ssl",), run)
@@ -403,7 +403,7 @@ def byol_term() -> Loss:
     """BYOL loss term: the squared distance of unit vectors."""
 
     def run(record: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
-        return contrastive.byol_loss(record.heads["predicted_byol"], record.heads["target_byol"]), {}
+        return byol.byol_loss(record.heads["predicted_byol"], record.heads["target_byol"]), {}
 
     return Loss("byol", ("predicted_byol", "target_byol"), run)
 

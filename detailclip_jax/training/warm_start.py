@@ -20,7 +20,7 @@ from detailclip_jax.config.run_config import is_dense
 from detailclip_jax.config.settings import split_list
 from detailclip_jax.data import preprocessing, vocabularies
 from detailclip_jax.methods import Method
-from detailclip_jax.methods.frozen_teacher import MAP, TEACHER, input_size, record_of, teacher_config
+from detailclip_jax.methods.distill import MAP, TEACHER, input_size, record_of, teacher_config
 from detailclip_jax.models import positions, stacking
 from detailclip_jax.models.image_blocks import has_blocks
 from detailclip_jax.models.vit import Style
@@ -103,7 +103,7 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
 
 
 def with_teacher(config: ConfigDict, workdir: str | Path | None = None) -> ConfigDict:
-    """Returns the config with the fields of the frozen teacher, see `methods.frozen_teacher`.
+    """Returns the config with the fields of the frozen teacher, see `methods.distill`.
 
     A run that goes on in `workdir` has them in its own config; the teacher's folder need not exist any more.
     """

@@ -16,7 +16,7 @@ from detailclip_jax import evaluation, methods
 from detailclip_jax.config import config_files, fields, run_config, segmentation_fields, sizes
 from detailclip_jax.config.config_files import METHOD_FOLDERS, find
 from detailclip_jax.config.run_config import ABSENT, check_overrides, claim_workdir, differences, load, resolve
-from detailclip_jax.methods.frozen_teacher import record_of
+from detailclip_jax.methods.distill import record_of
 from detailclip_jax.pretraining import validate
 from detailclip_jax.training import workdirs
 

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from detailclip_jax.kernels import global_softmax
-from detailclip_jax.losses import clip, contrastive, sigmoid
+from detailclip_jax.losses import clip, sigmoid, simclr
 from detailclip_jax.training import mesh
 
 RNG = np.random.default_rng(0)
@@ -24,12 +24,12 @@ def normal(*shape):
 
 
 def printed(rows, columns, scale, own, contrasts):
-    """The equations of `losses.clip` and `losses.contrastive`, for the same contrasts."""
+    """The equations of `losses.clip` and `losses.simclr`, for the same contrasts."""
     logits = []
     for row, (first, *others) in contrasts:
         x, y = rows[:, row], columns[:, first]
-        simclr = contrastive.simclr_logits(x, y, columns[:, row], 1 / scale, own) if others else None
-        logits.append(clip.similarity(x, y, scale) if simclr is None else simclr)
+        within = simclr.simclr_logits(x, y, columns[:, row], 1 / scale, own) if others else None
+        logits.append(clip.similarity(x, y, scale) if within is None else within)
     return jnp.stack([clip.cross_entropy(x, own) for x in logits]), jnp.stack([x.argmax(1) for x in logits])
 
 
@@ -81,7 +81,7 @@ def test_blocks_of_clip_and_simclr_change_no_number(block):
 
     @functools.partial(jax.jit, static_argnums=0)
     def both(block):
-        return *clip.clip_loss(image, text, 9.0, None, block), *contrastive.simclr_loss(image, 0.1, None, block)
+        return *clip.clip_loss(image, text, 9.0, None, block), *simclr.simclr_loss(image, 0.1, None, block)
 
     np.testing.assert_allclose(both(block), both(8), 3e-6)
 
@@ -113,7 +113,7 @@ def test_logits_that_fit_are_computed_by_the_printed_form(block):
     """Counted in the traced program: only blocks make a loop."""
     gradient = jax.grad(lambda x: clip.clip_loss(x, normal(1, 8, 6), 9.0, None, block)[0])
     assert ("scan" in str(jax.make_jaxpr(gradient)(normal(2, 8, 6)))) == (block == 3)
-    gradient = jax.grad(lambda x: contrastive.simclr_loss(x, 0.1, None, block)[0])
+    gradient = jax.grad(lambda x: simclr.simclr_loss(x, 0.1, None, block)[0])
     assert ("scan" in str(jax.make_jaxpr(gradient)(normal(2, 8, 6)))) == (block == 3)
 
 
@@ -125,7 +125,7 @@ def largest_array(program):
 
 LOSSES = {  # the number of pairs that the printed form compares at once
     "cosmos": (16, lambda x: clip.clip_loss(x, x, 9.0)[0]),
-    "simclr": (4, lambda x: contrastive.simclr_loss(x[:2])[0]),
+    "simclr": (4, lambda x: simclr.simclr_loss(x[:2])[0]),
     "siglip": (4, lambda x: sigmoid.sigmoid_loss(x, x, 9.0, -9.0)[0]),
 }
 
@@ -149,7 +149,7 @@ def test_a_prime_batch_in_small_blocks_changes_no_number(monkeypatch, size, loss
     image, text = normal(2, size, 6), normal(1, size, 6)
     run = {
         "clip": lambda image, text, block: clip.clip_loss(image, text, 9.0, None, block)[0],
-        "simclr": lambda image, _, block: contrastive.simclr_loss(image, 0.1, None, block)[0],
+        "simclr": lambda image, _, block: simclr.simclr_loss(image, 0.1, None, block)[0],
     }[loss]
     gradient = jax.jit(jax.value_and_grad(run, (0, 1)), static_argnums=2)
     ours, theirs = (gradient(image, text, block) for block in (0, size))

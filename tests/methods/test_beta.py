@@ -9,7 +9,7 @@ from tiny import TWO_BLOCKS, check_names, noise_state, program_of, tiny_batch, t
 
 from detailclip_jax import methods
 from detailclip_jax.data.caption_rules import captions_of
-from detailclip_jax.losses.block_targets import beta_loss
+from detailclip_jax.losses.beta import beta_loss
 from detailclip_jax.losses.clip import clip_loss
 from detailclip_jax.models.readouts import READOUTS, read_out
 from detailclip_jax.training import experiment, mesh

@@ -11,8 +11,8 @@ from tiny import check_names, noise_state, tiny_batch, tiny_config
 from detailclip_jax import methods
 from detailclip_jax.data.views import Crop, make_views
 from detailclip_jax.losses.region import region_loss
-from detailclip_jax.methods.crop_to_region import usable
 from detailclip_jax.methods.method import Context, WholeBatch
+from detailclip_jax.methods.region import usable
 from detailclip_jax.methods.resample import box_weights, boxes_in
 from detailclip_jax.training import experiment, mesh
 

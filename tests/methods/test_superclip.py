@@ -11,7 +11,7 @@ from tiny import BATCH, check_names, noise_state, program_of, tiny_batch, tiny_c
 from detailclip_jax import methods
 from detailclip_jax.data.tokenizer import EOT, PAD, SOT, VOCAB_SIZE
 from detailclip_jax.losses.token_set import add_counts, document_counts, inverse_frequency, token_set_loss
-from detailclip_jax.methods.superclip import classes_of
+from detailclip_jax.methods.token_set import classes_of
 from detailclip_jax.training import experiment, mesh
 from detailclip_jax.training.running import RULES
 

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from tiny import SIZE, TWO_BLOCKS, copied, drawn, noise_state, program_of, tiny_batch, tiny_config
 
 from detailclip_jax import methods
-from detailclip_jax.methods.frozen_teacher import TEACHER
+from detailclip_jax.methods.distill import TEACHER
 from detailclip_jax.models import stacking
 from detailclip_jax.training import experiment, mesh, sharding
 from detailclip_jax.training.checkpoint import Checkpoints

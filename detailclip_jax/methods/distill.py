@@ -1,7 +1,7 @@
 """A frozen, trained teacher as a term of other methods: `losses.weights.distill`, `distill.teacher`.
 
 The student's class token and patches, through one linear map, come near those of another image encoder. Equation:
-`losses.token_cosine`. The teacher is the image encoder of any run or import; its sizes and preprocessing are those of
+`losses.distill`. The teacher is the image encoder of any run or import; its sizes and preprocessing are those of
 its own config, which `warm_start.adopt` copies to `distill.record`. It is a network of the method: its parameters are
 frozen (no gradient, no moments, no moving average), sharded as the student's, and saved with them, so that a run
 resumes without the teacher's folder.
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import fields, sizes, stored_fields
-from detailclip_jax.losses.token_cosine import token_cosine_loss
+from detailclip_jax.losses.distill import token_cosine_loss
 from detailclip_jax.methods import components
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, fold, uses
 from detailclip_jax.models.heads import Projection
@@ -34,7 +34,7 @@ OF_TEACHER = {  # the fields of its config that are read, by group
 RESIZING = {"bilinear": "linear", "bicubic": "cubic"}  # filters of `preprocess`, as jax names them
 
 
-def frozen_teacher(method: Method, config: ConfigDict) -> Method:
+def distill(method: Method, config: ConfigDict) -> Method:
     """Adds the term for the method's `components.patch_pass`.
 
     Raises ValueError for a method without such a pass, for a `distill.size` that is no whole number of the teacher's

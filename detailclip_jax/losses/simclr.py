@@ -1,6 +1,5 @@
-"""Losses between two views of an image: SimCLR (SLIP, A-CLIP) and BYOL (A-CLIP)."""
+"""SimCLR's loss between two views of an image (arXiv 2002.05709), of SLIP and A-CLIP."""
 
-import jax
 import jax.numpy as jnp
 
 from detailclip_jax.kernels.global_softmax import blockwise_cross_entropies, fits, gather, own_rows
@@ -48,12 +47,3 @@ def simclr_logits(
     itself = jnp.arange(len(same)) == pair[:, None]
     within = jnp.where(itself, -jnp.inf, similarity(x, same, 1 / temperature))
     return jnp.concatenate([similarity(x, others, 1 / temperature), within], -1)
-
-
-def byol_loss(online: Float[Array, "V B F"], target: Float[Array, "#V B F"]) -> Scalar:
-    """Computes the BYOL loss, the mean of 2 - 2 cos(online, target); the target gets no gradient.
-
-    It is the squared distance of the L2-normalised vectors.
-    """
-    online, target = l2_normalise(online), l2_normalise(jax.lax.stop_gradient(target))
-    return (2 - 2 * jnp.sum(online * target, -1)).mean()

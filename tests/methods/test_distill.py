@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from detailclip_jax.losses.token_cosine import token_cosine_loss
 from PIL import Image
 from tiny import SIZE, check_names, copied, drawn, noise_state, tiny_batch, tiny_config
 
@@ -14,8 +15,7 @@ from detailclip_jax import methods
 from detailclip_jax.benchmarks import variants
 from detailclip_jax.config import run_config
 from detailclip_jax.config.fields import CLIP_MEAN, CLIP_STD
-from detailclip_jax.losses.token_cosine import token_cosine_loss
-from detailclip_jax.methods.frozen_teacher import MAP, TEACHER, on_grid, resampled
+from detailclip_jax.methods.distill import MAP, TEACHER, on_grid, resampled
 from detailclip_jax.pretraining import validate
 from detailclip_jax.training import checkpoint, experiment, mesh, optimizer, warm_start
 

@@ -33,7 +33,7 @@ LEAST_SHARE, LEAST_SPAN = 0.9, 1.5  # of a box's area in the large crop; of its 
 AVERAGED = ("image", "image_projection")  # networks of the teacher of a method without one
 
 
-def crop_to_region(method: Method, config: ConfigDict) -> Method:
+def region(method: Method, config: ConfigDict) -> Method:
     """Adds the term for the first of the method's passes whose class tokens captions are compared with.
 
     A method without a teacher gets one, which averages the image encoder and its projection; the student is evaluated.
