@@ -163,7 +163,7 @@ model_figures.draw("removal", {"student": student, "teacher": teacher}, scenes, 
 # Both networks compute logits $z$ of prototypes. The teacher's become a distribution after a center $c$ is subtracted
 # and the rest is divided by a low temperature (`losses.distillation.teacher_log_probabilities`); the student's have no
 # center (`losses.distillation.student_log_probabilities`). The center is a moving average of the teacher's mean logits
-# (`training.ema.update_center`).
+# (`methods.running.update_center`).
 #
 # $$p_s = \mathrm{softmax}(z_s / T_s), \qquad p_t = \mathrm{softmax}((z_t - c) / T_t), \qquad
 # c \leftarrow .9\, c + .1\, \overline{z_t}$$
@@ -173,12 +173,13 @@ model_figures.draw("removal", {"student": student, "teacher": teacher}, scenes, 
 
 # %%
 from detailclip_jax.losses.distillation import entropy, student_log_probabilities, teacher_log_probabilities
+from detailclip_jax.methods.running import update_center
 
 losses, center = config.losses, state.running["cls"]
 temperature = experiment.schedules.temperatures["cls"](model.step)
 student_log = student_log_probabilities(heads["student_cls"][...], losses.student_temperature)
 teacher_log = teacher_log_probabilities(heads["teacher_cls"][...], center, temperature)
-moved = ema.update_center(center, heads["cls_mean"], losses.center_momentum)
+moved = update_center(center, heads["cls_mean"], losses.center_momentum)
 print(f"temperatures: student {losses.student_temperature}, teacher {temperature:.2f}")
 print(
     f"this batch moves the center by {jnp.abs(moved - center).mean():.4f}, its values have {jnp.abs(center).mean():.4f}"

@@ -32,8 +32,8 @@ from urllib.parse import quote
 
 from ml_collections import ConfigDict
 
-from detailclip_jax import config as base
 from detailclip_jax.config import run_config
+from detailclip_jax.config.controls import CONTROLS
 from detailclip_jax.config.data_path import check_path_is_read
 from detailclip_jax.config.settings import Change, parse_setting, set_fields, split_list
 from detailclip_jax.data.caption_rules import with_own_number
@@ -89,36 +89,6 @@ class Plan(NamedTuple):
     steps: Mapping[str, int] = MappingProxyType({})
 
 
-def two_views(config: ConfigDict) -> None:
-    """Changes CLIP's config to two unmasked views, as many as DetailCLIP's student has."""
-    crop = config.views.crops.large
-    crop.count, crop.blur_p, crop.solarize_p = 2, (0.1, 0.1), (0.0, 0.0)
-
-
-def random_mask(config: ConfigDict) -> None:
-    """Changes DetailCLIP's config to a random mask, which does not use the teacher's attention; all losses stay."""
-    config.masking.strategy = "random"
-
-
-def full_weight(config: ConfigDict) -> None:
-    """Changes MaskCLIP's config to weight 1 for distillation, the same as for the contrastive loss."""
-    config.losses.weights.patch = 1.0
-
-
-def larger_teacher(config: ConfigDict) -> None:
-    """Changes DetailCLIP's config so that the teacher gets a crop that encloses both views (paper 4.1.1)."""
-    config.views.teacher = "enclosing"
-    config.views.crops.enclosing = base.crop(size=config.model.image_size, kind="enclosing")
-
-
-CONTROLS = {
-    "clip_two_views": Entry("clip_two_views", "clip", two_views),
-    "detailclip_random_mask": Entry("detailclip_random_mask", "detailclip", random_mask),
-    "detailclip_enclosing": Entry("detailclip_enclosing", "detailclip", larger_teacher),
-    "maskclip_weight_1": Entry("maskclip_weight_1", "maskclip", full_weight),
-}
-
-
 def entry_texts(text: str) -> list[str]:
     """Splits --methods at commas, but for those between the arguments of a config file.
 
@@ -139,7 +109,7 @@ def parse_entry(text: str) -> Entry:
     fields = dict(map(parse_setting, settings))
     if name.partition(":")[0].endswith(".py"):
         return Entry(text, "", set_fields(fields), tuple(fields), config=name)
-    known = CONTROLS.get(name, Entry(name, name, lambda config: None))
+    known = Entry(name, *CONTROLS.get(name, (name, lambda config: None)))
 
     def change(config: ConfigDict) -> None:
         known.change(config)

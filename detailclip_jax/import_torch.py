@@ -80,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def summary(variables: "dict[str, Params]", config: Any, published_code: bool = True) -> list[str]:
     """Returns lines that describe the model; also what differs if published code wrote the file, and not `export`."""
+    from detailclip_jax import methods
     from detailclip_jax.data import preprocessing
     from detailclip_jax.models.vit import Style
 
@@ -99,9 +100,10 @@ def summary(variables: "dict[str, Params]", config: Any, published_code: bool = 
     ]
     if not published_code:
         return lines
-    if config.method == "detailclip":
+    method = methods.build(config)
+    if method.centers:
         lines.append("centers     zero: the reference does not save them")
-    return lines + (published(config) if config.method in ("detailclip", "aclip") else [])
+    return lines + (published(config) if method.masks_by_attention else [])
 
 
 def published(config: Any) -> list[str]:

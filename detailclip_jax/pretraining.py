@@ -127,9 +127,9 @@ def _check_labels(config: ConfigDict, method: methods.Method) -> None:
     """Checks that only labels are mixed or smoothed: captions would stay those of one of the two mixed images."""
     asked = {f"views.{name}": config.views[name] for name in ("mixup", "cutmix")}
     for name, value in (asked | {"losses.label_smoothing": config.losses.label_smoothing}).items():
-        if value and "labels" not in method.terms:
+        if value and not any(loss.labels for loss in method.losses):
             raise ValueError(
-                f"{name} {value} changes labels, but method {config.method} has no term 'labels'; set it to 0"
+                f"{name} {value} changes labels, but method {config.method} has no term that reads them; set it to 0"
             )
 
 
@@ -279,14 +279,12 @@ def repeats(source: pipeline.Source, batch_size: int) -> list[str]:
 
 
 def _fresh(run: Run) -> TrainState:
-    """The state of step 0, with the networks of `config.init` and a frozen teacher loaded."""
+    """The state of step 0, with the networks of `config.init` and those of terms loaded."""
     state, lines = run.experiment.init(run.config.seed), []
     if run.config.init:
         state, lines = warm_start.load(run.config, state)
-    if run.config.losses.weights.distill:
-        state, of_teacher = warm_start.load_teacher(run.config, state)
-        lines += of_teacher
-    if lines:
+    state, of_terms = warm_start.load_terms(run.config, state)
+    if lines := lines + of_terms:
         run.console.say("\n".join(lines))
     return state
 
@@ -411,12 +409,12 @@ class Step:
 def text_lengths(run: Run) -> tuple[int, ...]:
     """Returns the lengths that a batch's captions can be cut to.
 
-    Captions are not cut for methods without captions, for text encoders in which padding has an effect, and for the
-    term token_set if captions lose their end token: it also reads words that the text encoder does not.
+    Captions are not cut for methods without captions, for text encoders in which padding has an effect, and, if
+    captions lose their end token, for terms that also read words that the text encoder does not.
     """
     config, method = run.config, run.experiment.method
     trims = method.has_text and TextStyle(**config.model.text_style).trims
-    reads_all = "token_set" in method.terms and not config.data.keep_eot
+    reads_all = any(loss.whole_captions for loss in method.losses) and not config.data.keep_eot
     buckets = config.data.text_buckets if trims and not reads_all else ()
     return lengths_within(buckets, config.model.context_length)
 

@@ -104,3 +104,26 @@ def test_nothing_but_its_command_imports_convert():
 def test_data_knows_no_jax():
     known = [path.name for path in (ROOT / "data").rglob("*.py") if "jax" in {n.split(".")[0] for n in imported(path)}]
     assert not known
+
+
+TERMS = ("token_set", "gram", "region", "distill", "beta")  # of methods.TERMS
+OWNERS = ("methods", "losses", "config", "interop")  # interop: tensors of published code have such names
+
+
+def test_no_module_outside_methods_names_a_term_or_compares_a_methods_name():
+    """A method declares what it needs, so that a new one changes nothing but its own files."""
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        if path.relative_to(ROOT).parts[0] in OWNERS:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            term = isinstance(node, ast.Constant) and node.value in TERMS
+            term |= isinstance(node, ast.Attribute) and node.attr in TERMS and ast.unparse(node) != "jax.random.beta"
+            compared = isinstance(node, ast.Compare) and any(
+                isinstance(side, ast.Attribute) and ast.unparse(side) in ("config.method", "method.name")
+                for side in (node.left, *node.comparators)
+            )
+            compared &= isinstance(node, ast.Compare) and any(isinstance(x, ast.Constant) for x in ast.walk(node))
+            if term or compared:
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+    assert found == []

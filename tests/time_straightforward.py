@@ -20,6 +20,7 @@ import straightforward
 from detailclip_jax import config
 from detailclip_jax.benchmarks import timing
 from detailclip_jax.data import lengths
+from detailclip_jax.methods import running
 from detailclip_jax.training import ema, experiment, mesh, optimizer
 from detailclip_jax.training.schedules import ScheduledStep
 
@@ -54,7 +55,7 @@ def straightforward_step(exp):
             params=optimizer.clamp(optax.apply_updates(state.params, updates), exp.method.networks, exp.setup.groups),
             ema_params=moved,
             opt_state=opt_state,
-            running={name: ema.update_center(old, means[name], momentum) for name, old in state.running.items()},
+            running={name: running.update_center(old, means[name], momentum) for name, old in state.running.items()},
         )
         return after, {"loss": value, "grad_norm": optax.tree.norm(gradients)}
 

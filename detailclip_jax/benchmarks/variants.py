@@ -8,9 +8,8 @@ from ml_collections import ConfigDict
 from detailclip_jax.config import config_files, run_config, sizes
 from detailclip_jax.config.fields import RUN
 from detailclip_jax.config.settings import parse_setting, set_fields, split_list
-from detailclip_jax.methods.distill import record_of
 from detailclip_jax.pretraining import validate
-from detailclip_jax.training.warm_start import with_teacher
+from detailclip_jax.training.warm_start import with_terms
 
 PAPER = "configs/vitb16_yfcc.py"
 SHORT = {  # short names of fields in --against and in the flags
@@ -71,8 +70,8 @@ def build(
 ) -> Variant:
     """The variant of a config with these settings, whose names are short names or dotted fields.
 
-    Without `distill.teacher` a frozen teacher has the student's size. Raises ValueError for unknown fields and invalid
-    values.
+    A term that needs another workdir, and has none, gets weights of noise. Raises ValueError for unknown fields and
+    invalid values.
     """
     settings = {name: BOOLS.get(value, value) if isinstance(value, str) else value for name, value in settings.items()}
     config = load(spec, settings.pop("method", None))
@@ -83,10 +82,7 @@ def build(
     resize(config, image_size or config.model.image_size)
     if config.total_steps is None:
         config.total_steps, config.steps_per_epoch = STEPS, STEPS // 10
-    if config.losses.weights.distill and not config.distill.teacher:
-        config.distill.record = record_of(config)  # a teacher of the student's size, of noise
-    else:
-        config = with_teacher(config)
+    config = with_terms(config, stand_ins=True)
     validate(config)
     return Variant(name, config, _words(config, words))
 

@@ -79,6 +79,7 @@ class Field(NamedTuple):
     min_length: int | None = None  # a tuple of at least this many entries
     per_view: bool = False  # one number for all views of a crop, or a tuple with one for each
     may_change: bool = False  # when a run is resumed
+    of_data: bool = False  # describes the data of its config file, so that a run on other data has the default
     neutral: Any = DEFAULT  # value in configs that were stored before the field was there
 
     @property

@@ -503,6 +503,7 @@ LOSSES: Group = {
         "SuperCLIP: the whole vocabulary",
         range=FROM_0,
         min_length=0,
+        of_data=True,
     ),
     "normalise_pixels": Field(True, "whether the pixel target is normalised per patch", "reference, as in MAE"),
     "pixel_eps": Field(1e-6, "added to the variance of a patch", "reference, as in MAE"),

@@ -355,8 +355,9 @@ def without_overridden(config: ConfigDict, given: Iterable[str], written: Config
     `given` holds the dotted names that the command line sets, `written` the config of the file.  A `num_epochs` on the
     command line replaces the file's `total_steps`.  The file's `steps_per_epoch` applies to the file's data only.  It
     is cleared if the data have a known size, the command line does not set it, and either the command line sets
-    `num_epochs` or the file's own data are scenes without end.  In the latter case `losses.token_ids`, the words of
-    scenes, are cleared too.  Raises ValueError if the command line sets both `num_epochs` and `total_steps`.
+    `num_epochs` or the file's own data are scenes without end.  In the latter case the other fields that describe the
+    file's data (`Field.of_data`) get their defaults.  Raises ValueError if the command line sets both `num_epochs` and
+    `total_steps`.
     """
     given, counted = list(given), ConfigDict(config.to_dict())
     if "num_epochs" in given:
@@ -369,8 +370,14 @@ def without_overridden(config: ConfigDict, given: Iterable[str], written: Config
     sized = not is_endless(config.data)
     if sized and ("num_epochs" in given or other_data) and "steps_per_epoch" not in given:
         counted.steps_per_epoch = None
-    if sized and other_data and "losses.token_ids" not in given:
-        counted.losses.token_ids = ()
+    of_data = {
+        f"{group}.{name}": field.value
+        for group, table in fields.GROUPS.items()
+        for name, field in table.items()
+        if field.of_data and f"{group}.{name}" not in given
+    }
+    if sized and other_data:
+        counted.update_from_flattened_dict(of_data)
     return counted
 
 

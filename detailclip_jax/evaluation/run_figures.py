@@ -69,7 +69,7 @@ def of_held_out(experiment: Experiment, state: TrainState) -> dict[str, Any]:
         return {}
     pause_point()
     figures = {"attention": attention(experiment, state, shown)}
-    if "reconstruction" in experiment.method.terms:
+    if "pixel_head" in experiment.method.networks:
         pause_point()
         figures["reconstructions"] = reconstructions(experiment, state, shown)
     return figures

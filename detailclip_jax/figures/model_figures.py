@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
+from detailclip_jax import methods
 from detailclip_jax.config import sizes
 from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.data.image_files import find
@@ -29,7 +30,6 @@ from detailclip_jax.runtime.regular_files import inside, read_regular
 SPLIT = "held_out_pairs"  # scenes of nouns that training never shows together
 LONGEST = 640  # pixels; larger images are reduced before maps of words and predictions are drawn over them
 OVERVIEW_WORDS = 2
-LOW_ATTENTION = ("detailclip", "aclip")  # methods whose mask can be the lowest attention
 
 Figures = dict[str, Any]  # file name without suffix -> matplotlib figure
 
@@ -161,7 +161,7 @@ def notes(what: str, models: Mapping[str, Model]) -> list[str]:
     others = {
         name: model.config.method
         for name, model in models.items()
-        if model.config.method not in LOW_ATTENTION or model.config.masking.strategy != "attention_low"
+        if not methods.build(model.config).masks_by_attention or model.config.masking.strategy != "attention_low"
     }
     return [
         f"{name}: the method {method} does not remove the patches of lowest attention in training; "

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from detailclip_jax.figures.style import BLUE, FAINT, HEAT, INK, blank, panels, save, show
+from detailclip_jax.methods.components import EQUATIONS
 
 __all__ = [
     "attention_figure",
@@ -25,13 +26,6 @@ __all__ = [
 ]
 
 GREY = 0.88  # of removed patches; 0 is black, 1 white
-EQUATIONS = {  # of the paper, below the names of its terms
-    "loss": "total, eq. 10",
-    "clip": "image-text, eq. 1-5",
-    "cls": "CLS distillation, eq. 6",
-    "patch": "patch distillation, eq. 7",
-    "reconstruction": "pixels, eq. 8",
-}
 
 
 def upscale(values: Float[np.ndarray, "N"], size: int) -> Float[np.ndarray, "size size"]:

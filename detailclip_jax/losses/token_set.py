@@ -71,12 +71,6 @@ def document_counts(tokens: Int[Array, "B T"], num_classes: int) -> UInt32[Array
     return counts.at[jnp.where(counted, ordered, 0)].add(counted.astype(jnp.uint32))
 
 
-def add_counts(counts: UInt32[Array, "M"], of_batch: UInt32[Array, "M"]) -> UInt32[Array, "M"]:
-    """Adds the counts of a batch; all stop before one of them would exceed 32 bits, after 4.29e9 images."""
-    total = counts + of_batch
-    return jnp.where((total < counts).any(), counts, total)
-
-
 def inverse_frequency(counts: UInt32[Array, "M"]) -> Float[Array, "C"]:
     """Computes the weight w of each class from the counts f of N images: ln(1 + (N - f) / (f + 1)).
 

@@ -14,14 +14,14 @@ from detailclip_jax.methods.cosmos import cosmos
 from detailclip_jax.methods.detailclip import detailclip
 from detailclip_jax.methods.dino import dino
 from detailclip_jax.methods.dinotxt import dinotxt
-from detailclip_jax.methods.distill import distill
+from detailclip_jax.methods.distill import adopt, distill, loaded, own_size
 from detailclip_jax.methods.flair import flair
 from detailclip_jax.methods.gram import gram
 from detailclip_jax.methods.ibot import attmask, ibot
 from detailclip_jax.methods.image_encoder import image_encoder
 from detailclip_jax.methods.mae import mae
 from detailclip_jax.methods.maskclip import maskclip
-from detailclip_jax.methods.method import Method
+from detailclip_jax.methods.method import Method, Term
 from detailclip_jax.methods.method import build as build_method
 from detailclip_jax.methods.patch_dropout import patch_dropout
 from detailclip_jax.methods.region import region
@@ -61,13 +61,12 @@ METHODS = {
     "beta": beta,
     "dinotxt": dinotxt,
 }
-# Terms that a method gets if their weight is not 0: (method, config) -> the method with the term.
-TERMS = {
-    "token_set": token_set,
-    "beta": sentence_contrast,
-    "gram": gram,
-    "region": region,
-    "distill": distill,
+TERMS = {  # terms that a method gets if their weight is not 0
+    "token_set": Term(token_set),
+    "beta": Term(sentence_contrast),
+    "gram": Term(gram),
+    "region": Term(region),
+    "distill": Term(distill, adopt, loaded, own_size),
 }
 ENCODERS = {"image_encoder": image_encoder}  # further methods of imported checkpoints; not trainable
 
@@ -84,9 +83,9 @@ def build(config: ConfigDict) -> Method:
     method = (METHODS | ENCODERS)[config.method](config)
     if config.views.patch_dropout:
         method = patch_dropout(method, config)
-    for name, make in TERMS.items():
+    for name, term in TERMS.items():
         if config.losses.weights.get(name, 0) and method.losses:
-            method = make(method, config)
+            method = term.add(method, config)
     if config.views.native:
         _check_native(method, config)
     _check_crops(method.crops, config)

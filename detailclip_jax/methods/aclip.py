@@ -26,6 +26,7 @@ def aclip(config: ConfigDict) -> Method:
         name="aclip",
         ema=("image", "image_projection", "text", "text_projection", "byol_projector"),
         targets={"enclosing": "enclosing"},
+        masks_by_attention=True,
         mask=components.mask_by(rule, strategy, views.crops.large.count, attention),
         passes={"visible": Pass("large", visible)},
         encode_text=components.encode_text,

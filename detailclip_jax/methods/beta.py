@@ -104,7 +104,7 @@ def beta_term(beta: float, end: int) -> Loss:
         loss, accuracy = beta_loss(*given, whole_batch.axis, whole_batch.block)
         return loss, {"beta_accuracy": accuracy, "beta_scale": scale}
 
-    return Loss("beta", ("caption_pooled", "beta_scale"), run)
+    return Loss("beta", ("caption_pooled", "beta_scale"), run, over="batch")
 
 
 def has_words(text: Int[Array, "B C T"], end: int) -> Bool[Array, "C B"]:

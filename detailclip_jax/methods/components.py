@@ -25,10 +25,19 @@ from detailclip_jax.methods.method import (
     uses,
     visible,
 )
+from detailclip_jax.methods.running import MEAN, Running
 from detailclip_jax.models.patches import normalise_patches, patchify, take
 from detailclip_jax.models.registry import Network
 from detailclip_jax.models.towers import NETWORKS, Networks
 from detailclip_jax.types import Array, Batch, Float, Hidden, Int, Keys, Leaf, Scalar, Texts, Tokens
+
+EQUATIONS = {  # of the paper, by name of its terms
+    "loss": "total, eq. 10",
+    "clip": "image-text, eq. 1-5",
+    "cls": "CLS distillation, eq. 6",
+    "patch": "patch distillation, eq. 7",
+    "reconstruction": "pixels, eq. 8",
+}
 
 
 def attention_value(tokens: Tokens) -> Float[Array, "V B N"]:
@@ -396,7 +405,7 @@ def simclr_term(temperature: float) -> Loss:
         loss, accuracy = simclr.simclr_loss(record.heads["ssl"], temperature, whole_batch.axis, whole_batch.block)
         return loss, {"simclr_accuracy": accuracy}
 
-    return Loss("simclr", ("ssl",), run)
+    return Loss("simclr", ("ssl",), run, over="batch")
 
 
 def byol_term() -> Loss:
@@ -424,7 +433,7 @@ def label_term(smoothing: float, mixed: bool) -> Loss:
             loss = batch["share"] * loss + (1 - batch["share"]) * labels.label_loss(logits, other, smoothing)
         return loss.mean(), {"class_accuracy": labels.accuracy(logits, label, whole_batch.axis)}
 
-    return Loss("labels", ("class_logits",), run)
+    return Loss("labels", ("class_logits",), run, over="batch", labels=True)
 
 
 def clip_term(pairs: str = "all", num_captions: int | None = None) -> Loss:
@@ -440,7 +449,7 @@ def clip_term(pairs: str = "all", num_captions: int | None = None) -> Loss:
         )
         return loss, {"clip_accuracy": accuracy, "logit_scale": scale}
 
-    return Loss("clip", ("image_embedding", "logit_scale"), run)
+    return Loss("clip", ("image_embedding", "logit_scale"), run, over="batch")
 
 
 def cls_term(config: ConfigDict, same_views: bool = True) -> Loss:
@@ -452,7 +461,13 @@ def cls_term(config: ConfigDict, same_views: bool = True) -> Loss:
         heads = record.heads
         return distillation.cls_loss(heads["student_cls"], heads["teacher_cls"], target, how, same_views)
 
-    return Loss("cls", ("student_cls", "teacher_cls", "cls_mean"), run)
+    return Loss(
+        "cls",
+        ("student_cls", "teacher_cls", "cls_mean"),
+        run,
+        running=Running("cls_mean", MEAN),
+        temperature="teacher_temperature",
+    )
 
 
 def patch_term(config: ConfigDict, over: str = "removed") -> Loss:
@@ -466,7 +481,13 @@ def patch_term(config: ConfigDict, over: str = "removed") -> Loss:
             hidden = jnp.take_along_axis(record.hidden.mask, record.hidden.removed, -1)  # False at fill entries
         return distillation.patch_loss(heads["student_patches"], heads["teacher_patches"], target, hidden, how)
 
-    return Loss("patch", ("student_patches", "teacher_patches", "patch_mean"), run)
+    return Loss(
+        "patch",
+        ("student_patches", "teacher_patches", "patch_mean"),
+        run,
+        running=Running("patch_mean", MEAN),
+        temperature="patch_temperature",
+    )
 
 
 def reconstruction_term() -> Loss:

@@ -135,4 +135,4 @@ def cross_term() -> Loss:
         losses, accuracies = (jnp.stack(values).mean() for values in zip(*found))
         return losses, {"cross_accuracy": accuracies, "distill_scale": scale}
 
-    return Loss("cross", (*STUDENTS, *TEACHERS, "distill_scale"), run, weighted_by="cls")
+    return Loss("cross", (*STUDENTS, *TEACHERS, "distill_scale"), run, over="batch", weighted_by="cls")

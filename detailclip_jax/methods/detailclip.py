@@ -17,6 +17,7 @@ def detailclip(config: ConfigDict) -> Method:
         name="detailclip",
         ema=("image", "image_projection", "text", "text_projection", "prototype_head"),
         targets={"full": "large", **passes},
+        masks_by_attention=True,
         mask=components.mask_by(rule, strategy, config.views.crops.large.count, attention),
         passes={"visible": Pass("large", visible)},
         decode=components.decode("visible"),

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.methods import components
 from detailclip_jax.methods.method import Forward, Head, Method, Pass, fold, full, uses, view_keys
 from detailclip_jax.models.heads import Projection
-from detailclip_jax.models.image_blocks import IMAGE_BLOCKS, joined
+from detailclip_jax.models.image_blocks import BLOCKS, IMAGE_BLOCKS, joined
 from detailclip_jax.models.registry import Build, Network
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.towers import Networks
@@ -25,7 +25,7 @@ def wide_projection(build: Build) -> Projection:
 
 
 IMAGE_HEAD = {"image_projection": IMAGE_BLOCKS}
-TEXT_HEAD = {"text_projection": Network(wide_projection)}
+TEXT_HEAD = {"text_projection": Network(wide_projection, kind=BLOCKS)}
 OTHER_TERMS = ("token_set", "beta", "region")  # these take class tokens and patches of the encoder to the joint space
 
 

@@ -11,6 +11,8 @@ its own mean and deviation. Its map is resampled to the student's patches, befor
 patches is compared at those that it sees. Further class tokens and registers of the teacher are not used.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,12 +21,12 @@ from ml_collections import ConfigDict
 from detailclip_jax.config import fields, sizes, stored_fields
 from detailclip_jax.losses.distill import token_cosine_loss
 from detailclip_jax.methods import components
-from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, fold, uses
+from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, Saved, fold, uses
 from detailclip_jax.models.heads import Projection
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.registry import Build, Network
 from detailclip_jax.models.towers import NETWORKS, Networks
-from detailclip_jax.types import Array, Float, Scalar
+from detailclip_jax.types import Array, Float, Params, Scalar
 
 TEACHER, MAP = "distill_teacher", "distill_map"  # networks of the term
 OF_TEACHER = {  # the fields of its config that are read, by group
@@ -68,6 +70,61 @@ def teacher_config(config: ConfigDict) -> ConfigDict:
     return ConfigDict({"model": model, "preprocess": record["preprocess"]})
 
 
+def adopt(config: ConfigDict, running: ConfigDict | None, config_of: Callable[[str, str], ConfigDict]) -> ConfigDict:
+    """Returns the config with the fields of the frozen teacher, `distill.record`.
+
+    `running` is the config of the run that goes on, if there is one: it has these fields, and the teacher's folder need
+    not exist any more. `config_of` reads the config of a workdir, which the dotted field of its second argument names.
+    Raises ValueError for fields of the teacher without the term, and for the term without a teacher or a record.
+    """
+    if not config.losses.weights.distill:
+        for name in ("teacher", "size"):
+            if value := config.distill[name]:
+                raise ValueError(
+                    f"distill.{name} {value!r} is read by a term of weight 0; set --config.losses.weights.distill=1, "
+                    "or leave it out"
+                )
+        return config
+    folder, config = config.distill.teacher, ConfigDict(config.to_dict())
+    if not folder and config.distill.record:
+        return config
+    if not folder:
+        raise ValueError("losses.weights.distill needs a frozen teacher: give --config.distill.teacher=WORKDIR")
+    if running is not None and running.distill.teacher == folder:
+        config.distill.record = running.distill.record
+    else:
+        config.distill.record = record_of(config_of(folder, "config.distill.teacher"))
+    return config
+
+
+def own_size(config: ConfigDict) -> ConfigDict:
+    """Returns the config with a teacher of the student's sizes, if the term has a weight and no teacher."""
+    if config.losses.weights.distill and not config.distill.teacher:
+        config = ConfigDict(config.to_dict())
+        config.distill.record = record_of(config)
+    return config
+
+
+def loaded(config: ConfigDict, saved: Saved) -> tuple[dict[str, Params], list[str]]:
+    """Returns the weights of the frozen teacher from its workdir, and lines that describe it.
+
+    They are those by which the teacher's own method is evaluated. `saved` reads a workdir: its variables, its config,
+    and the networks that its method averages for evaluation.
+    """
+    folder = config.distill.teacher
+    variables, source, which = saved(folder)
+    averaged = variables["ema_params"] if which == "ema" else {}
+    size, seen = sizes.size_of(teacher_config(config).model), input_size(config)
+    colours = config.distill.record.preprocess
+    mean, std = (" ".join(f"{number:.4g}" for number in colours[each]) for each in ("mean", "std"))
+    lines = [
+        f"frozen teacher {folder} ({source.method}, {source.model.size}, {'ema' if averaged else 'student'})",
+        f"  sees          {seen} px ({colours.filter}), mean {mean}, std {std}",
+        f"  gives         {seen // size.patch_size} x {seen // size.patch_size} patches of width {size.width}",
+    ]
+    return {TEACHER: {**variables["params"], **averaged}["image"]}, lines
+
+
 def input_size(config: ConfigDict) -> int:
     """Returns the pixels along a side of the teacher's input; ValueError if they are not whole patches."""
     model = teacher_config(config).model
@@ -83,7 +140,7 @@ def tokens_head(name: str, view: str, config: ConfigDict) -> Head:
     preprocess, width = teacher.preprocess, sizes.size_of(teacher.model).width
     networks = {
         TEACHER: frozen_encoder(teacher.model),
-        MAP: Network(lambda build: Projection(width, build.dtype, use_bias=True)),
+        MAP: Network(lambda build: Projection(width, build.dtype, use_bias=True), loaded_by_term=True),
     }
 
     @uses(**networks)
@@ -109,7 +166,7 @@ def frozen_encoder(model: ConfigDict) -> Network:
     def make(build: Build) -> nn.Module:
         return image.make(build._replace(model=model, size=sizes.size_of(model)))
 
-    return image._replace(make=make, frozen={".*": ""})
+    return image._replace(make=make, frozen={".*": ""}, adopted=(), loaded_by_term=True)
 
 
 def resampled(pixels: Array, size: int, filter: str) -> Float[Array, "V B size size 3"]:

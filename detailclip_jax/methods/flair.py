@@ -107,4 +107,4 @@ def flair_term() -> Loss:
         metrics = {"text_conditioned": pooled, "multi_positive": plain, "text_conditioned_accuracy": right}
         return (pooled + plain) / 2, metrics | {"logit_scale": scale, "logit_bias": heads["logit_bias"]}
 
-    return Loss("flair", reads, run, weighted_by="clip")
+    return Loss("flair", reads, run, over="batch", weighted_by="clip")

@@ -23,7 +23,7 @@ from detailclip_jax.types import Array, Scalar
 def gram(method: Method, config: ConfigDict) -> Method:
     """Adds the term for the method's `components.patch_pass`; ValueError for a method without one."""
     name = components.patch_pass(method, "gram")
-    return method.plus((patches_head(name),), gram_term(), anchors={name: method.passes[name].view})
+    return method.plus((patches_head(name),), gram_term(), anchors={name: method.passes[name].view}, anchor_of="gram")
 
 
 def patches_head(name: str) -> Head:

@@ -8,21 +8,21 @@ Networks, centers, and what gradient accumulation may split follow from the reco
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from ml_collections import ConfigDict
 
+from detailclip_jax.methods.running import MEAN, Running
 from detailclip_jax.models.registry import Network
 from detailclip_jax.models.towers import NETWORKS, Networks
-from detailclip_jax.types import Array, Axis, Batch, Float, Hidden, Keys, Leaf, Scalar, Texts, Tokens, View
+from detailclip_jax.types import Array, Axis, Batch, Float, Hidden, Keys, Leaf, Params, Scalar, Texts, Tokens, View
 
 Views = Mapping[str, View]
 Targets = Mapping[str, Tokens]
-Function = TypeVar("Function", bound=Callable)
 Score = Callable[[Networks, Float[Array, "B S S 3"], Float[Array, "M E"]], Float[Array, "B M"]]
 
 
@@ -48,7 +48,7 @@ class Context(NamedTuple):
     """Further inputs of a loss: the training state's running statistics, and the schedules' values at this step."""
 
     running: Mapping[str, Any]  # of the steps before: [C] by name of the term; and the networks of ANCHOR
-    temperatures: Mapping[str, Scalar]  # of the teacher, for "cls" and "patch"
+    temperatures: Mapping[str, Scalar]  # of the teacher, by name of the term
     weights: Mapping[str, Scalar] = {}  # of the terms whose weight changes during the run
 
 
@@ -59,26 +59,40 @@ class WholeBatch(NamedTuple):
     block: int = 0  # columns of contrastive logits computed at a time; 0 = automatic
 
 
-def uses(*names: str, **own: Network) -> Callable[[Function], Function]:
-    """Marks a function of a method with the networks that it runs; the method owns the networks of its functions.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """A function of a method, and the networks that it runs; the method owns the networks of its parts."""
+
+    function: Callable
+    networks: Mapping[str, Network]
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Calls the function."""
+        return self.function(*arguments, **options)
+
+
+def uses(*names: str, **own: Network) -> Callable[[Callable], Part]:
+    """Declares the networks that a function of a method runs.
 
         @uses("image_projection", logit_bias=heads.scalar(-10.0))
         def run(student, teacher, record): ...
 
     `names` are entries of `models.towers.NETWORKS`, `own` are networks of this method.
     """
-    networks = {name: NETWORKS[name] for name in names} | own
-
-    def mark(function: Function) -> Function:
-        setattr(function, "networks", networks)  # noqa: B010  (a type checker knows no attributes of functions)
-        return function
-
-    return mark
+    return functools.partial(Part, networks={name: NETWORKS[name] for name in names} | own)
 
 
-def networks_of(functions: Iterable[Callable]) -> dict[str, Network]:
-    """Returns the networks that functions marked by `uses` run."""
-    return {name: network for f in functions for name, network in getattr(f, "networks", {}).items()}
+def networks_of(parts: Iterable[Callable]) -> dict[str, Network]:
+    """Returns the networks of parts; a plain function has none.
+
+    Raises TypeError for `functools.partial`, which would hide those of its function.
+    """
+    found: dict[str, Network] = {}
+    for part in parts:
+        if isinstance(part, functools.partial):
+            raise TypeError(f"{part}: networks are declared around a partial: uses(...)(partial(...))")
+        found |= part.networks if isinstance(part, Part) else {}
+    return found
 
 
 class Pass(NamedTuple):
@@ -111,14 +125,19 @@ class Head(NamedTuple):
 class Loss(NamedTuple):
     """A term of eq. 10: reads the entries `reads` of `Forward.heads`, returns its value and metrics to log.
 
-    `run` takes (record, context) if the term is a mean over images, and (record, context, whole_batch) if it compares
-    images with each other: the third parameter must have this name, `compares` looks for it. Its weight is
-    `config.losses.weights.NAME`, where NAME is `weighted_by`, or else `name`; `build` fills it in.
+    `over` is "image" for a mean over images, whose `run` takes (record, context), and "batch" for a term that compares
+    images with each other, whose `run` takes (record, context, whole_batch). Its weight is that of
+    `config.losses.weights` named `weighted_by`, or else `name`; `build` fills it in.
     """
 
     name: str
     reads: tuple[str, ...]
     run: Callable[..., tuple[Scalar, dict[str, Scalar]]]
+    over: Literal["image", "batch"] = "image"
+    running: Running | None = None  # the statistic that it accumulates over the steps: `context.running[name]`
+    temperature: str = ""  # field of `config.losses` with the teacher's temperature: `context.temperatures[name]`
+    whole_captions: bool = False  # whether it reads words of a caption behind the end token
+    labels: bool = False  # whether it reads the labels of the images
     weighted_by: str = ""
     weight: float = 1.0
 
@@ -127,14 +146,28 @@ class Loss(NamedTuple):
         """The name of the term's weight in `config.losses.weights`."""
         return self.weighted_by or self.name
 
-    @property
-    def compares(self) -> bool:
-        """Whether the term compares images of the whole batch."""
-        return "whole_batch" in inspect.signature(self.run).parameters
-
     def value(self, record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
         """Computes the term and its metrics."""
-        return self.run(record, context, *([whole_batch] if self.compares else []))
+        return self.run(record, context, whole_batch) if self.over == "batch" else self.run(record, context)
+
+
+Saved = Callable[[str], tuple[Mapping[str, Params], ConfigDict, str]]  # a workdir's variables, config, `Method.weights`
+
+
+class Term(NamedTuple):
+    """A term that any method can have, by its weight: how it is added, and what it takes from another workdir.
+
+    add: (method, config) -> the method with the term.
+    adopt: (config, config of the run that goes on, reader of a workdir's config) -> the config with the fields that
+        another workdir determines; called for every config, with and without the term.
+    load: (config, reader of a workdir) -> weights by network, and lines that describe them; called at step 0.
+    stand_in: config -> the config with what `adopt` would take from a workdir, where it names none; for benchmarks.
+    """
+
+    add: "Callable[[Method, ConfigDict], Method]"
+    adopt: Callable[[ConfigDict, ConfigDict | None, Callable[[str, str], ConfigDict]], ConfigDict] | None = None
+    load: Callable[[ConfigDict, Saved], tuple[dict[str, Params], list[str]]] | None = None
+    stand_in: Callable[[ConfigDict], ConfigDict] | None = None
 
 
 def nothing(*_: Any) -> None:
@@ -149,7 +182,8 @@ class Method:
     `encode_text` the student's encoded captions, and `target_text` the teacher's, which get no gradient. Each returns
     None for methods without it.
 
-    The anchor is a copy of the image encoder, made once during a run (the state's `running["anchor"]`).
+    The anchor is a copy of the image encoder, made once during a run (the state's `running["anchor"]`), when the weight
+    of the term `anchor_of` begins to rise.
 
     `score` ranks images and texts in evaluation: (networks, normalised pixels, text embeddings before their
     normalisation) -> [B, M]. Without it, scores are cosines of image and text embeddings.
@@ -162,12 +196,14 @@ class Method:
     ema: tuple[str, ...] = ()  # names of the networks that are averaged: the teacher's own
     targets: Mapping[str, str] = dataclasses.field(default_factory=dict)  # teacher passes: name -> view
     anchors: Mapping[str, str] = dataclasses.field(default_factory=dict)  # the anchor's passes: name -> view
+    anchor_of: str = ""  # the term that reads the anchor
     mask: Callable[[Targets, Views, Batch, Keys], Hidden | None] = nothing
     decode: Callable[[Networks, Mapping[str, Tokens], Hidden | None], Array | None] = nothing
     encode_text: Callable[[Networks, Batch], Texts | None] = nothing
     target_text: Callable[[Networks, Batch], Texts | None] = nothing
     score: Score | None = None
     weights: str = "ema"  # of evaluation and export by default: "ema" (the student's without a teacher) or "student"
+    masks_by_attention: bool = False  # whether `masking.strategy` chooses patches by the teacher's attention
     native: bool = False  # whether it also trains on images of any aspect, whose patches form no square
     continues: str = ""  # the method of a first run, from which this one goes on by `config.init`; "" for none
 
@@ -193,20 +229,14 @@ class Method:
         return {loss.name: loss for loss in self.losses}
 
     @property
-    def running(self) -> Mapping[str, str]:
-        """The rule of each running statistic, by name of the term: "mean" if it reads "<name>_mean", or "sum".
-
-        The head's output "<name>_mean" is the mean over the images that it sees, "<name>_sum" the sum.
-        """
-        found = {
-            loss.name: [rule for rule in ("mean", "sum") if f"{loss.name}_{rule}" in loss.reads] for loss in self.losses
-        }
-        return {name: rules[0] for name, rules in found.items() if rules}
+    def running(self) -> Mapping[str, Running]:
+        """The running statistics, by name of their term."""
+        return {loss.name: loss.running for loss in self.losses if loss.running}
 
     @property
     def centers(self) -> tuple[str, ...]:
         """The terms with a center, a running mean of the teacher's logits."""
-        return tuple(name for name, rule in self.running.items() if rule == "mean")
+        return tuple(name for name, statistic in self.running.items() if statistic.rule is MEAN)
 
     @property
     def has_prototypes_of_decoded(self) -> bool:
@@ -226,7 +256,7 @@ class Method:
     def needs_whole_batch(self, loss: Loss) -> bool:
         """Whether images interact in a term: it compares them, or reads a head with BatchNorm."""
         networks = networks_of(head.run for head in self.heads_of([loss]))
-        return loss.compares or any(network.batch_norm for network in networks.values())
+        return loss.over == "batch" or any(network.batch_norm for network in networks.values())
 
 
 def forward(

@@ -102,4 +102,4 @@ def region_term() -> Loss:
         pooled, crops, counts = (record.heads[name] for name in MADE)
         return region_loss(pooled, crops, counts, whole_batch.axis), {"region_boxes": counts.mean()}
 
-    return Loss("region", MADE, run)
+    return Loss("region", MADE, run, over="batch")

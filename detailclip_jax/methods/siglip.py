@@ -42,4 +42,4 @@ def sigmoid_term() -> Loss:
         loss, accuracy = sigmoid_loss(*given, whole_batch.axis, whole_batch.block)
         return loss, {"sigmoid_accuracy": accuracy, "logit_scale": scale, "logit_bias": heads["logit_bias"]}
 
-    return Loss("sigmoid", ("image_embedding", "logit_scale", "logit_bias"), run, weighted_by="clip")
+    return Loss("sigmoid", ("image_embedding", "logit_scale", "logit_bias"), run, over="batch", weighted_by="clip")

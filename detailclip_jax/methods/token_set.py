@@ -14,14 +14,16 @@ import collections
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from detailclip_jax.data.tokenizer import PAD
 from detailclip_jax.data.vocabularies import CLIP
 from detailclip_jax.kernels.chunked_logits import automatic_chunk_logits
-from detailclip_jax.losses.token_set import add_counts, document_counts, inverse_frequency, token_set_loss
+from detailclip_jax.losses.token_set import document_counts, inverse_frequency, token_set_loss
 from detailclip_jax.methods.components import captioned_pass
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, WholeBatch, fold, uses
+from detailclip_jax.methods.running import SUM, Running, add_counts
 from detailclip_jax.models.heads import TokenHead
 from detailclip_jax.models.registry import Network
 from detailclip_jax.models.towers import Networks
@@ -34,7 +36,9 @@ def token_set(method: Method, config: ConfigDict) -> Method:
     Raises ValueError for a method without captions, and for unfit `losses.token_ids`.
     """
     name, size, ids = captioned_pass(method, "token_set"), config.model.vocab_size, predicted_ids(config)
-    network = Network(lambda build: TokenHead(build.size.width, len(ids), build.dtype))
+    network = Network(
+        lambda build: TokenHead(build.size.width, len(ids), build.dtype), reload_if_equal=("losses.token_ids",)
+    )
     heads = feature_head(name, network), layer_head(network, size)
     return method.plus(heads, token_set_term(ids, config))
 
@@ -110,4 +114,11 @@ def token_set_term(ids: Int[np.ndarray, "C"], config: ConfigDict) -> Loss:
         loss, accuracy = token_set_loss(*given, automatic_chunk_logits() if most is None else most)
         return loss, {"token_set_accuracy": accuracy}
 
-    return Loss("token_set", ("set_features", "set_kernel", "set_bias", "token_set_sum"), run)
+    return Loss(
+        "token_set",
+        ("set_features", "set_kernel", "set_bias", "token_set_sum"),
+        run,
+        over="batch",
+        running=Running("token_set_sum", SUM, P()),
+        whole_captions=True,
+    )

@@ -90,4 +90,10 @@ def decoder(build: Build) -> Decoder:
     )
 
 
-NETWORKS = {"decoder": Network(decoder, (ParameterRule("mask_token", decayed=True, vector=True),))}
+NETWORKS = {
+    "decoder": Network(
+        decoder,
+        (ParameterRule("mask_token", decayed=True, vector=True),),
+        adopted=("decoder_depth", "decoder_width"),
+    )
+}

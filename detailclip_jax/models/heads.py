@@ -213,7 +213,7 @@ NETWORKS = {
         lambda build: MaskToken(build.size.width), (ParameterRule("value", decayed=True, vector=True),)
     ),
     "pixel_head": Network(pixel_head),
-    "class_head": Network(class_head),
+    "class_head": Network(class_head, reload_if_equal=("model.num_classes",)),
     "prototype_head": Network(
         prototype_head,
         (
@@ -221,5 +221,6 @@ NETWORKS = {
             ParameterRule("gain", decayed=True, vector=True, late=True),
         ),
         frozen={"gain": "freeze_gain"},
+        adopted=("prototypes",),
     ),
 }

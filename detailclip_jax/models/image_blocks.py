@@ -93,7 +93,8 @@ def image_blocks(build: Build) -> ImageBlocks:
     return ImageBlocks(size.width, size.num_heads, build.dtype, kernel, build.model.remat)
 
 
-IMAGE_BLOCKS = Network(image_blocks)
+BLOCKS = "blocks"  # `Network.kind` of a projection with blocks before it
+IMAGE_BLOCKS = Network(image_blocks, kind=BLOCKS)
 
 
 def has_blocks(networks: Mapping[str, Network]) -> bool:

@@ -52,12 +52,20 @@ class Network(NamedTuple):
     """A network: its maker, the rules of parameters that are neither kernel, bias nor scale, and what is frozen.
 
     `frozen` maps a pattern of paths to the boolean field of `config.model` that freezes these parameters; "" always.
+
+    The last fields say how a network is loaded from another checkpoint (`config.init`): `adopted` are the fields of
+    `config.model` that it then keeps; it stays fresh unless both configs agree in the dotted fields `reload_if_equal`,
+    and both methods have the same `kind` of network under this name.
     """
 
     make: Callable[[Build], nn.Module]
     rules: tuple[ParameterRule, ...] = ()
     frozen: Mapping[str, str] = {}
     batch_norm: bool = False  # whether it normalises over the batch, so that its outputs depend on all images
+    adopted: tuple[str, ...] = ()
+    reload_if_equal: tuple[str, ...] = ()
+    kind: str = ""
+    loaded_by_term: bool = False  # the term that brings it loads its weights, or draws them
 
 
 def own_rules(networks: Mapping[str, Network]) -> dict[str, ParameterRule]:

@@ -183,5 +183,6 @@ NETWORKS = {
             ParameterRule("token_embedding", decayed=True, spec=P(FSDP, None)),
             ParameterRule("positions", decayed=True, spec=P(None, FSDP)),
         ),
+        adopted=("context_length", "vocab_size", "text_activation", "text_style"),
     )
 }

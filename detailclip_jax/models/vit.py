@@ -315,5 +315,6 @@ NETWORKS = {
             ParameterRule("pool/probe"),  # SigLIP's code decays kernels only
         ),
         frozen={"patch_embed/.*": "freeze_patch_embed"},
+        adopted=("size", "custom", "image_size", "image_style"),
     )
 }

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from detailclip_jax.runtime.terminal import LINES, counted, printable
 
-SHORT = {"reconstruction": "rec"}  # short names of loss terms for a narrow terminal
+LONG_NAME = 10  # letters; such a name of a loss term is cut to three for a narrow terminal
 
 
 class Console:
@@ -162,7 +162,8 @@ def progress_line(
     line = f"step {step}/{total_steps} | {eta} | {rate} images/s | data {wait} | {shown}{bad}"
     if width is None or len(line) <= width:
         return line
-    shown = " ".join(f"{SHORT.get(name, name)} {value:#.3g}" for name, value in losses.items())
+    short = {name: name[:3] if len(name) >= LONG_NAME else name for name in losses}
+    shown = " ".join(f"{short[name]} {value:#.3g}" for name, value in losses.items())
     bad = f" bad {num_bad:,}" if num_bad else ""
     return f"{step}/{total_steps} {eta} {rate}/s {wait}{bad} {shown}"[:width]
 

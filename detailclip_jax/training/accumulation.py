@@ -29,7 +29,6 @@ from detailclip_jax.methods.method import (
     values,
 )
 from detailclip_jax.training.forward_pass import ForwardPass, Stats, run, run_networks, running_statistics
-from detailclip_jax.training.running import RULES
 from detailclip_jax.types import Array, Batch, Float, Keys, Params, PyTree, Scalar
 
 Embeddings = Mapping[str, Any]  # see `embeddings`
@@ -65,7 +64,7 @@ def device_losses(
     stats, (means, embedded) = in_chunks(chunk, stats, (batch, keys.image), chunks)
     terms, statistics = means
     metrics = jax.tree.map(lambda x: x.mean(0), terms)
-    running = {name: RULES[given.method.running[name]].of_chunks(x) for name, x in statistics.items()}
+    running = {name: given.method.running[name].rule.of_chunks(x) for name, x in statistics.items()}
     heads = partial(run_heads, by_batch, record=rejoin(batch, embedded))
     record, stats = run_networks(heads, params, teacher, stats, given.model)
     metrics |= values(by_batch, record, context, whole_batch)

@@ -1,11 +1,11 @@
-"""The teacher: exponential moving averages (EMA) of the student's networks (paper section 3.2.1) and of its logits."""
+"""The teacher: exponential moving averages (EMA) of the student's networks (paper section 3.2.1)."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 
-from detailclip_jax.types import Array, Float, Leaf, Params, Scalar
+from detailclip_jax.types import Leaf, Params, Scalar
 
 
 def update(teacher: Params, student: Params, momentum: Scalar | float) -> Params:
@@ -26,18 +26,6 @@ def update(teacher: Params, student: Params, momentum: Scalar | float) -> Params
 def _move(teacher: Leaf, student: Leaf, momentum: Scalar | float) -> Leaf:
     old, new = (jnp.asarray(x, jnp.float32) for x in (teacher, student))
     return (old + (1 - momentum) * (new - old)).astype(teacher.dtype)
-
-
-def update_center(center: Float[Array, "C"], batch_mean: Float[Array, "C"], momentum: float = 0.9) -> Float[Array, "C"]:
-    """Updates a center of the prototype logits (DINO, iBOT): a moving average of the teacher's raw logits.
-
-        c <- momentum c + (1 - momentum) batch_mean
-
-    `batch_mean` is the mean over both views and the global batch; for patches it includes ALL patches, removed or not.
-    Centers are updated once per step, after the loss.  The published code loses them when a run is resumed; here they
-    are part of the train state.
-    """
-    return momentum * center + (1 - momentum) * batch_mean
 
 
 def anchor_of(student: Params, teacher: Params) -> Params:

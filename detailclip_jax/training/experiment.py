@@ -97,7 +97,7 @@ class Experiment(NamedTuple):
 
     def sharding_table(self) -> str:
         """Formats pattern, sharding and megabytes of the state's arrays."""
-        return sharding.table_text(self.state_shapes, sharding.rules(self.method.networks))
+        return sharding.table_text(self.state_shapes, sharding.rules(self.method.networks, self.method.running))
 
 
 def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
@@ -113,7 +113,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
         on_mesh = on_mesh.gathering(sharding.gather_layer)
     setup = build_setup(config, forward_of(config, method, on_mesh), weights.params)
     shapes = weights.replace(opt_state=jax.eval_shape(setup.optimizer.init, weights.params))
-    shapes = sharding.placed(shapes, mesh, sharding.rules(method.networks))
+    shapes = sharding.placed(shapes, mesh, sharding.rules(method.networks, method.running))
     layout = StepLayout(mesh, sharding.specs(_places(shapes)))
     given = layout, _places(shapes), config.model.matmul_precision
     step = unmasked = _compiled_step(setup, *given)
@@ -208,18 +208,23 @@ def build_schedules(config: ConfigDict, method: Method) -> Schedules:
         ),
         np.float32(decay) if end is None else schedules.cosine(decay, end, total),
         schedules.cosine(config.ema.start, config.ema.end, total),
-        build_temperatures(config.losses, steps_of_epoch(config), method.centers),
+        build_temperatures(config.losses, steps_of_epoch(config), method.losses),
         build_ramps(config.losses.ramps, method.losses, total),
-        np.int32(round(config.losses.ramps.gram[0] * total)),
+        np.int32(round(config.losses.ramps[method.anchor_of][0] * total) if method.anchor_of else 0),
         np.int32(round(opt.frozen_prototype_epochs * steps_of_epoch(config))),
     )
 
 
-def build_temperatures(losses: ConfigDict, steps_per_epoch: int, terms: Iterable[str]) -> dict[str, schedules.Schedule]:
+def build_temperatures(
+    fields: ConfigDict, steps_per_epoch: int, losses: Iterable[Loss]
+) -> dict[str, schedules.Schedule]:
     """Builds the schedules of the teacher's temperature in these terms, with a warm-up over the first epochs."""
-    ends = {"cls": losses.teacher_temperature, "patch": losses.patch_temperature}
-    epochs = losses.temperature_epochs
-    return {name: schedules.epoch_warmup(ends[name][0], ends[name][1], epochs, steps_per_epoch) for name in terms}
+    built = {}
+    for loss in losses:
+        if loss.temperature:
+            start, end = fields[loss.temperature]
+            built[loss.name] = schedules.epoch_warmup(start, end, fields.temperature_epochs, steps_per_epoch)
+    return built
 
 
 def build_ramps(ramps: ConfigDict, losses: Iterable[Loss], total_steps: int) -> dict[str, schedules.Schedule]:

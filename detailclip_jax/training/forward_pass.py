@@ -96,5 +96,5 @@ def normalised_views(batch: Batch, mean: tuple[float, ...], std: tuple[float, ..
 
 def running_statistics(record: Forward, method: Method) -> dict[str, Array]:
     """Returns what the batch adds to each of the method's running statistics whose head was run."""
-    names = {name: f"{name}_{rule}" for name, rule in method.running.items()}
-    return {name: record.heads[output] for name, output in names.items() if output in record.heads}
+    outputs = {name: statistic.output for name, statistic in method.running.items()}
+    return {name: record.heads[output] for name, output in outputs.items() if output in record.heads}

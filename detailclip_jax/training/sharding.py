@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from detailclip_jax.methods.running import Running
 from detailclip_jax.models.registry import COMMON, Network, own_rules
 from detailclip_jax.models.stacking import STACKED
 from detailclip_jax.types import FSDP, Array, Leaf, PyTree
@@ -27,17 +28,17 @@ class ShardingRule(NamedTuple):
 
 
 STATE = (  # parts of the state besides parameters, moments and teacher
-    ShardingRule(r"running/token_set", P()),
-    ShardingRule(r"running/[^/]*", P(FSDP)),
     ShardingRule(r"batch_stats/.*", P()),
     ShardingRule(r"(step|count|rng)", P()),
 )
 LAYER = tuple(ShardingRule(rule.pattern, rule.spec) for rule in COMMON)  # the parameters of one block
 
 
-def rules(networks: Mapping[str, Network]) -> tuple[ShardingRule, ...]:
-    """Returns the table for the state of a method that owns these networks."""
-    return (*STATE, *(ShardingRule(pattern, rule.spec) for pattern, rule in own_rules(networks).items()), *LAYER)
+def rules(networks: Mapping[str, Network], running: Mapping[str, Running] = {}) -> tuple[ShardingRule, ...]:
+    """Returns the table for the state of a method that owns these networks and running statistics."""
+    statistics = (ShardingRule(f"running/{name}", statistic.spec) for name, statistic in running.items())
+    own = (ShardingRule(pattern, rule.spec) for pattern, rule in own_rules(networks).items())
+    return (*STATE, *statistics, *own, *LAYER)
 
 
 def shardings(state: PyTree, mesh: Mesh, table: tuple[ShardingRule, ...]) -> PyTree:

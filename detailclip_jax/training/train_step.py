@@ -14,7 +14,6 @@ from detailclip_jax.training import accumulation, ema, optimizer, sharding
 from detailclip_jax.training.accumulation import Metrics
 from detailclip_jax.training.forward_pass import ForwardPass, make_keys
 from detailclip_jax.training.mesh import batch_axis
-from detailclip_jax.training.running import RULES
 from detailclip_jax.training.schedules import Schedule
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import BATCH, Array, Batch, Keys, Params, PyTree, Scalar
@@ -26,7 +25,7 @@ class Schedules(NamedTuple):
     learning_rate: Schedule
     weight_decay: Schedule | np.float32  # a number: constant
     ema_momentum: Schedule
-    temperatures: Mapping[str, Schedule]  # of the teacher, for "cls" and "patch"
+    temperatures: Mapping[str, Schedule]  # of the teacher, by name of the term
     weights: Mapping[str, Schedule]  # of the terms whose weight changes during the run
     anchor: np.int32  # step at whose start the anchor is copied
     wait: np.int32  # first step that updates the last layers, see `optimizer.build`
@@ -68,10 +67,9 @@ def train_step(state: TrainState, batch: Batch, setup: StepSetup, layout: StepLa
     updates, opt_state = setup.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     params = optimizer.clamp(params, setup.forward_pass.method.networks, setup.groups)
-    rules = setup.forward_pass.method.running
     running = dict(state.running) | {
-        name: RULES[rule].update(state.running[name], found[name], setup.center_momentum)
-        for name, rule in rules.items()
+        name: statistic.rule.update(state.running[name], found[name], setup.center_momentum)
+        for name, statistic in setup.forward_pass.method.running.items()
     }
     metrics |= {
         "learning_rate": schedules.learning_rate(state.step),
@@ -124,9 +122,9 @@ def combined_loss(
         values, stats = accumulation.device_losses(params, teacher, stats, batch, keys, *given)
         total, metrics, found = values
         if axis:
-            rules = given[2].method.running
+            statistics = given[2].method.running
             total, metrics = jax.lax.pmean((total, metrics), axis)
-            found = {name: RULES[rules[name]].of_devices(x, axis) for name, x in found.items()}
+            found = {name: statistics[name].rule.of_devices(x, axis) for name, x in found.items()}
         return total, (metrics, found, stats)
 
     params = optimizer.stop_frozen(params, setup.groups)

@@ -20,23 +20,22 @@ from detailclip_jax.config.run_config import is_dense
 from detailclip_jax.config.settings import split_list
 from detailclip_jax.data import preprocessing, vocabularies
 from detailclip_jax.methods import Method
-from detailclip_jax.methods.distill import MAP, TEACHER, input_size, record_of, teacher_config
 from detailclip_jax.models import positions, stacking
-from detailclip_jax.models.image_blocks import has_blocks
+from detailclip_jax.models.registry import Network
+from detailclip_jax.models.towers import NETWORKS
 from detailclip_jax.models.vit import Style
-from detailclip_jax.training import checkpoint, dense_encoder, ema, experiment
+from detailclip_jax.training import checkpoint, dense_encoder, experiment
 from detailclip_jax.training.schedules import clamp_warmup
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.training.workdirs import FOLDER, is_run, no_run
 from detailclip_jax.types import Array, Leaf, Params, PyTree
 
-OF_IMAGES = ("size", "custom", "image_size", "image_style")
+OF_IMAGES, OF_TEXT, OF_PROTOTYPES, OF_DECODER = (
+    NETWORKS[name].adopted for name in ("image", "text", "prototype_head", "decoder")
+)
 KEEP = "keep"  # of init_text_positions: the context of the checkpoint
 CONTEXT = "context_length"
-OF_TEXT = (CONTEXT, "vocab_size", "text_activation", "text_style")
 OF_PAIR = ("image_is_embedding",)
-OF_PROTOTYPES = ("prototypes",)
-OF_DECODER = ("decoder_depth", "decoder_width")
 OF_ITS_WIDTH = ("decoder", "pixel_head")  # networks of the decoder's width
 PROJECTIONS = ("image_projection", "text_projection")
 OF_LOGITS = ("logit_scale", "logit_bias")
@@ -60,7 +59,7 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     `init` and has none, if the file does not fit, or if a given field of `model` contradicts a loaded network.
     """
     given = list(given)
-    config = with_teacher(run_config.as_in_run(config, workdir, given), workdir)
+    config = with_terms(run_config.as_in_run(config, workdir, given), workdir)
     if not config.init:
         _check_without_init(config)
         _check_locked(config, [])
@@ -102,27 +101,16 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     return adopted
 
 
-def with_teacher(config: ConfigDict, workdir: str | Path | None = None) -> ConfigDict:
-    """Returns the config with the fields of the frozen teacher, see `methods.distill`.
+def with_terms(config: ConfigDict, workdir: str | Path | None = None, stand_ins: bool = False) -> ConfigDict:
+    """Returns the config with the fields that terms take from other workdirs, see `methods.method.Term.adopt`.
 
-    A run that goes on in `workdir` has them in its own config; the teacher's folder need not exist any more.
+    A run that goes on in `workdir` has them in its own config. With `stand_ins` a term that has no workdir gets the
+    fields of the config itself: enough to compile and time a step.
     """
-    if not config.losses.weights.distill:
-        for name in ("teacher", "size"):
-            if value := config.distill[name]:
-                raise ValueError(
-                    f"distill.{name} {value!r} is read by a term of weight 0; set --config.losses.weights.distill=1, "
-                    "or leave it out"
-                )
-        return config
-    folder, config = config.distill.teacher, ConfigDict(config.to_dict())
-    if not folder:
-        raise ValueError("losses.weights.distill needs a frozen teacher: give --config.distill.teacher=WORKDIR")
-    run = run_of(config, workdir)
-    if run is not None and run.distill.teacher == folder:
-        config.distill.record = run.distill.record
-        return config
-    config.distill.record = record_of(config_of(folder, "config.distill.teacher"))
+    running = run_of(config, workdir)
+    for term in methods.TERMS.values():
+        config = term.stand_in(config) if stand_ins and term.stand_in else config
+        config = term.adopt(config, running, config_of) if term.adopt else config
     return config
 
 
@@ -210,18 +198,18 @@ def _check_given(
 def _usable(config: ConfigDict, method: Method, source: ConfigDict, brought: Collection[str]) -> list[str]:
     """Returns the networks of a method that are loaded: of those that are `brought` from a checkpoint `source`.
 
-    A decoder of another width than the encoder serves the reconstruction of pixels, but not a patch term.  The blocks
-    of dinotxt, and texts of their width, are those of dinotxt alone.  Scale and bias of the logits belong to the
-    projections: with a fresh one they are fresh.  The frozen teacher is that of `distill.teacher`.  A classifier of
-    other classes, or of other tokens, than those of `config` is not loaded.
+    A decoder of another width than the encoder serves the reconstruction of pixels, but not a patch term.  Scale and
+    bias of the logits belong to the projections: with a fresh one they are fresh.  `Network` says of every network what
+    else keeps it fresh.
     """
-    other = {TEACHER, MAP}
-    if source.model.num_classes != config.model.num_classes:
-        other.add("class_head")
-    if source.losses.token_ids != config.losses.token_ids:
-        other.add("token_head")
-    if has_blocks(method.networks) != has_blocks(methods.build(source).networks):
-        other |= {*PROJECTIONS}
+    theirs = methods.build(source).networks
+    before, now = run_config.flatten(source), run_config.flatten(config)
+
+    def fits(name: str, network: Network) -> bool:
+        same = all(before.get(field) == now.get(field) for field in network.reload_if_equal)
+        return same and not network.loaded_by_term and (name not in theirs or theirs[name].kind == network.kind)
+
+    other = {name for name, network in method.networks.items() if not fits(name, network)}
     if any(name in method.networks and (name in other or name not in brought) for name in PROJECTIONS):
         other |= {*OF_LOGITS}
     if not methods.takes_decoder(method, source.model):
@@ -359,27 +347,27 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     return state, lines
 
 
-def load_teacher(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
-    """Loads the frozen teacher of the term distill into a fresh state; returns the state and lines that describe it.
+def load_terms(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
+    """Loads what terms take from other workdirs into a fresh state; returns the state and lines that describe it.
 
-    Its weights are those by which the teacher's own method is evaluated.  Raises CheckpointError that lists tensors of
-    other shapes.
+    Raises CheckpointError that lists tensors of other shapes.
     """
-    folder = config.distill.teacher
-    _, variables, source = checkpoint.load(folder)
-    averaged = {} if methods.build(source).weights == "student" else variables["ema_params"]
-    encoder = _as_here({TEACHER: ema.overlay(variables["params"], averaged)["image"]}, state.params)
-    _check_shapes(f"distill.teacher {folder!r}", encoder, state.params)
-    params = {**state.params, TEACHER: _like(encoder[TEACHER], state.params[TEACHER])}
-    size, seen = sizes.size_of(teacher_config(config).model), input_size(config)
-    colours = config.distill.record.preprocess
-    mean, std = (" ".join(f"{number:.4g}" for number in colours[each]) for each in ("mean", "std"))
-    lines = [
-        f"frozen teacher {folder} ({source.method}, {source.model.size}, {'ema' if averaged else 'student'})",
-        f"  sees          {seen} px ({colours.filter}), mean {mean}, std {std}",
-        f"  gives         {seen // size.patch_size} x {seen // size.patch_size} patches of width {size.width}",
-    ]
-    return state.replace(params=params), lines
+    lines: list[str] = []
+    folders: list[str] = []
+
+    def saved(folder: str) -> tuple[dict[str, Params], ConfigDict, str]:
+        folders.append(folder)
+        _, variables, source = checkpoint.load(folder)
+        return variables, source, methods.build(source).weights
+
+    for name, term in methods.TERMS.items():
+        if term.load and config.losses.weights[name]:
+            loaded, about = term.load(config, saved)
+            loaded = _as_here(loaded, state.params)
+            _check_shapes(f"losses.weights.{name}, from {folders[-1]},", loaded, state.params)
+            placed = {network: _like(value, state.params[network]) for network, value in loaded.items()}
+            state, lines = state.replace(params={**state.params, **placed}), lines + about
+    return state, lines
 
 
 def _with_texts_of(folder: str, variables: dict[str, Params]) -> tuple[dict[str, Params], ConfigDict]:

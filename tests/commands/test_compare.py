@@ -327,13 +327,13 @@ def test_fields_of_a_row_and_of_set_are_those_that_a_checkpoint_does_not_replace
 
 
 def test_controls_change_what_they_say():
-    blind = compare.config_of(plan(), compare.CONTROLS["detailclip_random_mask"], 0)
+    blind = compare.config_of(plan(), compare.parse_entry("detailclip_random_mask"), 0)
     assert blind.method == "detailclip" and blind.masking.strategy == "random"
-    two = compare.config_of(plan(), compare.CONTROLS["clip_two_views"], 0)
+    two = compare.config_of(plan(), compare.parse_entry("clip_two_views"), 0)
     assert two.method == "clip" and two.views.crops.large.count == 2
-    larger = compare.config_of(plan(), compare.CONTROLS["detailclip_enclosing"], 0)
+    larger = compare.config_of(plan(), compare.parse_entry("detailclip_enclosing"), 0)
     assert larger.views.teacher == "enclosing" and larger.views.crops.enclosing.kind == "enclosing"
-    assert compare.config_of(plan(), compare.CONTROLS["maskclip_weight_1"], 0).losses.weights.patch == 1.0
+    assert compare.config_of(plan(), compare.parse_entry("maskclip_weight_1"), 0).losses.weights.patch == 1.0
 
 
 def test_table_4_is_a_sweep_of_five_rows():

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from detailclip_jax.losses.token_cosine import token_cosine_loss
 from PIL import Image
 from tiny import SIZE, check_names, copied, drawn, noise_state, tiny_batch, tiny_config
 
@@ -15,6 +14,7 @@ from detailclip_jax import methods
 from detailclip_jax.benchmarks import variants
 from detailclip_jax.config import run_config
 from detailclip_jax.config.fields import CLIP_MEAN, CLIP_STD
+from detailclip_jax.losses.distill import token_cosine_loss
 from detailclip_jax.methods.distill import MAP, TEACHER, on_grid, resampled
 from detailclip_jax.pretraining import validate
 from detailclip_jax.training import checkpoint, experiment, mesh, optimizer, warm_start
@@ -250,7 +250,7 @@ def test_the_teacher_is_the_encoder_that_its_method_evaluates(tmp_path, method, 
     assert config.distill.record.to_dict() == RECORD
     validate(config)
     assert run_config.to_json(run_config.from_json(run_config.to_json(config))) == run_config.to_json(config)
-    state, lines = warm_start.load_teacher(config, built_state(config))
+    state, lines = warm_start.load_terms(config, built_state(config))
     jax.tree.map(np.testing.assert_array_equal, state.params[TEACHER], trees[which]["image"])
     check_names("\n".join(lines), "teacher", method, "30 px", "bicubic", "0.4815", "0.2686", "5 x 5", "64")
 
@@ -299,9 +299,9 @@ def test_what_is_no_teacher_is_refused(tmp_path):
     config = warm_start.adopt(student_of(tmp_path / "teacher"))
     config.distill.record.model.custom.mlp_width = 100
     with pytest.raises(
-        checkpoint.CheckpointError, match=r"distill\.teacher .*/mlp/fc1/kernel: \(64, 256\) there, \(64, 100\)"
+        checkpoint.CheckpointError, match=r"distill, from .*/teacher, .*/mlp/fc1/kernel: \(64, 256\) there, \(64, 100\)"
     ):
-        warm_start.load_teacher(config, built_state(config))
+        warm_start.load_terms(config, built_state(config))
 
 
 @pytest.mark.check

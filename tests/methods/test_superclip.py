@@ -10,10 +10,10 @@ from tiny import BATCH, check_names, noise_state, program_of, tiny_batch, tiny_c
 
 from detailclip_jax import methods
 from detailclip_jax.data.tokenizer import EOT, PAD, SOT, VOCAB_SIZE
-from detailclip_jax.losses.token_set import add_counts, document_counts, inverse_frequency, token_set_loss
+from detailclip_jax.losses.token_set import document_counts, inverse_frequency, token_set_loss
+from detailclip_jax.methods.running import SUM, add_counts
 from detailclip_jax.methods.token_set import classes_of
 from detailclip_jax.training import experiment, mesh
-from detailclip_jax.training.running import RULES
 
 compiled_loss = jax.jit(token_set_loss, static_argnames="most_logits")
 TOKENS = np.array([[0, 3, 3, 7], [7, 7, 7, 7], [-1, 2, 0, 99], [-1, -1, 12, 99], [1, 2, 3, 4]])  # of 9 classes
@@ -86,9 +86,7 @@ def test_weights_are_the_published_ones():
 
 def test_counts_are_exact_beyond_the_whole_numbers_of_float32():
     """In float32 a token that all but 3 of 600 million images have would have a weight of 0, or one below it."""
-    counts = RULES["sum"].update(
-        jnp.array([599_999_900, 599_999_900], jnp.uint32), jnp.array([97, 100], jnp.uint32), 0.9
-    )
+    counts = SUM.update(jnp.array([599_999_900, 599_999_900], jnp.uint32), jnp.array([97, 100], jnp.uint32), 0.9)
     np.testing.assert_allclose(inverse_frequency(counts), np.log(600_000_001 / 599_999_998), rtol=1e-5)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny import noise, tiny_config
 
+from detailclip_jax.methods import running
 from detailclip_jax.methods.method import Forward
 from detailclip_jax.models import towers
 from detailclip_jax.training import ema, experiment, forward_pass
@@ -49,7 +50,7 @@ def test_overlay_takes_the_student_s_where_the_teacher_has_none():
 def test_center_is_a_running_mean():
     center, means = jnp.zeros(3), np.random.default_rng(0).random((4, 3)).astype(np.float32)
     for mean in means:
-        center = ema.update_center(center, jnp.asarray(mean), 0.9)
+        center = running.update_center(center, jnp.asarray(mean), 0.9)
     weights = 0.1 * 0.9 ** np.arange(3, -1, -1)
     np.testing.assert_allclose(center, weights @ means, rtol=1e-5)
 

@@ -70,7 +70,12 @@ def test_terms_of_the_whole_batch_are_those_that_compare_or_normalise():
 
 def test_a_term_over_the_patches_of_the_whole_batch_is_refused_when_it_is_built(monkeypatch):
     head = Head(("everything",), lambda student, teacher, record: {"everything": record.tokens["full"].patches})
-    loss = Loss("clip", ("everything",), lambda record, context, whole_batch: (record.heads["everything"].mean(), {}))
+    loss = Loss(
+        "clip",
+        ("everything",),
+        lambda record, context, whole_batch: (record.heads["everything"].mean(), {}),
+        over="batch",
+    )
     made = Method("clip", passes={"full": Pass("large", full)}, heads=(head,), losses=(loss,))
     monkeypatch.setitem(methods.METHODS, "clip", lambda config: made)
     built("clip", 1, size=6)
@@ -86,7 +91,7 @@ def test_a_head_of_each_image_runs_in_its_chunk_and_serves_the_terms_of_the_whol
         return jnp.sin(means @ means.T).mean(), {}
 
     head = Head(("means",), lambda student, teacher, record: {"means": record.tokens["full"].patches.mean(-2)})
-    loss = Loss("clip", ("means",), run)
+    loss = Loss("clip", ("means",), run, over="batch")
     made = Method("clip", passes={"full": Pass("large", full)}, heads=(head._replace(per_image=True),), losses=(loss,))
     monkeypatch.setitem(methods.METHODS, "clip", lambda config: made)
     exps = [built("clip", chunks, size=6) for chunks in (1, 3)]
