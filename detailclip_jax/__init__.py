@@ -13,6 +13,19 @@
 Public names are imported at their first use, which keeps `import detailclip_jax` fast.
 """
 
+import os
+import sys
+
+if (sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].startswith(__name__)) or (
+    sys.argv and os.path.basename(sys.argv[0]) == "detailclip"
+):  # a command is being started: Ctrl-C ends it without a traceback from here on, until `runtime.signals` takes over
+    try:
+        import signal
+
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    except KeyboardInterrupt:
+        os._exit(130)
+
 import importlib
 from typing import Any
 

@@ -48,7 +48,6 @@ FIELDS = {
 }
 MEASURED = ("images_per_second", "data_wait")  # times, which no two runs share
 LIMIT = 10.0  # seconds from a signal to the end
-FIRST_IMPORT = "from detailclip_jax.runtime import start"  # of every command, before its handlers of signals
 MAX_BYTES = 10**9  # of a process, beyond its imports and data
 OPENED = f"""from detailclip_jax import main
 from detailclip_jax.config import run_config
@@ -398,10 +397,8 @@ def is_unfinished(file: str) -> bool:
 
 
 def of_python(ended: Ended, number: signal.Signals) -> bool:
-    """Whether the signal came before a command's handlers, which its first import has: Python's own end it then."""
-    own = ended.output.replace(str(ROOT / "detailclip_jax/__init__.py"), "")
-    early = FIRST_IMPORT in own or str(ROOT / "detailclip_jax") not in own
-    raised = not own or ("KeyboardInterrupt" in own and early)
+    """Whether the signal came before the package, whose first lines handle it: Python's own handlers end it then."""
+    raised = not ended.output or ("KeyboardInterrupt" in ended.output and f"{ROOT}/detailclip_jax" not in ended.output)
     return raised and ended.code in ((1, -number) if number == signal.SIGINT else (-number,))
 
 

@@ -59,6 +59,7 @@ POSITIVE = Range(0, open_low=True)
 SHARE = Range(0, 1)
 POSITIVE_SHARE = Range(0, 1, open_low=True)
 BELOW_1 = Range(0, 1, open_high=True)
+PREFETCH = Range(0, 1000)  # batches: the loader makes an entry for each before the first step
 
 
 class Field(NamedTuple):

@@ -18,6 +18,7 @@ from detailclip_jax.config.declarations import (
     OURS,
     POSITIVE,
     POSITIVE_SHARE,
+    PREFETCH,
     SHARE,
     Field,
     Group,
@@ -154,7 +155,7 @@ DATA: Group = {
         may_change=True,
     ),
     "num_workers": Field(0, "processes that decode and crop; 0: threads", OURS, may_change=True),
-    "prefetch": Field(2, "batches that are loaded in advance", OURS, may_change=True),
+    "prefetch": Field(2, "batches that are loaded in advance", OURS, range=PREFETCH, may_change=True),
     "reducing_gap": Field(
         2.0, "JPEGs are decoded at 1/2, 1/4 or 1/8 if crops stay this many times as large as their views; 0: off", OURS
     ),

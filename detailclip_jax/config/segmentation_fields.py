@@ -11,6 +11,7 @@ from detailclip_jax.config.declarations import (
     OURS,
     POSITIVE,
     POSITIVE_SHARE,
+    PREFETCH,
     SHARE,
     Field,
     Fields,
@@ -58,7 +59,7 @@ LOADING: Group = {  # of both dense tasks
     "num_train": Field(0, "images to train on: the first ones; 0: all (stickers: scenes without end)", OURS),
     "num_val": Field(0, "images to evaluate on: the first ones; 0: all (stickers: 500)", OURS),
     "num_workers": Field(4, "processes that decode and augment; 0: threads", "mmseg, mmdet", may_change=True),
-    "prefetch": Field(2, "batches that are prepared in advance", OURS, may_change=True),
+    "prefetch": Field(2, "batches that are prepared in advance", OURS, range=PREFETCH, may_change=True),
     "max_bad_ratio": Field(
         0.01, "share of unreadable records above which the run stops", OURS, range=SHARE, may_change=True
     ),

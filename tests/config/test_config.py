@@ -452,6 +452,7 @@ MAE = {"method": "mae", "masking.strategy": "random"}
         ({"views.crops.large.blur_sigma": (0.0, 2.0)}, r"blur_sigma \(0.0, 2.0\) must be greater than 0"),
         ({"data.text_buckets": ("off",)}, r"data.text_buckets \('off',\) must have whole numbers, for example"),
         ({"data.text_buckets": (32.5,)}, r"data.text_buckets \(32.5,\) must have whole numbers"),
+        ({"data.prefetch": 10**9}, "data.prefetch 1000000000 must be from 0 to 1000"),
         ({"data.stickers.num_scenes": 0}, "data.stickers.num_scenes 0 must be at least 1"),
         ({"data.stickers.seed": -1}, "data.stickers.seed -1 must be from 0 to 2147483647"),
         ({"optimizer.frozen_prototype_epochs": -1.0}, "optimizer.frozen_prototype_epochs -1.0 must be at least 0"),

@@ -77,6 +77,27 @@ def test_a_signal_during_an_import_ends_a_command(tmp_path, words, number):
     assert ended(words, env=environ, cwd=tmp_path) == (128 + number, "\ninterrupted\n")
 
 
+@pytest.mark.parametrize(
+    "words", [["-m", "detailclip_jax.evaluate"], pytest.param(["detailclip", "evaluate"], marks=pytest.mark.check)]
+)
+def test_ctrl_c_ends_a_command_from_the_first_line_of_the_package(tmp_path, words):
+    (tmp_path / "detailclip").write_text("from detailclip_jax.__main__ import command\ncommand()\n")
+    (tmp_path / "select.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    environ = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    assert ended([sys.executable, *words, "--checkpoint=none"], env=environ, cwd=tmp_path) == (130, "")
+
+
+def test_ctrl_c_stays_that_of_a_program_that_imports_the_package(tmp_path):
+    """Also of one that Python is still locating, as in `python -m tool`."""
+    (tmp_path / "tool").mkdir()
+    (tmp_path / "tool/__init__.py").write_text("import detailclip_jax\n")
+    (tmp_path / "tool/__main__.py").write_text(
+        "import signal\nassert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+    )
+    environ = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    assert ended([sys.executable, "-m", "tool"], env=environ, cwd=tmp_path) == (0, "")
+
+
 def test_a_signal_calls_what_cleans_up_and_prints_what_the_innermost_says():
     script = """
 def fail():
