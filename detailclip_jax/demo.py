@@ -111,9 +111,7 @@ def serve(application, at: socket.socket, console: Console) -> None:
     """Serves until the process ends; an error ends the server first."""
     import uvicorn
 
-    from detailclip_jax.page.guard import Timed
-
-    options = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none", "http": Timed}
+    options = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none", "http": "h11"}
     config = uvicorn.Config(application, timeout_graceful_shutdown=SHUTDOWN, **options)
     server = uvicorn.Server(config)
     # In a thread of its own, uvicorn leaves the signals alone.

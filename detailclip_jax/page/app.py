@@ -13,6 +13,7 @@
 | GET /api/found/N.png | image N of the embedded folder |
 
 A request that is not answered gets {"error": one line}. One request is computed at a time, and few wait for it.
+Uploads that are not complete are counted by themselves, so that they keep no other request from its answer.
 """
 
 import hashlib
@@ -44,7 +45,7 @@ from detailclip_jax.inference import embeddings
 from detailclip_jax.inference.embeddings import IMAGE, Named
 from detailclip_jax.inference.model import Model
 from detailclip_jax.page import answers
-from detailclip_jax.page.guard import Guard, Refused, body_of, error_response, json_of
+from detailclip_jax.page.guard import Guard, Places, Refused, body_of, error_response, json_of
 from detailclip_jax.runtime.regular_files import inside, read_regular
 from detailclip_jax.runtime.terminal import printable
 
@@ -236,7 +237,7 @@ class Number(IntegerConvertor):
 def build(page: Page) -> Starlette:
     """Builds the ASGI application of a page."""
     register_url_convertor("number", Number())
-    return Starlette(
+    application = Starlette(
         routes=[
             *(Route(f"/{path}", file(*FILES[path])) for path in FILES),
             Route("/api/about", answered(lambda _: page.about())),
@@ -252,6 +253,8 @@ def build(page: Page) -> Starlette:
         middleware=[Middleware(Guard)],
         exception_handlers={404: _not_found, 405: _not_found},
     )
+    application.state.uploads, application.state.requests = Places("receiving"), Places("busy with")
+    return application
 
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -261,7 +264,7 @@ def answered(function: Callable[[Request], Any]) -> Endpoint:
     """The endpoint of a function of the request, which runs in a thread; its errors become one line."""
 
     async def endpoint(request: Request) -> Response:
-        return await _response(partial(function, request))
+        return await _response(request, partial(function, request))
 
     return endpoint
 
@@ -271,19 +274,24 @@ def posted(limit: int | None, function: Callable[[Any], dict[str, Any]]) -> Endp
 
     async def endpoint(request: Request) -> Response:
         try:
-            body = await json_of(request) if limit is None else await body_of(request, limit)
+            if limit is None:
+                body = await json_of(request)
+            else:
+                async with request.app.state.uploads.one():
+                    body = await body_of(request, limit)
         except Refused as error:
             return error_response(error.status, str(error))
         except ClientDisconnect:
             return Response()  # nobody receives it
-        return await _response(partial(function, body))
+        return await _response(request, partial(function, body))
 
     return endpoint
 
 
-async def _response(function: Callable[[], Any]) -> Response:
+async def _response(request: Request, function: Callable[[], Any]) -> Response:
     try:
-        answer = await to_thread.run_sync(function)
+        async with request.app.state.requests.one():
+            answer = await to_thread.run_sync(function)
         return answer if isinstance(answer, Response) else JSONResponse(answer)
     except Refused as error:
         return error_response(error.status, str(error))

@@ -6,21 +6,22 @@ and a request with an Origin, or with Sec-Fetch-Site, must come from the page it
 """
 
 import asyncio
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+import anyio
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.ASCII)
 MAX_JSON = 64 * 2**10  # bytes
-MAX_REQUESTS = 12  # at a time: a browser opens at most 6 connections to a page
-SECONDS = 60.0  # that a client has to send a request, or to take an answer
+MAX_AT_ONCE = 12  # uploads, and requests that are computed or wait: a browser opens at most 6 connections to a page
+SILENCE = 5.0  # seconds without a byte after which an upload ends
 HEADERS = {  # of every response: the page loads nothing from elsewhere and cannot be framed
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -53,10 +54,10 @@ def foreign(headers: Mapping[str, str]) -> str:
 
 
 class Guard:
-    """ASGI middleware: answers foreign requests with 403, those above MAX_REQUESTS with 503; adds HEADERS to all."""
+    """ASGI middleware: answers foreign requests with 403, and adds HEADERS to all answers."""
 
     def __init__(self, app: ASGIApp):
-        self._app, self._free = app, asyncio.Semaphore(MAX_REQUESTS)
+        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request of the page on."""
@@ -73,60 +74,43 @@ class Guard:
 
         if reason := foreign(Headers(scope=scope)):
             await error_response(403, reason)(scope, receive, with_headers)
-        elif self._free.locked():
-            busy = f"the server is busy with {MAX_REQUESTS} requests; try again in a moment"
-            await error_response(503, busy)(scope, receive, with_headers)
         else:
-            async with self._free:
-                await self._app(scope, receive, with_headers)
+            await self._app(scope, receive, with_headers)
 
 
-class Timed(H11Protocol):
-    """HTTP of uvicorn, which ends a connection that takes longer than SECONDS to send a request or take an answer.
+class Places:
+    """At most `number` requests at once do the same thing; those above are refused with 503."""
 
-    It looks every SECONDS, so a connection may take up to twice that. uvicorn itself has a limit between two requests
-    only. The time of computing an answer does not count.
-    """
+    def __init__(self, doing: str, number: int = MAX_AT_ONCE):
+        self._doing, self._number, self._free = doing, number, asyncio.Semaphore(number)
 
-    _timer: Any = None
-
-    def connection_made(self, transport: Any) -> None:
-        """Starts the time of the first request."""
-        super().connection_made(transport)
-        self._start_timer()
-
-    def on_response_complete(self) -> None:
-        """Starts the time to take the answer and to send the next request."""
-        self._start_timer()
-        super().on_response_complete()
-
-    def _start_timer(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-        self._timer = self.loop.call_later(SECONDS, self._end_if_late, self.cycle)
-
-    def _end_if_late(self, previous: Any) -> None:
-        now = self.cycle
-        waits = now is None or now.response_complete or now.more_body or self.flow.write_paused
-        if waits and now is previous:
-            self.transport.abort()
-        else:
-            self._start_timer()
+    @contextlib.asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        """Holds a place; raises Refused if none is free."""
+        if self._free.locked():
+            raise Refused(503, f"the server is {self._doing} {self._number} others; try again in a moment")
+        async with self._free:
+            yield
 
 
 def error_response(status: int, message: str) -> JSONResponse:
-    """The response to a request that is not answered: {"error": one line}."""
-    return JSONResponse({"error": " ".join(message.split())}, status)
+    """The response to a request that is not answered: {"error": one line}; with 408 the connection ends."""
+    headers = {"Connection": "close"} if status == 408 else None
+    return JSONResponse({"error": " ".join(message.split())}, status, headers)
 
 
 async def body_of(request: Request, limit: int) -> bytes:
-    """Reads the body of a request; raises Refused if it has more than `limit` bytes, without reading the rest."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise Refused(413, f"too large: more than {limit:,} bytes")
-    return bytes(body)
+    """Reads the body of a request; raises Refused if it has more than `limit` bytes or stops for SILENCE seconds."""
+    body, pieces = bytearray(), request.stream()
+    while len(body) <= limit:
+        with anyio.move_on_after(SILENCE) as waiting:
+            piece = await anext(pieces, None)
+            if piece is None:
+                return bytes(body)
+            body += piece
+        if waiting.cancelled_caught:
+            raise Refused(408, f"the upload stopped for {SILENCE:g} seconds; send it again")
+    raise Refused(413, f"too large: more than {limit:,} bytes")
 
 
 async def json_of(request: Request) -> dict[str, Any]:

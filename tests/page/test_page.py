@@ -1,6 +1,5 @@
 """The API of the page: every answer equals the model's own functions; hostile requests get one line."""
 
-import contextlib
 import io
 import json
 import re
@@ -564,55 +563,63 @@ def test_a_client_that_leaves_during_an_upload_prints_nothing(page, caplog, capf
     assert not caplog.records and capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("start", [b"", b"GET / HTTP/1.1\r\nHost: local", UPLOAD], ids=("nothing", "head", "body"))
-def test_a_request_that_does_not_come_to_its_end_is_ended(page, monkeypatch, start):
-    monkeypatch.setattr(guard, "SECONDS", 0.2)
-
-    def wait(number):
-        with begun(number, start) as client, contextlib.suppress(ConnectionResetError):
-            assert client.recv(1) == b""
-        about = b"GET /api/about HTTP/1.1\r\nHost: localhost\r\n\r\n"
-        with begun(number, about) as client, contextlib.suppress(ConnectionResetError):  # also the next of a client
-            assert client.recv(2**16).startswith(b"HTTP/1.1 200")
-            client.sendall(start)
-            while client.recv(2**16):
-                pass
-
-    served(page, wait)
+def sent(number, body):
+    """The status of a whole upload."""
+    request = urllib.request.Request(f"http://127.0.0.1:{number}/api/image", data=body)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
-def test_an_upload_that_begins_late_has_its_whole_time(page, monkeypatch):
-    monkeypatch.setattr(guard, "SECONDS", 0.5)
+def test_half_sent_uploads_keep_the_page_from_nothing_but_uploads_and_end_soon(page, monkeypatch):
+    monkeypatch.setattr(guard, "SILENCE", 0.5)
 
-    def late(number):
-        with begun(number, b"") as client:
-            time.sleep(0.4)
-            client.sendall(UPLOAD)
-            time.sleep(0.3)  # the first limit has passed
-            client.sendall(b"x" * 997)
-            assert client.recv(2**16).startswith(b"HTTP/1.1 4")
+    def crowd(number):
+        clients = [begun(number, UPLOAD) for _ in range(400)]
+        first, last = clients[0].recv(2**16), clients[-1].recv(2**16)
+        assert b"503" in last.split(b"\r\n")[0] and b"the server is receiving 12 others; try again" in last
+        assert asked(number)[0] == 200
+        assert b"408" in first.split(b"\r\n")[0] and b"the upload stopped for 0.5 seconds; send it again" in first
+        assert clients[0].recv(1) == b""
+        until = time.monotonic() + 20
+        while (status := sent(number, encoded(PIXELS))) == 503 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert status == 200
+        for client in clients:
+            client.close()
 
-    served(page, late)
+    served(page, crowd)
 
 
-def test_the_time_of_an_answer_does_not_end_a_request(page, monkeypatch):
-    monkeypatch.setattr(guard, "SECONDS", 0.1)
-    monkeypatch.setattr(page, "about", lambda: time.sleep(0.4) or {"late": True})
-    served(page, lambda number: asked(number) == (200, {"late": True}) or pytest.fail("not answered"))
+def test_an_upload_may_take_longer_than_the_limit_of_its_silence(page, monkeypatch):
+    monkeypatch.setattr(guard, "SILENCE", 0.5)
+
+    def slow(number):
+        with begun(number, UPLOAD) as client:
+            for piece in (b"x" * 500, b"x" * 497):
+                time.sleep(0.3)
+                client.sendall(piece)
+            assert b"400" in client.recv(2**16).split(b"\r\n")[0]  # no image
+
+    served(page, slow)
 
 
 def test_of_simultaneous_requests_those_above_the_limit_are_told_to_try_again(page, monkeypatch):
-    monkeypatch.setattr(guard, "MAX_REQUESTS", 2)
+    answering, free = threading.Semaphore(0), threading.Event()
+    monkeypatch.setattr(page, "about", lambda: answering.release() or (free.wait(20) and {}))
 
     def crowd(number):
-        clients = [begun(number, UPLOAD) for _ in range(2)]
-        status, answer = asked(number)
-        assert status == 503 and answer == {"error": "the server is busy with 2 requests; try again in a moment"}
+        about = b"GET /api/about HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        clients = [begun(number, about) for _ in range(guard.MAX_AT_ONCE)]
+        for _ in clients:
+            assert answering.acquire(timeout=20)
+        assert asked(number) == (503, {"error": "the server is busy with 12 others; try again in a moment"})
+        free.set()
+        assert all(client.recv(2**16).startswith(b"HTTP/1.1 200") for client in clients)
+        assert asked(number)[0] == 200
         for client in clients:
             client.close()
-        until = time.monotonic() + 20
-        while asked(number)[0] == 503 and time.monotonic() < until:
-            time.sleep(0.01)
-        assert asked(number)[0] == 200
 
     served(page, crowd)
