@@ -42,7 +42,7 @@ from detailclip_jax.convert.known_sizes import KNOWN
 from detailclip_jax.convert.planning import AlreadyThere, begin, refuse_finished
 from detailclip_jax.convert.prepared_set import NothingAccepted, finish, problems
 from detailclip_jax.convert.readers import SOURCES, source_of
-from detailclip_jax.convert.remote_files import is_remote
+from detailclip_jax.convert.remote_files import check_login, is_remote
 from detailclip_jax.convert.shard import UNREADABLE
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
@@ -264,6 +264,8 @@ def request_of(arguments: argparse.Namespace) -> Request:
         raise ValueError(f"{arguments.source} needs --images ROOT, the folder or zip of its images")
     if not arguments.paths and ":" not in arguments.source:
         raise ValueError(f"{arguments.source} needs a PATH: {source.what}")
+    for path in (*arguments.paths, arguments.out, arguments.images, *arguments.ids, *arguments.captions):
+        check_login(path)
     sources = [] if arguments.source.startswith("tfds") else arguments.paths
     check_places(arguments.source, sources, arguments.images)
     for path in (arguments.out, arguments.images, *arguments.ids):

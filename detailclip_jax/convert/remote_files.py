@@ -13,6 +13,7 @@ import functools
 import glob
 import io
 import itertools
+import math
 import re
 import time
 from collections.abc import Callable
@@ -25,10 +26,11 @@ TRIES, PAUSE = 5, 1.0  # seconds before the second try; the double before each f
 TIMEOUT = 60.0  # seconds for each block
 BLOCK = 8 * 2**20  # bytes
 AT_ONCE = 16  # requests for sizes
+MAX_NUMBERED = 1_000_000  # files of a pattern
 WEB = ("http://", "https://")
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
 VERSIONS = ("ETag", "etag", "Last-Modified", "blob_id", "xet_hash", "generation", "mtime", "LastModified", "created")
-NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
+NUMBERS = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 RANGE = re.compile(r"bytes (\d+)-(\d+)/")
 LOGIN = re.compile("Credential|Gated")  # in the names of errors of botocore, google.auth and huggingface_hub
 STATUSES = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 410: FileNotFoundError}
@@ -62,6 +64,20 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def check_login(url: str) -> None:
+    """Raises ValueError for an address with a password, which dataset.json and messages would show.
+
+    In addresses of the web a name alone may be one too, such as a token.
+    """
+    name, at, host = re.split("[/?#]", url.partition("://")[2], maxsplit=1)[0].rpartition("@")
+    if at and (url.startswith(WEB) or ":" in name) and not url.startswith("github://"):  # github://OWNER:REPOSITORY@
+        raise ValueError(
+            f"{url.partition('://')[0]}://...@{host}: an address with a login would be stored in dataset.json and "
+            "shown in messages; write it without the login, and this line to ~/.netrc: "
+            f"machine {host.partition(':')[0]} login NAME password PASSWORD"
+        )
+
+
 def expand(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
     """Returns the URLs of a pattern; FileNotFoundError if a file is missing, or there is none.
 
@@ -85,12 +101,12 @@ def expand(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
 def numbered(pattern: str) -> list[str]:
     """Returns the texts of a pattern: numbered("{8..10}.tar") == ["8.tar", "9.tar", "10.tar"]; "{08..10}" has 08."""
     parts = NUMBERS.split(pattern)
-    numbers = [
-        [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-        for first, last in zip(parts[1::3], parts[2::3])
-    ]
-    if not all(numbers):
+    ranges = [range(int(first), int(last) + 1) for first, last in zip(parts[1::3], parts[2::3])]
+    if not all(ranges):
         raise ValueError(f"{pattern}: in {{FIRST..LAST}} the first number is larger than the last")
+    if (count := math.prod(map(len, ranges))) > MAX_NUMBERED:
+        raise ValueError(f"{pattern} stands for {count:,} files, more than {MAX_NUMBERED:,}; correct the last number")
+    numbers = [[str(n).zfill(len(first)) for n in each] for first, each in zip(parts[1::3], ranges)]
     return ["".join(itertools.chain(*zip(parts[::3], (*some, "")))) for some in itertools.product(*numbers)]
 
 
@@ -184,6 +200,8 @@ def _stamp(url: str, fresh: bool = False) -> Stamp:
         return Stamp(-1, str(reason or ""))
     if info["type"] != "file":
         return Stamp(-1, "")
+    if info.get("mimetype") == "text/html":
+        raise RemoteError(f"{url}: the server sends a page (text/html) in place of this file; open it in a browser")
     if not info.get("size"):
         raise ValueError("the server says that this file is empty, or not how long it is; download the file")
     return Stamp(int(info["size"]), str(next((info[name] for name in VERSIONS if info.get(name)), "")))

@@ -40,9 +40,10 @@ from detailclip_jax.convert.image_checks import checked
 from detailclip_jax.convert.job import Job, Options, Request, Shard
 from detailclip_jax.convert.limited_files import atomic_file, partial_of, write_json
 from detailclip_jax.convert.readers import source_of
+from detailclip_jax.convert.remote_files import RemoteError, is_remote
 from detailclip_jax.convert.statistics import Entry
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS, Tokenizer
-from detailclip_jax.runtime.errors import RunError
+from detailclip_jax.runtime.errors import RunError, first_line
 from detailclip_jax.runtime.files import written_atomically
 
 ARRAY_RECORD = "group_size:1,uncompressed"  # one record per block gives random access; images are compressed already
@@ -155,14 +156,22 @@ def columns_of(reject: Reject) -> tuple[str, str, str]:
 def read(shard: Shard, request: Request) -> Iterator[Raw | Reject]:
     """Yields the examples of an input shard; if the shard is damaged, ends with a reject that says so.
 
-    An error from the operating system (a lost mount, a full disk) is not damage and stops the run.
+    An error from the operating system (a lost mount, a full disk) is not damage and stops the run.  Raises RemoteError
+    for a file of another machine of which nothing can be read: it may be the page of an error or a login.
     """
-    source = source_of(request.kind)
+    source, num_read = source_of(request.kind), 0
     try:
-        yield from source.read(shard, request.options)
+        for item in source.read(shard, request.options):
+            num_read += 1
+            yield item
     except source.damage() as error:
         if isinstance(error, OSError) and error.errno:
             raise
+        if is_remote(shard.path) and not num_read:
+            raise RemoteError(
+                f"{shard.path}: nothing in it can be read ({first_line(error)}); look at what the server sends. If "
+                "the file is damaged there, leave it out and choose another --out"
+            ) from error
         yield Reject(shard.name, UNREADABLE, f"{type(error).__name__}: {error}")
 
 

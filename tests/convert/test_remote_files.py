@@ -1,5 +1,6 @@
 """Sources by URL: a server that stalls, cuts, lies and denies gives the same bytes, or a message and a way out."""
 
+import base64
 import contextlib
 import gzip
 import http.server
@@ -43,6 +44,8 @@ class Store(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         data, wanted = self.server.files.get(self.path.partition("?")[0]), self.headers.get("Range")
+        if self.server.login not in (None, self.headers.get("Authorization")):
+            return self._head(401, {"Content-Length": "0"})
         if data is None:
             code = 410 if "gone" in self.path else 404
             return self._head(code, {"Content-Length": "0", "X-Error-Code": "EntryNotFound"})  # of the hub
@@ -69,6 +72,7 @@ class Store(http.server.BaseHTTPRequestHandler):
     def _part(self, data, first, end, **headers):
         given = {} if self.whole else {"Content-Range": f"bytes {first}-{end - 1}/{len(data)}"}
         given |= {"Content-Length": str(end - first), "ETag": f'"{hash(data)}"'}
+        given |= {"Content-Type": "text/html; charset=utf-8"} if data.startswith(b"<html>") else {}
         self._head(
             200 if self.whole else 206, given | {name.replace("_", "-"): value for name, value in headers.items()}
         )
@@ -157,6 +161,7 @@ class Store(http.server.BaseHTTPRequestHandler):
 
 class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
+    login: str | None = None
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Store)
@@ -383,6 +388,10 @@ def test_patterns():
     assert numbered("a{x}") == ["a{x}"]
     with pytest.raises(ValueError, match="the first number is larger"):
         numbered("{3..2}")
+    with pytest.raises(ValueError, match="stands for 100,000,000,000 files, more than 1,000,000; correct the last"):
+        numbered("http://host/{0..99999999999}.tar")
+    with pytest.raises(ValueError, match="stands for 4,004,001 files"):
+        numbered("{0..2000}-{0..2000}.tar")
 
 
 # Whole commands
@@ -434,6 +443,44 @@ def test_a_shard_that_fails_is_named_and_the_same_command_finishes_it(server, ta
     server.faults.clear()
     assert run(*command) == 0
     assert records(tmp_path / "out") == expected
+
+
+def test_a_page_in_place_of_a_tar_is_refused_before_anything_is_converted(server, tars, tmp_path, capsys):
+    server.add_folder(tars)
+    server.add("00001.tar", b"<html>please log in</html>" * 100)
+    assert run("webdataset", f"{server.url}/{{00000..00002}}.tar", tmp_path / "out") == 1
+    assert f"{server.url}/00001.tar: the server sends a page (text/html)" in capsys.readouterr().err
+    assert not (tmp_path / "out/.prepare-train").exists()
+
+
+def test_a_file_of_a_server_that_is_no_tar_leaves_the_set_unfinished(server, tars, tmp_path, capsys):
+    server.add_folder(tars)
+    server.add("00001.tar", b'{"error": "try again"}' * 100)
+    for _ in range(2):
+        assert run("webdataset", f"{server.url}/{{00000..00002}}.tar", tmp_path / "out") == 1
+        shown = capsys.readouterr().err
+        assert "1 shard not finished: " in shown and f"{server.url}/00001.tar: nothing in it can be read" in shown
+        assert "look at what the server sends" in shown and not (tmp_path / "out/dataset.json").exists()
+
+
+@pytest.mark.parametrize("login", ["user:SECRET@", "SECRET@", ":SECRET@"])
+def test_an_address_with_a_login_is_refused_and_not_shown(server, tars, tmp_path, capsys, login):
+    server.add_folder(tars)
+    url = f"{server.url}/00000.tar".replace("://", f"://{login}")
+    assert run("webdataset", url, tmp_path / "out") == 2
+    shown = "".join(capsys.readouterr())
+    assert "machine 127.0.0.1 login NAME password PASSWORD" in shown and "SECRET" not in shown
+    join = ("--captions", url, "--captions-key", "key", "--captions-columns", "long")
+    assert run("webdataset", tars, tmp_path / "out", *join) == 2
+    assert "SECRET" not in "".join(capsys.readouterr()) and not (tmp_path / "out").exists()
+
+
+def test_the_login_of_netrc_is_sent(server, tars, tmp_path, monkeypatch):
+    monkeypatch.setenv("NETRC", str(trees.write(tmp_path / "netrc", "machine 127.0.0.1 login me password SECRET\n")))
+    server.add_folder(tars)
+    monkeypatch.setattr(server, "login", f"Basic {base64.b64encode(b'me:SECRET').decode()}")
+    assert run("webdataset", f"{server.url}/00000.tar", tmp_path / "out") == 0
+    assert "SECRET" not in (tmp_path / "out/dataset.json").read_text()
 
 
 def test_a_server_that_is_gone_ends_the_run_early(server, tars, tmp_path, capsys, monkeypatch):
@@ -593,10 +640,11 @@ def test_hostile_files_are_refused(server, tmp_path, capsys):
     trees.write(tmp_path / "images/0.jpg", trees.jpeg(0))
     assert run("csv", url, tmp_path / "out", "--images", tmp_path / "images") in (1, 2)
     assert "bomb.csv.gz" in capsys.readouterr().err
-    good = trees.write_tar(tmp_path / "a.tar", trees.sample("a", 0)).read_bytes()
-    url = server.add("a.tar", good[:1000] + random.Random(0).randbytes(3000))
-    assert run("webdataset", url, tmp_path / "out") == 1
-    assert "damaged shard" in capsys.readouterr().err
+    samples = [*trees.sample("a", 0), *trees.sample("b", 1)]
+    good = trees.write_tar(tmp_path / "a.tar", samples).read_bytes().rstrip(b"\0")
+    url = server.add("a.tar", good + bytes(-len(good) % 512) + random.Random(0).randbytes(3000))
+    assert run("webdataset", url, tmp_path / "out") == 0
+    assert "damage in 1 input shard" in capsys.readouterr().out
 
 
 # Other storage, by fsspec
