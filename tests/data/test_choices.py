@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from detailclip_jax.data.labelled import CHOICES, KNOWN, Choice, open_choices, open_set, ready_choices
-from detailclip_jax.data.labelled.choices import UNEVALUATED
+from detailclip_jax.data.labelled.choices import ORDERS, UNEVALUATED
 from detailclip_jax.data.labelled.known_sets import LONG_CAPTIONS
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.sources import BadRecord, MissingData
@@ -185,6 +185,52 @@ def test_orders_are_read_from_tables_with_images(tmp_path):
     put(tmp_path / "ARO-COCO-order/data/test-0.parquet", b"PAR1 no table")
     with pytest.raises(MissingData, match=r"test-0.parquet is not a table of aro_coco_order"):
         open_choices("aro_coco_order", tmp_path)
+
+
+def orders_table(tmp_path, num_rows, text, image=b"x"):
+    """A table whose rows repeat one text and one image, which it has once."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    def repeated(value):
+        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(num_rows, np.int32)), pa.array([value]))
+
+    images = pa.StructArray.from_arrays([repeated(image)], ["bytes"])
+    columns = {name: repeated(text) for name in ORDERS}
+    (tmp_path / "aro_coco_order").mkdir(parents=True)
+    file = tmp_path / "aro_coco_order/test.parquet"
+    parquet.write_table(pa.table({"images": images, **columns}), file, compression="zstd", store_schema=False)
+    assert file.stat().st_size < 2**20
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "text", "said"),
+    [
+        (100, "x" * 1_000_000, "correct_caption has a text of 1,000,000 characters; a caption has at most 1,000"),
+        (1, "x" * 60_000_000, "its captions unpack to 300,000,"),
+        (5_000_000, "a", "it has 5,000,000 rows; a set has at most 100,000"),
+        (3, 5, "correct_caption is int64, not a text"),
+        (3, " ", "correct_caption is ' ', not a text"),
+    ],
+)
+def test_a_table_of_too_many_rows_or_too_long_captions_is_refused_at_once(tmp_path, num_rows, text, said):
+    orders_table(tmp_path, num_rows, text)
+    with pytest.raises(MissingData, match=r"test\.parquet is not a table of aro_coco_order") as raised:
+        open_choices("aro_coco_order", tmp_path)
+    assert said in str(raised.value)
+
+
+def test_rows_that_repeat_an_image_take_no_memory_for_each(tmp_path):
+    image = picture(7) + bytes(1_000_000)
+    orders_table(tmp_path, 10_000, "a cat", image)  # 10 GB of images
+    source = open_choices("aro_coco_order", tmp_path).data.source
+    assert [source[index]["image"] == image for index in (0, 9_999)] == [True, True]
+
+
+def test_a_long_cell_of_a_table_is_named(tmp_path):
+    put(tmp_path / "mmvp_vlm/Questions.csv", f"Question ID,Type,Statement\n1,Count,{'x' * 200_000}\n".encode())
+    with pytest.raises(MissingData, match=r"Questions.csv is not MMVP-VLM's Questions.csv \(Error: field larger"):
+        open_choices("mmvp_vlm", tmp_path)
 
 
 def test_a_part_of_a_set_keeps_its_pairs(tmp_path):

@@ -22,6 +22,7 @@ are cut out of the image, as in its authors' evaluation of CLIP.  Others pool th
 import csv
 import functools
 import io
+import itertools
 import json
 import math
 import pathlib
@@ -35,7 +36,7 @@ from detailclip_jax.data.labelled.contents import LabelledSet, fingerprint, read
 from detailclip_jax.data.labelled.long_captions import json_rows
 from detailclip_jax.data.labelled.opening import Readiness, warn_of_size
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
-from detailclip_jax.runtime.regular_files import IN_SETS, inside, read_regular
+from detailclip_jax.runtime.regular_files import IN_SETS, MAX_BYTES, inside, read_regular
 
 MOST_NEGATIVES = 10  # of FG-OVD: a box has one right caption and up to ten others
 FEWEST_OF_PAIR = 25  # cases of a pair of attributes that ARO evaluates
@@ -49,6 +50,8 @@ SUGARCREPE_PP = {  # each with its name on the Hugging Face hub
     "swap_att": "swap_atribute",
 }
 FG_OVD = {"hard": "1_attributes", "medium": "2_attributes", "easy": "3_attributes", "trivial": "shuffle_negatives"}
+MOST_ROWS, ROWS_AT_ONCE = 100_000, 4096  # of parquet tables: ARO's have 25,010
+MOST_CHARACTERS = 1000  # of their captions
 ORDERS = ("correct_caption", "hard_text_1", "hard_text_2", "hard_text_3", "hard_text_4")
 
 EACH, MEAN_OF_GROUPS, PAIRS, PAIRED_IMAGES = "each", "mean of groups", "pairs", "paired images"
@@ -324,12 +327,36 @@ def _of_tables(name: str, folder: pathlib.Path) -> ChoiceSet | None:
     captions: list[tuple[str, ...]] = []
     for file in (files := sorted(folder.rglob("*.parquet"))):
         with reading(file, f"a table of {name}"):
-            rows = _parquet().read_table(file, columns=list(ORDERS)).to_pylist()
-            captions += [tuple(text_of(row, column) for column in ORDERS) for row in rows]
+            captions += _caption_rows(file, MOST_ROWS - len(captions))
     if not captions:
         return None
-    data = LabelledSet(name, TableImages(files), (), fingerprint((name, *map(repr, captions))), None)
+    data = LabelledSet(name, TableImages(files), (), fingerprint(itertools.chain([name], map(repr, captions))), None)
     return ChoiceSet(data, [Choice(index, texts) for index, texts in enumerate(captions)])
+
+
+def _caption_rows(file: pathlib.Path, most: int) -> Iterator[tuple[str, ...]]:
+    """Yields the captions of each row, in batches: a row that repeats a long text takes a few bytes in the file."""
+    with _parquet().ParquetFile(file, read_dictionary=list(ORDERS)) as table:
+        if table.metadata.num_rows > most:
+            raise ValueError(f"it has {table.metadata.num_rows:,} rows; a set has at most {MOST_ROWS:,}")
+        groups = map(table.metadata.row_group, range(table.num_row_groups))
+        chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in ORDERS)
+        if size > MAX_BYTES:
+            raise ValueError(f"its captions unpack to {size:,} bytes; a set has at most {MAX_BYTES:,}")
+        for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=list(ORDERS)):
+            for row in zip(*(_texts(batch.column(column), column) for column in ORDERS)):
+                yield tuple(text_of(dict(zip(ORDERS, row)), column) for column in ORDERS)
+
+
+def _texts(column: Any, name: str) -> list[str | None]:
+    """Returns the cells of a column of texts, equal ones as one object; ValueError for one above MOST_CHARACTERS."""
+    if not hasattr(column, "dictionary"):
+        raise ValueError(f"{name} is {column.type}, not a text")
+    texts = column.dictionary.to_pylist()
+    if (longest := max(map(len, filter(None, texts)), default=0)) > MOST_CHARACTERS:
+        raise ValueError(f"{name} has a text of {longest:,} characters; a caption has at most {MOST_CHARACTERS:,}")
+    return [None if index is None else texts[index] for index in column.indices.to_pylist()]
 
 
 def _parquet() -> Any:
@@ -357,16 +384,20 @@ class TableImages:
     def __getitem__(self, index: int) -> Example:
         file, group, row = self.places[index]
         with self.lock:
-            image = self.images_of(file, group)[row]
+            image = self.images_of(file, group)[row].as_py()
         image = image[0] if isinstance(image, list) and image else image
         if not isinstance(image, dict) or not isinstance(image.get("bytes"), bytes):
             raise BadRecord(f"{file.name}: row {row} of group {group} has no image")
         return {"image": image["bytes"], "captions": (), "label": -1, "key": f"{file.name}:{group}:{row}"}
 
 
-def _images_of(file: pathlib.Path, group: int) -> list[Any]:
-    with reading(file, "a table with images"), _parquet().ParquetFile(file) as table:
-        return table.read_row_group(group, columns=["images"]).column("images").to_pylist()
+def _images_of(file: pathlib.Path, group: int) -> Any:
+    """Returns the images of a row group as a pyarrow column, in which equal bytes are stored once, as in the file."""
+    with reading(file, "a table with images"):
+        schema = _parquet().read_metadata(file).schema
+        paths = [schema.column(number).path for number in range(len(schema.names))]
+        with _parquet().ParquetFile(file, read_dictionary=paths) as table:
+            return table.read_row_group(group, columns=["images"]).column("images")
 
 
 COCO = "and the images of COCO 2017 in {folder}/coco/val2017"

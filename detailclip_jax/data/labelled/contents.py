@@ -1,6 +1,7 @@
 """Records that the layout readers and `open_set` return."""
 
 import contextlib
+import csv
 import hashlib
 import itertools
 import os
@@ -11,6 +12,10 @@ from typing import Any, NamedTuple
 from detailclip_jax.data.sources import MissingData, Source
 
 TRIED = 100  # files of a list whose folder is searched: the first ones may be missing
+DAMAGE = (  # what parsers raise for damaged files; of pyarrow NotImplementedError
+    *(ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError, NotImplementedError),
+    csv.Error,
+)
 TEST_NAMES = ("test", "val", "validation", "dev")  # names that data sets use for the evaluated split
 
 
@@ -43,7 +48,10 @@ def fingerprint(identity: Iterable[str]) -> str:
 
     The lines may hold halves of surrogate pairs: bytes of file names that are not UTF-8, and escapes in JSON.
     """
-    return hashlib.sha256("\n".join(identity).encode(errors="surrogatepass")).hexdigest()[:12]
+    digest = hashlib.sha256()
+    for number, line in enumerate(identity):
+        digest.update(("\n" * bool(number) + line).encode(errors="surrogatepass"))
+    return digest.hexdigest()[:12]
 
 
 def split_names(split: str) -> tuple[str, ...]:
@@ -87,7 +95,7 @@ def reading(path: pathlib.Path, what: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise MissingData(f"{path}: {error.strerror or error}; download it again") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+    except DAMAGE as error:
         raise MissingData(
             f"{path} is not {what} ({type(error).__name__}: {error!s:.200}); download it again"
         ) from error
