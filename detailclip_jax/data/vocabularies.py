@@ -32,6 +32,7 @@ MAX_BYTES = 64 * 2**20  # of a tokenizer's file; that of Gemma's 256,000 pieces 
 UNKNOWN = "qzxvkjw \ua66e\U0001f728"  # no word, a letter of one manuscript, and a sign of alchemy
 MAX_CONFIG_BYTES = 4 * 2**20  # of the tokenizer_config.json beside it
 MAX_GROWTH = 4096  # bytes that a tokenizer.json may make of one, by `growth`: 1,089 for ALBERT's steps
+MAX_LETTER = 16  # tokens of the letter a: one, or two with the mark of a word's start
 MAX_WORD = 1000  # characters of a word that WordPiece takes apart, in time that grows with their cube: 100 in BERT's
 # Of one step, at most: https://unicode.org/faq/normalization.html; ByteLevel makes two of one, and adds a blank
 GROWTH = {"NFC": 3, "NFD": 3, "NFKC": 11, "NFKD": 11, "Lowercase": 1.5, "BertNormalizer": 8, "ByteLevel": 3}
@@ -75,6 +76,11 @@ class FileTokenizer(Tokenizer):
             raise ValueError(
                 f"data.tokenizer {self.file} has {pieces.size} tokens, but the model {self.vocab_size}; give the "
                 "file of the model's own tokenizer"
+            )
+        if (num_around := len(pieces.before) + len(pieces.after)) >= self.context_length:
+            raise ValueError(
+                f"data.tokenizer {self.file} puts {num_around:,} tokens around a text, which leave no room for a word "
+                f"in {self.context_length}; give the file of the model's own tokenizer"
             )
         check_pooling(self.file, pieces, self.pooling)
 
@@ -260,8 +266,16 @@ def from_json(path: Path) -> Pieces:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True
-        refused = refusal(words)
-        found = None if refused else around(tokenizer.encode("a").ids, words("a"))
+        refused = refusal(words, "a")
+        letter = () if refused else words("a")
+    if len(letter) > MAX_LETTER:  # the "post_processor" may repeat each text any number of times
+        raise ValueError(
+            f"data.tokenizer: {path} makes {len(letter):,} tokens of the letter a, the limit is {MAX_LETTER}; give the "
+            "file of the model's own tokenizer"
+        )
+    with _damage_is_named(path):
+        refused = refused or refusal(words, UNKNOWN)
+        found = None if refused else around(tokenizer.encode("a").ids, letter)
     if refused:
         raise ValueError(
             f"data.tokenizer {path} has no token for unknown words, so a text with one is an error of its library "
@@ -314,10 +328,10 @@ def _growth(step: dict[str, Any]) -> int | float:
     return GROWTH.get(step["type"], max(1, added / replaced) if replaced else 1 + added)
 
 
-def refusal(words: Callable[[str], Sequence[int]]) -> str:
-    """Returns the library's error at words that no vocabulary has; "" if they get a token, or are left out."""
+def refusal(words: Callable[[str], Sequence[int]], text: str) -> str:
+    """Returns the library's error at a text; "" if its words get a token, or are left out."""
     try:
-        words(UNKNOWN)
+        words(text)
     except Exception as error:  # the library raises a bare Exception
         return str(error)
     return ""

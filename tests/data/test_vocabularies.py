@@ -141,6 +141,25 @@ def test_a_file_that_makes_much_of_little_is_refused_before_the_first_text(tmp_p
     check_names(error.value, str(file), "bytes of each one of a text", "4096", "model's own tokenizer")
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("$A " * 100_000, r"makes 100,000 tokens of the letter a, the limit is 16; give the file of the model's own"),
+        ("$A" + " </s>" * 6, r"puts 6 tokens around a text, which leave no room for a word in 6; give the file"),
+        ("$A" + " </s>" * 100_000, r"puts 100,000 tokens around a text"),
+    ],
+    ids=["text", "end", "ends"],
+)
+def test_a_file_that_repeats_a_text_or_its_end_is_refused_before_the_first_text(tmp_path, template, said):
+    def repeat(made):
+        made.post_processor = tokenizers.processors.TemplateProcessing(
+            single=template.strip(), special_tokens=[("</s>", 1)]
+        )
+
+    config = config_with(word_file(tmp_path / "vocabulary", padding="<unk>", then=repeat))
+    refused(config, ValueError, said)
+
+
 def test_a_file_that_takes_long_words_apart_is_refused(tmp_path):
     """WordPiece tries all ends of all pieces of a word: one of 7,000 letters takes 12 seconds, deaf to Ctrl-C."""
 
