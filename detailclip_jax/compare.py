@@ -33,6 +33,7 @@ from urllib.parse import quote
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import run_config
+from detailclip_jax.config.config_files import find
 from detailclip_jax.config.controls import CONTROLS
 from detailclip_jax.config.data_path import check_path_is_read
 from detailclip_jax.config.settings import Change, parse_setting, set_fields, split_list
@@ -119,12 +120,21 @@ def parse_entry(text: str) -> Entry:
 
 
 def sweep_entries(path: str) -> list[Entry]:
-    """Loads the entries of a config file's SWEEP, a dictionary name -> (method, loss weights)."""
-    module = run_config.module(path)
-    return [
-        Entry(name, method, set_fields({f"losses.weights.{term}": weight for term, weight in weights.items()}))
-        for name, (method, weights) in module.SWEEP.items()
-    ]
+    """Loads the entries of a config file's SWEEP, a dictionary name -> (method, loss weights).
+
+    Raises FileNotFoundError without the file, ValueError if it has no such SWEEP.
+    """
+    try:
+        sweep = run_config.module(str(find(path))).SWEEP
+        return [
+            Entry(name, method, set_fields({f"losses.weights.{term}": weight for term, weight in weights.items()}))
+            for name, (method, weights) in sweep.items()
+        ]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"--sweep={path}: the file has no SWEEP, a dictionary NAME: (METHOD, {{TERM: WEIGHT}}) ({error}); "
+            "configs/ablation_table4.py has one"
+        ) from error
 
 
 def given_fields(plan: Plan, entry: Entry) -> list[str]:

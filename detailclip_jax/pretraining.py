@@ -66,6 +66,7 @@ def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) 
     evaluation.plan(config)
     source = open_source(config)
     evaluation.check(config)
+    tokenizer_of(config, config.data.keep_eot).check()
     config = run_config.resolve(config, len(source))
     built = experiment.build(config)
     if built.method.has_text:

@@ -1016,7 +1016,8 @@ def make_tokenizer(rng: Rng, folder: Path) -> None:
         "padding": None,
         "normalizer": {"type": "Sequence", "normalizers": steps} if steps else None,
         "pre_tokenizer": one_of(rng, BEFORE),
-        "post_processor": around | {"single": [{"Sequence": {"id": "A", "type_id": 0}}] * int(rng.integers(1, 3))},
+        "post_processor": around
+        | {"single": [{"Sequence": {"id": "A", "type_id": 0}}] * one_of(rng, (1, 1, 2, 10**5))},
         "decoder": {"type": "Sequence", "decoders": [one_of(rng, STEPS[6:-2])] * int(one_of(rng, (1, 40)))},
         "model": one_of(rng, MODELS),
     }
@@ -1083,6 +1084,85 @@ def feed_settings(folder: Path) -> object:
     return num, len(
         tasks.parse((folder / "tasks").read_bytes().decode("utf-8", "surrogatepass"), Sets(str(folder), 32))
     )
+
+
+def make_choices(rng: Rng, folder: Path) -> None:
+    """A table of ARO, whose rows may repeat one text and one image, and a csv of MMVP-VLM with cells of any length."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    num = int(one_of(rng, (1, 3, 1000, 2 * 10**6)))
+
+    def repeated_cell(value, kind):
+        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(num, np.int32)), pa.array([value], kind))
+
+    longest = 10**7 if num <= 1000 else 1000  # more rows of longer cells would not be stored once
+    texts = [text(rng)[:50].encode("utf-8", "replace").decode(), "a" * 1000, "a" * longest, " "]
+    columns = {
+        name: repeated_cell(one_of(rng, texts), pa.string())
+        for name in ("correct_caption", *(f"hard_text_{n}" for n in "1234"))
+        if rng.random() < 0.98
+    }
+    image = one_of(rng, (trees.png(1), bytes(longest), b""))
+    columns["images"] = pa.StructArray.from_arrays([repeated_cell(image, pa.binary())], ["bytes"])
+    (folder / "aro_coco_order").mkdir()
+    file = folder / "aro_coco_order/a.parquet"
+    parquet.write_table(pa.table(columns), file, compression="zstd", store_schema=False)
+    if rng.random() < 0.3:
+        file.write_bytes(damaged(rng, file.read_bytes()))
+    cells = [text(rng)[:50].replace("\n", " "), "x" * 200_000, '"', "7"]
+    rows = [",".join(one_of(rng, cells) for _ in range(3)) for _ in range(rng.integers(0, 5))]
+    (folder / "mmvp_vlm").mkdir()
+    (folder / "mmvp_vlm/Questions.csv").write_bytes(
+        damaged(rng, "\n".join(["Question ID,Type,Statement", *rows]).encode("utf-8", "surrogatepass"))
+    )
+
+
+def feed_choices(folder: Path) -> object:
+    from detailclip_jax.data.labelled import open_choices
+    from detailclip_jax.data.sources import BadRecord, MissingData
+
+    num = 0
+    for name in ("aro_coco_order", "mmvp_vlm"):
+        try:
+            found = open_choices(name, folder)
+            num += len(found.choices)
+            assert found.data.source[0]["image"]
+        except (MissingData, BadRecord) as error:
+            assert str(error)
+    return num
+
+
+def make_addresses(rng: Rng, folder: Path) -> None:
+    """Addresses of `prepare`, with patterns and logins."""
+    hosts = ("127.0.0.1:1", "user:SECRET@127.0.0.1:1", ":SECRET@127.0.0.1:1", "[::1", "")
+    names = (
+        "a",
+        "{0..2}",
+        "{0..99999999999}",
+        "{2..0}",
+        "{0..9999}-{0..9999}",
+        f"{{0..{'9' * 5000}}}",
+        "*",
+        text(rng)[:9],
+    )
+    schemes = ("http://", "https://", "ftp://", "nowhere://")
+    urls = [f"{one_of(rng, schemes)}{one_of(rng, hosts)}/{one_of(rng, names)}.tar" for _ in range(3)]
+    (folder / "urls").write_bytes("\0\0".join(urls).encode("utf-8", "surrogatepass"))
+
+
+def feed_addresses(folder: Path) -> object:
+    from detailclip_jax.convert import remote_files
+
+    num = 0
+    for url in (folder / "urls").read_bytes().decode("utf-8", "surrogatepass").split("\0\0"):
+        try:
+            remote_files.check_login(url)
+            assert "SECRET" not in url
+            num += len(remote_files.numbered(url))
+        except ValueError as error:
+            assert str(error) and "SECRET" not in str(error)
+    return num
 
 
 RUNS = {"loop": str(Path(__file__).parent / "configs/smallest.py"), "transfer": "transfer/stickers_linear"}
@@ -1162,6 +1242,8 @@ KINDS = {
     "ids": Kind(make_ids, feed_ids, prepare_refusals),
     "detection": Kind(make_detection, feed_detection, detection_refusals),
     "tokenizer": Kind(make_tokenizer, feed_tokenizer, weight_refusals),
+    "choices": Kind(make_choices, feed_choices, weight_refusals),
+    "addresses": Kind(make_addresses, feed_addresses, weight_refusals),
     "settings": Kind(make_settings, feed_settings, weight_refusals),
     "fields": Kind(make_fields, feed_fields, weight_refusals),
     "classes": Kind(make_classes, feed_classes, weight_refusals),

@@ -55,8 +55,8 @@ def check_fields(config: ConfigDict) -> None:
 def load(spec: str) -> ConfigDict:
     """Loads the config of `path.py`, `path.py:arg` or `NAME:arg`, see `config_files.find`.
 
-    Raises FileNotFoundError (with the config files that exist) and ValueError (a file without `get_config`,
-    or an invalid argument).
+    Raises FileNotFoundError (with the config files that exist) and ValueError (a file without `get_config`, one that
+    returns no config, or an invalid argument).
     """
     name, _, arg = spec.partition(":")
     path = str(find(name))
@@ -65,7 +65,13 @@ def load(spec: str) -> ConfigDict:
         raise ValueError(f"config file {path} has no function get_config")
     if arg and not inspect.signature(get_config).parameters:
         raise ValueError(f"config file {path} takes no argument, but got {arg!r} after the colon")
-    return get_config(arg) if arg else get_config()
+    config = get_config(arg) if arg else get_config()
+    if not isinstance(config, ConfigDict):
+        raise ValueError(
+            f"config file {path}: get_config returns {config!r:.40}, not a config; begin it with config = "
+            "detailclip_jax.default() and end it with return config"
+        )
+    return config
 
 
 def made_for(spec: str, method: str) -> str:

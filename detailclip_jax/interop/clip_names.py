@@ -61,9 +61,11 @@ def clip_table(spec: Spec) -> Table:
 def joined_positions(tensors: StateDict) -> StateDict:
     """Long-CLIP's weights with one table of text positions: the first rows of one, the later rows of the other.
 
-    Raises ValueError if the two tables have different shapes.
+    Raises ValueError if the second table is missing, or has another shape.
     """
     found = dict(tensors)
+    if LATER_POSITIONS not in found:
+        raise ValueError(f"there is no {LATER_POSITIONS}, Long-CLIP's second table of text positions")
     later, first = found.pop(LATER_POSITIONS), found.get(POSITIONS)
     if first is None:  # the check of the names reports it
         return found

@@ -167,9 +167,11 @@ def explained(run: Run, checkpoints: Checkpoints) -> Iterator[None]:
 
 @contextmanager
 def enough_memory(less_memory: str) -> Iterator[None]:
-    """Turns jax's RESOURCE_EXHAUSTED error into OutOfMemory."""
+    """Turns jax's RESOURCE_EXHAUSTED error, and MemoryError of the initial state, into OutOfMemory."""
     try:
         yield
+    except MemoryError as error:
+        raise OutOfMemory(f"out of memory; to need less: {less_memory} ({error})") from error
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -97,6 +97,11 @@ def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
     ("arguments", "message"),
     [
         ([], "nothing to compare: give --methods or --sweep"),
+        (
+            ["--sweep=configs/stickers.py"],
+            "stickers.py: the file has no SWEEP, a dictionary NAME: (METHOD, {TERM: WEIGHT})",
+        ),
+        (["--sweep=configs/nothing.py"], "unknown config file 'configs/nothing.py'"),
         (["--methods=detailklip"], "unknown method 'detailklip'; did you mean 'detailclip'"),
         (["--methods=clip_two_view"], "did you mean 'clip_two_views'? Known: clip, "),
         (["--methods=clip+ema.ent=1"], "did you mean 'ema.end'"),
@@ -334,6 +339,13 @@ def test_controls_change_what_they_say():
     larger = compare.config_of(plan(), compare.parse_entry("detailclip_enclosing"), 0)
     assert larger.views.teacher == "enclosing" and larger.views.crops.enclosing.kind == "enclosing"
     assert compare.config_of(plan(), compare.parse_entry("maskclip_weight_1"), 0).losses.weights.patch == 1.0
+
+
+@pytest.mark.parametrize("sweep", ["5", "{'a': 5}", "{'a': ('clip', 5)}"])
+def test_a_sweep_that_is_no_dictionary_of_methods_and_weights_is_named(tmp_path, sweep):
+    (tmp_path / "own.py").write_text(f"SWEEP = {sweep}")
+    with pytest.raises(ValueError, match=r"own.py: the file has no SWEEP, a dictionary NAME"):
+        compare.sweep_entries(f"{tmp_path}/own.py")
 
 
 def test_table_4_is_a_sweep_of_five_rows():

@@ -129,7 +129,7 @@ def test_a_flag_that_does_not_exist(capsys):
 
 def smallest():
     config = tiny_config("clip")
-    config.data.source = "stickers"
+    config.data.source, config.model.vocab_size = "stickers", 49408
     config.data.stickers.num_scenes = 64
     config.evaluate_at_end = False  # evaluators draw scenes of their own
     return config

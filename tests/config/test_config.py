@@ -335,7 +335,11 @@ def test_a_wheel_reads_the_configs_inside_of_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "text, message",
-    [("x = 1", "has no function get_config"), ("def get_config(): return 1", "takes no argument")],
+    [
+        ("x = 1", "has no function get_config"),
+        ("def get_config(): return 1", "takes no argument"),
+        ("def get_config(arg): return 5", r"c.py: get_config returns 5, not a config; begin it with .*default\(\)"),
+    ],
 )
 def test_config_file_without_its_function(tmp_path, text, message):
     (tmp_path / "c.py").write_text(text)
@@ -435,7 +439,7 @@ MAE = {"method": "mae", "masking.strategy": "random"}
         ({"views.crops.large.blur_p": (0.1,)}, "blur_p"),
         ({"best_metric": "zero_shot/ema/top1"}, "set evaluate_every"),
         ({"seed": -1}, "seed -1 must be from 0 to 2147483647"),
-        ({"model.context_length": 2}, "model.context_length 2 must be at least 3"),
+        ({"model.context_length": 2}, "model.context_length 2 must be from 3 to 65536"),
         ({"model.dtype": "float16"}, "unknown model.dtype 'float16'"),
         ({"evaluate_every": -1}, "evaluate_every -1 must be from 0 to 2147483647"),
         ({"masking.ratio": 1.5}, "masking.ratio 1.5 must be from 0 to 1"),
@@ -452,6 +456,7 @@ MAE = {"method": "mae", "masking.strategy": "random"}
         ({"views.crops.large.blur_sigma": (0.0, 2.0)}, r"blur_sigma \(0.0, 2.0\) must be greater than 0"),
         ({"data.text_buckets": ("off",)}, r"data.text_buckets \('off',\) must have whole numbers, for example"),
         ({"data.text_buckets": (32.5,)}, r"data.text_buckets \(32.5,\) must have whole numbers"),
+        ({"model.context_length": 10**8}, "model.context_length 100000000 must be from 3 to 65536"),
         ({"data.prefetch": 10**9}, "data.prefetch 1000000000 must be from 0 to 1000"),
         ({"data.stickers.num_scenes": 0}, "data.stickers.num_scenes 0 must be at least 1"),
         ({"data.stickers.seed": -1}, "data.stickers.seed -1 must be from 0 to 2147483647"),

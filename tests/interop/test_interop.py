@@ -1,6 +1,7 @@
 """Tables and conversion: bit-exact both ways at every size, what is refused, and equality with other libraries."""
 
 import argparse
+import contextlib
 import functools
 import pathlib
 import types
@@ -284,6 +285,21 @@ def refused(state_dict, match, **options):
 
 def heads():
     return {"num_heads": SMALL.num_heads, "text_heads": SMALL.text_heads}
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("name", state_dicts.NAMES)
+def test_the_weights_of_another_layout_are_refused_with_a_message(name):
+    """Or read, where one layout has all tensors of the other."""
+    for layout in WRITTEN:
+        with contextlib.suppress(ValueError):
+            interop.load(written(layout)[0], name, **heads())
+
+
+def test_clip_as_long_clip_is_refused_and_its_layout_named():
+    openai = next(row for row in LAYOUTS if row.name == "openai")
+    with pytest.raises(ValueError, match=r"no positional_embedding_res, Long-CLIP's.*\n.*--from=open"):
+        interop.load(written(openai)[0], "longclip", **heads())
 
 
 @functools.cache

@@ -481,20 +481,26 @@ def test_a_missing_package_is_said(tmp_path, monkeypatch):
         pretraining.prepare(run_config.load("tests/configs/smallest.py"), tmp_path)
 
 
+def test_another_vocabulary_than_that_of_the_tokenizer_is_refused_before_anything_is_written(tmp_path):
+    config = run_config.load("tests/configs/smallest.py")
+    config.model.vocab_size = 32000
+    with pytest.raises(ValueError, match=r"vocabulary of 32000 tokens, .* CLIP's 49408; give the file"):
+        pretraining.prepare(config, tmp_path / "run")
+
+
 def test_an_evaluator_that_fails_ends_with_a_message():
     assert issubclass(pretraining.evaluation.EvaluatorError, RunError)
 
 
 def test_too_little_memory_ends_with_a_message_and_other_errors_as_they_are(run_of, monkeypatch):
-    for said, kind, message in (
-        (
-            "RESOURCE_EXHAUSTED: Out of memory\nmore",
-            loop.OutOfMemory,
-            r"--config.accumulation=2.*\(RESOURCE.* memory\)$",
-        ),
-        ("INTERNAL: odd", jax.errors.JaxRuntimeError, "^INTERNAL: odd$"),
+    of_jax = jax.errors.JaxRuntimeError
+    less = r"--config.accumulation=2.*"
+    for error, kind, message in (
+        (of_jax("RESOURCE_EXHAUSTED: Out of memory\nmore"), loop.OutOfMemory, rf"{less}\(RESOURCE.* memory\)$"),
+        (MemoryError("Unable to allocate 23.8 GiB"), loop.OutOfMemory, rf"{less}\(Unable to allocate 23.8 GiB\)$"),
+        (of_jax("INTERNAL: odd"), of_jax, "^INTERNAL: odd$"),
     ):
-        monkeypatch.setattr(loop, "loop", lambda *_, said=said: (_ for _ in ()).throw(jax.errors.JaxRuntimeError(said)))
+        monkeypatch.setattr(loop, "loop", lambda *_, error=error: (_ for _ in ()).throw(error))
         with pytest.raises(kind, match=message):
             loop.train(run_of())
     assert issubclass(loop.OutOfMemory, RunError)
