@@ -19,7 +19,14 @@ from detailclip_jax.config.data_path import components, is_endless
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.bad_records import bad_list
 from detailclip_jax.data.caption_rules import SOURCES, num_captions, parse, with_own_number
-from detailclip_jax.data.lengths import caption_lengths, lengths_within, trimmed, warning_of_long_captions
+from detailclip_jax.data.distinct_captions import warning_of_few
+from detailclip_jax.data.lengths import (
+    caption_lengths,
+    lengths_within,
+    sampled_captions,
+    trimmed,
+    warning_of_long_captions,
+)
 from detailclip_jax.data.mixture import check_some_caption, members_of, single_sentences, summary, without_text
 from detailclip_jax.data.preprocessing import NATIVE, transform_of
 from detailclip_jax.data.views import LARGE, check_reducing_gap, crops_from_config
@@ -36,7 +43,7 @@ from detailclip_jax.training import experiment, warm_start
 from detailclip_jax.training.experiment import dummy_batch
 from detailclip_jax.training.mesh import make_mesh, put, replicated, sharded
 from detailclip_jax.training.schedules import clamp_warmup
-from detailclip_jax.training.session import RUN_AHEAD, Finding, Run, Task, slower
+from detailclip_jax.training.session import RUN_AHEAD, Contrast, Finding, Run, Task, slower
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import Array, Batch, PyTree
 
@@ -51,6 +58,10 @@ REPEATS = (
     "counts their own captions as negatives; use --config.batch_size={enough} or less, then it happens only at the end "
     "of an epoch"
 )
+
+
+EMPTY = "{empty} of {sampled} sampled examples train with an empty text by data.caption {rule!r}"
+LEAVE_OUT = "detailclip_jax.prepare --require-caption, with a new --out, leaves out examples without a caption"
 
 
 def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) -> Run:
@@ -177,7 +188,7 @@ def introduce(run: Run) -> None:
         say(f"held out from training: {found.origin}")
     lines = [*unread_crops(run), *first_run_missing(run), *rate_of_another_batch(run)]
     lines += repeats(run.source, config.batch_size) if run.experiment.method.has_text else []
-    for line in (*lines, *cut_captions(run), *empty_captions(run), *same_captions(run)):
+    for line in (*lines, *sampled_warnings(run), *empty_captions(run), *same_captions(run)):
         run.console.warn(line)
     epochs = run_config.num_epochs(config, len(run.source))
     say(f"{counted(config.total_steps, 'step')} of {config.batch_size}, {plain(epochs)} epochs; workdir {run.workdir}")
@@ -232,17 +243,33 @@ def rate_of_another_batch(run: Run) -> list[str]:
     ]
 
 
-def cut_captions(run: Run) -> list[str]:
-    """Returns a warning if many captions of the data are longer than the context, else an empty list."""
-    if not run.experiment.method.has_text or is_endless(run.config.data):
+def sampled_warnings(run: Run) -> list[str]:
+    """Returns warnings if, in a sample of the data, captions are longer than the context, equal or empty.
+
+    `empty_captions` knows more of the empty ones of a rule that names fields.
+    """
+    config, method, rule = run.config, run.experiment.method, run.config.data.caption
+    if not method.has_text or is_endless(config.data):
         return []
-    tokenizer = tokenizer_of(run.config, run.config.data.keep_eot)
-    line = warning_of_long_captions(run.source, run.config.data.caption, tokenizer, num_captions(run.config.data))
-    return [line] if line else []
+    captions = list(sampled_captions(run.source, rule, num_captions(config.data)))
+    lines = [warning_of_long_captions(captions, tokenizer_of(config, config.data.keep_eot))]
+    first = [each for each, *_ in captions]
+    if method.contrast:
+        lines.append(warning_of_few(first, config.batch_size, method.contrast))
+    if "" in first and not parse(rule).fields:
+        lines.append(f"{EMPTY.format(empty=first.count(''), sampled=len(first), rule=rule)}; {LEAVE_OUT}")
+    return [line for line in lines if line]
+
+
+def contrast_of(run: Run) -> Contrast | None:
+    """Returns the contrast that the session watches, from the end of the warm-up; None if the method has none."""
+    config, term = run.config, run.experiment.method.contrast
+    after = clamp_warmup(experiment.warmup_steps(config), config.total_steps)
+    return Contrast(term, config.batch_size, after) if term else None
 
 
 def empty_captions(run: Run) -> list[str]:
-    """Returns a warning if sampled examples of a captioned set train with the empty text, else an empty list."""
+    """Returns a warning if sampled examples lack a text in the fields that the rule names, else an empty list."""
     rule = run.config.data.caption
     num_empty, num_asked, others = without_text(run.source, rule)
     if not num_empty:
@@ -251,7 +278,7 @@ def empty_captions(run: Run) -> list[str]:
     if others and not more:  # each list of `sources` is a caption
         more = SOURCES + ",".join(f"{'/'.join(names)}/{others[0]}" for names in parse(rule).fields)
     way_out = f"; add a field that they have, as in --config.data.caption={more}" if more else ""
-    return [f"{num_empty} of {num_asked} sampled examples train with an empty text by data.caption {rule!r}{way_out}"]
+    return [EMPTY.format(empty=num_empty, sampled=num_asked, rule=rule) + way_out]
 
 
 def same_captions(run: Run) -> list[str]:
@@ -492,7 +519,12 @@ def _readable_data(run: Run) -> Finding:
     ends = accumulate(len(member.source) for member in members)
     height, width = [pipeline.read(run.source, end - 1)[1].shape[:2] for end in ends][-1]
     text = f"{run.config.data.source}: {len(run.source):,} examples{sets}, the last image {width} x {height} pixels"
-    lines = [f"{text}, fingerprint {fingerprint}", *cut_captions(run), *empty_captions(run), *same_captions(run)]
+    lines = [
+        f"{text}, fingerprint {fingerprint}",
+        *sampled_warnings(run),
+        *empty_captions(run),
+        *same_captions(run),
+    ]
     return Finding("; WARNING: ".join(lines), int(fingerprint, 16))
 
 
@@ -522,4 +554,5 @@ PRETRAINING = Task(
     less_memory=LESS_MEMORY,
     gentler=gentler,
     images=images,
+    contrast=contrast_of,
 )

@@ -1,6 +1,8 @@
 """Lengths of captions: cuts a batch to one of a few lengths, and warns before a run of captions that are too long."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from detailclip_jax.data.caption_rules import captions_of
 from detailclip_jax.data.sources import BadRecord, Source
 from detailclip_jax.data.tokenizer import Tokenizer
 
-NUM_READ = 200  # examples, evenly spaced over the source
+NUM_READ = 200  # examples of a sample
 MUCH = 0.1  # share of long captions from which a warning is given
 LONGEST = 248  # tokens of Long-CLIP's context, the longest that is recommended
 
@@ -41,12 +43,9 @@ def trimmed(batch: Mapping[str, Any], lengths: Sequence[int], longest: int = 0) 
     return {**batch, "text": batch["text"][..., : next(length for length in lengths if length >= needed)]}
 
 
-def warning_of_long_captions(source: Source, rule: str, tokenizer: Tokenizer, num: int = 1) -> str:
-    """Returns a warning if a large share of the captions is longer than the context, else "".
-
-    `num` is the number of captions of an example.
-    """
-    lengths = np.array(list(sampled_lengths(source, rule, tokenizer, num)))
+def warning_of_long_captions(captions: Iterable[Sequence[str]], tokenizer: Tokenizer) -> str:
+    """Returns a warning if many of the captions, see `sampled_captions`, are longer than the context, else ""."""
+    lengths = np.array([len(tokenizer.encode(caption)) for caption in itertools.chain.from_iterable(captions)])
     share = float((lengths > tokenizer.context_length).mean()) if len(lengths) else 0.0
     if share < MUCH:
         return ""
@@ -62,11 +61,12 @@ def warning_of_long_captions(source: Source, rule: str, tokenizer: Tokenizer, nu
     )
 
 
-def sampled_lengths(source: Source, rule: str, tokenizer: Tokenizer, num: int = 1) -> Iterator[int]:
-    """Yields the number of tokens, with start and end token, of the captions of up to NUM_READ examples."""
-    for index in sorted({len(source) * number // NUM_READ for number in range(NUM_READ)}):
-        try:
-            captions = captions_of(source[index], rule, np.random.default_rng(index), num)
-        except BadRecord:
-            continue
-        yield from (len(tokenizer.encode(caption)) for caption in captions)
+def sampled_captions(source: Source, rule: str, num: int = 1) -> Iterator[tuple[str, ...]]:
+    """Yields the captions of up to NUM_READ readable examples; `num` is their number for rules of several captions.
+
+    The examples are drawn, always the same ones: at equal distances they could all have the same caption.
+    """
+    drawn = np.random.default_rng(0).choice(len(source), min(NUM_READ, len(source)), replace=False)
+    for index in sorted(drawn.tolist()):
+        with contextlib.suppress(BadRecord):
+            yield captions_of(source[index], rule, np.random.default_rng(index), num)

@@ -449,7 +449,7 @@ def clip_term(pairs: str = "all", num_captions: int | None = None) -> Loss:
         )
         return loss, {"clip_accuracy": accuracy, "logit_scale": scale}
 
-    return Loss("clip", ("image_embedding", "logit_scale"), run, over="batch")
+    return Loss("clip", ("image_embedding", "logit_scale"), run, over="batch", contrast=True)
 
 
 def cls_term(config: ConfigDict, same_views: bool = True) -> Loss:

@@ -128,6 +128,9 @@ class Loss(NamedTuple):
     `over` is "image" for a mean over images, whose `run` takes (record, context), and "batch" for a term that compares
     images with each other, whose `run` takes (record, context, whole_batch). Its weight is that of
     `config.losses.weights` named `weighted_by`, or else `name`; `build` fills it in.
+
+    `contrast` marks a softmax of images over the captions of the batch: its value is ln(batch size) as long as the
+    model does not tell the captions apart, and the run warns if it stays there.
     """
 
     name: str
@@ -140,6 +143,7 @@ class Loss(NamedTuple):
     labels: bool = False  # whether it reads the labels of the images
     weighted_by: str = ""
     weight: float = 1.0
+    contrast: bool = False
 
     @property
     def weight_name(self) -> str:
@@ -227,6 +231,11 @@ class Method:
     def terms(self) -> Mapping[str, Loss]:
         """The loss terms, by name."""
         return {loss.name: loss for loss in self.losses}
+
+    @property
+    def contrast(self) -> str:
+        """The name of the term that is marked as `contrast`, the first of several; "" if there is none."""
+        return next((loss.name for loss in self.losses if loss.contrast), "")
 
     @property
     def running(self) -> Mapping[str, Running]:

@@ -28,6 +28,7 @@ COUNTS = ("bad_records", "truncated_captions")
 MUCH_WAITING = 0.2  # share of the time spent waiting for data above which a warning is printed
 RUN_AHEAD = 2  # steps that may be queued on the device, so that the next batch is transferred during a step
 QUIET = 30.0, 1.0  # seconds without a progress line after which one is printed between two logs: else, on a terminal
+NEAR, LONG = 0.01, 100  # of ln(batch size); steps after the warm-up that a contrast stays as near, until a warning
 PROFILE_AFTER = 5  # steps before a profile starts, so that it shows the steady state
 
 
@@ -36,6 +37,14 @@ class Finding(NamedTuple):
 
     text: str
     number: int = 0
+
+
+class Contrast(NamedTuple):
+    """A loss term that is ln(batch_size) as long as the model tells no example of a batch from another."""
+
+    term: str
+    batch_size: int
+    after: int  # the step at which the warm-up ends
 
 
 class Task(NamedTuple):
@@ -57,6 +66,7 @@ class Task(NamedTuple):
     gentler: Callable[["Run"], str]  # how to go on after a loss that is not finite, if there is a checkpoint
     images: Callable[["Run", TrainState], Mapping[str, Any]] = lambda run, state: {}  # for TensorBoard, by name
     claim: Callable[["Run"], None] = lambda run: None  # writes what the workdir holds beside the config
+    contrast: Callable[["Run"], Contrast | None] = lambda run: None  # what to watch for a run that learns nothing
     counts: tuple[str, str] = COUNTS  # names of the counts of unreadable and of shortened examples
 
 
@@ -90,6 +100,7 @@ class Session:
         self.scores: tuple[int, Mapping[str, float]] | None = None  # of the last evaluation, and its step
         self.counts: Callable[[], dict[str, int]] = dict  # of the data, over all processes; see `count_data`
         self._warned = False
+        self._contrast = run.task.contrast(run)  # None once it has learnt, or was warned of
         self._pending: list[tuple[int, Mapping[str, Array]]] = []
         self._last: dict[str, float] = {}
         self._start = self._logged = self.step = start
@@ -162,6 +173,7 @@ class Session:
         speed = self.clock.lap((step - self._logged) * config.batch_size)
         values = {"loss": scalars["loss"]} | scalars | speed | self.counts()
         self._warn_of_waiting(speed["data_wait"])
+        self._warn_of_chance(step, scalars)
         self._logged = step
         self._writer.write("metrics", step, values)
         self.checkpoints.check()
@@ -192,6 +204,23 @@ class Session:
             self.run.console.warn(
                 f"the devices wait for data {share:.0%} of the time; increase --config.data.num_workers (now "
                 f"{data.num_workers}) or --config.data.prefetch (now {data.prefetch})"
+            )
+
+    def _warn_of_chance(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Warns once if a contrast was near ln(batch size) in all logged steps after the warm-up, or since a resume."""
+        watched = self._contrast
+        if watched is None or step <= watched.after:
+            return
+        chance = float(np.log(watched.batch_size))
+        num_steps = step - max(watched.after, self._start)
+        if abs(scalars[watched.term] - chance) > NEAR * chance:
+            self._contrast = None
+        elif num_steps >= LONG:
+            self._contrast = None
+            self.run.console.warn(
+                f"the loss {watched.term!r} has stayed within {NEAR:.0%} of ln({watched.batch_size}) = {chance:.2f} "
+                f"for {num_steps} steps after the warm-up: the model does not tell the captions of a batch apart; see "
+                "docs/troubleshooting.md"
             )
 
     def evaluate(self, step: int, state: TrainState) -> Mapping[str, float]:

@@ -215,12 +215,11 @@ def test_a_negative_number_is_refused(records):
 def test_captions_that_are_mostly_cut_are_said_before_the_run(tmp_path):
     write_records(tmp_path, examples(40, caption="a {colour} thing and another one " * 3))
     source, tokenizer = pipeline.open_source(config_of(tmp_path)), Tokenizer(12)
-    assert "100.0% of 36 sampled captions are longer than model.context_length 12" in (
-        lengths.warning_of_long_captions(source, "random", tokenizer)
-    )
-    said = lengths.warning_of_long_captions(source, "random", tokenizer)
+    captions = list(lengths.sampled_captions(source, "random"))
+    said = lengths.warning_of_long_captions(captions, tokenizer)
+    assert "100.0% of 36 sampled captions are longer than model.context_length 12" in said
     assert "(median length 20)" in said and "--config.model.context_length=20 keeps more" in said
-    assert lengths.warning_of_long_captions(source, "random", Tokenizer(20)) == ""
+    assert lengths.warning_of_long_captions(captions, Tokenizer(20)) == ""
 
 
 def test_a_finished_run_names_the_command_that_goes_on(tmp_path):

@@ -23,6 +23,7 @@ from toy import toy_run
 from detailclip_jax import methods, pretraining
 from detailclip_jax.config import run_config
 from detailclip_jax.data import mixture
+from detailclip_jax.data.distinct_captions import contrast_floor
 from detailclip_jax.data.mixture import Member, Mixture
 from detailclip_jax.data.sources import write_records
 from detailclip_jax.runtime import metric_files
@@ -367,6 +368,75 @@ def test_a_batch_larger_than_the_data_is_said_of_methods_with_captions(run_of):
         pretraining.introduce(run._replace(source=range(num_examples)))
     assert text_of(run).count("*** WARNING: a batch of 8 contains some of the 3 examples more than once") == 1
     assert "some of the 8 examples" not in text_of(run)
+
+
+@pytest.mark.parametrize("contrast", ["clip", ""])
+def test_few_distinct_captions_are_warned_of_with_the_floor_of_the_contrast(run_of, monkeypatch, contrast):
+    """Issue 53: 1,050 images with three captions trained at ln(64) without a word."""
+    monkeypatch.setattr(pretraining, "is_endless", lambda data: False)
+    run = run_of(batch_size=64)
+    run.experiment.method = run.experiment.method._replace(has_text=True, contrast=contrast)
+    source = [{"captions": [f"a {('cat', 'dog', 'bird')[i % 3]}"], "key": str(i)} for i in range(1050)]
+    lines = pretraining.sampled_warnings(run._replace(source=source))
+    assert len(lines) == bool(contrast)
+    for line in lines:
+        check_names(
+            line,
+            "200 sampled examples have 3 distinct captions",
+            "64",
+            "'clip'",
+            "below about 3.0",
+            "4.16",
+            "docs/troubleshooting.md",
+        )
+    distinct = [{**example, "captions": [example["key"]]} for example in source]
+    assert pretraining.sampled_warnings(run._replace(source=distinct)) == []
+
+
+def test_an_empty_caption_is_warned_of_without_a_named_field(run_of, monkeypatch):
+    """A row `a.jpg,` of a table."""
+    monkeypatch.setattr(pretraining, "is_endless", lambda data: False)
+    run = run_of(**{"data.caption": "random"})
+    run.experiment.method = run.experiment.method._replace(has_text=True)
+    source = [{"captions": [" "] if i == 2 else [f"caption {i}"], "key": str(i)} for i in range(12)]
+    (line,) = pretraining.sampled_warnings(run._replace(source=source))
+    check_names(line, "1 of 12 sampled examples train with an empty text by data.caption 'random'", "--require-caption")
+    assert pretraining.sampled_warnings(run._replace(source=source[:2])) == []
+
+
+@pytest.mark.parametrize(("captions", "floor"), [("aabb", np.log(2)), ("aaab", 0.75 * np.log(3)), ("abcd", 0), ("", 0)])
+def test_the_floor_of_a_contrast_is_that_of_a_model_which_knows_every_caption(captions, floor):
+    """The oracle: the loss of scores that are high wherever two captions are equal."""
+    assert contrast_floor(captions, 4) == pytest.approx(floor)
+    if captions:
+        scores = jax.numpy.array([[100.0 * (a == b) for a in captions] for b in captions])
+        loss = -jax.nn.log_softmax(scores).diagonal().mean()
+        assert contrast_floor(captions, len(captions)) == pytest.approx(float(loss), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "at"),
+    [({}, 120), ({30: 4.3}, None), ({20: 4.3}, 120), ({120: 4.0}, None), ({130: 4.0}, 120)],
+)
+def test_a_contrast_that_stays_at_chance_is_warned_of_once(run_of, values, at):
+    """ln(64) = 4.16; the warm-up ends at step 20, and 4.3 and 4.0 are further than 1 % from it."""
+    run = run_of()
+    run = run._replace(task=run.task._replace(contrast=lambda run: session.Contrast("clip", 64, 20)))
+    with closing(Checkpoints(run.workdir)) as checkpoints, session.Session(run, checkpoints, 0) as opened:
+        for step in range(10, 200, 10):
+            before = text_of(run)
+            opened._warn_of_chance(step, {"clip": values.get(step, 4.16)})
+            assert (text_of(run) != before) == (step == at)
+    if at:
+        check_names(text_of(run), "'clip'", "within 1% of ln(64) = 4.16 for 100 steps", "docs/troubleshooting.md")
+
+
+@pytest.mark.parametrize(("method", "term"), [("clip", "clip"), ("slip", "clip"), ("siglip", ""), ("dino", "")])
+def test_the_contrast_that_a_run_watches_comes_from_the_record_of_its_method(method, term):
+    config = run_config.load(f"configs/stickers.py:method={method}")
+    run = SimpleNamespace(config=config, experiment=SimpleNamespace(method=methods.build(config)))
+    found = pretraining.contrast_of(run)
+    assert found == (session.Contrast(term, 128, 60) if term else None)
 
 
 def test_each_set_of_a_mixture_is_compared_with_its_share_of_a_batch():
