@@ -44,6 +44,7 @@ from detailclip_jax.convert.prepared_set import NothingAccepted, finish, problem
 from detailclip_jax.convert.readers import SOURCES, source_of
 from detailclip_jax.convert.remote_files import check_login, is_remote
 from detailclip_jax.convert.shard import UNREADABLE
+from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.devices import usable_cores
@@ -280,7 +281,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
         located(arguments.source, arguments.paths),
         _options(arguments),
     )
-    check_beside(out, paths)
+    check_beside(out, (*paths, *folders_of_images(arguments.source, paths, options.images)))
     joined_captions.check_options(options)
     check_key(arguments.source, options.joined_by)
     request = Request(arguments.source, paths, out, arguments.split, "", options)
@@ -296,8 +297,16 @@ def check_key(kind: str, by: str) -> None:
         )
 
 
+def folders_of_images(kind: str, paths: Iterable[str], images: str) -> list[str]:
+    """Returns the folder of the images that a table names: `images`, or that of a table with images next to it."""
+    if images or kind not in TABLES:
+        return [images]
+    folders = {os.path.dirname(path) for path in filter(os.path.isfile, paths)}
+    return sorted(folder for folder in folders if any(name.lower().endswith(SUFFIXES) for name in os.listdir(folder)))
+
+
 def check_beside(out: str, paths: Iterable[str]) -> None:
-    """Raises ValueError if the output is one of the source's folders or in it, where the next run would read it."""
+    """Raises ValueError if the output is one of the source's folders or in it, where a next run would read it."""
     real = os.path.realpath(out)
     for path in filter(os.path.isdir, paths):
         if os.path.commonpath([real, os.path.realpath(path)]) == os.path.realpath(path):

@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import glob
 import hashlib
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -72,6 +73,7 @@ def _refuse_finished(request: Request, record: dict[str, Any]) -> NoReturn:
                 "and repeat the command"
             )
         raise AlreadyThere(f"{there}; nothing to do (if its source has changed since, choose another --out)")
+    _check_source(request)
     raise ValueError(
         f"{there}, prepared by a different request ({'; '.join(others)}); choose another --out or --split, or remove "
         f"{request.out} with all its splits and repeat the command"
@@ -91,6 +93,7 @@ def _resumed(request: Request, num_shards: int) -> Job:
     if (others or changed) and not shards_of(request.out, request.split):
         return _planned_anew(request, num_shards)
     if others:
+        _check_source(request)
         raise ValueError(
             f"{request.work} was started by a different request ({'; '.join(others)}); "
             f"repeat the first request, remove {_written(request)}, or choose another --out"
@@ -101,6 +104,16 @@ def _resumed(request: Request, num_shards: int) -> Job:
         )
     remove_partial(request)
     return job
+
+
+def _check_source(request: Request) -> None:
+    """Raises FileNotFoundError for a local path of a request without a file; what is in `out` is then not at fault."""
+    if request.kind.startswith("tfds") or any(map(is_remote, request.paths)):
+        return
+    for path in itertools.filterfalse(os.path.isfile, request.paths):
+        files = source_of(request.kind).files(dataclasses.replace(request, paths=(path,)))
+        if not any(True for _ in files):
+            raise FileNotFoundError(f"{path!r} does not exist, or has nothing that {request.kind} reads")
 
 
 def remove_partial(request: Request) -> None:

@@ -21,6 +21,7 @@ from detailclip_jax.runtime.signals import pause_point
 
 METRICS = ("accuracy", "mean_per_class", "roc_auc", "mean_of_top1_and_top5")
 TOP = (1, 5)
+OF_CLASS, MOST_CLASSES = "top1_of_", 100
 
 
 def zero_shot_metrics(
@@ -77,6 +78,18 @@ def rank_metrics(
         yield metric, mean_metric(((found < 1) * 1.0 + (found < 5)) / 2, chance)
     for k in top:
         yield f"top{k}", mean_metric(found < k, min(k / num_classes, 1.0))
+
+
+def class_accuracies(
+    found: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"], classes: Sequence[str]
+) -> Iterator[tuple[str, Metric]]:
+    """Yields the top-1 accuracy of each class with examples, "top1_of_NAME"; nothing for over MOST_CLASSES classes.
+
+    A slash in a name becomes a hyphen, as it separates the parts of a result's name.
+    """
+    for label in np.unique(labels) if len(classes) <= MOST_CLASSES else ():
+        hits = found[labels == label] < 1
+        yield f"{OF_CLASS}{classes[label].replace('/', '-')}", mean_metric(hits, 1 / len(classes))
 
 
 def score_metrics(

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config import sizes
 from detailclip_jax.data.stickers.scene_choices import EXCHANGES, SceneChoices, bag_of_words
 from detailclip_jax.evaluation import run_evaluators, tables
+from detailclip_jax.evaluation.classification import OF_CLASS
 from detailclip_jax.evaluation.metrics import split_name
 from detailclip_jax.figures import style
 from detailclip_jax.models.patches import patchify
@@ -115,7 +116,8 @@ def columns(table: Table) -> dict[str, str]:
         name: f"{task}: {tables.NAMES.get(metric, metric)}"
         for name in measured
         for task, _, metric in [name.rpartition("/")]
-        if (task == "held_out" or ":" in task) and not metric.endswith(("5", "10"))
+        if (task.startswith("held_out") or ":" in task) and not metric.endswith(("5", "10"))
+        if not metric.startswith(OF_CLASS)
     }
     return (METRICS if not own or METRICS.keys() & measured.keys() else {}) | own
 

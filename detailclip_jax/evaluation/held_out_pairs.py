@@ -1,23 +1,27 @@
-"""The evaluation data of a run on the user's own data: the pairs excluded from training (`data.held_out`)."""
+"""The evaluation of a run on the user's own data: the examples excluded from training (`data.held_out`)."""
 
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
+from detailclip_jax.config.data_path import components
 from detailclip_jax.data import held_out, mixture
 from detailclip_jax.data.caption_rules import not_blank
 from detailclip_jax.data.held_out import HeldOut, Picked
-from detailclip_jax.data.labelled import LabelledSet
+from detailclip_jax.data.labelled import LabelledSet, prepared_records
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.preprocessing import on_squares, transform_of
-from detailclip_jax.data.sources import BadRecord, MissingData, Source, evenly
+from detailclip_jax.data.sources import BadRecord, MissingData, Source, evenly, label_of
+from detailclip_jax.evaluation.classification import class_accuracies, class_ranks, rank_metrics, usual_top
 from detailclip_jax.evaluation.evaluator import Measured, SetEvaluator, Setting
 from detailclip_jax.evaluation.image_batches import Subset
+from detailclip_jax.evaluation.metrics import matrix_blocks
 from detailclip_jax.evaluation.retrieval import on_pairs
 from detailclip_jax.runtime.provenance import data_fingerprint
 from detailclip_jax.types import Params
@@ -48,27 +52,67 @@ def none_because(config: ConfigDict) -> str:
 
 def retrieval(setting: Setting, name: str = "held_out") -> SetEvaluator:
     """Retrieval among at most `setting.sets.num_examples` held-out pairs. Raises ValueError if the run has none."""
-    config = setting.config
-    found = None if config is None else find(config)
-    if config is None or found is None:
-        why = none_because(config) if config else "they are those of a run"
-        raise ValueError(f"evaluator held_out: the data have no held-out examples; {why}")
-    count = setting.sets.num_examples
-    pairs = captioned(found.source if count is None else Subset(found.source, count))
+    pairs = captioned(_examples(setting, name)[1])
     data = LabelledSet(name, pairs, (), data_fingerprint(pairs) if len(pairs) else "", None)
     evaluator = on_pairs(setting, data, "all captions")
     return evaluator if len(pairs) else dataclasses.replace(evaluator, run=nothing)
 
 
+def classification(setting: Setting, name: str = "held_out_classes") -> SetEvaluator:
+    """Accuracy of the classification head on at most `setting.sets.num_examples` held-out examples with a label.
+
+    Also that of each class, see `class_accuracies`. Raises ValueError if the run has no held-out examples.
+    """
+    config, source = _examples(setting, name)
+    source = Picked(source, [index for index in range(len(source)) if _label(source, index) >= 0])
+    classes = class_names(config)
+    data = LabelledSet(name, source, classes, data_fingerprint(source) if len(source) else "", None)
+
+    def run(params: Params) -> Measured:
+        images = setting.embedder.images(params, data, setting.transform, "class_logits")
+        found = class_ranks(matrix_blocks(images.features), images.labels)
+        yield from rank_metrics(found, images.labels, len(classes), "accuracy", usual_top(len(classes)))
+        yield from class_accuracies(found, images.labels, classes)
+
+    return SetEvaluator(("image", "class_head"), run if len(source) else nothing, data, "the classification head")
+
+
+def class_names(config: ConfigDict) -> tuple[str, ...]:
+    """The names of the classes, of a single prepared set; the number of each class that has none there."""
+    parts = components(config.data)
+    known = ()
+    if [part.kind for part in parts] == ["records"] and Path(parts[0].path).is_dir():
+        known = prepared_records.class_names(Path(parts[0].path), config.data.split)
+    return (*known, *map(str, range(len(known), config.model.num_classes)))
+
+
+def _examples(setting: Setting, name: str) -> tuple[ConfigDict, Source]:
+    """The config of the run and at most `setting.sets.num_examples` of its held-out examples, evenly spaced."""
+    config = setting.config
+    found = None if config is None else find(config)
+    if config is None or found is None:
+        why = none_because(config) if config else "they are those of a run"
+        raise ValueError(f"evaluator {name}: the data have no held-out examples; {why}")
+    count = setting.sets.num_examples
+    return config, found.source if count is None else Subset(found.source, count)
+
+
 def nothing(params: Params) -> Measured:
-    """Yields no metric, of examples without captions."""
-    logging.info("evaluator held_out: skipped, no held-out example has a caption")
+    """Yields no metric, of examples without captions or labels."""
+    logging.info("evaluator skipped: no held-out example has a caption or, of held_out_classes, a label")
     return iter(())
 
 
 def captioned(source: Source) -> Picked:
     """The examples that can be read and have a caption."""
     return Picked(source, [index for index in range(len(source)) if _has_caption(source, index)])
+
+
+def _label(source: Source, index: int) -> int:
+    try:
+        return int(label_of({"label": -1, **source[index]}))
+    except BadRecord:
+        return -1
 
 
 def _has_caption(source: Source, index: int) -> bool:

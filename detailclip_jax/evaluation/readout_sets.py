@@ -105,10 +105,10 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 def spelled_out(name: str) -> list[str]:
     """The name alone; one name per read-out for "SET:all", and per set for "all" and "all:READOUT"."""
-    dataset, _, readout = name.partition(":")
+    dataset, _, readout = name.rpartition(":") if name.startswith(FOLDER) else name.partition(":")
     if dataset == "all":
         return [each for known in NAMES for each in spelled_out(f"{known}:{readout}")]
-    if readout == "all":
+    if readout == "all" and dataset != FOLDER[:-1]:
         return [f"{dataset}:{each}" for each in READOUTS]
     return [":".join(filter(None, split_name(name)))]
 

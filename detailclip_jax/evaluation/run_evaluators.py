@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from absl import logging
 from ml_collections import ConfigDict
 
+from detailclip_jax import methods
 from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.data.stickers.sprites import sprites
 from detailclip_jax.data.vocabularies import tokenizer_of
@@ -56,7 +57,8 @@ EVALUATORS = {
     "segmentation": Named(KINDS["segmentation"].build, "stickers", {**SCENES, "num_train_scenes": None}),
 }
 HELD_OUT = Named(held_out_pairs.retrieval, "held_out", {"num_examples": 1000, "batch_size": BATCH_SIZE}, top=(1, 5))
-BY_NAME = {**EVALUATORS, "held_out": HELD_OUT}
+CLASSES = HELD_OUT._replace(build=held_out_pairs.classification, dataset="held_out_classes")
+BY_NAME = {**EVALUATORS, "held_out": HELD_OUT, "held_out_classes": CLASSES}
 
 
 def named(name: str) -> Named:
@@ -70,11 +72,12 @@ def plan(config: ConfigDict) -> dict[str, dict[str, Any]]:
 
         config.evaluators = {"zero_shot": {"num_scenes": 500}, "knn:pets": {"data_dir": "/data", "num_examples": 1000}}
 
-    "held_out" evaluates on pairs of the run's own data that are excluded from training (`data.held_out`). "kind:set"
-    evaluates on any set of `python -m detailclip_jax.evaluate`. The other names evaluate on sticker scenes. If the
-    field is empty, a run on stickers uses all evaluators on scenes (but see `absent`), and a run on other data uses
-    "held_out" if it has held-out examples. Raises ValueError for an unknown evaluator, set or option; the message lists
-    the known ones.
+    "held_out" evaluates on pairs of the run's own data that are excluded from training (`data.held_out`), and
+    "held_out_classes" the classification head on their labels. "kind:set" evaluates on any set of
+    `python -m detailclip_jax.evaluate`. The other names evaluate on sticker scenes. If the field is empty, a run on
+    stickers uses all evaluators on scenes (but see `absent`), and a run on other data that of the held-out examples
+    which fits its method, if there are any. Raises ValueError for an unknown evaluator, set or option; the message
+    lists the known ones.
     """
     named = config.evaluators.to_dict() or usual(config)
     for name, options in named.items():
@@ -86,7 +89,8 @@ def usual(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """The default evaluators, for a config that names none."""
     if config.data.source == "stickers":
         return {name: {} for name in EVALUATORS}
-    return {"held_out": {}} if held_out_pairs.find(config) else {}
+    name = "held_out_classes" if "class_head" in methods.build(config).networks else "held_out"
+    return {name: {}} if held_out_pairs.find(config) else {}
 
 
 def absent(config: ConfigDict) -> dict[str, str]:

@@ -52,6 +52,9 @@ NOTES = {
         "count, of all fields, whatever data.caption says. Images with identical captions count as correct for each "
         "other."
     ),
+    "held_out_classes": (
+        "Held out: accuracy of the classification head on examples of the run's data that were excluded from training."
+    ),
     "segmentation": "Segmentation: ridge regression from frozen patch features to classes, in unseen scenes.",
 }
 

@@ -20,6 +20,8 @@ LABELS = {  # metric, or task/metric -> label
     **{f"on_white/{top1_at(side)}": f"on white, {100 * side:.0f} % of the side" for side in WHITE_SIDES},
     "other_drawings/top1": "top-1, other artists' drawings",
     "top5": "zero-shot top-5",
+    "held_out_classes/top1": "top-1 of the held-out examples",
+    "held_out_classes/top5": "top-5 of the held-out examples",
     "image_to_text_r1": "image to text R@1",
     "image_to_text_r5": "image to text R@5",
     "image_to_text_r10": "image to text R@10",

@@ -3,12 +3,19 @@
 import numpy as np
 from jaxtyping import Bool, Int
 
-from detailclip_jax.data.labelled import LabelledSet
+from detailclip_jax.data.labelled import KNOWN, LabelledSet
 from detailclip_jax.data.stickers.scene_source import WHITE_SIDES, zero_shot_prompts
-from detailclip_jax.evaluation.classification import matrix_metrics, usual_top, zero_shot_metrics
+from detailclip_jax.evaluation.classification import (
+    class_accuracies,
+    class_ranks,
+    matrix_metrics,
+    usual_top,
+    zero_shot_metrics,
+)
 from detailclip_jax.evaluation.evaluation_sets import ON_WHITE, STICKERS
 from detailclip_jax.evaluation.evaluator import JOINT, Measured, SetEvaluator, Setting
 from detailclip_jax.evaluation.image_batches import Subset
+from detailclip_jax.evaluation.metrics import normalise, similarity_blocks
 from detailclip_jax.evaluation.protocols import ZeroShotTask, zero_shot_task
 from detailclip_jax.types import Params
 
@@ -20,7 +27,7 @@ def zero_shot(setting: Setting, name: str) -> SetEvaluator:
     class with the highest cosine. Chance is k / classes. A metric of the set other than accuracy (see
     `classification.METRICS`) comes before top-k. A method that pools an image by each text (FLAIR) also gets
     "pooled_top1" and so on, by the cosine of each class with the image pooled by it. Drawings on white also get the
-    top-1 of each size, as "top1_25" and so on.
+    top-1 of each size, as "top1_25" and so on, and a folder of the user's own that of each class, as "top1_of_cat".
     """
     data, transform, embedder = setting.sets.labelled(name), setting.transform, setting.embedder
     task, top = words(setting, data), setting.top or usual_top(len(data.classes))
@@ -37,6 +44,9 @@ def zero_shot(setting: Setting, name: str) -> SetEvaluator:
             features, labels = images.features[rows], images.labels[rows]
             if len(labels):
                 yield metric, dict(zero_shot_metrics(features, classes, labels, top=(1,)))["top1"]
+        if name not in (*STICKERS, *KNOWN):
+            found = class_ranks(similarity_blocks(normalise(images.features), classes), images.labels)
+            yield from class_accuracies(found, images.labels, data.classes)
 
     used = "stickers" if name in STICKERS else ", ".join(filter(None, (setting.protocol, task.origin)))
     with_prompts = data._replace(fingerprint=f"{data.fingerprint}+{task.digest}")

@@ -44,6 +44,7 @@ class Encode(NamedTuple):
     raw_text: jax.stages.Wrapped
     pooled: jax.stages.Wrapped | None = None
     text_lengths: tuple[int, ...] = ()
+    class_logits: jax.stages.Wrapped | None = None
 
 
 def encoders(model: Networks, config: ConfigDict) -> Encode:
@@ -53,6 +54,7 @@ def encoders(model: Networks, config: ConfigDict) -> Encode:
     `cls`: the CLS token [B, D] before the projection; `tokens`: CLS and patch tokens [B, 1 + N, D] in float32.
     `raw_text`: embeddings [B, E] of texts before the normalisation. `pooled`: `Method.score` of a method that has one,
     such as FLAIR, which pools an image by each text: (params, images, raw text embeddings [M, E]) -> scores [B, M].
+    `class_logits`: those of the classification head [B, C], of networks that have one.
     For a model without a joint space `image` returns the L2-normalised CLS token [B, D]. Equal models get the same
     functions, which are compiled once. Raises ValueError for native images and a method with a score of its own.
     """
@@ -90,6 +92,10 @@ def _encoders(
     def cls(params: Params, images: UInt8[Array, "B S S 3"] | Native) -> Float[Array, "B D"]:
         return bound(params).image(normalise_pixels(images, mean, std)).cls
 
+    def class_logits(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B C"]:
+        net = bound(params)
+        return net.class_head(net.image(normalise_pixels(images, mean, std)).cls)
+
     def tokens(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B M D"]:
         encoded = bound(params).image(normalise_pixels(images, mean, std))
         return jnp.concatenate([encoded.cls[:, None], encoded.patches], 1).astype(jnp.float32)
@@ -103,7 +109,8 @@ def _encoders(
 
     jit = functools.partial(_compiled, precision=precision)
     of_images = jit(image), jit(text), jit(attention), jit(patches), jit(cls), jit(tokens)
-    return Encode(*of_images, raw_text=jit(raw_text), pooled=jit(pooled) if score else None)
+    optional = {"pooled": jit(pooled) if score else None, "class_logits": jit(class_logits)}
+    return Encode(*of_images, raw_text=jit(raw_text), **optional)
 
 
 def _compiled(function: Callable[..., Array], precision: str | None) -> jax.stages.Wrapped:

@@ -80,9 +80,9 @@ def test_other_cells_are_labels(cell, label):
 
 @pytest.mark.parametrize("label", ["Infinity", "-Infinity", "NaN", "1e400", "1" + "0" * 30, "2.5"])
 def test_prepare_rejects_one_row_for_a_label_that_is_none(tmp_path, label):
-    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
+    trees.write(tmp_path / "set/a.jpg", trees.jpeg(1))
     rows = [f'{{"image": "a.jpg", "caption": "x", "label": {value}}}\n' for value in (1, label, 2)]
-    table = trees.write(tmp_path / "t.jsonl", "".join(rows))
+    table = trees.write(tmp_path / "set/t.jsonl", "".join(rows))
     assert main(["jsonl", str(table), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
     part = load(str(tmp_path / "out"))["splits"]["train"]
     assert (part["num_examples"], part["rejected"]) == (2, {"bad label": 1})
@@ -207,9 +207,9 @@ def test_repeated_beginnings_of_tags_end(unit):
 
 
 def test_prepare_keeps_the_beginning_of_a_long_caption_and_says_so(tmp_path, capsys):
-    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
+    trees.write(tmp_path / "set/a.jpg", trees.jpeg(1))
     rows = [{"image": "a.jpg", "caption": caption} for caption in ("short", "<a" * 50_000)]
-    table = trees.write(tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    table = trees.write(tmp_path / "set/t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     command = ["jsonl", str(table), "--out", str(tmp_path / "out"), "--workers", "1", "--clean", "slip"]
     assert main(command) == 0
     assert load(str(tmp_path / "out"))["splits"]["train"]["cut_captions"] == 1

@@ -265,14 +265,15 @@ def test_files_of_the_same_name_keep_their_own_captions(tmp_path, capsys):
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize("by", ["url", "key", "path", "file"])
 def test_tables_are_joined_by_a_column_without_captions_of_their_own(tmp_path, kind, by):
+    folder = tmp_path / "set"
     rows = [[f"{n}.jpg", f"u{n}", f"id{n}"] for n in range(4)]
     for number, (name, *_) in enumerate(rows):
-        trees.write(tmp_path / name, trees.jpeg(number))
-    write_table(tmp_path / f"images.{kind}", rows, ["image", "url", "key"])
+        trees.write(folder / name, trees.jpeg(number))
+    write_table(folder / f"images.{kind}", rows, ["image", "url", "key"])
     keys = [row[{"url": 1, "key": 2}.get(by, 0)] for row in rows]
-    write_table(tmp_path / "captions.parquet", [[key, f"of {key}"] for key in keys], [by, "text"])
-    more = ("--captions", tmp_path / "captions.parquet", "--captions-key", by, "--captions-columns", "text")
-    assert run(kind, tmp_path / f"images.{kind}", tmp_path / "out", *more) == 0
+    write_table(folder / "captions.parquet", [[key, f"of {key}"] for key in keys], [by, "text"])
+    more = ("--captions", folder / "captions.parquet", "--captions-key", by, "--captions-columns", "text")
+    assert run(kind, folder / f"images.{kind}", tmp_path / "out", *more) == 0
     found = examples(tmp_path / "out")
     assert [found[f"id{n}"]["text"] for n in range(4)] == [f"of {key}" for key in keys]
 
@@ -309,13 +310,14 @@ def test_a_parquet_of_img2dataset_with_its_images_is_joined_as_one_with_a_tar(tm
 @pytest.mark.parametrize("float_rows", [True, False])
 def test_whole_numbers_of_pandas_are_those_of_other_tables(tmp_path, by, float_rows):
     """A column of whole numbers with an empty cell is one of 1.0, 2.0 and NaN."""
-    trees.write(tmp_path / "x.jpg", trees.jpeg())
+    folder = tmp_path / "set"
+    trees.write(folder / "x.jpg", trees.jpeg())
     floats, whole = [1.0, 1234567890123.0, float("nan")], ["1", "1234567890123", "x"]
     images, rows = (whole, floats) if float_rows else (floats, whole)
-    parquet.write_table(pyarrow.table({"image": ["x.jpg"] * 3, by: images}), tmp_path / "images.parquet")
-    parquet.write_table(pyarrow.table({by: rows, "text": ["a", "b", "c"]}), tmp_path / "captions.parquet")
-    more = ("--captions", tmp_path / "captions.parquet", "--captions-key", by, "--captions-columns", "text")
-    assert run("parquet", tmp_path / "images.parquet", tmp_path / "out", *more) == 0
+    parquet.write_table(pyarrow.table({"image": ["x.jpg"] * 3, by: images}), folder / "images.parquet")
+    parquet.write_table(pyarrow.table({by: rows, "text": ["a", "b", "c"]}), folder / "captions.parquet")
+    more = ("--captions", folder / "captions.parquet", "--captions-key", by, "--captions-columns", "text")
+    assert run("parquet", folder / "images.parquet", tmp_path / "out", *more) == 0
     assert [example["text"] for example in examples(tmp_path / "out").values()] == ["a", "b"]
 
 

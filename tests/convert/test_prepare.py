@@ -483,7 +483,7 @@ def test_the_command_prepares_and_says_what_there_is(tars, tmp_path, capsys):
         (["webdataset", "nowhere.tar"], "nowhere.tar' does not exist"),
         (["coco", "x.json"], "coco needs --images"),
         (["csv", "x.csv", "--dataset", "cc4m"], "unknown known set 'cc4m'; did you mean"),
-        (["coco", "nowhere.json", "--images", "."], "nowhere.json"),
+        (["coco", "nowhere.json", "--images", __file__], "nowhere.json"),
         (["tfds:", "--subset", "train"], "data.path is empty"),
     ],
 )

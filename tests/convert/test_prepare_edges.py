@@ -74,8 +74,9 @@ def test_a_finished_split_needs_no_lock(tars, tmp_path, capsys, monkeypatch):
 
 
 def test_a_finished_split_whose_table_was_repaired_is_an_error_and_stays(tmp_path, capsys):
-    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
-    table, out = trees.write(tmp_path / "t.csv", "path,caption\na.jpg,one\n"), tmp_path / "out"
+    folder = tmp_path / "set"
+    trees.write(folder / "a.jpg", trees.jpeg(1))
+    table, out = trees.write(folder / "t.csv", "path,caption\na.jpg,one\n"), tmp_path / "out"
     assert run("csv", table, out=out) == 0 and run("csv", table, out=out) == 0
     assert "nothing to do" in capsys.readouterr().out
     trees.write(table, "path,caption\na.jpg,two\n")  # as long as before
@@ -86,6 +87,18 @@ def test_a_finished_split_whose_table_was_repaired_is_an_error_and_stays(tmp_pat
     assert captions(out) == {"t#2": ("one",)}
     table.unlink()
     assert run("csv", table, out=out) == 0  # the source of a finished split may be removed
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "csv", "webdataset"])
+def test_a_wrong_path_is_named_before_a_set_that_is_already_there(tars, tmp_path, capsys, kind):
+    """The message advised to remove the good set."""
+    out, empty = tmp_path / "out", tmp_path / "empty"
+    empty.mkdir()
+    assert run("webdataset", tars, "--max-side", "9", out=out) == 0
+    for wrong in (tmp_path / "nowhere", empty):
+        assert run(kind, wrong, out=out) == 2
+        shown = capsys.readouterr().err
+        assert str(wrong) in shown and "remove" not in shown and "different request" not in shown
 
 
 def test_one_file_named_from_two_folders_is_one_request(tmp_path, capsys, monkeypatch):
@@ -190,9 +203,9 @@ def test_lists_of_rejects_in_the_folder_of_the_source_are_no_change(tmp_path, ca
 
 
 def test_a_table_that_only_seems_to_be_a_list_of_rejects_is_read(tmp_path):
-    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
+    trees.write(tmp_path / "images/a.jpg", trees.jpeg(1))
     trees.write(tmp_path / "set/many-rejected.jsonl", '{"image": "a.jpg", "caption": "one"}\n')
-    assert run("jsonl", tmp_path / "set", "--images", tmp_path, out=tmp_path / "out") == 0
+    assert run("jsonl", tmp_path / "set", "--images", tmp_path / "images", out=tmp_path / "out") == 0
     assert captions(tmp_path / "out") == {"many-rejected#1": ("one",)}
 
 
@@ -386,9 +399,10 @@ def test_an_out_that_is_a_file_is_named_with_the_flag(tmp_path, capsys):
 
 
 def test_rejects_are_summed_up_with_an_example_and_their_list(tmp_path, capsys):
-    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
+    folder = tmp_path / "set"
+    trees.write(folder / "a.jpg", trees.jpeg(1))
     rows = "a.jpg,red, old\n" * 2 + "b.jpg,one\n" + "a.jpg,two\n"
-    assert run("csv", trees.write(tmp_path / "t.csv", f"path,caption\n{rows}"), out=tmp_path / "out") == 0
+    assert run("csv", trees.write(folder / "t.csv", f"path,caption\n{rows}"), out=tmp_path / "out") == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("rejected ")]
     assert "3 of 4: 2 x bad row, 1 x missing file" in line
     assert "t#2: 3 cells, 2 columns" in line and "train-rejected.jsonl" in line
@@ -404,28 +418,31 @@ def test_an_accepted_split_beside_one_that_is_not_stays(tars, tmp_path):
 
 
 def test_some_missing_images_of_a_table_are_a_warning_with_the_hint(tmp_path, capsys):
-    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
-    table = trees.write(tmp_path / "t.csv", "path,caption\na.jpg,one\nb.jpg,two\n")
+    folder = tmp_path / "set"
+    trees.write(folder / "a.jpg", trees.jpeg(1))
+    table = trees.write(folder / "t.csv", "path,caption\na.jpg,one\nb.jpg,two\n")
     assert run("csv", table, out=tmp_path / "out") == 0
     assert "WARNING: 1 image not found; paths are relative to the folder" in capsys.readouterr().out
 
 
 def test_a_set_without_captions_is_told_as_one(tmp_path, capsys):
-    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
-    images = trees.write(tmp_path / "images.csv", "path\na.jpg\na.jpg\n")
+    folder = tmp_path / "set"
+    trees.write(folder / "a.jpg", trees.jpeg(1))
+    images = trees.write(folder / "images.csv", "path\na.jpg\na.jpg\n")
     assert run("csv", images, out=tmp_path / "none") == 0
     shown = capsys.readouterr().out
     assert "no caption  2" in shown and "WARNING: no example has a caption" in shown
     assert "imagefolder: write the captions to files like CLASS/image.txt" in shown
-    table = trees.write(tmp_path / "t.csv", "path,headline\na.jpg,one\na.jpg,\n")
+    table = trees.write(folder / "t.csv", "path,headline\na.jpg,one\na.jpg,\n")
     assert run("csv", table, "--caption-column", "headline", out=tmp_path / "one") == 0
     shown = capsys.readouterr().out
     assert "no caption  1" in shown and "WARNING" not in shown
 
 
 def test_a_set_of_which_most_have_no_caption_is_a_warning_with_the_flag_that_leaves_them_out(tmp_path, capsys):
-    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
-    table = trees.write(tmp_path / "t.csv", "path,caption\na.jpg,one\na.jpg,\na.jpg, \n")
+    folder = tmp_path / "set"
+    trees.write(folder / "a.jpg", trees.jpeg(1))
+    table = trees.write(folder / "t.csv", "path,caption\na.jpg,one\na.jpg,\na.jpg, \n")
     assert run("csv", table, out=tmp_path / "out") == 0
     (warning,) = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
     check_names(warning, "2 of 3 examples", "caption", "--require-caption", "--out")
@@ -434,15 +451,16 @@ def test_a_set_of_which_most_have_no_caption_is_a_warning_with_the_flag_that_lea
 
 
 def test_a_table_whose_caption_columns_have_other_names_is_refused(tmp_path, capsys):
-    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
-    table = trees.write(tmp_path / "t.csv", "image,raw,long\na.jpg,one,two\n")
+    folder = tmp_path / "set"
+    trees.write(folder / "a.jpg", trees.jpeg(1))
+    table = trees.write(folder / "t.csv", "image,raw,long\na.jpg,one,two\n")
     assert run("csv", table, out=tmp_path / "out") == 2
     shown = capsys.readouterr().err
     assert "none of the caption columns title, description, caption" in shown
     assert "its columns are image, raw, long.  Name those of captions with --caption-column" in shown
     assert not list((tmp_path / "out").rglob("*.*record*"))
     assert run("csv", table, "--caption-column=raw", out=tmp_path / "out") == 0  # the folder is not taken
-    labelled = trees.write(tmp_path / "l.csv", "image,label,width\na.jpg,3,8\n")
+    labelled = trees.write(folder / "l.csv", "image,label,width\na.jpg,3,8\n")
     assert run("csv", labelled, out=tmp_path / "labels") == 0
 
 
@@ -467,14 +485,15 @@ def test_a_caption_of_empty_lists_is_told_as_blank(tmp_path, capsys):
 
 
 def test_null_captions_and_labels_of_jsonl_are_empty_ones(tmp_path):
-    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
+    folder = tmp_path / "set"
+    trees.write(folder / "a.jpg", trees.jpeg(1))
     rows = [
         {"path": "a.jpg", "title": "one", "description": None, "label": 3},
         {"path": "a.jpg", "title": None, "description": None, "label": None},
         {"path": None, "title": "no image", "description": "", "label": 1},
         {"path": "a.jpg", "title": "no description", "label": 1},
     ]
-    table = trees.write(tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    table = trees.write(folder / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     assert run("jsonl", table, out=tmp_path / "out") == 0
     assert captions(tmp_path / "out") == {"t#1": ("one", ""), "t#2": ("", "")}
     source = Records(tmp_path / "out", "train")
@@ -581,6 +600,17 @@ def test_a_folder_of_the_source_is_no_output(tmp_path, capsys, kind, out):
     shown = capsys.readouterr().err
     assert f"is in the source {photos}; choose another --out, such as {photos}-records" in shown
     assert sorted(path.name for path in photos.rglob("*")) == ["0.jpg", "cat"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--images"]])
+def test_the_folder_of_the_images_of_a_table_is_no_output(tmp_path, capsys, flags):
+    photos = tmp_path / "photos"
+    trees.write(photos / "0.jpg", trees.jpeg(0))
+    table = trees.write((tmp_path if flags else photos) / "t.csv", "path,caption\n0.jpg,one\n")
+    flags = [*flags, *([photos] if flags else [])]
+    assert run("csv", table, *flags, out=photos / "records") == 2
+    assert f"is in the source {photos}; choose another --out, such as {photos}-records" in capsys.readouterr().err
+    assert run("csv", table, *flags, out=tmp_path / "photos-records") == 0
 
 
 def test_captions_of_an_imagefolder_are_made_of_the_names_of_its_classes(tmp_path, capsys):

@@ -462,9 +462,9 @@ def test_yfcc_places_are_slips():
 
 
 def test_the_variant_of_yfcc15m_is_recorded():
-    slip = dataset_of("slip-yfcc15m", "p.pkl", "--images", ".")
+    slip = dataset_of("slip-yfcc15m", "p.pkl", "--images", "tests")
     assert slip == "yfcc15m-slip"
-    table = ("yfcc-tsv", "p.tsv", "--images", ".")
+    table = ("yfcc-tsv", "p.tsv", "--images", "tests")
     assert dataset_of(*table, "--ids", "a") == "yfcc15m-openai"
     assert dataset_of(*table, "--ids", "a", "--ids", "b") == "yfcc15m-slip"
     assert dataset_of(*table) == ""

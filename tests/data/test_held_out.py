@@ -207,6 +207,24 @@ def test_held_out_examples_without_captions_are_no_error(finished, tmp_path):
     assert "or the data have no captions: held_out" in evaluation.run_report.markdown({}, config, step=2)
 
 
+@pytest.mark.check
+def test_a_supervised_run_on_own_data_ends_with_its_accuracy(tmp_path):
+    """Issue 53: it ended with "no evaluator has a result"."""
+    write_records(tmp_path / "set", ({**example, "label": int(example["key"]) % 2} for example in examples(60)))
+    classes = {"splits": {"train": {"classes": ["cat", "dog"]}}}
+    (tmp_path / "set/dataset.json").write_text(json.dumps(classes))
+    config = config_of(tmp_path / "set", **{"model.num_classes": 2, "losses.weights.labels": 1.0})
+    config.method = "supervised"
+    run = pretraining.prepare(config, tmp_path / "run")
+    assert loop.train(run._replace(console=Console(stream=io.StringIO()))) == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())["results"]
+    found = {result["metric"]: result for result in results if result["task"] == "held_out_classes"}
+    assert set(found) == {"top1", "top1_of_cat", "top1_of_dog"} and found["top1"]["n"] == 6
+    hits = sum(found[name]["value"] * found[name]["n"] for name in ("top1_of_cat", "top1_of_dog"))
+    assert found["top1"]["value"] == pytest.approx(hits / 6)
+    assert "top-1 of the held-out examples" in (tmp_path / "run/report.md").read_text()
+
+
 def test_a_negative_number_is_refused(records):
     with pytest.raises(ValueError, match=r"data\.held_out"):
         validate(config_of(records, **{"data.held_out": -1}))

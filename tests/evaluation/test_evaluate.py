@@ -94,9 +94,11 @@ def test_zero_shot_of_a_seer_and_of_one_who_is_off_by_one():
     setting = setting_of(encode, fake_set([0, 1, 2, 3, 4, 0, 1, 2, 3, 0]), top=(1, 6))
     evaluator = zero_shot(setting, "fake")
     results = dict(evaluator.run({"shift": 0}))
-    assert results == {"top1": 1.0, "top6": 1.0}
+    assert results == {"top1": 1.0, "top6": 1.0} | {f"top1_of_{word}": 1.0 for word in WORDS[:5]}
+    assert (results["top1_of_frog"].n, results["top1_of_frog"].chance) == (3, 1 / 6)
     assert (results["top1"].n, results["top1"].chance, results["top6"].chance) == (10, 1 / 6, 1.0)
-    assert dict(evaluator.run({"shift": 1})) == {"top1": 0.0, "top6": 1.0}
+    shifted = dict(evaluator.run({"shift": 1}))
+    assert (shifted["top1"], shifted["top1_of_kite"], shifted["top6"]) == (0.0, 0.0, 1.0)
     assert sorted(encode.traces) == ["image", "text"]
 
 

@@ -119,3 +119,11 @@ def test_scores_come_in_blocks():
 
 def test_top5_of_few_classes_is_not_asked_for():
     assert classification.usual_top(3) == (1,) and classification.usual_top(10) == (1, 5)
+
+
+def test_each_class_has_its_own_accuracy():
+    found, labels = np.array([0, 1, 0, 0, 2]), np.array([0, 0, 2, 2, 2])
+    values = dict(classification.class_accuracies(found, labels, ("cat", "dog", "a/b")))
+    assert values == {"top1_of_cat": 0.5, "top1_of_a-b": pytest.approx(2 / 3)}
+    assert (values["top1_of_cat"].n, values["top1_of_cat"].chance) == (2, 1 / 3)
+    assert dict(classification.class_accuracies(found, labels, tuple(map(str, range(101))))) == {}

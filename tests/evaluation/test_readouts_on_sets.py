@@ -233,6 +233,8 @@ def test_names_of_sets_and_read_outs():
     )
     assert split_name("folder:gem") == ("folder:gem", None)
     assert spelled_out("voc20:all") == [f"voc20:{readout}" for readout in READOUTS]
+    assert spelled_out("folder:/a:b:all") == [f"folder:/a:b:{readout}" for readout in READOUTS]
+    assert spelled_out("folder:all") == ["folder:all"] and spelled_out("folder:/a:gem") == ["folder:/a:gem"]
     assert spelled_out("all:sclip") == [f"{name}:sclip" for name in readout_sets.NAMES]
     for wrong, message in (
         ("voc22", "unknown set of dense 'voc22'; did you mean 'voc2"),
