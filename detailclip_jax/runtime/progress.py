@@ -149,23 +149,26 @@ def progress_line(
 
         step 120/600 | eta 3:21 | 812 images/s | data wait 3% | loss 9.123 clip 4.210 cls 4.913
 
+    Without "images_per_second" in `values` the parts from eta to the wait are left out.
     "| 12 bad records" is appended if records were replaced.  If the line is longer than `width` columns, a shorter form
     is used: 120/600 eta 3:21 812/s wait 3% loss 9.12 clip 4.21.
     """
-    speed, wait = values["images_per_second"], f"wait {values['data_wait']:.0%}"
-    eta = f"eta {duration((total_steps - step) * batch_size / speed)}"
-    rate = f"{speed:.0f}" if speed >= 10 else f"{speed:.2f}"
+    long = short = ""
+    if speed := values.get("images_per_second"):
+        eta, wait = f"eta {duration((total_steps - step) * batch_size / speed)}", f"wait {values['data_wait']:.0%}"
+        rate = f"{speed:.0f}" if speed >= 10 else f"{speed:.2f}"
+        long, short = f" | {eta} | {rate} images/s | data {wait}", f" {eta} {rate}/s {wait}"
     losses = {name: values[name] for name in ("loss", *terms)}
     shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
     num_bad = int(values.get("bad_records", 0))
     bad = f" | {counted(num_bad, 'bad record')}" if num_bad else ""
-    line = f"step {step}/{total_steps} | {eta} | {rate} images/s | data {wait} | {shown}{bad}"
+    line = f"step {step}/{total_steps}{long} | {shown}{bad}"
     if width is None or len(line) <= width:
         return line
     short = {name: name[:3] if len(name) >= LONG_NAME else name for name in losses}
     shown = " ".join(f"{short[name]} {value:#.3g}" for name, value in losses.items())
     bad = f" bad {num_bad:,}" if num_bad else ""
-    return f"{step}/{total_steps} {eta} {rate}/s {wait}{bad} {shown}"[:width]
+    return f"{step}/{total_steps}{short}{bad} {shown}"[:width]
 
 
 def duration(seconds: float | int) -> str:

@@ -188,7 +188,11 @@ class Session:
         done, values = self._pending[max(len(self._pending) - 1 - RUN_AHEAD, 0)]
         if done > shown:
             scalars = {name: float(value) for name, value in jax.device_get(values).items()}
-            speed = self.clock.speed((done - self._logged) * self.run.config.batch_size)
+            if done == self._start + 1:  # the first step takes longer than the others: it counts in no speed
+                self.clock.lap(0)
+                self._logged, speed = done, {}
+            else:
+                speed = self.clock.speed((done - self._logged) * self.run.config.batch_size)
             self._print(done, {"loss": scalars["loss"]} | scalars | speed)
 
     def _print(self, step: int, values: Mapping[str, float]) -> None:
@@ -198,7 +202,7 @@ class Session:
 
     def _warn_of_waiting(self, share: float) -> None:
         """Warns once of waiting for data; not in the first interval, in which the data pipeline starts."""
-        if share > MUCH_WAITING and not self._warned and self._logged > self._start:
+        if share > MUCH_WAITING and not self._warned and self._logged > self._start + 1:
             self._warned = True
             data = self.run.config.data
             self.run.console.warn(

@@ -130,6 +130,12 @@ def test_progress_line():
     )
 
 
+def test_progress_line_without_a_speed_has_no_eta():
+    values = {"loss": 9.1234, "clip": 4.21}
+    assert progress_line(1, 600, values, ["clip"], batch_size=128) == "step 1/600 | loss 9.123 clip 4.210"
+    assert progress_line(1, 600, values, ["clip"], batch_size=128, width=30) == "1/600 loss 9.12 clip 4.21"
+
+
 def test_progress_line_of_all_terms_fits_80_columns():
     terms = {"loss": 19.1234, "clip": 4.21, "cls": 4.9134, "patch": 5.0, "reconstruction": 0.5}
     values = terms | {"images_per_second": 128.0, "data_wait": 0.034}

@@ -31,7 +31,7 @@ from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.locks import Busy, alone
 from detailclip_jax.runtime.metric_files import NonFiniteError, read_lines, read_scores
-from detailclip_jax.runtime.progress import Console
+from detailclip_jax.runtime.progress import Clock, Console
 from detailclip_jax.runtime.signals import TOGETHER, pause_point
 from detailclip_jax.training import checkpoint, loop, session
 from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, StorageError
@@ -87,6 +87,20 @@ def test_slow_steps_are_shown_between_two_logs_without_waiting_for_the_newest(ru
     loop.train(run)
     shown = [int(line.split("/")[0].removeprefix("step ")) for line in text_of(run).splitlines() if line[:5] == "step "]
     assert shown == [1, 2, 3, 4, 7]
+
+
+def test_the_first_step_counts_in_no_speed_and_has_no_eta(run_of):
+    """It takes longer than the others: the first eta was up to three times too long."""
+    run, seconds = run_of(total_steps=100, log_every=5), [0.0]
+    with closing(Checkpoints(run.workdir)) as checkpoints, session.Session(run, checkpoints, 0) as opened:
+        opened.clock = Clock(lambda: seconds[0])
+        for step in range(1, 6):
+            seconds[0] += 9.0 if step == 1 else 1.0
+            opened.add(step, {"loss": np.float32(1), "clip": np.float32(1), "cls": np.float32(1)})
+            (opened.log if step == 5 else opened.show)(step)
+    assert lines_of(run)[0]["images_per_second"] == 8.0  # a batch of 8 in each second
+    first, last = text_of(run).splitlines()[0], text_of(run).splitlines()[-1]
+    assert first.startswith("step 1/100 | loss") and "step 5/100 | eta 1:35 |" in last
 
 
 def test_the_last_step_is_logged_and_saved_off_the_intervals(run_of):
