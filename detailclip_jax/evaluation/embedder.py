@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.evaluation.image_batches import ImageBatches, Transform, sample_digest
 from detailclip_jax.evaluation.metrics import class_embeddings, class_texts, owners
-from detailclip_jax.inference.batching import PaddedBatch, embed_texts, gather, mesh_of, own_rows
+from detailclip_jax.inference.batching import embed_texts, gather, mesh_of, own_rows
 from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.runtime.files import written_atomically
 from detailclip_jax.runtime.processes import all_processes
@@ -23,7 +23,7 @@ from detailclip_jax.training import mesh as meshes
 from detailclip_jax.types import Params
 
 BATCH_SIZE = 256
-Watch = Callable[[Iterable[PaddedBatch], int, str], Iterable[PaddedBatch]]
+Watch = Callable[[int, str], Callable[[int], None]]  # total and name of items -> what is called for finished ones
 Tokenize = Callable[[Sequence[str]], np.ndarray]
 Arrays = dict[str, np.ndarray]
 
@@ -59,7 +59,7 @@ class Embedder:
         self.digest_of, self.store = digest_of, store
         self.begin()
 
-    def begin(self, watch: Watch = lambda batches, total, what: batches) -> None:
+    def begin(self, watch: Watch = lambda total, what: lambda count: None) -> None:
         """Begins a measurement: the counts start again. `watch` shows progress, see `runner.watching`."""
         self.watch = watch
         self.tokens: dict[tuple[str, ...], np.ndarray] = {}  # by texts, so that each text is tokenized and counted once
@@ -180,7 +180,8 @@ class Embedder:
             features = jnp.asarray(function(params, batch["image"], *more), jnp.float32)
             return features, batch["label"], batch["index"]
 
-        features, labels, index = gather(look, self.watch(batches, len(data.source), "images"), mesh_of(params))
+        done = self.watch(len(data.source), "images")
+        features, labels, index = gather(look, batches, mesh_of(params), done)
         unreadable = np.array(batches.unreadable, np.str_)
         return {"features": features, "labels": labels, "index": index, "unreadable": unreadable}
 
@@ -191,8 +192,8 @@ class Embedder:
     def _embed_texts(
         self, params: Params, tokens: Int[np.ndarray, "M T"], encoder: str = "text"
     ) -> Float[np.ndarray, "M E"]:
-        watch = lambda batches: self.watch(batches, len(tokens), "texts")  # noqa: E731
-        return embed_texts(self.encode, params, tokens, self.batch_size, watch, encoder)
+        done = self.watch(len(tokens), "texts")
+        return embed_texts(self.encode, params, tokens, self.batch_size, done, encoder)
 
 
 def left_out(data: LabelledSet, stored: Mapping[str, np.ndarray]) -> list[int]:

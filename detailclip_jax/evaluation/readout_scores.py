@@ -11,7 +11,6 @@ import contextlib
 import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import repeat
 from typing import NamedTuple
 
 import jax
@@ -101,15 +100,14 @@ def measure(
     encode = on_own_devices(function, params)
     rows = range(jax.process_index(), len(data.source), jax.process_count())
     counts, ignored = np.zeros((len(rows), 3, len(data.classes)), np.int32), np.zeros(len(rows), np.int32)
-    step = {"valid": np.ones(jax.process_count(), bool)}
-    progress = embedder.watch(repeat(step, len(rows)), len(data.source), "images")
+    done = embedder.watch(len(data.source), "images")
     ahead = min(MAX_AHEAD, max(2, usable_cores()))
     with contextlib.closing(Prefetched(Cuts(data.source, rows, setup, config.model), prefetch=ahead)) as cuts:
-        watched = (cut for _, cut in zip(progress, cuts))  # `progress` reports an image when it is asked for the next
-        for row, (cut, features) in enumerate(streamed(encode, watched)):
+        for row, (cut, features) in enumerate(streamed(encode, cuts)):
             found = predicted(maps_of(cut.layout, features, texts, setup), class_of, len(data.classes), setup)
             counts[row] = counted_pixels(confusion(cut.mask, found, len(data.classes)))
             ignored[row] = cut.mask.size - counts[row, 1].sum()
+            done(jax.process_count())
     counts, ignored = (gathered(each, len(data.source)) for each in (counts, ignored))
     remark = "; ".join(gaps(data, counts, ignored))
     for name, value in metrics(counts):

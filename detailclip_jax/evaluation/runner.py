@@ -6,7 +6,7 @@ outcome.records[0]      # {"task": "zero_shot", "dataset": "stickers", "weights"
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,6 @@ from detailclip_jax.evaluation.results import Outcome, PaperResults, Record, Res
 from detailclip_jax.evaluation.subject import Subject
 from detailclip_jax.evaluation.tables import percent, size_text
 from detailclip_jax.evaluation.tasks import KINDS, Task, with_readouts
-from detailclip_jax.inference.batching import PaddedBatch
 from detailclip_jax.runtime.errors import Unmeasurable, unknown
 from detailclip_jax.runtime.processes import all_processes
 from detailclip_jax.runtime.progress import Console, Meter
@@ -38,13 +37,7 @@ EMBEDDINGS = "embeddings"  # subfolder of the results folder
 def watching(console: Console, title: str) -> Watch:
     """Shows the progress of the embedding of a set; rows that other processes read count as well."""
 
-    def watch(batches: Iterable[PaddedBatch], total: int, noun: str) -> Iterable[PaddedBatch]:
-        meter = Meter(console, noun, total, title)
-        for batch in batches:
-            yield batch
-            meter.add(len(batch["valid"]))
-
-    return watch
+    return lambda total, noun: Meter(console, noun, total, title).add
 
 
 def run_tasks(

@@ -62,7 +62,12 @@ def filled(chunk: Sequence[Any]) -> Any:
     return stacked([*chunk, *[blank] * (size - len(chunk))])
 
 
-def gather(function: Callable[[Mapping[str, Any]], Any], batches: Batches, mesh: Mesh | None = None) -> Any:
+def gather(
+    function: Callable[[Mapping[str, Any]], Any],
+    batches: Batches,
+    mesh: Mesh | None = None,
+    done: Callable[[int], None] = lambda count: None,
+) -> Any:
     """`function(batch)` for all batches: the valid rows, concatenated, on the host.
 
         encode, mesh = experiment.encode, mesh_of(params)
@@ -72,10 +77,13 @@ def gather(function: Callable[[Mapping[str, Any]], Any], batches: Batches, mesh:
 
     `function` returns an array [B, ...] or a tuple of such arrays. With a `mesh`, the rows of every batch are sharded
     over its devices, including those of other processes: all processes must call this function together, and all
-    receive all rows. Raises Unmeasurable if there is no batch.
+    receive all rows. `done` gets the number of rows, with the padding, of each batch that is on the host. Raises
+    Unmeasurable if there is no batch.
     """
-    placed = (place(batch, mesh) for batch in batches)
-    gathered = [select_valid(*output) for output in in_turn((function(rows), rows["valid"]) for rows in placed)]
+    placed, gathered = (place(batch, mesh) for batch in batches), []
+    for output, valid in in_turn((function(rows), rows["valid"]) for rows in placed):
+        gathered.append(select_valid(output, valid))
+        done(len(valid))
     if not gathered:
         raise Unmeasurable("nothing to evaluate: the data set has no examples")
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *gathered)
@@ -140,10 +148,10 @@ def embed_texts(
     params: Params,
     tokens: Int[np.ndarray, "M T"],
     batch_size: int,
-    watch: Callable[[Iterable[PaddedBatch]], Iterable[PaddedBatch]] = iter,
+    done: Callable[[int], None] = lambda count: None,
     encoder: str = "text",
 ) -> Float[np.ndarray, "M E"]:
-    """`encode.<encoder>` of all texts, in their order, as float32 on the host; `watch` sees the batches.
+    """`encode.<encoder>` of all texts, in their order, as float32 on the host; `done` is that of `gather`.
 
     Texts are cut to one of `encode.text_lengths` (see `methods.encode.Encode`), and texts of one length are encoded
     together; the embeddings differ by rounding only. An encoder without this attribute gets all T tokens.
@@ -151,9 +159,8 @@ def embed_texts(
     """
     lengths = cut_lengths(tokens, getattr(encode, "text_lengths", ()), batch_size)
     groups = (text_batches(tokens[lengths == length, :length], batch_size) for length in np.unique(lengths))
-    batches = watch(itertools.chain.from_iterable(groups))
-    function = getattr(encode, encoder)
-    grouped = gather(lambda batch: function(params, batch["text"]), batches, mesh_of(params))
+    batches, function = itertools.chain.from_iterable(groups), getattr(encode, encoder)
+    grouped = gather(lambda batch: function(params, batch["text"]), batches, mesh_of(params), done)
     embeddings = np.empty(grouped.shape, np.float32)
     embeddings[np.argsort(lengths, kind="stable")] = grouped
     return embeddings
