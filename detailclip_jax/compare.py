@@ -78,6 +78,8 @@ class Plan(NamedTuple):
     init: a run or checkpoint that every run continues from; "" for training from scratch.
     fields: dotted names -> values of fields of every run's config; those of an entry replace them.
     steps: name of an entry -> steps of its runs, where they are not the budget.
+    num_examples: scenes or examples of each set that the evaluators of every run use, see `run_evaluators.limited`; 0
+        for the usual numbers.
     """
 
     entries: Sequence[Entry]
@@ -88,6 +90,7 @@ class Plan(NamedTuple):
     init: str = ""
     fields: Mapping[str, Any] = MappingProxyType({})
     steps: Mapping[str, int] = MappingProxyType({})
+    num_examples: int = 0
 
 
 def entry_texts(text: str) -> list[str]:
@@ -149,6 +152,8 @@ def config_of(plan: Plan, entry: Entry, seed: int) -> ConfigDict:
     Raises ValueError for an unknown field, an invalid value or a field in OWN, and FileNotFoundError for a missing
     config file.
     """
+    from detailclip_jax.evaluation.run_evaluators import limited  # imports jax: only after the flags are parsed
+
     given = given_fields(plan, entry)
     check_not_own(given)
     config = run_config.load(entry.config or f"{plan.config}:method={entry.method}")
@@ -159,6 +164,8 @@ def config_of(plan: Plan, entry: Entry, seed: int) -> ConfigDict:
     longer, known = config.total_steps / plan.budget, run_config.flatten(config)
     counts = {name: known[name] for name in SCALED if known.get(name) and name not in given}
     config.update_from_flattened_dict({name: max(1, round(count * longer)) for name, count in counts.items()})
+    if plan.num_examples:
+        config.evaluators = limited(config, plan.num_examples)
     return with_own_number(config, given)
 
 
@@ -203,6 +210,8 @@ def parser() -> argparse.ArgumentParser:
     add("--init", default="", metavar="DIR", help="a run or checkpoint that every run continues from")
     config = "config of every run; it must accept the argument method=NAME (default: configs/stickers.py)"
     add("--config", default="configs/stickers.py", metavar="FILE", help=config)
+    few = "evaluate on at most N scenes or examples of each set, for a trial (default: those of the config)"
+    add("--num-examples", type=flags.positive, default=0, metavar="N", help=few)
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of every run's config; repeatable")
     return command
 
@@ -232,7 +241,8 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         raise ValueError("nothing to compare: give --methods or --sweep")
     fields = dict(map(parse_setting, arguments.set))
     workdir, budget = Path(arguments.workdir), arguments.budget
-    plan = Plan(entries, arguments.config, workdir, arguments.seeds, budget, arguments.init, fields)
+    more = {"init": arguments.init, "fields": fields, "num_examples": arguments.num_examples}
+    plan = Plan(entries, arguments.config, workdir, arguments.seeds, budget, **more)
     return with_equal_flop(plan, arguments.flop_of) if arguments.flop_of else plan
 
 

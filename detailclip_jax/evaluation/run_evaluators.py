@@ -108,6 +108,16 @@ def absent(config: ConfigDict) -> dict[str, str]:
         return {"other_drawings": str(error)}
 
 
+def limited(config: ConfigDict, most: int) -> dict[str, dict[str, Any]]:
+    """The evaluators of `plan(config)` with at most `most` scenes or examples, also to be fitted on."""
+    found = _present(config)
+    counts = {name: [option for option in named(name).options if option.startswith("num_")] for name in found}
+    return {
+        name: {**options, **{count: min(most, options.get(count) or most) for count in counts[name]}}
+        for name, options in found.items()
+    }
+
+
 def _check_name(name: str, options: Mapping[str, Any]) -> None:
     if not isinstance(options, Mapping):
         raise ValueError(f"evaluators.{name} is {options!r}: options are a dictionary, {{}} for none")

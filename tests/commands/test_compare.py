@@ -74,6 +74,17 @@ def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypa
     assert "  ema.end: 1.0 there, 0.5 now\n" in error and "  total_steps: 2 there, 1 now\n" in error
 
 
+def test_a_trial_evaluates_few_examples(nano):
+    """The evaluation of two runs of six steps took eleven minutes."""
+    entry = compare.parse_entry("clip")
+    options = compare.config_of(plan("--num-examples=20"), entry, 0).evaluators.to_dict()
+    assert {**options.pop("segmentation")} == {"num_scenes": 20, "num_train_scenes": 20}
+    assert "zero_shot" in options and all(given["num_scenes"] == 20 for given in options.values())
+    few = compare.config_of(plan(f"--config={nano}", "--num-examples=9"), entry, 0).evaluators
+    assert (few.zero_shot.num_scenes, few.choice.num_scenes) == (8, 9)
+    assert not compare.config_of(plan(), entry, 0).evaluators
+
+
 @pytest.mark.check
 def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
     config = compare.config_of(plan(f"--config={nano}"), compare.parse_entry("clip"), 0)
