@@ -223,6 +223,11 @@ class Method:
         return "text" in self.networks
 
     @property
+    def hides_patches(self) -> bool:
+        """Whether a mask hides patches from the student, which are dropped or replaced."""
+        return self.mask is not nothing
+
+    @property
     def crops(self) -> set[str]:
         """The crops that the passes of student, teacher and anchor encode."""
         return {*self.targets.values(), *self.anchors.values(), *(each.view for each in self.passes.values())}

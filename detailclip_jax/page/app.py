@@ -38,6 +38,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from detailclip_jax import methods
 from detailclip_jax.data.decoding import BUDGET, BadImage, decode, decoded_for_use
 from detailclip_jax.data.stickers.scene_source import Stickers, noun_names, zero_shot_prompts
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
@@ -192,6 +193,7 @@ def about_model(model: Model) -> dict[str, Any]:
         "size": config.model.size,
         "image_size": config.model.image_size,
         "ratio": float(config.masking.ratio),
+        "removes": methods.build(config).hides_patches,
         "reason": no_texts(model),
     }
 

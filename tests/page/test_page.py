@@ -138,6 +138,7 @@ def shown(answer):
 def test_about_names_models_scenes_and_limits(client):
     about = ok(client.get("/api/about"))
     assert [model["method"] for model in about["models"]] == ["clip", "mae"]
+    assert [model["removes"] for model in about["models"]] == [False, True]  # the slider is for the second alone
     assert about["models"][0]["reason"] == "" and "no text" in about["models"][1]["reason"]
     (scene,) = about["scenes"]
     assert scene["caption"] == "a frog and a bus" and len(scene["texts"]) == 2 + app.NUM_OTHERS == len(

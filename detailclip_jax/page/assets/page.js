@@ -147,7 +147,8 @@ function card(answer, model, number) {
   model.parts = { similar, kept, texts: make("div") };
   const meta = `${about.method}, step ${about.step}, ${about.weights} weights, ${about.image_size} px`;
   const title = make("h2", { id: `model-${number}` }, about.path);
-  const panels = make("div", { className: "panels" }, similar.figure, attention.figure, kept.figure);
+  const figures = [similar, attention, ...(about.removes ? [kept] : [])].map((shown) => shown.figure);
+  const panels = make("div", { className: "panels" }, ...figures);
   const section = make("section", { className: "model" }, title, make("p", { className: "meta" }, meta), panels, model.parts.texts);
   section.setAttribute("aria-labelledby", title.id);
   return section;
@@ -371,7 +372,9 @@ function begin() {
     state.about = await ask("/api/about");
     const { models, scenes, credit, search: count } = state.about;
     $("about").textContent = `${models.map((model) => model.path).join(", ")} on this machine; nothing leaves it.`;
-    $("ratio").value = Math.round(100 * models[0].ratio);
+    const removing = models.find((model) => model.removes);
+    $("removal").hidden = !removing;
+    $("ratio").value = Math.round(100 * (removing ?? models[0]).ratio);
     $("credit").textContent = credit;
     $("search").hidden = !count;
     $("count").textContent = count.toLocaleString("en");
