@@ -367,7 +367,7 @@ def without_overridden(config: ConfigDict, given: Iterable[str], written: Config
     """
     given, counted = list(given), ConfigDict(config.to_dict())
     if "num_epochs" in given:
-        if "total_steps" in given:
+        if "total_steps" in given and config.total_steps is not None:
             raise ValueError(
                 "--config.num_epochs and --config.total_steps both set the length of the run; give only one of them"
             )

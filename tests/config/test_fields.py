@@ -136,3 +136,11 @@ def test_help_lists_the_allowed_values_of_a_field():
     assert "    one of: linear, upernet, fcn\n" in text
     assert "    at least 1; may change on resume\n" in text
     assert "    greater than 0 and at most 1\n" in text
+
+
+def test_a_number_of_steps_that_is_cleared_is_no_second_length():
+    """`--config.total_steps=None --config.num_epochs=3` was refused as two lengths."""
+    config = run_config.load("configs/stickers.py")
+    config.total_steps, config.num_epochs = None, 3
+    counted = run_config.without_overridden(config, ["total_steps", "num_epochs"])
+    assert run_config.resolve(counted, 2**24).total_steps == 180
