@@ -25,9 +25,8 @@ print(f"jax {jax.__version__} on {len(jax.devices())} x {jax.devices()[0].device
 
 # %% [markdown]
 # The next cell trains a model for `STEPS` steps. It continues a training that was interrupted, and the notebooks share
-# the model. The environment variable `MODEL` names another run to load instead: the outputs below are of 300 steps
-# (`python -m detailclip_jax.main --config=stickers --config.total_steps=300 --workdir=runs/stickers`,
-# `MODEL=stickers`), which take longer.
+# the model. The environment variable `MODEL` names another run to load instead: `MODEL=stickers` takes that of `make
+# demo`, which has 600 steps. The outputs below are of a shorter one, with `--config.total_steps=300`.
 
 # %%
 from pathlib import Path
