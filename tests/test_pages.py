@@ -78,6 +78,9 @@ def test_pages_docstrings_and_search_are_there(site):
     assert "def clip_loss" in (site / "source/detailclip_jax/losses/clip.py.txt").read_text()
     index = json.loads((site / "search/search_index.json").read_text())["docs"]
     assert any("prototypes" in entry["text"] for entry in index)
+    titles = [entry["title"] for entry in index]
+    for searched in ("Freeze", "tar files", "open_clip or this?", "My loss is ln(batch size)"):  # by newcomers
+        assert any(searched in title for title in titles), searched
     api = [entry for entry in index if entry["location"].startswith("api.html")]
     assert api and {entry["boost"] for entry in api} == {0.5}, "other pages are found first"
     assert not [entry["title"] for entry in api if ":" in entry["title"]], "a heading without its types"
