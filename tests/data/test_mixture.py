@@ -347,7 +347,7 @@ def test_the_check_before_a_launch_reads_every_set(sets, tmp_path):
     def found(path):
         config = default()
         config.data.path = path
-        with_captions = types.SimpleNamespace(method=types.SimpleNamespace(has_text=True))
+        with_captions = types.SimpleNamespace(method=types.SimpleNamespace(has_text=True, contrast=""))
         run = Run(config, tmp_path, with_captions, open_source(config.data), None, None)
         return pretraining.PRETRAINING.findings["data"](run).text
 
