@@ -79,11 +79,10 @@ def classification(setting: Setting, name: str = "held_out_classes") -> SetEvalu
 
 def class_names(config: ConfigDict) -> tuple[str, ...]:
     """The names of the classes, of a single prepared set; the number of each class that has none there."""
-    parts = components(config.data)
-    known = ()
+    parts, count, known = components(config.data), config.model.num_classes, ()
     if [part.kind for part in parts] == ["records"] and Path(parts[0].path).is_dir():
-        known = prepared_records.class_names(Path(parts[0].path), config.data.split)
-    return (*known, *map(str, range(len(known), config.model.num_classes)))
+        known = prepared_records.class_names(Path(parts[0].path), config.data.split.split("[")[0])
+    return (*known, *map(str, range(len(known), count)))[:count]
 
 
 def _examples(setting: Setting, name: str) -> tuple[ConfigDict, Source]:

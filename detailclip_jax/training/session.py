@@ -188,15 +188,16 @@ class Session:
         done, values = self._pending[max(len(self._pending) - 1 - RUN_AHEAD, 0)]
         if done > shown:
             scalars = {name: float(value) for name, value in jax.device_get(values).items()}
-            if done == self._start + 1:  # the first step takes longer than the others: it counts in no speed
-                self.clock.lap(0)
-                self._logged, speed = done, {}
-            else:
-                speed = self.clock.speed((done - self._logged) * self.run.config.batch_size)
+            speed = self.clock.speed((done - self._logged) * self.run.config.batch_size)
             self._print(done, {"loss": scalars["loss"]} | scalars | speed)
+            if done == self._start + 1:  # the first step takes longer than the others: the next speed leaves it out
+                self.clock.lap(0)
+                self._logged = done
 
     def _print(self, step: int, values: Mapping[str, float]) -> None:
         console, config, terms = self.run.console, self.run.config, self.run.task.terms(self.run)
+        if step == self._start + 1:  # its speed is not that of the others
+            values = {name: value for name, value in values.items() if name != "images_per_second"}
         console.live(progress_line(step, config.total_steps, values, terms, config.batch_size, console.width))
         self._shown = step, time.monotonic()
 

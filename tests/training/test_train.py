@@ -89,16 +89,17 @@ def test_slow_steps_are_shown_between_two_logs_without_waiting_for_the_newest(ru
     assert shown == [1, 2, 3, 4, 7]
 
 
-def test_the_first_step_counts_in_no_speed_and_has_no_eta(run_of):
+@pytest.mark.parametrize("log_every", [1, 5])
+def test_the_first_step_has_no_eta_and_counts_in_no_other_speed(run_of, log_every):
     """It takes longer than the others: the first eta was up to three times too long."""
-    run, seconds = run_of(total_steps=100, log_every=5), [0.0]
+    run, seconds = run_of(total_steps=100, log_every=log_every), [0.0]
     with closing(Checkpoints(run.workdir)) as checkpoints, session.Session(run, checkpoints, 0) as opened:
         opened.clock = Clock(lambda: seconds[0])
         for step in range(1, 6):
             seconds[0] += 9.0 if step == 1 else 1.0
             opened.add(step, {"loss": np.float32(1), "clip": np.float32(1), "cls": np.float32(1)})
-            (opened.log if step == 5 else opened.show)(step)
-    assert lines_of(run)[0]["images_per_second"] == 8.0  # a batch of 8 in each second
+            (opened.show if step % log_every else opened.log)(step)
+    assert lines_of(run)[-1]["images_per_second"] == 8.0  # a batch of 8 in each second
     first, last = text_of(run).splitlines()[0], text_of(run).splitlines()[-1]
     assert first.startswith("step 1/100 | loss") and "step 5/100 | eta 1:35 |" in last
 
