@@ -489,7 +489,7 @@ def feed_record(folder: Path) -> object:
     prepared_records.read(folder, "train")
     stream = Stream(source, {"large": Crop(size=8)}, Tokenizer(16))
     labels = [int(stream[position]["label"]) for position in range(4)]
-    batches = list(ImageBatches(source, Transform(8, 8), batch_size=4))
+    batches = list(ImageBatches(source, Transform(8, 8), (4,)))
     return labels, len(batches)
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from detailclip_jax.data.decoding import BadImage, decoded_for_use
 from detailclip_jax.data.images import NOT_READ, SUFFIXES
-from detailclip_jax.data.native import BLACK, stacked
+from detailclip_jax.data.native import BLACK
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.runtime.regular_files import Walk, inside, read_regular
 from detailclip_jax.runtime.terminal import counted
@@ -74,10 +74,10 @@ def _not_empty(where: str, walk: Walk, names: Sequence[str]) -> Found:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFileBatches:
-    """Batches by index: {"image": uint8 [B, S, S, 3] or `Native`, "reason": one text per image}.
+    """Batches by index: {"image": a list of uint8 [S, S, 3] or `Native`, "reason": one text per image}.
 
     Images go through the transform.  An unreadable image is black, and its reason is the error; the reason of a
-    readable image is empty.  The last batch is filled up with black images, which have no reason.
+    readable image is empty.  The last batch may be shorter.
     """
 
     found: Found
@@ -89,7 +89,7 @@ class ImageFileBatches:
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         names = self.found.names[number * self.batch_size :][: self.batch_size]
-        images, reasons = [self.transform.view(BLACK)] * self.batch_size, []
+        images, reasons = [self.transform.view(BLACK)] * len(names), []
         for row, name in enumerate(names):
             try:
                 with decoded_for_use(_read(self.found, name), self.transform.decoding) as pixels:
@@ -97,7 +97,7 @@ class ImageFileBatches:
                 reasons.append("")
             except (BadImage, OSError) as error:
                 reasons.append(str(error))
-        return {"image": stacked(images), "reason": reasons}
+        return {"image": images, "reason": reasons}
 
 
 def _read(found: Found, name: str) -> bytes:

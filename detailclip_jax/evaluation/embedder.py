@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.evaluation.image_batches import ImageBatches, Transform, sample_digest
 from detailclip_jax.evaluation.metrics import class_embeddings, class_texts, owners
-from detailclip_jax.inference.batching import embed_texts, gather, mesh_of, own_rows
+from detailclip_jax.inference.batching import embed_texts, gather, mesh_of, own_rows, shapes_up_to
 from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.runtime.files import written_atomically
 from detailclip_jax.runtime.processes import all_processes
@@ -186,8 +186,9 @@ class Embedder:
         return {"features": features, "labels": labels, "index": index, "unreadable": unreadable}
 
     def _batches(self, params: Params, data: LabelledSet, transform: Transform) -> ImageBatches:
-        rows = own_rows(self.batch_size, mesh_of(params))
-        return ImageBatches(data.source, transform, self.batch_size, rows)
+        mesh = mesh_of(params)
+        shapes = shapes_up_to(self.batch_size, mesh)
+        return ImageBatches(data.source, transform, shapes, lambda size: own_rows(size, mesh))
 
     def _embed_texts(
         self, params: Params, tokens: Int[np.ndarray, "M T"], encoder: str = "text"

@@ -2,8 +2,8 @@
 
 import contextlib
 import hashlib
-import math
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import Source, evenly, label_of
 from detailclip_jax.data.workers import Prefetched
 from detailclip_jax.evaluation.metrics import ids_of
-from detailclip_jax.inference.batching import PaddedBatch
+from detailclip_jax.inference.batching import PaddedBatch, batch_sizes
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.errors import Unmeasurable
 
@@ -34,23 +34,28 @@ def cropped(transform: Transform) -> Transform:
 
 
 class ImageBatches:
-    """All examples of a source once per pass, in order, in batches of one shape.
+    """All examples of a source once per pass, in order, in batches of `batch_sizes` of the `shapes`.
 
     Yields {"image": uint8 [B, S, S, 3] or `Native`, "label": int32 [B], "index": int32 [B], "valid": bool [B]}. Rows
     after the end and rows that cannot be read have a black image, label -1 and valid False. After a pass, `unreadable`
-    lists the unreadable examples with the reason. `rows` selects the rows of a batch that this process reads (other
-    processes read the others).
+    lists the unreadable examples with the reason. `rows` selects the rows of a batch of B that this process reads
+    (other processes read the others).
     """
 
     def __init__(
-        self, source: Source, transform: Transform, batch_size: int, rows: Bool[np.ndarray, "B"] | None = None
+        self,
+        source: Source,
+        transform: Transform,
+        shapes: Sequence[int],
+        rows: Callable[[int], Bool[np.ndarray, "B"]] = lambda size: np.ones(size, bool),
     ):
-        self.source, self.transform, self.batch_size = source, transform, batch_size
-        self.rows = np.ones(batch_size, bool) if rows is None else rows
+        self.source, self.transform, self.rows = source, transform, rows
+        self.sizes = batch_sizes(len(source), shapes)
+        self.starts = [0, *itertools.accumulate(self.sizes)]
         self.unreadable: list[str] = []
 
     def __len__(self) -> int:
-        return math.ceil(len(self.source) / self.batch_size)
+        return len(self.sizes)
 
     def __iter__(self) -> Iterator[PaddedBatch]:
         self.unreadable = []
@@ -62,14 +67,15 @@ class ImageBatches:
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Batch `number`, and a list of its examples that could not be read."""
-        first, images = number * self.batch_size, [self.transform.view(BLACK)] * self.batch_size
+        first, size = self.starts[number], self.sizes[number]
+        images = [self.transform.view(BLACK)] * size
         batch: dict[str, Any] = {
-            "label": np.full(self.batch_size, -1, np.int32),
-            "index": np.arange(first, first + self.batch_size, dtype=np.int32),
-            "valid": np.zeros(self.batch_size, bool),
+            "label": np.full(size, -1, np.int32),
+            "index": np.arange(first, first + size, dtype=np.int32),
+            "valid": np.zeros(size, bool),
         }
         unreadable = []
-        for row in np.flatnonzero(self.rows[: len(self.source) - first]):
+        for row in np.flatnonzero(self.rows(size)[: len(self.source) - first]):
             try:
                 images[row], batch["label"][row] = self._example(first + int(row))
                 batch["valid"][row] = True

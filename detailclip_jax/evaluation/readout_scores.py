@@ -33,7 +33,7 @@ from detailclip_jax.evaluation.image_batches import MAX_AHEAD
 from detailclip_jax.evaluation.metrics import Metric, bootstrap_interval, owners
 from detailclip_jax.evaluation.readout_sets import FOLDER, STICKERS, open_readout_set, split_name
 from detailclip_jax.evaluation.readout_setups import Setup, setup
-from detailclip_jax.inference.batching import SHAPES, fetch, fill, filled, in_turn, mesh_of, place, valid_rows
+from detailclip_jax.inference.batching import SHAPES, fetch, fill, in_shapes, in_turn, mesh_of, place, shapes_up_to
 from detailclip_jax.inference.readout_maps import ImageLayout, default_readout, layout, readout_encoder
 from detailclip_jax.methods import build_networks
 from detailclip_jax.runtime.devices import usable_cores
@@ -97,13 +97,13 @@ def measure(
     """
     class_of, prompts = queries(data, setup)
     texts = np.asarray(embedder.classes(params, prompts), np.float32)
-    encode = on_own_devices(function, params)
+    encode, shapes = on_own_devices(function, params)
     rows = range(jax.process_index(), len(data.source), jax.process_count())
     counts, ignored = np.zeros((len(rows), 3, len(data.classes)), np.int32), np.zeros(len(rows), np.int32)
     done = embedder.watch(len(data.source), "images")
     ahead = min(MAX_AHEAD, max(2, usable_cores()))
     with contextlib.closing(Prefetched(Cuts(data.source, rows, setup, config.model), prefetch=ahead)) as cuts:
-        for row, (cut, features) in enumerate(streamed(encode, cuts)):
+        for row, (cut, features) in enumerate(streamed(encode, cuts, shapes)):
             found = predicted(maps_of(cut.layout, features, texts, setup), class_of, len(data.classes), setup)
             counts[row] = counted_pixels(confusion(cut.mask, found, len(data.classes)))
             ignored[row] = cut.mask.size - counts[row, 1].sum()
@@ -139,22 +139,21 @@ def encoder_of(config: ConfigDict, readout: str) -> Wrapped:
     return readout_encoder(build_networks(config).only(*PARTS), config, readout)
 
 
-def on_own_devices(function: Wrapped, params: Params) -> Callable[[list[np.ndarray]], jax.Array]:
-    """Applies a `readout_encoder` to windows on the devices of this process, padded to one of SHAPES."""
+def on_own_devices(function: Wrapped, params: Params) -> tuple[Callable[[np.ndarray], jax.Array], tuple[int, ...]]:
+    """Applies a `readout_encoder` to batches of windows on the devices of this process; and the sizes of batches."""
     own, mesh = {name: params[name] for name in PARTS}, mesh_of(params)
     if jax.process_count() > 1:
         mesh = meshes.make_mesh(jax.local_devices())
         own = meshes.replicate(jax.tree.map(fetch, own), mesh)
 
-    def encode(windows: list[np.ndarray]) -> jax.Array:
-        batch = filled(windows)
-        return function(own, place({"image": batch, "valid": valid_rows(len(windows), len(batch))}, mesh)["image"])
+    def encode(windows: np.ndarray) -> jax.Array:
+        return function(own, place({"image": windows, "valid": np.ones(len(windows), bool)}, mesh)["image"])
 
-    return encode
+    return encode, shapes_up_to(SHAPES[-1], mesh)
 
 
 def streamed(
-    encode: Callable[[list[np.ndarray]], jax.Array], cuts: Iterable[Cut]
+    encode: Callable[[np.ndarray], jax.Array], cuts: Iterable[Cut], shapes: Sequence[int] = SHAPES
 ) -> Iterator[tuple[Cut, Float32[np.ndarray, "n h w E"]]]:
     """Yields every image with the features of its windows, in order; windows of several images share a batch."""
     waiting: deque[Cut] = deque()
@@ -164,7 +163,8 @@ def streamed(
             waiting.append(cut)
             yield from cut.windows
 
-    calls = ((encode(batch), len(batch)) for batch in of_one_shape(windows(), SHAPES[-1]))
+    groups = of_one_shape(windows(), shapes[-1])
+    calls = ((encode(batch), count) for group in groups for batch, count in in_shapes(group, shapes))
     rows: list[np.ndarray] = []
     for features, count in in_turn(calls):
         rows.extend(np.asarray(features)[:count])

@@ -1,6 +1,7 @@
 """Embeds a folder of images and a list of texts into a file; what the file already holds is not computed again."""
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -50,15 +51,22 @@ def read_texts(file: str | Path | None, more: Sequence[str] = ()) -> list[str]:
 def embed_images(model: "Model", found: Found, keys: Sequence[Key]) -> Iterator[EmbeddedBatch]:
     """Embeds images batch by batch, while threads read the next ones."""
     from detailclip_jax.data.workers import Prefetched
-    from detailclip_jax.inference.batching import in_turn
+    from detailclip_jax.inference.batching import in_shapes, in_turn
 
     todo = found._replace(names=tuple(key.name for key in keys))
     images = ImageFileBatches(todo, model.transform, BATCH_SIZE)
     with contextlib.closing(Prefetched(images, prefetch=PREFETCH)) as batches:
-        calls = ((model.encode.image(model.params, batch["image"]), batch["reason"]) for batch in batches)
-        for number, (rows, reasons) in enumerate(in_turn(calls)):
-            first = number * BATCH_SIZE
-            yield keys[first : first + len(reasons)], np.asarray(rows), reasons
+
+        def calls() -> Iterator[tuple[Any, list[str]]]:
+            for batch in batches:
+                reasons = iter(batch["reason"])
+                for rows, count in in_shapes(batch["image"]):
+                    yield model.encode.image(model.params, rows), [*itertools.islice(reasons, count)]
+
+        first = 0
+        for rows, reasons in in_turn(calls()):
+            yield keys[first : first + len(reasons)], np.asarray(rows)[: len(reasons)], reasons
+            first += len(reasons)
 
 
 def embed_texts(model: "Model", keys: Sequence[Key]) -> Iterator[EmbeddedBatch]:

@@ -34,7 +34,7 @@ from detailclip_jax.data.native import Native
 from detailclip_jax.data.preprocessing import NATIVE, Transform
 from detailclip_jax.data.tokenizer import VOCAB_SIZE
 from detailclip_jax.data.vocabularies import CLIP, digest_of, tokenizer_of
-from detailclip_jax.inference.batching import SHAPES, chunks, filled, in_turn
+from detailclip_jax.inference.batching import in_shapes, in_turn
 from detailclip_jax.inference.inspection import (
     head_attention,
     lowest,
@@ -273,10 +273,8 @@ class Model:
         self, views: UInt8[np.ndarray, "B S S 3"], mask: Bool[np.ndarray, "B N"], num_removed: int
     ) -> Iterator[Float32[np.ndarray, "H P"]]:
         params = self.variables["params"]
-        for start in range(0, len(views), SHAPES[-1]):
-            chunk = slice(start, start + SHAPES[-1])
-            padded = filled(list(views[chunk])), filled(list(mask[chunk]))
-            yield from np.asarray(self._pixel_predictor(params, *padded, num_removed))[: len(views[chunk])]
+        for (images, count), (hidden, _) in zip(in_shapes(views), in_shapes(mask)):
+            yield from np.asarray(self._pixel_predictor(params, images, hidden, num_removed))[:count]
 
     @functools.cached_property
     def _head_attention(self) -> jax.stages.Wrapped:
@@ -429,8 +427,8 @@ class Model:
         return np.concatenate([np.zeros((0, width), np.float32), *batches])
 
     def _called(self, function: Any, rows: Iterable[Any]) -> list[np.ndarray]:
-        """Applies a compiled function to the rows in chunks; each chunk is padded to one of SHAPES."""
-        calls = ((function(self.params, filled(chunk)), len(chunk)) for chunk in chunks(rows, SHAPES[-1]))
+        """Applies a compiled function to the rows, in batches of a few shapes."""
+        calls = ((function(self.params, batch), count) for batch, count in in_shapes(rows))
         return [np.asarray(values)[:count].astype(np.float32) for values, count in in_turn(calls)]
 
 

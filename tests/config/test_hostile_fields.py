@@ -51,7 +51,7 @@ def test_training_replaces_a_record_whose_label_int32_does_not_hold(label):
 
 @pytest.mark.parametrize("label", HUGE)
 def test_evaluation_leaves_out_a_record_whose_label_int32_does_not_hold(label):
-    (batch,) = ImageBatches(Labels(label), Transform(8, 8), batch_size=4)
+    (batch,) = ImageBatches(Labels(label), Transform(8, 8), (4,))
     assert batch["valid"].tolist() == [True, False, True, True]
     assert batch["label"].tolist() == [0, -1, 2, 3] and batch["label"].dtype == np.int32
 

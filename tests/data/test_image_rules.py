@@ -180,7 +180,7 @@ def test_an_image_of_100_megapixels_is_cut_where_its_box_says(records):
 
 
 def test_evaluation_sees_every_kind_whole_and_leaves_out_the_rest(records):
-    (batch,) = ImageBatches(records, Transform(SIZE, SIZE), len(records))
+    (batch,) = ImageBatches(records, Transform(SIZE, SIZE), (len(records),))
     for number, (name, case) in enumerate(every_case().items()):
         assert batch["valid"][number] == (not case.refused), name
         if case.pixels is not None:
@@ -193,6 +193,6 @@ def test_evaluation_reduces_nothing_below_the_limit():
     data = encoded(make_image(800, 1200))
     assert decode(data).shape == (800, 1200, 3)
     record = {"image": data, "captions": (), "label": 0, "key": "0"}
-    (batch,) = ImageBatches([record], Transform(8, 8), 1)
+    (batch,) = ImageBatches([record], Transform(8, 8), (1,))
     np.testing.assert_array_equal(batch["image"][0], evaluation_view(decode(data), 8))
     assert opened(every_case()["100 megapixels JPEG"].data).decoded().pixels.size // 3 <= MAX_PIXELS

@@ -300,7 +300,7 @@ def test_decoding_by_pillow_gives_open_clip_s_pixels(mode, tmp_path):
             ours.view(pixels(data, asked)),
             ours.view(pixels(Image.open(io.BytesIO(data)), asked)),
             ImageFileBatches(image_files.find(str(tmp_path)), ours, 1)[0]["image"][0],
-            ImageBatches(source, ours, 1)[0]["batch"]["image"][0],
+            ImageBatches(source, ours, (1,))[0]["batch"]["image"][0],
         ]
         assert all((image == found[0]).all() for image in found)
         assert (np.abs(found[0] - expected).max() <= 1) == (asked == "pillow")

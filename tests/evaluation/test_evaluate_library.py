@@ -165,7 +165,7 @@ def test_texts_are_cut_in_groups_and_come_back_in_order():
     tokens = texts_of([3, 12, 4, 7, 2, 8, 5, 1, 9, 6])
     encode, params = Counted(built.encode.text, (4, 8)), variables["params"]
     found = batching.embed_texts(encode, params, tokens, batch_size=3)
-    assert encode.shapes == [(3, 4), (3, 4), (3, 8), (3, 8), (3, 12)]  # 1-4: four texts, 5-8: four, two are longer
+    assert encode.shapes == [(3, 4), (1, 4), (3, 8), (1, 8), (1, 12), (1, 12)]  # 1-4: four texts, 5-8: four, 2 longer
     expected = np.concatenate([built.encode.text(params, row[None]) for row in tokens])
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     whole = batching.embed_texts(Counted(built.encode.text, ()), params, tokens, batch_size=3)
@@ -219,7 +219,7 @@ class Images:
 
 
 def test_batches_hold_every_image_once_and_name_what_cannot_be_read():
-    batches = image_batches.ImageBatches(Images(), image_batches.cropped(image_batches.Transform(32, 32)), batch_size=4)
+    batches = image_batches.ImageBatches(Images(), image_batches.cropped(image_batches.Transform(32, 32)), (4,))
     for _ in range(2):  # again at every pass
         read = list(batches)
         assert [batch["image"].shape for batch in read] == [(4, 32, 32, 3)] * 3 == [(4, 32, 32, 3)] * len(batches)
@@ -235,9 +235,20 @@ def test_batches_hold_every_image_once_and_name_what_cannot_be_read():
         assert unreadable.startswith("example 4: #4: not an image: 7 bytes in none of the formats JPEG")
 
 
+def test_the_last_batches_of_a_set_waste_few_rows():
+    """Ten images were padded to one batch of 256."""
+    shapes = batching.shapes_up_to(256)
+    assert shapes == (1, 4, 16, 64, 256) and batching.shapes_up_to(4) == (1, 4)
+    assert batching.shapes_up_to(64, make_mesh()) == (8, 16, 64) and batching.shapes_up_to(5, make_mesh()) == (5,)
+    batches = image_batches.ImageBatches(Images(), image_batches.Transform(32, 32), shapes)
+    assert [len(batch["image"]) for batch in batches] == [4, 4, 4] and len(batches) == 3
+    indices = np.concatenate([batch["index"][batch["valid"]] for batch in batches])
+    assert indices.tolist() == [i for i in range(11) if i != 4]
+
+
 def test_rows_of_other_processes_are_not_read():
     rows = np.array([False, True, True, False])
-    read = list(image_batches.ImageBatches(Images(), image_batches.Transform(32, 32), 4, rows))
+    read = list(image_batches.ImageBatches(Images(), image_batches.Transform(32, 32), (4,), lambda size: rows[:size]))
     assert np.concatenate([batch["valid"] for batch in read]).nonzero()[0].tolist() == [1, 2, 5, 6, 9, 10]
 
 

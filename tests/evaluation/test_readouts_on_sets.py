@@ -116,7 +116,7 @@ def test_images_get_the_features_of_their_own_windows():
         readout_scores.Cut(None, [np.full((side, 8, 3), 10 * number + w, np.uint8) for w in range(count)], number)
         for number, (count, side) in enumerate([(1, 8), (70, 8), (2, 16), (3, 8)])
     ]
-    encode = lambda windows: np.stack([window[:1, :1, :1] for window in windows])
+    encode = lambda windows: windows[:, :1, :1, :1]
     made = list(readout_scores.streamed(encode, iter(cuts)))
     assert [cut.mask for cut, _ in made] == [0, 1, 2, 3]
     for cut, features in made:

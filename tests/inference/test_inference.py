@@ -93,13 +93,26 @@ def test_any_number_of_inputs_compiles_a_shape_once():
     model = changed(**{"preprocess.mean": (0.49, 0.48, 0.47)})  # equal models would share their functions
     images, texts = make_images(SHAPES[-1] + 3), [f"{number} frogs" for number in range(SHAPES[-1] + 3)]
     all_images, all_texts = model.encode_image(images), model.encode_text(texts)
-    for count in (0, 1, 2, 7, 8, 9, SHAPES[-1], SHAPES[-1] + 2):
+    for count in (0, 1, 2, 7, 16, 21, SHAPES[-1], SHAPES[-1] + 2):
         np.testing.assert_allclose(model.encode_image(images[:count]), all_images[:count], atol=2e-6)
         np.testing.assert_allclose(model.encode_text(texts[:count]), all_texts[:count], atol=2e-6)
     assert model.encode.image._cache_size() <= len(SHAPES)
     assert model.encode.text._cache_size() <= len(SHAPES)
     np.testing.assert_array_equal(model.encode_image(iter(images)), all_images)
     np.testing.assert_array_equal(model.encode_image(np.stack(images)), all_images)
+
+
+def test_few_rows_are_padding_and_a_batch_of_a_compiled_shape_is_not_padded():
+    """16 images were padded to 64."""
+    for shapes in (SHAPES, (8, 16, 64), (1, 3)):
+        assert all(batching.batch_sizes(shape, shapes) == [shape] for shape in shapes)
+        for count in range(1, 200):
+            sizes = batching.batch_sizes(count, shapes)
+            wasted = sum(sizes) - count
+            assert set(sizes) <= set(shapes) and sizes == sorted(sizes, reverse=True)
+            assert 0 <= wasted < sizes[-1] and (6 * wasted <= count or sizes[-1] == shapes[0])
+    assert batching.batch_sizes(0) == [] and batching.batch_sizes(40) == [16, 16, 4, 4]
+    assert [batching.batch_sizes(count) for count in (63, 2, 130)] == [[64], [1, 1], [64, 64, 4]]
 
 
 def test_two_calls_are_ahead_of_the_one_that_is_copied():
