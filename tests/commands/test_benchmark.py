@@ -199,7 +199,7 @@ def test_out_of_memory_is_explained(capsys, monkeypatch):
     assert "out of memory: take a smaller --batch, or --remat=full (RESOURCE" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["step", "--help"], ["data", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["step", "--help"], ["data", "--help"], ["encode", "--help"]])
 def test_help_shows_examples(arguments, capsys):
     assert run(*arguments) == 0
     assert "python -m detailclip_jax.benchmark" in capsys.readouterr().out
