@@ -73,6 +73,7 @@ def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) 
     """
     given = list(given)
     config = warm_start.adopt(with_own_number(config, given), given, workdir)
+    config = warm_start.with_stored(config, workdir)
     validate(config)
     evaluation.plan(config)
     source = open_source(config)
@@ -80,6 +81,7 @@ def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) 
     tokenizer_of(config, config.data.keep_eot).check()
     config = run_config.resolve(config, len(source))
     built = experiment.build(config)
+    config = built.config
     if built.method.has_text:
         check_some_caption(source, config.data.caption)
     run_config.check_workdir(Path(workdir), config)

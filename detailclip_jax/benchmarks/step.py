@@ -155,7 +155,7 @@ def _of_compiled(form: Callable[[Compiled], str]) -> Callable[[Result], str]:
 
 
 def _settings(result: Result) -> str:
-    model = result.variant.config.model
+    model = result.experiment.config.model
     return f"{result.variant.config.method} {model.size} {model.dtype} remat={model.remat}"
 
 
@@ -182,7 +182,7 @@ MEASUREMENTS: dict[str, Callable[[Result], str]] = {
 
 def record(result: Result, faster: MedianRange | None) -> dict[str, Any]:
     """A result as a JSON record; null for what was not measured."""
-    config, compiled, seconds = result.variant.config, result.compiled, result.seconds
+    config, compiled, seconds = result.experiment.config, result.compiled, result.seconds
     return {
         "command": "step",
         "name": result.variant.name,

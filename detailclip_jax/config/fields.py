@@ -367,14 +367,19 @@ MODEL: Group = {
         choices=POSITION_RECIPES,
     ),
     "remat": Field(
-        "none",
-        "what the backward pass recomputes: none, dots (all but large products) or full",
+        "auto",
+        "what the backward pass recomputes: none, dots (all but large products) or full; auto: dots for a wide encoder "
+        "on a CPU, else none",
         OURS,
-        choices=("none", "dots", "full"),
+        choices=("auto", "none", "dots", "full"),
         may_change=True,
     ),
     "scan": Field(
-        False, "compiles one block, and loops over stacked parameters: faster compilation, same numbers", OURS
+        None,
+        "compiles one block, and loops over stacked parameters: faster compilation, same numbers; if it is not set, "
+        "where remat=auto chooses dots",
+        OURS,
+        bool,
     ),
     "attention": Field(
         "auto",

@@ -167,6 +167,7 @@ OPTIMIZER: Group = {
     "clip_per_tensor": Field(False, "whether clip_norm is per tensor", OURS),
 }
 OURS_IN_MODEL = {"dtype": "bfloat16", "drop_path": 0.1, "size": "B/16", "image_size": 224, "freeze_patch_embed": False}
+OURS_IN_MODEL |= {"remat": "none", "scan": False}
 GROUPS: dict[str, Group] = {
     "": RUN,
     "logging": {"wandb": LOGGING["wandb"]},

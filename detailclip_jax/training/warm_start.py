@@ -155,6 +155,17 @@ def _adopt_texts(config: ConfigDict, texts: ConfigDict, given: Collection[str]) 
         config.data.tokenizer = texts.data.tokenizer
 
 
+def with_stored(config: ConfigDict, workdir: str | Path) -> ConfigDict:
+    """Returns the config with the `model.remat` and `model.scan` of the run in `workdir` where they are open."""
+    run, model = run_of(config, workdir), config.model
+    if run is None or (model.remat != "auto" and model.scan is not None):
+        return config
+    config = ConfigDict(config.to_dict())
+    config.model.remat = run.model.remat if model.remat == "auto" else model.remat
+    config.model.scan = run.model.scan if model.scan is None else model.scan
+    return config
+
+
 def run_of(config: ConfigDict, workdir: str | Path | None) -> ConfigDict | None:
     """Returns the config of the run in `workdir` if it has a checkpoint, and the method and origins of `config`."""
     if workdir is None or not is_run(Path(workdir)):

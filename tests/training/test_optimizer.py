@@ -22,7 +22,7 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 @functools.cache
 def b16():
     config = config_lib.default()
-    config.batch_size, config.total_steps = 8, 10
+    config.batch_size, config.total_steps, config.model.scan = 8, 10, False  # separate blocks, as in the reference
     return experiment.build(config)
 
 
