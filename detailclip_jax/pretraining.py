@@ -73,7 +73,6 @@ def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) 
     """
     given = list(given)
     config = warm_start.adopt(with_own_number(config, given), given, workdir)
-    config = warm_start.with_stored(config, workdir)
     validate(config)
     evaluation.plan(config)
     source = open_source(config)

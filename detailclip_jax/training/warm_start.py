@@ -27,7 +27,7 @@ from detailclip_jax.models.vit import Style
 from detailclip_jax.training import checkpoint, dense_encoder, experiment
 from detailclip_jax.training.schedules import clamp_warmup
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.training.workdirs import FOLDER, is_run, no_run
+from detailclip_jax.training.workdirs import FOLDER, has_config, is_run, no_run
 from detailclip_jax.types import Array, Leaf, Params, PyTree
 
 OF_IMAGES, OF_TEXT, OF_PROTOTYPES, OF_DECODER = (
@@ -53,13 +53,15 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     class tokens as in the checkpoint, unless the user has set "model.class_tokens".  The file of a tokenizer gets its
     absolute path and its digest, and `distill.record` the fields of a frozen teacher; apart from that the config is
     returned unchanged without `init`.  If a run from the same `init` and teacher goes on in `workdir`, the fields are
-    those of its own config, and `init` and the teacher need not exist any more.
+    those of its own config, and `init` and the teacher need not exist any more.  A run in `workdir` also keeps its
+    `model.remat` and `model.scan` where the config leaves them open.
 
     Raises FileNotFoundError if there is no run at `init` or no such file, and ValueError if the config requires an
     `init` and has none, if the file does not fit, or if a given field of `model` contradicts a loaded network.
     """
     given = list(given)
     config = with_terms(run_config.as_in_run(config, workdir, given), workdir)
+    config = with_stored(config, workdir)
     if not config.init:
         _check_without_init(config)
         _check_locked(config, [])
@@ -155,12 +157,12 @@ def _adopt_texts(config: ConfigDict, texts: ConfigDict, given: Collection[str]) 
         config.data.tokenizer = texts.data.tokenizer
 
 
-def with_stored(config: ConfigDict, workdir: str | Path) -> ConfigDict:
+def with_stored(config: ConfigDict, workdir: str | Path | None) -> ConfigDict:
     """Returns the config with the `model.remat` and `model.scan` of the run in `workdir` where they are open."""
-    run, model = run_of(config, workdir), config.model
-    if run is None or (model.remat != "auto" and model.scan is not None):
+    model = config.model
+    if workdir is None or not has_config(Path(workdir)) or (model.remat != "auto" and model.scan is not None):
         return config
-    config = ConfigDict(config.to_dict())
+    run, config = run_config.read(Path(workdir) / "config.json"), ConfigDict(config.to_dict())
     config.model.remat = run.model.remat if model.remat == "auto" else model.remat
     config.model.scan = run.model.scan if model.scan is None else model.scan
     return config

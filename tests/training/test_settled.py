@@ -3,7 +3,6 @@
 import types
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -11,7 +10,7 @@ from detailclip_jax import config as config_lib
 from detailclip_jax import pretraining
 from detailclip_jax.config import run_config
 from detailclip_jax.models import towers
-from detailclip_jax.training import checkpoint, experiment
+from detailclip_jax.training import experiment
 
 SMALLEST = str(Path(__file__).parents[1] / "configs/smallest.py")
 
@@ -60,19 +59,12 @@ def prepared(workdir, **fields):
     return pretraining.prepare(config, workdir, [])
 
 
-def store(run):
-    """A checkpoint of noise in the workdir of a run, with its config."""
-    shapes = experiment.weight_shapes(run.config)
-    drawn = {name: getattr(shapes, name) for name in ("params", "ema_params", "batch_stats")}
-    drawn = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), drawn)
-    checkpoint.save_weights(run.workdir, jax.device_put(drawn), run.config, "noise")
-
-
 @pytest.mark.parametrize("stored", [("none", False), ("dots", True)])
 def test_a_run_goes_on_with_what_it_began_with(stored, tmp_path, monkeypatch):
     """Of an earlier version, which chose nothing, or on other devices: the stored state has one layout."""
     remat, scan = stored
-    store(prepared(tmp_path / "run", **{"model.remat": remat, "model.scan": scan}))
+    begun = prepared(tmp_path / "run", **{"model.remat": remat, "model.scan": scan})
+    run_config.claim_workdir(begun.workdir, begun.config)
     monkeypatch.setattr(experiment, "WIDE_ON_CPU", 0 if stored == ("none", False) else 10**6)
     run, other = prepared(tmp_path / "run"), prepared(tmp_path / "other")
     assert (run.config.model.remat, run.config.model.scan) == stored
