@@ -45,6 +45,11 @@ def parser() -> argparse.ArgumentParser:
     add("--embeddings", type=Path, metavar="FILE", help="search this file, which `embed --out=FILE` wrote")
     links = "show found images that are links out of the embedded folder, as `embed --follow-links` reads them"
     add("--follow-links", action="store_true", help=links)
+    readout = (
+        "read-out of the heat maps, which the page can change (default: the one that `evaluate` found best for the "
+        "checkpoint, else naclip; of dinotxt plain)"
+    )
+    add("--readout", metavar="NAME", help=readout)
     add("--port", type=port, default=PORT, metavar="N", help=f"port of the page; 0: any free one (default: {PORT})")
     flags.add_weights(command)
     return command
@@ -64,15 +69,18 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     check_installed()
     with listening(arguments.port) as at:
         from detailclip_jax.inference import model as inference
+        from detailclip_jax.inference.readout_maps import check_readout
         from detailclip_jax.page import app
 
+        if arguments.readout:
+            check_readout(arguments.readout)
         loaded = [inference.load(path, arguments.weights, arguments.step) for path in arguments.checkpoint]
         models = [each.on_squares() for each in loaded]
         for model in models:
             console.say(f"{model.path}: {model.config.method}, step {model.step}, {model.weights} weights")
         given = arguments.embeddings, models, arguments.follow_links
         search = app.open_search(*given) if arguments.embeddings else None
-        page = app.Page(models, search, app.open_scenes())
+        page = app.Page(models, search, app.open_scenes(), arguments.readout)
         if not page.scenes:
             console.warn("no scenes to pick from: pip install 'detailclip_jax[demo]'")
         began = time.perf_counter()

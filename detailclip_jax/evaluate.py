@@ -20,9 +20,10 @@ TASKS is a list separated by semicolons, each entry KIND:SET,SET,... (quote it, 
 Sets of choice: stickers, {choices}.
 
 dense:SET:READOUT compares class names with patch features after a change to the last block.  Read-outs: plain,
-maskclip, maskclip_bare, sclip, naclip, clearclip, gem, tips (default: naclip, of dinotxt plain; SET:all takes each
-in turn).  Sets: stickers, voc20, voc21, context59, context60, coco_object, coco_stuff171, ade150, cityscapes
-(docs/evaluation.md lists their folders), or folder:PATH with images/val, masks/val and classes.txt.
+maskclip, maskclip_bare, sclip, naclip, clearclip, gem, tips.  SET:all compares them, and so does SET alone as long as
+none was found best for this checkpoint.  The best is stored in the workdir, and is from then on what SET alone, demo,
+visualize and Model.dense take.  Sets: stickers, voc20, voc21, context59, context60, coco_object, coco_stuff171,
+ade150, cityscapes (docs/evaluation.md lists their folders), or folder:PATH with images/val, masks/val and classes.txt.
 
 Sets: {sets}
 or any folder of class folders: by its name in --data-dir, or folder:PATH.  DIR/test/CLASS/*.jpg and
@@ -110,7 +111,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     processes.join(distributed=arguments.distributed)
     import jax
 
-    from detailclip_jax.evaluation import Sets, from_checkpoint, parse, results, runner, tables
+    from detailclip_jax.evaluation import Sets, from_checkpoint, parse, readout_comparison, results, runner, tables
     from detailclip_jax.runtime.progress import Console
     from detailclip_jax.training.workdirs import pick_step
 
@@ -137,6 +138,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             console=console,
         )
     console.say(f"\n{tables.screen(outcome)}\n")
+    for line in readout_comparison.keep(outcome) if jax.process_index() == 0 else ():
+        console.say(line)
     console.say(f"written to {out}: {', '.join(results.FILES)}" if outcome.records else "nothing was measured")
     return outcome.exit_code
 
@@ -179,7 +182,7 @@ def introduction(
     count = counted(len(tasks), "task")
     yield f"{count}, protocol {arguments.protocol}, sets on disk: {arguments.data_dir}; results: {out}"
     known = {measured[:2] for row in paper.published_results().values() for measured in row}
-    if arguments.compare == "published" and not known & set(with_readouts(tasks, config)):
+    if arguments.compare == "published" and not known & set(with_readouts(tasks, subject.readouts)):
         yield "published numbers exist for --tasks=detail and for dense tasks such as dense:voc21:sclip, not for these"
     if arguments.compare == "paper" and subject.method not in paper.PRINTED_NAMES:
         yield f"the paper's tables 2 and 3 lack {subject.method}; they have {', '.join(paper.PRINTED_NAMES)}"

@@ -65,14 +65,18 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Loads, checks and converts the checkpoint, writes the workdir and prints a summary; returns 0."""
     from detailclip_jax import interop
+    from detailclip_jax.inference import readout_choice
     from detailclip_jax.interop import own
     from detailclip_jax.training import checkpoint
 
     options = {name: value for name, value in vars(arguments).items() if name not in OF_COMMAND}
     _, variables, config = interop.load(arguments.file, arguments.layout, **options)
+    published_code = not own.is_own_format(Path(arguments.file))
+    choice = None if published_code else own.choice_of(Path(arguments.file))
     with nothing_left(Path(arguments.out)):
         checkpoint.save_weights(arguments.out, variables, config, f"imported from {Path(arguments.file).name}")
-    published_code = not own.is_own_format(Path(arguments.file))
+        for weights in ("student", "ema") if choice else ():  # the teacher is a copy
+            readout_choice.write(arguments.out, 0, weights, choice)
     print("\n".join(summary(variables, config, published_code)))
     print(f"written to {arguments.out}")
     return 0

@@ -9,7 +9,7 @@
 
 --what names figures, comma-separated:
 
-    overview        image, CLS attention, kept patches, reconstruction and words, one row per image
+    overview        image, CLS attention, kept patches, reconstruction and words, a row per image and checkpoint
     attention       CLS attention by layer, and by layer and head
     removal         the mean over heads and layers (eq. 9), and the patches that removal keeps
     reconstruction  the student's input and the decoder's prediction; needs a method with a pixel loss
@@ -110,7 +110,10 @@ def parser() -> argparse.ArgumentParser:
     names = comma_separated(flags.one_of("figure", (*MODEL_FIGURES, *PREDICTIONS)))
     add("--what", type=names, metavar="NAME,...", help="figures (default: all that one of the checkpoints can have)")
     add("--text", action="append", default=[], metavar="TEXT", help="text for words and overview; may be repeated")
-    readout = "read-out of patch features for words (default: naclip; of dinotxt plain)"
+    readout = (
+        "read-out of patch features for words and overview (default: the one that `evaluate` found best for the "
+        "checkpoint, else naclip; of dinotxt plain); all: each in words, side by side"
+    )
     add("--readout", metavar="NAME", help=readout)
     patch = "patch for similarity, in the grid of the first checkpoint (default: the most attended one)"
     add("--patch", type=place, metavar="ROW,COLUMN", help=patch)

@@ -80,7 +80,7 @@ def run_tasks(
         console or Console(enabled=False),
         Outcome([], {}, {}, {}, [], subject, compared(subject.method, compare)),
     )
-    return runner.run(with_readouts(tasks, subject.config))
+    return runner.run(with_readouts(tasks, subject.readouts))
 
 
 def compared(method: str, compare: str | None) -> PaperResults:

@@ -15,6 +15,8 @@ from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.evaluation.embedder import Tokenize
 from detailclip_jax.evaluation.evaluator import JOINT
 from detailclip_jax.inference import model as inference
+from detailclip_jax.inference import readout_choice
+from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.training import ema
 from detailclip_jax.training import mesh as meshes
@@ -48,6 +50,7 @@ class Subject(NamedTuple):
     step: int | None = None
     method: str = ""
     config: ConfigDict | None = None
+    readouts: Sequence[str] = ()  # of a task of dense that names none
 
     def digest_of(self, params: Params) -> str | None:
         """The digest of one of the sets of weights; None for others."""
@@ -63,7 +66,8 @@ def from_checkpoint(
     """The subject of a workdir written by `main` or `import_torch`, with its weights replicated on all devices.
 
     `which` selects from "student" and "ema"; the default is all of `weights_of`. `step` defaults to the newest
-    checkpoint. `preprocess` overrides fields of this group of the config. Raises FileNotFoundError, ValueError for
+    checkpoint. `preprocess` overrides fields of this group of the config. Its `readouts` are those that were found best
+    for its weights, all if they were not compared for each of them. Raises FileNotFoundError, ValueError for
     missing weights, and CheckpointError for an unreadable checkpoint.
     """
     model = inference.load(workdir, step=step, preprocess=preprocess)
@@ -72,6 +76,8 @@ def from_checkpoint(
     digests = {
         name: dataclasses.replace(model, params=params, weights=name).fingerprint for name, params in chosen.items()
     }
+    choices = [readout_choice.read(workdir, model.step, name) for name in chosen]
+    readouts = dict.fromkeys(choice.readout for choice in choices if choice) if all(choices) else READOUTS
     everywhere, config = meshes.replicated(meshes.make_mesh()), model.config
     return Subject(
         name=str(workdir),
@@ -83,6 +89,7 @@ def from_checkpoint(
         step=model.step,
         method=config.method,
         config=config,
+        readouts=tuple(readouts),
     )
 
 

@@ -1,9 +1,7 @@
 """The kinds of evaluators by name, and the tasks of `--tasks`: a kind on a set."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
-
-from ml_collections import ConfigDict
 
 from detailclip_jax.data.labelled import CHOICES, KNOWN
 from detailclip_jax.data.labelled.known_sets import LONG_CAPTIONS
@@ -21,7 +19,6 @@ from detailclip_jax.evaluation.evaluator import Kind
 from detailclip_jax.evaluation.readout_sets import spelled_out, split_name
 from detailclip_jax.evaluation.retrieval import retrieval
 from detailclip_jax.evaluation.zero_shot import zero_shot
-from detailclip_jax.inference.readout_maps import default_readout
 from detailclip_jax.runtime.errors import unknown
 
 KINDS = {
@@ -107,8 +104,8 @@ def parse(text: str, sets: Sets) -> list[Task]:
 
     An entry is KIND:SET,SET,... or a group ("paper", "stickers", "detail"). As a set, "paper" means the paper's sets
     and "all" all known sets. A set of "dense" may name its read-out: "dense:voc20:gem"; "dense:voc20:all" takes each,
-    and `with_readouts` names the default one. Raises ValueError with the nearest names for an unknown kind, set or
-    read-out.
+    and `with_readouts` names those of a set without one. Raises ValueError with the nearest names for an unknown kind,
+    set or read-out.
     """
     tasks = [task for entry in filter(None, (p.strip() for p in text.split(";"))) for task in _parse_entry(entry, sets)]
     if not tasks:
@@ -116,16 +113,15 @@ def parse(text: str, sets: Sets) -> list[Task]:
     return list(dict.fromkeys(tasks))
 
 
-def with_readouts(tasks: Iterable[Task], config: ConfigDict | None) -> list[Task]:
-    """The same tasks, each once; those of "dense" without a read-out get the default one of the method of `config`."""
-    return list(dict.fromkeys(_with_readout(task, config) for task in tasks))
+def with_readouts(tasks: Iterable[Task], readouts: Sequence[str]) -> list[Task]:
+    """The same tasks, each once; one of "dense" without a read-out becomes one for each of `readouts`."""
+    return list(dict.fromkeys(each for task in tasks for each in _with_readouts(task, readouts)))
 
 
-def _with_readout(task: Task, config: ConfigDict | None) -> Task:
-    if task.kind != "dense" or config is None:
-        return task
-    dataset, readout = split_name(task.dataset)
-    return Task(task.kind, f"{dataset}:{readout or default_readout(config)}")
+def _with_readouts(task: Task, readouts: Sequence[str]) -> list[Task]:
+    if task.kind != "dense" or not readouts or split_name(task.dataset)[1]:
+        return [task]
+    return [Task(task.kind, f"{task.dataset}:{readout}") for readout in readouts]
 
 
 def _parse_entry(entry: str, sets: Sets) -> Iterator[Task]:

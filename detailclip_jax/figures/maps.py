@@ -160,6 +160,29 @@ def words_figure(
     return figure
 
 
+def readouts_figure(
+    images: Sequence[UInt8[np.ndarray, "_h _w 3"]],
+    words: Mapping[str, Sequence[Words]],
+    credit: str = "",
+    title: str = WORDS_TITLE,
+) -> Any:
+    """Each image, and over it the map of a text by each read-out; a row per image and text, a column per read-out.
+
+    `words` has one `Words` per image. The panels of a read-out share one colour range, which is symmetric around 0.
+    """
+    first = next(iter(words.values()))
+    pairs = [(i, number) for i in range(len(images)) for number in range(len(first[i].texts))]
+    rows = [f'"{first[i].texts[number]}"' for i, number in pairs]
+    ratio = max(image.shape[0] / image.shape[1] for image in images)
+    figure, axes = panels(rows, 1 + len(words), title, credit, ["image", *words], ratio=ratio)
+    limits = {name: limit_of(row) for name, row in words.items()}
+    for line, (i, number) in zip(axes, pairs):
+        show(line[0], images[i])
+        for panel, (name, row) in zip(line[1:], words.items()):
+            veil(panel, images[i], row[i].maps[number], limits[name])
+    return figure
+
+
 def limit_of(words: Sequence[Words]) -> float:
     """The largest magnitude of all maps."""
     return max((float(np.abs(each.maps).max(initial=0)) for each in words), default=0) or 1e-12
@@ -184,22 +207,27 @@ class Overview(NamedTuple):
     words: Words | None
 
 
-def overview_figure(shown: Sequence[Overview], title: str = "", credit: str = "") -> Any:
+def overview_figure(
+    shown: Sequence[Overview], title: str = "", credit: str = "", rows: Sequence[str] | None = None
+) -> Any:
     """One row per image: image, CLS attention (eq. 9), kept patches, reconstruction, and the map of each word.
 
-    The colours of an attention and of a word run from the lowest to the highest value of the panel: yellow does not
-    mean that this word is more similar there than the other words.
+    `rows` are labels left of the rows. A reconstruction that a row lacks stays empty if another row has one. The
+    colours of an attention and of a word run from the lowest to the highest value of the panel: yellow does not mean
+    that this word is more similar there than the other words.
     """
-    first = shown[0]
-    kept = f"kept {1 - first.removed.mean():.0%}"
-    columns = ["image", "CLS attention", kept, *(["reconstruction"] if first.reconstruction is not None else [])]
+    columns = ["image", "CLS attention", f"kept {1 - shown[0].removed.mean():.0%}"]
+    if any(one.reconstruction is not None for one in shown):
+        columns.append("reconstruction")
     num_words = max(len(one.words.texts) if one.words else 0 for one in shown)
-    figure, axes = panels([""] * len(shown), len(columns) + num_words, title, credit, size=1.5, headroom=0.24)
+    figure, axes = panels(rows or [""] * len(shown), len(columns) + num_words, title, credit, size=1.5, headroom=0.24)
     for name, panel in zip(columns, axes[0]):
         panel.set_title(name, fontsize=10, color=INK, pad=4)
     for line, one in zip(axes, shown):
         drawings = [one.image, one.attention, grey_out(one.image, one.removed.ravel()), one.reconstruction]
-        _row(line, [drawing for drawing in drawings if drawing is not None])
+        for panel, drawing in zip(line, drawings):
+            if drawing is not None:
+                show(panel, drawing)
         for panel, text, values in zip(line[len(columns) :], *(one.words or Words((), np.zeros((0, 1, 1))))):
             veil(panel, one.image, values, float(values.max()), float(values.min()))
             panel.set_title(f'"{text}"', fontsize=10, color=INK, pad=4)

@@ -25,11 +25,12 @@ from detailclip_jax.figures import maps, plots
 from detailclip_jax.figures.maps import Overview, Words
 from detailclip_jax.inference.model import Model, pixels
 from detailclip_jax.inference.similar_patches import pca_colours, similarity
+from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.runtime.regular_files import inside, read_regular
 
 SPLIT = "held_out_pairs"  # scenes of nouns that training never shows together
 LONGEST = 640  # pixels; larger images are reduced before maps of words and predictions are drawn over them
-OVERVIEW_WORDS = 2
+ALL = "all"  # as a read-out
 
 Figures = dict[str, Any]  # file name without suffix -> matplotlib figure
 
@@ -55,7 +56,7 @@ class Options(NamedTuple):
     layers: Sequence[int] | None = None
     patch: tuple[int, int] | None = None
     ratio: float | None = None
-    readout: str | None = None  # by default that of `Model.dense`
+    readout: str | None = None  # by default that of `Model.readout`; ALL draws each in `words`
 
 
 def scenes(config: ConfigDict, count: int, first: int = 0, texts: Sequence[str] = ()) -> Shown:
@@ -258,13 +259,31 @@ def pca(models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
 
 
 def words(models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
-    """A map per text over each image, of the checkpoints that embed texts."""
-    images, having = [reduced(image) for image in shown.images], able("words", models)
-    found = {name: words_of(model, shown._replace(images=images), options) for name, model in having.items()}
+    """A map per text over each image, of the checkpoints that embed texts; of every read-out, a figure for each one."""
+    shown, having = shown._replace(images=[reduced(image) for image in shown.images]), able("words", models)
     alone = not shown.contrast and all(len(set(texts)) == 1 for texts in shown.texts)
     title = maps.ONE_WORD_TITLE if alone else maps.WORDS_TITLE
-    title += f": {next(iter(having))}" if len(having) == 1 < len(models) else ""
-    return {"words": maps.words_figure(images, found, shown.credit, title)}
+    if options.readout == ALL:
+        return {
+            _named("words", name, models): maps.readouts_figure(
+                shown.images,
+                {readout: words_of(model, shown, readout) for readout in READOUTS},
+                shown.credit,
+                f"{title}, by read-out: {name}",
+            )
+            for name, model in having.items()
+        }
+    names = labels(having, options)
+    found = {label: words_of(having[name], shown, readout) for name, (readout, label) in names.items()}
+    title += f": {next(iter(found))}".replace("\n", ", ") if len(having) == 1 else ""
+    return {"words": maps.words_figure(shown.images, found, shown.credit, title)}
+
+
+def labels(models: Mapping[str, Model], options: Options) -> dict[str, tuple[str, str]]:
+    """The read-out of each model's words, and its label: the model's name and this read-out."""
+    chosen = None if options.readout == ALL else options.readout
+    readouts = {name: chosen or model.readout for name, model in models.items()}
+    return {name: (readout, f"{name}\nread-out {readout}") for name, readout in readouts.items()}
 
 
 def reduced(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
@@ -274,37 +293,35 @@ def reduced(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(small)
 
 
-def words_of(model: Model, shown: Shown, options: Options) -> list[Words]:
+def words_of(model: Model, shown: Shown, readout: str) -> list[Words]:
     """The maps of each image's texts, relative to the mean over these texts and those of `contrast`."""
     found = []
     for image, texts in zip(shown.images, shown.texts):
         every = list(dict.fromkeys([*texts, *shown.contrast]))
-        values: Float[np.ndarray, "T H W"] = plots.relative(model.dense(image, every, options.readout))
+        values: Float[np.ndarray, "T H W"] = plots.relative(model.dense(image, every, readout))
         found.append(Words(texts, values[[every.index(text) for text in texts]]))
     return found
 
 
 def overview(models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
-    """Image, attention, kept patches, reconstruction and words side by side; one figure per checkpoint."""
-    return {_named("overview", name, models): _overview(model, shown, options) for name, model in models.items()}
+    """Image, attention, kept patches, reconstruction and words side by side; a row per image and checkpoint."""
+    names = labels(models, options)
+    found = {name: _overview(model, shown, options, names[name][0]) for name, model in models.items()}
+    rows = [found[name][i] for i in range(len(shown.images)) for name in models]
+    labelled = [names[name][1] if found[name][0].words else name for name in models]
+    return {"overview": maps.overview_figure(rows, credit=shown.credit, rows=labelled * len(shown.images))}
 
 
-def _overview(model: Model, shown: Shown, options: Options) -> Any:
+def _overview(model: Model, shown: Shown, options: Options, readout: str) -> list[Overview]:
     images, removed = views({"": model}, shown), model.removed(shown.images, options.ratio)
     drawn: Sequence[Any] = [None] * len(images)
     if can(model, "reconstruct"):
         drawn = _enlarged(model, model.reconstruct(shown.images, removed))
     found: Sequence[Words | None] = [None] * len(images)
     if can(model, "dense") and all(shown.texts):
-        squares = shown._replace(
-            images=[model.view(image) for image in shown.images],
-            texts=[texts[:OVERVIEW_WORDS] for texts in shown.texts],
-        )
-        found = words_of(model, squares, options)
+        found = words_of(model, shown._replace(images=[model.view(image) for image in shown.images]), readout)
     attended = [model.attention(image) for image in shown.images]
-    return maps.overview_figure(
-        [Overview(*each) for each in zip(images, attended, removed, drawn, found)], credit=shown.credit
-    )
+    return [Overview(*each) for each in zip(images, attended, removed, drawn, found)]
 
 
 def can(model: Model, call: str) -> bool:

@@ -34,6 +34,7 @@ from detailclip_jax.data.native import Native
 from detailclip_jax.data.preprocessing import NATIVE, Transform
 from detailclip_jax.data.tokenizer import VOCAB_SIZE
 from detailclip_jax.data.vocabularies import CLIP, digest_of, tokenizer_of
+from detailclip_jax.inference import readout_choice
 from detailclip_jax.inference.batching import in_shapes, in_turn
 from detailclip_jax.inference.inspection import (
     head_attention,
@@ -125,7 +126,8 @@ class Model:
     two; its `resize` "native" keeps the whole image and its aspect. The default resizes the shorter side to the model's
     size with a bilinear filter and crops the central square;
     an imported model keeps its own evaluation preprocessing. `weights` names the `params` in use: "student", or "ema",
-    where the teacher's networks replace those of the student.
+    where the teacher's networks replace those of the student. `best_readout` is the read-out of `dense` that `evaluate`
+    found best for these weights, if it compared them.
     """
 
     networks: Networks
@@ -135,6 +137,7 @@ class Model:
     weights: str
     step: int
     path: str
+    best_readout: str | None = None
 
     def __repr__(self) -> str:
         """Names the model, not its weights: <Model runs/stickers, step 600, student: detailclip tiny, 64 pixels>."""
@@ -304,7 +307,7 @@ class Model:
         over windows; an evaluation of `tips` does so.
 
         `readout` is one of `models.readouts.READOUTS`: plain, maskclip, maskclip_bare, sclip, naclip, clearclip, gem,
-        tips; by default naclip, of a model of dinotxt plain. Each resizes and cuts the image as its published code
+        tips; by default that of `Model.readout`. Each resizes and cuts the image as its published code
         does, see `inference.readout_maps.Pipeline`; `config.preprocess` contributes mean and standard deviation alone.
         With several `templates`, a text's embedding is the mean over them.
 
@@ -312,7 +315,7 @@ class Model:
         BadImage for an unreadable image; TypeError for one text that is not in a list.
         """
         self.require("dense")
-        readout = default_readout(self.config) if readout is None else readout
+        readout = readout or self.readout
         check_readout(readout)
         wanted = mean_of_templates(self.encode_text(prompts(texts, templates)), len(templates))
         with BUDGET.scope():
@@ -320,6 +323,11 @@ class Model:
             cut = layout(array.shape, PIPELINES[readout], self.config.model, size)
             features = np.concatenate(self._called(self._readout_encoder(readout), cut.windows(array)))
         return cut.maps(features, wanted)
+
+    @property
+    def readout(self) -> str:
+        """The read-out of `dense` where none is named: `best_readout`, else naclip, of a model of dinotxt plain."""
+        return self.best_readout or default_readout(self.config)
 
     @functools.cached_property
     def _readout_encoder(self) -> Callable[[str], jax.stages.Wrapped]:
@@ -447,13 +455,15 @@ def load(
     this group of the config, such as {"filter": "bicubic"}. To load only networks, variables and config, use
     `checkpoint.load`.
 
-    Raises FileNotFoundError for a folder without checkpoints, ValueError for missing weights, and CheckpointError for
-    an unreadable checkpoint.
+    Raises FileNotFoundError for a folder without checkpoints, ValueError for missing weights or a damaged file of
+    read-outs, and CheckpointError for an unreadable checkpoint.
     """
     step = pick_step(path, step)
     networks, variables, config = checkpoint.load(path, step)
     which, params = choose_weights(variables, weights, methods.build(config).weights)
-    return Model(networks, variables, config, params, which, step, str(path)).preprocessed(preprocess or {})
+    choice = readout_choice.read(path, step, which)
+    model = Model(networks, variables, config, params, which, step, str(path), choice and choice.readout)
+    return model.preprocessed(preprocess or {})
 
 
 def choose_weights(variables: Mapping[str, Params], which: str | None, usual: str = "ema") -> tuple[str, Params]:

@@ -73,7 +73,11 @@ def check_readout(readout: str) -> None:
 
 
 def default_readout(config: ConfigDict) -> str:
-    """Returns the read-out that a model is read by: "plain" if patches are trained to match texts (dino.txt)."""
+    """Returns the read-out of a model for which none was chosen on masks.
+
+    It is "plain" if the model has blocks that take patches to the joint space (dino.txt), which the others would read
+    past.
+    """
     return "plain" if has_blocks(methods.build(config).networks) else DEFAULT_READOUT
 
 

@@ -7,12 +7,15 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from detailclip_jax import methods
+from detailclip_jax.inference import readout_choice
 from detailclip_jax.inference.model import choose_weights
+from detailclip_jax.inference.readout_choice import Choice
 from detailclip_jax.interop.image_size import resize
 from detailclip_jax.kernels.products import EXACT
 from detailclip_jax.models import stacking
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.training import checkpoint
+from detailclip_jax.training.workdirs import pick_step
 from detailclip_jax.types import Params
 
 
@@ -25,6 +28,7 @@ class Export(NamedTuple):
     config: ConfigDict
     which: str
     run: ConfigDict | None = None  # of the run of a dense task of which this is the image encoder alone
+    choice: Choice | None = None  # the read-out that `evaluate` found best for these weights
 
 
 def load(
@@ -53,7 +57,8 @@ def load(
         variables, config = resize(variables, config, size, saved.grid)
         model = model.replacing(image=model.image.clone(image_size=size))
     which, params = choose_weights(variables, weights, methods.build(config).weights)
-    return Export(model, params, variables, config, which, saved.run)
+    choice = readout_choice.read(path, pick_step(path, step), which)
+    return Export(model, params, variables, config, which, saved.run, choice)
 
 
 def plain(variables: Mapping[str, Params], config: ConfigDict) -> tuple[Networks, Mapping[str, Params], ConfigDict]:

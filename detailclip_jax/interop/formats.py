@@ -144,10 +144,10 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_safetensors(export: Export, path: Path) -> Mapping[str, Any]:
-    """Writes our parameter tree; the header holds the config needed to build the model."""
+    """Writes our parameter tree; the header holds the config needed to build the model, and the best read-out."""
     if path.suffix != ".safetensors":
         raise ValueError(f"--out={path}: the name of a safetensors file ends in .safetensors")
-    return own.write(path, export.params, export.config, statistics(export))
+    return own.write(path, export.params, export.config, statistics(export), export.choice)
 
 
 def statistics(export: Export) -> Params:

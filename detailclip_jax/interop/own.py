@@ -1,8 +1,9 @@
-"""Our parameter tree in a safetensors file: flattened names, and the config in the header.
+"""Our parameter tree in a safetensors file: flattened names, and in the header the config and the best read-out.
 
 The running statistics of BatchNorm are in the same file, under names that start with "batch_stats/".
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import methods
 from detailclip_jax.config import run_config
+from detailclip_jax.inference import readout_choice
+from detailclip_jax.inference.readout_choice import Choice
 from detailclip_jax.interop import tensor_files
 from detailclip_jax.interop.key_tables import flatten
 from detailclip_jax.models.towers import Networks
@@ -23,13 +26,21 @@ from detailclip_jax.types import Params, PyTree
 
 FORMAT = "detailclip_jax"
 STATS = "batch_stats"
+READOUT = "readout"  # in the header
 
 
-def write(path: Path, params: Params, config: ConfigDict, batch_stats: Params | None = None) -> dict[str, np.ndarray]:
-    """Writes one set of weights and its running statistics; returns the written tensors."""
+def write(
+    path: Path,
+    params: Params,
+    config: ConfigDict,
+    batch_stats: Params | None = None,
+    choice: Choice | None = None,
+) -> dict[str, np.ndarray]:
+    """Writes one set of weights, its running statistics and its best read-out; returns the written tensors."""
     both = {**params, STATS: batch_stats} if batch_stats else params
     tensors = {name: np.asarray(value) for name, value in flatten(both).items()}
-    tensor_files.write(path, tensors, {"format": FORMAT, "config": run_config.to_json(config)})
+    header = {"format": FORMAT, "config": run_config.to_json(config)}
+    tensor_files.write(path, tensors, header | ({READOUT: json.dumps(choice._asdict())} if choice else {}))
     return tensors
 
 
@@ -63,6 +74,18 @@ def read(path: Path) -> tuple[Networks, dict[str, Params], ConfigDict]:
         logging.warning("the file contains one set of weights: the teacher is a copy of it")
     batch_stats = {"student": stats, "teacher": {name: stats[name] for name in shapes.batch_stats["teacher"]}}
     return model, _placed({"params": params, "ema_params": teacher, "batch_stats": batch_stats}), config
+
+
+def choice_of(path: Path) -> Choice | None:
+    """The best read-out of the weights in such a file, None if none was found.
+
+    Raises ValueError that names the file for one that this version does not know.
+    """
+    header = tensor_files.metadata(path)
+    try:
+        return readout_choice.parsed(json.loads(header[READOUT])) if READOUT in header else None
+    except ValueError as error:
+        raise ValueError(f"the header of {path}: {error}") from error
 
 
 def split(tensors: Mapping[str, Any]) -> tuple[Params, Params]:

@@ -83,18 +83,22 @@ def removal_order(attention: Float[np.ndarray, "h w"]) -> Int[np.ndarray, "N"]:
     return order
 
 
-def compared(model: Model, seen: Seen, pixels: UInt8[np.ndarray, "H W 3"], texts: Sequence[str]) -> dict[str, Any]:
+def compared(
+    model: Model, seen: Seen, pixels: UInt8[np.ndarray, "H W 3"], texts: Sequence[str], readout: str | None = None
+) -> dict[str, Any]:
     """Cosine of the image with each text, its share after a softmax at the trained scale, and a heat map per text.
 
-    A map has `height` x `width` values, row by row: cosines of `Model.dense` over all of the image.
+    A map has `height` x `width` values, row by row: cosines of `Model.dense` over all of the image, by `readout`, by
+    default that of the model.
     """
     cosines = model.encode_text(texts) @ seen.embedding
     factor = MAP_SIDE / max(pixels.shape[:2])
     height, width = (max(round(length * factor), 1) for length in pixels.shape[:2])
-    maps = model.dense(pixels, texts, size=(height, width))
+    maps = model.dense(pixels, texts, readout, size=(height, width))
     return {
         "cosines": rounded(cosines),
         "shares": rounded(shares(model, cosines)),
+        "readout": readout or model.readout,
         "height": height,
         "width": width,
         "maps": [rounded(values) for values in maps],

@@ -7,7 +7,7 @@
 | GET /api/scenes/N.png | a scene of stickers |
 | POST /api/image, bytes of an image file | an id, and attention and order of removal by model |
 | GET /api/image/ID.png, /api/image/ID-M.png | the image, and the square that model M sees |
-| POST /api/texts {image, texts} | cosines, shares and heat maps by model |
+| POST /api/texts {image, texts, readout} | cosines, shares and heat maps by model; readout "": that of each model |
 | POST /api/neighbours {image, x, y} | cosines of the patch at (x, y) with all patches, by model |
 | POST /api/search {text} or {image} | the nearest images of the embedded folder |
 | GET /api/found/N.png | image N of the embedded folder |
@@ -45,6 +45,7 @@ from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.inference import embeddings
 from detailclip_jax.inference.embeddings import IMAGE, Named
 from detailclip_jax.inference.model import Model
+from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.page import answers
 from detailclip_jax.page.guard import Guard, Places, Refused, body_of, error_response, json_of
 from detailclip_jax.runtime.regular_files import inside, read_regular
@@ -82,9 +83,15 @@ class Held(NamedTuple):
 class Page:
     """The state of the server: models, scenes, an embedded folder, and the last images."""
 
-    def __init__(self, models: Sequence[Model], search: Search | None = None, scenes: Sequence[Mapping[str, Any]] = ()):
-        """Stores them; `scenes` are examples of stickers."""
-        self.models, self.search, self.scenes = tuple(models), search, tuple(scenes)
+    def __init__(
+        self,
+        models: Sequence[Model],
+        search: Search | None = None,
+        scenes: Sequence[Mapping[str, Any]] = (),
+        readout: str | None = None,
+    ):
+        """Stores them; `scenes` are examples of stickers, `readout` is chosen at first (None: that of each model)."""
+        self.models, self.search, self.scenes, self.readout = tuple(models), search, tuple(scenes), readout
         self._held: OrderedDict[str, Held] = OrderedDict()
         self._alone = threading.Lock()
 
@@ -94,6 +101,8 @@ class Page:
             "models": [about_model(model) for model in self.models],
             "scenes": [about_scene(scene) for scene in self.scenes],
             "credit": ATTRIBUTION if self.scenes else "",
+            "readouts": list(READOUTS),
+            "readout": self.readout or "",
             "search": len(self.search.images.names) if self.search else 0,
             "max_upload": MAX_UPLOAD,
             "max_texts": MAX_TEXTS,
@@ -124,9 +133,12 @@ class Page:
     def texts(self, body: dict[str, Any]) -> dict[str, Any]:
         """Compares an image with texts; a model without a text encoder gives the reason instead."""
         held, texts = self.held(body.get("image")), checked_texts(body.get("texts"))
+        readout = checked_readout(body.get("readout", ""))
         with self._alone:
             compared = [
-                {"reason": reason} if (reason := no_texts(model)) else answers.compared(model, seen, held.pixels, texts)
+                {"reason": reason}
+                if (reason := no_texts(model))
+                else answers.compared(model, seen, held.pixels, texts, readout)
                 for model, seen in zip(self.models, held.seen)
             ]
         return {"texts": texts, "models": compared}
@@ -169,7 +181,7 @@ class Page:
             for model, seen in zip(self.models, answers.look(self.models, pixels)):
                 if not no_texts(model):
                     for count in (1, 2):
-                        answers.compared(model, seen, pixels, ["a"] * count)
+                        answers.compared(model, seen, pixels, ["a"] * count, self.readout)
 
 
 def no_texts(model: Model) -> str:
@@ -228,6 +240,13 @@ def checked_texts(texts: Any) -> list[str]:
     except UnicodeEncodeError as error:
         raise Refused(400, "a text is not valid Unicode") from error
     return texts
+
+
+def checked_readout(readout: Any) -> str | None:
+    """The name of a read-out, None for "". Raises Refused for another value."""
+    if not isinstance(readout, str) or readout not in ("", *READOUTS):
+        raise Refused(400, f"readout is one of {', '.join(READOUTS)}, or empty for that of each model")
+    return readout or None
 
 
 class Number(IntegerConvertor):

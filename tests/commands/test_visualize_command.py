@@ -1,5 +1,6 @@
 """The command visualize: which figures from which checkpoints, what it refuses, and what the figures show."""
 
+import dataclasses
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.dense import prediction_figures, runs
 from detailclip_jax.figures import model_figures as drawing
 from detailclip_jax.inference.model import Features, Model, load
+from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.regular_files import LeavesFolder
 from detailclip_jax.training import checkpoint
@@ -76,10 +78,8 @@ def test_without_out_the_figures_are_in_the_workdir_of_the_first_checkpoint(work
 def test_several_checkpoints_share_a_figure_without_those_that_cannot_have_it(workdirs, tmp_path, capsys):
     given = [f"--checkpoint={workdirs[name]}" for name in ("clip", "mae")]
     assert run(*given, "--num-images=1", f"--out={tmp_path}", "--labels=first,second") == 0
-    heads, overviews = (
-        [f"{name}-{label}" for label in ("first", "second")] for name in ("attention_heads", "overview")
-    )
-    names = ["attention", *heads, *overviews, "pca", "reconstruction", "removal", "similarity", "words"]
+    heads = [f"attention_heads-{label}" for label in ("first", "second")]
+    names = ["attention", *heads, "overview", "pca", "reconstruction", "removal", "similarity", "words"]
     assert files(tmp_path) == sorted(f"{name}.{suffix}" for name in names for suffix in ("png", "svg"))
     said = capsys.readouterr().out
     assert f"\nreconstruction is drawn without {workdirs['clip']} (clip), which lacks a decoder\n" in said
@@ -167,23 +167,66 @@ def test_images_of_a_folder_are_shown_with_the_texts_given(workdirs, photo):
     model = load(workdirs["detailclip"])
     shown = drawing.files([photo], 2, 1, ["a cat", "grass"])
     assert len(shown.images) == 2 and shown.images[0].shape == (40, 60, 3)
-    (first, _) = drawing.words_of(model, shown, drawing.Options())
+    (first, _) = drawing.words_of(model, shown, model.readout)
     expected = model.dense(shown.images[0], ["a cat", "grass"])
     np.testing.assert_allclose(first.maps, expected - expected.mean(0), atol=1e-6)
     twice = shown._replace(texts=[["a cat", "a cat", "grass"]] * 2)  # every text has its own map
-    (again, _) = drawing.words_of(model, twice, drawing.Options())
+    (again, _) = drawing.words_of(model, twice, model.readout)
     np.testing.assert_allclose(again.maps, first.maps[[0, 0, 1]], atol=1e-6)
 
 
 def test_a_scene_s_words_are_its_nouns_relative_to_all_nouns(workdirs):
     model = load(workdirs["detailclip"])
     shown = drawing.scenes(model.config, 1, 2)
-    (words,) = drawing.words_of(model, shown, drawing.Options())
+    (words,) = drawing.words_of(model, shown, model.readout)
     every = list(dict.fromkeys([*shown.texts[0], *shown.contrast]))
     assert len(every) == 96 and words.maps.shape[0] == len(shown.texts[0]) >= 1
     maps = model.dense(shown.images[0], every)
     np.testing.assert_allclose(words.maps[0], maps[0] - maps.mean(0), atol=1e-6)
     assert all(text.startswith("a ") for text in words.texts)
+
+
+def test_every_read_out_is_drawn_side_by_side(workdirs, monkeypatch):
+    models, seen = {name: load(workdirs[name]) for name in ("clip", "detailclip")}, []
+
+    def dense(model, image, texts, readout):
+        seen.append((model.config.method, readout))
+        return np.zeros((len(texts), *image.shape[:2]), np.float32)
+
+    monkeypatch.setattr(Model, "dense", dense)
+    shown = drawing.scenes(models["clip"].config, 1, 0, ["a dog", "grass"])
+    drawn = drawing.draw("words", models, shown, drawing.Options(readout=drawing.ALL))
+    assert list(drawn) == ["words-clip", "words-detailclip"]
+    assert seen == [(name, readout) for name in models for readout in READOUTS]
+    figure = drawn["words-clip"]
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["image", *READOUTS]
+    assert {'"a dog"', '"grass"'} <= {text.get_text() for text in figure.texts}
+    assert len(figure.axes) == 2 * (1 + len(READOUTS))
+
+
+def test_figures_of_words_name_their_read_outs(workdirs, monkeypatch):
+    models = {name: load(workdirs[name]) for name in ("clip", "detailclip")}
+    models["clip"] = dataclasses.replace(models["clip"], best_readout="plain")
+    monkeypatch.setattr(Model, "dense", lambda model, image, texts, readout: np.zeros((len(texts), *image.shape[:2])))
+    shown = drawing.scenes(models["clip"].config, 1, 0, ["a dog", "grass"])
+    for what in ("words", "overview"):
+        for chosen, expected in ((None, ["plain", "naclip"]), ("sclip", ["sclip", "sclip"])):
+            figure = drawing.draw(what, models, shown, drawing.Options(readout=chosen))[what]
+            labels = [f"{name}\nread-out {readout}" for name, readout in zip(models, expected)]
+            assert [text.get_text() for text in figure.texts if "read-out" in text.get_text()] == labels
+    alone = drawing.draw("words", {"clip": models["clip"]}, shown, drawing.Options())["words"]
+    assert alone.texts[0].get_text().endswith("the other texts: clip, read-out plain")
+
+
+def test_an_overview_has_a_row_per_image_and_checkpoint_and_a_column_per_text(workdirs):
+    models = {name: load(workdirs[name]) for name in ("clip", "detailclip")}
+    texts = ["a dog", "grass", "a bus"]
+    shown = drawing.scenes(models["clip"].config, 2, 0, texts)
+    figure = drawing.draw("overview", models, shown, drawing.Options())["overview"]
+    assert len(figure.axes) == 4 * (4 + len(texts))
+    assert [axes.get_title() for axes in figure.axes[4:7]] == [f'"{text}"' for text in texts]
+    reconstructed = [bool(figure.axes[row * 7 + 3].images) for row in range(4)]
+    assert reconstructed == [False, True] * 2, "clip has no decoder"
 
 
 def test_the_default_patch_of_similarity_is_the_most_attended_one(workdirs):

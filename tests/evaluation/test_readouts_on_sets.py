@@ -9,7 +9,7 @@ import pytest
 from evaluation_data import make_image, write_checkpoint
 from ml_collections import ConfigDict
 from PIL import Image
-from tiny import check_names, tiny_config
+from tiny import check_names
 
 import detailclip_jax
 from detailclip_jax import evaluate as command
@@ -19,8 +19,10 @@ from detailclip_jax.dense import paper, set_examples
 from detailclip_jax.dense.segmentation import segmentation_sets
 from detailclip_jax.dense.segmentation.index_masks import IGNORE
 from detailclip_jax.evaluation import Sets, readout_scores, readout_sets, readout_setups, tasks
+from detailclip_jax.evaluation.readout_comparison import best
 from detailclip_jax.evaluation.readout_sets import open_readout_set, spelled_out, split_name
 from detailclip_jax.evaluation.readout_setups import setup
+from detailclip_jax.inference.readout_choice import Choice
 from detailclip_jax.inference.readout_maps import PIPELINES, Pipeline, layout, resized
 from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.runtime.errors import Unmeasurable
@@ -244,9 +246,10 @@ def test_names_of_sets_and_read_outs():
             tasks.parse(f"dense:{wrong}", Sets())
     asked = tasks.parse("dense:stickers,voc21:gem;zero_shot:stickers", Sets())
     assert list(map(str, asked)) == ["dense:stickers", "dense:voc21:gem", "zero_shot:stickers"]
-    for method, readout in (("clip", "naclip"), ("dinotxt", "plain")):
-        named = tasks.with_readouts([*asked, tasks.Task("dense", f"stickers:{readout}")], tiny_config(method))
-        assert list(map(str, named)) == [f"dense:stickers:{readout}", "dense:voc21:gem", "zero_shot:stickers"]
+    named = tasks.with_readouts([*asked, tasks.Task("dense", "stickers:gem")], ("plain", "gem"))
+    every = ["dense:stickers:plain", "dense:stickers:gem", "dense:voc21:gem", "zero_shot:stickers"]
+    assert list(map(str, named)) == every
+    assert tasks.with_readouts(asked, ()) == asked, "a model of another library"
 
 
 def test_help_names_every_set_and_read_out():
@@ -399,6 +402,39 @@ def test_stickers_and_the_published_numbers(workdir, mine, tmp_path, capsys, mon
     assert "already measured" in capsys.readouterr().out
 
 
+def score(dataset, readout, value, weights="student", metric="mean_iou", task="dense"):
+    return {"task": task, "dataset": f"{dataset}:{readout}", "weights": weights, "metric": metric, "value": value}
+
+
+def test_the_best_read_out_is_that_of_the_highest_mean_over_the_sets():
+    one = [score("stickers", "plain", 0.2), score("stickers", "gem", 0.1), score("stickers", "gem", 0.9, "ema")]
+    assert best(one, "student") == Choice("plain", ("stickers",), {"plain": 0.2, "gem": 0.1})
+    assert best(one, "ema") is None, "one read-out alone"
+    other = [score("folder:/a:b", "gem", 0.4), score("folder:/a:b", "plain", 0.1), score("voc20", "sclip", 0.9)]
+    both = best([*one, *other, score("stickers", "sclip", 0.8), score("stickers", "plain", 1, metric="x")], "student")
+    assert both == Choice("gem", ("stickers", "folder:/a:b"), {"gem": 0.25, "plain": pytest.approx(0.15)})
+    apart = [score("voc20", "sclip", 0.5), score("ade150", "gem", 0.4)]
+    assert best(apart, "student") is None, "on different sets"
+
+
+@pytest.mark.check
+def test_a_set_with_masks_is_measured_by_every_read_out_until_the_best_is_known(mine, tmp_path, capsys):
+    workdir, command = write_checkpoint(tmp_path / "run"), (f"--tasks=dense:folder:{mine}", "--weights=student")
+    assert run(workdir, tmp_path / "out", *command) == 0
+    screen = " ".join(capsys.readouterr().out.split())
+    values = {
+        r["dataset"].rpartition(":")[2]: r["value"] for r in records(tmp_path / "out") if r["metric"] == "mean_iou"
+    }
+    chosen = max(values, key=values.get)
+    assert sorted(values) == sorted(READOUTS)
+    assert f"mIoU of the read-outs on folder:{mine}, student weights: {chosen} {100 * values[chosen]:.1f}, " in screen
+    assert f"{chosen} is now the default of this checkpoint (stored in {workdir}/readouts.json)" in screen
+    assert detailclip_jax.load(str(workdir), "student").readout == chosen
+    assert run(workdir, tmp_path / "again", *command) == 0
+    assert {r["dataset"] for r in records(tmp_path / "again")} == {f"folder:{mine}:{chosen}"}
+    assert "is now the default" not in capsys.readouterr().out
+
+
 def test_an_image_that_would_be_reduced_is_refused(mine, monkeypatch):
     """Its map would be smaller than its mask."""
     monkeypatch.setattr(set_examples, "decode_whole", functools.partial(set_examples.decode_whole, max_pixels=1000))
@@ -417,7 +453,15 @@ def test_classes_that_no_mask_has_and_ignored_pixels_are_remarks(workdir, mine, 
     write_pair(folder / "images/val/a.png", folder / "masks/val/a.png", [[0] * 30 + [255] * 10] * 40)
     (folder / "classes.txt").write_text("ground\nbox")
     out = tmp_path / "out"
-    assert run(workdir, out, f"--tasks=dense:folder:{folder},folder:{mine},stickers", "--num-examples=2") == 0
+    assert (
+        run(
+            workdir,
+            out,
+            f"--tasks=dense:folder:{folder}:naclip,folder:{mine}:naclip,stickers:naclip",
+            "--num-examples=2",
+        )
+        == 0
+    )
     screen, page = capsys.readouterr().out, (out / "results.md").read_text()
     for text in (screen, page):
         listed = [line for line in text.splitlines() if "in no mask of the evaluation set" in line]
@@ -430,12 +474,12 @@ def test_classes_that_no_mask_has_and_ignored_pixels_are_remarks(workdir, mine, 
 @pytest.mark.check
 def test_an_image_encoder_alone_is_left_out_and_a_broken_mask_fails(workdir, mine, tmp_path, capsys):
     alone = write_checkpoint(tmp_path / "mae", "mae")
-    assert run(alone, tmp_path / "out", f"--tasks=dense:folder:{mine}") == 1
+    assert run(alone, tmp_path / "out", f"--tasks=dense:folder:{mine}:naclip") == 1
     assert "mae has no image_projection, text, text_projection" in capsys.readouterr().out
     broken = tmp_path / "broken"
     write_pair(broken / "images/val/a.png", broken / "masks/val/a.png", [[9] * 40] * 40)
     (broken / "classes.txt").write_text("\n".join(CLASSES))
-    assert run(workdir, tmp_path / "other", f"--tasks=dense:folder:{broken}") == 1
+    assert run(workdir, tmp_path / "other", f"--tasks=dense:folder:{broken}:naclip") == 1
     assert "FAILED" in capsys.readouterr().out
 
 

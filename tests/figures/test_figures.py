@@ -221,6 +221,20 @@ def test_words_have_a_panel_per_text_image_and_model_in_one_range_per_model():
     assert all(each.get_extent() == [0, 16, 12, 0] for each in heat)
 
 
+def test_read_outs_have_a_column_each_and_a_range_each():
+    texts, rng = ["a cat", "grass"], np.random.default_rng(3)
+    words = {
+        name: [maps.Words(texts, scale * rng.normal(size=(2, 12, 16)))] * 2 for name, scale in (("a", 1), ("b", 9))
+    }
+    figure = maps.readouts_figure([IMAGE, IMAGE], words)
+    assert [axes.get_title() for axes in figure.axes[:4]] == ["image", "a", "b", ""] and len(figure.axes) == 4 * 3
+    for column, name in ((1, "a"), (2, "b")):
+        limit = np.abs(words[name][0].maps).max()
+        assert {axes.images[1].get_clim() for axes in figure.axes[column::3]} == {(-limit, limit)}
+        shown = [np.asarray(axes.images[1].get_array()) for axes in figure.axes[column::3]]
+        np.testing.assert_allclose(shown, [*words[name][0].maps] * 2)
+
+
 @pytest.mark.parametrize("drawn", [None, SQUARE])
 def test_an_overview_leaves_out_what_there_is_not(drawn):
     removed = np.arange(16).reshape(4, 4) % 2 == 0

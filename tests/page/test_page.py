@@ -1,5 +1,6 @@
 """The API of the page: every answer equals the model's own functions; hostile requests get one line."""
 
+import dataclasses
 import io
 import json
 import re
@@ -25,6 +26,7 @@ from detailclip_jax.inference import embeddings
 from detailclip_jax.inference import model as inference
 from detailclip_jax.inference.embeddings import Key, Table
 from detailclip_jax.methods.masking import RemovalRule
+from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import experiment
@@ -179,6 +181,26 @@ def test_texts_are_compared_as_by_the_model(client, image, models):
     assert (clip["height"], clip["width"]) == (43, 64)
     np.testing.assert_allclose(np.reshape(clip["maps"], maps.shape), maps, atol=1e-5)
     assert list(mae) == ["reason"] and "mae" in mae["reason"]
+
+
+def test_the_read_out_of_the_heat_maps_can_be_chosen(client, image, models):
+    about = ok(client.get("/api/about"))
+    assert about["readouts"] == list(READOUTS) and about["readout"] == ""
+    for chosen, name in (("", "naclip"), ("plain", "plain")):
+        body = {"image": image["image"], "texts": TEXTS, "readout": chosen}
+        found = ok(client.post("/api/texts", json=body))["models"][0]
+        maps = models[0].dense(PIXELS, TEXTS, name, size=(43, 64))
+        assert found["readout"] == name
+        np.testing.assert_allclose(np.reshape(found["maps"], maps.shape), maps, atol=1e-5)
+    best = dataclasses.replace(models[0], best_readout="gem")
+    page = app.Page([best], readout="sclip")
+    assert page.about()["readout"] == "sclip" and "naclip, " in refused_readout(client, image, "naklip")
+    assert refused_readout(client, image, ["plain"]) and best.readout == "gem"
+
+
+def refused_readout(client, image, readout):
+    body = {"image": image["image"], "texts": TEXTS, "readout": readout}
+    return refused(client.post("/api/texts", json=body), 400)
 
 
 @pytest.mark.parametrize("size", [None, (60, 90), (6, 9), (120, 45)])
@@ -478,6 +500,11 @@ def test_a_port_in_use_is_named(capsys):
         assert taken.getsockname()[0] == "127.0.0.1"
     with pytest.raises(SystemExit):
         demo.parser().parse_args(["--port=70000"])
+
+
+def test_an_unknown_read_out_is_named(capsys):
+    assert demo.main(["--checkpoint=runs/nothing", "--port=0", "--readout=naklip"]) == errors.USAGE_ERROR
+    assert "unknown read-out 'naklip'; did you mean 'naclip'?" in capsys.readouterr().err
 
 
 def test_without_the_extra_the_way_out_is_named(monkeypatch, capsys):

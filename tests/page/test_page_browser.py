@@ -32,6 +32,7 @@ for name in ("starlette", "uvicorn"):
 from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +156,9 @@ def test_start_upload_type_click(browser, url, tmp_path):
     wanted = ["a frog", "two <b>red</b> kites"] * 2
     wait(browser, lambda _: texts_of(browser, ".bars .text") == wanted)
     assert texts_of(browser, ".maps figcaption") == wanted
+    assert "Where each caption fits, read-out naclip" in texts_of(browser, ".model h3")
+    Select(browser.find_element(By.ID, "readout")).select_by_value("plain")
+    wait(browser, lambda _: "Where each caption fits, read-out plain" in texts_of(browser, ".model h3"))
     shares = [float(text.split()[-2]) for text in texts_of(browser, ".bars .value")]
     assert abs(sum(shares[:2]) - 100) <= 1 and shares[:2] == shares[2:]
 

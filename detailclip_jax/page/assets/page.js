@@ -235,7 +235,7 @@ const compare = alone(async (newest) => {
   }
   wanted.length = Math.min(wanted.length, most);
   const { image } = state.image;
-  const answer = await ask("/api/texts", JSON.stringify({ image, texts: wanted }));
+  const answer = await ask("/api/texts", JSON.stringify({ image, texts: wanted, readout: $("readout").value }));
   if (!newest() || image !== state.image.image) return;
   answer.models.forEach((model, number) => drawTexts(state.image.models[number], model, answer.texts));
   say(`compared with ${answer.texts.length} captions`);
@@ -256,7 +256,7 @@ function drawTexts(shown, answer, names) {
   });
   const list = make("ul", { className: "bars" }, ...bars);
   const maps = make("div", { className: "maps" }, ...heatMaps(answer, names));
-  shown.parts.texts.replaceChildren(make("h3", {}, "Cosine and share of each caption"), list, make("h3", {}, "Where each caption fits"), maps, legend(names.length));
+  shown.parts.texts.replaceChildren(make("h3", {}, "Cosine and share of each caption"), list, make("h3", {}, `Where each caption fits, read-out ${answer.readout}`), maps, legend(names.length));
 }
 
 /** What the colours of the heat maps mean. */
@@ -341,6 +341,7 @@ function listen() {
     clearTimeout(timer);
     timer = setTimeout(() => doing(compare), WAIT);
   });
+  $("readout").addEventListener("change", () => doing(compare));
   $("ratio").addEventListener("input", drawKept);
   $("file").addEventListener("change", () => {
     const file = $("file").files[0];
@@ -376,6 +377,9 @@ function begin() {
     $("removal").hidden = !removing;
     $("ratio").value = Math.round(100 * (removing ?? models[0]).ratio);
     $("credit").textContent = credit;
+    const none = make("option", { value: "" }, "default of each model");
+    $("readout").append(none, ...state.about.readouts.map((name) => make("option", { value: name }, name)));
+    $("readout").value = state.about.readout;
     $("search").hidden = !count;
     $("count").textContent = count.toLocaleString("en");
     $("scenes").append(...scenes.map((scene, number) => {
