@@ -46,22 +46,38 @@ def demo(folder: Path) -> list[str]:
     return [line for line in lines if line.startswith("|") and FONT_ROW not in line]
 
 
-OVERVIEW = "--what=overview --num-images=2"
+DETAIL = "--config=configs/detail.py --config.total_steps=2834"
+BEST = "--tasks=dense:stickers:all --num-examples=100"
+OVERVIEW = "--labels=demo,configs/detail.py --what=overview --num-images=2"
 
 
 @number(
-    1,
-    f"python -m detailclip_jax.visualize --checkpoint={{demo}} {OVERVIEW} --formats=png --out={{out}}",
+    40,
+    f"python -m detailclip_jax.main {DETAIL} --workdir={{out}}/detail",
+    f"{EVALUATE} --checkpoint={{out}}/detail {BEST}",
+    f"{EVALUATE} --checkpoint={{demo}} --out={{out}}/demo {BEST} --weights=ema",
+    f"python -m detailclip_jax.visualize --checkpoint={{demo}} --checkpoint={{out}}/detail {OVERVIEW} --formats=png "
+    "--out={out}",
     files={"docs/overview.png": "overview.png"},
     after=("demo",),
 )
 def overview(folder: Path) -> Texts:
-    """The first figure of the README, from the demo's checkpoint."""
+    """The first figure of the README: the demo's checkpoint, and that of configs/detail.py, each by its best read-out.
+
+    The caption has the mean IoU of both, which chose them.
+    """
+    runs = {"demo": (folder.parent / "demo", 600, "ema"), "configs/detail.py": (folder / "detail", 2834, "student")}
+    found = {}
+    for name, (workdir, step, weights) in runs.items():
+        choice = read(workdir / "readouts.json")[str(step)][weights]
+        found[name] = f"`{choice['readout']}` (mIoU {100 * choice['mean_iou'][choice['readout']]:.1f})"
     caption = (
-        f"*`python -m detailclip_jax.visualize --checkpoint=runs/stickers {OVERVIEW}` after `make demo`: scenes of "
-        "unseen pairs, the EMA teacher's CLS attention (eq. 9), the patches that the student keeps, the prediction of "
-        "the others, and each noun's map minus the mean of all 96 nouns (yellow: its maximum). "
-        "[OpenMoji](https://openmoji.org), CC BY-SA 4.0.*"
+        f"*`python -m detailclip_jax.visualize --checkpoint=runs/stickers --checkpoint=runs/detail {OVERVIEW}`, after "
+        f"`make demo`, `python -m detailclip_jax.main {DETAIL} --workdir=runs/detail` and `evaluate {BEST}` of both: "
+        "scenes of unseen pairs, CLS attention (eq. 9), the half of the patches with the most attention, the demo's "
+        "prediction of the others, and the map of each noun minus the mean of all 96 nouns (yellow: its maximum), by "
+        f"the read-out that is best on 100 scenes: {found['demo']} for the demo's EMA teacher, "
+        f"{found['configs/detail.py']} for `configs/detail.py`. [OpenMoji](https://openmoji.org), CC BY-SA 4.0.*"
     )
     return {"caption": caption}
 

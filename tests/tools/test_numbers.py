@@ -65,7 +65,17 @@ def test_texts_are_written_from_what_the_commands_leave(tmp_path):
     record = {"cpu": cpu, "clock": {"times_as_fast": [1.3, 1.2, 1.4]}}
     lines = texts(tmp_path, "straightforward", [[record]] * 3)["straightforward.table"]
     assert lines[-1] == "| S/16, 77 | 6 | 14.2 / 10.8 | 1.32 (1.23-1.34) | 1.30 |"
-    assert texts(tmp_path, "overview")["overview.caption"][0].startswith("*`python -m detailclip_jax.visualize")
+    folder = tmp_path / "overview"
+    for path, step, weights, readout in (
+        ("demo", "600", "ema", "gem"),
+        ("overview/detail", "2834", "student", "plain"),
+    ):
+        (tmp_path / path).mkdir(parents=True)
+        choice = {"readout": readout, "mean_iou": {readout: 0.179, "tips": 0.1}}
+        (tmp_path / path / "readouts.json").write_text(json.dumps({step: {weights: choice}}))
+    caption = " ".join(texts(folder, "overview")["overview.caption"])
+    assert caption.startswith("*`python -m detailclip_jax.visualize")
+    assert "`gem` (mIoU 17.9) for the demo's" in caption and "`plain` (mIoU 17.9) for `configs/detail.py`" in caption
 
 
 def test_tables_of_methods_are_written_from_their_runs(tmp_path):
