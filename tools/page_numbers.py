@@ -145,6 +145,51 @@ def readouts(folder: Path) -> list[str]:
     return tables.table(["read-out", "mIoU", "accuracy of pixels"], rows.items())
 
 
+SHAPES = "--config.data.source=records --config.data.path={out}/records --config.data.held_out=0"
+OF_SHAPES = {  # folder -> config, title
+    "detail": ("configs/detail.py", "`configs/detail.py`"),
+    "clip": (
+        "configs/stickers.py:method=clip --config.views.patch_dropout=0.5 --config.views.patch_dropout_until=0.9",
+        "without `token_set`",
+    ),
+}
+
+
+@number(
+    25,
+    "python tools/shapes.py draw {out}",
+    "python -m detailclip_jax.prepare csv {out}/train.csv --out={out}/records",
+    *(
+        f"python -m detailclip_jax.main --config={config} {SHAPES} --config.total_steps=300 --workdir={{out}}/{name}"
+        for name, (config, _) in OF_SHAPES.items()
+    ),
+    *(f"{EVALUATE} --checkpoint={{out}}/{name} --tasks=dense:folder:{{out}}/val:all" for name in OF_SHAPES),
+    "python tools/shapes.py measure {out}/val {out}/detail {out}/clip --json={out}/parts.json",
+)
+def shapes(folder: Path) -> Texts:
+    """Read-outs on drawn shapes, and where the last block puts the words of an image."""
+    parts = {Path(run).name: one for run, one in read(folder / "parts.json").items()}
+    cells: dict[str, list[str]] = {}
+    for name in OF_SHAPES:
+        scores = read(folder / name / "readouts.json")["300"]["student"]["mean_iou"]
+        for part, one in ((part, one) for part, one in parts[name].items() if "gain" in one):
+            score = scores.get({"O v": "maskclip_bare"}.get(part, part))
+            told = ["" if score is None else f"{100 * score:.1f}", f"{one['gain']:+.2f}", f"{one['inverted']:.0f} %"]
+            cells.setdefault(part, []).extend(told)
+    head = ("mIoU", "own word, object minus ground", "inverted objects")
+    columns = [f"{title}: {what}" for _, title in OF_SHAPES.values() for what in head]
+    attended = "; ".join(
+        f"{title}: {parts[name]['attention']['from ground']:.0f} % of the attention of a patch of the ground, and "
+        f"{parts[name]['attention']['from objects']:.0f} % of that of a patch of an object"
+        for name, (_, title) in OF_SHAPES.items()
+    )
+    share = parts["detail"]["objects"]
+    return {
+        "table": tables.table(["patch feature", *columns], cells.items()),
+        "attention": f"Attention to patches of objects, which are {share:.0f} % of all patches. {attended}.",
+    }
+
+
 # --- methods
 
 METRICS = {  # title -> task/metric

@@ -208,19 +208,19 @@ class Overview(NamedTuple):
 
 
 def overview_figure(
-    shown: Sequence[Overview], title: str = "", credit: str = "", rows: Sequence[str] | None = None
+    shown: Sequence[Overview], title: str = "", credit: str = "", rows: Sequence[str] | None = None, size: float = 1.5
 ) -> Any:
     """One row per image: image, CLS attention (eq. 9), kept patches, reconstruction, and the map of each word.
 
-    `rows` are labels left of the rows. A reconstruction that a row lacks stays empty if another row has one. The
-    colours of an attention and of a word run from the lowest to the highest value of the panel: yellow does not mean
-    that this word is more similar there than the other words.
+    `rows` are labels left of the rows, `size` is the width of a panel in inches. A reconstruction that a row lacks stays
+    empty if another row has one. The colours of an attention and of a word run from the lowest to the highest value of
+    the panel: yellow does not mean that this word is more similar there than the other words.
     """
     columns = ["image", "CLS attention", f"kept {1 - shown[0].removed.mean():.0%}"]
     if any(one.reconstruction is not None for one in shown):
         columns.append("reconstruction")
     num_words = max(len(one.words.texts) if one.words else 0 for one in shown)
-    figure, axes = panels(rows or [""] * len(shown), len(columns) + num_words, title, credit, size=1.5, headroom=0.24)
+    figure, axes = panels(rows or [""] * len(shown), len(columns) + num_words, title, credit, size=size, headroom=0.24)
     for name, panel in zip(columns, axes[0]):
         panel.set_title(name, fontsize=10, color=INK, pad=4)
     for line, one in zip(axes, shown):

@@ -309,7 +309,9 @@ def overview(models: Mapping[str, Model], shown: Shown, options: Options) -> Fig
     found = {name: _overview(model, shown, options, names[name][0]) for name, model in models.items()}
     rows = [found[name][i] for i in range(len(shown.images)) for name in models]
     labelled = [names[name][1] if found[name][0].words else name for name in models]
-    return {"overview": maps.overview_figure(rows, credit=shown.credit, rows=labelled * len(shown.images))}
+    size = 1.5 if len(models) == 1 else 1.12  # inches
+    figure = maps.overview_figure(rows, credit=shown.credit, rows=labelled * len(shown.images), size=size)
+    return {"overview": figure}
 
 
 def _overview(model: Model, shown: Shown, options: Options, readout: str) -> list[Overview]:
