@@ -212,9 +212,9 @@ def overview_figure(
 ) -> Any:
     """One row per image: image, CLS attention (eq. 9), kept patches, reconstruction, and the map of each word.
 
-    `rows` are labels left of the rows, `size` is the width of a panel in inches. A reconstruction that a row lacks stays
-    empty if another row has one. The colours of an attention and of a word run from the lowest to the highest value of
-    the panel: yellow does not mean that this word is more similar there than the other words.
+    `rows` are labels left of the rows, `size` is the width of a panel in inches. A reconstruction that a row lacks
+    stays empty if another row has one. The colours of an attention and of a word run from the lowest to the highest
+    value of the panel: yellow does not mean that this word is more similar there than the other words.
     """
     columns = ["image", "CLS attention", f"kept {1 - shown[0].removed.mean():.0%}"]
     if any(one.reconstruction is not None for one in shown):
