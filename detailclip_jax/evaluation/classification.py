@@ -89,7 +89,7 @@ def class_accuracies(
     """
     for label in np.unique(labels) if len(classes) <= MOST_CLASSES else ():
         hits = found[labels == label] < 1
-        yield f"{OF_CLASS}{classes[label].replace('/', '-')}", mean_metric(hits, 1 / len(classes))
+        yield f"{OF_CLASS}{classes[int(label)].replace('/', '-')}", mean_metric(hits, 1 / len(classes))
 
 
 def score_metrics(
