@@ -41,12 +41,12 @@ CHECKPOINT = RUNS / os.environ.get("MODEL", "quickstart")
 import detailclip_jax
 from detailclip_jax import pretraining
 from detailclip_jax.config import run_config
-from detailclip_jax.training import loop
+from detailclip_jax.training.train import train
 
 if "MODEL" not in os.environ:
     config = run_config.load("stickers")
     config.total_steps, config.log_every, config.evaluate_at_end = STEPS, max(STEPS // 10, 1), False
-    assert loop.train(pretraining.prepare(config, CHECKPOINT)) == 0
+    assert train(pretraining.prepare(config, CHECKPOINT)) == 0
 model = detailclip_jax.load(CHECKPOINT)
 print(f"{model.config.method}, step {model.step}, {model.weights} weights")
 

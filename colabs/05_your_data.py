@@ -109,12 +109,12 @@ for kind, source in SOURCES.items():
 import detailclip_jax
 from detailclip_jax import pretraining
 from detailclip_jax.config import run_config
-from detailclip_jax.training import loop
+from detailclip_jax.training.train import train
 
 if "MODEL" not in os.environ:
     config = run_config.load("stickers:method=clip")
     config.total_steps, config.log_every, config.evaluate_at_end = STEPS, max(STEPS // 4, 1), False
-    assert loop.train(pretraining.prepare(config, CLIP)) == 0
+    assert train(pretraining.prepare(config, CLIP)) == 0
 
 # %% [markdown]
 # ## Continue as DetailCLIP
@@ -131,7 +131,7 @@ config.data.path = f"{FOLDER / 'records-csv'}@3,{FOLDER / 'records-webdataset'}@
 config.batch_size, config.optimizer.loaded_rate, config.masking.ratio = 64, 0.3, 0.25
 config.total_steps, config.log_every, config.evaluate_at_end = STEPS, max(STEPS // 4, 1), False
 workdir = FOLDER / "run"
-assert loop.train(pretraining.prepare(config, workdir)) == 0
+assert train(pretraining.prepare(config, workdir)) == 0
 
 # %% [markdown]
 # ## Before and after

@@ -377,10 +377,10 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
 
 
 def train(plan: Plan) -> int:
-    """Trains and evaluates every unfinished run; returns the exit code, that of `loop.train` if a run was stopped.
+    """Trains and evaluates every unfinished run; returns the exit code, that of `training.train` if a run was stopped.
 
-    Raises CannotBegin for a run that is refused, and the errors of `loop.train`; a loss that is not finite only after
-    the other runs.
+    Raises CannotBegin for a run that is refused, and the errors of `training.train`; a loss that is not finite only
+    after the other runs.
     """
     workdirs, diverged = workdirs_of(plan), dict[Path, str]()
     for seed in range(plan.num_seeds):  # seeds outside, so that a stopped comparison has equally many runs per entry
@@ -426,12 +426,12 @@ def config_of_floors(plan: Plan) -> ConfigDict:
 
 
 def train_one(config: ConfigDict, workdir: Path, given: Sequence[str]) -> int:
-    """Trains and evaluates one run unless its scores are there; returns the exit code of `loop.train`.
+    """Trains and evaluates one run unless its scores are there; returns the exit code of `training.train`.
 
     A finished run is only evaluated.
     """
     from detailclip_jax import pretraining
-    from detailclip_jax.training import loop
+    from detailclip_jax.training.train import train as train_run
 
     if not is_measured(config, workdir, given):
         try:
@@ -440,7 +440,7 @@ def train_one(config: ConfigDict, workdir: Path, given: Sequence[str]) -> int:
             raise CannotBegin(f"{workdir}: {error}") from error
         for name in (RESULTS, COST):  # of another evaluation or length; if this one is stopped, it is repeated
             (workdir / name).unlink(missing_ok=True)
-        if code := loop.train(run):
+        if code := train_run(run):
             return code
     if not (workdir / COST).exists():  # also of a run that was ended between its results and this
         own = run_config.read(workdir / "config.json")

@@ -234,23 +234,21 @@ def run(argv: Sequence[str], command: str, following: Callable[[Sequence[str], P
     `following` gives the commands to print when the run has ended, from the flags, the workdir and the number of steps.
     """
 
-    def train() -> int:
+    def prepared_and_trained() -> int:
         gc.set_threshold(NEW_OBJECTS)
         check_no_others(argv)
         if processes.is_first(_PROCESS_ID.value):
             Console().say(f"{command_line.spec_of(sys.argv)}: importing jax and opening the data ...")
         join_processes()
-        from detailclip_jax.training import (
-            loop,  # imports jax: only after the flags are parsed, so that --help is quick
-        )
+        from detailclip_jax.training.train import prepare_and_train  # imports jax: --help needs none
 
         prepare = prepare_of(command)
         part_ended("imports")
-        return loop.prepare_and_train(
+        return prepare_and_train(
             lambda: asked(command), prepare, lambda run: following(sys.argv[1:], run.workdir, run.config.total_steps)
         )
 
-    return errors.run(train)
+    return errors.run(prepared_and_trained)
 
 
 def prepare_of(command: str) -> Callable[..., Any]:

@@ -52,7 +52,6 @@ MAX_BYTES = 10**9  # of a process, beyond its imports and data
 OPENED = f"""from detailclip_jax import main
 from detailclip_jax.config import run_config
 from detailclip_jax import pretraining
-from detailclip_jax.training import loop
 pretraining.open_source(run_config.load("{ROOT}/tests/configs/smallest.py"))"""
 IN_A_ROW = {"kills": 9, "stops": 3}
 COMPLETE = "on classes:"  # begins the last line of a complete run

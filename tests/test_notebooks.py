@@ -17,7 +17,7 @@ from tiny import noise_state, on_one_device
 
 from detailclip_jax import pretraining
 from detailclip_jax.config import run_config
-from detailclip_jax.training import loop
+from detailclip_jax.training import failures
 from detailclip_jax.training.checkpoint import Checkpoints
 from detailclip_jax.training.session import run_record
 
@@ -82,7 +82,7 @@ def test_one_constant_names_the_repository_and_a_new_name_keeps_the_outputs(buil
 def test_notebooks_that_share_a_run_train_it_for_the_same_steps_and_continue_it():
     sources = [path.read_text() for path in COLABS.glob("0[1-4]_*.py")]
     assert len({re.search(r'"STEPS", (\d+)', text)[1] for text in sources}) == 1
-    assert not any(".exists()" in text.partition("loop.train")[0] for text in sources)
+    assert not any(".exists()" in text.partition("training.train")[0] for text in sources)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -155,7 +155,7 @@ def store(method, workdir):
     config.total_steps, config.log_every, config.evaluate_at_end = STEPS, 1, False
     with on_one_device():
         run = pretraining.prepare(config, workdir)
-    loop.claim(run)
+    failures.claim(run)
     with closing(Checkpoints(workdir)) as checkpoints:
         state = noise_state(run.experiment).replace(step=jnp.int32(STEPS))
         checkpoints.save(STEPS, state, {"examples": STEPS * config.batch_size}, run_record(run))

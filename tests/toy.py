@@ -19,7 +19,7 @@ from detailclip_jax.config import run_config
 from detailclip_jax.methods.encode import Encode
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.progress import Console
-from detailclip_jax.training import loop
+from detailclip_jax.training import train as training
 from detailclip_jax.training.mesh import make_mesh, put, replicated
 from detailclip_jax.training.schedules import ScheduledStep
 from detailclip_jax.training.session import Run
@@ -100,7 +100,7 @@ def train(make_run):
         run = make_run()
         return run, run.workdir
 
-    return errors.run(lambda: loop.prepare_and_train(asked, lambda run, workdir: run, lambda run: "complete"))
+    return errors.run(lambda: training.prepare_and_train(asked, lambda run, workdir: run, lambda run: "complete"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Logging, checkpoints, evaluations and profiling of a run, and its compiled training step."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +19,10 @@ from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.metric_files import MetricWriter, NonFiniteError, check_finite
 from detailclip_jax.runtime.progress import Clock, Console, progress_line
+from detailclip_jax.runtime.start import part_ended
+from detailclip_jax.runtime.terminal import counted
 from detailclip_jax.runtime.wandb_writer import WandbWriter
-from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints
+from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, Restored
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import Array, PyTree
 
@@ -103,7 +105,7 @@ class Session:
         self._contrast = run.task.contrast(run)  # None once it has learnt, or was warned of
         self._pending: list[tuple[int, Mapping[str, Array]]] = []
         self._last: dict[str, float] = {}
-        self._start = self._logged = self.step = start
+        self._start = self._logged = self._saved = self.step = start
         self._shown = start, time.monotonic()  # step of the last progress line, and when it was printed
         self._tracing = False
         self._record = run_record(run)
@@ -178,6 +180,7 @@ class Session:
         self._writer.write("metrics", step, values)
         self.checkpoints.check()
         self._print(step, values)
+        part_ended("first step")
 
     def show(self, step: int) -> None:
         """Prints the progress line between two logs: of the first step, and of a finished one after a pause."""
@@ -254,13 +257,87 @@ class Session:
         if images:
             self._writer.write_images(step, images)
 
+    @property
+    def ranks(self) -> bool:
+        """Whether the scores of the last step rank its checkpoint among the others."""
+        return bool(self.run.config.best_metric and self.run.config.evaluate_at_end)
+
+    def save_and_evaluate(self, step: int, state: TrainState) -> None:
+        """Saves before the evaluation, which may take longer than a scheduler waits for a run to stop."""
+        self.save(step, state)
+        self.evaluate(step, state)
+
+    def finish(self, state: TrainState) -> None:
+        """Evaluates and writes the final table and figures, unless `evaluate_at_end` is False."""
+        run = self.run
+        if not run.config.evaluate_at_end:
+            run.console.say("not evaluated at the end, since evaluate_at_end is False: results.json is not written")
+            return
+        scores, data = self.evaluate(self.step, state), data_summary(run.config, self.counts())
+        with self.interrupt.once_saved("stopping after this figure"):
+            run.task.finish(run, state, self.step, scores, data)
+
+    def summarise_data(self) -> None:
+        """Says how many records were unreadable and how many captions or images were cut; all processes call it."""
+        counts = self.counts()
+        if line := data_summary(self.run.config, counts):
+            (self.run.console.warn if counts["bad_records"] else self.run.console.say)(line)
+
+    def rest(self) -> str:
+        """Says what the same command does after a signal has stopped the run."""
+        config = self.run.config
+        unfinished = self.step < config.total_steps or not config.evaluate_at_end
+        return f"the same command {'resumes from there' if unfinished else 'evaluates it and draws its figures'}"
+
     def save(self, step: int, state: TrainState) -> None:
-        """Starts to write a checkpoint, after checking that all steps so far were finite."""
+        """Starts to write a checkpoint, once per step, after checking that all steps so far were finite."""
+        if self._saved == step:
+            return
+        self._saved = step
         self._read()
         data = {"examples": step * self.run.config.batch_size, **self.counts()}
         self.run.console.live(f"saving the checkpoint of step {step} ...")
         with self.clock.paused():
             self.checkpoints.save(step, state, data, self._record)
+
+
+def changes_of_data(run: Run, restored: Restored) -> Iterator[str]:
+    """Yields a warning for data and for an evaluation set that are not those of a restored checkpoint."""
+    config, record = run.config, restored.run
+    before, now = record["data_fingerprint"], provenance.data_fingerprint(run.source)
+    if before != now:
+        follows = "from here on the run uses other examples, or another order"
+        if restored.step >= config.total_steps:
+            follows = "the model was trained with the earlier data"
+            if config.evaluate_at_end:
+                follows += "; the report and the figures that are written now use the new data"
+        yield (
+            f"the data changed after this checkpoint (fingerprint {before}, now {now}): {follows}; to avoid this, "
+            "restore the old data"
+        )
+    before = record.get("evaluation_fingerprint")
+    if before and before != (now := provenance.data_fingerprint(run.evaluated)):
+        yield (
+            f"the evaluation set changed after this checkpoint (fingerprint {before}, now {now}): scores from here on "
+            "do not compare with earlier ones of this run; to avoid this, restore the old set"
+        )
+
+
+def data_summary(config: ConfigDict, counts: Mapping[str, int]) -> str:
+    """Formats the counts since step 0 of unreadable records and of cut captions or images; "" if all are 0."""
+    lines = []
+    if bad := counts["bad_records"]:
+        lines.append(
+            f"an unreadable record was replaced by the next one {counted(bad, 'time')}; "
+            "bad_records*.txt lists these records"
+        )
+    if crowded := counts.get("crowded_images"):
+        lines.append(
+            f"more than data.max_instances {config.data.max_instances} instances in {counted(crowded, 'image')}"
+        )
+    if truncated := counts.get("truncated_captions"):
+        lines.append(f"cut to context_length {config.model.context_length} tokens: {counted(truncated, 'caption')}")
+    return "; ".join(lines)
 
 
 def afresh(run: Run) -> str:

@@ -14,7 +14,8 @@ from detailclip_jax.config.settings import split_list
 from detailclip_jax.evaluation import comparison, linear_segmentation, tables
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.metric_files import NonFiniteError
-from detailclip_jax.training import loop, warm_start
+from detailclip_jax.training import train as training
+from detailclip_jax.training import warm_start
 
 ROOT = Path(__file__).parents[2]
 NANO = """
@@ -64,7 +65,7 @@ def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypa
     assert {r["method"] for r in records["results"]} == {*rows, *detail}
     assert json.loads((work / "clip/seed-0/config.json").read_text())["total_steps"] == 2
 
-    monkeypatch.setattr(loop, "train", lambda run: pytest.fail("a finished run was run again"))
+    monkeypatch.setattr(training, "train", lambda run: pytest.fail("a finished run was run again"))
     assert compare.main(command) == 0
 
     capsys.readouterr()
@@ -145,7 +146,7 @@ def test_a_run_that_cannot_begin_is_a_message_and_a_fault_while_training_is_not(
         raise ValueError("no drawings here")
 
     asked = [f"--config={ROOT / 'configs/stickers.py'}", "--methods=clip", "--seeds=1", f"--workdir={tmp_path}"]
-    monkeypatch.setattr(loop, "train", refuse)
+    monkeypatch.setattr(training, "train", refuse)
     monkeypatch.setattr(pretraining, "prepare", lambda *_: None)
     with pytest.raises(ValueError, match="no drawings here"):
         compare.main(asked)
@@ -264,7 +265,7 @@ def test_a_finished_run_is_evaluated_again_by_another_evaluation(tmp_path, monke
         return 130
 
     monkeypatch.setattr(pretraining, "prepare", lambda config, *_: config)
-    monkeypatch.setattr(loop, "train", evaluate)
+    monkeypatch.setattr(training, "train", evaluate)
     monkeypatch.setattr(compare, "gflop_per_image", lambda config: 2.0)
     config = compare.config_of(plan(), row, 0)
     finished(tmp_path / "run", config)
@@ -310,7 +311,7 @@ def test_the_cost_is_counted_of_the_run_s_own_config(tmp_path, monkeypatch):
     (tmp_path / "run/cost.json").write_text('{"gflop_per_image": 1.0}')
     run = SimpleNamespace(config=run_config.read(tmp_path / "run/config.json"))
     monkeypatch.setattr(pretraining, "prepare", lambda *_: run)
-    monkeypatch.setattr(loop, "train", lambda _: 0)
+    monkeypatch.setattr(training, "train", lambda _: 0)
     monkeypatch.setattr(compare, "gflop_per_image", lambda found: counted.append(found) or 2.0)
     assert compare.train_one(config, tmp_path / "run", []) == 0
     assert counted == [run.config]

@@ -24,7 +24,7 @@ from detailclip_jax.data.views import Crop
 from detailclip_jax.evaluation import run_report
 from detailclip_jax.runtime.metric_files import read_lines
 from detailclip_jax.runtime.progress import progress_line
-from detailclip_jax.training import loop
+from detailclip_jax.training import session
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,7 +130,7 @@ def test_the_report_says_what_was_wrong_with_the_data(tmp_path):
 def test_the_counts_of_the_data_have_their_nouns(number, words):
     config = ConfigDict({"data": {"max_instances": 100}, "model": {"context_length": 77}})
     counts = dict.fromkeys(("bad_records", "crowded_images", "truncated_captions"), number)
-    said = loop.data_summary(config, counts)
+    said = session.data_summary(config, counts)
     check_names(f"{said};", *words)
     assert ("captions" in said) == ("images" in said) == (number > 1)
 

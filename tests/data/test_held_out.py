@@ -18,7 +18,7 @@ from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import run_figures
 from detailclip_jax.pretraining import validate
 from detailclip_jax.runtime.progress import Console
-from detailclip_jax.training import loop
+from detailclip_jax.training import train as training
 
 INDICES = [61, 479, 774, 845, 971]  # of the bits of PCG64, which numpy promises to keep
 WORDS = ("red", "blue", "green", "black")
@@ -146,7 +146,7 @@ def finished(records, tmp_path_factory):
     with on_devices(2):
         run = pretraining.prepare(config_of(records), tmp_path_factory.mktemp("run"))
         run = run._replace(console=Console(stream=io.StringIO()))
-        assert loop.train(run) == 0
+        assert training.train(run) == 0
     return run
 
 
@@ -216,7 +216,7 @@ def test_a_supervised_run_on_own_data_ends_with_its_accuracy(tmp_path):
     config = config_of(tmp_path / "set", **{"model.num_classes": 2, "losses.weights.labels": 1.0})
     config.method = "supervised"
     run = pretraining.prepare(config, tmp_path / "run")
-    assert loop.train(run._replace(console=Console(stream=io.StringIO()))) == 0
+    assert training.train(run._replace(console=Console(stream=io.StringIO()))) == 0
     results = json.loads((tmp_path / "run/results.json").read_text())["results"]
     found = {result["metric"]: result for result in results if result["task"] == "held_out_classes"}
     assert set(found) == {"top1", "top1_of_cat", "top1_of_dog"} and found["top1"]["n"] == 6

@@ -36,9 +36,10 @@ from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.metric_files import read_lines
 from detailclip_jax.runtime.progress import Clock, Console
 from detailclip_jax.training import experiment as pretraining
-from detailclip_jax.training import loop, mesh
+from detailclip_jax.training import failures, mesh
+from detailclip_jax.training import train as training
 from detailclip_jax.training.checkpoint import Checkpoints, Restored, load_state
-from detailclip_jax.training.session import Run, run_record
+from detailclip_jax.training.session import Run, changes_of_data, run_record
 
 SIZE = {**sizes.SIZES["tiny"]._asdict(), "width": 24, "depth": 2, "num_heads": 2}
 OPTIONS = {
@@ -275,7 +276,7 @@ def pretrained(tmp_path_factory):
 
 
 def train(config, workdir):
-    return loop.train(runs.prepare(config, workdir))
+    return training.train(runs.prepare(config, workdir))
 
 
 CATEGORIES = ("cat", "dog")
@@ -314,7 +315,7 @@ def test_a_workdir_keeps_its_classes(tmp_path, monkeypatch):
     known = built()  # the network has no part in this
     monkeypatch.setattr(dense_experiment.fine_tuning, "set_up", lambda *given: (known.setup, known.state_shapes))
     write_set(tmp_path / "set")
-    loop.claim(runs.prepare(of_set(tmp_path / "set"), tmp_path / "run"))
+    failures.claim(runs.prepare(of_set(tmp_path / "set"), tmp_path / "run"))
     runs.prepare(of_set(tmp_path / "set", log_every=1), tmp_path / "run")
     for names, message in (
         (("dog", "cat"), "class 0 of the run is 'cat', that of its data is now 'dog'; restore the names"),
@@ -328,16 +329,13 @@ def test_a_workdir_keeps_its_classes(tmp_path, monkeypatch):
         runs.prepare(of_set(tmp_path / "set"), tmp_path / "run")
 
 
-def test_a_changed_evaluation_set_is_warned_of_when_a_run_goes_on(tmp_path, monkeypatch, capsys):
+def test_a_changed_evaluation_set_is_warned_of_when_a_run_goes_on(tmp_path):
     for name in ("train", "val"):
         write_set(tmp_path / name)
 
     def resumed():
-        """What the run prints when it goes on from a checkpoint with this record."""
-        monkeypatch.setattr(Checkpoints, "restore", lambda self, shapes: Restored(4, None, {"examples": 32}, record))
-        with closing(Checkpoints(tmp_path / "run")) as store:
-            loop.restore_or_init(run(), store)
-        return capsys.readouterr().out
+        """What the run warns of when it goes on from a checkpoint with this record."""
+        return list(changes_of_data(run(), Restored(4, None, {"examples": 32}, record)))
 
     def run():
         sets = [open_format(tmp_path / name / "set.json", tmp_path / name).source for name in ("train", "val")]
@@ -345,13 +343,13 @@ def test_a_changed_evaluation_set_is_warned_of_when_a_run_goes_on(tmp_path, monk
         return Run(tiny(), tmp_path / "run", made, sets[0], Console(), TASK, sets[1])
 
     record = run_record(run())
-    assert "WARNING" not in resumed()
+    assert resumed() == []
     file = tmp_path / "val/set.json"
     file.write_text(file.read_text().replace("16.0", "17.0"))
-    said = resumed()
-    assert said.count("WARNING") == 1 and "the evaluation set changed after this checkpoint" in said
+    (said,) = resumed()
+    assert "the evaluation set changed after this checkpoint" in said
     del record["evaluation_fingerprint"]  # a checkpoint from before it was stored
-    assert "WARNING" not in resumed()
+    assert resumed() == []
 
 
 @pytest.mark.check
@@ -359,7 +357,7 @@ def test_a_run_is_loaded_without_its_data(tmp_path):
     write_set(tmp_path / "set")
     with on_one_device():
         run = runs.prepare(of_set(tmp_path / "set"), tmp_path / "run")
-        loop.claim(run)
+        failures.claim(run)
         zeros = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype)), run.experiment.state_shapes)
         with closing(Checkpoints(tmp_path / "run")) as store:
             store.save(0, zeros, {"examples": 0}, {"config": "", "data_fingerprint": ""})
@@ -381,7 +379,7 @@ def run(pretrained, tmp_path_factory):
     with on_one_device(), redirect_stdout(io.StringIO()):
         config = tiny(**small, **ONE_SHAPE, **{"inference.batch_size": 4})
         made = runs.prepare(config, tmp_path_factory.mktemp("finished"))
-        assert loop.train(made) == 0
+        assert training.train(made) == 0
     return made
 
 
@@ -508,7 +506,7 @@ def test_a_run_goes_on_and_equals_one_that_never_stopped(run, tmp_path):
     shutil.copytree(run.workdir, again.workdir)
     shutil.rmtree(again.workdir / "checkpoints/6")
     assert [file.name for file in (again.workdir / "checkpoints").iterdir()] == ["4"]
-    assert loop.train(again) == 0
+    assert training.train(again) == 0
     whole, parts = (load_state(one.workdir, run.experiment.state_shapes) for one in (run, again))
     assert whole[1] == parts[1] == 6
     jax.tree.map(np.testing.assert_array_equal, *jax.device_get((whole[0], parts[0])))
@@ -519,10 +517,11 @@ import sys
 from absl import flags
 from detailclip_jax.config import run_config
 from detailclip_jax.dense import runs
-from detailclip_jax.training import loop
+from detailclip_jax.training import failures
+from detailclip_jax.training import train as training
 flags.FLAGS.mark_as_parsed()
 config = run_config.from_json(open(sys.argv[1]).read())
-sys.exit(loop.train(runs.prepare(config, sys.argv[2])))
+sys.exit(training.train(runs.prepare(config, sys.argv[2])))
 """
 
 
@@ -567,7 +566,7 @@ def test_it_overfits_eight_scenes(tmp_path):
     run = runs.prepare(overfitting(), tmp_path)
     sets = run.experiment.sets
     same = dataclasses.replace(run.experiment, given=sets._replace(val=sets.train))
-    assert loop.train(run._replace(experiment=same, evaluated=sets.train.source)) == 0
+    assert training.train(run._replace(experiment=same, evaluated=sets.train.source)) == 0
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["bbox_AP"] > 90 and found["segm_AP"] > 80, (found["bbox_AP"], found["segm_AP"])
 

@@ -34,8 +34,9 @@ from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.metric_files import read_lines
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.signals import Stopped
-from detailclip_jax.training import checkpoint, loop, optimizer
+from detailclip_jax.training import checkpoint, failures, optimizer
 from detailclip_jax.training import experiment as pretraining
+from detailclip_jax.training import train as training
 from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints
 from detailclip_jax.training.mesh import make_mesh
 from detailclip_jax.training.session import Run
@@ -68,7 +69,7 @@ def config_of(pretrained, head="linear", **changes):
 
 
 def train(config, workdir):
-    return loop.train(runs.prepare(config, workdir))
+    return training.train(runs.prepare(config, workdir))
 
 
 def state_of(workdir):
@@ -126,7 +127,7 @@ def test_a_run_goes_on_and_equals_one_that_never_stopped(pretrained, tmp_path):
     run = runs.prepare(config_of(pretrained, "upernet", evaluate_at_end=False), tmp_path)
 
     def trained():
-        assert loop.train(run) == 0
+        assert training.train(run) == 0
         state, step = checkpoint.load_state(tmp_path, run.experiment.state_shapes)
         assert step == 6
         return jax.device_get(state)
@@ -162,13 +163,13 @@ def test_an_encoder_with_an_attention_pool_keeps_it_frozen(config, tmp_path):
 
 
 def test_another_config_in_the_workdir_is_refused(pretrained, tmp_path):
-    loop.claim(runs.prepare(config_of(pretrained), tmp_path))
+    failures.claim(runs.prepare(config_of(pretrained), tmp_path))
     with pytest.raises(ValueError, match=r"optimizer\.learning_rate: 0\.0008 in the workdir, 0\.5 now"):
         runs.prepare(config_of(pretrained, **{"optimizer.learning_rate": 0.5}), tmp_path)
 
 
 def test_inference_may_change_in_a_workdir(pretrained, tmp_path):
-    loop.claim(runs.prepare(config_of(pretrained), tmp_path))
+    failures.claim(runs.prepare(config_of(pretrained), tmp_path))
     changed = {"inference.stride": 16, "inference.mode": "whole", "inference.batch_size": 4}
     assert runs.prepare(config_of(pretrained, **changed), tmp_path).config.inference.stride == 16
 
@@ -228,7 +229,7 @@ def test_a_run_goes_on_without_the_folder_of_its_encoder(pretrained, tmp_path):
     shutil.copytree(pretrained, tmp_path / "encoder")
     config = config_of(tmp_path / "encoder")
     first = runs.prepare(config, tmp_path / "run")
-    loop.claim(first)
+    failures.claim(first)
     (tmp_path / "run/checkpoints/1").mkdir(parents=True)
     shutil.rmtree(tmp_path / "encoder")
     assert runs.prepare(config, tmp_path / "run").config.model.to_dict() == first.config.model.to_dict()
@@ -364,7 +365,7 @@ def test_the_package_loads_a_finished_run_to_predict(pretrained, tmp_path):
     with on_one_device():
         run = runs.prepare(config_of(pretrained), tmp_path)
     assert not list(tmp_path.iterdir())
-    loop.claim(run)
+    failures.claim(run)
     state = noise_state(run.experiment)
     trained_elsewhere = run.config.copy_and_resolve_references()  # on other devices, with their kernel
     trained_elsewhere.update_from_flattened_dict({"model.attention": "cudnn", "mesh.fsdp": 3, "batch_size": 9})
@@ -529,10 +530,11 @@ import jax
 from detailclip_jax.config import run_config
 from detailclip_jax.dense import runs
 from detailclip_jax import pretraining
-from detailclip_jax.training import loop
+from detailclip_jax.training import failures
+from detailclip_jax.training import train as training
 flags.FLAGS.mark_as_parsed()
 config = run_config.from_json(open(sys.argv[1]).read())
-sys.exit(loop.train(runs.prepare(config, sys.argv[2])))
+sys.exit(training.train(runs.prepare(config, sys.argv[2])))
 """
 
 

@@ -20,7 +20,7 @@ from detailclip_jax.dense import runs
 from detailclip_jax.dense.taps import taps
 from detailclip_jax.inference.model import load
 from detailclip_jax.models import stacking
-from detailclip_jax.training import loop
+from detailclip_jax.training import train as training
 
 pytestmark = pytest.mark.check
 
@@ -51,7 +51,7 @@ def test_an_imported_encoder_is_fine_tuned_and_its_taps_are_the_original_s(layou
     config = tiny("linear", total_steps=2, log_every=1, checkpoint_every=2, evaluate_at_end=False)
     config.init = str(encoder)
     with on_one_device():
-        assert loop.train(runs.prepare(config, workdir)) == 0
+        assert training.train(runs.prepare(config, workdir)) == 0
     said = capsys.readouterr().out
     assert f"encoder of {encoder}" in said and "positions kept at 4 x 4" in said
     built, state, step = runs.load(workdir)

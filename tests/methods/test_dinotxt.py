@@ -19,7 +19,8 @@ from detailclip_jax.inference.readout_maps import cosines, readout_encoder
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.image_blocks import ImageBlocks, hidden_width
 from detailclip_jax.models.patches import normalise_pixels
-from detailclip_jax.training import checkpoint, experiment, loop, mesh, warm_start
+from detailclip_jax.training import checkpoint, experiment, mesh, warm_start
+from detailclip_jax.training import train as training
 
 ROOT = Path(__file__).parents[2]
 WIDTH, HEADS = 96, 4
@@ -167,7 +168,7 @@ def asked(init):
 def trained(encoder):
     """The workdir of a run."""
     with on_one_device():
-        assert loop.train(pretraining.prepare(asked(encoder), encoder.parent / "run")) == 0
+        assert training.train(pretraining.prepare(asked(encoder), encoder.parent / "run")) == 0
     return encoder.parent / "run"
 
 
@@ -183,7 +184,7 @@ def test_the_encoder_stays_and_a_stopped_run_ends_with_the_same_bits(encoder, tr
     shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/4")
     with on_one_device():
-        assert loop.train(pretraining.prepare(asked(encoder), tmp_path / "run")) == 0
+        assert training.train(pretraining.prepare(asked(encoder), tmp_path / "run")) == 0
     equal(load(tmp_path / "run").params, model.params)
     first = checkpoint.load(trained, 2)[1]["params"]["image_projection"]["norm"]["scale"]
     assert not np.array_equal(first, model.params["image_projection"]["norm"]["scale"])

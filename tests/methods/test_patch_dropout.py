@@ -17,7 +17,8 @@ from detailclip_jax import methods, pretraining
 from detailclip_jax.config import run_config
 from detailclip_jax.runtime.metric_files import read_lines
 from detailclip_jax.runtime.progress import Clock
-from detailclip_jax.training import experiment, loop, mesh
+from detailclip_jax.training import experiment, mesh
+from detailclip_jax.training import train as training
 from detailclip_jax.training.checkpoint import Checkpoints
 from detailclip_jax.training.session import Run
 from detailclip_jax.types import Keys
@@ -279,6 +280,6 @@ def test_one_command_trains_with_and_without_dropout(tmp_path):
     config.update_from_flattened_dict({**fields, "views.patch_dropout_until": 0.5, "data.text_buckets": ()})
     with on_one_device():
         run = pretraining.prepare(config, tmp_path / "run", ["method"])
-        assert loop.train(run) == 0
+        assert training.train(run) == 0
     lines = read_lines(tmp_path / "run/metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4] and all(np.isfinite(line["loss"]) for line in lines)

@@ -20,7 +20,8 @@ from detailclip_jax.models.attention_pool import AttentionPool
 from detailclip_jax.models.layers import ACTIVATIONS
 from detailclip_jax.models.text import TextStyle, TextTransformer
 from detailclip_jax.models.vit import VIT_INIT
-from detailclip_jax.training import experiment, loop
+from detailclip_jax.training import experiment
+from detailclip_jax.training import train as training
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -310,7 +311,7 @@ def test_an_import_is_trained_further_with_siglip(tmp_path):
     c = run_config.load(str(ROOT / "configs/stickers.py:method=siglip"))
     c.init, c.batch_size, c.total_steps, c.evaluate_at_end = str(tmp_path / "ours"), 16, 4, False
     c.optimizer.warmup_epochs, c.steps_per_epoch = 0.0, 4
-    assert loop.train(pretraining.prepare(c, tmp_path / "run")) == 0
+    assert training.train(pretraining.prepare(c, tmp_path / "run")) == 0
     before, after = (load(tmp_path / name).params for name in ("ours", "run"))
     np.testing.assert_array_equal(after["image_projection"]["proj"]["kernel"], np.eye(WIDTH))
     assert not np.array_equal(after["image"]["pool"]["probe"], before["image"]["pool"]["probe"])

@@ -27,7 +27,8 @@ from detailclip_jax.methods import METHODS
 from detailclip_jax.models.positions import stretched_text
 from detailclip_jax.pretraining import validate
 from detailclip_jax.runtime.metric_files import read_lines
-from detailclip_jax.training import checkpoint, experiment, loop, mesh, optimizer, warm_start, workdirs
+from detailclip_jax.training import checkpoint, experiment, failures, mesh, optimizer, warm_start, workdirs
+from detailclip_jax.training import train as training
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {
@@ -461,7 +462,7 @@ def test_a_run_takes_its_networks_from_an_imported_state_dict(imported, tmp_path
     run = pretraining.prepare(imported, tmp_path / "run")
     assert run.config.model.size == "tiny" and run.config.optimizer.part_rates["image"] == 0.1
     assert not (tmp_path / "run").exists()
-    loop.claim(run)
+    failures.claim(run)
     saved = run_config.from_json((tmp_path / "run/config.json").read_text())
     assert saved.init == imported.init and saved.model.size == "tiny"
     pretraining.prepare(imported, tmp_path / "run")  # the same command again: the same config, and the same workdir
@@ -469,12 +470,12 @@ def test_a_run_takes_its_networks_from_an_imported_state_dict(imported, tmp_path
 
 @pytest.mark.slow
 def test_a_run_starts_from_it_and_goes_on_from_its_own_checkpoint(imported, tmp_path, capsys):
-    assert loop.train(pretraining.prepare(imported, tmp_path / "run")) == 0
+    assert training.train(pretraining.prepare(imported, tmp_path / "run")) == 0
     printed = capsys.readouterr().out
     assert "loaded        image" in printed and "fresh         decoder" in printed
     imported.total_steps = 2
     shutil.rmtree(imported.init)
-    assert loop.train(pretraining.prepare(imported, tmp_path / "run")) == 0
+    assert training.train(pretraining.prepare(imported, tmp_path / "run")) == 0
     printed = capsys.readouterr().out
     assert "resuming from the checkpoint of step 1" in printed and "starting from" not in printed
 

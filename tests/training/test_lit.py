@@ -12,7 +12,8 @@ from tiny import SHORT_RUN, check_names, copied, on_one_device
 
 from detailclip_jax import evaluate, export, import_torch, load, pretraining
 from detailclip_jax.config import run_config
-from detailclip_jax.training import checkpoint, experiment, loop, mesh, warm_start
+from detailclip_jax.training import checkpoint, experiment, mesh, warm_start
+from detailclip_jax.training import train as training
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm.models.vision_transformer")
@@ -78,7 +79,7 @@ def equal(found, expected):
 def trained(imported):
     """The workdir of a run from the timm import."""
     with on_one_device():
-        assert loop.train(pretraining.prepare(asked(imported / "timm"), imported / "run")) == 0
+        assert training.train(pretraining.prepare(asked(imported / "timm"), imported / "run")) == 0
     return imported / "run"
 
 
@@ -101,7 +102,7 @@ def test_a_stopped_run_ends_with_the_same_bits(trained, tmp_path):
     shutil.rmtree(tmp_path / "run/checkpoints/4")
     config = asked(load(trained).config.init)
     with on_one_device():
-        assert loop.train(pretraining.prepare(config, tmp_path / "run")) == 0
+        assert training.train(pretraining.prepare(config, tmp_path / "run")) == 0
     equal(load(tmp_path / "run").params, load(trained).params)
     first = checkpoint.load(trained, 2)[1]["params"]
     assert not np.array_equal(

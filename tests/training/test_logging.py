@@ -12,7 +12,7 @@ from detailclip_jax.runtime import wandb_writer
 from detailclip_jax.runtime.metric_files import MetricWriter
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.wandb_writer import WandbError, WandbWriter
-from detailclip_jax.training import loop, session
+from detailclip_jax.training import session, train
 
 
 def events(workdir):
@@ -66,12 +66,8 @@ def test_a_figure_becomes_an_array_of_its_size():
 
 @pytest.mark.parametrize("every, steps", [(0, []), (2, [2, 4, 6]), (5, [5])])
 def test_images_come_every_n_steps(every, steps):
-    config = run_config.load("tests/configs/smallest.py")
-    config.logging.images_every = every
-    assert [step for step in range(1, 7) if loop.draws(config, step)] == steps
-    with config.unlocked():
-        del config["logging"]  # an older run, or one of another kind
-    assert not loop.draws(config, 500)
+    draw = train.Action(every, lambda step, state: None)
+    assert [step for step in range(1, 7) if draw.due(step, last=step == 6, stop=False)] == steps
 
 
 # Weights & Biases

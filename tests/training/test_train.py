@@ -33,7 +33,8 @@ from detailclip_jax.runtime.locks import Busy, alone
 from detailclip_jax.runtime.metric_files import NonFiniteError, read_lines, read_scores
 from detailclip_jax.runtime.progress import Clock, Console
 from detailclip_jax.runtime.signals import TOGETHER, pause_point
-from detailclip_jax.training import checkpoint, loop, session
+from detailclip_jax.training import checkpoint, failures, session
+from detailclip_jax.training import train as training
 from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, StorageError
 from detailclip_jax.training.session import Run
 
@@ -56,7 +57,7 @@ def lines_of(run):
 
 def test_a_run_logs_saves_and_ends(run_of):
     run = run_of()
-    assert loop.train(run) == 0
+    assert training.train(run) == 0
     lines = lines_of(run)
     assert [line["step"] for line in lines] == [3, 6, 9, 12]
     scalars = {"loss", "clip", "cls", "learning_rate"}
@@ -72,7 +73,7 @@ def test_a_run_says_what_it_does_from_the_first_step_on(run_of):
     """Also where the first log is far away; what it says between two logs is not a metric."""
     run = run_of(total_steps=5, log_every=4, checkpoint_every=3, evaluate_at_end=True)
     quick = {"evaluate": lambda run, *_: run.console.say("scores") or {}, "finish": lambda *_: None}
-    loop.train(run._replace(task=run.task._replace(**quick)))
+    training.train(run._replace(task=run.task._replace(**quick)))
     begun = "computing the initial state", "compiling the training step", "compiled the training step", "step 1/5 | "
     saved = "saving the checkpoint of step 3", "step 4/5 | ", "step 5/5 | ", "saving the checkpoint of step 5"
     in_order = *begun, *saved, "evaluating step 5", "scores"
@@ -84,7 +85,7 @@ def test_a_run_says_what_it_does_from_the_first_step_on(run_of):
 def test_slow_steps_are_shown_between_two_logs_without_waiting_for_the_newest(run_of, monkeypatch):
     monkeypatch.setattr(session, "QUIET", (-1.0, -1.0))  # every step comes after a pause
     run = run_of(total_steps=7, log_every=7, checkpoint_every=7)
-    loop.train(run)
+    training.train(run)
     shown = [int(line.split("/")[0].removeprefix("step ")) for line in text_of(run).splitlines() if line[:5] == "step "]
     assert shown == [1, 2, 3, 4, 7]
 
@@ -106,17 +107,17 @@ def test_the_first_step_has_no_eta_and_counts_in_no_other_speed(run_of, log_ever
 
 def test_the_last_step_is_logged_and_saved_off_the_intervals(run_of):
     run = run_of(total_steps=5)
-    loop.train(run)
+    training.train(run)
     assert [line["step"] for line in lines_of(run)] == [3, 5]
     assert (run.workdir / "checkpoints/5").is_dir()
 
 
 @pytest.mark.check
 def test_a_longer_run_goes_on_and_equals_one_that_never_stopped(run_of):
-    loop.train(run_of("run", total_steps=7))
-    loop.train(run_of("run"))
+    training.train(run_of("run", total_steps=7))
+    training.train(run_of("run"))
     run = run_of("other")
-    loop.train(run)
+    training.train(run)
     resumed = {line["step"]: line["loss"] for line in lines_of(run_of("run"))}
     assert {line["step"]: line["loss"] for line in lines_of(run)}.items() <= resumed.items()
     assert sorted(resumed) == [3, 6, 7, 9, 12]
@@ -125,10 +126,10 @@ def test_a_longer_run_goes_on_and_equals_one_that_never_stopped(run_of):
 def test_a_second_run_in_the_workdir_is_kept_out(run_of):
     run = run_of(total_steps=4)
     holder = rf"process {os.getpid()} on .* is writing to {run.workdir}; wait until it ends, or stop it"
-    with alone(run.workdir / loop.LOCK), pytest.raises(Busy, match=holder):
-        loop.train(run)
+    with alone(run.workdir / failures.LOCK), pytest.raises(Busy, match=holder):
+        training.train(run)
     assert not (run.workdir / "checkpoints").exists()
-    assert loop.train(run) == 0 and not (run.workdir / loop.LOCK).exists()
+    assert training.train(run) == 0 and not (run.workdir / failures.LOCK).exists()
 
 
 @pytest.mark.parametrize("make", [os.symlink, os.link, lambda other, lock: os.mkfifo(lock)])
@@ -143,13 +144,13 @@ def test_a_lock_that_is_another_file_is_refused_and_not_emptied(tmp_path, make):
 def test_a_run_that_is_kept_out_leaves_the_config_of_the_other(run_of):
     before = run_config.to_json((first := run_of(total_steps=4)).config)
     second = first._replace(config=run_config.resolve(changed(first.config, total_steps=9), 2**24))
-    with alone(first.workdir / loop.LOCK), pytest.raises(Busy):
-        loop.train(second)
+    with alone(first.workdir / failures.LOCK), pytest.raises(Busy):
+        training.train(second)
     assert (first.workdir / "config.json").read_text() == f"{before}\n"
-    loop.claim(second)
+    failures.claim(second)
     assert run_config.read(first.workdir / "config.json").total_steps == 9
     with pytest.raises(RunError, match=r"belongs to a run with another config(?s:.*)seed: 0 in the workdir, 1 now"):
-        loop.claim(first._replace(config=changed(first.config, seed=1)))
+        failures.claim(first._replace(config=changed(first.config, seed=1)))
 
 
 def changed(config, **fields):
@@ -161,7 +162,7 @@ def changed(config, **fields):
 def test_preparing_writes_nothing_into_the_workdir(tmp_path):
     config = run_config.load("tests/configs/smallest.py:method=mae")
     config.masking.strategy = "random"
-    loop.claim(pretraining.prepare(config, tmp_path / "run"))
+    failures.claim(pretraining.prepare(config, tmp_path / "run"))
     text = (tmp_path / "run/config.json").read_text()
     config.total_steps += 4
     pretraining.prepare(config, tmp_path / "run")
@@ -171,7 +172,7 @@ def test_preparing_writes_nothing_into_the_workdir(tmp_path):
 def test_a_workdir_that_cannot_be_written_is_named(run_of, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"/file/run cannot be written \(.*\); choose another --workdir"):
-        loop.train(run_of()._replace(workdir=tmp_path / "file/run"))
+        training.train(run_of()._replace(workdir=tmp_path / "file/run"))
 
 
 def test_a_workdir_in_use_or_that_cannot_be_written_is_refused_before_the_run_is_prepared(tmp_path):
@@ -180,12 +181,12 @@ def test_a_workdir_in_use_or_that_cannot_be_written_is_refused_before_the_run_is
 
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"/file/run cannot be written"):
-        loop.prepare_and_train(lambda: ("config", tmp_path / "file/run"), no_prepare, str)
-    with alone(tmp_path / "run" / loop.LOCK), pytest.raises(Busy, match="is writing to"):
-        loop.prepare_and_train(lambda: ("config", str(tmp_path / "run")), no_prepare, str)
+        training.prepare_and_train(lambda: ("config", tmp_path / "file/run"), no_prepare, str)
+    with alone(tmp_path / "run" / failures.LOCK), pytest.raises(Busy, match="is writing to"):
+        training.prepare_and_train(lambda: ("config", str(tmp_path / "run")), no_prepare, str)
     found = []
     with pytest.raises(ValueError, match="of the config"):
-        loop.prepare_and_train(lambda: ("config", str(tmp_path / "new"), ["seed"]), refuse(found), str)
+        training.prepare_and_train(lambda: ("config", str(tmp_path / "new"), ["seed"]), refuse(found), str)
     assert found == [("config", str(tmp_path / "new"), ["seed"])] and not (tmp_path / "new").exists()
 
 
@@ -198,9 +199,9 @@ def refuse(found):
 
 
 def test_a_finished_run_says_so(run_of):
-    loop.train(run_of())
+    training.train(run_of())
     run = run_of()
-    assert loop.train(run) == 0
+    assert training.train(run) == 0
     assert "all 12 steps are done; --config.total_steps=N continues" in text_of(run)
 
 
@@ -211,7 +212,7 @@ def test_a_non_finite_loss_is_named_with_its_own_step_and_not_saved(run_of, bad_
     message = rf"step {bad_step}: loss term cls is nan \(also not finite: loss\); checkpoints in .*: {last_good}"
     message += r"\.\n(?s:.)*--workdir.*--config\.optimizer\.learning_rate below 0\.0005 or .*clip_norm=1\.0"
     with pytest.raises(NonFiniteError, match=message) as raised:
-        loop.train(run)
+        training.train(run)
     assert (f"--config.init={run.workdir}" in str(raised.value)) == (bad_step == 7)  # only if there is a checkpoint
     checkpoints = Checkpoints(run.workdir)
     assert checkpoints.steps() == ([4] if bad_step == 7 else [])
@@ -235,9 +236,9 @@ def test_what_the_data_cost_is_summed_over_processes_and_kept(run_of, monkeypatc
 @pytest.mark.check
 def test_truncated_captions_go_on_counting_after_a_restart(run_of):
     short = {"model.context_length": 4}
-    loop.train(run_of("run", total_steps=6, **short))
-    loop.train(run_of("run", **short))
-    loop.train(run_of("other", **short))
+    training.train(run_of("run", total_steps=6, **short))
+    training.train(run_of("run", **short))
+    training.train(run_of("other", **short))
     counts = [[line["truncated_captions"] for line in lines_of(run_of(name, **short))] for name in ("run", "other")]
     assert counts[0] == counts[1] == sorted(counts[0]) and counts[0][0] > 0
 
@@ -258,11 +259,11 @@ def test_waiting_for_data_is_said_once(run_of):
     ("total_steps", "follows"), [(12, "uses other examples"), (4, "was trained with the earlier data")]
 )
 def test_changed_data_are_said_loudly(run_of, total_steps, follows):
-    loop.train(run_of(total_steps=4))
+    training.train(run_of(total_steps=4))
     run = run_of(total_steps=total_steps)._replace(
         source=pretraining.pipeline.open_source(run_config.load("configs/stickers.py"))
     )
-    loop.train(run)
+    training.train(run)
     assert "*** WARNING: the data changed after this checkpoint" in text_of(run) and follows in text_of(run)
 
 
@@ -470,7 +471,7 @@ def test_evaluation_in_between_ranks_the_checkpoints(run_of, monkeypatch):
         lambda encode, weights, config, step, progress: {"zero_shot/student/top1": scores[step]},
     )
     run = run_of(evaluate_every=4, max_to_keep=1, best_metric="zero_shot/student/top1")
-    loop.train(run)
+    training.train(run)
     assert sorted(entry.name for entry in (run.workdir / "checkpoints").iterdir()) == ["12", "4"]
     assert read_lines(run.workdir / "evaluations.jsonl")[1] == {"step": 8, "zero_shot/student/top1": 0.1}
 
@@ -481,8 +482,8 @@ def test_every_score_is_saved_with_its_state(run_of, monkeypatch):
     scores = {5: 0.1, 10: 0.9, 12: 0.2}
     monkeypatch.setattr("detailclip_jax.evaluation.run_all", lambda *args: {"zero_shot/student/top1": scores[args[3]]})
     run = run_of(evaluate_every=5, max_to_keep=1, best_metric="zero_shot/student/top1", evaluate_at_end=True)
-    monkeypatch.setattr(loop, "finish", lambda *args: None)
-    loop.train(run)
+    monkeypatch.setattr(session.Session, "finish", lambda *args: None)
+    training.train(run)
     checkpoints = Checkpoints(run.workdir, 1, "zero_shot/student/top1", scores=read_scores(run.workdir))
     assert checkpoints.steps() == [10, 12]
     checkpoints.close()
@@ -492,13 +493,13 @@ def test_every_score_is_saved_with_its_state(run_of, monkeypatch):
 def test_a_best_metric_that_nobody_measures(run_of, monkeypatch):
     monkeypatch.setattr("detailclip_jax.evaluation.run_all", lambda *args: {"zero_shot/student/top1": 0.5})
     with pytest.raises(CheckpointError, match="unknown best_metric 'zero_shot/student/top2'; did you mean"):
-        loop.train(run_of(evaluate_every=4, best_metric="zero_shot/student/top2"))
+        training.train(run_of(evaluate_every=4, best_metric="zero_shot/student/top2"))
 
 
 @pytest.mark.check
 def test_a_profile_is_written(run_of):
     run = run_of(profile_steps=2)
-    loop.train(run)
+    training.train(run)
     assert list((run.workdir / "profile").rglob("*.xplane.pb"))
     assert "profile written to" in text_of(run)
 
@@ -517,9 +518,9 @@ class StoppedAt(Interrupt):
 
 
 def test_a_signal_saves_and_ends_with_its_number(run_of, monkeypatch):
-    monkeypatch.setattr(loop, "Interrupt", lambda: StoppedAt(5))
+    monkeypatch.setattr(training, "Interrupt", lambda: StoppedAt(5))
     run = run_of()
-    assert loop.train(run) == 143
+    assert training.train(run) == 143
     assert "SIGTERM: saved at step 5 of 12; the same command resumes from there" in text_of(run)
     assert (run.workdir / "checkpoints/5").is_dir()
     assert [line["step"] for line in lines_of(run)] == [3]
@@ -537,10 +538,10 @@ def test_a_second_signal_is_heard_until_the_last_save_is_on_the_disk(run_of, mon
         save(self, *args)
         events.append(("save", False))
 
-    monkeypatch.setattr(loop, "Interrupt", lambda: StoppedAt(5))
+    monkeypatch.setattr(training, "Interrupt", lambda: StoppedAt(5))
     monkeypatch.setattr(Checkpoints, "wait", noting)
     monkeypatch.setattr(Checkpoints, "save", saving)
-    assert loop.train(run_of()) == 143
+    assert training.train(run_of()) == 143
     last = len(events) - 1 - events[::-1].index(("save", False))
     assert events[last + 1] == ("wait", True)
 
@@ -581,14 +582,14 @@ def test_too_little_memory_ends_with_a_message_and_other_errors_as_they_are(run_
     of_jax = jax.errors.JaxRuntimeError
     less = r"--config.accumulation=2.*"
     for error, kind, message in (
-        (of_jax("RESOURCE_EXHAUSTED: Out of memory\nmore"), loop.OutOfMemory, rf"{less}\(RESOURCE.* memory\)$"),
-        (MemoryError("Unable to allocate 23.8 GiB"), loop.OutOfMemory, rf"{less}\(Unable to allocate 23.8 GiB\)$"),
+        (of_jax("RESOURCE_EXHAUSTED: Out of memory\nmore"), failures.OutOfMemory, rf"{less}\(RESOURCE.* memory\)$"),
+        (MemoryError("Unable to allocate 23.8 GiB"), failures.OutOfMemory, rf"{less}\(Unable to allocate 23.8 GiB\)$"),
         (of_jax("INTERNAL: odd"), of_jax, "^INTERNAL: odd$"),
     ):
-        monkeypatch.setattr(loop, "loop", lambda *_, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(training, "count_data", lambda *_, error=error: (_ for _ in ()).throw(error))
         with pytest.raises(kind, match=message):
-            loop.train(run_of())
-    assert issubclass(loop.OutOfMemory, RunError)
+            training.train(run_of())
+    assert issubclass(failures.OutOfMemory, RunError)
 
 
 def test_schedules_need_the_length_of_the_run():
@@ -657,7 +658,7 @@ def test_a_step_whose_evaluation_did_not_happen_is_evaluated_when_the_run_goes_o
     for code in ("error", 0):
         run = run_of(evaluate_every=4, checkpoint_every=100, evaluate_at_end=False)
         with pytest.raises(pretraining.evaluation.EvaluatorError) if code else nullcontext():
-            loop.train(run)
+            training.train(run)
     assert seen == [4, "stopped", 8, 12]
     assert [line["step"] for line in read_lines(run.workdir / "evaluations.jsonl")] == [4, 8, 12]
 
@@ -676,11 +677,11 @@ def test_a_stop_is_honoured_between_figures_which_the_same_command_draws(run_of,
     monkeypatch.setattr(pretraining.run_report, "write", lambda *_: "the table")
     monkeypatch.setattr(pretraining.run_figures, "write", write)
     run, again = (run_of(total_steps=1, evaluate_at_end=True) for _ in range(2))
-    assert loop.train(run) == 143
+    assert training.train(run) == 143
     assert "the table" in text_of(run) and "attention.png" not in text_of(run)
     assert "SIGTERM: saved at step 1 of 1; the same command evaluates it and draws its figures" in text_of(run)
     assert "SIGTERM: stopping after this figure, with its step saved (repeat" in capfd.readouterr().err
-    assert loop.train(again) == 0 and "attention.png" in text_of(again)
+    assert training.train(again) == 0 and "attention.png" in text_of(again)
 
 
 def stopped_in_an_evaluation(monkeypatch, at_batch):
@@ -704,11 +705,11 @@ def stopped_in_an_evaluation(monkeypatch, at_batch):
 def test_a_stop_is_honoured_between_batches_of_an_evaluation(run_of, monkeypatch, capfd, last):
     """The step is saved before, and evaluated when the run goes on."""
     seen = stopped_in_an_evaluation(monkeypatch, (3 if last else 2, 1))
-    monkeypatch.setattr(loop, "finish", lambda session, state, step: session.evaluate(step, state))
+    monkeypatch.setattr(session.Session, "finish", lambda self, state: self.evaluate(self.step, state))
     fields = {"evaluate_every": 5, "checkpoint_every": 100, "evaluate_at_end": True}
     run = run_of(**fields)
     run.experiment.encode = run.experiment.encode._replace(image=lambda batch: batch)
-    assert loop.train(run) == 143
+    assert training.train(run) == 143
     step = 12 if last else 10
     rest = "evaluates it" if last else "resumes from there"
     assert f"SIGTERM: saved at step {step} of 12; the same command {rest}" in text_of(run)
@@ -716,7 +717,7 @@ def test_a_stop_is_honoured_between_batches_of_an_evaluation(run_of, monkeypatch
     assert (run.workdir / f"checkpoints/{step}/manifest.json").is_file()
     again = run_of(**fields)
     again.experiment.encode = run.experiment.encode
-    assert loop.train(again) == 0
+    assert training.train(again) == 0
     assert seen == [5, 10, 12, 12] if last else [5, 10, 10, 12]
     assert [line["step"] for line in read_lines(run.workdir / "evaluations.jsonl")] == [5, 10, 12]
 
@@ -726,7 +727,7 @@ def test_a_full_disk_is_one_message_with_the_last_good_step(run_of, monkeypatch)
     free = iter([2**40, 2**40, 100])  # at the start, and before each save
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: SimpleNamespace(free=next(free)))
     with pytest.raises(StorageError) as raised:
-        loop.train(run)
+        training.train(run)
     assert issubclass(StorageError, RunError)
     said = str(raised.value)
     assert said.startswith(f"step 8 is not saved: {run.workdir}/checkpoints has 0 MiB free, and a checkpoint takes ")
@@ -738,7 +739,7 @@ def test_a_disk_without_room_for_a_checkpoint_is_said_before_the_training(run_of
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
     monkeypatch.setattr(session.Session, "compile", None)
     with pytest.raises(StorageError, match=r"^the training does not start: .* 0 MiB free, and a checkpoint takes \d"):
-        loop.train(run)
+        training.train(run)
     assert not any((run.workdir / "checkpoints").iterdir())
 
 
@@ -772,7 +773,7 @@ def test_what_cannot_be_written_is_one_message(run_of, monkeypatch, capfd, what)
 
         monkeypatch.setattr(session.Session, "log", gone)
     with pytest.raises(StorageError) as raised:
-        loop.train(run)
+        training.train(run)
     assert ("metrics.jsonl" if what == "workdir" else "No space left on device") in str(raised.value)
     good = (
         "there is no checkpoint"
@@ -783,14 +784,14 @@ def test_what_cannot_be_written_is_one_message(run_of, monkeypatch, capfd, what)
     monkeypatch.undo()
     gc.collect()
     assert capfd.readouterr().err == ""
-    assert loop.train(run_of()) == 0
+    assert training.train(run_of()) == 0
 
 
 def test_a_run_writes_images_and_its_config(run_of, monkeypatch):
     pixels = np.full((4, 6, 3), 9, np.uint8)
     monkeypatch.setattr(pretraining.run_figures, "images", lambda experiment, state: {"attention": pixels})
     run = run_of(total_steps=6, **{"logging.images_every": 2})
-    assert loop.train(run) == 0
+    assert training.train(run) == 0
     found = values(run.workdir)
     assert [(step, value.tag) for step, value in found if value.HasField("image")] == [
         (n, "attention") for n in (2, 4, 6)
@@ -804,5 +805,5 @@ def test_without_matplotlib_a_run_has_no_images(run_of, monkeypatch):
 
     monkeypatch.setattr(pretraining.run_figures, "images", missing)
     run = run_of(total_steps=2, **{"logging.images_every": 1})
-    assert loop.train(run) == 0
+    assert training.train(run) == 0
     assert not [value for _, value in values(run.workdir) if value.HasField("image")]
