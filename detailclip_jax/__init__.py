@@ -16,9 +16,10 @@ Public names are imported at their first use, which keeps `import detailclip_jax
 import os
 import sys
 
-if (sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].startswith(__name__)) or (
-    sys.argv and os.path.basename(sys.argv[0]) == "detailclip"
-):  # a command is being started: Ctrl-C ends it without a traceback from here on, until `runtime.signals` takes over
+# Where a command starts, Ctrl-C ends it without a traceback from here on, until `runtime.signals` takes over.
+if (sys.argv and os.path.basename(sys.argv[0]) == "detailclip") or (
+    sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].startswith(__name__)  # "-m" until Python has the module
+):
     try:
         import signal
 
