@@ -1120,6 +1120,7 @@ def make_choices(rng: Rng, folder: Path) -> None:
 
 def feed_choices(folder: Path) -> object:
     from detailclip_jax.data.labelled import open_choices
+    from detailclip_jax.data.pipeline import read
     from detailclip_jax.data.sources import BadRecord, MissingData
 
     num = 0
@@ -1127,7 +1128,7 @@ def feed_choices(folder: Path) -> object:
         try:
             found = open_choices(name, folder)
             num += len(found.choices)
-            assert found.data.source[0]["image"]
+            assert read(found.data.source, 0)[1].size
         except (MissingData, BadRecord) as error:
             assert str(error)
     return num
