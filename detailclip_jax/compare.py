@@ -145,6 +145,11 @@ def given_fields(plan: Plan, entry: Entry) -> list[str]:
     return [*plan.fields, *entry.given]
 
 
+def written_config(plan: Plan, entry: Entry) -> ConfigDict:
+    """Returns the config of an entry as its file has it."""
+    return run_config.load(entry.config or f"{plan.config}:method={entry.method}")
+
+
 def config_of(plan: Plan, entry: Entry, seed: int) -> ConfigDict:
     """Returns the config of one run: that of `entry`, with the plan's fields and budget.
 
@@ -156,7 +161,7 @@ def config_of(plan: Plan, entry: Entry, seed: int) -> ConfigDict:
 
     given = given_fields(plan, entry)
     check_not_own(given)
-    config = run_config.load(entry.config or f"{plan.config}:method={entry.method}")
+    config = written_config(plan, entry)
     set_fields(plan.fields)(config)
     entry.change(config)
     config.seed, config.init, config.evaluate_at_end = seed, plan.init, True
@@ -313,7 +318,7 @@ def check_methods(plan: Plan) -> None:
 
 def check(plan: Plan) -> None:
     """Checks the config and workdir of every run before the first one starts.  Raises ValueError."""
-    from detailclip_jax.pretraining import validate
+    from detailclip_jax.pretraining import check_weights, validate
     from detailclip_jax.training import warm_start
 
     check_methods(plan)
@@ -325,6 +330,7 @@ def check(plan: Plan) -> None:
             check_path_is_read(asked.data, given, flag="--set=")
             config = warm_start.adopt(asked, given, workdir)
             validate(config)
+            check_weights(config, written_config(plan, entry), workdir)
             check_same_run(config, workdir)
             adopted.append(Adopted(workdir, config.preprocess.to_dict(), given))
     if plan.init:

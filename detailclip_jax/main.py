@@ -160,8 +160,10 @@ def join_processes() -> None:
     processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
 
 
-def asked(command: str | None = None) -> tuple[ConfigDict, str, list[str]]:
+def asked(command: str | None = None) -> tuple[Any, ...]:
     """Returns the config and the workdir that the flags describe, and the names of the fields that they set.
+
+    Of a pretraining run also the config of the file.
 
     `command` is "main" or "transfer", by default the one that runs the config.
     Raises ValueError for an unknown command, and for one that does not run the config.
@@ -172,7 +174,7 @@ def asked(command: str | None = None) -> tuple[ConfigDict, str, list[str]]:
     if is_dense(config):  # its length is counted in steps alone
         return ConfigDict(config.to_dict()), workdir, given
     written = run_config.load(command_line.spec_of(sys.argv) or "")
-    return run_config.without_overridden(config, given, written), workdir, given
+    return run_config.without_overridden(config, given, written), workdir, given, written
 
 
 def command_of_config() -> str:

@@ -64,16 +64,21 @@ EMPTY = "{empty} of {sampled} sampled examples train with an empty text by data.
 LEAVE_OUT = "detailclip_jax.prepare --require-caption, with a new --out, leaves out examples without a caption"
 
 
-def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) -> Run:
+def prepare(
+    config: ConfigDict, workdir: str | Path, given: Iterable[str] = (), written: ConfigDict | None = None
+) -> Run:
     """Checks the config and the workdir, opens the data and builds the experiment; writes nothing.
 
     `given`: dotted names of fields that the user has set (see `warm_start.adopt` and `with_own_number`).
+    `written`: the config of the file; a loss weight that differs from it must be one that the method reads.
     Raises ValueError or FileNotFoundError, with a message for the user, if the config or the data are invalid or the
     workdir belongs to a run with another config.
     """
     given = list(given)
     config = warm_start.adopt(with_own_number(config, given), given, workdir)
     validate(config)
+    if written is not None:
+        check_weights(config, written, workdir)
     evaluation.plan(config)
     source = open_source(config)
     evaluation.check(config)
@@ -104,6 +109,11 @@ def validate(config: ConfigDict) -> None:
     _check_labels(config, method)
     _check_masking_view(config, method)
     num_captions(config.data)
+
+
+def check_weights(config: ConfigDict, written: ConfigDict, workdir: str | Path) -> None:
+    """Raises ValueError for a loss weight that neither the file nor the run in `workdir` has and the method ignores."""
+    methods.check_weights(config, warm_start.run_of(config, workdir) or written)
 
 
 def _check_crops(config: ConfigDict) -> None:

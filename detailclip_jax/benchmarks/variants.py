@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from detailclip_jax import methods
 from detailclip_jax.config import config_files, run_config, sizes
 from detailclip_jax.config.fields import RUN
 from detailclip_jax.config.settings import parse_setting, set_fields, split_list
@@ -75,6 +76,7 @@ def build(
     """
     settings = {name: BOOLS.get(value, value) if isinstance(value, str) else value for name, value in settings.items()}
     config = load(spec, settings.pop("method", None))
+    written = ConfigDict(config.to_dict())
     words = settings.pop("text_length", None)
     fields = {SHORT.get(field, field): value for field, value in settings.items()}
     with config.unlocked():
@@ -84,6 +86,7 @@ def build(
         config.total_steps, config.steps_per_epoch = STEPS, STEPS // 10
     config = with_terms(config, stand_ins=True)
     validate(config)
+    methods.check_weights(config, written)
     return Variant(name, config, _words(config, words))
 
 

@@ -29,6 +29,7 @@ OPEN = (
 INFINITE = float("inf")
 DEFAULT = object()
 LARGEST = 2**31 - 1  # of int32, in which steps, token ids and sizes are computed
+LARGEST_FLOAT = (2 - 2**-23) * 2.0**127  # of float32
 
 
 class Range(NamedTuple):
@@ -122,8 +123,8 @@ class Field(NamedTuple):
         numbers = [number for number in _leaves(value) if isinstance(number, int | float)]
         if any(number not in self.range for number in numbers):
             return f"be {str(self.range) or 'a number'}"
-        if any(not in_int32(number) for number in numbers):
-            return f"be from 0 to {LARGEST}"
+        if problem := next(filter(None, map(not_computable, numbers)), ""):
+            return problem
         if self.ascending and sorted(numbers) != numbers:
             return f"be in ascending order: write {tuple(sorted(numbers))}"
         return ""
@@ -167,9 +168,11 @@ KINDS = {
 }
 
 
-def in_int32(number: int | float) -> bool:
-    """Whether a whole number can be a count, a size or a seed; a float always can."""
-    return isinstance(number, float) or 0 <= number <= LARGEST
+def not_computable(number: int | float) -> str:
+    """What is wrong with a number that int32 or float32 does not hold, as it follows "must"; "" for other numbers."""
+    if isinstance(number, float):
+        return "" if abs(number) <= LARGEST_FLOAT else f"be a finite number of float32, at most {LARGEST_FLOAT:g}"
+    return "" if 0 <= number <= LARGEST else f"be from 0 to {LARGEST}"
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config import detection_fields, fields, segmentation_fields, stored_fields
 from detailclip_jax.config.config_files import METHOD_FOLDERS, find
 from detailclip_jax.config.data_path import is_endless, ratios
-from detailclip_jax.config.declarations import LARGEST, Field, in_int32
+from detailclip_jax.config.declarations import Field, not_computable
 from detailclip_jax.config.stored_fields import OtherVersion
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.regular_files import read_json
@@ -48,8 +48,8 @@ def check_fields(config: ConfigDict) -> None:
     for name, value in flatten(config.to_dict()).items():
         if declared := declaration(name):
             declared.check(name, value)
-        elif isinstance(value, int) and not in_int32(value):
-            raise ValueError(f"{name} {value} must be from 0 to {LARGEST}")
+        elif isinstance(value, int | float) and (problem := not_computable(value)):
+            raise ValueError(f"{name} {value} must {problem}")
 
 
 def load(spec: str) -> ConfigDict:

@@ -113,6 +113,17 @@ def check_name(name: str) -> None:
         raise ValueError(unknown("method", name, METHODS))
 
 
+def check_weights(config: ConfigDict, before: ConfigDict) -> None:
+    """Raises ValueError for a loss weight that differs from that of `before` and that no term of the method reads."""
+    own = {loss.weight_name: loss for loss in METHODS[config.method](config).losses}
+    for name, weight in config.losses.weights.items():
+        if weight != before.losses.weights.get(name) and name not in own and name not in TERMS:
+            raise ValueError(
+                f"losses.weights.{name} {weight:g}: method {config.method} has no such term; its weights are "
+                f"{', '.join(own)}, and those of terms that can be added: {', '.join(TERMS)}"
+            )
+
+
 def build_networks(config: ConfigDict, axis: Axis | None = None) -> Networks:
     """Builds the networks of the config's method; `axis` is the mesh axis over which BatchNorm takes its statistics."""
     return towers.build(config.model, build(config).networks, axis)

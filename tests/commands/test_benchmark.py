@@ -170,6 +170,10 @@ def test_the_second_variant_differs_as_asked_and_both_say_how():
         (["step", "--method=detailclp"], "unknown method 'detailclp'; did you mean 'detailclip'"),
         (["step", "--size=B/61"], "unknown model.size 'B/61'"),
         (["step", "--set", "model.dtyp=bfloat16"], "unknown config field 'model.dtyp'; did you mean 'model.dtype'"),
+        (
+            ["step", "--method=clip", "--set", "losses.weights.patch=0.5"],
+            "losses.weights.patch 0.5: method clip has no",
+        ),
         (["step", "--set", "dtype"], "expected FIELD=VALUE, got 'dtype'"),
         (["step", "--batch=0"], "argument --batch: '0' must be a whole number of at least 1"),
         (["stepp"], "unknown benchmark 'stepp'; did you mean 'step'?"),

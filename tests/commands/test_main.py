@@ -70,6 +70,16 @@ MISTAKES = [
     (["--confg=configs/stickers.py"], "unknown flag --confg; did you mean '--config'?"),
     ([f"--config={SMALLEST}", "--confg.batch_size=8"], "did you mean '--config'? (with .batch_size)"),
     ([f"--config={SMALLEST}", "--num_processes=2"], "--coordinator, --num-processes and --process-id must be given"),
+    (
+        [f"--config={SMALLEST}:method=clip", "--config.losses.weights.patch=0.5"],
+        "losses.weights.patch 0.5: method clip has no such term; its weights are clip, and those of terms",
+    ),
+    ([f"--config={SMALLEST}", "--config.losses.weights.cls=inf"], "losses.weights.cls inf must be a finite number"),
+    ([f"--config={SMALLEST}", "--config.optimizer.learning_rate=1e308"], "optimizer.learning_rate 1e+308 must be a"),
+    (
+        [f"--config={SMALLEST}", "--config.optimizer.part_rates={'text': 1e308}"],
+        "optimizer.part_rates.text 1e+308 must be a finite number of float32, at most 3.40282e+38",
+    ),
     ([f"--config={SMALLEST}", "--config.model.size=B/15"], "unknown model.size 'B/15'; did you mean 'B/16'?"),
 ]
 

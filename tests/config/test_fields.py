@@ -92,6 +92,8 @@ def test_every_default_is_allowed(module):
         (Field(1, "", OURS, range=FROM_1), (1,), (0,), "at least 1"),
         (Field(0.5, "", OURS, range=SHARE), (0, 0.5, 1.0), (-0.1, 1.1, float("nan")), "from 0 to 1"),
         (Field(0.5, "", OURS), (-2.0,), (float("nan"),), "must be a number"),
+        (Field(0.5, "", OURS), (3.4e38, -3.4e38), (float("inf"), 1e308, -3.5e38), "finite number of float32"),
+        (Field((0.5, 1.0), "", OURS), (), ((0.5, float("inf")),), "finite number of float32"),
         (Field(0.5, "", OURS, range=POSITIVE), (1e-9,), (0, -1.0), "greater than 0"),
         *((weight, (0, 2.5), (-1.0, float("nan")), "at least 0") for weight in fields.WEIGHTS.values()),
         (Field(0.5, "", OURS, range=POSITIVE_SHARE), (1,), (0, 1.5), "greater than 0 and at most 1"),

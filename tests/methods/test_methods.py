@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from collectives import collectives
 from flax import traverse_util
+from ml_collections import ConfigDict
 from tiny import (
     BATCH,
     check_names,
@@ -367,6 +368,24 @@ def test_errors_name_the_way_out():
     with pytest.raises(ValueError) as raised:
         methods.build(config)
     check_names(raised.value, "detailclip", "weight 0")
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_a_new_weight_must_be_one_that_the_method_reads(method):
+    written = tiny_config(method)
+    reads = {loss.weight_name for loss in methods.METHODS[method](written).losses}
+    for name, weight in written.losses.weights.items():
+        config = ConfigDict(written.to_dict())
+        config.losses.weights[name] = weight + 0.25
+        if name in methods.TERMS:  # every method can get these, or refuses them itself
+            continue
+        if name in reads:
+            methods.check_weights(config, written)
+            continue
+        with pytest.raises(ValueError) as raised:
+            methods.check_weights(config, written)
+        check_names(raised.value, f"losses.weights.{name} {weight + 0.25:g}", method, *reads, *methods.TERMS)
+        methods.check_weights(config, config)  # the file itself has it
 
 
 @pytest.mark.parametrize(

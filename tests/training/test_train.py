@@ -169,6 +169,19 @@ def test_preparing_writes_nothing_into_the_workdir(tmp_path):
     assert (tmp_path / "run/config.json").read_text() == text
 
 
+def test_a_weight_that_the_method_ignores_is_refused_unless_the_run_or_the_file_has_it(tmp_path):
+    written = run_config.load("tests/configs/smallest.py:method=clip")
+    config = run_config.load("tests/configs/smallest.py:method=clip")
+    config.losses.weights.patch = 0.5
+    with pytest.raises(ValueError) as refused:
+        pretraining.prepare(config, tmp_path / "run", ["losses.weights.patch"], written)
+    check_names(refused.value, "losses.weights.patch 0.5", "clip")
+    pretraining.prepare(config, tmp_path / "run", ["losses.weights.patch"], config)
+    (tmp_path / "run/checkpoints/4").mkdir(parents=True)  # a run of an earlier version goes on
+    (tmp_path / "run/config.json").write_text(run_config.to_json(config))
+    pretraining.check_weights(config, written, tmp_path / "run")
+
+
 def test_a_workdir_that_cannot_be_written_is_named(run_of, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"/file/run cannot be written \(.*\); choose another --workdir"):
