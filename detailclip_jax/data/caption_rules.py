@@ -38,7 +38,8 @@ class CaptionRule(NamedTuple):
 def captions_of(example: Mapping[str, Any], rule: str, rng: np.random.Generator, num: int = 1) -> tuple[str, ...]:
     """Returns the captions of an example by a rule: `num` for rules of several captions, see `num_captions`.
 
-    "parts" (B-CLIP): first a caption of up to num - 1 distinct sentences, then each of them; "" where they are fewer.
+    "parts" (B-CLIP): first a caption of num - 1 distinct sentences in random order, then each of them; fewer sentences
+        keep their order, and "" fills up.
     "crops" (COSMOS): first two captions of 1 to 5 distinct sentences each, then captions of one sentence each, drawn
         without replacement; k of these and n < k sentences use each sentence floor(k / n) or ceil(k / n) times.
     "diverse" (FLAIR): captions of 1 to 3 sentences each.  Of those with several, half are consecutive sentences and
@@ -156,8 +157,11 @@ def diverse(sentences: Sequence[str], rng: np.random.Generator, num: int) -> tup
 
 
 def parts(sentences: Sequence[str], rng: np.random.Generator, num: int) -> tuple[str, ...]:
-    """Draws up to `num - 1` distinct sentences; returns their join, then each of them, then "" (B-CLIP, 2512.12678)."""
-    drawn = _distinct(sentences, rng, num - 1)
+    """Draws `num - 1` distinct sentences; returns their join, then each of them (B-CLIP, 2512.12678).
+
+    Fewer sentences are all taken, in their order, and "" fills up.
+    """
+    drawn = sentences if len(sentences) < num - 1 else _distinct(sentences, rng, num - 1)
     return (BETWEEN.join(drawn), *drawn, *[""] * (num - 1 - len(drawn)))
 
 

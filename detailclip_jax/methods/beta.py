@@ -11,7 +11,7 @@ visible ones are pooled.
 
 Differences from the published code: the batch of the loss is the global one, not that of a device; queries without
 words neither count as rows nor as columns, while the code keeps them as negatives; parts of a caption are its
-sentences, not also phrases that a parser finds.
+sentences, not also phrases that a parser finds; the pool has the schedule of the other networks, times a factor.
 """
 
 import dataclasses

@@ -409,10 +409,13 @@ def _with_class_tokens(tree: Params, params: Params) -> Params:
 
 
 def _with_context(tree: Params, params: Params, rule: str) -> Params:
-    """Stretches the text positions of a checkpoint to the context of the new networks, unless they keep theirs."""
+    """Stretches the text positions of a checkpoint to the context of the new networks, unless it has that context."""
     if rule == KEEP or "text" not in tree or "text" not in params:
         return tree
-    stretched = positions.stretched_text(np.asarray(tree["text"]["positions"]), len(params["text"]["positions"]), rule)
+    table, length = np.asarray(tree["text"]["positions"]), len(params["text"]["positions"])
+    if len(table) == length:  # as in an import of Long-CLIP
+        return tree
+    stretched = positions.stretched_text(table, length, rule)
     return {**tree, "text": {**tree["text"], "positions": stretched}}
 
 

@@ -13,6 +13,7 @@ from tiny import check_names
 from detailclip_jax.config import default
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.caption_rules import (
+    RULES,
     caption_of,
     captions_of,
     num_captions,
@@ -258,6 +259,17 @@ def test_a_batch_is_cut_behind_the_words_that_were_moved_most():
         cut = trimmed({"text": text}, sorted({4, int(longest), 64}))["text"]
         assert cut.shape[-1] == (64 if longest == last else longest)  # the end token at place `last` must stay
         assert np.array_equal(cut.argmax(-1), text.argmax(-1))
+
+
+def test_parts_shuffle_what_they_choose_and_keep_the_order_of_fewer_sentences():
+    """As in B-CLIP's code, which samples only if there are enough."""
+    sentences = ["a", "b", "c", "d", "e"]
+    fewer = ("a. b. c. d. e", *sentences, "", "")
+    assert {RULES["parts"](sentences, np.random.default_rng(seed), 8) for seed in range(20)} == {fewer}
+    for num in (6, 4):  # all five of them, or three
+        found = {RULES["parts"](sentences, np.random.default_rng(seed), num) for seed in range(40)}
+        assert len(found) > 10 and all(join == ". ".join(each) for join, *each in found)
+        assert {each for _, *rest in found for each in rest} == {*sentences}
 
 
 def test_sources_give_a_caption_each():

@@ -550,6 +550,9 @@ def test_text_positions_are_stretched_to_a_longer_context(tmp_path):
     expected = stretched_text(np.asarray(trees["params"]["text"]["positions"]), 36, "longclip")
     np.testing.assert_array_equal(state.params["text"]["positions"], expected)
     assert "  context       36 tokens: 24 text positions of the checkpoint, stretched (longclip)" in said
+    asked.model.context_length = 24  # an import that has this context already, such as Long-CLIP
+    state, _ = warm_start.load(same := warm_start.adopt(asked), blank(same))
+    np.testing.assert_array_equal(state.params["text"]["positions"], trees["params"]["text"]["positions"])
     kept = warm_start.adopt(tiny("clip", init=str(tmp_path / "clip"), **{"model.context_length": 36}))
     assert kept.model.context_length == 24
     with pytest.raises(ValueError, match="init_text_positions 'linear' stretches the positions of a checkpoint"):
