@@ -5,8 +5,14 @@
         --config.data.path=...
 
 The contrast with captions goes on, and patches, pooled in the box of a crop, come near the teacher's embedding of that
-crop.  CLIPSelf has no other loss, and its teacher is the frozen start: --config.ema.start=1 --config.ema.end=1.
-FineCLIP also contrasts images with captions, and regions with captions of their own; its teacher is the student.
+crop.  CLIPSelf has no other loss, and its teacher is the frozen start.  It trains the blocks of the image encoder alone
+(`unlocked-groups 12`; embeddings, final norm and projection stay), as with these flags:
+
+    --config.losses.weights.clip=0 --config.ema.start=1 --config.ema.end=1 --config.model.scan=False \
+        --config.optimizer.frozen=image:-12,final_norm,image_projection,text,text_projection
+
+FineCLIP trains all, and also contrasts images with captions, and regions with captions of their own; its teacher is the
+student.
 
 All published runs start from EVA-02 CLIP B/16 and train on COCO.  Top-1 of the classes of COCO's / LVIS's boxes: CLIP
 44.2 / -, CLIPSelf 43.7 / 7.8, FineCLIP 48.4 / 23.3 [sec].  CLIPSelf's student reads 1,024 px, and .7 of its weights

@@ -610,7 +610,8 @@ OPTIMIZER: Group = {
     "frozen": Field(
         "",
         "parts that keep their weights, with commas between them: a network, such as image, text or image_projection; "
-        "patch_embed; or image:-2, which trains only the last two blocks of the image encoder and what follows them",
+        "patch_embed; final_norm; or image:-2, which trains only the last two blocks of the image encoder and what "
+        "follows them",
         OURS,
     ),
     "loaded_rate": Field(

@@ -24,7 +24,7 @@ from detailclip_jax.training.schedules import Number, Schedule, Step
 from detailclip_jax.types import Array, Params, PyTree
 
 FROZEN, PLAIN, DECAYED = "frozen", "plain", "decayed"
-PATCH_EMBED = "patch_embed"
+LAYERS = {"patch_embed": "image/patch_embed/.*", "final_norm": "image/norm/.*"}  # of the image encoder
 SHOWN = {FROZEN: "frozen", PLAIN: "no decay", DECAYED: "decayed"}
 POSITIONS = "positions"  # the pattern of learnt positions in the rules of image and text encoders
 FIRST_LAYER = r"(patch_embed|cls_token|extra_tokens|positions|token_embedding|pre_norm)(/.*)?"  # layer 0 of an encoder
@@ -71,8 +71,9 @@ def rules(
 def frozen_pattern(name: str, networks: Mapping[str, Network], model: ConfigDict) -> str:
     """Returns the pattern of the parameters that an entry of `optimizer.frozen` names.
 
-    "text" is a network, "image:-2" are embeddings and blocks of this encoder but the last two, "patch_embed" is a layer
-    of the image encoder.  As in open_clip's `lock`, what follows the blocks is trained with the last of them.
+    "text" is a network, "image:-2" are embeddings and blocks of this encoder but the last two, "patch_embed" and
+    "final_norm" are layers of the image encoder.  As in open_clip's `lock`, what follows the blocks is trained with the
+    last of them: "image:-N" freezes what `unlocked_groups=N + 1` does there, where the projection is the last group.
 
     Raises ValueError for an unknown entry, for networks with BatchNorm, whose statistics would go on, and for blocks of
     stacked encoders.
@@ -80,14 +81,14 @@ def frozen_pattern(name: str, networks: Mapping[str, Network], model: ConfigDict
     network, colon, count = name.partition(":-")
     blocks = {"image": sizes.size_of(model).depth, "text": sizes.size_of(model).text_depth}
     known = [each for each, made in networks.items() if not made.batch_norm]
-    if name == PATCH_EMBED and "image" in known:
-        return f"image/{PATCH_EMBED}/.*"
+    if name in LAYERS and "image" in known:
+        return LAYERS[name]
     if not colon and name in known:
         return f"{name}/.*"
     if name in networks:
         raise ValueError(f"optimizer.frozen {name!r} has BatchNorm, whose statistics would go on; leave it out")
     if not colon or network not in set(known) & set(blocks):
-        entries = [*known, PATCH_EMBED, *(f"{each}:-N" for each in blocks if each in known)]
+        entries = [*known, *LAYERS, *(f"{each}:-N" for each in blocks if each in known)]
         guess = near(name, entries) or ";"
         raise ValueError(f"optimizer.frozen {name!r} is no part of this method{guess} it has {', '.join(entries)}")
     if count not in map(str, range(1, blocks[network] + 1)):

@@ -43,6 +43,9 @@ CASES = {  # method, entry -> pattern of the frozen parameters; encoders have tw
     ("clip", "patch_embed"): r"image/patch_embed/.*",
     ("clip", "image:-1,logit_scale"): r"image/(patch_embed/.*|cls_token|positions|blocks_0/.*)|logit_scale/.*",
     ("clip", "image:-2,text:-1"): r"(image|text)/(patch_embed/.*|cls_token|positions|token_embedding)",
+    ("clip", "image:-2,final_norm,image_projection"): (  # CLIPSelf: the blocks alone
+        r"image/(patch_embed/.*|cls_token|positions|norm/.*)|image_projection/.*"
+    ),
     ("detailclip", "image"): r"image/.*",
     ("siglip", "logit_bias"): r"logit_bias/.*",
     ("dinotxt", "image"): r"image/.*",
@@ -125,7 +128,7 @@ def test_devices_and_chunks_give_the_same_numbers():
 @pytest.mark.parametrize(
     ("method", "entry", "fields", "named"),
     [
-        ("clip", "imag", {}, ("'imag'", "image", "text", "patch_embed", "image:-N")),
+        ("clip", "imag", {}, ("'imag'", "image", "text", "patch_embed", "final_norm", "image:-N")),
         ("clip", "decoder", {}, ("decoder", "image_projection")),
         ("dino", "text", {}, ("'text'", "image")),
         ("clip", "image:-3", {}, ("image:-3", "2 blocks", "from 1 to 2")),
