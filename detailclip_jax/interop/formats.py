@@ -257,7 +257,7 @@ FORMATS = {
         functions.write_stablehlo,
         functions.verify_stablehlo,
         lambda _: functions.TOWERS,
-        notes.signature_notes,
+        notes.stablehlo_notes,
         is_directory=True,
     ),
     "onnx": Format(

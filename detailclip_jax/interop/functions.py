@@ -56,11 +56,13 @@ def _image_tokens(export: Export, images: Any) -> Float[Array, "B M D"]:
     return verify.tokens_of(bound, normalise_pixels(images, mean, std))
 
 
-def _write(export: Export, path: Path, suffix: str, call: str, write: Callable[[Function, Path], None]) -> Any:
+def _write(
+    export: Export, path: Path, suffix: str, call: str, write: Callable[[Function, Path], None], **versions: str
+) -> Any:
     """Writes one file per function and signature.json; returns the weights used.
 
-    signature.json names the tokenizer's file if it is not CLIP's. Removes the file of an earlier export whose function
-    this model lacks.
+    signature.json has the `versions` of what wrote the files, and names the tokenizer's file if it is not CLIP's.
+    Removes the file of an earlier export whose function this model lacks.
     """
     path.mkdir(parents=True, exist_ok=True)
     found = functions(export)
@@ -68,7 +70,7 @@ def _write(export: Export, path: Path, suffix: str, call: str, write: Callable[[
         (path / f"encode_{name}.{suffix}").unlink(missing_ok=True)
     for name, function in found.items():
         write(function, path / f"encode_{name}.{suffix}")
-    content = {f"encode_{name}": _signature(function) for name, function in found.items()} | {"call": call}
+    content = {f"encode_{name}": _signature(function) for name, function in found.items()} | {"call": call} | versions
     content["preprocess"] = preprocessing.description(export.config)
     content |= hub_vocabulary.stated(export.config) if "text" in found else {}
     replace_text(path / "signature.json", json.dumps(content, indent=2) + "\n")
@@ -87,7 +89,7 @@ def _signature(function: Function) -> dict[str, str]:
 def write_stablehlo(export: Export, path: Path) -> Any:
     """Writes encode_image.bin and encode_text.bin, for cpu, cuda and tpu."""
     call = "jax.export.deserialize(bytearray(open(FILE, 'rb').read())).call(array)"
-    return _write(export, path, "bin", call, _stablehlo)
+    return _write(export, path, "bin", call, _stablehlo, jax=jax.__version__)
 
 
 def _stablehlo(function: Function, file: Path) -> None:

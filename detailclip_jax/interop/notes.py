@@ -98,6 +98,15 @@ def signature_notes(config: ConfigDict, path: Path) -> list[str]:
     return vocabulary_notes(config, path / "signature.json") if is_pair else []
 
 
+def stablehlo_notes(config: ConfigDict, path: Path) -> list[str]:
+    """Returns the note on the versions of jax that read the files, and those of `signature_notes`."""
+    return [
+        f"written by jax {jax.__version__}, as {path / 'signature.json'} says; jax guarantees that versions up to six "
+        "months newer, or three weeks older, read the files: keep the checkpoint, to export it again",
+        *signature_notes(config, path),
+    ]
+
+
 def vocabulary_notes(config: ConfigDict, stated_in: Path) -> list[str]:
     """Returns the note on a tokenizer that is a file, which the format has no place for."""
     if not hub_vocabulary.is_own(config):

@@ -133,6 +133,8 @@ def test_written_loaded_and_equal(detailclip, tmp_path, capsys, to, name, rows):
     assert f"weights     {'student and ema' if to == 'reference' else 'ema'}\n" in printed
     assert ("have no place there" in printed) == (to == "reference")
     if to == "stablehlo":
+        signature = json.loads((tmp_path / name / "signature.json").read_text())
+        assert signature["jax"] == jax.__version__ and f"written by jax {jax.__version__}" in printed
         check_called_without_this_package(tmp_path / name)
 
 
