@@ -7,7 +7,7 @@ r"""Imports a PyTorch checkpoint as a workdir for evaluation, notebooks and trai
         --image-size=448
 
 FORMAT is the layout of the tensors: reference (DetailCLIP), aclip, flair, slip, clip (of SLIP's family), openai,
-longclip, open_clip, cosmos, huggingface, big_vision (SigLIP), tips, mae, dinov2, dinov3, ibot, dino, timm, or
+longclip, open_clip, cosmos, huggingface, big_vision (SigLIP), tips, dinotxt, mae, dinov2, dinov3, ibot, dino, timm, or
 safetensors (written by export).  Without --from it is inferred from their names, except for TIPS's image encoder alone
 and DINOv2 with registers, which have the same names.  The tensors of an encoder alone of MAE, DINO or iBOT have timm's
 names: give --from, or it gets timm's preprocessing.  Sizes are inferred from the shapes.  Only tensors are loaded: a
@@ -41,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
     command = flags.parser("import_torch", __doc__)
     add = command.add_argument
-    files = "a PyTorch, TorchScript, safetensors or npz file, the folder of one, or the folder of TIPS's two files"
+    files = (
+        "a PyTorch, TorchScript, safetensors or npz file, its folder, or the folder of TIPS's or dino.txt's two files"
+    )
     add("file", metavar=flags.EITHER, help=files)
     add("--from", dest="layout", metavar="FORMAT", help="layout of the tensors, see above (default: by their names)")
     add("--out", required=True, metavar="DIR", help="the workdir to write, with one checkpoint of step 0")

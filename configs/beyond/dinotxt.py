@@ -14,7 +14,8 @@ and has neither gradient nor moments.
 The published models are a DINOv2 L/14 with four registers and a DINOv3 L/16. The batch below is that of the published
 example on 32 GPUs. The data is private. No result with these settings is known.
 
-Differences from the published code: drop path drops each image with probability .3, there exactly this share of a batch
+Differences from the published code: queries, keys and values of texts have biases, there they have none [choice]; drop
+path drops each image with probability .3, there exactly this share of a batch
 [choice]. The code has an optional Gram loss between the patches before and after the blocks, which its example does not
 use; it is not here.
 

@@ -131,6 +131,11 @@ HF_DINOV2 = Names(
     ("layer_scale1.lambda1", "layer_scale2.lambda1"),
     ("bicubic", "timm"),
 )
+HF_MODULE_DINOV2 = HF_DINOV2._replace(  # in memory; transformers 5 writes the names above
+    qkv=tuple(f"attention.{name}_proj" for name in "qkv"),
+    proj="attention.o_proj",
+    gated=("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+)
 TIMM_DINOV2 = DINOV2._replace(registers="reg_token", complete=class_position)
 DINOV3 = DINOV2._replace(
     model="DINOv3",

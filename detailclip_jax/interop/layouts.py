@@ -16,6 +16,7 @@ from detailclip_jax.interop import (
     big_vision_names,
     clip_names,
     dino_names,
+    dinotxt_names,
     huggingface,
     reference,
     timm_vit,
@@ -324,6 +325,12 @@ COSMOS_TEXT = {name: f"{clip_names.COSMOS_STUDENT}.{key}" for name, key in CLIP_
 TIPS_TEXT_KEYS = {
     name: f"{tips_names.TEXT}.{key}" for name, key in (CLIP_TEXT | {"joint": "positional_embedding"}).items()
 }
+DINOTXT_TEXT = {
+    "blocks": f"{dinotxt_names.TEXT}.blocks",
+    "positions": f"{dinotxt_names.TEXT}.positional_embedding",
+    "token_embedding": f"{dinotxt_names.TEXT}.token_embedding.weight",
+    "joint": dinotxt_names.TEXT_PROJECTION,
+}
 TIPS_TEXT_MLP = f"{tips_names.TEXT}.transformer.resblocks.0.mlp.c_proj.weight"
 SIGLIP_TEXT_KEYS = {**HF_TEXT, "joint": "text_model.head.weight"}
 SIGLIP_MLPS = {
@@ -363,6 +370,7 @@ def _dinov2(names: dino_names.Names, registers: bool, gated: bool) -> TensorLayo
         "image_encoder",
         (
             *(names.cls_token, f"{block}.{names.gated[0]}.weight", f"{block}.{names.scales[0]}"),
+            f"{block}.{names.proj}.weight",
             *([names.registers] if registers else []),
         ),
         Tower(f"{names.patches}.weight", names.positions, names.blocks),
@@ -409,6 +417,27 @@ def _tips_pair(gated: bool) -> TensorLayout:
         prepare=tips_names.plain_pair,
         shared_with="",
         drops=(rf"{keys}\.mask_token",),
+    )
+
+
+def _dinotxt() -> TensorLayout:
+    """The whole model of dino.txt, on DINOv3's L/16."""
+    image, keys = _dinov2(dino_names.DINOV3, True, False), dinotxt_names.IMAGE
+    return image._replace(
+        name="dinotxt",
+        method="dinotxt",
+        marks=(f"{dinotxt_names.HEAD}.ln_final.weight", f"{dinotxt_names.TEXT}.token_embedding.weight"),
+        tower=Tower(f"{keys}.{VIT.kernel}", "", f"{keys}.{VIT.blocks}"),
+        table=dinotxt_names.table,
+        text=DINOTXT_TEXT,
+        text_activation="gelu",
+        mlps={"mlp_width": f"{keys}.{image.mlps['mlp_width']}"},
+        prepare=dinotxt_names.completed,
+        stated=dinotxt_names.heads,
+        prefixes=(),
+        drops=tuple(rf"{keys}\.{pattern}" for pattern in DINOV2_DROPS),
+        resize=None,
+        **EVAL_256,
     )
 
 
@@ -612,6 +641,7 @@ LAYOUTS = (
         filter="bilinear",
     ),
     *(_tips_pair(gated) for gated in (True, False)),
+    _dinotxt(),
     *(_tips(gated) for gated in (True, False)),
     TensorLayout(
         "mae",
@@ -634,7 +664,7 @@ LAYOUTS = (
     ),
     *(
         _dinov2(names, registers, gated)
-        for names in (dino_names.HF_DINOV2, dino_names.DINOV2)
+        for names in (dino_names.HF_DINOV2, dino_names.HF_MODULE_DINOV2, dino_names.DINOV2)
         for registers in (True, False)
         for gated in (True, False)
     ),

@@ -16,7 +16,7 @@ from detailclip_jax.config import crop as crop_config
 from detailclip_jax.config import default
 from detailclip_jax.config.sizes import num_side_patches
 from detailclip_jax.data import preprocessing, vocabularies
-from detailclip_jax.interop import hub, hub_vocabulary, key_tables, own, tensor_files, tips_names
+from detailclip_jax.interop import dinotxt_names, hub, hub_vocabulary, key_tables, own, tensor_files, tips_names
 from detailclip_jax.interop.image_size import fit_granularity, resize
 from detailclip_jax.interop.key_tables import Entry, StateDict, Table
 from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, TensorLayout
@@ -189,7 +189,7 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _open(path: Path) -> tuple[Any, dict[str, Any], Path | None]:
     """The tensors of a file or folder, and the options from the config file beside them, if there is one."""
-    if path.is_dir() and (pair := tips_names.pair_in(path)):
+    if path.is_dir() and (pair := tips_names.pair_in(path) or dinotxt_names.pair_in(path)):
         return pair, {}, None
     file = tensor_files.weights_in(path) if path.is_dir() else path
     return tensor_files.read_shards(file), hub.sidecar_options(file), hub.config_beside(file)

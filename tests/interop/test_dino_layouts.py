@@ -136,6 +136,15 @@ def test_dinov2_of_transformers(tmp_path, registers, gated):
         same_tokens(model.networks, model.params, images, tokens_of(theirs, images), registers)
 
 
+@pytest.mark.parametrize(("registers", "gated"), [(0, False), (0, True), (4, False), (4, True)])
+def test_dinov2_of_transformers_in_memory(registers, gated):
+    """Modules have other names than the files that `save_pretrained` writes."""
+    theirs = dinov2(registers, gated)
+    model, variables, config = interop.load(theirs.state_dict())
+    assert (config.model.class_tokens, config.preprocess.crop_ratio) == (1 + registers, 224 / 256)
+    same_tokens(model, variables["params"], pixels(SIDE), tokens_of(theirs, pixels(SIDE)), registers)
+
+
 @pytest.mark.parametrize(("registers", "gated"), [(0, True), (4, False)])
 def test_dinov2_of_its_own_code(registers, gated):
     theirs = dinov2(registers, gated)
