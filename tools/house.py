@@ -10,6 +10,7 @@ import argparse
 import ast
 import collections
 import contextlib
+import functools
 import inspect
 import io
 import os
@@ -22,7 +23,7 @@ import tarfile
 import tempfile
 import threading
 import tokenize
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
@@ -211,6 +212,12 @@ def all_arguments(function: FUNCTIONS) -> list[ast.arg]:
     return [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
 
 
+def is_of(libraries: Mapping[str, str], tree: ast.Module, value: ast.expr) -> bool:
+    """Whether a chain of attributes begins with an imported name that no parameter of its function hides."""
+    root = root_of(value)
+    return root is not None and root in libraries and value not in within_functions(tree, root)
+
+
 def private_uses(parsed: Sequence[Module], package: str) -> list[str]:
     """Returns the uses of private parts of libraries, as FILE:LINE kind expression.
 
@@ -227,24 +234,17 @@ def private_uses(parsed: Sequence[Module], package: str) -> list[str]:
     uses = []
     for module in parsed:
         libraries = imported_names(module.tree, package)
+        of_library = functools.partial(is_of, libraries, module.tree)
         for node in ast.walk(module.tree):
-
-            def of_library(value: ast.expr, libraries: Any = libraries, tree: ast.Module = module.tree) -> bool:
-                root = root_of(value)
-                return root in libraries and value not in within_functions(tree, root)
-
             match node:
                 case ast.Import() | ast.ImportFrom():
                     origin = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
                     paths = [origin + alias.name for alias in node.names]
                     uses += [(module, node, "imported", path) for path in paths if is_private_path(path, package)]
                 case ast.Attribute(value=value, attr=name, ctx=context):
-                    if (
-                        not isinstance(context, ast.Load)
-                        and of_library(value)
-                        and (text := ast.unparse(node)) != "sys.argv"
-                    ):
-                        uses.append((module, node, "patched", text))
+                    if not isinstance(context, ast.Load) and of_library(value):
+                        if (text := ast.unparse(node)) != "sys.argv":  # documented as one to assign
+                            uses.append((module, node, "patched", text))
                     elif is_private(name) and (of_library(value) or name not in defined):
                         uses.append((module, node, "read", ast.unparse(node)))
                 case ast.Call(func=ast.Name(id="getattr" | "hasattr"), args=[value, ast.Constant(value=str(name)), *_]):
