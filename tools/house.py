@@ -112,9 +112,11 @@ def functions(parsed: Sequence[Module]) -> tuple[dict[str, Any], list[str]]:
     A use is a name or an attribute with the name of the function, anywhere in the package.  Only names that one
     function has are counted.  The count cannot see a use through a string (`getattr`, `__all__`), a call by a library
     (a method that overrides one of a library's class), and whether an attribute of this name is another object's.  It
-    takes a reference in a table for one use, and a module of the same name for another one.
+    takes a module of the same name for a use.  "(passed on)" in the list: the one use is no call, so the function may
+    have to stay; properties are marked like this too.
     """
     uses: collections.Counter[str] = collections.Counter()
+    called: set[str] = set()
     defined: list[tuple[str, str, int]] = []
     for module in parsed:
         lines = module.text.splitlines()
@@ -123,12 +125,14 @@ def functions(parsed: Sequence[Module]) -> tuple[dict[str, Any], list[str]]:
                 uses[node.id] += 1
             elif isinstance(node, ast.Attribute):
                 uses[node.attr] += 1
+            elif isinstance(node, ast.Call):
+                called.add(getattr(node.func, "id", getattr(node.func, "attr", "")))
             elif isinstance(node, FUNCTIONS):
                 defined.append((node.name, module.at(node), body_length(node, lines)))
     lengths = [length for *_, length in defined]
     times = collections.Counter(name for name, *_ in defined)
     single = [each for each in defined if uses[each[0]] == 1 and times[each[0]] == 1]
-    short = [f"{where}:{name}" for name, where, length in single if length <= 2]
+    short = [(name, where) for name, where, length in single if length <= 2]
     longest = max(defined, key=lambda each: each[2])
     return {
         "functions and methods": len(defined),
@@ -138,7 +142,8 @@ def functions(parsed: Sequence[Module]) -> tuple[dict[str, Any], list[str]]:
         "bodies of more than 70 lines": sum(length > 70 for length in lengths),
         "functions with one use": len(single),
         "of these, of one or two lines": len(short),
-    }, short
+        "of these, called": sum(name in called for name, _ in short),
+    }, [f"{where}:{name}{'' if name in called else ' (passed on)'}" for name, where in short]
 
 
 # Words

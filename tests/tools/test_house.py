@@ -79,6 +79,7 @@ def test_functions_are_counted_with_their_bodies_and_uses(parsed):
     assert counted["body, median lines"] == 1 and counted["body, longest"] == "3 (training/step.py:19:use)"
     assert counted["functions with one use"] == counted["of these, of one or two lines"] == 3
     assert short == ["main.py:4:main", "training/step.py:6:outer", "training/step.py:28:_own"]  # `train_step` has two
+    assert counted["of these, called"] == 3
 
 
 def test_words_are_counted_as_parts_of_identifiers_and_in_prose(parsed):
