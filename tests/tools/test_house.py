@@ -130,3 +130,8 @@ def test_a_command_is_followed_from_main_to_the_step_and_within_it(package):
 def test_this_package_has_the_tables_and_rooms_that_are_measured():
     text = house.measures(house.PACKAGE)
     assert re.search(r"functions and methods +\d{4}", text) and re.search(r"lines outside .*: .*\d", text)
+
+
+def test_the_import_of_a_command_is_measured(package):
+    row = house.imports(package).splitlines()[1].split()
+    assert row[0] == "main" and row[2] == "6" and row[4] == "False"  # main, step, square, three folders
