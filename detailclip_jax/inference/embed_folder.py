@@ -51,7 +51,7 @@ def read_texts(file: str | Path | None, more: Sequence[str] = ()) -> list[str]:
 def embed_images(model: "Model", found: Found, keys: Sequence[Key]) -> Iterator[EmbeddedBatch]:
     """Embeds images batch by batch, while threads read the next ones."""
     from detailclip_jax.data.workers import Prefetched
-    from detailclip_jax.inference.batching import in_shapes, in_turn
+    from detailclip_jax.inference.batching import in_shapes, in_turn, shapes_up_to
 
     todo = found._replace(names=tuple(key.name for key in keys))
     images = ImageFileBatches(todo, model.transform, BATCH_SIZE)
@@ -60,7 +60,7 @@ def embed_images(model: "Model", found: Found, keys: Sequence[Key]) -> Iterator[
         def calls() -> Iterator[tuple[Any, list[str]]]:
             for batch in batches:
                 reasons = iter(batch["reason"])
-                for rows, count in in_shapes(batch["image"]):
+                for rows, count in in_shapes(batch["image"], shapes_up_to(BATCH_SIZE)):
                     yield model.encode.image(model.params, rows), [*itertools.islice(reasons, count)]
 
         first = 0
