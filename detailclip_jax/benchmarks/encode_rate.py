@@ -74,7 +74,8 @@ def of_open_clip(checkpoint: str, step: int | None) -> Encoders:
         with contextlib.chdir(folder):  # where the image encoder's config may be, see `hub.needs_trunk`
             model, _, preprocess = open_clip.create_model_and_transforms("local-dir:.")
             tokenizer: Any = open_clip.get_tokenizer("local-dir:.")
-    net, view = model.eval(), preprocess
+    net: Any = model.eval()
+    view: Any = preprocess
 
     def images(files: Sequence[bytes]) -> np.ndarray:
         with torch.inference_mode():
