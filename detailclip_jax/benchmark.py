@@ -62,8 +62,8 @@ Images and texts per second that a checkpoint encodes, beside open_clip with the
     python -m detailclip_jax.benchmark encode --checkpoint=runs/vitb16_yfcc
     python -m detailclip_jax.benchmark encode --checkpoint=runs/openai --counts 1 100 --rounds=9 --json=encode.json
 
-Images are JPEG files of 500 x 375 in memory: decoding and preprocessing count.  Both run in turn, and the ratio of
-their times is computed round by round.  The least cosine of both embeddings shows that the models are the same.
+Images are PIL images of 500 x 375: resizing them counts, decoding does not.  Both run in turn, and the ratio of their
+times is computed round by round.  The least cosine of both embeddings shows that the models are the same.
 Needs open_clip (pip install open_clip_torch), on its default device.
 """
 FLAGS = ("method", "size", "dtype", "remat", "scan", "batch", "text_length")

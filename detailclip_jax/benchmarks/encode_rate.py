@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import functools
-import io
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 
 from detailclip_jax.benchmarks import cost_table, timing
 from detailclip_jax.benchmarks.data_rate import DISTINCT, SyntheticImages
+from detailclip_jax.data.decoding import decode
 from detailclip_jax.inference.model import load
 from detailclip_jax.interop import exported_model
 from detailclip_jax.interop.formats import write_open_clip
@@ -25,9 +25,9 @@ NAMES = ("detailclip_jax", "open_clip")
 
 
 class Encoders(NamedTuple):
-    """Functions of JPEG files and of texts; each returns embeddings [B, E]."""
+    """Functions of images and of texts; each returns embeddings [B, E]."""
 
-    images: Callable[[Sequence[bytes]], np.ndarray]
+    images: Callable[[Sequence[Image.Image]], np.ndarray]
     texts: Callable[[Sequence[str]], np.ndarray]
 
 
@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     model, theirs = load(arguments.checkpoint, step=arguments.step), of_open_clip(arguments.checkpoint, arguments.step)
     both = Encoders(model.encode_image, model.encode_text), theirs
     examples = [SyntheticImages()[number % DISTINCT] for number in range(max(arguments.counts))]
-    inputs = [example["image"] for example in examples], [example["captions"][0] for example in examples]
+    images = [Image.fromarray(decode(example["image"])) for example in examples]
+    inputs = images, [example["captions"][0] for example in examples]
     records = []
     for kind, rows in zip(KINDS, inputs):
         for count in arguments.counts:
@@ -77,10 +78,9 @@ def of_open_clip(checkpoint: str, step: int | None) -> Encoders:
     net: Any = model.eval()
     view: Any = preprocess
 
-    def images(files: Sequence[bytes]) -> np.ndarray:
+    def images(rows: Sequence[Image.Image]) -> np.ndarray:
         with torch.inference_mode():
-            batch = torch.stack([view(Image.open(io.BytesIO(file))) for file in files])
-            return net.encode_image(batch, normalize=True).numpy()
+            return net.encode_image(torch.stack([view(image) for image in rows]), normalize=True).numpy()
 
     def texts(lines: Sequence[str]) -> np.ndarray:
         with torch.inference_mode():
