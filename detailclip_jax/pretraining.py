@@ -546,7 +546,7 @@ def _share(run: Run) -> tuple[Any, PyTree]:
         config.views.patch_dropout = 0.0  # the end of the run needs more memory
     config.batch_size = run.config.batch_size // run.config.accumulation // run.experiment.mesh.devices.size
     config.accumulation, config.losses.clip_block = 1, 0  # small: all logits at once
-    if run.experiment.setup.forward_pass.model.gathers and run.config.model.remat == "none":
+    if run.experiment.forward_pass.model.gathers and run.config.model.remat == "none":
         config.model.remat = "dots"  # see `models.block.gathered`
     alone = experiment.build(config, make_mesh(jax.local_devices()[:1]))
     return alone, jax.eval_shape(lambda: dummy_batch(run.config, config.batch_size))

@@ -33,8 +33,10 @@ from detailclip_jax.training import checkpoint, dense_encoder, sharding
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training import optimizer as groups_of
 from detailclip_jax.training.forward_pass import STATS
+from detailclip_jax.training.initial_state import InitialState
 from detailclip_jax.training.session import COUNTS
 from detailclip_jax.training.train_state import TrainState
+from detailclip_jax.training.train_step import StepLayout, StepSetup, combined_loss, compiled
 from detailclip_jax.types import Array, Batch, Params
 
 Sides = tuple[int, int]  # height and width in pixels
@@ -103,7 +105,7 @@ class DenseTask(NamedTuple):
     head: Callable[[ConfigDict], str]  # its name
     network: Callable[[ConfigDict, int], Any]  # encoder and heads for a number of classes
     initial: Callable[[Any, ConfigDict, Array], Mapping[str, Any]]  # variables of a network, from a key
-    loss: fine_tuning.Loss
+    loss: fine_tuning.DenseLoss
     terms: Callable[[ConfigDict], Sequence[str]]  # of the loss, by name
 
     # inference and metric
@@ -134,7 +136,10 @@ class Experiment:
 
     config: ConfigDict
     task: DenseTask
-    setup: fine_tuning.TaskSetup
+    model: Any  # encoder and heads
+    setup: StepSetup  # what a step computes
+    layout: StepLayout  # where it computes it
+    initial: InitialState
     classes: tuple[str, ...]
     given: Sets | None  # None: opened when `sets` is first used
     state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
@@ -144,12 +149,7 @@ class Experiment:
     @property
     def mesh(self) -> Mesh:
         """The device mesh."""
-        return self.setup.mesh
-
-    @property
-    def model(self) -> Any:
-        """Encoder and heads."""
-        return self.setup.model
+        return self.layout.mesh
 
     @functools.cached_property
     def sets(self) -> Sets:
@@ -162,7 +162,7 @@ class Experiment:
 
     def init(self, seed: int) -> TrainState:
         """Draws the state of step 0, with an untrained encoder (see `load_encoder`), and places it on the devices."""
-        return self.setup.initial.put(seed, self.state_shapes)
+        return self.initial.put(seed, self.state_shapes)
 
     def load_encoder(self, state: TrainState) -> tuple[TrainState, list[str]]:
         """Replaces the encoder by that of `config.init`; returns the state and lines that say what was loaded.
@@ -211,8 +211,8 @@ class Experiment:
         )
 
     def combined_loss(self, params: Params, state: TrainState, batch: Batch) -> Any:
-        """Computes the loss of a step, see `fine_tuning.combined_loss`; for gradients outside of a step."""
-        return fine_tuning.combined_loss(params, state, batch, self.task.loss, self.setup)
+        """Computes the loss of a step, see `train_step.combined_loss`; for gradients outside of a step."""
+        return combined_loss(params, state, batch, self.setup, self.layout)
 
     def sharding_table(self) -> str:
         """Formats pattern, sharding and megabytes of the state's arrays."""
@@ -303,8 +303,10 @@ def build(
     classes = classes if sets is None else sets.train.classes
     model = task.network(config, len(classes))
 
-    setup, shapes = fine_tuning.set_up(config, model, functools.partial(task.initial, model, config), mesh)
-    return Experiment(config, task, setup, classes, sets, shapes, fine_tuning.jitted(task.loss, setup, shapes))
+    variables = functools.partial(task.initial, model, config)
+    setup, layout, initial, shapes = fine_tuning.set_up(config, model, variables, task.loss, mesh)
+    step = compiled(setup, layout, shapes, config.model.matmul_precision)
+    return Experiment(config, task, model, setup, layout, initial, classes, sets, shapes, step)
 
 
 def mode_of(config: ConfigDict) -> str:

@@ -1,4 +1,4 @@
-"""Fine-tuning of an image encoder for a dense task: its optimiser, its state and one update.
+"""Fine-tuning of an image encoder for a dense task: its schedules, its optimiser and its state.
 
 AdamW with linear warm-up, polynomial or stepwise decay, and smaller learning rates for earlier blocks.  The encoder is
 `params["image"]`; everything else belongs to the task.
@@ -6,7 +6,7 @@ AdamW with linear warm-up, polynomial or stepwise decay, and smaller learning ra
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +15,18 @@ import optax
 from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.models import initial_values
 from detailclip_jax.models.vit import NETWORKS
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training import optimizer, sharding
 from detailclip_jax.training.forward_pass import STATS
 from detailclip_jax.training.initial_state import InitialState
-from detailclip_jax.training.schedules import Number, Schedule, ScheduledStep, Step, of_numbers, per_step
+from detailclip_jax.training.schedules import Number, Schedule, Step, of_numbers, per_step
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.types import BATCH, Array, Batch, Float, Params, PyTree, Scalar
+from detailclip_jax.training.train_step import Inputs, Outputs, Schedules, StepLayout, StepSetup
+from detailclip_jax.types import BATCH, Array, Batch, Float, Keys, Params, PyTree, Scalar
 
 EVERYTHING = optimizer.DecayRule(r".*", optimizer.DECAYED)
 ENCODER = optimizer.DecayRule(r"image/.*", optimizer.FROZEN)
@@ -146,19 +145,12 @@ def _rates(config: ConfigDict) -> ConfigDict:
     return ConfigDict({"part_rates": {"image": 1.0}, "layer_decay": config.optimizer.layer_decay})
 
 
-class Schedules(NamedTuple):
-    """The hyperparameters that depend on the step: a pytree of their numbers."""
-
-    learning_rate: Schedule
-    weight_decay: np.float32  # constant
-
-
 def build(params: Params, config: ConfigDict) -> tuple[Callable[[Schedules], optax.GradientTransformation], PyTree]:
     """Returns AdamW with one factor per layer, built for schedules, and the group of every parameter."""
     groups = optimizer.labels(params, rules(config))
 
     def adamw(given: Schedules) -> optax.GradientTransformation:
-        built = optimizer.build(config.optimizer, *given, groups)
+        built = optimizer.build(config.optimizer, given.learning_rate, given.weight_decay, groups)
         return optimizer.scaled_rates(built, params, _rates(config))
 
     return adamw, groups
@@ -179,31 +171,13 @@ def table_text(params: Params, config: ConfigDict) -> str:
     return "\n".join(f"{factor:>9} {count:>14}  {layers}" for factor, count, layers in rows)
 
 
-class TaskSetup(NamedTuple):
-    """The constant inputs of a training step."""
-
-    config: ConfigDict
-    model: Any
-    initial: InitialState
-    adamw: Callable[[Schedules], optax.GradientTransformation]
-    schedules: Schedules
-    groups: PyTree
-    mesh: Mesh
-    placed: TrainState  # a PartitionSpec for every array of the state
-
-    @property
-    def optimizer(self) -> optax.GradientTransformation:
-        """AdamW with the setup's schedules."""
-        return self.adamw(self.schedules)
-
-
-Loss = Callable[[Params, Params, Batch, Array, TaskSetup], tuple[Scalar, dict[str, Array], Params]]
+DenseLoss = Callable[[Any, ConfigDict, Inputs], Outputs]  # of a network that knows the mesh axis, and of its config
 
 
 def set_up(
-    config: ConfigDict, model: Any, variables: Callable[[Array], Mapping[str, Any]], mesh: Mesh
-) -> tuple[TaskSetup, TrainState]:
-    """Builds optimiser and placement; returns them with the shapes and shardings of the state.
+    config: ConfigDict, model: Any, variables: Callable[[Array], Mapping[str, Any]], loss: DenseLoss, mesh: Mesh
+) -> tuple[StepSetup, StepLayout, InitialState, TrainState]:
+    """Builds what a step computes and where; returns them with the initial state and its shapes and shardings.
 
     `variables` initialises the network from a key.
     """
@@ -211,67 +185,16 @@ def set_up(
     initial, params = InitialState(start), start.shapes["params"]
     adamw, groups = build(params, config)
     plan = Schedules(schedule_of(config), np.float32(config.optimizer.weight_decay))
-    shapes = initial.shapes.replace(opt_state=jax.eval_shape(adamw(plan).init, params))
+    of_device = lambda inputs, axis: loss(model, config, inputs)  # noqa: E731
+    setup = StepSetup(of_device, adamw, groups, plan, {}, keys=keys_of_images)
+    shapes = initial.shapes.replace(opt_state=jax.eval_shape(setup.optimizer.init, params))
     shapes = sharding.placed(shapes, mesh, sharding.rules(NETWORKS))
-    return TaskSetup(config, model, initial, adamw, plan, groups, mesh, sharding.specs(places_of(shapes))), shapes
+    return setup, StepLayout(mesh, sharding.specs(sharding.places(shapes)), BATCH), initial, shapes
 
 
-def jitted(loss: Loss, setup: TaskSetup, shapes: TrainState) -> ScheduledStep:
-    """The compiled `train_step` of (state, batch); `state` is donated."""
-
-    def step(state: TrainState, batch: Batch, given: Schedules) -> tuple[TrainState, dict[str, Array]]:
-        return train_step(state, batch, loss, setup._replace(schedules=given))
-
-    out = places_of(shapes), meshes.replicated(setup.mesh)
-    return ScheduledStep(jax.jit(step, donate_argnums=0, out_shardings=out), setup.schedules)
-
-
-def train_step(state: TrainState, batch: Batch, loss: Loss, setup: TaskSetup) -> tuple[TrainState, dict[str, Array]]:
-    """Computes the next state, and float32 scalars to log.  A pure function; `batch` is sharded over the mesh.
-
-    `loss` is called on every device with whole parameters, BatchNorm statistics, the device's share of the batch, and a
-    key per image; it returns the loss of the batch of all devices, scalars to log, and the new statistics.
-    """
-    taken = functools.partial(combined_loss, state=state, batch=batch, loss=loss, setup=setup)
-    with matmul_precision(setup.config.model.matmul_precision):
-        (_, (values, stats)), grads = jax.value_and_grad(taken, has_aux=True)(state.params)
-    state, more = updated(state, grads, stats, setup.optimizer, setup.schedules.learning_rate)
-    return state, values | more
-
-
-def combined_loss(
-    params: Params, state: TrainState, batch: Batch, loss: Loss, setup: TaskSetup
-) -> tuple[Scalar, tuple[dict[str, Array], Params]]:
-    """The loss of the batch of all devices, with the scalars to log and the new BatchNorm statistics.
-
-    Gradients are taken of this function, outside `shard_map`.
-    """
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    keys = jax.random.split(key, batch["image"].shape[0])
-
-    def local_loss(params: Params, stats: Params, batch: Batch, keys: Array) -> Any:
-        return loss(sharding.gather(params, setup.placed.params), stats, batch, keys, setup)
-
-    specs = setup.placed.params, P(), P(BATCH), P(BATCH)
-    mapped = jax.shard_map(local_loss, mesh=setup.mesh, in_specs=specs, out_specs=P(), check_vma=False)
-    params = optimizer.stop_frozen(params, setup.groups)
-    total, values, stats = mapped(params, state.batch_stats["student"], batch, keys)
-    return total, (values, stats)
-
-
-def places_of(shapes: TrainState) -> TrainState:
-    """Returns the shardings of a state of shapes."""
-    return jax.tree.map(lambda shape: shape.sharding, shapes)
-
-
-def updated(
-    state: TrainState, grads: Params, stats: Params, adamw: optax.GradientTransformation, schedule: Schedule
-) -> tuple[TrainState, dict[str, Array]]:
-    """Computes the next state from gradients and new BatchNorm statistics; returns it with learning rate and norm."""
-    updates, opt_state = adamw.update(grads, state.opt_state, state.params)
-    values = {"learning_rate": schedule(state.step), "grad_norm": optax.tree.norm(grads)}
-    state = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
-    return state.replace(batch_stats={"student": stats, "teacher": {}}), values
+def keys_of_images(key: Array, batch: Batch) -> Keys:
+    """Returns the key of a step, and one for each of its images."""
+    return Keys(key, jax.random.split(key, batch["image"].shape[0]))
 
 
 def with_encoder(state: TrainState, params: Params) -> TrainState:

@@ -354,8 +354,10 @@ def values(method: Method, record: Forward, context: Context, whole_batch: Whole
 
 def total(method: Method, metrics: Mapping[str, Scalar], changing: Mapping[str, Scalar] | None = None) -> Scalar:
     """Computes eq. 10: the weighted sum of the terms in `metrics`; `changing` has the weights that are not constant."""
-    weights = {loss.name: loss.weight for loss in method.losses} | dict(changing or {})
-    return functools.reduce(lambda sum, name: sum + weights[name] * metrics[name], method.terms, jnp.zeros(()))
+    weights, total = {loss.name: loss.weight for loss in method.losses} | dict(changing or {}), jnp.zeros(())
+    for term in method.terms:
+        total = total + weights[term] * metrics[term]
+    return total
 
 
 def build(method: Method, weights: Mapping[str, float]) -> Method:

@@ -12,7 +12,7 @@ With one chunk every term is computed in it, and nothing runs twice.
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -29,47 +29,55 @@ from detailclip_jax.methods.method import (
     values,
 )
 from detailclip_jax.training.forward_pass import ForwardPass, Stats, run, run_networks, running_statistics
-from detailclip_jax.types import Array, Batch, Float, Keys, Params, PyTree, Scalar
+from detailclip_jax.training.train_step import Inputs, Outputs
+from detailclip_jax.types import Array, Axis, Batch, Float, Keys, PyTree
 
 Embeddings = Mapping[str, Any]  # see `embeddings`
-Metrics = dict[str, Scalar]
 
 
-def device_losses(
-    params: Params,
-    teacher: Params,
-    stats: Stats,
-    batch: Batch,
-    keys: Keys,
-    context: Context,
-    whole_batch: WholeBatch,
-    given: ForwardPass,
-    chunks: int,
-) -> tuple[tuple[Scalar, Metrics, dict[str, Array]], Stats]:
-    """Computes eq. 10 on a device's share of the batch.
+class PretrainingLoss(NamedTuple):
+    """Eq. 10 of a method, as the loss of a training step: the mean over devices, each on its share of the batch.
 
-    Returns (weighted sum, metrics to log, the batch's running statistics), and the new BatchNorm statistics.  With
-    several `chunks` the result differs by rounding only, and the networks need the memory of 1 / `chunks` of the
-    device's images.  Raises ValueError if a term over the whole batch reads what is only known chunk by chunk.
+    With several `chunks` the result differs by rounding only, and the networks need the memory of 1 / `chunks` of the
+    device's images.
     """
-    by_image, by_batch = divide(given.method, chunks)
-    kept = [name for head in given.method.heads_of(by_batch.losses) if head.per_image for name in head.makes]
 
-    def chunk(stats: Stats, rows: tuple[Batch, Array]) -> tuple[Stats, PyTree]:
-        pass_ = given._replace(method=by_image)
-        record, stats = run(params, teacher, context.running, stats, rows[0], Keys(keys.step, rows[1]), pass_)
-        terms = values(by_image, record, context, whole_batch)
-        return stats, ((terms, running_statistics(record, given.method)), embeddings(record, kept))
+    forward_pass: ForwardPass
+    clip_block: int  # columns of contrastive logits computed at a time; 0 = automatic
+    chunks: int  # of the batch on each device
 
-    stats, (means, embedded) = in_chunks(chunk, stats, (batch, keys.image), chunks)
-    terms, statistics = means
-    metrics = jax.tree.map(lambda x: x.mean(0), terms)
-    running = {name: given.method.running[name].rule.of_chunks(x) for name, x in statistics.items()}
-    heads = partial(run_heads, by_batch, record=rejoin(batch, embedded))
-    record, stats = run_networks(heads, params, teacher, stats, given.model)
-    metrics |= values(by_batch, record, context, whole_batch)
-    loss = total(given.method, metrics, context.weights)
-    return (loss, metrics | {"loss": loss}, running | running_statistics(record, given.method)), stats
+    def __call__(self, inputs: Inputs, axis: Axis | None) -> Outputs:
+        """Computes the loss; ValueError if a term over the whole batch reads what is only known chunk by chunk."""
+        loss, metrics, statistics, stats = self.on_device(inputs, axis)
+        if axis:
+            running = self.forward_pass.method.running
+            loss, metrics = jax.lax.pmean((loss, metrics), axis)
+            statistics = {name: running[name].rule.of_devices(x, axis) for name, x in statistics.items()}
+        return Outputs(loss, metrics, statistics, stats)
+
+    def on_device(self, inputs: Inputs, axis: Axis | None) -> Outputs:
+        """Computes the loss of a device's share of the batch."""
+        method, (params, teacher) = self.forward_pass.method, (inputs.params, inputs.teacher)
+        context = Context(inputs.running, inputs.temperatures, inputs.weights)
+        whole_batch = WholeBatch(axis, self.clip_block)
+        by_image, by_batch = divide(method, self.chunks)
+        kept = [name for head in method.heads_of(by_batch.losses) if head.per_image for name in head.makes]
+
+        def chunk(stats: Stats, rows: tuple[Batch, Array]) -> tuple[Stats, PyTree]:
+            pass_, keys = self.forward_pass._replace(method=by_image), Keys(inputs.keys.step, rows[1])
+            record, stats = run(params, teacher, inputs.running, stats, rows[0], keys, pass_)
+            terms = values(by_image, record, context, whole_batch)
+            return stats, ((terms, running_statistics(record, method)), embeddings(record, kept))
+
+        rows = inputs.batch, inputs.keys.image
+        stats, ((terms, statistics), embedded) = in_chunks(chunk, inputs.stats, rows, self.chunks)
+        metrics = jax.tree.map(lambda x: x.mean(0), terms)
+        statistics = {name: method.running[name].rule.of_chunks(x) for name, x in statistics.items()}
+        heads = partial(run_heads, by_batch, record=rejoin(inputs.batch, embedded))
+        record, stats = run_networks(heads, params, teacher, stats, self.forward_pass.model)
+        metrics |= values(by_batch, record, context, whole_batch)
+        loss = total(method, metrics, context.weights)
+        return Outputs(loss, metrics | {"loss": loss}, statistics | running_statistics(record, method), stats)
 
 
 def divide(method: Method, chunks: int) -> tuple[Method, Method]:

@@ -22,11 +22,12 @@ from detailclip_jax.models.registry import Network
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.training import forward_pass, mixing, optimizer, schedules, sharding
 from detailclip_jax.training import mesh as meshes
+from detailclip_jax.training.accumulation import PretrainingLoss
 from detailclip_jax.training.forward_pass import ForwardPass, make_keys
 from detailclip_jax.training.initial_state import InitialState
 from detailclip_jax.training.schedules import ScheduledStep
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.training.train_step import Schedules, StepLayout, StepSetup, combined_loss, train_step
+from detailclip_jax.training.train_step import Schedules, StepLayout, StepSetup, combined_loss, compiled
 from detailclip_jax.types import Array, Batch, Params
 
 # The width from which `settled` takes dots and a loop on a CPU.  A step of ViT-B/16 is then 1.28 times as fast (8.05
@@ -43,7 +44,8 @@ class Experiment(NamedTuple):
     """
 
     config: ConfigDict  # settled
-    model: Networks  # for one device, with whole parameters; `setup` has those for the mesh
+    model: Networks  # for one device, with whole parameters; `forward_pass` has those for the mesh
+    forward_pass: ForwardPass  # on the mesh
     setup: StepSetup  # what a step computes
     layout: StepLayout  # where it computes it
     state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
@@ -56,7 +58,7 @@ class Experiment(NamedTuple):
     @property
     def method(self) -> Method:
         """The method."""
-        return self.setup.forward_pass.method
+        return self.forward_pass.method
 
     @property
     def mesh(self) -> Mesh:
@@ -116,22 +118,22 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     model, on_mesh = (methods.build_networks(config, axis) for axis in (None, meshes.batch_axis(mesh)))
     if mesh.shape[meshes.FSDP] > 1:
         on_mesh = on_mesh.gathering(sharding.gather_layer)
-    setup = build_setup(config, forward_of(config, method, on_mesh), weights.params)
+    on_mesh = forward_of(config, method, on_mesh)
+    setup = build_setup(config, on_mesh, weights.params)
     shapes = weights.replace(opt_state=jax.eval_shape(setup.optimizer.init, weights.params))
     shapes = sharding.placed(shapes, mesh, sharding.rules(method.networks, method.running))
-    layout = StepLayout(mesh, sharding.specs(_places(shapes)))
-    given = layout, _places(shapes), config.model.matmul_precision
-    step = unmasked = _compiled_step(setup, *given)
+    layout = StepLayout(mesh, sharding.specs(sharding.places(shapes)), meshes.batch_axis(mesh))
+    step = unmasked = compiled(setup, layout, shapes, config.model.matmul_precision)
     if config.views.patch_dropout:
         whole = ConfigDict(config.to_dict())
         whole.views.patch_dropout = 0.0
-        end = setup._replace(forward_pass=forward_of(config, methods.build(whole), on_mesh))
-        unmasked = _compiled_step(end, *given)
+        end = loss_of(config, on_mesh._replace(method=methods.build(whole)))
+        unmasked = compiled(setup._replace(loss=end), layout, shapes, config.model.matmul_precision)
     if config.accumulation > 1:  # a term that chunks cannot compute exactly is refused here, not when the run starts
         jax.eval_shape(step, shapes, _batch_shapes(config, mesh))
     record = _compiled_forward(forward_of(config, method, model), config.model.matmul_precision)
     functions = step, unmasked, record, encoders(model, config)
-    return Experiment(config, model, setup, layout, shapes, _initial(*_recipe(config)), *functions)
+    return Experiment(config, model, on_mesh, setup, layout, shapes, _initial(*_recipe(config)), *functions)
 
 
 def settled(config: ConfigDict, mesh: Mesh) -> ConfigDict:
@@ -173,15 +175,20 @@ def build_setup(config: ConfigDict, given: ForwardPass, params: Params) -> StepS
         return optimizer.scaled_rates(built, params, config.optimizer)
 
     return StepSetup(
-        given,
+        loss_of(config, given),
         adamw=adamw,
         groups=groups,
         schedules=plan,
+        networks=networks,
+        running=given.method.running,
         center_momentum=config.losses.center_momentum,
-        clip_block=config.losses.clip_block,
-        chunks=config.accumulation,
         mix=build_mixing(config.views),
     )
+
+
+def loss_of(config: ConfigDict, given: ForwardPass) -> PretrainingLoss:
+    """Returns the loss of a forward pass on the mesh."""
+    return PretrainingLoss(given, config.losses.clip_block, config.accumulation)
 
 
 def forward_of(config: ConfigDict, method: Method, model: Networks) -> ForwardPass:
@@ -314,20 +321,6 @@ def _batch_shapes(config: ConfigDict, mesh: Mesh) -> Batch:
     """The shapes of a batch as `mesh.put` places it, for which the step is then not traced once more."""
     place, shapes = meshes.sharded(mesh), jax.eval_shape(lambda: dummy_batch(config, config.batch_size))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
-
-
-def _places(shapes: TrainState) -> TrainState:
-    """The shardings of a state of shapes."""
-    return jax.tree.map(lambda shape: shape.sharding, shapes)
-
-
-def _compiled_step(setup: StepSetup, layout: StepLayout, places: TrainState, precision: str | None) -> ScheduledStep:
-    def step(state: TrainState, batch: Batch, given: Schedules) -> tuple[TrainState, dict[str, Array]]:
-        with matmul_precision(precision):
-            return train_step(state, batch, setup._replace(schedules=given), layout)
-
-    out = places, meshes.replicated(layout.mesh)
-    return ScheduledStep(jax.jit(step, donate_argnums=0, out_shardings=out), setup.schedules)
 
 
 def _compiled_forward(given: ForwardPass, precision: str | None) -> jax.stages.Wrapped:

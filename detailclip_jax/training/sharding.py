@@ -92,6 +92,11 @@ def _divide(path: str, shape: tuple[int, ...], spec: P, num_shards: int) -> P:
     return P(*leading, *spec)
 
 
+def places(shapes: PyTree) -> PyTree:
+    """Returns the shardings of a tree of shapes."""
+    return jax.tree.map(lambda shape: shape.sharding, shapes)
+
+
 def specs(tree: PyTree) -> PyTree:
     """Returns the partition specs of a tree of shardings, as `shard_map` takes them."""
     return jax.tree.map(lambda sharding: sharding.spec, tree)

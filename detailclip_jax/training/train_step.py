@@ -1,7 +1,11 @@
-"""One training step, in the reference's order: EMA, forward pass, gradient, update, running statistics, metrics."""
+"""One training step, in the reference's order: EMA, forward pass, gradient, update, running statistics, metrics.
+
+The step is the same for pretraining, segmentation and detection; they differ in `StepSetup.loss`. A run without a
+teacher, running statistics or bounds has none of them in its state, and the step does nothing there.
+"""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -9,14 +13,18 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from detailclip_jax.methods.method import ANCHOR, Context, WholeBatch
-from detailclip_jax.training import accumulation, ema, optimizer, sharding
-from detailclip_jax.training.accumulation import Metrics
-from detailclip_jax.training.forward_pass import ForwardPass, make_keys
-from detailclip_jax.training.mesh import batch_axis
-from detailclip_jax.training.schedules import Schedule
+from detailclip_jax.kernels.products import matmul_precision
+from detailclip_jax.methods.method import ANCHOR
+from detailclip_jax.methods.running import Running
+from detailclip_jax.models.registry import Network
+from detailclip_jax.training import ema, optimizer, sharding
+from detailclip_jax.training.forward_pass import Stats, make_keys
+from detailclip_jax.training.mesh import replicated
+from detailclip_jax.training.schedules import Schedule, ScheduledStep
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.types import BATCH, Array, Batch, Keys, Params, PyTree, Scalar
+from detailclip_jax.types import BATCH, Array, Axis, Batch, Keys, Params, PyTree, Scalar
+
+Metrics = dict[str, Scalar]
 
 
 class Schedules(NamedTuple):
@@ -24,24 +32,47 @@ class Schedules(NamedTuple):
 
     learning_rate: Schedule
     weight_decay: Schedule | np.float32  # a number: constant
-    ema_momentum: Schedule
-    temperatures: Mapping[str, Schedule]  # of the teacher, by name of the term
-    weights: Mapping[str, Schedule]  # of the terms whose weight changes during the run
-    anchor: np.int32  # step at whose start the anchor is copied
-    wait: np.int32  # first step that updates the last layers, see `optimizer.build`
+    ema_momentum: Schedule | None = None  # None: without a teacher
+    temperatures: Mapping[str, Schedule] = {}  # of the teacher, by name of the term
+    weights: Mapping[str, Schedule] = {}  # of the terms whose weight changes during the run
+    anchor: np.int32 = np.int32(0)  # step at whose start the anchor is copied
+    wait: np.int32 = np.int32(0)  # first step that updates the last layers, see `optimizer.build`
+
+
+class Inputs(NamedTuple):
+    """What a loss reads on a device: whole parameters, the device's share of the batch, the schedules' values."""
+
+    params: Params
+    teacher: Params
+    running: Mapping[str, PyTree]
+    stats: Stats
+    batch: Batch
+    keys: Keys
+    temperatures: Mapping[str, Scalar]
+    weights: Mapping[str, Scalar]
+
+
+class Outputs(NamedTuple):
+    """What a loss returns for the batch of all devices."""
+
+    loss: Scalar
+    metrics: Metrics  # to log
+    statistics: dict[str, Array]  # what the batch adds to the running statistics
+    stats: Stats  # of BatchNorm, new
 
 
 class StepSetup(NamedTuple):
     """What a training step computes: its constant inputs."""
 
-    forward_pass: ForwardPass
+    loss: Callable[[Inputs, Axis | None], Outputs]  # called on every device; the axis is that of `StepLayout`
     adamw: Callable[[Schedules], optax.GradientTransformation]
     groups: PyTree  # the group of each parameter, see `optimizer.labels`
     schedules: Schedules
-    center_momentum: float
-    clip_block: int
-    chunks: int  # of the batch on each device, see `accumulation`
-    mix: Callable[[Batch, Array], Batch]  # (global batch, key of the step) -> batch: mixup and CutMix
+    networks: Mapping[str, Network]
+    running: Mapping[str, Running] = {}
+    center_momentum: float = 0.9
+    mix: Callable[[Batch, Array], Batch] = lambda batch, key: batch  # (global batch, key): mixup and CutMix
+    keys: Callable[[Array, Batch], Keys] = make_keys  # of the step and of each image, from the key of the step
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -50,35 +81,47 @@ class StepSetup(NamedTuple):
 
 
 class StepLayout(NamedTuple):
-    """Where a training step computes: the mesh, and a PartitionSpec for every array of the state (`sharding`)."""
+    """Where a training step computes."""
 
     mesh: Mesh
-    specs: TrainState
+    specs: TrainState  # a PartitionSpec for every array of the state, see `sharding`
+    axis: Axis | None  # mesh axes that divide the batch; None: the loss is computed without `shard_map`
+
+
+def compiled(setup: StepSetup, layout: StepLayout, shapes: TrainState, precision: str | None) -> ScheduledStep:
+    """Returns the jitted step of (state, batch), which donates the state; `shapes` have the state's shardings."""
+
+    def step(state: TrainState, batch: Batch, schedules: Schedules) -> tuple[TrainState, Metrics]:
+        with matmul_precision(precision):
+            return train_step(state, batch, setup._replace(schedules=schedules), layout)
+
+    out = sharding.places(shapes), replicated(layout.mesh)
+    return ScheduledStep(jax.jit(step, donate_argnums=0, out_shardings=out), setup.schedules)
 
 
 def train_step(state: TrainState, batch: Batch, setup: StepSetup, layout: StepLayout) -> tuple[TrainState, Metrics]:
     """Computes the next state, and float32 scalars to log.  A pure function; `batch` is sharded over the mesh."""
-    schedules = setup.schedules
-    momentum = schedules.ema_momentum(state.step)
-    teacher = ema.update(state.ema_params, state.params, momentum)
-    state = state.replace(ema_params=teacher, running=with_anchor(state, teacher, schedules.anchor))
+    schedules, scheduled = setup.schedules, {}
+    if schedules.ema_momentum is not None:
+        scheduled["ema_momentum"] = schedules.ema_momentum(state.step)
+        teacher = ema.update(state.ema_params, state.params, scheduled["ema_momentum"])
+        state = state.replace(ema_params=teacher, running=with_anchor(state, teacher, schedules.anchor))
+
     gradient = jax.value_and_grad(combined_loss, has_aux=True)
-    (_, (metrics, found, batch_stats)), grads = gradient(state.params, state, batch, setup, layout)
+    (_, (metrics, statistics, batch_stats)), grads = gradient(state.params, state, batch, setup, layout)
+
     updates, opt_state = setup.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    params = optimizer.clamp(params, setup.forward_pass.method.networks, setup.groups)
+    params = optimizer.clamp(params, setup.networks, setup.groups)
+
     running = dict(state.running) | {
-        name: statistic.rule.update(state.running[name], found[name], setup.center_momentum)
-        for name, statistic in setup.forward_pass.method.running.items()
+        name: each.rule.update(state.running[name], statistics[name], setup.center_momentum)
+        for name, each in setup.running.items()
     }
-    metrics |= {
-        "learning_rate": schedules.learning_rate(state.step),
-        "ema_momentum": momentum,
-        **{f"{name}_weight": weight(state.step) for name, weight in schedules.weights.items()},
-        "grad_norm": optax.tree.norm(grads),
-    }
+    scheduled |= {f"{name}_weight": weight(state.step) for name, weight in schedules.weights.items()}
+    scheduled |= {"learning_rate": schedules.learning_rate(state.step), "grad_norm": optax.tree.norm(grads)}
     state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats)
-    return state.replace(opt_state=opt_state, running=running), metrics
+    return state.replace(opt_state=opt_state, running=running), metrics | scheduled
 
 
 def with_anchor(state: TrainState, teacher: Params, copy_at: Array | np.int32) -> Mapping[str, PyTree]:
@@ -88,51 +131,38 @@ def with_anchor(state: TrainState, teacher: Params, copy_at: Array | np.int32) -
     """
     if ANCHOR not in state.running:
         return state.running
-    found = ema.anchor_of(state.params, teacher)
-    anchor = jax.lax.cond(state.step <= copy_at, lambda: found, lambda: dict(state.running[ANCHOR]))
+    copy = ema.anchor_of(state.params, teacher)
+    anchor = jax.lax.cond(state.step <= copy_at, lambda: copy, lambda: dict(state.running[ANCHOR]))
     return {**state.running, ANCHOR: anchor}
 
 
 def combined_loss(
     params: Params, state: TrainState, batch: Batch, setup: StepSetup, layout: StepLayout
-) -> tuple[Scalar, tuple[Metrics, dict[str, Array], Mapping[str, Params]]]:
-    """Computes eq. 10 over the mesh: the mean over devices, each on its share of the batch.
+) -> tuple[Scalar, tuple[Metrics, dict[str, Array], Stats]]:
+    """Computes the loss over the mesh, each device on its share of the batch: in pretraining eq. 10.
 
     Gradients are taken of this function, outside `shard_map`.  Returns the loss, and a tuple of the metrics, the
-    batch's running statistics and the new BatchNorm statistics.  A single device computes the loss without
+    batch's running statistics and the new BatchNorm statistics.  A single device may compute the loss without
     `shard_map`: a reduction over one device would copy all gradients.
     """
-    keys = make_keys(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), batch)
+    keys = setup.keys(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), batch)
     batch = setup.mix(batch, keys.step)
     temperatures, weights = (
         {name: schedule(state.step) for name, schedule in plan.items()}
         for plan in (setup.schedules.temperatures, setup.schedules.weights)
     )
-    axis, placed = batch_axis(layout.mesh), layout.specs
-    divided = placed.params, placed.ema_params, placed.running
-
-    def local_loss(params, teacher, stats, running, temperatures, weights, batch, keys):
-        params, teacher, running = (sharding.gather(*pair) for pair in zip((params, teacher, running), divided))
-        given = (
-            Context(running, temperatures, weights),
-            WholeBatch(axis, setup.clip_block),
-            setup.forward_pass,
-            setup.chunks,
-        )
-        values, stats = accumulation.device_losses(params, teacher, stats, batch, keys, *given)
-        total, metrics, found = values
-        if axis:
-            statistics = given[2].method.running
-            total, metrics = jax.lax.pmean((total, metrics), axis)
-            found = {name: statistics[name].rule.of_devices(x, axis) for name, x in found.items()}
-        return total, (metrics, found, stats)
-
     params = optimizer.stop_frozen(params, setup.groups)
-    given = params, state.ema_params, state.batch_stats, state.running, temperatures, weights, batch, keys
-    if axis is None:
-        return local_loss(*given)
-    specs = (placed.params, placed.ema_params, P(), placed.running, P(), P(), P(BATCH), Keys(P(), P(BATCH)))
-    # jax 0.12 cannot check the varying axes of the error function.  The check would not change a number here, because
-    # the gradient is taken outside `shard_map`.
-    mapped = jax.shard_map(local_loss, mesh=layout.mesh, in_specs=specs, out_specs=P(), check_vma=False)
-    return mapped(*given)
+    inputs = Inputs(params, state.ema_params, state.running, state.batch_stats, batch, keys, temperatures, weights)
+    placed = layout.specs
+    specs = Inputs(placed.params, placed.ema_params, placed.running, P(), P(BATCH), Keys(P(), P(BATCH)), P(), P())
+
+    def local_loss(shards: Inputs) -> Outputs:
+        whole = {name: sharding.gather(getattr(shards, name), getattr(specs, name)) for name in Inputs._fields[:3]}
+        return setup.loss(shards._replace(**whole), layout.axis)
+
+    if layout.axis is not None:
+        # jax 0.12 cannot check the varying axes of the error function.  The check would not change a number here,
+        # because the gradient is taken outside `shard_map`.
+        local_loss = jax.shard_map(local_loss, mesh=layout.mesh, in_specs=(specs,), out_specs=P(), check_vma=False)
+    outputs: Any = local_loss(inputs)
+    return outputs.loss, (outputs.metrics, outputs.statistics, outputs.stats)

@@ -313,7 +313,11 @@ def of_set(root, **changes):
 @pytest.mark.check
 def test_a_workdir_keeps_its_classes(tmp_path, monkeypatch):
     known = built()  # the network has no part in this
-    monkeypatch.setattr(dense_experiment.fine_tuning, "set_up", lambda *given: (known.setup, known.state_shapes))
+    monkeypatch.setattr(
+        dense_experiment.fine_tuning,
+        "set_up",
+        lambda *_: (known.setup, known.layout, known.initial, known.state_shapes),
+    )
     write_set(tmp_path / "set")
     failures.claim(runs.prepare(of_set(tmp_path / "set"), tmp_path / "run"))
     runs.prepare(of_set(tmp_path / "set", log_every=1), tmp_path / "run")

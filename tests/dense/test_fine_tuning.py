@@ -89,8 +89,9 @@ def test_a_network_is_traced_once_for_its_shapes_and_its_first_values():
         traced.append(key)
         return {"params": {"head": {"kernel": normal(1.0)(key, (4, 3))}}}
 
-    setup, shapes = fine_tuning.set_up(segmentation(), None, variables, mesh.make_mesh(jax.devices()[:1]))
-    state = setup.initial.put(0, shapes)
+    alone = mesh.make_mesh(jax.devices()[:1])
+    _, _, initial, shapes = fine_tuning.set_up(segmentation(), None, variables, None, alone)
+    state = initial.put(0, shapes)
     assert len(traced) == 1 and state.params["head"]["kernel"].shape == shapes.params["head"]["kernel"].shape
     expected = generator_of(0, "params/head/kernel").standard_normal((4, 3), np.float32)
     np.testing.assert_array_equal(state.params["head"]["kernel"], expected)

@@ -252,7 +252,7 @@ def clip_case():
 def clip_step():
     """Golden values, embeddings before and after normalisation, and loss and gradients, from one program."""
     golden, exp, state, batch = clip_case()
-    given = exp.setup.forward_pass
+    given = exp.forward_pass
     loss = jax.value_and_grad(exp.combined_loss, has_aux=True)
 
     @jax.jit

@@ -244,5 +244,5 @@ def test_every_parameter_of_a_dense_task_is_drawn():
     from test_segmentation_step import tiny
 
     built = runs.build(tiny(), mesh.make_mesh(jax.devices()[:1]))
-    boxes = jax.tree.leaves(built.setup.initial.start.declared, is_leaf=meta.is_axis_metadata)
+    boxes = jax.tree.leaves(built.initial.start.declared, is_leaf=meta.is_axis_metadata)
     assert all(isinstance(box, Declared) for box in boxes)

@@ -37,7 +37,7 @@ def counted(config):
 @pytest.mark.slow
 def test_loops_over_stages_and_rois_are_counted_in_full(monkeypatch):
     known = built_of_two()  # how the stages run changes no parameter
-    set_up = lambda config, model, *_: (known.setup._replace(config=config, model=model), known.state_shapes)
+    set_up = lambda *_: (known.setup, known.layout, known.initial, known.state_shapes)
     monkeypatch.setattr(dense_experiment.fine_tuning, "set_up", set_up)
     config = config_of("--batch=1")
     config.detector.options.update(unroll=False, roi_chunk=8)

@@ -190,9 +190,9 @@ def test_temporaries_fall_by_the_weights_that_are_not_whole(monkeypatch):
         exp = deep(8, "full", 8)
         if gathers_all:
             monkeypatch.setattr(sharding, "is_stacked", lambda path: False)
-            given = exp.setup.forward_pass
-            given = given._replace(model=given.model.gathering(None))
-            exp = exp._replace(setup=exp.setup._replace(forward_pass=given))
+            whole = exp.forward_pass._replace(model=exp.forward_pass.model.gathering(None))
+            loss = exp.setup.loss._replace(forward_pass=whole)
+            exp = exp._replace(setup=exp.setup._replace(loss=loss))
         step = jax.jit(functools.partial(train_step.train_step, setup=exp.setup, layout=exp.layout), donate_argnums=0)
         batch = exp.put(tiny_batch(0))
         counted.append(step.lower(exp.state_shapes, batch).compile().memory_analysis().temp_size_in_bytes)

@@ -32,14 +32,14 @@ from detailclip_jax.dense.detection.instance_batches import DetectionStream, che
 from detailclip_jax.dense.detection.instance_sets import DetectionSet
 from detailclip_jax.dense.detection.instance_shapes import sample
 from detailclip_jax.dense.detection.masks import paste
-from detailclip_jax.dense.fine_tuning import TaskSetup
 from detailclip_jax.dense.set_examples import Example
 from detailclip_jax.figures.detections import Objects, detection_figure
 from detailclip_jax.models import towers
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.training import dense_encoder
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.types import BATCH, Array, Batch, Params, Scalar
+from detailclip_jax.training.train_step import Inputs, Outputs
+from detailclip_jax.types import BATCH, Array
 
 WITHOUT_SCORES = "--config.evaluate_at_end=False --config.evaluate_every=0"
 SAMPLED = 4096  # examples whose padding is measured at the start
@@ -182,13 +182,13 @@ def initial(model: detector.DetectionModel, config: ConfigDict, rng: Array) -> M
     return model.clone(axis=None).init(rng, batch, train=False)
 
 
-def loss(
-    params: Params, stats: Params, batch: Batch, keys: Array, setup: TaskSetup
-) -> tuple[Scalar, dict[str, Array], Params]:
-    """The sum of the loss terms of the batch of all devices, and all of them; see `fine_tuning.train_step`."""
-    outputs: Any = setup.model.apply({"params": params, STATS: stats}, batch, True, keys, mutable=STATS)
+def loss(model: detector.DetectionModel, config: ConfigDict, inputs: Inputs) -> Outputs:
+    """The sum of the loss terms of the batch of all devices, and all of them."""
+    variables = {"params": inputs.params, STATS: inputs.stats["student"]}
+    outputs: Any = model.apply(variables, inputs.batch, True, inputs.keys.image, mutable=STATS)
     losses, changed = outputs
-    return losses.total, {**losses._asdict(), "loss": losses.total}, changed.get(STATS, {})
+    stats = {"student": changed.get(STATS, {}), "teacher": {}}
+    return Outputs(losses.total, {**losses._asdict(), "loss": losses.total}, {}, stats)
 
 
 # --- inference and metric

@@ -24,7 +24,6 @@ from detailclip_jax.dense.dense_experiment import (
     Sets,
     Sides,
 )
-from detailclip_jax.dense.fine_tuning import TaskSetup
 from detailclip_jax.dense.segmentation import confusion, label_maps, segmentation_heads
 from detailclip_jax.dense.segmentation.confusion import Counts
 from detailclip_jax.dense.segmentation.label_augment import Recipe
@@ -52,7 +51,8 @@ from detailclip_jax.models import towers
 from detailclip_jax.runtime import processes
 from detailclip_jax.training import dense_encoder
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.types import BATCH, Array, Batch, Params, Scalar
+from detailclip_jax.training.train_step import Inputs, Outputs
+from detailclip_jax.types import BATCH, Array
 
 RECIPES = {"upernet": segmentation, "linear": lambda: linear(segmentation())}  # of the paper, by head
 PROTOCOL = (  # fields, or groups of fields, on which a published number depends
@@ -177,32 +177,22 @@ def terms(config: ConfigDict) -> list[str]:
     return ["head", "auxiliary"] if config.auxiliary.name else ["head"]
 
 
-def loss(
-    params: Params, stats: Params, batch: Batch, keys: Array, setup: TaskSetup
-) -> tuple[Scalar, dict[str, Array], Params]:
-    """Loss of the head plus the weighted loss of the auxiliary head: the mean over devices; see `fine_tuning`."""
-    total, values, stats = _own_loss(params, stats, batch, keys, setup)
-    right, counted = values.pop("pixels")
-    total, values = jax.lax.pmean((total, values), BATCH)
-    accuracy = jax.lax.psum(right, BATCH) / jnp.maximum(jax.lax.psum(counted, BATCH), 1)
-    return total, values | {"accuracy": accuracy}, stats
-
-
-def _own_loss(
-    params: Params, stats: Params, batch: Batch, keys: Array, setup: TaskSetup
-) -> tuple[Scalar, dict[str, Any], Params]:
-    """The loss of a device's share of the batch, what to log of it, and the new BatchNorm statistics."""
-    model = setup.model
+def loss(model: SegmentationModel, config: ConfigDict, inputs: Inputs) -> Outputs:
+    """Loss of the head plus the weighted loss of the auxiliary head: the mean over devices."""
+    batch = inputs.batch
     images = normalised(batch["image"], batch["size"], model.mean, model.std)
-    labels, variables = batch["labels"].astype(jnp.int32), {"params": params, STATS: stats}
-    outputs: Any = model.apply(variables, images, True, keys, mutable=STATS)
+    labels, variables = batch["labels"].astype(jnp.int32), {"params": inputs.params, STATS: inputs.stats["student"]}
+    outputs: Any = model.apply(variables, images, True, inputs.keys.image, mutable=STATS)
     logits, changed = outputs
     values: dict[str, Any] = {"head": cross_entropy(logits.head, labels)}
     total = values["head"]
     if logits.auxiliary is not None:
         values["auxiliary"] = cross_entropy(logits.auxiliary, labels)
-        total = total + setup.config.auxiliary.weight * values["auxiliary"]
-    return total, {**values, "loss": total, "pixels": pixel_accuracy(logits.head, labels)}, changed.get(STATS, {})
+        total = total + config.auxiliary.weight * values["auxiliary"]
+    total, values = jax.lax.pmean((total, {**values, "loss": total}), BATCH)
+    right, counted = jax.lax.psum(pixel_accuracy(logits.head, labels), BATCH)
+    metrics = values | {"accuracy": right / jnp.maximum(counted, 1)}
+    return Outputs(total, metrics, {}, {"student": changed.get(STATS, {}), "teacher": {}})
 
 
 # --- inference and metric
