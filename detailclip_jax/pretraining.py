@@ -1,8 +1,7 @@
 """Pretraining as the task of the loop: assembles a run from data, method, evaluators and report."""
 
 import collections
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,7 @@ from detailclip_jax.evaluation import held_out_pairs, run_figures, run_report
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.runtime import provenance, wandb_writer
 from detailclip_jax.runtime.interrupt import Interrupt
-from detailclip_jax.runtime.progress import Clock, Console
-from detailclip_jax.runtime.start import part_ended
+from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.terminal import counted, plain
 from detailclip_jax.training import experiment, warm_start
 from detailclip_jax.training.experiment import dummy_batch
@@ -385,64 +383,15 @@ class SameLength:
         self._batches.close()
 
 
-def compiled_step(run: Run, clock: Clock, state: TrainState) -> "Step":
-    """Returns the step of pretraining; compiled now for a single caption length, else at the first use of each."""
-    step = Step(run, clock, state, int(state.step))
-    if len(step.lengths) == 1 and len(run.config.views.native) <= 1:
-        step.compiled(step.lengths[0], *run.config.views.native)
-    return step
+def trim(run: Run, batch: Batch) -> Batch:
+    """Cuts the captions of a batch to a sufficient length; with several processes `SameLength` has done it already."""
+    return trimmed(batch, text_lengths(run)) if jax.process_count() == 1 else batch
 
 
-class Step:
-    """The step of pretraining; cuts the captions of each batch to a sufficient length.
-
-    It compiles once per length, and number of patches of native images.
-
-    A run with patch dropout has other programs for its end, which are compiled when it comes there.  With several
-    processes, `SameLength` has cut the captions already.
-    """
-
-    def __init__(self, run: Run, clock: Clock, state: PyTree, num_done: int):
-        """Stores shapes and shardings of `state`, after `num_done` steps; compiles nothing yet.
-
-        `clock` excludes the time of compiling.
-        """
-        self.lengths = text_lengths(run)
-        self._run, self._clock = run, clock
-        self._state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        self._num_done, self._step = num_done, run.experiment.step_after(num_done)
-        self._programs: dict[tuple[int, int], Callable[..., Any]] = {}
-
-    def __call__(self, state: PyTree, batch: Mapping[str, Any]) -> tuple[PyTree, dict[str, Array]]:
-        """Computes the next state and the scalars of the step from this process's part of a batch."""
-        if jax.process_count() == 1:
-            batch = trimmed(batch, self.lengths)
-        if (step := self._run.experiment.step_after(self._num_done)) is not self._step:
-            self._step, self._programs = step, {}
-        self._num_done += 1
-        num_patches = batch["image"][LARGE].shape[-2] if "grid" in batch else 0
-        program = self.compiled(batch["text"].shape[-1], num_patches)
-        return program(state, self._run.experiment.put(batch))
-
-    def compiled(self, length: int, num_patches: int = 0) -> Callable[..., Any]:
-        """Returns the program for captions of that length; compiles it at the first call and prints the time.
-
-        `num_patches` are those of native images, 0 for squares.
-        """
-        if (length, num_patches) not in self._programs:
-            with self._clock.paused():
-                self._programs[length, num_patches] = self._compile(length, num_patches)
-        return self._programs[length, num_patches]
-
-    def _compile(self, length: int, num_patches: int) -> Callable[..., Any]:
-        run, began = self._run, time.perf_counter()
-        run.console.live("compiling the training step: seconds for a tiny model, minutes for a large one ...")
-        program = self._step.compile(self._state, batch_shapes(run, length, num_patches))
-        part_ended("compiled step")
-        words = f" for captions of up to {length} tokens" if len(self.lengths) > 1 else ""
-        words += f" for images of up to {num_patches} patches" if num_patches else ""
-        run.console.say(f"compiled the training step{words} in {time.perf_counter() - began:.1f} s")
-        return program
+def about_batch(run: Run, batch: PyTree) -> str:
+    """Says for which batches a program is, where a run has several."""
+    words = f" for captions of up to {batch['text'].shape[-1]} tokens" if len(text_lengths(run)) > 1 else ""
+    return words + (f" for images of up to {batch['image'][LARGE].shape[-2]} patches" if "grid" in batch else "")
 
 
 def text_lengths(run: Run) -> tuple[int, ...]:
@@ -458,13 +407,15 @@ def text_lengths(run: Run) -> tuple[int, ...]:
     return lengths_within(buckets, config.model.context_length)
 
 
-def batch_shapes(run: Run, text_length: int, num_patches: int = 0) -> Any:
-    """Returns shapes and shardings of a global batch whose captions have `text_length` tokens, see `dummy_batch`."""
-    sharding = sharded(run.experiment.mesh)
-    size = run.config.batch_size
-    batch = jax.eval_shape(lambda: dummy_batch(run.config, size, num_patches))
-    batch["text"] = batch["text"].update(shape=(*batch["text"].shape[:-1], text_length))
-    return jax.tree.map(lambda x: x.update(sharding=sharding), batch)
+def batch_shapes(run: Run) -> list[PyTree]:
+    """Returns shapes and shardings of every kind of global batch: lengths of captions, patches of native images."""
+    shapes = []
+    for num_patches in run.config.views.native or (0,):
+        batch = jax.eval_shape(lambda num=num_patches: dummy_batch(run.config, run.config.batch_size, num))
+        batch = jax.tree.map(lambda x: x.update(sharding=sharded(run.experiment.mesh)), batch)
+        text = batch["text"]
+        shapes += [{**batch, "text": text.update(shape=(*text.shape[:-1], length))} for length in text_lengths(run)]
+    return shapes
 
 
 def evaluate(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Mapping[str, float]:
@@ -557,7 +508,9 @@ PRETRAINING = Task(
     introduce=introduce,
     fresh=_fresh,
     open_batches=open_batches,
-    compile=compiled_step,
+    batch_shapes=batch_shapes,
+    trim=trim,
+    about_batch=about_batch,
     evaluate=evaluate,
     finish=write_results,
     findings={"start": _origin, "batch": _divided_batch, "data": _readable_data},

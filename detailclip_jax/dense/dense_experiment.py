@@ -34,6 +34,7 @@ from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training import optimizer as groups_of
 from detailclip_jax.training.forward_pass import STATS
 from detailclip_jax.training.initial_state import InitialState
+from detailclip_jax.training.schedules import ScheduledStep
 from detailclip_jax.training.session import COUNTS
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.training.train_step import StepLayout, StepSetup, combined_loss, compiled
@@ -143,7 +144,7 @@ class Experiment:
     classes: tuple[str, ...]
     given: Sets | None  # None: opened when `sets` is first used
     state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
-    train_step: Any  # (state, batch) -> (state, metrics); `state` is donated
+    train_step: ScheduledStep  # (state, batch) -> (state, metrics); `state` is donated
     _programs: dict[str, jax.stages.Wrapped] = dataclasses.field(default_factory=dict)
 
     @property
@@ -183,6 +184,10 @@ class Experiment:
         run = saved.config if saved.run is None else saved.run
         lines = [f"encoder of {config.init}: {run.method}, {which}, step {step}", *lines]
         return fine_tuning.with_encoder(state, encoder), lines
+
+    def step_after(self, num_done: int) -> ScheduledStep:
+        """Returns the step that follows `num_done` steps of a run: always the same."""
+        return self.train_step
 
     def put(self, batch: Batch) -> Batch:
         """Places this process's part of a batch on the mesh."""

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,20 +17,20 @@ from detailclip_jax.data.sources import BadRecord, indices_to_show
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.data.workers import usable_workers
 from detailclip_jax.dense import class_names, dense_experiment, dense_report, fine_tuning
-from detailclip_jax.dense.dense_experiment import DenseTask, Evaluate, Evaluation, Experiment, Sides
+from detailclip_jax.dense.dense_experiment import DenseTask, Evaluate, Evaluation, Experiment
 from detailclip_jax.dense.set_examples import pixels_of
 from detailclip_jax.figures import plots
 from detailclip_jax.runtime import provenance
 from detailclip_jax.runtime.errors import EvaluatorError
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.interrupt import Interrupt
-from detailclip_jax.runtime.progress import Clock, Meter
+from detailclip_jax.runtime.progress import Meter
 from detailclip_jax.runtime.signals import SIGNALS, Stopped, pause_point
 from detailclip_jax.runtime.terminal import counted, plain
 from detailclip_jax.training.mesh import make_mesh
 from detailclip_jax.training.session import Finding, Run, Task, afresh
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.types import Array, Batch, PyTree
+from detailclip_jax.types import PyTree
 
 SHOWN = 6  # images of the figure
 
@@ -65,40 +64,10 @@ def open_batches(run: Run, examples: int) -> Pipeline:
     return run.experiment.batches(examples, workers, bad_list(run.workdir, *where))
 
 
-class Steps:
-    """The training step; compiles once for every shape of batches, and at once if there is only one.
-
-    Otherwise a program is compiled when the first batch of its shape comes.
-    """
-
-    def __init__(self, run: Run, clock: Clock, state: TrainState):
-        """Stores shapes and shardings of `state`.  `clock` excludes the time of compiling."""
-        self._run, self._clock = run, clock
-        self._state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        self._shapes = run.experiment.task.shapes(run.config)
-        self._programs: dict[Sides, Callable[..., Any]] = {}
-        if len(self._shapes) == 1:
-            self._program(self._shapes[0])
-
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        """Computes the next state and the scalars of the step from this process's part of a batch."""
-        return self._program(batch["image"].shape[1:3])(state, self._run.experiment.put(batch))
-
-    def _program(self, sides: Sides) -> Callable[..., Any]:
-        if sides not in self._programs:
-            with self._clock.paused():
-                self._programs[sides] = self._compiled(*sides)
-        return self._programs[sides]
-
-    def _compiled(self, height: int, width: int) -> Callable[..., Any]:
-        run, began = self._run, time.perf_counter()
-        run.console.live(f"compiling the training step for {height} x {width} pixels ...")
-        shapes = run.experiment.batch_shapes((height, width))
-        program = run.experiment.train_step.compile(self._state, shapes)
-        programs = f"program {len(self._programs) + 1} of {len(self._shapes)}"
-        took = time.perf_counter() - began
-        run.console.say(f"compiled the training step for {height} x {width} in {took:.1f} s ({programs})")
-        return program
+def about_batch(run: Run, batch: PyTree) -> str:
+    """Says for which batches a program is."""
+    height, width = batch["image"].shape[1:3]
+    return f" for {height} x {width} pixels"
 
 
 def evaluated(
@@ -256,7 +225,8 @@ def loop_task(task: DenseTask) -> Task:
         introduce=introduce,
         fresh=fresh,
         open_batches=open_batches,
-        compile=Steps,
+        batch_shapes=lambda run: [run.experiment.batch_shapes(sides) for sides in task.shapes(run.config)],
+        about_batch=about_batch,
         evaluate=evaluate,
         finish=finish,
         findings=FINDINGS,

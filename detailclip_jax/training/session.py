@@ -24,7 +24,7 @@ from detailclip_jax.runtime.terminal import counted
 from detailclip_jax.runtime.wandb_writer import WandbWriter
 from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, Restored
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.types import Array, PyTree
+from detailclip_jax.types import Array, Batch, PyTree
 
 COUNTS = ("bad_records", "truncated_captions")
 MUCH_WAITING = 0.2  # share of the time spent waiting for data above which a warning is printed
@@ -59,20 +59,19 @@ class Task(NamedTuple):
     introduce: Callable[["Run"], None]  # prints what is about to run
     fresh: Callable[["Run"], TrainState]  # the state of step 0, with everything loaded
     open_batches: Callable[["Run", int], Pipeline]  # this process's batches after a number of examples
-    compile: Callable[["Run", Clock, TrainState], "TrainStep"]
+    batch_shapes: Callable[["Run"], Sequence[PyTree]]  # shapes and shardings of every kind of global batch
     evaluate: Callable[["Run", Interrupt, TrainState, int], Mapping[str, float]]  # scores of the state at a step
     finish: Callable[["Run", TrainState, int, Mapping[str, float], str], None]  # final table and figures
     findings: Mapping[str, Callable[["Run"], Finding]]  # checks before a launch, by name (see `preflight`)
     share: Callable[["Run"], tuple[Any, PyTree]]  # a device's chunk: its experiment on that device, its batch's shapes
     less_memory: str  # which settings need less memory
     gentler: Callable[["Run"], str]  # how to go on after a loss that is not finite, if there is a checkpoint
+    trim: Callable[["Run", Batch], Batch] = lambda run, batch: batch  # this process's part, before it is placed
+    about_batch: Callable[["Run", PyTree], str] = lambda run, batch: ""  # for which batches a program is
     images: Callable[["Run", TrainState], Mapping[str, Any]] = lambda run, state: {}  # for TensorBoard, by name
     claim: Callable[["Run"], None] = lambda run: None  # writes what the workdir holds beside the config
     contrast: Callable[["Run"], Contrast | None] = lambda run: None  # what to watch for a run that learns nothing
     counts: tuple[str, str] = COUNTS  # names of the counts of unreadable and of shortened examples
-
-
-TrainStep = Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Mapping[str, Array]]]
 
 
 class Run(NamedTuple):
@@ -120,11 +119,6 @@ class Session:
         self.run.console.end_live()
         self._stop_trace()
         self._writer.close()
-
-    def compile(self, state: TrainState) -> TrainStep:
-        """Returns the training step of the run's task, and starts the clock of its speed."""
-        self.clock = Clock()
-        return self.run.task.compile(self.run, self.clock, state)
 
     def add(self, step: int, values: Mapping[str, Array]) -> None:
         """Stores the scalars of a step that was just started; waits until at most RUN_AHEAD steps are unfinished."""

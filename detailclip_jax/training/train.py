@@ -15,10 +15,12 @@ from detailclip_jax.runtime.devices import without_alarm
 from detailclip_jax.runtime.errors import at_work
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.metric_files import read_scores
+from detailclip_jax.runtime.progress import Clock
 from detailclip_jax.runtime.signals import Stopped, if_ended
 from detailclip_jax.runtime.start import part_ended
 from detailclip_jax.training.checkpoint import Checkpoints
 from detailclip_jax.training.failures import claim, enough_memory, explained, workdir_alone, writable
+from detailclip_jax.training.programs import Programs
 from detailclip_jax.training.session import Run, Session, changes_of_data, count_data
 from detailclip_jax.training.train_state import TrainState
 
@@ -111,7 +113,8 @@ def train(run: Run) -> int:
         )
         if start < total:
             batches = enter(task.open_batches(run, counted["examples"]))  # prepared while the step is compiled
-            train_step = session.compile(state)
+            session.clock = Clock()
+            train_step = Programs(run, session.clock, state, start)
         # Only now: a signal during the compilation ends the run at once, as there is nothing to save.
         with interrupt, if_ended(checkpoints.abandon):
             try:

@@ -39,6 +39,7 @@ from detailclip_jax.training import experiment as pretraining
 from detailclip_jax.training import failures, mesh
 from detailclip_jax.training import train as training
 from detailclip_jax.training.checkpoint import Checkpoints, Restored, load_state
+from detailclip_jax.training.programs import Programs
 from detailclip_jax.training.session import Run, changes_of_data, run_record
 
 SIZE = {**sizes.SIZES["tiny"]._asdict(), "width": 24, "depth": 2, "num_heads": 2}
@@ -228,14 +229,18 @@ def test_every_shape_of_batches_is_compiled_once_and_the_programs_are_counted(tm
             compiled.append(shapes)
             return lambda state, batch: (state, {})
 
-    own = {"task": detection_task.DETECTION, "batch_shapes": lambda bucket: bucket, "put": lambda batch: batch}
-    run = Run(tiny(), tmp_path, types.SimpleNamespace(train_step=Program(), **own), None, Console(), TASK)
-    step = dense_loop.Steps(run, Clock(), empty_state())
+    alone = mesh.make_mesh(jax.devices()[:1])
+    shapes = lambda sides: {"image": jax.ShapeDtypeStruct((8, *sides, 3), np.uint8, sharding=mesh.sharded(alone))}
+    own = {"task": detection_task.DETECTION, "batch_shapes": shapes, "put": lambda batch: mesh.put(batch, alone)}
+    program = Program()
+    experiment = types.SimpleNamespace(step_after=lambda done: program, **own)
+    run = Run(tiny(), tmp_path, experiment, None, Console(), TASK)
+    step = Programs(run, Clock(), empty_state(), 0)
     for side in (48, 32, 48, 32):
         step(empty_state(), {"image": np.zeros((8, side, side, 3), np.uint8)})
-    assert compiled == [(48, 48), (32, 32)]
+    assert [shapes["image"].shape[1:3] for shapes in compiled] == [(48, 48), (32, 32)]
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("compiled")]
-    assert [line.split(" for ")[1].split(" in ")[0] for line in said] == ["48 x 48", "32 x 32"]
+    assert [line.split(" for ")[1].split(" in ")[0] for line in said] == ["48 x 48 pixels", "32 x 32 pixels"]
     assert [line.rpartition(" (")[2] for line in said] == ["program 1 of 2)", "program 2 of 2)"]
 
 

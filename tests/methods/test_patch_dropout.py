@@ -20,6 +20,7 @@ from detailclip_jax.runtime.progress import Clock
 from detailclip_jax.training import experiment, mesh
 from detailclip_jax.training import train as training
 from detailclip_jax.training.checkpoint import Checkpoints
+from detailclip_jax.training.programs import Programs
 from detailclip_jax.training.session import Run
 from detailclip_jax.types import Keys
 
@@ -53,7 +54,7 @@ def step_of(exp, num_done):
     """The step of a run that goes on after `num_done` steps."""
     console = types.SimpleNamespace(live=lambda text: None, say=lambda text: None)
     run = Run(exp.config, Path(), exp, None, console, pretraining.PRETRAINING)
-    return pretraining.Step(run, Clock(), exp.state_shapes, num_done)
+    return Programs(run, Clock(), exp.state_shapes, num_done)
 
 
 def trained(exp, state, first, last):

@@ -750,7 +750,7 @@ def test_a_full_disk_is_one_message_with_the_last_good_step(run_of, monkeypatch)
 def test_a_disk_without_room_for_a_checkpoint_is_said_before_the_training(run_of, monkeypatch):
     run = run_of()
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
-    monkeypatch.setattr(session.Session, "compile", None)
+    monkeypatch.setattr(training, "Programs", None)
     with pytest.raises(StorageError, match=r"^the training does not start: .* 0 MiB free, and a checkpoint takes \d"):
         training.train(run)
     assert not any((run.workdir / "checkpoints").iterdir())
