@@ -174,6 +174,7 @@ def branch_scales(keys: Array, rate: float) -> Float[Array, "2 B 1 1"]:
 
 
 REMAT = {
+    "auto": None,  # left open, without a training step (`experiment.settled`)
     "none": None,
     "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -189,7 +190,7 @@ def recomputed(run: Callable[..., Any], remat: str) -> Callable[..., Any]:
     """
     if remat not in REMAT:
         raise ValueError(f"model.remat {remat!r} is unknown; known: {', '.join(REMAT)}")
-    return run if remat == "none" else nn.remat(run, policy=REMAT[remat])
+    return run if REMAT[remat] is None else nn.remat(run, policy=REMAT[remat])
 
 
 def recomputed_in_turns(run: Callable[..., Any], remat: str) -> Callable[..., Any]:
@@ -202,7 +203,7 @@ def recomputed_in_turns(run: Callable[..., Any], remat: str) -> Callable[..., An
     run_part = recomputed(run, remat)
 
     def in_turns(block: Block, *arrays: Array) -> Array:
-        if remat == "none" or block.is_initializing():
+        if REMAT[remat] is None or block.is_initializing():
             return run_part(block, *arrays)
         turns = math.gcd(len(arrays[0]), TURNS)
         parts = [x.reshape(turns, -1, *x.shape[1:]) for x in arrays]
@@ -224,7 +225,7 @@ def gathered(run: Callable[..., Any], remat: str, gather: Gather) -> Callable[..
     the backward pass.
     """
     gathering = nn.map_variables(run, "params", trans_in_fn=gather)
-    return recomputed(gathering, "dots" if remat == "none" else remat)
+    return recomputed(gathering, "dots" if REMAT[remat] is None else remat)
 
 
 def run_blocks(

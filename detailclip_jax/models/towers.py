@@ -108,9 +108,6 @@ def build(model: ConfigDict, networks: Iterable[str] | Mapping[str, Network], ax
 
     `axis` is the mesh axis over which BatchNorm averages its statistics, None if each device has the whole batch.
     """
-    if model.remat == "auto" or model.scan is None:  # left open, without a training step (`experiment.settled`)
-        model = ConfigDict(model.to_dict())
-        model.remat, model.scan = "none" if model.remat == "auto" else model.remat, bool(model.scan)
     chosen = networks if isinstance(networks, Mapping) else {name: NETWORKS[name] for name in networks}
     sizes.num_side_patches(model)
     build = Build(model, sizes.size_of(model), jnp.dtype(model.dtype), axis)

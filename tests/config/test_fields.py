@@ -39,7 +39,7 @@ TABLES = {  # name of a field -> the table of another room whose names it takes
     "model.text_activation": layers.ACTIVATIONS.keys() - {"swiglu"},
     "model.matmul_precision": products.PRECISIONS,
     "model.interpolation": positions.RECIPES,
-    "model.remat": ("auto", *block.REMAT),
+    "model.remat": block.REMAT,
     "model.attention": attention.KERNELS,
     "model.image_style.activation": layers.ACTIVATIONS,
     "model.image_style.pooling": vit.POOLINGS,

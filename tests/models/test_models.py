@@ -340,7 +340,7 @@ def test_size_errors():
     with pytest.raises(ValueError, match=r"225 is not a multiple of the patch size 16.* 224 and 240"):
         towers.build(config.model, ("image",))
     config.model.image_size, config.model.remat = 224, "some"
-    with pytest.raises(ValueError, match="remat 'some' is unknown; known: none, dots, full"):
+    with pytest.raises(ValueError, match="remat 'some' is unknown; known: auto, none, dots, full"):
         experiment_init(config)
 
 
