@@ -1,42 +1,64 @@
 """Which read-out names the patches of a checkpoint best: the records of `dense`, compared and kept in the workdir."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from detailclip_jax.evaluation.readout_sets import split_name
 from detailclip_jax.evaluation.results import Outcome, Record
 from detailclip_jax.inference import readout_choice
 from detailclip_jax.inference.readout_choice import Choice
 
-METRIC = "mean_iou"
+MOST_INVERTED = 0.5  # of the words, for a read-out to be chosen
 
 
 def best(records: Sequence[Record], weights: str) -> Choice | None:
-    """The read-out with the highest mean IoU of these weights, None if no two were measured on one set.
+    """The best read-out of these weights, None if no two were measured on one set.
 
-    With several such sets it is the mean over them, of the read-outs that all of them have.
+    It has the highest mean IoU of those with at most half of the words inverted (`readout_scores.inverted_pairs`), or
+    of all if there is none. With several sets it is by means over them, of the read-outs that all of them have.
     """
+    mean_iou, inverted = (means(records, weights, metric) for metric in ("mean_iou", "inverted"))
+    if len(mean_iou) < 2:
+        return None
+    order = sorted(mean_iou, key=mean_iou.__getitem__, reverse=True)
+    upright = [name for name in order if inverted.get(name, 0.0) <= MOST_INVERTED]
+    return Choice((upright or order)[0], sets_of(records, weights), {name: mean_iou[name] for name in order}, inverted)
+
+
+def sets_of(records: Sequence[Record], weights: str) -> tuple[str, ...]:
+    """The sets on which several read-outs were measured with these weights."""
+    return tuple(name for name, values in by_set(records, weights, "mean_iou").items() if len(values) > 1)
+
+
+def means(records: Sequence[Record], weights: str, metric: str) -> dict[str, float]:
+    """The mean of a metric over these sets, of the read-outs that all of them have."""
+    found = by_set(records, weights, metric)
+    sets = [found.get(name, {}) for name in sets_of(records, weights)]
+    common = [name for name in (sets[0] if sets else ()) if all(name in values for values in sets)]
+    return {name: sum(values[name] for values in sets) / len(sets) for name in common}
+
+
+def by_set(records: Sequence[Record], weights: str, metric: str) -> Mapping[str, dict[str, float]]:
+    """The values of a metric by set and read-out."""
     found: dict[str, dict[str, float]] = {}
     for one in records:
-        if (one["task"], one["weights"], one["metric"]) == ("dense", weights, METRIC):
+        if (one["task"], one["weights"], one["metric"]) == ("dense", weights, metric):
             dataset, readout = split_name(one["dataset"])
             found.setdefault(dataset, {})[str(readout)] = one["value"]
-    sets = {name: values for name, values in found.items() if len(values) > 1}
-    common = [name for name in next(iter(sets.values()), {}) if all(name in values for values in sets.values())]
-    if len(common) < 2:
-        return None
-    means = {name: sum(values[name] for values in sets.values()) / len(sets) for name in common}
-    order = sorted(means, key=means.__getitem__, reverse=True)
-    return Choice(order[0], tuple(sets), {name: means[name] for name in order})
+    return found
 
 
 def keep(outcome: Outcome) -> Iterator[str]:
-    """Stores the best read-out of each set of weights in the workdir; yields a line about each."""
+    """Stores the best read-out of each set of weights in the workdir; yields lines about it."""
     subject = outcome.subject
     for weights in subject.weights:
         if subject.config is None or (choice := best(outcome.records, weights)) is None:
             continue
-        values = ", ".join(f"{name} {100 * value:.1f}" for name, value in choice.mean_iou.items())
-        yield f"mIoU of the read-outs on {', '.join(choice.sets)}, {weights} weights: {values}"
+        values = ", ".join(
+            f"{name} {100 * value:.1f} ({100 * choice.inverted.get(name, 0.0):.0f})"
+            for name, value in choice.mean_iou.items()
+        )
+        where = f"{', '.join(choice.sets)}, {weights} weights"
+        yield f"mIoU of the read-outs on {where} (per cent of inverted words): {values}"
         try:
             readout_choice.write(subject.name, subject.step, weights, choice)
         except OSError as error:

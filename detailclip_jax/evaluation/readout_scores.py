@@ -89,7 +89,7 @@ def readout(setting: Setting, name: str) -> SetEvaluator:
 def measure(
     embedder: Embedder, params: Params, config: ConfigDict, data: LabelledSet, setup: Setup, function: Wrapped
 ) -> Measured:
-    """Yields mean_iou, mean_accuracy and pixel_accuracy; `function` is the `readout_encoder` of a read-out.
+    """Yields mean_iou, mean_accuracy, pixel_accuracy and inverted; `function` is the `readout_encoder` of a read-out.
 
     Their remark names the gaps in the masks of a user's folders (`gaps`).  All processes call this together; each
     computes its share of the images, and all receive the metrics of all.
@@ -100,19 +100,25 @@ def measure(
     encode, shapes = on_own_devices(function, params)
     rows = range(jax.process_index(), len(data.source), jax.process_count())
     counts, ignored = np.zeros((len(rows), 3, len(data.classes)), np.int32), np.zeros(len(rows), np.int32)
+    pairs = np.zeros((len(rows), 2), np.int32)
     done = embedder.watch(len(data.source), "images")
     ahead = min(MAX_AHEAD, max(2, usable_cores()))
     with contextlib.closing(Prefetched(Cuts(data.source, rows, setup, config.model), prefetch=ahead)) as cuts:
         for row, (cut, features) in enumerate(streamed(encode, cuts, shapes)):
-            found = predicted(maps_of(cut.layout, features, texts, setup), class_of, len(data.classes), setup)
+            maps = maps_of(cut.layout, features, texts, setup)
+            found = predicted(maps, class_of, len(data.classes), setup)
+            pairs[row] = inverted_pairs(maps, class_of, cut.mask)
             counts[row] = counted_pixels(confusion(cut.mask, found, len(data.classes)))
             ignored[row] = cut.mask.size - counts[row, 1].sum()
             done(jax.process_count())
-    counts, ignored = (gathered(each, len(data.source)) for each in (counts, ignored))
+    counts, ignored, pairs = (gathered(each, len(data.source)) for each in (counts, ignored, pairs))
     remark = "; ".join(gaps(data, counts, ignored))
     for name, value in metrics(counts):
         value.remark = remark
         yield name, value
+    if pairs[:, 1].any():
+        low, high = bootstrap_interval(inverted, pairs, num_resamples=NUM_RESAMPLES)
+        yield "inverted", Metric(inverted(pairs), n=len(pairs), low=low, high=high)
 
 
 def gaps(data: LabelledSet, counts: Int[np.ndarray, "M 3 C"], ignored: Int[np.ndarray, " M"]) -> list[str]:
@@ -207,6 +213,28 @@ def predicted(
     if setup.smallest_share:
         drop_small(shares, setup.smallest_share)
     return np.where(shares.max(0) < setup.threshold, 0, shares.argmax(0))
+
+
+def inverted_pairs(
+    maps: Float32[np.ndarray, "T H W"], class_of: Int[np.ndarray, " T"], mask: Integer[np.ndarray, "H W"]
+) -> tuple[int, int]:
+    """Of the classes of an image, how many are inverted, and how many could be.
+
+    A class is inverted if its best name, relative to the mean of all names, is lower on its pixels than on all others.
+    """
+    mean, num, total = maps.mean(0), 0, 0
+    for number in np.intersect1d(mask, class_of):
+        there = mask == number
+        if not there.all():
+            values = maps[class_of == number].max(0) - mean
+            num, total = num + int(values[there].mean() < values[~there].mean()), total + 1
+    return num, total
+
+
+def inverted(pairs: Int[np.ndarray, "M 2"]) -> float:
+    """The share of inverted pairs of an image and a class."""
+    num, total = pairs.sum(0)
+    return float(num / total) if total else 0.0
 
 
 def class_shares(

@@ -55,6 +55,7 @@ NAMES = LABELS | {
     "mean_iou": "mIoU",
     "mean_accuracy": "mean accuracy per class",
     "pixel_accuracy": "accuracy of pixels",
+    "inverted": "words lower on their object",
     "mean_of_groups": "mean of groups",
     "text_score": "text score",
     "image_score": "image score",

@@ -1,6 +1,7 @@
 """The read-out that `evaluate` found best for the weights of a checkpoint, in a small file of its workdir.
 
-    readouts.json: {"600": {"student": {"readout": "plain", "sets": ["stickers"], "mean_iou": {"plain": 0.179, ...}}}}
+    readouts.json: {"600": {"student": {"readout": "naclip", "sets": ["stickers"], "mean_iou": {"naclip": 0.087, ...},
+                                        "inverted": {"naclip": 0.01, ...}}}}
 
 The keys are the step and the name of the weights. A workdir without the file, or a step that it lacks, has no choice.
 """
@@ -18,11 +19,12 @@ FILE = "readouts.json"  # in a workdir
 
 
 class Choice(NamedTuple):
-    """The best read-out, and the mean over `sets` of the mean IoU of each that was compared, from 0 to 1."""
+    """The best read-out; of each that was compared the mean IoU and the share of inverted words, means over `sets`."""
 
     readout: str
     sets: tuple[str, ...]
     mean_iou: Mapping[str, float]
+    inverted: Mapping[str, float]
 
 
 def read(workdir: str | Path, step: int, weights: str) -> Choice | None:
@@ -44,7 +46,7 @@ def read(workdir: str | Path, step: int, weights: str) -> Choice | None:
 def parsed(found: Any) -> Choice:
     """The choice of a JSON object. Raises ValueError for another object and for an unknown read-out."""
     try:
-        choice = Choice(found["readout"], tuple(found["sets"]), dict(found["mean_iou"]))
+        choice = Choice(found["readout"], tuple(found["sets"]), dict(found["mean_iou"]), dict(found["inverted"]))
         check_readout(choice.readout)
     except (KeyError, TypeError) as error:
         raise ValueError(f"no read-out is stored in {str(found)[:100]!r}") from error
