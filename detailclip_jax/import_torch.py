@@ -77,8 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
     choice = None if published_code else own.choice_of(Path(arguments.file))
     with nothing_left(Path(arguments.out)):
         checkpoint.save_weights(arguments.out, variables, config, f"imported from {Path(arguments.file).name}")
-        for weights in ("student", "ema") if choice else ():  # the teacher is a copy
-            readout_choice.write(arguments.out, 0, weights, choice)
+        if choice:
+            for weights in ("student", "ema"):  # the teacher is a copy
+                readout_choice.write(arguments.out, 0, weights, choice)
     print("\n".join(summary(variables, config, published_code)))
     print(f"written to {arguments.out}")
     return 0
