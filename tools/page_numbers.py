@@ -163,7 +163,7 @@ OF_SHAPES = {  # folder -> config, title
         f"python -m detailclip_jax.main --config={config} {SHAPES} --config.total_steps=300 --workdir={{out}}/{name}"
         for name, (config, _) in OF_SHAPES.items()
     ),
-    *(f"{EVALUATE} --checkpoint={{out}}/{name} --tasks=dense:folder:{{out}}/val:all" for name in OF_SHAPES),
+    *(f"{EVALUATE} --checkpoint={{out}}/{name} --tasks=dense:folder:{{out}}/val" for name in OF_SHAPES),
     "python tools/shapes.py measure {out}/val {out}/detail {out}/clip --json={out}/parts.json",
 )
 def shapes(folder: Path) -> Texts:
