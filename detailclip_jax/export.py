@@ -1,4 +1,4 @@
-"""Exports a checkpoint to a PyTorch, StableHLO or ONNX format, and verifies that its encodings are equal.
+"""Exports a checkpoint to a PyTorch, StableHLO or ONNX format.
 
     python -m detailclip_jax.export --checkpoint=runs/stickers --to=safetensors --out=runs/stickers.safetensors
     python -m detailclip_jax.export --checkpoint=runs/vitb16_yfcc --to=open_clip --out=runs/detailclip-open_clip
@@ -20,11 +20,10 @@ FORMAT is one of
                       VisionTextDualEncoderModel
   safetensors         our own parameter tree with flattened names, and the config in the header
   stablehlo           a directory with encode_image.bin and encode_text.bin for jax.export.deserialize
-  onnx                a directory with encode_image.onnx and encode_text.onnx (pip install jax2onnx onnxruntime)
+  onnx                a directory with encode_image.onnx and encode_text.onnx (pip install jax2onnx)
 PATH is a file for reference, slip, cosmos, flair, timm and safetensors, a directory for the others.  A file is in
 PyTorch's format, or in safetensors format if its name ends in .safetensors.  Beside files of the first five, PATH.json
-holds the preprocessing and the attention heads, which import_torch reads.  The written model is loaded and compared
-with the original.  --no-verify skips this; PyTorch is then needed only to write .pth files.
+holds the preprocessing and the attention heads, which import_torch reads.  PyTorch is needed only to write .pth files.
 """
 
 from detailclip_jax.runtime import start
@@ -36,19 +35,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from detailclip_jax.runtime import errors, signals
+from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.files import nothing_left
 from detailclip_jax.training import workdirs
 
-if TYPE_CHECKING:
-    from detailclip_jax.interop.exported_model import Export
-    from detailclip_jax.interop.formats import Format
-
-WAY_OUT = "pip install 'detailclip_jax[torch]', or take --no-verify"
-WAYS_OUT = {"onnx": "pip install jax2onnx onnxruntime, in an environment of its own"}
+WAY_OUT = "pip install 'detailclip_jax[torch]'"
+WAYS_OUT = {"onnx": "pip install jax2onnx, in an environment of its own"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,23 +55,12 @@ def parser() -> argparse.ArgumentParser:
     add("--out", required=True, metavar=flags.EITHER, help="file or folder to write, see above")
     flags.add_weights(command)
     flags.add_image_size(command)
-    add("--no-verify", dest="verify", action="store_false", help="do not load the written model and compare")
     return command
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Loads, writes and verifies the model and prints a table; returns 0.
-
-    Removes an incomplete output after an error.  Raises ImportError that says what to install.
-    """
-    try:
-        return _run(arguments)
-    except ImportError as error:
-        raise ImportError(f"{error}; {WAYS_OUT.get(arguments.to, WAY_OUT)}") from error
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    from detailclip_jax.interop import exported_model, formats, verify
+    """Loads and writes the model and prints a summary; returns 0.  Removes an incomplete output after an error."""
+    from detailclip_jax.interop import exported_model, formats
 
     fmt, path = formats.named(arguments.to), Path(arguments.out)
     export = exported_model.load(
@@ -86,24 +70,13 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.to != "safetensors":
         _check_squares(export.config)
     with nothing_left(path):
-        written = fmt.write(export, path)
+        try:
+            written = fmt.write(export, path)
+        except ImportError as error:
+            raise ImportError(f"{error}; {WAYS_OUT.get(arguments.to, WAY_OUT)}") from error
     print("\n".join(formats.summary(arguments.to, export, path, written)))
-    with signals.if_ended(lambda: f"{path} is written, but was not verified"):
-        if arguments.verify:
-            print("\n".join(verify.rows(verified(fmt, export, path))))
-        print(f"written to {path}")
+    print(f"written to {path}")
     return 0
-
-
-def verified(fmt: "Format", export: "Export", path: Path) -> Any:
-    """Verifies the written model and returns the measured differences.
-
-    Raises ImportError with the message that the file is written but not verified.
-    """
-    try:
-        return fmt.verify(export, path)
-    except ImportError as error:
-        raise ImportError(f"{path} is written, but could not be verified: {error}") from error
 
 
 def _check_squares(config: Any) -> None:
@@ -123,8 +96,7 @@ def _check_out(path: Path, directory: bool) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0, 1 if the written model differs or the disk failed, 2 for invalid usage, 130 if
-    interrupted."""
+    """Runs the command; returns 0, 1 if the disk failed, 2 for invalid usage, 130 if interrupted."""
     return errors.run(lambda: run(parser().parse_args(argv)), kept="nothing is written")
 
 

@@ -1,4 +1,4 @@
-"""The formats of `export`: for each, a function that writes it and one that reads it back for comparison."""
+"""The formats of `export`: for each, the function that writes it, and notes for its user."""
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,14 +19,11 @@ from detailclip_jax.interop import (
     notes,
     own,
     tensor_files,
-    verify,
 )
 from detailclip_jax.interop.exported_model import Export
 from detailclip_jax.interop.state_dicts import OTHER_NAMES, networks_in, to_state_dict
-from detailclip_jax.interop.verify import Difference, Features
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.files import replace_text
-from detailclip_jax.training import ema
 from detailclip_jax.types import Params
 
 
@@ -38,7 +35,6 @@ class Format(NamedTuple):
     """
 
     write: Callable[[Export, Path], Mapping[str, Any]]
-    verify: Callable[[Export, Path], dict[str, Difference]]
     networks: Callable[[ConfigDict], Collection[str]] | None
     notes: Callable[[ConfigDict, Path], list[str]] = lambda config, path: []
     is_directory: bool = False
@@ -47,7 +43,6 @@ class Format(NamedTuple):
 
 def in_file(
     layout: Callable[[ConfigDict], str],
-    verify: Callable[[Export, Path], dict[str, Difference]],
     said: Callable[[ConfigDict, Path], list[str]] = notes.card_notes,
     card: Callable[[ConfigDict], Mapping[str, Any]] = hub.state_dict_card,
     parts: Sequence[str] = (),
@@ -66,7 +61,7 @@ def in_file(
         return tensors
 
     networks = lambda config: networks_in(config, layout(config))  # noqa: E731
-    return Format(write, verify, networks, said, holds_teacher=holds_teacher)
+    return Format(write, networks, said, holds_teacher=holds_teacher)
 
 
 def slip_layout(config: ConfigDict) -> str:
@@ -157,70 +152,6 @@ def statistics(export: Export) -> Params:
     return {**stats["student"], **{name: tree for name, tree in stats["teacher"].items() if name in moved}}
 
 
-def verify_with(reader: verify.Reader, export: Export, path: Path) -> dict[str, Difference]:
-    """Compares the features of another library with ours, for both encoders."""
-    batch = verify.inputs(export.config)
-    return verify.compare(reader(path, export.config, batch), verify.ours(export.model, export.params, batch))
-
-
-def largest_id(export: Export) -> int:
-    """The end of captions where no tokenizer's file is needed: it is compared with itself, or images alone are."""
-    return export.config.model.vocab_size - 1
-
-
-def verify_image(export: Export, path: Path) -> dict[str, Difference]:
-    """Compares the tokens of the model that timm builds from the card with ours."""
-    batch, card = verify.inputs(export.config, largest_id(export)), json.loads(hub.card_of(path).read_text())
-    expected = verify.image_tokens(export.model, export.params, batch)
-    return verify.compare(verify.timm_tokens(path, export.config, batch, "", card), expected)
-
-
-def verify_reference(export: Export, path: Path) -> dict[str, Difference]:
-    """Compares both students, and both teachers with the student's token embedding, positions and ln_final.
-
-    The last row is how far the file's text features are from those of our teacher, which has its own three; it is only
-    measured.
-    """
-    batch, student = verify.inputs(export.config), export.variables["params"]
-    averaged = ema.overlay(student, export.variables["ema_params"])  # the reference has one key for both: the student's
-    ends = {name: student["text"][name] for name in ("token_embedding", "positions", "ln_final")}
-    teacher = {**averaged, "text": {**averaged["text"], **ends}}
-    expected = features_of(export, batch, {"student": student, "teacher": teacher})
-    theirs = verify.reference_features(path, export.config, batch)
-    text = verify.ours(export.model, averaged, batch)["text"]
-    return verify.compare(theirs, expected) | {notes.TEACHER_TEXT: verify.difference(theirs["text (teacher)"], text)}
-
-
-def features_of(export: Export, batch: verify.Inputs, weights: Mapping[str, Params]) -> Features:
-    """Our features of the batch by several weights, whose names they state: "text (teacher)"."""
-    found = {name: verify.ours(export.model, params, batch) for name, params in weights.items()}
-    return {f"{feature} ({name})": value for name, features in found.items() for feature, value in features.items()}
-
-
-def verify_cosmos(export: Export, path: Path) -> dict[str, Difference]:
-    """Compares the encoders of student and teacher with open_clip's, built from the same tensors."""
-    batch, student = verify.inputs(export.config), export.variables["params"]
-    teacher = ema.overlay(student, export.variables["ema_params"])
-    expected = features_of(export, batch, dict(zip(clip_names.COSMOS_PARTS, (student, teacher))))
-    return verify.compare(verify.cosmos_features(path, export.config, batch), expected)
-
-
-def verify_flair(export: Export, path: Path) -> dict[str, Difference]:
-    """Compares the encoders with open_clip's, and the scores of pairs with those by PyTorch's attention."""
-    batch = verify.inputs(export.config)
-    expected = verify.ours(export.model, export.params, batch)
-    expected |= verify.own_score(export.model, export.params, export.config, batch)
-    return verify.compare(verify.flair_features(path, export.config, batch), expected)
-
-
-def verify_safetensors(export: Export, path: Path) -> dict[str, Difference]:
-    """Reads the file again and compares the features of our networks."""
-    batch = verify.inputs(export.config, largest_id(export))
-    read, _ = own.split(tensor_files.read(path))
-    expected = verify.ours(export.model, export.params, batch)
-    return verify.compare(verify.ours(export.model, read, batch), expected)
-
-
 def in_layout(name: str) -> Callable[[ConfigDict], Collection[str]]:
     """`Format.networks` of a format that writes a state dict in this layout."""
     return lambda config: networks_in(config, name)
@@ -229,44 +160,21 @@ def in_layout(name: str) -> Callable[[ConfigDict], Collection[str]]:
 FORMATS = {
     "reference": in_file(
         lambda config: "reference",
-        verify_reference,
         notes.reference_notes,
         partial(hub.state_dict_card, heads=hub.ALL_HEADS),
         holds_teacher=True,
     ),
-    "slip": in_file(slip_layout, partial(verify_with, verify.slip_features)),
-    "timm": in_file(lambda config: "timm", verify_image, notes.timm_notes, hub.timm_card),
-    "cosmos": in_file(layout_of_method("cosmos"), verify_cosmos, parts=clip_names.COSMOS_PARTS, holds_teacher=True),
-    "flair": in_file(layout_of_method("flair"), verify_flair),
-    "open_clip": Format(
-        write_open_clip,
-        partial(verify_with, verify.open_clip_features),
-        in_layout("open_clip"),
-        notes.open_clip_notes,
-        is_directory=True,
-    ),
-    "huggingface": Format(
-        write_huggingface,
-        partial(verify_with, verify.huggingface_features),
-        in_layout("huggingface"),
-        notes.huggingface_notes,
-        is_directory=True,
-    ),
-    "safetensors": Format(write_safetensors, verify_safetensors, None),
+    "slip": in_file(slip_layout),
+    "timm": in_file(lambda config: "timm", notes.timm_notes, hub.timm_card),
+    "cosmos": in_file(layout_of_method("cosmos"), parts=clip_names.COSMOS_PARTS, holds_teacher=True),
+    "flair": in_file(layout_of_method("flair")),
+    "open_clip": Format(write_open_clip, in_layout("open_clip"), notes.open_clip_notes, is_directory=True),
+    "huggingface": Format(write_huggingface, in_layout("huggingface"), notes.huggingface_notes, is_directory=True),
+    "safetensors": Format(write_safetensors, None),
     "stablehlo": Format(
-        functions.write_stablehlo,
-        functions.verify_stablehlo,
-        lambda _: functions.TOWERS,
-        notes.stablehlo_notes,
-        is_directory=True,
+        functions.write_stablehlo, lambda _: functions.TOWERS, notes.stablehlo_notes, is_directory=True
     ),
-    "onnx": Format(
-        functions.write_onnx,
-        functions.verify_onnx,
-        lambda _: functions.TOWERS,
-        notes.signature_notes,
-        is_directory=True,
-    ),
+    "onnx": Format(functions.write_onnx, lambda _: functions.TOWERS, notes.signature_notes, is_directory=True),
 }
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from detailclip_jax.data import preprocessing
-from detailclip_jax.interop import hub_vocabulary, verify
+from detailclip_jax.interop import hub_vocabulary
 from detailclip_jax.interop.exported_model import Export
 from detailclip_jax.interop.key_tables import flatten
 from detailclip_jax.interop.measure import spec_of
-from detailclip_jax.interop.verify import Difference, Features
 from detailclip_jax.kernels.products import EXACT
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.patches import normalise_pixels
@@ -53,7 +53,13 @@ def functions(export: Export) -> dict[str, Function]:
 def _image_tokens(export: Export, images: Any) -> Float[Array, "B M D"]:
     mean, std = tuple(export.config.preprocess.mean), tuple(export.config.preprocess.std)
     bound = export.model.bind({"params": export.params})
-    return verify.tokens_of(bound, normalise_pixels(images, mean, std))
+    return tokens_of(bound, normalise_pixels(images, mean, std))
+
+
+def tokens_of(networks: Any, images: Float[Array, "B S S 3"]) -> Float[Array, "B M D"]:
+    """The image feature and the patch features in one array."""
+    tokens = networks.image(images)
+    return jnp.concatenate([tokens.cls[:, None], tokens.patches], 1)
 
 
 def _write(
@@ -111,35 +117,3 @@ def _onnx(function: Function, file: Path) -> None:
     jax2onnx = importlib.import_module("jax2onnx")  # in no extra: it holds back the checkpoint library's version
     argument = jax.ShapeDtypeStruct(("B", *function.shape), function.dtype)
     jax2onnx.to_onnx(function.call, [argument], return_mode="file", output_path=str(file))
-
-
-def _verify(export: Export, call: Callable[[str, np.ndarray], np.ndarray]) -> dict[str, Difference]:
-    """Compares the written functions with ours on a fixed batch."""
-    rng, theirs, expected = np.random.default_rng(0), Features(), Features()
-    for name, function in functions(export).items():
-        high = 256 if name == "image" else export.config.model.vocab_size
-        batch = rng.integers(0, high, (verify.BATCH, *function.shape)).astype(function.dtype)
-        with jax.default_matmul_precision(EXACT):
-            theirs[name], expected[name] = call(name, batch), np.asarray(jax.jit(function.call)(batch))
-    return verify.compare(theirs, expected)
-
-
-def verify_stablehlo(export: Export, path: Path) -> dict[str, Difference]:
-    """Compares the files, run by `jax.export` alone, with our functions."""
-
-    def call(name: str, batch: np.ndarray) -> np.ndarray:
-        exported = jax.export.deserialize(bytearray((path / f"encode_{name}.bin").read_bytes()))
-        return np.asarray(exported.call(batch))
-
-    return _verify(export, call)
-
-
-def verify_onnx(export: Export, path: Path) -> dict[str, Difference]:
-    """Compares the files, run by onnxruntime, with our functions."""
-    onnxruntime = importlib.import_module("onnxruntime")
-
-    def call(name: str, batch: np.ndarray) -> np.ndarray:
-        session = onnxruntime.InferenceSession(path / f"encode_{name}.onnx")
-        return session.run(None, {session.get_inputs()[0].name: batch})[0]
-
-    return _verify(export, call)

@@ -11,7 +11,6 @@ from detailclip_jax.interop import hub, hub_tokenizer, hub_vocabulary, measure
 from detailclip_jax.interop.exported_model import Export
 from detailclip_jax.training import dense_encoder
 
-TEACHER_TEXT = "text (teacher) against the run's ema"  # row of the verification: the reference has no text teacher
 CARD = """---
 library_name: transformers
 pipeline_tag: zero-shot-image-classification
@@ -75,9 +74,8 @@ def reference_notes(config: ConfigDict, path: Path) -> list[str]:
     """Returns the notes of `card_notes`, and those on what the reference's layout has no place for."""
     return [
         *card_notes(config, path),
-        "the teacher's token embedding, text positions and ln_final have no place there: it has the student's",
-        "an import's text features, and what is evaluated with them, differ from the run's ema weights by what the "
-        f'row "{TEACHER_TEXT}" of the comparison says; --to=slip and safetensors keep the ema weights',
+        "the teacher's token embedding, text positions and ln_final have no place there: it has the student's, so the "
+        "text features of an import differ from those of the run's ema weights, which --to=slip and safetensors keep",
         "the authors' scripts read it as {'state_dict': {'module.' + key: tensor}} together with their own args",
     ]
 

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from library_features import inputs
 from tiny import check_names
 
 from detailclip_jax.config import default, run_config
@@ -16,7 +17,7 @@ from detailclip_jax.data import tokenizer, vocabularies
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.vocabularies import FileTokenizer, around, record, tokenizer_of
 from detailclip_jax.inference.model import _reading
-from detailclip_jax.interop import hub, hub_tokenizer, hub_vocabulary, verify
+from detailclip_jax.interop import hub, hub_tokenizer, hub_vocabulary
 from detailclip_jax.training import warm_start
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -374,7 +375,7 @@ def test_an_export_states_the_end_token_of_the_file(tmp_path):
     entry = {"file": "tokenizer.json", "digest": vocabularies.digest_of(config.data.tokenizer), "end": end}
     assert content["vocabulary"] == hub.state_dict_card(config)["vocabulary"] == entry
     hub.huggingface_options(content, {})
-    tokens = verify.inputs(config).tokens
+    tokens = inputs(config).tokens
     assert tokens.max() == end and (tokens == end).sum(-1).tolist() == [1, 1]
     assert hub_vocabulary.stated(default()) == {}
     assert hub.huggingface_config(default())["text_config"]["eos_token_id"] == 49407

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from library_features import check_export
 from PIL import Image
 from test_detection_run import tiny as tiny_detection
 from test_segmentation_step import SIZE
@@ -143,7 +144,7 @@ def test_what_is_loaded_is_logged_as_information(segmented, detected, caplog):
 
 def test_an_export_says_that_the_head_stays_in_the_run(segmented, tmp_path, capsys):
     file = tmp_path / "encoder.safetensors"
-    assert export.main([f"--checkpoint={segmented[0]}", "--to=safetensors", f"--out={file}", "--no-verify"]) == 0
+    assert export.main([f"--checkpoint={segmented[0]}", "--to=safetensors", f"--out={file}"]) == 0
     check_names(capsys.readouterr().out, "segmentation", "head", "transfer --predict", "visualize --what=segmentation")
 
 
@@ -200,6 +201,7 @@ def test_it_is_exported_for_timm_with_its_record_and_comes_back(kind, request, t
     workdir, made, _ = request.getfixturevalue(kind)
     file = tmp_path / "vit.safetensors"
     assert export.main([f"--checkpoint={workdir}", "--to=timm", f"--out={file}"]) == 0
+    check_export("timm", workdir, file)
     card = json.loads((tmp_path / "vit.safetensors.json").read_text())
     assert card["create_model"]["img_size"] == 48
     assert card["create_model"]["num_heads"] == made.config.model.custom.num_heads

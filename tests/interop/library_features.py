@@ -1,37 +1,35 @@
-"""Verifies exports: the target library loads the written file, and both models must encode the same batch equally.
+"""Features of one fixed batch: by our networks, and by the library that an export is for, loaded from the written file.
+
+    check_export("timm", workdir, file)     # the file's model computes what the checkpoint computes
 
 PyTorch and these libraries come with the extra `torch`, so they are imported only where they are used.
 """
 
 import contextlib
 import functools
+import importlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from detailclip_jax import methods
-from detailclip_jax.interop import clip_names, hub, hub_vocabulary, tensor_files
+from detailclip_jax.interop import clip_names, exported_model, functions, hub, hub_vocabulary, own, tensor_files
+from detailclip_jax.interop.exported_model import Export
 from detailclip_jax.interop.measure import Spec, spec_of
 from detailclip_jax.kernels.products import EXACT
 from detailclip_jax.models.cross_pool import NUM_HEADS
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.runtime.errors import RunError
+from detailclip_jax.training import ema
 from detailclip_jax.types import Array, Float, Int, Params
 
-TOLERANCE = 1e-4
 BATCH = 2
-TINY = 1e-30
+PAIR = ("student", "teacher")
 Features = dict[str, Float[np.ndarray, "..."]]
-Reader = Callable[[Path, ConfigDict, "Inputs"], Features]
-
-
-class NotEqualError(RunError):
-    """The exported model and ours compute different features."""
 
 
 class Inputs(NamedTuple):
@@ -39,13 +37,6 @@ class Inputs(NamedTuple):
 
     images: Float[np.ndarray, "B S S 3"]
     tokens: Int[np.ndarray, "B T"]
-
-
-class Difference(NamedTuple):
-    """The largest absolute difference of a feature between JAX and the library, and its ratio to the largest value."""
-
-    absolute: float
-    relative: float
 
 
 def inputs(config: ConfigDict, end: int | None = None) -> Inputs:
@@ -80,7 +71,7 @@ def _features(model: Networks) -> Callable[..., dict[str, Array]]:
     def features(params: Params, images: Array, tokens: Array) -> dict[str, Array]:
         bound = model.bind({"params": params})
         if "image_projection" not in model.table:
-            return {"image": tokens_of(bound, images)}
+            return {"image": functions.tokens_of(bound, images)}
         return {"image": bound.embed_image(images), "text": bound.embed_text(tokens)}
 
     return features
@@ -100,37 +91,28 @@ def own_score(model: Networks, params: Params, config: ConfigDict, batch: Inputs
         return {"score": np.asarray(scores(params, *batch))}
 
 
-def tokens_of(networks: Any, images: Float[Array, "B S S 3"]) -> Float[Array, "B M D"]:
-    """The image feature and the patch features in one array."""
-    tokens = networks.image(images)
-    return jnp.concatenate([tokens.cls[:, None], tokens.patches], 1)
-
-
 def image_tokens(model: Networks, params: Params, batch: Inputs) -> Features:
     """Tokens of our image encoder, without the projection."""
     return ours(model.only("image"), params, batch)
 
 
-def compare(theirs: Features, expected: Features) -> dict[str, Difference]:
-    """The difference of every feature; raises NotEqualError if one exceeds TOLERANCE times the largest value."""
-    found = {name: difference(theirs[name], value) for name, value in expected.items()}
-    if bad := [f"{name} {d.relative:.1e}" for name, d in found.items() if not d.relative <= TOLERANCE]:
-        raise NotEqualError(f"the written model differs from the original: relative difference of {', '.join(bad)}")
-    return found
+def check_equal(theirs: Features, expected: Features, bound: float = 1e-5) -> None:
+    """Checks that every feature is the expected one, but for `bound` times its largest value."""
+    assert theirs.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(theirs[name], value, rtol=0, atol=bound * np.abs(value).max(), err_msg=name)
 
 
-def difference(theirs: Float[np.ndarray, "..."], expected: Float[np.ndarray, "..."]) -> Difference:
-    """The difference of one feature."""
-    absolute = float(np.abs(theirs - expected).max())
-    return Difference(absolute, absolute / max(float(np.abs(expected).max()), TINY))
+def loaded(path: Path) -> Any:
+    """The content of a file as PyTorch or the library safetensors loads it."""
+    import torch
+    from safetensors.torch import load_file
+
+    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
 
 
 def _tensors(path: Path, prefix: str = "") -> dict[str, Any]:
-    import torch
-
-    tensors = tensor_files.read(path)
-    chosen = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    return {key: torch.from_numpy(np.array(value)) for key, value in chosen.items()}
+    return {key.removeprefix(prefix): value for key, value in loaded(path).items() if key.startswith(prefix)}
 
 
 def _images(batch: Inputs) -> Any:
@@ -148,7 +130,7 @@ def _text(batch: Inputs) -> Any:
 def timm_tokens(
     path: Path, config: ConfigDict, batch: Inputs, prefix: str = "", card: Mapping[str, Any] | None = None
 ) -> Features:
-    """Image feature and patch features of timm's model, loaded strictly and built from the card if one is given."""
+    """Image feature and patch features of timm's model, built from the card or the config and loaded strictly."""
     import timm
     import torch
 
@@ -195,10 +177,8 @@ def _text_tower(spec: Spec) -> Any:
 
 def reference_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
     """Student and teacher of a DetailCLIP state dict."""
-    student, teacher = (slip_features(path, config, batch, teacher=flag) for flag in (False, True))
-    return {f"{name} (student)": v for name, v in student.items()} | {
-        f"{name} (teacher)": v for name, v in teacher.items()
-    }
+    features = {part: slip_features(path, config, batch, teacher=part == "teacher") for part in PAIR}
+    return {f"{name} ({part})": value for part, of in features.items() for name, value in of.items()}
 
 
 def open_clip_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
@@ -218,9 +198,9 @@ def cosmos_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
     import open_clip
     import torch
 
-    content, found = tensor_files.read(path), {}
+    content, found = loaded(path), {}
     for part in clip_names.COSMOS_PARTS:
-        tensors = {key: torch.from_numpy(np.array(value)) for key, value in tensor_files.part_of(content, part).items()}
+        tensors = tensor_files.part_of(content, part)
         model: Any = open_clip.model.CLIP(**hub.open_clip_model(config, path)).eval()
         model.load_state_dict({key: tensors[key] for key in model.state_dict()}, strict=True)
         with torch.inference_mode():
@@ -285,8 +265,75 @@ def huggingface_features(path: Path, config: ConfigDict, batch: Inputs) -> Featu
         return {name: getattr(value, "pooler_output", value).numpy() for name, value in features.items()}
 
 
-def rows(differences: Mapping[str, Difference]) -> list[str]:
-    """The lines of the table that an export prints."""
-    width = max(len(name) for name in differences)
-    head = f"{'feature':<{width}}  {'max abs':>9}  {'relative':>9}"
-    return [head, *(f"{n:<{width}}  {d.absolute:>9.1e}  {d.relative:>9.1e}" for n, d in differences.items())]
+def own_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
+    """Features of our networks with the parameters of a file of `--to=safetensors`."""
+    model, variables, _ = own.read(path)
+    return ours(model, variables["params"], batch)
+
+
+def called(export: Export, call: Callable[[str, np.ndarray], Any]) -> tuple[Features, Features]:
+    """What `call(name, batch)` makes of a fixed batch, and what our functions of the same names make of it."""
+    rng, theirs, expected = np.random.default_rng(0), {}, {}
+    for name, function in functions.functions(export).items():
+        high = 256 if name == "image" else export.config.model.vocab_size
+        batch = rng.integers(0, high, (BATCH, *function.shape)).astype(function.dtype)
+        with jax.default_matmul_precision(EXACT):
+            theirs[name], expected[name] = np.asarray(call(name, batch)), np.asarray(jax.jit(function.call)(batch))
+    return theirs, expected
+
+
+def called_by_jax_export(path: Path, name: str, batch: np.ndarray) -> Any:
+    """A written StableHLO function, run by `jax.export` alone."""
+    return jax.export.deserialize(bytearray((path / f"encode_{name}.bin").read_bytes())).call(batch)
+
+
+def called_by_onnxruntime(path: Path, name: str, batch: np.ndarray) -> Any:
+    """A written ONNX function, run by onnxruntime."""
+    session = importlib.import_module("onnxruntime").InferenceSession(path / f"encode_{name}.onnx")
+    return session.run(None, {session.get_inputs()[0].name: batch})[0]
+
+
+CALLS = {"stablehlo": called_by_jax_export, "onnx": called_by_onnxruntime}
+READERS = {
+    "reference": reference_features,
+    "slip": slip_features,
+    "cosmos": cosmos_features,
+    "flair": flair_features,
+    "open_clip": open_clip_features,
+    "huggingface": huggingface_features,
+    "safetensors": own_features,
+}
+
+
+def expected_of(to: str, export: Export, batch: Inputs) -> Features:
+    """Our features of the batch, by the weights that the format holds: "text (teacher)" if it holds two."""
+    student, teacher = (export.variables[name] for name in ("params", "ema_params"))
+    if to not in ("reference", "cosmos"):
+        score = own_score(export.model, export.params, export.config, batch) if to == "flair" else {}
+        return ours(export.model, export.params, batch) | score
+    averaged = ema.overlay(student, teacher)
+    if to == "reference":  # it has one key for both: the student's
+        ends = {name: student["text"][name] for name in ("token_embedding", "positions", "ln_final")}
+        averaged = {**averaged, "text": {**averaged["text"], **ends}}
+    by_name = {name: ours(export.model, params, batch) for name, params in zip(PAIR, (student, averaged))}
+    return {f"{feature} ({name})": value for name, features in by_name.items() for feature, value in features.items()}
+
+
+def check_export(to: str, workdir: Path, path: Path, bound: float = 1e-5, **options: Any) -> set[str]:
+    """Checks that the library for which `export --to=TO` has written a workdir computes what we compute.
+
+    `options` are those of `exported_model.load`. Returns the names of the features that were compared.
+    """
+    export = exported_model.load(workdir, **options)
+    if to in CALLS:
+        theirs, expected = called(export, functools.partial(CALLS[to], path))
+    elif to == "timm":
+        batch = inputs(export.config, export.config.model.vocab_size - 1)  # of images alone
+        card = json.loads(hub.card_of(path).read_text())
+        theirs = timm_tokens(path, export.config, batch, card=card)
+        expected = image_tokens(export.model, export.params, batch)
+    else:
+        batch = inputs(export.config)
+        theirs, expected = READERS[to](path, export.config, batch), expected_of(to, export, batch)
+    check_equal(theirs, expected, bound)
+    return set(expected)
