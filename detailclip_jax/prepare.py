@@ -108,7 +108,7 @@ def parser(shown: str = "") -> flags.Parser:
     if shown:
         command.description, command.epilog = f"{shown}: {SOURCES[shown].what}", None
         command.usage = f"%(prog)s {shown} {flags.EITHER} ... --out DIR [flags]"
-        for flag in command._actions:
+        for flag in command.arguments:
             flag.help = flag.help if shown in OF_SOURCES.get(flag.dest, SOURCES) else argparse.SUPPRESS
     return command
 

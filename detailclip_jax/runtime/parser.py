@@ -27,11 +27,26 @@ def prog(module: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose --help keeps the lines of the description, and whose errors are one message."""
+    """An argparse parser whose --help keeps the lines of the description, and whose errors are one message.
+
+    `arguments` are all that `add_argument` has added, with --help; `has_commands` says whether it has subcommands.
+    """
 
     def __init__(self, *args: Any, **options: Any):
+        self.arguments: list[argparse.Action] = []
+        self.has_commands = False
         options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False} | options
         super().__init__(*args, **options)
+
+    def add_argument(self, *args: Any, **options: Any) -> argparse.Action:
+        """Adds an argument as argparse does, and remembers it."""
+        self.arguments.append(super().add_argument(*args, **options))
+        return self.arguments[-1]
+
+    def add_subparsers(self, **options: Any) -> Any:
+        """Adds subcommands as argparse does, and remembers it."""
+        self.has_commands = True
+        return super().add_subparsers(**options)
 
     def error(self, message: str) -> NoReturn:
         """Prints the message and exits with code 2."""
@@ -49,9 +64,9 @@ class Parser(argparse.ArgumentParser):
 
     def check_flags(self, arguments: Sequence[str]) -> None:
         """Exits with a message for the first flag that this parser lacks; a parser of subcommands leaves it to them."""
-        if self._subparsers is not None:
+        if self.has_commands:
             return
-        known = self._option_string_actions
+        known = {flag for argument in self.arguments for flag in argument.option_strings}
         for argument in arguments:
             name = argument.partition("=")[0]
             if argument == "--":
