@@ -3,7 +3,6 @@
 Pure Python, without jax, so that mistakes are answered at once.
 """
 
-import difflib
 import functools
 import re
 from collections.abc import Collection, Sequence
@@ -78,16 +77,15 @@ def check_names(argv: Sequence[str], known: Collection[str]) -> None:
 
 
 def near_field(name: str, config: ConfigDict) -> str:
-    """Returns "; did you mean --config.batch_size?" for "batch-size", and "" where no field has a similar name."""
+    """Returns "; did you mean '--config.batch_size'?" for "batch-size", and "" where no field has a similar name."""
     wanted = name.replace("-", "_")
     fields = sorted(run_config.flatten(config), key=lambda field: field.count("."))
     if "." in wanted:  # --data.path
-        whole = difflib.get_close_matches(wanted, fields, n=1, cutoff=0.9)
-        return f"; did you mean --config.{whole[0]}?" if whole else ""
+        return errors.near(wanted, fields, cutoff=0.9, shown=lambda field: f"--config.{field}")
     last = [field.rpartition(".")[2] for field in fields]
     containing = [word for word in last if wanted in word and len(wanted) > 3]
-    best = difflib.get_close_matches(wanted, containing or last, n=1, cutoff=0.0 if containing else 0.7)
-    return f"; did you mean --config.{fields[last.index(best[0])]}?" if best else ""
+    shown = lambda word: f"--config.{fields[last.index(word)]}"  # noqa: E731
+    return errors.near(wanted, containing or last, cutoff=0.0 if containing else 0.7, shown=shown)
 
 
 def checked(argv: Sequence[str], spec: str) -> list[str]:

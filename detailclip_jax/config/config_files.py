@@ -4,11 +4,12 @@ find("configs/stickers.py")    # a file in the working directory has priority
 find("stickers")               # the same file by its name, in any folder
 """
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from detailclip_jax.runtime.errors import near
 
 PACKAGE = Path(__file__).parents[1]
 BUNDLED = "bundled_configs"  # in a wheel; see setup.py
@@ -44,9 +45,8 @@ def known() -> list[str]:
 
 def _no_file(name: str) -> str:
     stems = {Path(file).stem: file for file in known()}
-    near = difflib.get_close_matches(Path(name).stem, stems, n=1)
-    hint = f"did you mean {stems[near[0]]!r}?" if near else f"known: {', '.join(known())}"
-    return f"unknown config file {name!r}; {hint}"
+    hint = near(Path(name).stem, stems, cutoff=0.6, shown=lambda stem: stems[stem])
+    return f"unknown config file {name!r}{hint or '; known: ' + ', '.join(known())}"
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:

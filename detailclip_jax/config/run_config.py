@@ -3,7 +3,6 @@
 Pure Python: errors in flags are reported before jax is imported.
 """
 
-import difflib
 import functools
 import importlib.util
 import inspect
@@ -20,6 +19,7 @@ from detailclip_jax.config.config_files import METHOD_FOLDERS, find
 from detailclip_jax.config.data_path import is_endless, ratios
 from detailclip_jax.config.declarations import Field, not_computable
 from detailclip_jax.config.stored_fields import OtherVersion
+from detailclip_jax.runtime.errors import nearest
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.regular_files import read_json
 
@@ -153,10 +153,9 @@ def _nearest_field(config: ConfigDict, name: str, node: ConfigDict, above: str) 
     """The nearest field: by the whole name, by the last part in any group, or in the group reached; "" if none."""
     leaves = {field: field.rsplit(".", 1)[-1] for field in flatten(config)}
     leaf, part = name.rsplit(".", 1)[-1], name.removeprefix(f"{above}.").split(".")[0]
-    near = functools.partial(difflib.get_close_matches, n=1)
-    alike = near(leaf, leaves.values(), cutoff=0.85)
-    at_level = [f"{above}.{field}" if above else field for field in near(part, list(node), cutoff=0.5)]
-    found = near(name, leaves, cutoff=0.85) + [field for field in leaves if leaves[field] in alike] + at_level
+    alike = nearest(leaf, leaves.values(), cutoff=0.85)
+    at_level = [f"{above}.{field}" if above else field for field in nearest(part, node)]
+    found = nearest(name, leaves, cutoff=0.85) + [field for field in leaves if leaves[field] in alike] + at_level
     return found[0] if found else ""
 
 

@@ -6,7 +6,6 @@ are one map: the left side of the view is the first x of the box, also of a mirr
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from detailclip_jax.data import images, resizing
 from detailclip_jax.data.blocks import block_mask
 from detailclip_jax.data.decoding import Decoded, Encoded
 from detailclip_jax.data.native import Native, native_size, padded, stacked
+from detailclip_jax.runtime.errors import unknown
 
 Box = tuple[int, int, int, int]  # xyxy, pixels of the image; x1 and y1 are exclusive
 Opened = Encoded | Decoded
@@ -93,8 +93,7 @@ def _crop(name: str, fields: dict[str, Any]) -> Crop:
     known = [field.name for field in dataclasses.fields(Crop)]
     for field in fields:
         if field not in known:
-            near = difflib.get_close_matches(field, known, 1) or known
-            raise ValueError(f"crop {name!r} has no field {field!r}; did you mean {' or '.join(near)}?")
+            raise ValueError(f"crop {name!r}: {unknown('field', field, known)}")
     values: dict[str, Any] = {field: tuple(v) if isinstance(v, list) else v for field, v in fields.items()}
     return Crop(**values)
 

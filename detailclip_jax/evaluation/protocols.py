@@ -10,7 +10,6 @@ RESISC45 differ, and the package keeps the data set's own spelling of many class
 assets/README.md.
 """
 
-import difflib
 import functools
 import json
 import pathlib
@@ -20,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from detailclip_jax.data.labelled.contents import fingerprint
+from detailclip_jax.runtime.errors import nearest
 
 Names = Sequence[Sequence[str]]
 MAX_LISTED = 10  # of the classes that a message names
@@ -197,7 +197,7 @@ def complaints(
 def near(name: str, candidates: Sequence[str]) -> str:
     """The name, quoted, with up to three similar candidates."""
     by_plain = {plain(candidate): candidate for candidate in candidates}
-    alike = difflib.get_close_matches(plain(name), by_plain, n=3, cutoff=0.5)
+    alike = nearest(plain(name), by_plain, count=3)
     return repr(name) + (f" (nearest: {', '.join(repr(by_plain[key]) for key in alike)})" if alike else "")
 
 

@@ -147,15 +147,27 @@ def at_work() -> Iterator[None]:
 Meant = Mapping[str, Sequence[str]]  # a word of users, in lower case -> the known names that they may mean by it
 
 
-def near(name: str, known: Iterable[str], cutoff: float = 0.5, meant: Meant | None = None) -> str:
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5, count: int = 1) -> list[str]:
+    """Returns up to `count` known names that are similar to a name, the most similar one first."""
+    return difflib.get_close_matches(name, list(known), count, cutoff)
+
+
+def near(
+    name: str,
+    known: Iterable[str],
+    cutoff: float = 0.5,
+    meant: Meant | None = None,
+    shown: Callable[[str], str] = str,
+) -> str:
     """Returns "; did you mean 'NAME'?" with what is `meant` by the name, else the nearest known one; "" without one.
+
+    `shown` converts a known name to what the user writes.
 
     near("hf", FORMATS, meant={"hf": ["huggingface"]}) == "; did you mean 'huggingface'?"
     """
     known = list(known)
-    found = [each for each in (meant or {}).get(name.lower(), ()) if each in known]
-    found = found or difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
-    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+    names = [each for each in (meant or {}).get(name.lower(), ()) if each in known] or nearest(name, known, cutoff)
+    return f"; did you mean {' or '.join(repr(shown(each)) for each in names)}?" if names else ""
 
 
 def near_folder(path: Path, tried: Iterable[Path] = ()) -> str:
@@ -166,8 +178,7 @@ def near_folder(path: Path, tried: Iterable[Path] = ()) -> str:
     names: list[str] = []
     with contextlib.suppress(OSError):
         names = [each.name for each in path.parent.iterdir() if each.is_dir() and each not in {*tried}]
-    found = difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)
-    return f"; did you mean {str(path.parent / found[0])!r}?" if found else ""
+    return near(path.name, names, cutoff=0.7, shown=lambda name: str(path.parent / name))
 
 
 def unknown(kind: str, name: str, known: Iterable[str], meant: Meant | None = None) -> str:

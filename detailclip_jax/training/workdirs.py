@@ -1,14 +1,13 @@
 """The workdir that a user names: the steps of its checkpoints, and what to say where there is none."""
 
 import contextlib
-import difflib
 import os
 import shlex
 import uuid
 from pathlib import Path
 
 from detailclip_jax.runtime import weight_files
-from detailclip_jax.runtime.errors import near_folder
+from detailclip_jax.runtime.errors import near, near_folder
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.regular_files import read_json, read_regular
 from detailclip_jax.training import manifest
@@ -128,8 +127,8 @@ def neighbours(path: Path) -> str:
         missing = next(parent for parent in path.parents if parent.parent.exists())
         return near_folder(missing) or f"; {SOURCES}"
     runs = runs_in(folder)
-    if near := difflib.get_close_matches(path.name, runs, n=1, cutoff=0.6):
-        return f"; did you mean {str(folder / near[0])!r}?"
+    if hint := near(path.name, runs, cutoff=0.6, shown=lambda name: str(folder / name)):
+        return hint
     if not runs:
         return f"; {SOURCES}"
     more = f" and {len(runs) - MAX_NAMED} more" if len(runs) > MAX_NAMED else ""

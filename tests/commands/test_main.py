@@ -64,9 +64,9 @@ MISTAKES = [
         ["--config=configs/transfer/ade20k_linear.py"],
         "write python -m detailclip_jax.transfer --config=configs/transfer/ade20k_linear.py",
     ),
-    (["--batch-size=32"], "unknown flag --batch-size; did you mean --config.batch_size?"),
-    (["--steps=4"], "unknown flag --steps; did you mean --config.total_steps?"),
-    (["--data.pth=x"], "unknown flag --data.pth; did you mean --config.data.path?"),
+    (["--batch-size=32"], "unknown flag --batch-size; did you mean '--config.batch_size'?"),
+    (["--steps=4"], "unknown flag --steps; did you mean '--config.total_steps'?"),
+    (["--data.pth=x"], "unknown flag --data.pth; did you mean '--config.data.path'?"),
     (["--confg=configs/stickers.py"], "unknown flag --confg; did you mean '--config'?"),
     ([f"--config={SMALLEST}", "--confg.batch_size=8"], "did you mean '--config'? (with .batch_size)"),
     ([f"--config={SMALLEST}", "--num_processes=2"], "--coordinator, --num-processes and --process-id must be given"),
@@ -121,7 +121,7 @@ def test_mistakes_in_flags_get_a_message(ended, number, message):
 
 def test_a_field_of_the_config_at_hand_without_config_is_recognised():
     flags = ["transfer", "--config=configs/transfer/stickers_detection.py", "--data.follow_links=True"]
-    with pytest.raises(ValueError, match=r"--data\.follow_links; did you mean --config\.data\.follow_links\?"):
+    with pytest.raises(ValueError, match=r"--data\.follow_links; did you mean '--config\.data\.follow_links'\?"):
         check_names(flags, VALUES)
 
 

@@ -242,7 +242,7 @@ def test_lists_of_a_saved_config_become_tuples():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sizes": 8}, "crop 'large' has no field 'sizes'; did you mean size"),
+        ({"sizes": 8}, "crop 'large': unknown field 'sizes'; did you mean 'size'"),
         ({"kind": "round"}, "crop kind 'round' is unknown; known: random, whole, enclosing, inside"),
         ({"filter": "nearest"}, "crop filter 'nearest' is unknown; known: bicubic, bilinear"),
         ({"count": 2, "blur_p": (1.0, 0.1, 0.5)}, "crop blur_p has 3 entries for 2 views"),
