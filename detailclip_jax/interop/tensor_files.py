@@ -5,17 +5,19 @@ archives (OpenAI's CLIP) by `torchscript`. Files that would require more are ref
 """
 
 import argparse
-import json
+import contextlib
 import pickle
 import re
 import tarfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save
 
 from detailclip_jax.interop import torchscript
 from detailclip_jax.runtime import weight_files
@@ -24,21 +26,8 @@ from detailclip_jax.runtime.files import written_atomically
 LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # start of PyTorch files before 1.6
 NPY = ".npy"  # suffix of the arrays in an npz file
 TAR_BLOCK = 512  # bytes of a tar archive's first header
-MAX_HEADER = 16_000_000  # bytes; the parsed JSON takes twenty times that. A model of 1,000 tensors has 100,000
 TORCH = (2, 10)  # the first version without known vulnerabilities of `weights_only`
 NEEDED = "PyTorch 2.10 or newer (pip install 'detailclip_jax[torch]')"
-DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
 
 
 def read(path: Path) -> Any:
@@ -183,59 +172,24 @@ def arrays(value: Any, name: str = "") -> Any:
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file, memory-mapped.
-
-    Format, from https://huggingface.co/docs/safetensors: eight bytes with the length of a JSON header, the header, the
-    data.
-    """
-    header, begin = _header(path)
-    data = np.memmap(path, np.uint8, "r")[begin:]
-    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    tensors = {name: _tensor(path, name, entry, data) for name, entry in entries.items()}
-    _check_covered(path, sorted(tuple(entry["data_offsets"]) for entry in entries.values()), len(data))
-    return tensors
-
-
-def _check_covered(path: Path, places: Sequence[tuple[int, int]], size: int) -> None:
-    """Raises ValueError unless the tensors lie one after the other, from the start to the end of the data."""
-    if [0, *(end for _, end in places)] != [*(begin for begin, _ in places), size]:
-        raise ValueError(f"{path} is damaged: its tensors overlap, or bytes of it belong to none of them")
+    with _safetensors_errors(path):
+        return load_file(path)
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """The `__metadata__` of a safetensors file's header."""
-    return _header(path)[0].get("__metadata__", {})
+    """The notes in the header of a safetensors file."""
+    with _safetensors_errors(path), safe_open(path, framework="np") as file:
+        return file.metadata() or {}
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > size - 8:
-            raise ValueError(f"{path} is damaged: its header is longer than the file")
-        if length > MAX_HEADER:
-            raise ValueError(f"{path} is refused: its header has {length:,} bytes; the limit is {MAX_HEADER:,}")
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError):
-            raise ValueError(f"{path} is damaged: its header is not JSON") from None
-    if not isinstance(header, dict):
-        raise ValueError(f"{path} is damaged: its header is not a dictionary")
-    notes = header.get("__metadata__", {})
-    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
-        raise ValueError(f"{path} is damaged: __metadata__ in its header is not a dictionary of texts")
-    return header, 8 + length
-
-
-def _tensor(path: Path, name: str, entry: Any, data: np.ndarray) -> np.ndarray:
+@contextlib.contextmanager
+def _safetensors_errors(path: Path) -> Iterator[None]:
     try:
-        dtype, shape, (begin, end) = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
-        count = int(np.prod(shape, dtype=object))
-        if not 0 <= begin <= end <= len(data) or count * dtype.itemsize != end - begin:
-            raise ValueError(f"{end - begin} bytes of {len(data)} for {shape}")
-        return np.frombuffer(data[begin:end], dtype).reshape(shape)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:  # JSON has Infinity, which is not a size
-        raise ValueError(f"{path} is damaged: tensor {name!r}: {error}") from None
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    except AttributeError as error:  # of numbers with 8 bits or fewer
+        raise ValueError(f"{path} is refused: {error}; save its tensors as float32") from None
 
 
 def write(
@@ -252,7 +206,7 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_atomically(path) as partial, partial.open("wb") as stream:
         if path.suffix == ".safetensors":
-            _write_safetensors(stream, tensors, notes or {})
+            _write_safetensors(stream, tensors, notes)
         else:
             _write_torch(stream, tensors, parts)
 
@@ -276,16 +230,6 @@ def part_of(tensors: Mapping[str, Any], part: str) -> dict[str, Any]:
     return {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
 
 
-def _write_safetensors(file: BinaryIO, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> None:
-    names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": dict(notes)} if notes else {}
-    offset = 0
-    for name, value in tensors.items():
-        end = offset + value.nbytes
-        header[name] = {"dtype": names[value.dtype], "shape": list(value.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for value in tensors.values():
-        file.write(np.ascontiguousarray(value).tobytes())
+def _write_safetensors(file: BinaryIO, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str] | None) -> None:
+    contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+    file.write(save(contiguous, dict(notes) if notes else None))  # its `save_file` raises no OSError for a full disk

@@ -557,17 +557,22 @@ def test_safetensors_headers_that_lie(tmp_path):
         entry(offsets=(-8, 0)),
         entry(shape=(-2,), offsets=(0, 8)),
         entry(shape=(2**40, 2**40)),
+        *(entry() | {"__metadata__": notes} for notes in ([], [1], 3, "text", {"format": 3})),
+        *(b"{not json", b'{"a":' * 5000),
         entry(dtype="F7"),
         {"a": 3},
         {"a": {"dtype": "F32"}},
         entry(shape=("x",)),
         entry(offsets=("a", "b")),
     ):
-        refused(header(tmp_path, lie), "is damaged: tensor 'a'")
-    refused(header(tmp_path, b"{not json"), "its header is not JSON")
-    refused(header(tmp_path, b'{"a":' * 5000), "its header is not JSON")
+        refused(header(tmp_path, lie), r"x\.safetensors is damaged: .*header")
+        with pytest.raises(ValueError, match=r"x\.safetensors is damaged: .*header"):
+            interop.load(tmp_path / "x.safetensors")
+    refused(
+        header(tmp_path, entry("F8_E4M3", (8,))), r"x\.safetensors is refused: .*float8.*; save its tensors as float32"
+    )
     (tmp_path / "long").write_bytes((2**60).to_bytes(8, "little") + b"{}")
-    refused(tmp_path / "long", "its header is longer than the file")
+    refused(tmp_path / "long", "long is damaged: .*header too large")
     (tmp_path / "text").write_bytes(b"Hello, this is no file of weights")
     refused(tmp_path / "text", "is neither a PyTorch file nor a safetensors file")
 
@@ -575,18 +580,12 @@ def test_safetensors_headers_that_lie(tmp_path):
 @pytest.mark.parametrize(
     "places", [{"a": (4, 8)}, {"a": (0, 4)}, {"a": (0, 8), "b": (4, 8)}, {"a": (0, 4), "b": (0, 4)}, {}]
 )
-def test_safetensors_with_holes_or_overlaps_are_refused_as_by_the_library(tmp_path, places):
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
+def test_safetensors_with_holes_or_overlaps_are_refused(tmp_path, places):
     entries = {
         name: {"dtype": "F32", "shape": [(end - begin) // 4], "data_offsets": [begin, end]}
         for name, (begin, end) in places.items()
     }
-    path = header(tmp_path, entries)
-    refused(path, "its tensors overlap, or bytes of it belong to none of them")
-    with pytest.raises(SafetensorError):
-        load_file(path)
+    refused(header(tmp_path, entries), "is damaged: .*(offset|not fully covered)")
 
 
 def test_module_trees_that_never_end():
@@ -686,19 +685,6 @@ def test_an_older_pytorch_does_not_read_files_of_others(tmp_path, monkeypatch):
     path = save({"a": torch.zeros(3)}, tmp_path / "a.pt")
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     refused(path, r"safely needs PyTorch 2\.10 or newer \(pip install 'detailclip_jax\[torch\]'\); this is 2\.9\.1")
-
-
-@pytest.mark.parametrize("notes", [[], [1], 3, "text", None, {"format": 3}])
-def test_notes_of_a_safetensors_file_are_texts_by_name(tmp_path, notes):
-    path = header(tmp_path, {"__metadata__": notes, "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}})
-    refused(path, "is damaged: __metadata__ in its header is not a dictionary of texts")
-    with pytest.raises(ValueError, match="__metadata__ in its header"):
-        interop.load(path)
-
-
-def test_a_header_of_a_safetensors_file_has_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensor_files, "MAX_HEADER", 50)
-    refused(header(tmp_path, b"{" + b" " * 50), "its header has 51 bytes; the limit is 50")
 
 
 def test_help_names_every_layout_activation_and_recipe():
