@@ -553,7 +553,7 @@ def make_torch(rng: Rng, folder: Path) -> None:
 
 def repacked(rng: Rng, data: bytes) -> bytes:
     """The same archive with members damaged, renamed, missing, compressed or as of TorchScript."""
-    made = io.BytesIO()
+    made, is_script = io.BytesIO(), rng.random() < 0.2  # whose operations nobody counts: its pickle stays whole
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(made, "w", one_of(rng, (0, 0, 8))) as new:
         for info in old.infolist():
             name = (
@@ -561,8 +561,9 @@ def repacked(rng: Rng, data: bytes) -> bytes:
             )
             content = old.read(info)
             if rng.random() < 0.9:
-                new.writestr(name, damaged(rng, content) if rng.random() < 0.3 else content)
-        if rng.random() < 0.2:
+                changed = rng.random() < 0.3 and not (is_script and name.endswith(".pkl"))
+                new.writestr(name, damaged(rng, content) if changed else content)
+        if is_script:
             new.writestr("archive/constants.pkl", b"\x80\x02).")
     return made.getvalue()
 
@@ -992,13 +993,13 @@ STEPS += [
     {"type": "Replace", "pattern": {kind: pattern}, "content": content}
     for kind in ("String", "Regex")
     for pattern in ("a", " ", "b+", "(?=a)", "(a|a)*$", ".", "")
-    for content in ("", "aa", "\u2581", "a" * 50)
+    for content in ("", "aa", "\u2581")
 ]
-STEPS += [{"type": "Prepend", "prepend": "a" * number} for number in (1, 100_000)]
+STEPS += [{"type": "Prepend", "prepend": "a"}]
 BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": False}
-BEFORE = (None, {"type": "Whitespace"}, BYTES, {"type": "Sequence", "pretokenizers": [BYTES] * 40})
+BEFORE = (None, {"type": "Whitespace"}, BYTES)
 WORDS = {"a": 0, "</s>": 1, "aa": 2}
-PIECES = [{"continuing_subword_prefix": "##", "max_input_chars_per_word": longest} for longest in (100, 1000, 10**9)]
+PIECES = [{"continuing_subword_prefix": "##", "max_input_chars_per_word": longest} for longest in (100, 1000)]
 MODELS = (
     {"type": "WordLevel", "vocab": WORDS, "unk_token": "</s>"},
     {"type": "BPE", "vocab": WORDS, "merges": [["a", "a"]], "dropout": None},
@@ -1007,8 +1008,8 @@ MODELS = (
 
 
 def make_tokenizer(rng: Rng, folder: Path) -> None:
-    """A vocabulary of few words, whose steps may make much of little."""
-    steps = [one_of(rng, STEPS) for _ in range(rng.integers(0, 4))] * int(one_of(rng, (1, 1, 2, 40)))
+    """A vocabulary of few words, with steps of any kind."""
+    steps = [one_of(rng, STEPS) for _ in range(rng.integers(0, 4))]
     around = {"type": "TemplateProcessing", "pair": [], "special_tokens": {}}
     content = {
         "version": "1.0",
@@ -1018,7 +1019,7 @@ def make_tokenizer(rng: Rng, folder: Path) -> None:
         "pre_tokenizer": one_of(rng, BEFORE),
         "post_processor": around
         | {"single": [{"Sequence": {"id": "A", "type_id": 0}}] * one_of(rng, (1, 1, 2, 10**5))},
-        "decoder": {"type": "Sequence", "decoders": [one_of(rng, STEPS[6:-2])] * int(one_of(rng, (1, 40)))},
+        "decoder": {"type": "Sequence", "decoders": [one_of(rng, STEPS[6:-1])]},
         "model": one_of(rng, MODELS),
     }
     data = json.dumps(content).encode()

@@ -7,13 +7,10 @@ texts are split and which tokens stand around them. A file `*.model` is that of 
 publishes: the words alone.
 """
 
-import base64
 import contextlib
 import functools
 import hashlib
-import itertools
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,11 +28,7 @@ CLIP = "clip"  # data.tokenizer for CLIP's byte pairs
 MAX_BYTES = 64 * 2**20  # of a tokenizer's file; that of Gemma's 256,000 pieces has about 34 MB
 UNKNOWN = "qzxvkjw \ua66e\U0001f728"  # no word, a letter of one manuscript, and a sign of alchemy
 MAX_CONFIG_BYTES = 4 * 2**20  # of the tokenizer_config.json beside it
-MAX_GROWTH = 4096  # bytes that a tokenizer.json may make of one, by `growth`: 1,089 for ALBERT's steps
 MAX_LETTER = 16  # tokens of the letter a: one, or two with the mark of a word's start
-MAX_WORD = 1000  # characters of a word that WordPiece takes apart, in time that grows with their cube: 100 in BERT's
-# Of one step, at most: https://unicode.org/faq/normalization.html; ByteLevel makes two of one, and adds a blank
-GROWTH = {"NFC": 3, "NFD": 3, "NFKC": 11, "NFKD": 11, "Lowercase": 1.5, "BertNormalizer": 8, "ByteLevel": 3}
 
 
 class Pieces(NamedTuple):
@@ -245,18 +238,6 @@ def from_json(path: Path) -> Pieces:
     content = _content(path, MAX_BYTES)
     with _damage_is_named(path):
         tokenizer = library.Tokenizer.from_str(content.decode())
-    grown = max(growth(tokenizer.normalizer, tokenizer.pre_tokenizer), growth(tokenizer.decoder))
-    if grown > MAX_GROWTH:
-        raise ValueError(
-            f"data.tokenizer: {path} makes up to {grown:.3g} bytes of each one of a text, the limit is {MAX_GROWTH}; "
-            "give the file of the model's own tokenizer"
-        )
-    longest = getattr(tokenizer.model, "max_input_chars_per_word", 0)
-    if longest > MAX_WORD:
-        raise ValueError(
-            f"data.tokenizer: {path} takes words of up to {longest} characters apart, the limit is {MAX_WORD}; "
-            "give the file of the model's own tokenizer"
-        )
 
     def words(text: str) -> Sequence[int]:
         return tokenizer.encode(text, add_special_tokens=False).ids
@@ -300,32 +281,6 @@ def _damage_is_named(path: Path) -> Iterator[None]:
         raise
     except BaseException as error:  # the library raises a bare Exception for any damage, or panics in Rust
         raise ValueError(f"data.tokenizer {path} is not a file of the library tokenizers: {error}") from None
-
-
-def growth(*parts: Any) -> float:
-    """Returns an upper bound of the bytes that parts of a tokenizer, one after the other, make of each one of a text.
-
-    Forty replacements in a file of 3 kB that each double a text would make 2^40, and Ctrl-C does not stop the library.
-    """
-    states = (json.loads(part.__getstate__()) for part in parts if part is not None)
-    return math.prod((_growth(step) for state in states for step in _steps(state)), start=1.0)
-
-
-def _steps(state: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns a step, or the steps of a sequence, of which some may be sequences."""
-    inner = next((value for value in state.values() if isinstance(value, list)), None)
-    return [state] if inner is None else list(itertools.chain.from_iterable(map(_steps, inner)))
-
-
-def _growth(step: dict[str, Any]) -> int | float:
-    if "precompiled_charsmap" in step:  # the size of an index, the index, and what stands in place of characters
-        charsmap = base64.b64decode(step["precompiled_charsmap"])
-        texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") // 4 * 4 :]
-        return max(1, *map(len, texts.split(b"\0")))
-    added = len((step.get("content") or step.get("prepend") or "").encode())
-    replaced = len(step.get("pattern", {}).get("String", "").encode())
-    # what may be put between any two characters: before a text, or in place of a regular expression of no length
-    return GROWTH.get(step["type"], max(1, added / replaced) if replaced else 1 + added)
 
 
 def refusal(words: Callable[[str], Sequence[int]], text: str) -> str:

@@ -1,4 +1,4 @@
-"""Reads tensors from untrusted files: nothing in them is executed, extracted or decompressed.
+"""Reads tensors from untrusted files: nothing in them is executed or extracted.
 
 Safetensors and npz files contain only numbers. PyTorch files are read with `torch.load(weights_only=True)`, TorchScript
 archives (OpenAI's CLIP) by `torchscript`. Files that would require more are refused.
@@ -11,7 +11,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -41,10 +41,7 @@ def read(path: Path) -> Any:
         start = file.read(TAR_BLOCK)
     _check_no_tar(path, start)
     if start.startswith(b"PK\x03\x04"):
-        names = check_archive(path)
-        if names and all(name.endswith(NPY) for name in names):
-            return _npz(path)
-        return torchscript.read(path) if torchscript.is_archive(path) else _torch(path, mmap=True)
+        return _archive(path)
     if start.startswith(LEGACY):
         return _torch(path, mmap=False)
     if len(start) > 8 and start[8:9] == b"{":
@@ -79,35 +76,24 @@ def _check_no_tar(path: Path, start: bytes) -> None:
     )
 
 
-def check_archive(path: Path) -> list[str]:
-    """The names in a zip archive.
-
-    Raises ValueError unless it is as PyTorch and numpy.savez write it: uncompressed entries with plain names. Only
-    TorchScript's code may be compressed; it is never read, and no array of numpy is part of it.
-    """
+def _archive(path: Path) -> Any:
+    """The content of a zip archive of PyTorch or NumPy; raises ValueError for one that somebody else has packed."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except Exception as error:  # a damaged file can cause any error in the reader
         raise ValueError(f"{path} is damaged: {error}") from None
+    names = [entry.filename for entry in entries]
+    if names and all(name.endswith(NPY) for name in names):
+        return _npz(path)
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise ValueError(f"{path} is a zip archive of {', '.join(names[:5]) or 'nothing'}, not of tensors; unpack it")
+    if any(name.endswith("/constants.pkl") for name in names):
+        return torchscript.read(path)
     for entry in entries:
-        _check_entry(path, entry)
-    if len({entry.filename for entry in entries}) < len(entries):
-        raise ValueError(f"{path} contains two entries of the same name")
-    if sum(entry.compress_size for entry in entries) > path.stat().st_size:
-        raise ValueError(f"{path} is damaged: its entries are longer than the file")
-    return [entry.filename for entry in entries]
-
-
-def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
-    parts = PurePosixPath(entry.filename).parts
-    if ".." in parts or parts[:1] == ("/",) or "\\" in entry.filename:
-        raise ValueError(f"{path} contains an entry named {entry.filename!r}, outside of the archive")
-    stored = entry.compress_type == zipfile.ZIP_STORED and entry.file_size == entry.compress_size
-    is_array = entry.filename.endswith(NPY)
-    if not stored and (is_array or parts[1:2] != ("code",)):
-        why = "save it again with numpy.savez" if is_array else "which PyTorch never writes"
-        raise ValueError(f"{path} contains {entry.filename!r} compressed, {why}")
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{path} contains {entry.filename!r} compressed, which PyTorch never writes")
+    return _torch(path, mmap=True)
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:

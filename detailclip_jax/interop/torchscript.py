@@ -2,16 +2,13 @@
 
 `torch.jit.load` compiles an archive's code and may run some of it (`__setstate__`), so it is only for trusted files.
 The parameters do not need that: `data.pkl` describes a tree of modules, whose classes are replaced by `Module`, and
-every tensor is a range of an uncompressed entry of the archive.
+every tensor is a range of an entry of the archive.
 """
 
 import io
-import itertools
 import pickle
-import pickletools
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,31 +27,14 @@ STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-MAX_DEPTH = 50  # of nested modules
-MAX_MODULES = 100_000  # a shared module counts once for each of its names
-MAX_PICKLE = 4 * 2**20  # bytes of data.pkl, with at most one operation per byte; OpenAI's CLIPs have .3 MB
-PROTOCOL = 2  # of the pickles that TorchScript writes
-MAX_SHARED_TUPLES = 30  # uses of stored tuples: hashing nested shared tuples takes exponential time
-PUTS = ("PUT", "BINPUT", "LONG_BINPUT")  # operations that store a value under an index, for which memory is reserved
-GETS = ("GET", "BINGET", "LONG_BINGET")
-TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
 
 
 class Module:
     """Replaces every class that the archive names; holds only its attributes."""
 
 
-def is_archive(path: Path) -> bool:
-    """Whether a zip archive is from TorchScript rather than from `torch.save`."""
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Parameters and buffers by their names in the modules; raises ValueError for any other content.
-
-    The archive must have passed `files.check_archive`, since its entries are read in full.
-    """
+    """Parameters and buffers by their names in the modules; raises ValueError for any other content."""
     try:
         with zipfile.ZipFile(path) as archive:
             (data,) = (name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1)
@@ -70,7 +50,7 @@ class Reader(pickle.Unpickler):
     """Unpickles module trees; a pickle can call only the functions in FUNCTIONS."""
 
     def __init__(self, archive: zipfile.ZipFile, data: str):
-        super().__init__(io.BytesIO(_checked(archive, data)))
+        super().__init__(io.BytesIO(archive.read(data)))
         self.archive, self.folder = archive, data.removesuffix("data.pkl") + "data/"
         self.storages: dict[str, np.ndarray] = {}
 
@@ -87,37 +67,9 @@ class Reader(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> np.ndarray:
         """A storage: the numbers of one entry of the archive."""
         _, dtype, key, _, _ = pid
-        if not isinstance(key, str):
-            raise pickle.UnpicklingError("the name of a storage is not a text")
         if key not in self.storages:
             self.storages[key] = np.frombuffer(self.archive.read(self.folder + key), dtype)
         return self.storages[key]
-
-
-def _checked(archive: zipfile.ZipFile, data: str) -> bytes:
-    """The pickle of the modules; raises UnpicklingError if reading it could need far more memory than its size."""
-    size = archive.getinfo(data).file_size
-    if size > MAX_PICKLE:
-        raise pickle.UnpicklingError(f"the description of its modules has {size:,} bytes; the limit is {MAX_PICKLE:,}")
-    content = archive.read(data)
-    _check_operations(((operation, argument) for operation, argument, _ in pickletools.genops(content)), len(content))
-    return content
-
-
-def _check_operations(operations: Iterable[tuple[Any, Any]], size: int) -> None:
-    tuples, shared = set(), 0
-    for (before, _), (operation, argument) in itertools.pairwise(operations):
-        if operation.proto > PROTOCOL:
-            raise pickle.UnpicklingError(
-                f"it has {operation.name}, an operation of a newer pickle protocol than {PROTOCOL}"
-            )
-        if operation.name in PUTS and not 0 <= int(argument) <= size:
-            raise pickle.UnpicklingError(f"it uses memo entry {argument:,} in {size:,} bytes")
-        if operation.name in PUTS and before.name in TUPLES:
-            tuples.add(argument)
-        shared += operation.name == "DUP" or (operation.name in GETS and argument in tuples)
-    if shared > MAX_SHARED_TUPLES:
-        raise pickle.UnpicklingError(f"it reuses tuples {shared:,} times; the limit is {MAX_SHARED_TUPLES}")
 
 
 def tensor(storage: np.ndarray, offset: Any, shape: Any, stride: Any, *_: Any) -> np.ndarray:
@@ -145,21 +97,14 @@ FUNCTIONS: dict[tuple[str, str], Any] = {
 }
 
 
-def tensors_of(root: Any) -> dict[str, np.ndarray]:
-    """The tensors of a module tree by name; raises ValueError for other content and beyond the limits above."""
-    found: dict[str, np.ndarray] = {}
-    for number, (prefix, module) in enumerate(_modules(root, "", 0)):
-        if number >= MAX_MODULES:
-            raise ValueError(f"its modules have more than {MAX_MODULES:,} names")
-        found |= {prefix + name: value for name, value in vars(module).items() if isinstance(value, np.ndarray)}
-    return found
-
-
-def _modules(module: Any, prefix: str, depth: int) -> Iterator[tuple[str, Module]]:
-    """Yields a module and all its submodules, each with the prefix of its tensor names."""
-    if not isinstance(module, Module) or depth > MAX_DEPTH:
+def tensors_of(module: Any, prefix: str = "") -> dict[str, np.ndarray]:
+    """The tensors of a module tree by name; raises ValueError for other content."""
+    if not isinstance(module, Module):
         raise ValueError("it does not describe a tree of modules")
-    yield prefix, module
+    tensors: dict[str, np.ndarray] = {}
     for name, value in vars(module).items():
-        if isinstance(value, Module):
-            yield from _modules(value, f"{prefix}{name}.", depth + 1)
+        if isinstance(value, np.ndarray):
+            tensors[prefix + name] = value
+        elif isinstance(value, Module):
+            tensors |= tensors_of(value, f"{prefix}{name}.")
+    return tensors

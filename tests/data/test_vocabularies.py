@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import pickle
-import struct
 import sys
 
 import numpy as np
@@ -13,7 +12,7 @@ from library_features import inputs
 from tiny import check_names
 
 from detailclip_jax.config import default, run_config
-from detailclip_jax.data import tokenizer, vocabularies
+from detailclip_jax.data import vocabularies
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.vocabularies import FileTokenizer, around, record, tokenizer_of
 from detailclip_jax.inference.model import _reading
@@ -107,41 +106,6 @@ def refused(config, error, match):
         tokenizer_of(config).check()
 
 
-def charsmap(text, size=4):
-    """A table of one text for characters, with an index of one unit."""
-    return struct.pack("<II", size, 0) + text + b"\0"
-
-
-def doubling():
-    """Parts of a file of about 1 kB, any of which makes 2^30 bytes or more of one."""
-    steps, before, after = tokenizers.normalizers, tokenizers.pre_tokenizers, tokenizers.decoders
-    regex = tokenizers.Regex("(?=a)")
-    return {
-        "replaced": ("normalizer", steps.Sequence([steps.Replace("a", "aa")] * 40)),
-        "sequences": ("normalizer", steps.Sequence([steps.Sequence([steps.Replace("a", "aaa")] * 5)] * 5)),
-        "regular expression": ("normalizer", steps.Sequence([steps.Replace(regex, "a")] * 40)),
-        "before a text": ("normalizer", steps.Prepend("a" * 10_000)),
-        "bytes": ("normalizer", steps.Sequence([steps.ByteLevel()] * 40)),
-        "table": ("normalizer", steps.Sequence([steps.Precompiled(charsmap(b"a" * 100))] * 5)),
-        "table of none": (
-            "normalizer",
-            steps.Sequence([steps.Precompiled(charsmap(b""))] + [steps.Prepend("aa")] * 40),
-        ),
-        "odd table": ("normalizer", steps.Sequence([steps.Precompiled(charsmap(b"aaa", 7))] * 40)),
-        "pre-tokenizer": ("pre_tokenizer", before.Sequence([before.ByteLevel(use_regex=False)] * 40)),
-        "decoder": ("decoder", after.Sequence([after.Replace("a", "aa")] * 40)),
-    }
-
-
-@pytest.mark.parametrize("name", doubling())
-def test_a_file_that_makes_much_of_little_is_refused_before_the_first_text(tmp_path, name):
-    """The library runs for minutes or until the memory ends, and does not listen to Ctrl-C."""
-    file = word_file(tmp_path, padding="</s>", then=lambda made: setattr(made, *doubling()[name]))
-    with pytest.raises(ValueError) as error:
-        record(config_with(file))
-    check_names(error.value, str(file), "bytes of each one of a text", "4096", "model's own tokenizer")
-
-
 @pytest.mark.parametrize(
     ("template", "said"),
     [
@@ -161,20 +125,6 @@ def test_a_file_that_repeats_a_text_or_its_end_is_refused_before_the_first_text(
     refused(config, ValueError, said)
 
 
-def test_a_file_that_takes_long_words_apart_is_refused(tmp_path):
-    """WordPiece tries all ends of all pieces of a word: one of 7,000 letters takes 12 seconds, deaf to Ctrl-C."""
-
-    def with_words_of(longest):
-        pieces = tokenizers.models.WordPiece({"a": 0, "</s>": 1}, unk_token="</s>", max_input_chars_per_word=longest)
-        file = word_file(tmp_path / str(longest), padding="</s>", then=lambda made: setattr(made, "model", pieces))
-        return config_with(file)
-
-    tokenizer_of(with_words_of(1000)).encode("a" * 7000)
-    with pytest.raises(ValueError) as error:
-        record(with_words_of(7000))
-    check_names(error.value, "tokenizer.json", "words of up to 7000 characters", "1000", "model's own tokenizer")
-
-
 def test_a_text_that_the_library_panics_at_is_an_error_that_names_the_file(tmp_path):
     """A panic is no Exception, so it would pass by all that catches one."""
     backtracking = tokenizers.normalizers.Replace(tokenizers.Regex("(?:x|x)*[bc]$"), "")
@@ -183,41 +133,6 @@ def test_a_text_that_the_library_panics_at_is_an_error_that_names_the_file(tmp_p
     assert ours.decode(ours.encode("a frog")) == "a frog"
     with pytest.raises(ValueError, match=r"tokenizer\.json is not .* tokenizers: .*retry-limit"):
         ours.encode("c" + "x" * 60)
-
-
-def test_the_growth_of_published_steps_is_allowed():
-    steps = tokenizers.normalizers
-    blanks = steps.Replace(tokenizers.Regex(" {2,}"), " ")
-    table = steps.Precompiled(charsmap("\ufdfa".encode() * 11))  # 33 bytes, as in sentencepiece's nmt_nfkc
-    albert = steps.Sequence(
-        [steps.Replace("``", '"'), steps.NFKD(), steps.StripAccents(), steps.Lowercase(), table, blanks]
-    )
-    assert vocabularies.growth(albert) == 1089 < vocabularies.MAX_GROWTH
-    assert vocabularies.growth(None) == vocabularies.growth(steps.Replace("ab", "b")) == 1
-    ours = json.dumps(hub_tokenizer.tokenizer_json({"a": 0} | tokenizer.SPECIAL, []))
-    made = tokenizers.Tokenizer.from_str(ours)
-    assert vocabularies.growth(made.normalizer, made.pre_tokenizer) < vocabularies.MAX_GROWTH
-
-
-def chained():
-    """Steps of normalisers; the library panics where one of the first kind follows one of the second."""
-    steps, regex = tokenizers.normalizers, tokenizers.Regex
-    forms = [steps.NFC(), steps.NFD(), steps.NFKC(), steps.NFKD(), steps.Lowercase(), steps.BertNormalizer()]
-    forms += [steps.ByteLevel()]
-    between = [steps.Replace("", "a"), steps.Replace(regex("b*"), "é"), steps.Replace(regex("(?=a)"), "\u4e2d")]
-    others = [steps.Replace("a", "ab"), steps.Replace("aa", "\u2581"), steps.Replace(" ", "\ufdfa")]
-    others += [steps.Prepend("\u4e2d"), steps.Strip()]
-    return {"forms": forms + others, "between": between + others}
-
-
-@pytest.mark.parametrize("kind", chained())
-def test_no_text_grows_beyond_the_bound(kind):
-    steps, rng = chained()[kind], np.random.default_rng(0)
-    for _ in range(200):
-        chain = tokenizers.normalizers.Sequence([steps[number] for number in rng.integers(0, len(steps), 3)])
-        text = "".join(rng.choice(list("abA \u0130\u1e9e\u0390\u4e2d\ufdfa\U0001d15e"), rng.integers(1, 9)))
-        size = len(chain.normalize_str(text).encode())
-        assert size < vocabularies.growth(chain) * (len(text.encode()) + 1), (chain, text)
 
 
 def test_files_that_do_not_fit_are_named(tmp_path):

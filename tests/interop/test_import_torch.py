@@ -8,7 +8,6 @@ import pathlib
 import pickle
 import re
 import tarfile
-import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -18,7 +17,7 @@ from library_features import check_equal, image_tokens, inputs, ours
 
 from detailclip_jax import import_torch, interop
 from detailclip_jax.config.fields import TEXT_ACTIVATIONS
-from detailclip_jax.interop import hub, state_dicts, tensor_files, torchscript
+from detailclip_jax.interop import hub, state_dicts, tensor_files
 from detailclip_jax.interop.layouts import NORMALISATIONS
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.positions import RECIPES
@@ -471,24 +470,20 @@ def test_tensors_of_pytorch_stay_within_their_storage(tmp_path):
     refused(path, r"is refused: tensor \S+ of shape \(1000000, 1000000\) repeats numbers of its storage; save a clone")
 
 
-def test_zip_bombs_and_path_tricks(tmp_path):
-    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("m/data.pkl", b"0" * 10**7)
-    refused(tmp_path / "bomb.pt", "contains 'm/data.pkl' compressed, which PyTorch never writes")
-    for name in ("../outside", "/absolute", "m/../../x", "m\\..\\x"):
-        with zipfile.ZipFile(tmp_path / "path.pt", "w") as archive:
-            archive.writestr("m/data.pkl", b"")
-            archive.writestr(name, b"x")
-        refused(tmp_path / "path.pt", "outside of the archive")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["bomb.pt", "path.pt"]
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_zip_of_a_checkpoint_is_not_one(tmp_path, compression):
+    with zipfile.ZipFile(tmp_path / "model.zip", "w", compression) as archive:
+        archive.write(save({"a": torch.zeros(3)}, tmp_path / "model.pt"), "model.pt")
+    refused(tmp_path / "model.zip", r"model\.zip is a zip archive of model\.pt, not of tensors; unpack it")
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_two_entries_of_one_name(tmp_path):
-    with zipfile.ZipFile(tmp_path / "two.pt", "w") as archive:
-        archive.writestr("m/data.pkl", b"a")
-        archive.writestr("m/data.pkl", b"b")
-    refused(tmp_path / "two.pt", "two entries of the same name")
+def test_a_checkpoint_that_was_packed_again_is_refused(tmp_path):
+    """PyTorch maps the entries into memory, so it would take compressed bytes for numbers."""
+    path = save({"a": torch.zeros(3)}, tmp_path / "a.pt")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "again.pt", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    refused(tmp_path / "again.pt", "contains '.*' compressed, which PyTorch never writes")
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors", "torchscript"])
@@ -557,13 +552,13 @@ def test_safetensors_headers_that_lie(tmp_path):
         entry(offsets=(-8, 0)),
         entry(shape=(-2,), offsets=(0, 8)),
         entry(shape=(2**40, 2**40)),
-        *(entry() | {"__metadata__": notes} for notes in ([], [1], 3, "text", {"format": 3})),
-        *(b"{not json", b'{"a":' * 5000),
         entry(dtype="F7"),
         {"a": 3},
         {"a": {"dtype": "F32"}},
         entry(shape=("x",)),
         entry(offsets=("a", "b")),
+        *(entry() | {"__metadata__": notes} for notes in ([], [1], 3, "text", {"format": 3})),
+        *(b"{not json", b'{"a":' * 5000),
     ):
         refused(header(tmp_path, lie), r"x\.safetensors is damaged: .*header")
         with pytest.raises(ValueError, match=r"x\.safetensors is damaged: .*header"):
@@ -588,72 +583,17 @@ def test_safetensors_with_holes_or_overlaps_are_refused(tmp_path, places):
     refused(header(tmp_path, entries), "is damaged: .*(offset|not fully covered)")
 
 
-def test_module_trees_that_never_end():
-    module = torchscript.Module()
-    module.inner = module
-    with pytest.raises(ValueError, match="a tree of modules"):
-        torchscript.tensors_of(module)
-
-
-def test_modules_that_share_modules_are_counted_by_name(tmp_path):
-    """Thirty modules, each of which holds the next ten times, have 10^30 names."""
-    described = b"c__torch__\nModule\n)\x81}" + code("weight") + code(1) + b"sb"
-    for place in range(30):
-        names = b"".join(code(f"m{number}") + b"h" + bytes([100 + place]) for number in range(10))
-        described += b"q" + bytes([100 + place]) + b"0c__torch__\nModule\n)\x81}(" + names + b"ub"
-    refused(script(tmp_path / "shared.pt", b"\x80\x02" + described + b"."), "have more than 100,000 names")
-
-
-@pytest.mark.parametrize(
-    "place", [b"r" + (2**27).to_bytes(4, "little"), b"p134217728\n", b"p-1\n"], ids=["binary", "text", "negative"]
-)
-def test_places_in_memory_stay_within_the_bytes_of_a_pickle(tmp_path, place):
-    """A pickle of ten bytes that reserves 2.2 GB."""
-    refused(script(tmp_path / "memo.pt", b"\x80\x02}" + place + b"."), "is refused: it uses memo entry -?[0-9,]+")
-
-
-def test_a_description_of_modules_has_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(torchscript, "MAX_PICKLE", 100)
+def test_module_trees_that_never_end(tmp_path):
     refused(
-        script(tmp_path / "long.pt", b"\x80\x02" + code("a" * 100) + b"."),
-        "description of its modules has [0-9]+ bytes; the limit",
+        script(tmp_path / "own.pt", b"\x80\x02c__torch__\nModule\n)\x81q\x00}U\x05innerh\x00sb."),
+        "is damaged: .*recursion",
     )
 
 
-def test_a_pickle_s_operations_are_not_kept(tmp_path):
-    """64 MiB of them took 6 GB and a minute, before anything was refused."""
-    assert torchscript.MAX_PICKLE <= 4 * 2**20
-    path = script(tmp_path / "many.pt", b"\x80\x02](" + b"N" * 200_000 + b"e.")
-    tracemalloc.start()
-    try:
-        refused(path, "does not describe a tree of modules")
-        assert tracemalloc.get_traced_memory()[1] < 8e6
-    finally:
-        tracemalloc.stop()
-
-
-def nested(depth):
-    """A tuple that holds another one twice, and so on: short as a pickle, 2^depth long written out."""
-    value = ()
-    for _ in range(depth):
-        value = (value, value)
-    return value
-
-
 def test_shapes_are_numbers(tmp_path):
-    for shape in (nested(3), ("a",), (2.0,), (10**100,), ((2,),)):
+    for shape in (("a",), (2.0,), (10**100,), ((2,),)):
         refused(tensor_archive(tmp_path / "a.pt", shape, (1,)), "is damaged: a tensor whose offset, shape and strides")
-    refused(tensor_archive(tmp_path / "b.pt", (1,), (1,), key=nested(3)), "is refused: the name of a storage")
-
-
-def test_tuples_that_share_tuples_have_a_limit(tmp_path):
-    """As the key of a dictionary, 2^60 tuples would be hashed one after the other."""
-    pickled = b"\x80\x02}" + code(nested(60)) + code(1) + b"s."
-    refused(script(tmp_path / "key.pt", pickled), "is refused: it reuses tuples 59 times; the limit is 30")
-
-
-def test_pickles_of_other_protocols_are_not_torchscript_s(tmp_path):
-    refused(script(tmp_path / "new.pt", pickle.dumps({"a": 1}, 4)), "is refused: it has FRAME, an operation of a newer")
+    refused(tensor_archive(tmp_path / "b.pt", (1,), (1,), key=3), "is damaged: ")
 
 
 @pytest.mark.parametrize("kind", ["ustar", "gnu", "v7"])
