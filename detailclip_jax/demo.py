@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from detailclip_jax.runtime import errors
+from detailclip_jax.runtime import errors, extras
 from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.progress import Console
 
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         search = app.open_search(*given) if arguments.embeddings else None
         page = app.Page(models, search, app.open_scenes(), arguments.readout)
         if not page.scenes:
-            console.warn("no scenes to pick from: pip install 'detailclip_jax[demo]'")
+            console.warn(extras.missing("no scenes to pick from", "demo"))
         began = time.perf_counter()
         console.live("compiling: seconds for a tiny model, a minute for a large one ...")
         page.warm_up()
@@ -93,12 +93,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 def check_installed() -> None:
     """Raises ImportError that says what to install if a package of the page is missing."""
-    try:
-        import starlette
-        import uvicorn
-    except ImportError as error:
-        raise ImportError(f"the page needs {error.name}: pip install 'detailclip_jax[demo]'") from error
-    del starlette, uvicorn
+    for name in ("starlette", "uvicorn"):
+        extras.load(name, f"the page needs {name}", "demo")
 
 
 def listening(number: int) -> socket.socket:

@@ -42,9 +42,6 @@ from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.files import nothing_left
 from detailclip_jax.training import workdirs
 
-WAY_OUT = "pip install 'detailclip_jax[torch]'"
-WAYS_OUT = {"onnx": "pip install jax2onnx, in an environment of its own"}
-
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
@@ -70,10 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.to != "safetensors":
         _check_squares(export.config)
     with nothing_left(path):
-        try:
-            written = fmt.write(export, path)
-        except ImportError as error:
-            raise ImportError(f"{error}; {WAYS_OUT.get(arguments.to, WAY_OUT)}") from error
+        written = fmt.write(export, path)
     print("\n".join(formats.summary(arguments.to, export, path, written)))
     print(f"written to {path}")
     return 0

@@ -6,13 +6,13 @@ It calls the same functions on the same files as the local engine, so the output
 worker must see the source and the output folder under the same paths.
 """
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
 from detailclip_jax.convert import job as jobs
 from detailclip_jax.convert import shard as shards
 from detailclip_jax.convert.job import Job
+from detailclip_jax.runtime import extras
 
 
 def run(job: Job, options: Sequence[str] = ()) -> None:
@@ -48,9 +48,8 @@ def _task(number: int, work: str) -> int:
 
 
 def _beam() -> tuple[Any, Any]:
-    try:
-        beam = importlib.import_module("apache_beam")
-        options = importlib.import_module("apache_beam.options.pipeline_options")
-    except ImportError as error:
-        raise ImportError("--engine beam needs Apache Beam: pip install 'detailclip_jax[beam]'") from error
+    beam, options = (
+        extras.load(name, "--engine beam needs Apache Beam", "beam")
+        for name in ("apache_beam", "apache_beam.options.pipeline_options")
+    )
     return beam, options.PipelineOptions

@@ -16,14 +16,12 @@ from detailclip_jax.convert.image_root import ImageRoot
 from detailclip_jax.convert.job import Options, Plan, Request, Shard, limited, of_files
 from detailclip_jax.convert.limited_files import FREE_BYTES, MAX_BYTES, MAX_RATIO, expand, open_bytes
 from detailclip_jax.convert.remote_files import is_remote
+from detailclip_jax.runtime import extras
 
 
 def parquet_file(path: str) -> Any:
     """Returns an open pyarrow.parquet.ParquetFile; ValueError if it is not valid, ImportError without pyarrow."""
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError("parquet files need pyarrow: pip install 'detailclip_jax[data]'") from error
+    parquet = extras.load("pyarrow.parquet", "parquet files need pyarrow", "data")
     with undamaged(path):
         return parquet.ParquetFile(open_bytes(path) if is_remote(path) else path)
 

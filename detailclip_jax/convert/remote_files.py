@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+from detailclip_jax.runtime import extras
 from detailclip_jax.runtime.errors import RunError, first_line
 from detailclip_jax.version import __version__
 
@@ -146,7 +147,8 @@ def _storage(url: str) -> tuple[Any, str]:
     except ImportError as error:
         scheme = url.partition("://")[0]
         package = PACKAGES.get(scheme)
-        raise ImportError(f"{scheme}:// needs {f'pip install {package}' if package else error}") from error
+        needs = f"{scheme}:// needs {package or error}"
+        raise ImportError(extras.missing(needs, package=package) if package else needs) from error
 
 
 def _web_options() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from detailclip_jax.convert.prepared_set import load, reasons_in
 from detailclip_jax.convert.statistics import SIDE_STEP, quantile
 from detailclip_jax.data.decoding import BadImage, decoded_for_use
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS
+from detailclip_jax.runtime import extras
 from detailclip_jax.runtime.files import written_atomically
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.terminal import counted
@@ -118,15 +119,12 @@ def _captions(field: Mapping[str, Any]) -> str:
 
 def histograms(record: Mapping[str, Any], path: pathlib.Path) -> None:
     """Draws histograms of sizes, caption lengths and rejects; ImportError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'detailclip_jax[demo]'") from error
+    matplotlib = extras.load("matplotlib.figure", "figures need matplotlib", "demo")
     counts = record["statistics"]
     drawn = {"width": counts["width"], "height": counts["height"], "bytes": counts["bytes"]}
     drawn |= {f"tokens: {name}": field["tokens"] for name, field in counts["captions"].items() if field}
     panels = len(drawn) + bool(record["rejected"])
-    figure = Figure(figsize=(12, 3 * math.ceil(panels / 3)), layout="constrained")
+    figure = matplotlib.Figure(figsize=(12, 3 * math.ceil(panels / 3)), layout="constrained")
     axes = figure.subplots(math.ceil(panels / 3), 3, squeeze=False).ravel()
     for axis, (name, histogram) in zip(axes, drawn.items()):
         _draw(axis, name, histogram)

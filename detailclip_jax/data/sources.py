@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config.data_path import Component
 from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.stickers.scene_source import Stickers
+from detailclip_jax.runtime import extras
 from detailclip_jax.runtime.errors import first_line
 from detailclip_jax.runtime.files import written_atomically
 
@@ -397,11 +398,8 @@ def _tfds_builder(path: str, split: str) -> Any:
 
 def tensorflow_datasets() -> Any:
     """Imports the library; raises MissingData that says how to install it."""
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise MissingData("data sets of tfds need tensorflow-datasets: pip install 'detailclip_jax[data]'") from error
-    return tfds
+    needs = "data sets of tfds need tensorflow-datasets"
+    return extras.load("tensorflow_datasets", needs, "data", error=MissingData)
 
 
 def _text_fields(features: Any) -> list[str]:

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.fields import AT_EOT, MEAN
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS, PAD, Tokenizer
+from detailclip_jax.runtime import extras
 from detailclip_jax.runtime.regular_files import NotRegular, TooLarge, read_regular
 
 CLIP = "clip"  # data.tokenizer for CLIP's byte pairs
@@ -350,7 +351,4 @@ READERS: dict[str, Callable[[Path], Pieces]] = {".json": from_json, ".model": fr
 
 
 def _library(name: str) -> Any:
-    try:
-        return __import__(name)
-    except ImportError:
-        raise ValueError(f"data.tokenizer needs the library {name}; pip install {name}") from None
+    return extras.load(name, f"data.tokenizer needs the library {name}", package=name, error=ValueError)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 
+from detailclip_jax.runtime import extras
 from detailclip_jax.runtime.files import written_atomically
 
 INK, MUTED, FAINT = "#222222", "#777777", "#CCCCCC"
@@ -28,11 +29,8 @@ TITLE_WIDTH, CREDIT_WIDTH = 0.093, 0.052  # inches per letter
 
 def blank(width: float, height: float) -> Any:
     """An empty matplotlib figure of `width` x `height` inches.  Raises ImportError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'detailclip_jax[demo]'") from error
-    return Figure((width, height), dpi=DPI, facecolor="white")
+    matplotlib = extras.load("matplotlib.figure", "figures need matplotlib", "demo")
+    return matplotlib.Figure((width, height), dpi=DPI, facecolor="white")
 
 
 def save(figure: Any, path: str | Path) -> Path:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
+from detailclip_jax.runtime import extras
 from detailclip_jax.runtime.files import written_atomically
 
 if TYPE_CHECKING:  # files are read without jax and the networks
@@ -231,14 +232,10 @@ def _read_parquet(file: Path) -> tuple[Columns, str]:
 
 
 def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(
-            "parquet files need pyarrow: pip install 'detailclip_jax[data]', or choose a name that ends in .npz"
-        ) from error
-    return pyarrow, pyarrow.parquet
+    other = "choose a name that ends in .npz"
+    names = "pyarrow", "pyarrow.parquet"
+    pyarrow, parquet = (extras.load(name, "parquet files need pyarrow", "data", otherwise=other) for name in names)
+    return pyarrow, parquet
 
 
 FORMATS = {".npz": (_write_npz, _read_npz), ".parquet": (_write_parquet, _read_parquet)}

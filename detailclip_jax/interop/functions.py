@@ -1,6 +1,5 @@
 """Exports the encoders as compiled functions with built-in weights and variable batch size: StableHLO and ONNX."""
 
-import importlib
 import json
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +18,7 @@ from detailclip_jax.interop.measure import spec_of
 from detailclip_jax.kernels.products import EXACT
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.runtime import extras
 from detailclip_jax.runtime.files import replace_text, written_atomically
 from detailclip_jax.types import Array, Float
 
@@ -94,6 +94,7 @@ def _signature(function: Function) -> dict[str, str]:
 
 def write_stablehlo(export: Export, path: Path) -> Any:
     """Writes encode_image.bin and encode_text.bin, for cpu, cuda and tpu."""
+    extras.load("flatbuffers", "--to=stablehlo needs flatbuffers", "torch")
     call = "jax.export.deserialize(bytearray(open(FILE, 'rb').read())).call(array)"
     return _write(export, path, "bin", call, _stablehlo, jax=jax.__version__)
 
@@ -114,6 +115,7 @@ def write_onnx(export: Export, path: Path) -> Any:
 
 
 def _onnx(function: Function, file: Path) -> None:
-    jax2onnx = importlib.import_module("jax2onnx")  # in no extra: it holds back the checkpoint library's version
+    own_environment = "jax2onnx, in an environment of its own"  # it holds back the checkpoint library's version
+    jax2onnx = extras.load("jax2onnx", "--to=onnx needs jax2onnx", package=own_environment)
     argument = jax.ShapeDtypeStruct(("B", *function.shape), function.dtype)
     jax2onnx.to_onnx(function.call, [argument], return_mode="file", output_path=str(file))

@@ -20,14 +20,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from detailclip_jax.interop import torchscript
-from detailclip_jax.runtime import weight_files
+from detailclip_jax.runtime import extras, weight_files
 from detailclip_jax.runtime.files import written_atomically
 
 LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # start of PyTorch files before 1.6
 NPY = ".npy"  # suffix of the arrays in an npz file
 TAR_BLOCK = 512  # bytes of a tar archive's first header
 TORCH = (2, 10)  # the first version without known vulnerabilities of `weights_only`
-NEEDED = "PyTorch 2.10 or newer (pip install 'detailclip_jax[torch]')"
+PYTORCH = "PyTorch 2.10 or newer"
 
 
 def read(path: Path) -> Any:
@@ -110,12 +110,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _torch(path: Path, mmap: bool) -> Any:
-    try:
-        import torch
-    except ImportError:
-        raise ValueError(f"reading {path} needs {NEEDED}") from None
+    torch = extras.load("torch", f"reading {path} needs {PYTORCH}", "torch", error=ValueError)
     if tuple(map(int, torch.__version__.split(".")[:2])) < TORCH:
-        raise ValueError(f"reading {path} safely needs {NEEDED}; this is {torch.__version__}")
+        needs = f"reading {path} safely needs {PYTORCH}, but this is {torch.__version__}"
+        raise ValueError(extras.missing(needs, "torch"))
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts store their flags in it
             return arrays(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
@@ -198,12 +196,8 @@ def write(
 
 
 def _write_torch(file: BinaryIO, tensors: Mapping[str, np.ndarray], parts: Sequence[str]) -> None:
-    try:
-        import torch
-    except ImportError:
-        raise ValueError(
-            f"writing this format needs {NEEDED}; a name that ends in .safetensors does not need it"
-        ) from None
+    other = "choose a name that ends in .safetensors"
+    torch = extras.load("torch", f"writing this file needs {PYTORCH}", "torch", otherwise=other, error=ValueError)
     converted = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
     torch.save({part: part_of(converted, part) for part in parts} if parts else converted, file)
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from detailclip_jax.runtime import extras
 from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.files import replace_text
 
 ID_FILE = "wandb_id.txt"  # in the workdir: a run that is continued goes on there too
-MISSING = "logging.wandb={project!r} needs the package wandb: pip install 'detailclip_jax[wandb]', or leave it empty"
 
 
 class WandbError(RunError):
@@ -28,7 +28,8 @@ class WandbError(RunError):
 def check(project: str) -> None:
     """Raises ValueError that says what to install if a project is named and the package is missing."""
     if project and find_spec("wandb") is None:
-        raise ValueError(MISSING.format(project=project))
+        needs = f"logging.wandb={project!r} needs the package wandb"
+        raise ValueError(extras.missing(needs, "wandb", otherwise="leave it empty"))
 
 
 class WandbWriter:

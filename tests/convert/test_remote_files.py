@@ -538,7 +538,7 @@ def test_an_address_without_a_file_is_refused(server, tars, tmp_path, capsys, so
 @pytest.mark.skipif(importlib.util.find_spec("s3fs") is not None, reason="s3fs is installed")
 def test_a_missing_package_is_named(tmp_path, capsys):
     assert run("webdataset", "s3://bucket/*.tar", tmp_path / "out") == 2
-    assert "error: s3:// needs pip install s3fs" in capsys.readouterr().err
+    assert "error: s3:// needs s3fs: pip install s3fs" in capsys.readouterr().err
 
 
 def write_parquet(path, **columns):

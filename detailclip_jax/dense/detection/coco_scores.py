@@ -18,10 +18,11 @@ from detailclip_jax.dense.detection.detect import Found
 from detailclip_jax.dense.detection.instance_sets import DetectionSet
 from detailclip_jax.dense.detection.instance_shapes import runs_of, runs_text
 from detailclip_jax.dense.detection.masks import paste
+from detailclip_jax.runtime import extras
 
 KINDS = ("bbox", "segm")
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # COCOeval's order
-MISSING = "scores of detection need pycocotools: pip install 'detailclip_jax[detection]'"
+NEEDS = "scores of detection need pycocotools"
 METRICS = tuple(f"{kind}_{name}" for kind in KINDS for name in NAMES)
 
 
@@ -61,13 +62,8 @@ def score(truth: DetectionSet, results: Iterable[Mapping[str, Any]]) -> tuple[di
     A number without objects to count (no large ones, for example) is -1, as in pycocotools.  It counts objects marked
     `ignore` as all others (COCO's MATLAB evaluation does not).  Raises ImportError that says what to install.
     """
-    try:
-        with _quiet():
-            from pycocotools.coco import COCO
-    except ImportError as error:
-        raise ImportError(MISSING) from error
     with _quiet():
-        known: Any = COCO()
+        known: Any = extras.load("pycocotools.coco", NEEDS, "detection").COCO()
         known.dataset = truth.ground_truth()
         known.createIndex()
     results = list(results)

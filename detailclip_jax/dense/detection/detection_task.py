@@ -35,6 +35,7 @@ from detailclip_jax.dense.detection.masks import paste
 from detailclip_jax.dense.set_examples import Example
 from detailclip_jax.figures.detections import Objects, detection_figure
 from detailclip_jax.models import towers
+from detailclip_jax.runtime import extras
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.training import dense_encoder
 from detailclip_jax.training.train_state import TrainState
@@ -54,7 +55,8 @@ PROTOCOL = (  # fields, or groups of fields, on which a published number depends
 def check_scores(config: ConfigDict) -> None:
     """Raises ValueError for a run that is evaluated, if the package that computes the scores is missing."""
     if (config.evaluate_at_end or config.evaluate_every) and find_spec("pycocotools") is None:
-        raise ValueError(f"{coco_scores.MISSING}, or train without scores: {WITHOUT_SCORES}")
+        other = f"train without scores: {WITHOUT_SCORES}"
+        raise ValueError(extras.missing(coco_scores.NEEDS, "detection", otherwise=other))
 
 
 def check_sizes(config: ConfigDict) -> None:
