@@ -1,8 +1,11 @@
-"""The config files stored with weights of open_clip, timm and transformers: writes ours, reads theirs."""
+"""The config files stored with weights of open_clip, timm and transformers: writes ours, reads theirs.
+
+Tables say what the other library calls our options and their values; writing and reading use the same ones.
+"""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -19,8 +22,6 @@ from detailclip_jax.training import workdirs
 OPEN_CLIP, HUGGINGFACE = "open_clip_config.json", "config.json"
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 PIL_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # index: the number in `resample`
-OPEN_CLIP_RESIZES = {"shorter_side": "shortest", "squash": "squash"}
-TIMM_RESIZES = {"shorter_side": "center", "squash": "squash"}
 TIMM = {  # patch, width, depth, heads -> architecture registered by timm, all at 224 px
     (16, 192, 12, 3): "vit_tiny_patch16_224",
     (16, 384, 12, 6): "vit_small_patch16_224",
@@ -28,11 +29,18 @@ TIMM = {  # patch, width, depth, heads -> architecture registered by timm, all a
     (32, 768, 12, 12): "vit_base_patch32_224",
     (16, 1024, 24, 16): "vit_large_patch16_224",
 }
-TIMM_BASES = {  # norm before the blocks, activation -> architecture used for other sizes
-    (False, "gelu"): "vit_base_patch16_224",
-    (True, "gelu"): "vit_base_patch16_clip_224",
-    (True, "quick_gelu"): "vit_base_patch16_clip_quickgelu_224",
+TIMM_MARKS = {"quick_gelu": "_clip_quickgelu_", "gelu": "_clip_"}  # of ViTs with a norm before the blocks
+TIMM_POOLINGS = {
+    "cls": {"global_pool": "token"},
+    "mean": {"global_pool": "avg", "fc_norm": False},
+    "norm_of_mean": {"global_pool": "avg", "fc_norm": True},
 }
+OPEN_CLIP_POOLINGS = {  # of its own image encoders
+    "norm_of_mean": {"pool_type": "avg", "final_ln_after_pool": True},
+    "mean": {"pool_type": "avg"},
+    "cls": {"pool_type": "tok"},
+}
+TRUNK_POOLINGS = {"mean": {"timm_pool": "avg"}, "cls": {"timm_pool": "token"}}  # of those that it takes from timm
 TIMM_ROTARY = "vit_base_patch16_dinov3_qkvb"  # DINOv3
 # The value of `initializer_factor`, a number that CLIPModel's image config reads and ViTModel's lacks. A text makes
 # CLIPModel fail, which would otherwise load only the text encoder, warn, and initialise the image encoder at random.
@@ -54,8 +62,43 @@ HEADS = ("num_heads", "text_heads")  # attention heads, which the shapes of the 
 ALL_HEADS = (*HEADS, "decoder_heads")
 LEGACY_END = 2  # eos_token_id of older CLIPModels, which pool at the largest id of a text
 TEXT_END = "text_end"  # option: the end token that a config states, if it is not the largest id
+HF_TOWER = {"num_heads": "num_attention_heads", "activation": "hidden_act", "norm_eps": "layer_norm_eps"}
 TEXTS = ("resize_filter", "resize", "activation", "text_activation")  # options
 NUMBERS = ("crop_ratio", "norm_eps", "text_norm_eps", "mean", "std")  # options; the last two may be lists of numbers
+
+
+class Pixels(NamedTuple):
+    """What a library calls our options of the preprocessing, and our ways to resize."""
+
+    names: Mapping[str, str]
+    resizes: Mapping[str, str]
+
+    def write(self, config: ConfigDict) -> dict[str, Any]:
+        """The library's entries for a config."""
+        fields = config.preprocess
+        options = {
+            "mean": list(fields.mean),
+            "std": list(fields.std),
+            "resize_filter": fields.filter,
+            "resize": self.resizes[fields.resize],
+            "crop_ratio": fields.crop_ratio,
+        }
+        return {theirs: options[ours] for ours, theirs in self.names.items()}
+
+    def read(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Our options from the library's entries; None for those that it does not state."""
+        options = {ours: content.get(theirs) for ours, theirs in self.names.items()}
+        return options | {"resize": _known_as(self.resizes, options["resize"])}
+
+
+OPEN_CLIP_PIXELS = Pixels(
+    {"mean": "mean", "std": "std", "resize_filter": "interpolation", "resize": "resize_mode"},
+    {"shorter_side": "shortest", "squash": "squash"},
+)
+TIMM_PIXELS = Pixels(
+    {"resize_filter": "interpolation", "crop_ratio": "crop_pct", "resize": "crop_mode", "mean": "mean", "std": "std"},
+    {"shorter_side": "center", "squash": "squash"},
+)
 
 
 def sidecar_options(file: Path) -> dict[str, Any]:
@@ -157,7 +200,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 def open_clip_options(content: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `interop.load` from an open_clip_config.json; raises ValueError for unsupported encoders."""
-    model, preprocess = content.get("model_cfg", content), content.get("preprocess_cfg", {})
+    model = content.get("model_cfg", content)
     image, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
     _check_open_clip_text(text)
     activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
@@ -169,12 +212,9 @@ def open_clip_options(content: Mapping[str, Any]) -> dict[str, Any]:
         "text_heads": text.get("heads", 8),
         "activation": None if timm else activation,
         "text_activation": activation,
-        "pooling": _pooling(image, timm),
+        "pooling": _open_clip_pooling(image, timm),
         "norm_eps": None if timm else (image.get("norm_kwargs") or {}).get("eps"),
-        "mean": preprocess.get("mean"),
-        "std": preprocess.get("std"),
-        "resize_filter": preprocess.get("interpolation"),
-        "resize": _known_as(OPEN_CLIP_RESIZES, preprocess.get("resize_mode")),
+        **OPEN_CLIP_PIXELS.read(content.get("preprocess_cfg", {})),
     }
 
 
@@ -200,46 +240,35 @@ def timm_options(content: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `interop.load` from timm's config.json."""
     stated, arguments = content["pretrained_cfg"], content.get("model_args") or {}
     architecture = content.get("architecture") or ""
-    is_mean = arguments.get("global_pool") == "avg" and arguments.get("fc_norm") is False
+    by_name = (activation for activation, mark in TIMM_MARKS.items() if mark in architecture)
     return {
-        "pooling": "mean" if is_mean else None,  # else the tensors show it
+        "pooling": _entry_of(TIMM_POOLINGS, arguments),  # without one the tensors show it
         "num_heads": arguments.get("num_heads"),
-        "activation": arguments.get("act_layer") or _timm_activation(architecture),
-        "mean": stated.get("mean"),
-        "std": stated.get("std"),
-        "resize_filter": stated.get("interpolation"),
-        "resize": _known_as(TIMM_RESIZES, stated.get("crop_mode")),
-        "crop_ratio": stated.get("crop_pct"),
+        "activation": arguments.get("act_layer") or next(by_name, None),  # other layouts have a usual one
+        **TIMM_PIXELS.read(stated),
         "image_size": stated["input_size"][-1] if "_dinov3" in architecture else None,  # no positions show it
     }
 
 
-def _timm_activation(architecture: str) -> str | None:
-    """The activation of timm's ViTs with CLIP's layout; None for others, whose layouts have a usual one."""
-    if "_clip_" not in architecture:
-        return None
-    return "quick_gelu" if "_clip_quickgelu_" in architecture else "gelu"
-
-
 def timm_preprocess(config: ConfigDict) -> dict[str, Any]:
     """The fields of timm's pretrained_cfg that describe the image preprocessing."""
-    fields, side = config.preprocess, config.model.image_size
-    return {
-        "input_size": [3, side, side],
-        "interpolation": fields.filter,
-        "crop_pct": fields.crop_ratio,
-        "crop_mode": TIMM_RESIZES[fields.resize],
-        "mean": list(fields.mean),
-        "std": list(fields.std),
-    }
+    side = config.model.image_size
+    return {"input_size": [3, side, side], **TIMM_PIXELS.write(config)}
 
 
-def _pooling(image: Mapping[str, Any], timm: bool) -> str:
-    name = image.get("timm_pool", "avg") if timm else image.get("pool_type", "tok")
-    poolings = {"token": "cls", "tok": "cls", "avg": "norm_of_mean" if image.get("final_ln_after_pool") else "mean"}
-    if name not in poolings:
-        raise ValueError(f"unsupported image pooling of open_clip: {name!r}; supported: {', '.join(poolings)}")
-    return poolings[name]
+def _open_clip_pooling(image: Mapping[str, Any], timm: bool) -> str:
+    poolings, usual = (TRUNK_POOLINGS, {"timm_pool": "avg"}) if timm else (OPEN_CLIP_POOLINGS, {"pool_type": "tok"})
+    stated = {**usual, **image}
+    if pooling := _entry_of(poolings, stated):
+        return pooling
+    (field,) = usual
+    supported = ", ".join(dict.fromkeys(entries[field] for entries in poolings.values()))
+    raise ValueError(f"unsupported image pooling of open_clip: {stated[field]!r}; supported: {supported}")
+
+
+def _entry_of(table: Mapping[str, Mapping[str, Any]], content: Mapping[str, Any]) -> str | None:
+    """Our word for the first entries of a table that a library's config has; None if it has none of them."""
+    return next((ours for ours, entries in table.items() if entries.items() <= content.items()), None)
 
 
 def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,19 +284,31 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
         _check_huggingface_text(text)
     if is_vit and image.get("pooler_act", "tanh") != "linear":
         raise ValueError("unsupported ViTModel: its pooler must be the identity (pooler_act linear)")
-    text_act, text_eps = SIGLIP_USUAL if is_siglip else CLIP_USUAL
-    act, eps = VIT_USUAL if is_vit else (text_act, text_eps)
+    of_text = SIGLIP_USUAL if is_siglip else CLIP_USUAL
+    images = _tower_options(image, 12, *(VIT_USUAL if is_vit else of_text))
+    texts = _tower_options(text, 12 if is_siglip else 8, *of_text)
     return {
-        "num_heads": image.get("num_attention_heads", 12),
-        "text_heads": text.get("num_attention_heads", 12 if is_siglip else 8),
-        "activation": _known_as(HIDDEN_ACTS, image.get("hidden_act", act)),
-        "text_activation": _known_as(HIDDEN_ACTS, text.get("hidden_act", text_act)),
-        "norm_eps": image.get("layer_norm_eps", eps),
-        "text_norm_eps": text.get("layer_norm_eps", text_eps),
+        **images,
+        "text_heads": texts["num_heads"],
+        "text_activation": texts["activation"],
+        "text_norm_eps": texts["norm_eps"],
         TEXT_END: None if is_siglip else _text_end(text),
         "max_patches": preprocessor.get("max_num_patches"),
         **_huggingface_pixels(preprocessor),
     }
+
+
+def _tower_options(content: Mapping[str, Any], num_heads: int, activation: str, norm_eps: float) -> dict[str, Any]:
+    """The options of an encoder by its part of a config.json; those that it lacks have transformers' values."""
+    usual = {"num_heads": num_heads, "activation": activation, "norm_eps": norm_eps}
+    options = {ours: content.get(theirs, usual[ours]) for ours, theirs in HF_TOWER.items()}
+    return options | {"activation": _known_as(HIDDEN_ACTS, options["activation"])}
+
+
+def _tower_config(kind: str, **options: Any) -> dict[str, Any]:
+    """The part of a config.json with the options of an encoder: the inverse of `_tower_options`."""
+    options["activation"] = HIDDEN_ACTS.get(options["activation"], options["activation"])
+    return {"model_type": kind, **{theirs: options[ours] for ours, theirs in HF_TOWER.items()}}
 
 
 def dino_options(content: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, Any]:
@@ -344,7 +385,7 @@ def timm_card(config: ConfigDict) -> dict[str, Any]:
 
 def timm_arguments(spec: Spec) -> dict[str, Any]:
     """Arguments of timm.create_model; all sizes are explicit, even if the architecture's name implies them."""
-    size, style, fc_norm = spec.size, spec.style, spec.style.pooling == "norm_of_mean"
+    size = spec.size
     return {
         "model_name": _timm_architecture(spec),
         "img_size": spec.image_size,
@@ -355,7 +396,7 @@ def timm_arguments(spec: Spec) -> dict[str, Any]:
         "num_classes": 0,
         "class_token": True,
         **_timm_registers(spec),
-        **({"global_pool": "token"} if style.pooling == "cls" else {"global_pool": "avg", "fc_norm": fc_norm}),
+        **TIMM_POOLINGS[spec.style.pooling],
     }
 
 
@@ -372,7 +413,7 @@ def _timm_architecture(spec: Spec) -> str:
         return TIMM_ROTARY
     if spec.style == Style() and _kind(spec) in TIMM:
         return TIMM[_kind(spec)]
-    return TIMM_BASES[spec.style.pre_norm, spec.style.activation]
+    return f"vit_base_patch16{TIMM_MARKS[spec.style.activation] if spec.style.pre_norm else '_'}224"
 
 
 def other_heads(spec: Spec) -> str | None:
@@ -423,12 +464,7 @@ def open_clip_config(config: ConfigDict, folder: Path) -> dict[str, Any]:
         )
     return {
         "model_cfg": open_clip_model(config, folder),
-        "preprocess_cfg": {
-            "mean": list(config.preprocess.mean),
-            "std": list(config.preprocess.std),
-            "interpolation": config.preprocess.filter,
-            "resize_mode": OPEN_CLIP_RESIZES[config.preprocess.resize],
-        },
+        "preprocess_cfg": OPEN_CLIP_PIXELS.write(config),
         **hub_vocabulary.stated(config),
     }
 
@@ -455,17 +491,13 @@ def open_clip_model(config: ConfigDict, folder: Path) -> dict[str, Any]:
 
 def _own_tower(spec: Spec) -> dict[str, Any]:
     size = spec.size
-    if spec.style.pooling == "norm_of_mean":
-        pooling = {"pool_type": "avg", "final_ln_after_pool": True}
-    else:
-        pooling = {"pool_type": "tok" if spec.style.pooling == "cls" else "avg"}
     return {
         "image_size": spec.image_size,
         "layers": size.depth,
         "width": size.width,
         "head_width": size.width // size.num_heads,
         "patch_size": size.patch_size,
-        **pooling,
+        **OPEN_CLIP_POOLINGS[spec.style.pooling],
     }
 
 
@@ -473,7 +505,7 @@ def _timm_tower(config: ConfigDict) -> dict[str, Any]:
     spec = spec_of(config.model)
     return {
         "timm_model_name": f"{LOCAL}{TRUNK}" if needs_trunk(config) else timm_name(spec),
-        "timm_pool": "avg" if spec.style.pooling == "mean" else "token",
+        **TRUNK_POOLINGS[spec.style.pooling],
         "timm_proj": "linear",
         "image_size": spec.image_size,
     }
@@ -527,28 +559,22 @@ def siglip_config(spec: Spec) -> dict[str, Any]:
 def _image_config(spec: Spec, kind: str) -> dict[str, Any]:
     size, style = spec.size, spec.style
     return {
-        "model_type": kind,
+        **_tower_config(kind, num_heads=size.num_heads, activation=style.activation, norm_eps=style.norm_eps),
         "hidden_size": size.width,
         "num_hidden_layers": size.depth,
-        "num_attention_heads": size.num_heads,
         "intermediate_size": size.mlp_width or 4 * size.width,
-        "hidden_act": HIDDEN_ACTS.get(style.activation, style.activation),
-        "layer_norm_eps": style.norm_eps,
         "image_size": spec.image_size,
         "patch_size": size.patch_size,
     }
 
 
 def _text_config(spec: Spec, kind: str) -> dict[str, Any]:
-    size = spec.size
+    size, eps = spec.size, spec.text_style.norm_eps
     return {
-        "model_type": kind,
+        **_tower_config(kind, num_heads=size.text_heads, activation=spec.text_activation, norm_eps=eps),
         "hidden_size": size.text_width,
         "num_hidden_layers": size.text_depth,
-        "num_attention_heads": size.text_heads,
         "intermediate_size": size.text_mlp_width or 4 * size.text_width,
-        "hidden_act": HIDDEN_ACTS.get(spec.text_activation, spec.text_activation),
-        "layer_norm_eps": spec.text_style.norm_eps,
         "max_position_embeddings": spec.context_length,
         "vocab_size": spec.vocab_size,
     }
