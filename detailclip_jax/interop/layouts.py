@@ -4,8 +4,7 @@ A new layout is one new entry of LAYOUTS.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -41,6 +40,7 @@ from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.vit import Style
 from detailclip_jax.runtime import weight_files
 
+WITH_CLS = ("cls", "mean", "norm_of_mean")  # poolings of encoders with a CLS token
 OPENAI_STYLE = Style(norm_eps=1e-5, activation="quick_gelu", pre_norm=True, patch_bias=False)
 GELU_STYLE = OPENAI_STYLE._replace(activation="gelu")
 ROTARY_STYLE = Style(norm_eps=1e-5, positions="rotary")  # DINOv3's
@@ -48,6 +48,7 @@ SIGLIP_STYLE = Style(activation="gelu_tanh", pooling="attention")
 TIPS_TEXT = TextStyle(causal=False, pooling=MEAN)
 SIGLIP_TEXT = TextStyle(norm_eps=1e-6, causal=False, pooling=AT_LAST, projection_bias=True)
 GELUS = ("gelu", "quick_gelu")  # the activations that open_clip and timm build by name
+ANY = None  # of `TensorLayout.varies`: the layout has a place for any value
 NORMALISATIONS = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
     "clip": (CLIP_MEAN, CLIP_STD),
@@ -81,8 +82,9 @@ class TensorLayout(NamedTuple):
     """The tensor names of one kind of model.
 
     `marks` are keys that only this layout and the models of `shared_with` have. `drops` are patterns of keys that
-    belong to the layout but have no use in our networks. `style` is the default style of the image encoder, for what
-    the file does not state.  `shared_with` names a layout with the same keys: one of the two must be given.
+    belong to the layout but have no use in our networks. `style` and `text_activation` are those of a file that does
+    not state them; `varies` lists the other values that the layout has a place for, by field of `style` and
+    "text_activation". `shared_with` names a layout with the same keys: one of the two must be given.
     """
 
     name: str
@@ -95,10 +97,11 @@ class TensorLayout(NamedTuple):
     heads: Mapping[int, int] = HEADS  # of its image encoders, by width
     style: Style = Style()
     text_style: TextStyle = TextStyle()
-    text_activation: str = "quick_gelu"  # for what the file does not state
+    text_activation: str = "quick_gelu"
     image_is_embedding: bool = False
     mlps: Mapping[str, str] = {}  # last layers of MLPs, whose widths are inferred, see `measure.mlp_fields`
-    fits: Callable[[Spec], bool] = lambda spec: spec.style == Style() and spec.text_activation == "quick_gelu"
+    varies: Mapping[str, Collection[str] | None] = {}
+    same_activation: bool = False  # whether both encoders have one
     normalisation: str = "imagenet"
     filter: str = "bilinear"  # evaluation default without a config file; SLIP's family: torchvision's
     crop_ratio: float = 1.0
@@ -167,88 +170,34 @@ class TensorLayout(NamedTuple):
 
     def holds(self, spec: Spec) -> bool:
         """Whether this layout can represent the encoders of a model."""
-        size, texts = spec.size, self.text is None or self._holds_text(spec)
-        usual_mlps = bool(self.mlps) or size.mlp_width == size.text_mlp_width == 0
-        same_tokens = spec.class_tokens == self.class_tokens
-        return self.fits(spec) and texts and usual_mlps and same_tokens and not gated_mlps(spec)
-
-    def _holds_text(self, spec: Spec) -> bool:
-        stated = {"norm_eps": self.text_style.norm_eps} if self.states_text_eps else {}
-        return spec.text_style._replace(**stated) == self.text_style
+        return not self.refused(spec)
 
     def refused(self, spec: Spec) -> list[str]:
         """What this layout needs and a model has not: "pre_norm=True (here False)"; else []."""
-        if self.holds(spec):
-            return []
-        usual = replace(spec, style=self.style, text_activation=self.text_activation, text_style=self.text_style)
-        ours = {name: value for name, value in spec.style._asdict().items() if value != getattr(self.style, name)}
-        alone = {name: replace(usual, style=self.style._replace(**{name: value})) for name, value in ours.items()}
-        wrong = [name for name, changed in alone.items() if not self.fits(changed)]
-        found = [f"{name}={getattr(self.style, name)!r} (here {ours[name]!r})" for name in wrong]
-        if self.text and not self.fits(replace(usual, text_activation=spec.text_activation)):
-            found.append(f"a text encoder with {self.text_activation} (here {spec.text_activation})")
-        if self.text and not self._holds_text(spec):
-            found.append(f"{self.text_style} (here {spec.text_style})")
+        usual, here = self.style._asdict(), spec.style._asdict()
+        wrong = [name for name, value in here.items() if value != usual[name] and not self._allows(name, value)]
+        needs = [f"{name}={usual[name]!r} (here {here[name]!r})" for name in wrong]
+        text, activation = spec.text_activation, spec.style.activation
+        if self.text and text != self.text_activation and not self._allows("text_activation", text):
+            needs.append(f"a text encoder with {self.text_activation} (here {text})")
+        if self.same_activation and activation != text:
+            needs.append(f"one activation for both encoders (here {activation}, {text})")
+        eps = {"norm_eps": self.text_style.norm_eps} if self.states_text_eps else {}
+        if self.text and spec.text_style._replace(**eps) != self.text_style:
+            needs.append(f"{self.text_style} (here {spec.text_style})")
+        if self.image_is_embedding and not spec.image_is_embedding:
+            needs.append("an image encoder without a projection")
         if spec.class_tokens != self.class_tokens:
-            found.append(f"model.class_tokens={self.class_tokens} (here {spec.class_tokens})")
+            needs.append(f"model.class_tokens={self.class_tokens} (here {spec.class_tokens})")
         if not self.mlps and spec.size.mlp_width + spec.size.text_mlp_width:
-            found.append("MLPs of four times the width")
-        if gated_mlps(spec):
-            found.append("MLPs without a gate (here swiglu)")
-        return found or [f"one activation for both encoders (here {spec.style.activation}, {spec.text_activation})"]
+            needs.append("MLPs of four times the width")
+        if activation == "swiglu":
+            needs.append("MLPs without a gate (here swiglu)")
+        return needs
 
-
-def gated_mlps(spec: Spec) -> bool:
-    """Whether the MLPs of the image encoder have a gate, for which no written layout has a place."""
-    return spec.style.activation == "swiglu"
-
-
-def fits_timm(spec: Spec) -> bool:
-    """timm's plain ViTs: CLS token, or the mean of the patches before or after the norm."""
-    usual = spec.style._replace(pooling="cls", positions="learnt") == Style() and spec.style.num_cls == 1
-    return usual and spec.style.positions != "rotary"
-
-
-def fits_trunk(spec: Spec) -> bool:
-    """open_clip's image encoders of timm: CLS token, or the mean of the normalised patches."""
-    usual = spec.style._replace(pooling="cls") == Style() and spec.text_activation in GELUS
-    return usual and spec.style.pooling in ("cls", "mean")
-
-
-def fits_openai(spec: Spec) -> bool:
-    """OpenAI's CLIP."""
-    return spec.style == OPENAI_STYLE and spec.text_activation == "quick_gelu"
-
-
-def fits_open_clip(spec: Spec) -> bool:
-    """open_clip's own ViT: one GELU for both encoders, any pooling."""
-    usual = spec.style.activation == spec.text_activation and spec.style.activation in GELUS
-    return usual and spec.style._replace(activation="quick_gelu", pooling="cls") == OPENAI_STYLE
-
-
-def fits_published_clip(spec: Spec) -> bool:
-    """open_clip's ViT-B-16, which the code of COSMOS and FLAIR builds: GELU in both encoders, and the CLS token."""
-    return spec.style == GELU_STYLE and spec.text_activation == "gelu"
-
-
-def fits_timm_clip(spec: Spec) -> bool:
-    """timm's ViTs with CLIP's pre-norm and either GELU."""
-    return spec.style.activation in GELUS and spec.style._replace(activation="quick_gelu") == OPENAI_STYLE
-
-
-def fits_hf_dual_encoder(spec: Spec) -> bool:
-    """A ViTModel; its config states epsilon and activations."""
-    return spec.style._replace(norm_eps=1e-6, activation="gelu") == Style()
-
-
-def fits_hf_clip(spec: Spec) -> bool:
-    """A CLIPModel; its config states epsilon and activations."""
-    return spec.style._replace(norm_eps=1e-5, activation="quick_gelu") == OPENAI_STYLE
-
-
-def fits_siglip(spec: Spec) -> bool:
-    """A SiglipModel; its config states epsilon and activations."""
-    return spec.image_is_embedding and spec.style._replace(norm_eps=1e-6, activation="gelu_tanh") == SIGLIP_STYLE
+    def _allows(self, name: str, value: Any) -> bool:
+        allowed = self.varies.get(name, ())
+        return allowed is ANY or value in allowed
 
 
 def naflex_options(shapes: Shapes, kernel: str) -> dict[str, Any]:
@@ -347,13 +296,14 @@ DINOV2_DROPS = (
     *("mask_token", r".*\.mask_token", r"(dino|ibot)_head\..*", r"(classifier|head)\..*"),
     *(r"rope_embed\.periods", r"local_cls_norm\..*"),  # of DINOv3: fixed numbers, and what local crops had in training
 )
+OF_TIMM = {"pooling": WITH_CLS, "positions": ("learnt", "sincos")}
 DINOV3_HEADS = HEADS | {1280: 20}
 
 
 def _distilled(name: str, mark: str) -> TensorLayout:
     """A ViT of DINO's family: the teacher, if the checkpoint has student and teacher."""
     encoder = TensorLayout(
-        name, "image_encoder", ("cls_token", mark), VIT, timm_vit.vit_table, fits=fits_timm, **EVAL_256
+        name, "image_encoder", ("cls_token", mark), VIT, timm_vit.vit_table, varies=OF_TIMM, **EVAL_256
     )
     kept = {"prefixes": ("backbone.",), "roots": ("teacher", "state_dict", "model"), "drops": DINO_DROPS}
     return encoder._replace(interpolation="ibot", **kept)
@@ -449,7 +399,6 @@ OPENAI_LAYOUT = TensorLayout(
     clip_names.clip_table,
     CLIP_TEXT,
     style=OPENAI_STYLE,
-    fits=fits_openai,
     normalisation="clip",
     filter="bicubic",
     drops=BUFFERS,
@@ -460,14 +409,14 @@ TIMM_LAYOUT = TensorLayout(
     ("cls_token", "blocks.0.norm1.weight"),
     VIT,
     timm_vit.vit_table,
-    fits=fits_timm,
+    varies=OF_TIMM,
     drops=(r"head\.(weight|bias)",),
     **TIMM_EVAL,
 )
 TIMM_REGISTERS = TIMM_LAYOUT._replace(
     marks=("cls_token", timm_vit.REGISTERS, VIT.positions),
     tower=VIT._replace(num_cls=1 + dino_names.NUM_REGISTERS),
-    fits=lambda spec: spec.style == Style(),
+    varies={},
     class_tokens=1 + dino_names.NUM_REGISTERS,
 )
 SIGLIP_LAYOUT = TensorLayout(
@@ -482,7 +431,7 @@ SIGLIP_LAYOUT = TensorLayout(
     text_activation="gelu_tanh",
     image_is_embedding=True,
     mlps=SIGLIP_MLPS,
-    fits=fits_siglip,
+    varies={"norm_eps": ANY, "activation": ANY, "text_activation": ANY},
     prepare=huggingface.convolved,
     stated=lambda shapes: naflex_options(shapes, HF_SIGLIP.kernel),
     normalisation="half",
@@ -527,7 +476,6 @@ LAYOUTS = (
         FLAIR_TEXT,
         style=GELU_STYLE,
         text_activation="gelu",
-        fits=fits_published_clip,
         normalisation="clip",
         filter="bicubic",
         interpolation="timm",
@@ -568,7 +516,8 @@ LAYOUTS = (
         clip_names.clip_table,
         CLIP_TEXT,
         style=OPENAI_STYLE,
-        fits=fits_open_clip,
+        varies={"activation": GELUS, "text_activation": GELUS, "pooling": WITH_CLS},
+        same_activation=True,
         normalisation="clip",
         filter="bicubic",
         interpolation="timm",
@@ -583,7 +532,6 @@ LAYOUTS = (
         COSMOS_TEXT,
         style=GELU_STYLE,
         text_activation="gelu",
-        fits=fits_published_clip,
         normalisation="clip",
         filter="bicubic",
         interpolation="ibot",
@@ -598,7 +546,7 @@ LAYOUTS = (
         TRUNK,
         clip_names.timm_tower_table,
         CLIP_TEXT,
-        fits=fits_trunk,
+        varies={"pooling": ("cls", "mean"), "text_activation": GELUS},
         normalisation="clip",
         filter="bicubic",
         interpolation="timm",
@@ -611,7 +559,7 @@ LAYOUTS = (
         HF_VIT,
         huggingface.dual_encoder_table,
         HF_TEXT,
-        fits=fits_hf_dual_encoder,
+        varies={"norm_eps": ANY, "activation": ANY, "text_activation": ANY},
         needs=("text_activation",),
         states_text_eps=True,
     ),
@@ -623,7 +571,7 @@ LAYOUTS = (
         huggingface.clip_table,
         HF_TEXT,
         style=OPENAI_STYLE,
-        fits=fits_hf_clip,
+        varies={"norm_eps": ANY, "activation": ANY, "text_activation": ANY},
         normalisation="clip",
         filter="bicubic",
         drops=(r".*\.position_ids",),
@@ -649,7 +597,7 @@ LAYOUTS = (
         ("cls_token", "mask_token", "decoder_embed.weight"),
         VIT,
         timm_vit.vit_table,
-        fits=fits_timm,
+        varies=OF_TIMM,
         drops=(r"decoder_.*", "mask_token"),
         **EVAL_256,
     ),
@@ -677,7 +625,7 @@ LAYOUTS = (
         VIT,
         timm_vit.vit_table,
         style=OPENAI_STYLE,
-        fits=fits_timm_clip,
+        varies={"activation": GELUS},
         normalisation="clip",
         drops=(r"head\.(weight|bias)",),
         needs=("activation",),
@@ -688,7 +636,6 @@ LAYOUTS = (
         marks=("cls_token", timm_vit.REGISTERS, timm_vit.SCALE),
         tower=VIT._replace(positions=""),
         style=ROTARY_STYLE,
-        fits=lambda spec: spec.style == ROTARY_STYLE,
     ),
     TIMM_LAYOUT,
 )
