@@ -256,7 +256,7 @@ def with_equal_flop(plan: Plan, name: str) -> Plan:
 
     The steps are rounded.  Raises ValueError for an unknown entry.
     """
-    from detailclip_jax.training import warm_start
+    from detailclip_jax.training import adopted_config
 
     workdirs = workdirs_of(plan)
     if name not in workdirs:
@@ -264,7 +264,7 @@ def with_equal_flop(plan: Plan, name: str) -> Plan:
     check_methods(plan)
     costs = {}
     for entry in plan.entries:
-        config = warm_start.adopt(config_of(plan, entry, 0), given_fields(plan, entry), workdirs[entry.name][0])
+        config = adopted_config.adopt(config_of(plan, entry, 0), given_fields(plan, entry), workdirs[entry.name][0])
         costs[entry.name] = gflop_per_image(config) * config.batch_size
     steps = {entry: max(1, round(plan.budget * costs[name] / cost)) for entry, cost in costs.items()}
     return plan._replace(steps=steps)
@@ -319,7 +319,7 @@ def check_methods(plan: Plan) -> None:
 def check(plan: Plan) -> None:
     """Checks the config and workdir of every run before the first one starts.  Raises ValueError."""
     from detailclip_jax.pretraining import check_weights, validate
-    from detailclip_jax.training import warm_start
+    from detailclip_jax.training import adopted_config
 
     check_methods(plan)
     workdirs = workdirs_of(plan)
@@ -328,7 +328,7 @@ def check(plan: Plan) -> None:
         for seed, workdir in enumerate(workdirs[entry.name]):
             asked, given = config_of(plan, entry, seed), given_fields(plan, entry)
             check_path_is_read(asked.data, given, flag="--set=")
-            config = warm_start.adopt(asked, given, workdir)
+            config = adopted_config.adopt(asked, given, workdir)
             validate(config)
             check_weights(config, written_config(plan, entry), workdir)
             check_same_run(config, workdir)
@@ -457,11 +457,11 @@ def train_one(config: ConfigDict, workdir: Path, given: Sequence[str]) -> int:
 
 def is_measured(config: ConfigDict, workdir: Path, given: Sequence[str]) -> bool:
     """Whether the run is finished and has scores of the same evaluators and preprocessing as `config`."""
-    from detailclip_jax.training import warm_start
+    from detailclip_jax.training import adopted_config
 
     if finished_steps(workdir) < config.total_steps:
         return False
-    configs = run_config.read(workdir / "config.json"), warm_start.adopt(config, given, workdir)
+    configs = run_config.read(workdir / "config.json"), adopted_config.adopt(config, given, workdir)
     there, now = (json.loads(json.dumps(each.to_dict())) for each in configs)
     return all(there[group] == now[group] for group in MEASURED)
 

@@ -37,7 +37,7 @@ from detailclip_jax.runtime import provenance, wandb_writer
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.terminal import counted, plain
-from detailclip_jax.training import experiment, warm_start
+from detailclip_jax.training import adopted_config, experiment, warm_start
 from detailclip_jax.training.experiment import dummy_batch
 from detailclip_jax.training.mesh import make_mesh, put, replicated, sharded
 from detailclip_jax.training.schedules import clamp_warmup
@@ -67,13 +67,13 @@ def prepare(
 ) -> Run:
     """Checks the config and the workdir, opens the data and builds the experiment; writes nothing.
 
-    `given`: dotted names of fields that the user has set (see `warm_start.adopt` and `with_own_number`).
+    `given`: dotted names of fields that the user has set (see `adopted_config.adopt` and `with_own_number`).
     `written`: the config of the file; a loss weight that differs from it must be one that the method reads.
     Raises ValueError or FileNotFoundError, with a message for the user, if the config or the data are invalid or the
     workdir belongs to a run with another config.
     """
     given = list(given)
-    config = warm_start.adopt(with_own_number(config, given), given, workdir)
+    config = adopted_config.adopt(with_own_number(config, given), given, workdir)
     validate(config)
     if written is not None:
         check_weights(config, written, workdir)
@@ -111,7 +111,7 @@ def validate(config: ConfigDict) -> None:
 
 def check_weights(config: ConfigDict, written: ConfigDict, workdir: str | Path) -> None:
     """Raises ValueError for a loss weight that neither the file nor the run in `workdir` has and the method ignores."""
-    methods.check_weights(config, warm_start.run_of(config, workdir) or written)
+    methods.check_weights(config, adopted_config.run_of(config, workdir) or written)
 
 
 def _check_crops(config: ConfigDict) -> None:

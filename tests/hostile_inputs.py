@@ -633,7 +633,7 @@ def feed_config(folder: Path) -> object:
     from detailclip_jax.dense import prediction_figures, runs
     from detailclip_jax.pretraining import validate
     from detailclip_jax.runtime import metric_files
-    from detailclip_jax.training import warm_start
+    from detailclip_jax.training import adopted_config
 
     started = default()
     started.init = str(folder)
@@ -641,8 +641,8 @@ def feed_config(folder: Path) -> object:
     for command in (
         lambda: metric_files.read_lines(folder / "metrics.jsonl"),
         lambda: run_config.check_workdir(folder, default()),
-        lambda: validate(warm_start.adopt(started)),
-        lambda: validate(warm_start.adopt(started, (), folder)),
+        lambda: validate(adopted_config.adopt(started)),
+        lambda: validate(adopted_config.adopt(started, (), folder)),
         lambda: compare.check_same_run(default(), folder),
         lambda: runs.config_in(folder),
         lambda: prediction_figures.task_of({"run": folder}),

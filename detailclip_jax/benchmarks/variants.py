@@ -10,7 +10,7 @@ from detailclip_jax.config import config_files, run_config, sizes
 from detailclip_jax.config.fields import RUN
 from detailclip_jax.config.settings import parse_setting, set_fields, split_list
 from detailclip_jax.pretraining import validate
-from detailclip_jax.training.warm_start import with_terms
+from detailclip_jax.training.adopted_config import with_terms
 
 PAPER = "configs/vitb16_yfcc.py"
 SHORT = {  # short names of fields in --against and in the flags

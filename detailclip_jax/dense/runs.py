@@ -24,10 +24,10 @@ from detailclip_jax.dense.segmentation.segmentation_task import SEGMENTATION
 from detailclip_jax.runtime import wandb_writer
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import dense_encoder
+from detailclip_jax.training.adopted_config import config_of, run_of
 from detailclip_jax.training.checkpoint import load_state
 from detailclip_jax.training.session import Run
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.training.warm_start import config_of, run_of
 from detailclip_jax.training.workdirs import no_run
 
 TASKS = {task.name: task for task in (SEGMENTATION, DETECTION)}

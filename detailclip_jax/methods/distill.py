@@ -2,8 +2,8 @@
 
 The student's class token and patches, through one linear map, come near those of another image encoder. Equation:
 `losses.distill`. The teacher is the image encoder of any run or import; its sizes and preprocessing are those of
-its own config, which `warm_start.adopt` copies to `distill.record`. It is a network of the method: its parameters are
-frozen (no gradient, no moments, no moving average), sharded as the student's, and saved with them, so that a run
+its own config, which `adopted_config.adopt` copies to `distill.record`. It is a network of the method: its parameters
+are frozen (no gradient, no moments, no moving average), sharded as the student's, and saved with them, so that a run
 resumes without the teacher's folder.
 
 The teacher sees the student's crop: the same pixels, resampled to its own size (or `distill.size`) and normalised by
@@ -61,7 +61,7 @@ def teacher_config(config: ConfigDict) -> ConfigDict:
     if not record:
         raise ValueError(
             f"distill.teacher {config.distill.teacher!r}: its sizes are not in distill.record; call "
-            "training.warm_start.adopt(config) first, as main does"
+            "training.adopted_config.adopt(config) first, as main does"
         )
     read = {group: {name: fields.GROUPS[group].get(name) for name in names} for group, names in OF_TEACHER.items()}
     declared = {group: {name: field for name, field in table.items() if field} for group, table in read.items()}

@@ -14,8 +14,8 @@ from detailclip_jax.config.settings import split_list
 from detailclip_jax.evaluation import comparison, linear_segmentation, tables
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.metric_files import NonFiniteError
+from detailclip_jax.training import adopted_config
 from detailclip_jax.training import train as training
-from detailclip_jax.training import warm_start
 
 ROOT = Path(__file__).parents[2]
 NANO = """
@@ -290,7 +290,7 @@ def test_runs_from_one_init_have_one_preprocessing(tmp_path):
     given = f"--init={tmp_path / 'init'}", "--seeds=1", f"--workdir={tmp_path}"
     bicubic = plan(*given, "--methods=clip", "--set=preprocess.filter=bicubic")
     config, fields = compare.config_of(bicubic, bicubic.entries[0], 0), ["preprocess.filter"]
-    begun(tmp_path / "clip/seed-0", warm_start.adopt(config, fields))
+    begun(tmp_path / "clip/seed-0", adopted_config.adopt(config, fields))
     compare.check(bicubic)
     compare.check(plan(*given, "--methods=clip"))
     with pytest.raises(ValueError) as refused:

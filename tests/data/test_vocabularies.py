@@ -17,7 +17,7 @@ from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.vocabularies import FileTokenizer, around, record, tokenizer_of
 from detailclip_jax.inference.model import _reading
 from detailclip_jax.interop import hub, hub_tokenizer, hub_vocabulary
-from detailclip_jax.training import warm_start
+from detailclip_jax.training import adopted_config
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -246,7 +246,7 @@ def test_cut_texts_keep_their_end(tmp_path):
 def test_the_record_has_the_place_and_the_digest(tmp_path, monkeypatch):
     file = word_file(tmp_path, padding="</s>")
     monkeypatch.chdir(tmp_path)
-    made = warm_start.adopt(config_with("tokenizer.json"))
+    made = adopted_config.adopt(config_with("tokenizer.json"))
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
     assert (made.data.tokenizer, made.data.tokenizer_digest) == (str(file), digest)
     moved = run_config.from_json(run_config.to_json(made))

@@ -30,7 +30,7 @@ from detailclip_jax.inference.model import Model, load
 from detailclip_jax.interop.exported_model import load as export_of
 from detailclip_jax.models import positions
 from detailclip_jax.models.patches import normalise_pixels
-from detailclip_jax.training import dense_encoder, warm_start
+from detailclip_jax.training import adopted_config, dense_encoder, warm_start
 from detailclip_jax.training import experiment as pretraining
 from detailclip_jax.training.checkpoint import Checkpoints
 from detailclip_jax.training.mesh import make_mesh
@@ -251,7 +251,7 @@ def test_pretraining_starts_from_it(segmented):
     workdir, _, state = segmented
     config = tiny_config("clip")
     config.init = str(workdir)
-    adopted = warm_start.adopt(config)
+    adopted = adopted_config.adopt(config)
     assert adopted.model.image_size == adopted.views.crops.large.size == 48
     assert adopted.preprocess.mean == RECORD["mean"]
     built = pretraining.build(adopted, make_mesh(jax.devices()[:1]))

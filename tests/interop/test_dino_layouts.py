@@ -18,7 +18,7 @@ from detailclip_jax.inference.inspection import attention_of_heads
 from detailclip_jax.interop import hub
 from detailclip_jax.models import readouts, stacking
 from detailclip_jax.models.vit import Style, VisionTransformer
-from detailclip_jax.training import experiment, mesh, warm_start
+from detailclip_jax.training import adopted_config, experiment, mesh
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -304,7 +304,7 @@ def test_a_locked_dinov3_and_a_teacher_of_it(tmp_path):
     init = {"init": str(tmp_path / "ours"), "losses.weights.distill": 1.0, "distill.teacher": str(tmp_path / "ours")}
     config = run_config.load(str(pathlib.Path(__file__).parents[2] / "configs/beyond/lit.py:method=clip"))
     config.update_from_flattened_dict(small | init)
-    config = warm_start.adopt(config)
+    config = adopted_config.adopt(config)
     assert config.model.class_tokens == 5 and config.model.image_style.positions == "rotary"
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     exp.train_step.lower(exp.state_shapes, jax.eval_shape(lambda: experiment.dummy_batch(config, 8)))

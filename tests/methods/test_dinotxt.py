@@ -20,7 +20,7 @@ from detailclip_jax.inference.readout_maps import cosines, readout_encoder
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.image_blocks import ImageBlocks, hidden_width
 from detailclip_jax.models.patches import normalise_pixels
-from detailclip_jax.training import checkpoint, experiment, mesh, warm_start
+from detailclip_jax.training import adopted_config, checkpoint, experiment, mesh
 from detailclip_jax.training import train as training
 
 ROOT = Path(__file__).parents[2]
@@ -219,11 +219,11 @@ def test_a_layout_without_a_place_for_the_blocks_is_refused(trained, tmp_path, c
 
 @pytest.mark.check
 def test_projections_are_loaded_from_the_same_kind_alone(trained, encoder):
-    again = warm_start.adopt(asked(trained)).optimizer.part_rates
+    again = adopted_config.adopt(asked(trained)).optimizer.part_rates
     assert {*again} == {"image", "image_projection", "text", "text_projection", "logit_scale"}
     config = tiny_config("clip")
     config.init = str(trained)
-    assert {*warm_start.adopt(config).optimizer.part_rates} == {"image", "text"}
-    assert {*warm_start.adopt(asked(encoder)).optimizer.part_rates} == {"image"}
+    assert {*adopted_config.adopt(config).optimizer.part_rates} == {"image", "text"}
+    assert {*adopted_config.adopt(asked(encoder)).optimizer.part_rates} == {"image"}
     with pytest.raises(ValueError, match=r"give --config\.init=WORKDIR"):
-        warm_start.adopt(asked(""))
+        adopted_config.adopt(asked(""))

@@ -17,7 +17,7 @@ from detailclip_jax.config.fields import CLIP_MEAN, CLIP_STD
 from detailclip_jax.losses.distill import token_cosine_loss
 from detailclip_jax.methods.distill import MAP, TEACHER, on_grid, resampled
 from detailclip_jax.pretraining import validate
-from detailclip_jax.training import checkpoint, experiment, mesh, optimizer, warm_start
+from detailclip_jax.training import adopted_config, checkpoint, experiment, mesh, optimizer, warm_start
 
 # Another width, depth, patch and image size, normalisation, and two registers; the student has 4 x 4 patches.
 LARGER = {**SIZE, "width": 64, "depth": 3, "num_heads": 2, "patch_size": 6}
@@ -246,7 +246,7 @@ def student_of(folder, **fields):
 )
 def test_the_teacher_is_the_encoder_that_its_method_evaluates(tmp_path, method, which):
     trees = saved_teacher(tmp_path / "teacher", method)
-    config = warm_start.adopt(student_of(tmp_path / "teacher"))
+    config = adopted_config.adopt(student_of(tmp_path / "teacher"))
     assert config.distill.record.to_dict() == RECORD
     validate(config)
     assert run_config.to_json(run_config.from_json(run_config.to_json(config))) == run_config.to_json(config)
@@ -272,31 +272,31 @@ def test_benchmarks_count_the_teacher_that_is_named_or_one_of_the_student_s_size
 def test_a_run_goes_on_without_the_folder_of_its_teacher(tmp_path):
     saved_teacher(tmp_path / "teacher")
     asked = student_of(tmp_path / "teacher")
-    adopted = warm_start.adopt(asked)
+    adopted = adopted_config.adopt(asked)
     state = built_state(adopted)
     trees = {name: getattr(state, name) for name in ("params", "ema_params", "batch_stats", "running")}
     checkpoint.save_weights(tmp_path / "run", trees, adopted, "zeros")
     shutil.rmtree(tmp_path / "teacher")
-    again = warm_start.adopt(asked, workdir=tmp_path / "run")
+    again = adopted_config.adopt(asked, workdir=tmp_path / "run")
     assert run_config.to_json(again) == run_config.to_json(adopted)
     with pytest.raises(FileNotFoundError, match=r"config\.distill\.teacher '.*/teacher' is not a workdir"):
-        warm_start.adopt(asked, workdir=tmp_path / "other")
+        adopted_config.adopt(asked, workdir=tmp_path / "other")
 
 
 def test_what_is_no_teacher_is_refused(tmp_path):
     with pytest.raises(ValueError) as refused:
-        warm_start.adopt(student_of(""))
+        adopted_config.adopt(student_of(""))
     check_names(refused.value, "losses.weights.distill", "--config.distill.teacher=")
     with pytest.raises(ValueError) as refused:
-        warm_start.adopt(student_of("", **{"losses.weights.distill": 0.0, "distill.size": 24}))
+        adopted_config.adopt(student_of("", **{"losses.weights.distill": 0.0, "distill.size": 24}))
     check_names(refused.value, "distill.size 24", "--config.losses.weights.distill=1")
     file = tmp_path / "dinov3.pth"
     file.touch()
     with pytest.raises(FileNotFoundError) as refused:
-        warm_start.adopt(student_of(file))
+        adopted_config.adopt(student_of(file))
     check_names(refused.value, "distill.teacher", "dinov3.pth", "import_torch")
     saved_teacher(tmp_path / "teacher")
-    config = warm_start.adopt(student_of(tmp_path / "teacher"))
+    config = adopted_config.adopt(student_of(tmp_path / "teacher"))
     config.distill.record.model.custom.mlp_width = 100
     with pytest.raises(
         checkpoint.CheckpointError, match=r"distill, from .*/teacher, .*/mlp/fc1/kernel: \(64, 256\) there, \(64, 100\)"
@@ -307,13 +307,13 @@ def test_what_is_no_teacher_is_refused(tmp_path):
 @pytest.mark.check
 def test_a_distilled_run_is_loaded_without_its_teacher_s_folder_and_starts_another_run(tmp_path):
     saved_teacher(tmp_path / "teacher")
-    config = warm_start.adopt(student_of(tmp_path / "teacher"))
+    config = adopted_config.adopt(student_of(tmp_path / "teacher"))
     state = built_state(config)
     trees = {name: getattr(state, name) for name in ("params", "ema_params", "batch_stats", "running")}
     checkpoint.save_weights(tmp_path / "run", trees, config, "zeros")
     shutil.rmtree(tmp_path / "teacher")
     plain = tiny_config()
     plain.init = str(tmp_path / "run")
-    plain = warm_start.adopt(plain)
+    plain = adopted_config.adopt(plain)
     _, lines = warm_start.load(plain, built_state(plain))
     assert TEACHER in next(line for line in lines if "not used" in line)

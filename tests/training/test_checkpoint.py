@@ -26,7 +26,7 @@ from detailclip_jax import methods
 from detailclip_jax.config import run_config
 from detailclip_jax.config.run_config import to_json
 from detailclip_jax.runtime.metric_files import NonFiniteError
-from detailclip_jax.training import checkpoint, experiment, manifest, warm_start
+from detailclip_jax.training import adopted_config, checkpoint, experiment, manifest
 from detailclip_jax.training import checksums as sums
 from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, StorageError, load
 from detailclip_jax.training.checksums import checksums
@@ -382,7 +382,7 @@ def test_a_tokenizer_that_has_moved_is_found_in_the_workdir(saved_run, tmp_path)
     assert checkpoint.load(workdir)[2].data.tokenizer == config.data.tokenizer
     (workdir / "tokenizer.json").write_text("{}")
     assert checkpoint.load(workdir)[2].data.tokenizer == str(workdir / "tokenizer.json")
-    assert warm_start.config_of(str(workdir)).data.tokenizer == str(workdir / "tokenizer.json")  # of --config.init
+    assert adopted_config.config_of(str(workdir)).data.tokenizer == str(workdir / "tokenizer.json")  # of --config.init
 
 
 def test_load_of_an_older_step(saved_run):

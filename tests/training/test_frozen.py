@@ -10,7 +10,7 @@ from flax import traverse_util
 from tiny import TWO_BLOCKS, check_names, noise_state, tiny_batch, tiny_config
 
 from detailclip_jax import methods, pretraining
-from detailclip_jax.training import experiment, mesh, optimizer, sharding, warm_start
+from detailclip_jax.training import adopted_config, experiment, mesh, optimizer, sharding
 
 
 @functools.cache
@@ -175,7 +175,7 @@ def test_random_encoders_are_not_locked(entry, named):
     config = tiny_config("clip")
     config.optimizer.frozen = entry
     with pytest.raises(ValueError) as refused:
-        warm_start.adopt(config, ())
+        adopted_config.adopt(config, ())
     check_names(refused.value, *named)
 
 

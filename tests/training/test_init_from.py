@@ -27,7 +27,16 @@ from detailclip_jax.methods import METHODS
 from detailclip_jax.models.positions import stretched_text
 from detailclip_jax.pretraining import validate
 from detailclip_jax.runtime.metric_files import read_lines
-from detailclip_jax.training import checkpoint, experiment, failures, mesh, optimizer, warm_start, workdirs
+from detailclip_jax.training import (
+    adopted_config,
+    checkpoint,
+    experiment,
+    failures,
+    mesh,
+    optimizer,
+    warm_start,
+    workdirs,
+)
 from detailclip_jax.training import train as training
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -95,14 +104,14 @@ def test_what_the_checkpoint_decides(tmp_path):
     asked = tiny("detailclip", init=str(tmp_path / "clip"))
     asked.model.size, asked.model.image_size, asked.views.crops.large.size = "B/16", 224, 224
     asked.optimizer.loaded_rate = 0.25
-    adopted = warm_start.adopt(asked)
+    adopted = adopted_config.adopt(asked)
     validate(adopted)
     assert (adopted.model.size, adopted.model.image_size, adopted.views.crops.large.size) == ("tiny", 32, 32)
     assert adopted.model.image_style.to_dict() == OPENAI_STYLE._asdict()
     assert adopted.preprocess.mean == (0.1, 0.2, 0.3)
     parts = ("image", "image_projection", "text", "text_projection", "logit_scale")
     assert adopted.optimizer.part_rates.to_dict() == dict.fromkeys(parts, 0.25)
-    assert run_config.to_json(warm_start.adopt(adopted)) == run_config.to_json(adopted)
+    assert run_config.to_json(adopted_config.adopt(adopted)) == run_config.to_json(adopted)
     assert asked.model.size == "B/16"
 
 
@@ -111,32 +120,32 @@ def test_sizes_of_crops_that_the_user_sets_are_not_scaled(tmp_path):
     (tmp_path / "clip/checkpoints/4").mkdir(parents=True)
     asked = run_config.load(f"{ROOT}/configs/baselines/ibot.py")
     asked.init, asked.views.crops.local.size = str(tmp_path / "clip"), 24
-    scaled, kept = (warm_start.adopt(asked, given).views.crops for given in ([], ["views.crops.local.size"]))
+    scaled, kept = (adopted_config.adopt(asked, given).views.crops for given in ([], ["views.crops.local.size"]))
     assert (scaled.large.size, scaled.local.size, scaled.large.mask_grid) == (32, 8, 4)
     assert (kept.large.size, kept.local.size, kept.large.mask_grid) == (32, 24, 4)
     asked.views.crops.large.size = 32  # that of the loaded model, not of the config
-    same = warm_start.adopt(asked, ["views.crops.large.size"]).views.crops.large
+    same = adopted_config.adopt(asked, ["views.crops.large.size"]).views.crops.large
     assert (same.size, same.mask_grid) == (32, 4)
     other = run_config.load(f"{ROOT}/configs/baselines/dino.py")
     other.init, other.views.crops.large.size = str(tmp_path / "clip"), 224
     with pytest.raises(ValueError, match=r"views\.crops\.large\.size 224 must equal model\.image_size 32"):
-        validate(warm_start.adopt(other, ["views.crops.large.size"]))
+        validate(adopted_config.adopt(other, ["views.crops.large.size"]))
 
 
 def test_preprocessing_that_the_user_sets_wins_and_is_printed(tmp_path):
     theirs = {"preprocess.filter": "bicubic", "preprocess.resize": "squash", "preprocess.mean": (0.1, 0.2, 0.3)}
     written(tmp_path / "clip", **OPENAI, **theirs)
     asked = tiny("clip", init=str(tmp_path / "clip"), **{"preprocess.filter": "bilinear"})  # the default, but set
-    assert warm_start.adopt(asked).preprocess.filter == "bicubic"
-    adopted = warm_start.adopt(asked, ["seed", "preprocess.filter"])
+    assert adopted_config.adopt(asked).preprocess.filter == "bicubic"
+    adopted = adopted_config.adopt(asked, ["seed", "preprocess.filter"])
     assert (adopted.preprocess.filter, adopted.preprocess.resize) == ("bilinear", "squash")
     assert adopted.preprocess.mean == (0.1, 0.2, 0.3)
-    again = warm_start.adopt(adopted, ["preprocess.filter"])
+    again = adopted_config.adopt(adopted, ["preprocess.filter"])
     assert run_config.to_json(again) == run_config.to_json(adopted)
     source = run_config.read(tmp_path / "clip" / "config.json")
     said = warm_start.report(adopted, source, [], [], {})
     assert "    set by you: filter bilinear (checkpoint: bicubic)" in said
-    assert not any("set by you" in line for line in warm_start.report(warm_start.adopt(asked), source, [], [], {}))
+    assert not any("set by you" in line for line in warm_start.report(adopted_config.adopt(asked), source, [], [], {}))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +155,7 @@ def test_preprocessing_that_the_user_sets_wins_and_is_printed(tmp_path):
 def test_positions_are_interpolated_as_in_the_checkpoint_unless_another_way_is_named(tmp_path, named, given, expected):
     written(tmp_path / "clip", **{"model.interpolation": "timm"})
     asked = tiny("clip", init=str(tmp_path / "clip"), **{"model.interpolation": named})
-    assert warm_start.adopt(asked, given).model.interpolation == expected
+    assert adopted_config.adopt(asked, given).model.interpolation == expected
 
 
 @pytest.mark.parametrize(
@@ -155,10 +164,10 @@ def test_positions_are_interpolated_as_in_the_checkpoint_unless_another_way_is_n
 def test_a_flag_that_contradicts_a_loaded_network_is_refused(tmp_path, field, value, theirs):
     written(tmp_path / "clip")
     asked, given = tiny("clip", init=str(tmp_path / "clip")), [f"model.{field}", "model.context_length"]
-    assert warm_start.adopt(asked, given).model.context_length == 16  # as in the checkpoint
+    assert adopted_config.adopt(asked, given).model.context_length == 16  # as in the checkpoint
     asked.update_from_flattened_dict({f"model.{field}": value})
     with pytest.raises(ValueError) as refused:
-        warm_start.adopt(asked, given)
+        adopted_config.adopt(asked, given)
     check_names(refused.value, f"model.{field} {value}", str(tmp_path / "clip"), f"model.{field} {theirs}", "leave")
 
 
@@ -172,7 +181,7 @@ def test_flags_of_the_command_name_what_the_user_sets(tmp_path):
 
 def test_without_init_nothing_changes():
     asked = tiny("detailclip")
-    assert warm_start.adopt(asked) is asked
+    assert adopted_config.adopt(asked) is asked
 
 
 @pytest.mark.parametrize("name", ["vitb16_continue", "beyond/continue_flair"])
@@ -190,7 +199,7 @@ def named(text, label, end=""):
 
 def test_loaded_fresh_and_copied(tmp_path):
     trees = written(tmp_path / "clip")
-    adopted = warm_start.adopt(tiny("detailclip", init=str(tmp_path / "clip")))
+    adopted = adopted_config.adopt(tiny("detailclip", init=str(tmp_path / "clip")))
     fresh = blank(adopted)
     state, lines = warm_start.load(adopted, fresh)
     for part in trees["params"]:
@@ -215,7 +224,7 @@ def test_a_locked_network_is_loaded_and_its_rate_is_not_said(tmp_path):
     """The teacher has no copy of it; `loaded_rate` is that of the other networks."""
     trees = written(tmp_path / "clip")
     fields = {"optimizer.frozen": "image,image_projection", "optimizer.loaded_rate": 0.5}
-    adopted = warm_start.adopt(tiny("detailclip", init=str(tmp_path / "clip"), **fields))
+    adopted = adopted_config.adopt(tiny("detailclip", init=str(tmp_path / "clip"), **fields))
     state, lines = warm_start.load(adopted, blank(adopted))
     jax.tree.map(np.testing.assert_array_equal, state.params["image"], trees["params"]["image"])
     assert named("\n".join(lines), "teacher", ": a copy of the student") == {
@@ -230,7 +239,7 @@ def test_a_locked_network_is_loaded_and_its_rate_is_not_said(tmp_path):
 @pytest.mark.check
 def test_a_teacher_that_comes_along_is_kept(tmp_path):
     trees = written(tmp_path / "run", "detailclip")
-    adopted = warm_start.adopt(tiny("detailclip", init=str(tmp_path / "run"), **{"model.prototypes": 8}))
+    adopted = adopted_config.adopt(tiny("detailclip", init=str(tmp_path / "run"), **{"model.prototypes": 8}))
     assert adopted.model.prototypes == 16
     state, lines = warm_start.load(adopted, blank(adopted))
     jax.tree.map(np.testing.assert_array_equal, state.ema_params["image"], trees["ema_params"]["image"])
@@ -244,7 +253,7 @@ def test_a_teacher_that_comes_along_is_kept(tmp_path):
 
 def test_networks_of_the_checkpoint_that_are_not_used_are_named(tmp_path):
     written(tmp_path / "run", "detailclip")
-    adopted = warm_start.adopt(tiny("clip", init=str(tmp_path / "run")))
+    adopted = adopted_config.adopt(tiny("clip", init=str(tmp_path / "run")))
     said = "\n".join(warm_start.load(adopted, blank(adopted))[1])
     heads = {"decoder", "pixel_head", "prototype_head"}
     teacher = {"image", "image_projection", "text", "text_projection", "prototype_head"}
@@ -267,7 +276,7 @@ def test_any_row_goes_on_from_a_clip(tmp_path, method):
     asked.init, asked.total_steps, asked.steps_per_epoch = str(tmp_path / "clip"), 4, 2
     if method == "aclip":
         asked.masking.ratio = 0.5  # a quarter of these four cells is none
-    adopted = warm_start.adopt(asked)
+    adopted = adopted_config.adopt(asked)
     validate(adopted)
     shapes = experiment.build(adopted, mesh.make_mesh(jax.devices()[:1])).state_shapes
     assert set(shapes.params) >= {"image"} and adopted.optimizer.part_rates["image"] == 0.1
@@ -289,7 +298,7 @@ def test_a_classifier_of_other_classes_is_fresh(tmp_path, method, head, field, t
     more = {"losses.weights.token_set": 1.0} if method == "superclip" else {}
     written(tmp_path / "first", method, **{field: theirs}, **more)
     for value, is_loaded in ((theirs, True), (ours, False)):
-        asked = warm_start.adopt(tiny(method, init=str(tmp_path / "first"), **{field: value}, **more))
+        asked = adopted_config.adopt(tiny(method, init=str(tmp_path / "first"), **{field: value}, **more))
         assert (head in asked.optimizer.part_rates) == is_loaded
         state, lines = warm_start.load(asked, blank(asked))
         assert named("\n".join(lines), "fresh") == {"nothing" if is_loaded else head}
@@ -298,7 +307,7 @@ def test_a_classifier_of_other_classes_is_fresh(tmp_path, method, head, field, t
 
 def test_an_image_encoder_alone(tmp_path):
     trees = written(tmp_path / "mae", "image_encoder")
-    adopted = warm_start.adopt(tiny("clip", init=str(tmp_path / "mae"), **{"model.context_length": 20}))
+    adopted = adopted_config.adopt(tiny("clip", init=str(tmp_path / "mae"), **{"model.context_length": 20}))
     assert adopted.model.context_length == 20 and set(adopted.optimizer.part_rates) == {"image"}
     state, lines = warm_start.load(adopted, blank(adopted))
     jax.tree.map(np.testing.assert_array_equal, state.params["image"], trees["params"]["image"])
@@ -316,7 +325,7 @@ def test_the_text_encoder_of_another_checkpoint(tmp_path):
     for method in ("image_encoder", "clip"):
         images = written(tmp_path / method, method)
         asked = tiny("clip", init=str(tmp_path / method), init_text=folder.name)
-        adopted = warm_start.adopt(asked)
+        adopted = adopted_config.adopt(asked)
         assert (adopted.model.context_length, adopted.model.text_activation) == (24, "gelu")
         assert size_of(adopted.model) == size
         state, lines = warm_start.load(adopted, blank(adopted))
@@ -329,15 +338,15 @@ def test_the_text_encoder_of_another_checkpoint(tmp_path):
         wrong = run_config.from_json(run_config.to_json(asked))
         wrong.model.custom[field] = value
         with pytest.raises(ValueError, match=rf"custom\.{field} {value}: config\.init_text .* {getattr(size, field)}"):
-            warm_start.adopt(wrong, given=[f"model.custom.{field}"])
+            adopted_config.adopt(wrong, given=[f"model.custom.{field}"])
     asked.model.custom.text_width = 32
-    assert size_of(warm_start.adopt(asked, given=["model.custom.text_width"]).model) == size
+    assert size_of(adopted_config.adopt(asked, given=["model.custom.text_width"]).model) == size
     with pytest.raises(ValueError, match="has no text encoder: its method is image_encoder"):
-        warm_start.adopt(tiny("clip", init=folder.name, init_text=str(tmp_path / "image_encoder")))
+        adopted_config.adopt(tiny("clip", init=folder.name, init_text=str(tmp_path / "image_encoder")))
     with pytest.raises(ValueError, match="init_text goes with init"):
-        warm_start.adopt(tiny("clip", init_text=folder.name))
+        adopted_config.adopt(tiny("clip", init_text=folder.name))
     with pytest.raises(ValueError, match=r"config\.init_text .* has model\.context_length 24"):
-        warm_start.adopt(asked, given=["model.context_length"])
+        adopted_config.adopt(asked, given=["model.context_length"])
 
 
 @pytest.mark.check
@@ -345,7 +354,7 @@ def test_scale_and_bias_of_the_logits_are_fresh_if_a_projection_is(tmp_path):
     written(tmp_path / "siglip", "siglip")
     source = str(tmp_path / "siglip")
     for method, fields in (("dinotxt", {}), ("siglip", {"init_text": source})):
-        adopted = warm_start.adopt(tiny(method, init=source, **fields))
+        adopted = adopted_config.adopt(tiny(method, init=source, **fields))
         fresh = blank(adopted)
         state, lines = warm_start.load(adopted, fresh)
         numbers = {"logit_scale", "logit_bias"} & {*fresh.params}
@@ -357,7 +366,7 @@ def test_scale_and_bias_of_the_logits_are_fresh_if_a_projection_is(tmp_path):
 @pytest.mark.check
 def test_a_decoder_too_narrow_for_the_patch_term_is_not_used(tmp_path):
     written(tmp_path / "mae", "mae", **NARROW)
-    adopted = warm_start.adopt(tiny("detailclip", init=str(tmp_path / "mae"), **{"model.decoder_depth": 1}))
+    adopted = adopted_config.adopt(tiny("detailclip", init=str(tmp_path / "mae"), **{"model.decoder_depth": 1}))
     validate(adopted)
     assert (adopted.model.decoder_width, adopted.model.decoder_depth) == (None, 1)
     assert set(adopted.optimizer.part_rates) == {"image"}
@@ -366,7 +375,7 @@ def test_a_decoder_too_narrow_for_the_patch_term_is_not_used(tmp_path):
     assert state.params["decoder"] is fresh.params["decoder"]
     said = "\n".join(lines)
     assert named(said, "not used") == {"decoder", "pixel_head"} < named(said, "fresh")
-    again = warm_start.adopt(tiny("mae", init=str(tmp_path / "mae"), **{"masking.strategy": "random"}))
+    again = adopted_config.adopt(tiny("mae", init=str(tmp_path / "mae"), **{"masking.strategy": "random"}))
     assert again.model.decoder_width == 64 and "decoder" in again.optimizer.part_rates
 
 
@@ -380,14 +389,14 @@ def test_a_run_goes_on_without_the_folder_it_has_started_from(tmp_path, method):
     fields = {"preprocess.filter": "bicubic", "model.prototypes": 8}
     written(tmp_path / "source", "detailclip" if method == "clip" else "clip", **fields)
     asked = tiny(method, init=str(tmp_path / "source"))
-    adopted = warm_start.adopt(asked, workdir=tmp_path / "run")
+    adopted = adopted_config.adopt(asked, workdir=tmp_path / "run")
     assert adopted.preprocess.filter == "bicubic"
     checkpoint.save_weights(tmp_path / "run", blank_trees(adopted), adopted, "zeros")
     shutil.rmtree(tmp_path / "source")
-    again = warm_start.adopt(asked, workdir=tmp_path / "run")
+    again = adopted_config.adopt(asked, workdir=tmp_path / "run")
     assert run_config.to_json(again) == run_config.to_json(adopted)
     with pytest.raises(FileNotFoundError, match=r"config\.init '.*/source' is not a workdir"):
-        warm_start.adopt(asked, workdir=tmp_path / "other")
+        adopted_config.adopt(asked, workdir=tmp_path / "other")
 
 
 def blank_trees(config):
@@ -397,10 +406,10 @@ def blank_trees(config):
 
 def test_no_run_there_and_networks_that_do_not_fit(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.init 'nowhere' is not a workdir"):
-        warm_start.adopt(tiny("clip", init="nowhere"))
+        adopted_config.adopt(tiny("clip", init="nowhere"))
     written(tmp_path / "clip")
     with pytest.raises(FileNotFoundError, match=r"does not exist; did you mean '/.*/clip'\?"):
-        warm_start.config_of(str(tmp_path / "clop"))
+        adopted_config.config_of(str(tmp_path / "clop"))
     with pytest.raises(FileNotFoundError, match=r"does not exist; did you mean '/.*/clip'\?"):
         workdirs.pick_step(tmp_path / "clop")
     with pytest.raises(FileNotFoundError, match=r"has no run itself; give a run inside it, for example /.*/clip$"):
@@ -513,26 +522,26 @@ def test_running_statistics_come_with_their_networks(tmp_path):
 
 
 def with_blank(method, init, crops, **fields):
-    adopted = warm_start.adopt(tiny(method, crops=crops, init=str(init), **fields))
+    adopted = adopted_config.adopt(tiny(method, crops=crops, init=str(init), **fields))
     return adopted, blank(adopted)
 
 
 @pytest.mark.check
 def test_further_class_tokens_are_fresh_and_those_of_the_checkpoint_stay(tmp_path):
     trees = written(tmp_path / "clip")
-    adopted = warm_start.adopt(tiny("clip", init=str(tmp_path / "clip"), **{"model.class_tokens": 2}))
+    adopted = adopted_config.adopt(tiny("clip", init=str(tmp_path / "clip"), **{"model.class_tokens": 2}))
     fresh = blank(adopted)
     state, _ = warm_start.load(adopted, fresh)
     np.testing.assert_array_equal(state.params["image"]["extra_tokens"], fresh.params["image"]["extra_tokens"])
     np.testing.assert_array_equal(state.params["image"]["cls_token"], trees["params"]["image"]["cls_token"])
     written(tmp_path / "two", **{"model.class_tokens": 2})
-    assert warm_start.adopt(tiny("clip", init=str(tmp_path / "two"))).model.class_tokens == 2
+    assert adopted_config.adopt(tiny("clip", init=str(tmp_path / "two"))).model.class_tokens == 2
 
 
 @pytest.mark.check
 def test_of_further_class_tokens_those_that_the_checkpoint_has_are_loaded(tmp_path):
     trees = written(tmp_path / "two", **{"model.class_tokens": 2})
-    adopted = warm_start.adopt(tiny("clip", init=str(tmp_path / "two"), **{"model.class_tokens": 3}))
+    adopted = adopted_config.adopt(tiny("clip", init=str(tmp_path / "two"), **{"model.class_tokens": 3}))
     fresh = blank(adopted)
     state, lines = warm_start.load(adopted, fresh)
     known = trees["params"]["image"]["extra_tokens"]
@@ -544,31 +553,31 @@ def test_of_further_class_tokens_those_that_the_checkpoint_has_are_loaded(tmp_pa
 def test_text_positions_are_stretched_to_a_longer_context(tmp_path):
     trees = written(tmp_path / "clip", **{"model.context_length": 24})
     asked = tiny("clip", init=str(tmp_path / "clip"), init_text_positions="longclip", **{"model.context_length": 36})
-    adopted = warm_start.adopt(asked)
+    adopted = adopted_config.adopt(asked)
     assert adopted.model.context_length == 36
     state, said = warm_start.load(adopted, blank(adopted))
     expected = stretched_text(np.asarray(trees["params"]["text"]["positions"]), 36, "longclip")
     np.testing.assert_array_equal(state.params["text"]["positions"], expected)
     assert "  context       36 tokens: 24 text positions of the checkpoint, stretched (longclip)" in said
     asked.model.context_length = 24  # an import that has this context already, such as Long-CLIP
-    state, _ = warm_start.load(same := warm_start.adopt(asked), blank(same))
+    state, _ = warm_start.load(same := adopted_config.adopt(asked), blank(same))
     np.testing.assert_array_equal(state.params["text"]["positions"], trees["params"]["text"]["positions"])
-    kept = warm_start.adopt(tiny("clip", init=str(tmp_path / "clip"), **{"model.context_length": 36}))
+    kept = adopted_config.adopt(tiny("clip", init=str(tmp_path / "clip"), **{"model.context_length": 36}))
     assert kept.model.context_length == 24
     with pytest.raises(ValueError, match="init_text_positions 'linear' stretches the positions of a checkpoint"):
-        warm_start.adopt(tiny("clip", init_text_positions="linear"))
+        adopted_config.adopt(tiny("clip", init_text_positions="linear"))
     for field in ("optimizer.loaded_rate", "optimizer.layer_decay"):
         with pytest.raises(ValueError, match=rf"{field} 0.5 is for networks that are loaded.* set it to 1"):
-            warm_start.adopt(tiny("clip", **{field: 0.5}))
+            adopted_config.adopt(tiny("clip", **{field: 0.5}))
     asked.model.context_length = 40
     with pytest.raises(ValueError, match=r"context_length 40: .* makes at least 24 and at most 36 of 24"):
-        warm_start.adopt(asked)
+        adopted_config.adopt(asked)
     asked.init_text_positions, asked.model.context_length = "linear", 16
     with pytest.raises(ValueError, match="makes at least 24 of 24"):
-        warm_start.adopt(asked)
+        adopted_config.adopt(asked)
     asked.init_text_positions = "keep"
     with pytest.raises(ValueError, match=r"stretch its positions with --config\.init_text_positions=linear or longcl"):
-        warm_start.adopt(asked, given=["model.context_length"])
+        adopted_config.adopt(asked, given=["model.context_length"])
 
 
 @pytest.mark.check
@@ -576,10 +585,10 @@ def test_tips_with_one_caption_goes_on_from_two_class_tokens_as_its_message_says
     trees = written(tmp_path / "two", **{"model.class_tokens": 2})
     asked = tiny("tips", crops=LOCAL_CROP, init=str(tmp_path / "two"), **ONE_GLOBAL)
     with pytest.raises(ValueError) as refused:
-        warm_start.adopt(asked)
+        adopted_config.adopt(asked)
     option = "--config.model.class_tokens=1"
     check_names(refused.value, "tips", "model.class_tokens is 2", option, "sources:NAME,NAME")
-    adopted = warm_start.adopt(asked, given=["model.class_tokens"])
+    adopted = adopted_config.adopt(asked, given=["model.class_tokens"])
     validate(adopted)
     state, lines = warm_start.load(adopted, blank(adopted))
     assert "extra_tokens" not in state.params["image"] and "extra_tokens" not in state.ema_params["image"]
@@ -587,7 +596,7 @@ def test_tips_with_one_caption_goes_on_from_two_class_tokens_as_its_message_says
     assert "  class tokens  1 (checkpoint: 2)" in lines
     two = tiny("tips", crops=LOCAL_CROP, init=str(tmp_path / "two"), **ONE_GLOBAL)
     two.data.caption = "sources:captions,long"
-    assert warm_start.adopt(two).model.class_tokens == 2
+    assert adopted_config.adopt(two).model.class_tokens == 2
 
 
 LOCAL_CROP = {"local": {"count": 2, "size": 32}}
@@ -607,7 +616,7 @@ def test_the_later_methods_go_on_from_a_clip_by_their_own_configs(tmp_path, meth
     written(tmp_path / "clip")
     asked = run_config.load(f"{ROOT}/configs/beyond/continue_{method}.py")
     asked.init, asked.total_steps, asked.steps_per_epoch = str(tmp_path / "clip"), 4, 2
-    adopted = warm_start.adopt(asked)
+    adopted = adopted_config.adopt(asked)
     validate(adopted)
     state, lines = warm_start.load(adopted, blank(adopted))
     fresh = {"silc": {"prototype_head"}, "siglip": {"logit_bias"}, "siglip2": {"prototype_head", "logit_bias"}}
@@ -635,7 +644,7 @@ def test_methods_of_several_captions_go_on_from_a_clip(tmp_path, method):
     trees = written(tmp_path / "clip")
     asked = run_config.load(f"{ROOT}/configs/beyond/continue_{method}.py")
     asked.init, asked.total_steps, asked.steps_per_epoch = str(tmp_path / "clip"), 4, 2
-    adopted = warm_start.adopt(asked)
+    adopted = adopted_config.adopt(asked)
     validate(adopted)
     state, lines = warm_start.load(adopted, blank(adopted))
     assert named("\n".join(lines), "fresh") == POOLS[method]

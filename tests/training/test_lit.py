@@ -13,7 +13,7 @@ from tiny import SHORT_RUN, check_names, copied, on_one_device
 
 from detailclip_jax import evaluate, export, import_torch, load, pretraining
 from detailclip_jax.config import run_config
-from detailclip_jax.training import checkpoint, experiment, mesh, warm_start
+from detailclip_jax.training import adopted_config, checkpoint, experiment, mesh, warm_start
 from detailclip_jax.training import train as training
 
 torch = pytest.importorskip("torch")
@@ -121,7 +121,7 @@ def test_a_stopped_run_ends_with_the_same_bits(trained, tmp_path):
 )
 def test_every_kind_of_checkpoint_is_locked(imported, layout, spec, kept):
     """Of a CLIP, the projection of images is locked too, and its text encoder is trained further."""
-    config = warm_start.adopt(asked(imported / layout, spec))
+    config = adopted_config.adopt(asked(imported / layout, spec))
     pretraining.validate(config)
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     state, _ = warm_start.load(config, exp.init(0))
@@ -146,7 +146,7 @@ def test_every_kind_of_checkpoint_is_locked(imported, layout, spec, kept):
 
 def test_without_an_encoder_it_is_refused():
     with pytest.raises(ValueError, match=r"give --config\.init=WORKDIR"):
-        warm_start.adopt(asked(""))
+        adopted_config.adopt(asked(""))
     with pytest.raises(ValueError) as refused:
         run_config.load(f"{ROOT}/configs/beyond/lit.py:method=slip")
     check_names(refused.value, "method=slip", "clip", "siglip")

@@ -6,7 +6,7 @@ from tiny import check_names
 
 from detailclip_jax import demo, embed, evaluate, export, interop, transfer, visualize
 from detailclip_jax.runtime import errors
-from detailclip_jax.training import warm_start, workdirs
+from detailclip_jax.training import adopted_config, workdirs
 
 
 def make_run(folder, *steps):
@@ -171,7 +171,7 @@ COMMANDS = {
         [f"--checkpoint={path}", f"--predict={here}/image.png", f"--out={here}/out"]
     ),
     "demo": lambda path, here: demo.main([f"--checkpoint={path}", "--port=0"]),
-    "init": lambda path, here: errors.run(lambda: bool(warm_start.config_of(str(path)))),
+    "init": lambda path, here: errors.run(lambda: bool(adopted_config.config_of(str(path)))),
 }
 
 
