@@ -17,13 +17,11 @@ from detailclip_jax.benchmarks import cost_table, timing, variants
 from detailclip_jax.benchmarks.timing import MedianRange
 from detailclip_jax.config.settings import parse_setting
 from detailclip_jax.data import pipeline, views
-from detailclip_jax.data.caption_rules import num_captions
 from detailclip_jax.data.decoding import BadImage, image_of
 from detailclip_jax.data.mixture import order_of
 from detailclip_jax.data.native import stacked
 from detailclip_jax.data.pipeline import Stream
 from detailclip_jax.data.sources import BadRecord, Example, Source
-from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.runtime.progress import Console
 
 STAGES = ("read", "decode", "crop", "colour", "tokenise", "stack")
@@ -101,7 +99,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Measures, prints the table, and returns the records for JSON."""
     console, config = Console(stream=arguments.progress), config_of(arguments)
     source = open_source(config, arguments.size)
-    stream = stream_of(config, source)
+    stream = pipeline.stream_of(config, source)
     rounds = measure(stream, arguments.examples, arguments.rounds, console)
     seconds = {stage: timing.median_range([one[stage] for one in rounds]) for stage in STAGES}
     rate = pipeline_rate(config, source, arguments, console) if arguments.workers else None
@@ -134,14 +132,6 @@ def open_source(config: ConfigDict, size: tuple[int, int] | None = None) -> Sour
             f"--size={size[0]}x{size[1]} is the size of generated images, but the config names a data set; omit it"
         )
     return pipeline.open_source(config)
-
-
-def stream_of(config: ConfigDict, source: Source) -> Stream:
-    """The examples of a source with the crops, tokenizer and caption rule of a config."""
-    data, tokenizer = config.data, tokenizer_of(config, config.data.keep_eot)
-    crops = views.crops_from_config(config.views.crops)
-    captions = data.caption, data.reducing_gap, num_captions(data)
-    return Stream(source, crops, tokenizer, 0, *captions, pipeline.native_lengths(config))
 
 
 def measure(stream: Stream, count: int, rounds: int, console: Console) -> list[dict[str, float]]:

@@ -73,28 +73,74 @@ def open_pipeline(
     bad_list: str | os.PathLike = "",
 ) -> "Pipeline":
     """Returns the training pipeline of a run's config, starting after `start` examples over all processes."""
-    if config.batch_size % process_count:
-        raise ValueError(f"batch_size {config.batch_size} does not divide over {process_count} processes")
-    tokenizer = tokenizer_of(config, config.data.keep_eot)
-    tokenizer.check()
-    return Pipeline(
+    options = options_of(config, process_index, process_count, start, bad_list)
+    stream = stream_of(config, source)
+    stream.tokenizer.check()
+    return Pipeline(stream, options)
+
+
+def stream_of(config: ConfigDict, source: Source) -> "Stream":
+    """Returns the training examples of a source, with the crops, tokenizer and caption rule of a run's config."""
+    return Stream(
         source,
         crops_from_config(config.views.crops),
-        tokenizer,
-        batch_size=config.batch_size // process_count,
+        tokenizer_of(config, config.data.keep_eot),
         seed=config.seed,
-        process_index=process_index,
-        process_count=process_count,
-        num_workers=config.data.num_workers,
-        prefetch=config.data.prefetch,
         caption=config.data.caption,
-        num_captions=num_captions(config.data),
         reducing_gap=config.data.reducing_gap,
+        num_captions=num_captions(config.data),
         native=native_lengths(config),
         num_classes=config.model.num_classes,
-        max_bad_ratio=config.data.max_bad_ratio,
-        start=start,
-        bad_list=bad_list,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchOptions:
+    """How a pipeline makes batches of its stream; see `options_of`.
+
+    batch_size: examples per process.
+    num_workers: processes that make batches; 0 uses threads.
+    prefetch: number of batches prepared in advance.
+    max_bad_ratio: largest allowed share of unreadable records.  Once 100 records have been read, a larger share raises
+        TooManyBadRecords.  Below it, each bad record is replaced by the next readable one, counted in `num_bad` and
+        named in the log.
+    start: examples consumed so far over all processes: `position` of the pipeline to continue.  The number of processes
+        may have changed since.
+    bad_list: text file that lists each unreadable record once; "" for none.
+    """
+
+    batch_size: int
+    process_index: int = 0
+    process_count: int = 1
+    num_workers: int = 0
+    prefetch: int = 2
+    max_bad_ratio: float = 0.01
+    start: int = 0
+    bad_list: str | os.PathLike = ""
+
+
+def options_of(
+    config: ConfigDict,
+    process_index: int = 0,
+    process_count: int = 1,
+    start: int = 0,
+    bad_list: str | os.PathLike = "",
+) -> BatchOptions:
+    """Returns the options of a run's config, also of a dense task.
+
+    Raises ValueError if the batch does not divide over the processes.
+    """
+    if config.batch_size % process_count:
+        raise ValueError(f"batch_size {config.batch_size} does not divide over {process_count} processes")
+    return BatchOptions(
+        config.batch_size // process_count,
+        process_index,
+        process_count,
+        config.data.num_workers,
+        config.data.prefetch,
+        config.data.max_bad_ratio,
+        start,
+        bad_list,
     )
 
 
@@ -106,7 +152,20 @@ def native_lengths(config: ConfigDict) -> Lengths | None:
 
 @dataclasses.dataclass
 class Stream:
-    """The training examples by position: a pure function of (source, seed, position)."""
+    """The training examples by position: a pure function of (source, seed, position).
+
+    A batch of them is {"image": {crop: uint8 [B, V, S, S, 3]}, "box": {crop: float32 [B, V, 4]}, "text": int32
+    [B, C, T] (C captions of each image), "label": int32 [B]}; boxes are xyxy in pixels of the original image.  Crops
+    that draw block masks (`mask_grid`) also give "hidden": {crop: bool [B, V, N]}.  Native images are their patches,
+    uint8 [B, V, S, P], with "grid": {crop: int32 [B, V, 2]}.
+
+    reducing_gap: large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size if every crop then still has at least this
+        many times the size of its view, see `views.reduction_for`; 0 decodes all pixels.
+    num_captions: captions of an example by the rules "crops" and "diverse", by default 8; see
+        `caption_rules.captions_by`.
+    native: numbers of patches of images that keep their aspect; None for squares of the crops' sizes.
+    num_classes: a record whose label is not below it counts as unreadable, as it would train another class.
+    """
 
     source: Source
     crops: Mapping[str, Crop]
@@ -196,17 +255,15 @@ class ProcessBatches:
     """Batch k of one process: its range of positions in global batch k, with counts of bad and truncated examples."""
 
     stream: Any  # position -> example
-    batch_size: int
-    process_index: int
-    process_count: int
-    start: int
+    options: BatchOptions
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        first = self.start + (number * self.process_count + self.process_index) * self.batch_size
-        examples = [self.stream[position] for position in range(first, first + self.batch_size)]
+        size, count = self.options.batch_size, self.options.process_count
+        first = self.options.start + (number * count + self.options.process_index) * size
+        examples = [self.stream[position] for position in range(first, first + size)]
         return {
             "batch": {
                 name: _stacked([example[name] for example in examples]) for name in ARRAYS if name in examples[0]
@@ -226,98 +283,26 @@ def _stacked(values: Sequence[Any]) -> Any:
 class Pipeline:
     """Endless iterator over the batches of one process; a context manager that closes its threads and workers.
 
-    A batch is {"image": {crop: uint8 [B, V, S, S, 3]}, "box": {crop: float32 [B, V, 4]}, "text": int32 [B, C, T] (C
-    captions of each image), "label": int32 [B]}; boxes are xyxy in pixels of the original image.  Crops that draw block
-    masks (`mask_grid`) also give "hidden": {crop: bool [B, V, N]}.  Native images are their patches, uint8
-    [B, V, S, P], with "grid": {crop: int32 [B, V, 2]}.
-
-    batch_size: examples per process.
-    num_workers: processes that make batches; 0 uses threads.
-    prefetch: number of batches prepared in advance.
-    reducing_gap: large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size if every crop then still has at least this
-        many times the size of its view, see `views.reduction_for`; 0 decodes all pixels.
-    native: numbers of patches of images that keep their aspect; None for squares of the crops' sizes.
-    num_classes: a record whose label is not below it counts as unreadable, as it would train another class.
-    num_captions: captions of an example by the rules "crops" and "diverse", by default 8; see
-        `caption_rules.captions_by`.
-    max_bad_ratio: largest allowed share of unreadable records.  Once 100 records have been read, a larger share raises
-        TooManyBadRecords.  Below it, each bad record is replaced by the next readable one, counted in `num_bad` and
-        named in the log.
-    bad_list: text file that lists each unreadable record once; "" for none.
-    start: examples consumed so far over all processes: `position` of the pipeline to continue.  The number of processes
-        may have changed since.
+    stream: examples by position: a `Stream`, or any other whose examples hold some of ARRAYS, "truncated", and in "bad"
+        the unreadable record that they replace.  A batch stacks the arrays of its examples.
 
     `waited_seconds` is the time spent in `next`; `num_truncated` counts the captions cut so far.
 
-        with Pipeline(source, crops, Tokenizer(), batch_size=32) as batches:
+        with Pipeline(Stream(source, crops, Tokenizer()), BatchOptions(batch_size=32)) as batches:
             batch = next(batches)
     """
 
-    def __init__(
-        self,
-        source: Source,
-        crops: Mapping[str, Crop],
-        tokenizer: Tokenizer,
-        batch_size: int,
-        seed: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
-        num_workers: int = 0,
-        prefetch: int = 2,
-        caption: str = "random",
-        reducing_gap: int | float = REDUCING_GAP,
-        max_bad_ratio: float = 0.01,
-        start: int = 0,
-        bad_list: str | os.PathLike = "",
-        num_captions: int | None = None,
-        native: Lengths | None = None,
-        num_classes: int | None = None,
-    ):
-        stream = Stream(source, crops, tokenizer, seed, caption, reducing_gap, num_captions, native, num_classes)
-        where = process_index, process_count
-        self._open(stream, batch_size, *where, num_workers, prefetch, max_bad_ratio, start, bad_list)
+    def __init__(self, stream: Any, options: BatchOptions):
+        self.position, self.waited_seconds = options.start, 0.0
+        self.num_truncated = 0
+        self.options = options
+        self._bad = BadRecords(options.max_bad_ratio, options.bad_list)
+        self._batches = Prefetched(ProcessBatches(stream, options), options.num_workers, options.prefetch)
 
     @classmethod
-    def of(
-        cls,
-        stream: Any,
-        batch_size: int,
-        process_index: int = 0,
-        process_count: int = 1,
-        num_workers: int = 0,
-        prefetch: int = 2,
-        max_bad_ratio: float = 0.01,
-        start: int = 0,
-        bad_list: str | os.PathLike = "",
-    ) -> "Pipeline":
-        """Opens a pipeline over any stream of examples by position, such as those of segmentation.
-
-        An example holds some of the arrays ARRAYS, "truncated", and in "bad" the unreadable record that it replaces.
-        """
-        pipeline = cls.__new__(cls)
-        pipeline._open(
-            stream, batch_size, process_index, process_count, num_workers, prefetch, max_bad_ratio, start, bad_list
-        )
-        return pipeline
-
-    def _open(
-        self,
-        stream: Any,
-        batch_size: int,
-        process_index: int,
-        process_count: int,
-        num_workers: int,
-        prefetch: int,
-        max_bad_ratio: float,
-        start: int,
-        bad_list: str | os.PathLike,
-    ) -> None:
-        self.batch_size, self.process_count = batch_size, process_count
-        self.position, self.waited_seconds = start, 0.0
-        self.num_truncated = 0
-        self._bad = BadRecords(max_bad_ratio, bad_list)
-        batches = ProcessBatches(stream, batch_size, process_index, process_count, start)
-        self._batches = Prefetched(batches, num_workers, prefetch)
+    def of(cls, stream: Any, *options: Any) -> "Pipeline":
+        """Opens a pipeline over a stream; `options` are the fields of `BatchOptions`, in their order."""
+        return cls(stream, BatchOptions(*options))
 
     @property
     def num_bad(self) -> int:
@@ -336,9 +321,9 @@ class Pipeline:
         except TooManyBadRecords as error:
             raise self._bad.all_bad(error) from error
         self.waited_seconds += time.perf_counter() - asked
-        self.position += self.batch_size * self.process_count
+        self.position += self.options.batch_size * self.options.process_count
         self.num_truncated += prepared["num_truncated"]
-        self._bad.add(prepared["bad"], num_seen=self.batch_size)
+        self._bad.add(prepared["bad"], num_seen=self.options.batch_size)
         return prepared["batch"]
 
     def close(self) -> None:

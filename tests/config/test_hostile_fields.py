@@ -16,7 +16,7 @@ from detailclip_jax.convert.examples import MAX_LABEL, Rejected
 from detailclip_jax.convert.job import Request
 from detailclip_jax.convert.prepared_set import load
 from detailclip_jax.data import tokenizer as tokenizer_lib
-from detailclip_jax.data.pipeline import Pipeline
+from detailclip_jax.data.pipeline import BatchOptions, Pipeline, Stream
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord, Records, write_records
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS, Tokenizer
@@ -44,7 +44,8 @@ class Labels:
 
 @pytest.mark.parametrize("label", HUGE)
 def test_training_replaces_a_record_whose_label_int32_does_not_hold(label):
-    with Pipeline(Labels(label), {"large": Crop(size=8)}, Tokenizer(8), 4, max_bad_ratio=1.0) as batches:
+    stream = Stream(Labels(label), {"large": Crop(size=8)}, Tokenizer(8))
+    with Pipeline(stream, BatchOptions(4, max_bad_ratio=1.0)) as batches:
         labels = next(batches)["label"]
         assert labels.dtype == np.int32 and set(labels.tolist()) == {0, 2, 3} and batches.num_bad == 1
 

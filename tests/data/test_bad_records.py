@@ -17,7 +17,7 @@ from toy import toy_run, train
 from detailclip_jax import pretraining
 from detailclip_jax.config import default, run_config
 from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
-from detailclip_jax.data.pipeline import Pipeline
+from detailclip_jax.data.pipeline import BatchOptions, Pipeline, Stream
 from detailclip_jax.data.sources import write_records
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop
@@ -102,7 +102,8 @@ class Nothing:
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_where_nothing_is_readable_the_list_is_written_too(tmp_path, num_workers):
     file = tmp_path / "bad.txt"
-    batches = Pipeline(Nothing(), {"large": Crop(size=8)}, Tokenizer(8), 4, num_workers=num_workers, bad_list=file)
+    stream = Stream(Nothing(), {"large": Crop(size=8)}, Tokenizer(8))
+    batches = Pipeline(stream, BatchOptions(4, num_workers=num_workers, bad_list=file))
     with pytest.raises(TooManyBadRecords, match="100 unreadable records in a row; check that") as error, batches:
         next(batches)
     assert str(error.value).endswith(f"  and 80 more\n  all of them are listed in {file}")

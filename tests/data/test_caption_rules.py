@@ -24,7 +24,7 @@ from detailclip_jax.data.caption_rules import (
 )
 from detailclip_jax.data.lengths import trimmed
 from detailclip_jax.data.mixture import check_captions, check_some_caption, single_sentences
-from detailclip_jax.data.pipeline import Pipeline
+from detailclip_jax.data.pipeline import BatchOptions, Pipeline, Stream
 from detailclip_jax.data.sources import BadRecord, Records, write_records
 from detailclip_jax.data.stickers.scene_source import Stickers
 from detailclip_jax.data.tokenizer import Tokenizer
@@ -235,11 +235,11 @@ def test_moved_captions_say_the_same(text):
     assert {tokenizer.decode(row[row > 0]) for row in rows_of(text, 40, 20)} == {tokenizer.decode(plain[plain > 0])}
 
 
-def moved(count, length=16, **fields):
+def moved(count, length=16, seed=0, start=0):
     """The token ids of the captions of examples in a pipeline."""
     source = [{**LONG, "image": make_image(0), "label": -1, "key": "k"}] * count
-    given = {"batch_size": count, "caption": "debias", **fields}
-    with Pipeline(source, {"large": Crop(size=8)}, Tokenizer(length), **given) as batches:
+    stream = Stream(source, {"large": Crop(size=8)}, Tokenizer(length), seed, "debias")
+    with Pipeline(stream, BatchOptions(count, start=start)) as batches:
         return next(batches)["text"]
 
 
@@ -355,14 +355,14 @@ def test_a_file_s_number_of_captions_belongs_to_its_rule(rule, given, expected):
 @pytest.mark.parametrize(("rule", "num", "expected"), [("crops", None, 8), ("diverse", 3, 3), ("random", None, 1)])
 def test_a_pipeline_gives_the_number_of_captions_of_its_rule(rule, num, expected):
     crops, source = {"large": Crop(size=8)}, [{**LONG, "image": make_image(0), "label": -1, "key": "k"}] * 2
-    with Pipeline(source, crops, Tokenizer(8), batch_size=2, caption=rule, num_captions=num) as batches:
+    with Pipeline(Stream(source, crops, Tokenizer(8), caption=rule, num_captions=num), BatchOptions(2)) as batches:
         assert next(batches)["text"].shape == (2, expected, 8)
 
 
 @pytest.mark.parametrize(("rule", "num"), [("crops", 1), ("random", 2)])
-def test_a_pipeline_refuses_a_number_of_captions_that_its_rule_does_not_give(rule, num):
+def test_a_stream_refuses_a_number_of_captions_that_its_rule_does_not_give(rule, num):
     with pytest.raises(ValueError, match=f"data.num_captions {num}"):
-        Pipeline([LONG], {"large": Crop(size=8)}, Tokenizer(8), batch_size=1, caption=rule, num_captions=num)
+        Stream([LONG], {"large": Crop(size=8)}, Tokenizer(8), caption=rule, num_captions=num)
 
 
 # from a prepared set to token ids

@@ -16,7 +16,7 @@ from detailclip_jax.convert.image_checks import QUALITY, checked
 from detailclip_jax.convert.job import Options
 from detailclip_jax.data.decoding import MAX_PIXELS, decode, opened
 from detailclip_jax.data.images import evaluation_view
-from detailclip_jax.data.pipeline import Pipeline, Stream
+from detailclip_jax.data.pipeline import BatchOptions, Pipeline, Stream
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import Records, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
@@ -154,7 +154,7 @@ def test_training_sees_every_kind_upright_and_in_place(records):
 
 def test_the_pipeline_counts_and_names_what_is_refused(records, caplog):
     caplog.set_level(logging.WARNING, logger="absl")
-    with Pipeline(records, CROPS, Tokenizer(8), len(records), SEED, max_bad_ratio=1.0) as batches:
+    with Pipeline(Stream(records, CROPS, Tokenizer(8), SEED), BatchOptions(len(records), max_bad_ratio=1.0)) as batches:
         batch = next(batches)
         assert batches.num_bad == len(every_case()) - len(kept())
     assert batch["image"]["large"].shape == (len(records), 2, SIZE, SIZE, 3)

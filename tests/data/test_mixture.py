@@ -12,7 +12,7 @@ from detailclip_jax.config import default, run_config
 from detailclip_jax.config.data_path import Component, components, whole_numbers
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.mixture import Member, Mixture, Turns, check_labels, open_source, order_of, summary
-from detailclip_jax.data.pipeline import Pipeline, Stream
+from detailclip_jax.data.pipeline import BatchOptions, Pipeline, Stream
 from detailclip_jax.data.sources import BadRecord, MissingData, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop
@@ -224,23 +224,21 @@ def whole(mixed) -> list[int]:
 
 @pytest.mark.parametrize("start", [0, 7, 50])
 def test_the_pipeline_reads_the_stream_from_any_position(mixed, whole, start):
-    with Pipeline(mixed, CROPS, Tokenizer(8), 96 - start, seed=1, start=start) as batches:
+    with Pipeline(Stream(mixed, CROPS, Tokenizer(8), 1), BatchOptions(96 - start, start=start)) as batches:
         assert next(batches)["label"].tolist() == whole[start:]
 
 
 @pytest.mark.slow  # `test_determinism` reads two sets with workers
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_change_nothing(mixed, whole, num_workers):
-    with Pipeline(mixed, CROPS, Tokenizer(8), batch_size=16, seed=1, num_workers=num_workers) as batches:
+    with Pipeline(Stream(mixed, CROPS, Tokenizer(8), 1), BatchOptions(16, num_workers=num_workers)) as batches:
         assert [label for _ in range(6) for label in next(batches)["label"].tolist()] == whole
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes_share_the_stream(mixed, whole, count):
-    parts = [
-        Pipeline(mixed, CROPS, Tokenizer(8), 48 // count, 1, process_index=index, process_count=count)
-        for index in range(count)
-    ]
+    stream = Stream(mixed, CROPS, Tokenizer(8), 1)
+    parts = [Pipeline(stream, BatchOptions(48 // count, index, count)) for index in range(count)]
     seen = [label for _ in range(2) for part in parts for label in next(part)["label"].tolist()]
     for part in parts:
         part.close()

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from detailclip_jax.data import native
-from detailclip_jax.data.pipeline import Pipeline
+from detailclip_jax.data.pipeline import BatchOptions, Pipeline, Stream
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop
 
@@ -69,7 +69,7 @@ class Photos:
 def batches(count, **options):
     lengths = native.Lengths(8, (6, 20), seed=3, batch_size=4)
     crops = {"large": Crop(kind="whole", filter="bilinear")}
-    with Pipeline(Photos(), crops, Tokenizer(), native=lengths, **options) as found:
+    with Pipeline(Stream(Photos(), crops, Tokenizer(), native=lengths), BatchOptions(**options)) as found:
         return [next(found) for _ in range(count)]
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from detailclip_jax.config import default
 from detailclip_jax.data import pipeline
-from detailclip_jax.data.pipeline import BadRecords, Pipeline, Stream, TooManyBadRecords
+from detailclip_jax.data.pipeline import BadRecords, BatchOptions, Pipeline, Stream, TooManyBadRecords
 from detailclip_jax.data.sources import BadRecord
 from detailclip_jax.data.tokenizer import EOT, Tokenizer
 from detailclip_jax.data.views import Crop
@@ -55,8 +55,9 @@ class Pairs:
         return {"image": data, "captions": (f"a {index}", f"b {index}"), "label": index, "key": f"pair-{index}"}
 
 
-def open_batches(source=None, batch_size: int = 3, **options) -> Pipeline:
-    return Pipeline(Pairs() if source is None else source, CROPS, TOKENIZER, batch_size, **{"seed": 1, **options})
+def open_batches(source=None, batch_size: int = 3, seed: int = 1, caption: str = "random", **options) -> Pipeline:
+    stream = Stream(Pairs() if source is None else source, CROPS, TOKENIZER, seed, caption)
+    return Pipeline(stream, BatchOptions(batch_size, **options))
 
 
 def take(num: int, *args, **options) -> list[dict]:
@@ -210,7 +211,8 @@ def test_truncated_captions_are_counted_and_keep_eot():
     with open_batches(caption="concat") as batches:  # "a 0 b 0": two tokens more than have room with SOT and EOT
         batch = next(batches)
         assert batches.num_truncated == 0
-    with Pipeline(Pairs(), CROPS, Tokenizer(context_length=5), 3, caption="concat") as batches:
+    stream = Stream(Pairs(), CROPS, Tokenizer(context_length=5), caption="concat")
+    with Pipeline(stream, BatchOptions(3)) as batches:
         batch = next(batches)
         assert batches.num_truncated == 3 and (batch["text"][..., -1] == EOT).all()
 
@@ -330,14 +332,15 @@ def test_closed_pipeline_says_how_to_go_on():
 SIGNALLED = """
 import multiprocessing, time
 import numpy as np
-from detailclip_jax.data.pipeline import Pipeline
+from detailclip_jax.data.pipeline import BatchOptions, Pipeline, Stream
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop
 from detailclip_jax.data.workers import LAST_STEPS
 
 def opened():
     example = {"image": np.zeros((20, 20, 3), np.uint8), "captions": ("a",), "label": 0, "key": "0"}
-    batches = Pipeline([example] * 8, {"large": Crop(size=64)}, Tokenizer(), 16, num_workers=1)
+    stream = Stream([example] * 8, {"large": Crop(size=64)}, Tokenizer())
+    batches = Pipeline(stream, BatchOptions(16, num_workers=1))
     return batches, [next(batches) for _ in range(3)]
 
 if __name__ == "__main__":

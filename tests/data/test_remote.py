@@ -15,7 +15,7 @@ from PIL import Image
 
 from detailclip_jax.config import default
 from detailclip_jax.data.mixture import open_source
-from detailclip_jax.data.pipeline import Pipeline
+from detailclip_jax.data.pipeline import BatchOptions, Pipeline, Stream
 from detailclip_jax.data.sources import MissingData, Records, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop
@@ -109,7 +109,8 @@ def test_records_are_read_from_a_bucket_without_a_copy(bucket):
 def test_a_mixture_of_a_bucket_and_a_folder(bucket):
     data = default().data
     data.path = f"gs://pairs/set@1,{bucket / 'pairs/set'}@1"
-    with Pipeline(open_source(data), {"large": Crop(size=8)}, Tokenizer(8), batch_size=28) as batches:
+    stream = Stream(open_source(data), {"large": Crop(size=8)}, Tokenizer(8))
+    with Pipeline(stream, BatchOptions(28)) as batches:
         assert sorted(next(batches)["label"].tolist()) == sorted([*range(7)] * 4)
 
 

@@ -12,7 +12,7 @@ from tiny import check_names
 
 from detailclip_jax.config.detection_fields import detection
 from detailclip_jax.data.bad_records import TooManyBadRecords
-from detailclip_jax.data.pipeline import Pipeline
+from detailclip_jax.data.pipeline import BatchOptions, Pipeline
 from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.dense.detection import buckets, coco_sets, instance_shapes
 from detailclip_jax.dense.detection.detection_task import SOURCES, examples
@@ -540,7 +540,7 @@ def mixed(tmp_path_factory):
 
 
 def test_a_batch_has_one_shape_and_pads_with_nothing(mixed):
-    with Pipeline.of(stream(mixed), 4) as batches:
+    with Pipeline(stream(mixed), BatchOptions(4)) as batches:
         found = [next(batches) for _ in range(12)]
         assert batches.num_truncated > 0
     assert len({batch["image"].shape for batch in found}) > 1
@@ -558,12 +558,12 @@ def test_a_batch_has_one_shape_and_pads_with_nothing(mixed):
 
 
 def test_batches_resume_at_any_count_and_divide_over_processes(mixed):
-    with Pipeline.of(stream(mixed), 4) as whole, Pipeline.of(stream(mixed), 4, start=8) as late:
+    with Pipeline(stream(mixed), BatchOptions(4)) as whole, Pipeline(stream(mixed), BatchOptions(4, start=8)) as late:
         first = [next(whole) for _ in range(5)]
         for batch in first[2:]:
             for name, values in next(late).items():
                 np.testing.assert_array_equal(values, batch[name])
-    parts = [Pipeline.of(stream(mixed), 2, process, 2) for process in range(2)]
+    parts = [Pipeline(stream(mixed), BatchOptions(2, process, 2)) for process in range(2)]
     for batch in first:
         own = [next(part) for part in parts]
         np.testing.assert_array_equal(np.concatenate([part["image"] for part in own]), batch["image"])
@@ -587,10 +587,10 @@ class Broken:
 
 
 def test_a_bad_record_is_replaced_by_one_of_the_same_bucket(mixed):
-    with Pipeline.of(stream(Broken(mixed, {2})), 4, max_bad_ratio=1.0) as batches:
+    with Pipeline(stream(Broken(mixed, {2})), BatchOptions(4, max_bad_ratio=1.0)) as batches:
         shapes_seen = [next(batches)["image"].shape for _ in range(12)]
         assert batches.num_bad > 0
-    with Pipeline.of(stream(mixed), 4) as batches:
+    with Pipeline(stream(mixed), BatchOptions(4)) as batches:
         assert [next(batches)["image"].shape for _ in range(12)] == shapes_seen
     with pytest.raises(TooManyBadRecords, match="100 unreadable records in a row"):
         stream(Broken(mixed, set(range(9))))[0]

@@ -15,7 +15,7 @@ from detailclip_jax.benchmarks import cost_table, data_rate, timing
 from detailclip_jax.data.decoding import BadImage, decode, open_image
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.sources import BadRecord, Example, Source
-from detailclip_jax.data.views import Crop, make_views
+from detailclip_jax.data.views import Crop, crops_from_config, make_views
 from detailclip_jax.runtime import extras
 from detailclip_jax.runtime.progress import Console
 
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     cv2.setNumThreads(0)  # one core
     console, config = Console(stream=arguments.progress), data_rate.config_of(arguments)
     source = data_rate.open_source(config)
-    crops = data_rate.stream_of(config, source).crops
+    crops = crops_from_config(config.views.crops)
     theirs = transforms(crops)
     examples = list(readable(source, data_rate.drawn(source, arguments.examples)))
     console.live("comparing with torchvision")
