@@ -169,7 +169,7 @@ def introduction(
     """Yields lines that describe the evaluation: checkpoint, weights, preprocessing, tasks and folders."""
     from detailclip_jax import methods
     from detailclip_jax.data import preprocessing
-    from detailclip_jax.dense import paper
+    from detailclip_jax.evaluation import paper
     from detailclip_jax.evaluation.tasks import with_readouts
     from detailclip_jax.runtime.terminal import counted
 

@@ -14,7 +14,7 @@ from detailclip_jax.data.stickers import scene_source
 from detailclip_jax.data.stickers.scene_choices import EXCHANGES, SceneChoices, exchange_of
 from detailclip_jax.data.stickers.scene_source import Stickers, noun_names
 from detailclip_jax.data.stickers.sprites import LEVELS, sprites
-from detailclip_jax.dense import paper
+from detailclip_jax.evaluation import paper
 from detailclip_jax.evaluation.image_batches import Subset
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.provenance import data_fingerprint

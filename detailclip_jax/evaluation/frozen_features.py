@@ -3,8 +3,7 @@
 from collections.abc import Callable
 
 from detailclip_jax.data.sources import Source
-from detailclip_jax.dense import paper
-from detailclip_jax.evaluation import knn, linear_probe
+from detailclip_jax.evaluation import knn, linear_probe, paper
 from detailclip_jax.evaluation.evaluator import Measured, SetEvaluator, Setting
 from detailclip_jax.evaluation.image_batches import Subset, cropped
 from detailclip_jax.types import Params

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from detailclip_jax.dense import paper
+from detailclip_jax.evaluation import paper
 from detailclip_jax.runtime.files import replace_text
 
 FILES = ("results.jsonl", "results.md", "results.csv")

@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.data_path import is_endless
 from detailclip_jax.data.named_sets import listed, named_sets
-from detailclip_jax.dense import paper
-from detailclip_jax.evaluation import held_out_pairs
+from detailclip_jax.evaluation import held_out_pairs, paper
 from detailclip_jax.evaluation.held_out_pairs import none_because
 from detailclip_jax.evaluation.metrics import split_name
 from detailclip_jax.evaluation.results import Record, record

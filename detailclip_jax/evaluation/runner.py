@@ -16,8 +16,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from detailclip_jax.data.sources import MissingData
-from detailclip_jax.dense import paper
-from detailclip_jax.evaluation import tables
+from detailclip_jax.evaluation import paper, tables
 from detailclip_jax.evaluation.embedder import BATCH_SIZE, Embedder, Store, Watch
 from detailclip_jax.evaluation.evaluation_sets import Sets
 from detailclip_jax.evaluation.evaluator import SetEvaluator, Setting

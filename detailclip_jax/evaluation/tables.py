@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from detailclip_jax.data.stickers.scene_choices import EXCHANGES
 from detailclip_jax.data.stickers.scene_source import WHITE_SIDES
-from detailclip_jax.dense import paper
+from detailclip_jax.evaluation import paper
 from detailclip_jax.evaluation.evaluation_sets import is_limited
 from detailclip_jax.evaluation.results import ALL_FIELDS, Outcome, PaperResults, Record, Results
 from detailclip_jax.evaluation.tasks import KINDS

@@ -12,8 +12,7 @@ from evaluation_data import CLASSES, write_checkpoint, write_folders
 import detailclip_jax
 from detailclip_jax import evaluate as command
 from detailclip_jax.data import labelled
-from detailclip_jax.dense import paper
-from detailclip_jax.evaluation import results, runner
+from detailclip_jax.evaluation import paper, results, runner
 from detailclip_jax.evaluation.embedder import Embedder
 from detailclip_jax.evaluation.protocols import slip
 from detailclip_jax.runtime import errors

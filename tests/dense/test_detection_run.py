@@ -24,9 +24,9 @@ from detailclip_jax import transfer as command
 from detailclip_jax.config import detection_fields as fields
 from detailclip_jax.config import run_config, sizes
 from detailclip_jax.data.sources import MissingData
-from detailclip_jax.dense import dense_experiment, dense_loop, paper, prediction_figures, predictions, runs
+from detailclip_jax.dense import dense_experiment, dense_loop, prediction_figures, predictions, runs
 from detailclip_jax.dense.dense_experiment import Evaluation
-from detailclip_jax.dense.dense_report import report
+from detailclip_jax.dense.dense_report import paper_rows, report
 from detailclip_jax.dense.detection import detect, detection_task
 from detailclip_jax.dense.detection.coco_sets import open_format
 from detailclip_jax.dense.detection.instance_shapes import sample
@@ -250,8 +250,7 @@ def test_the_report_of_coco_has_the_run_as_a_row_of_the_paper_s_table_and_says_w
     three = run_config.load("configs/transfer/coco_cascade.py:schedule=3x")
     text = "\n".join(report(detection_task.DETECTION, three, 263_880, scores, protocol))
     assert "| APs | no objects | no objects |" in text and "| this run: runs/x | | | 41.25 | 41.25 |\n| " in text
-    rows = paper.tables()["dense"]
-    boxes, masks = (rows["rows"]["DetailCLIP"][rows["columns"].index(f"coco_{kind}_ap")] for kind in ("box", "mask"))
+    *_, boxes, masks = paper_rows("coco_box_ap", "coco_mask_ap")["DetailCLIP"]
     assert f"| DetailCLIP | YFCC-15M | 25 | {boxes} | {masks} |" in text
     assert "The settings are those of the recipe (schedule 3x)." in text
     one = run_config.load("configs/transfer/coco_cascade.py")

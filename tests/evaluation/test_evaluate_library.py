@@ -32,11 +32,11 @@ from detailclip_jax.data.preprocessing import Transform, transform_of
 from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.data.stickers import sprites
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.dense import paper
 from detailclip_jax.evaluation import (
     evaluator,
     image_batches,
     metrics,
+    paper,
     results,
     runner,
     sticker_scenes,

@@ -15,10 +15,10 @@ import detailclip_jax
 from detailclip_jax import evaluate as command
 from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.data.stickers.scene_source import zero_shot_prompts
-from detailclip_jax.dense import paper, set_examples
+from detailclip_jax.dense import set_examples
 from detailclip_jax.dense.segmentation import segmentation_sets
 from detailclip_jax.dense.segmentation.index_masks import IGNORE
-from detailclip_jax.evaluation import Sets, readout_scores, readout_sets, readout_setups, tasks
+from detailclip_jax.evaluation import Sets, paper, readout_scores, readout_sets, readout_setups, tasks
 from detailclip_jax.evaluation.readout_comparison import best
 from detailclip_jax.evaluation.readout_sets import open_readout_set, spelled_out, split_name
 from detailclip_jax.evaluation.readout_setups import setup

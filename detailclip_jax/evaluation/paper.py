@@ -1,6 +1,6 @@
 """Numbers printed in papers, for comparison with ours (per cent).  `LONG` and `WINOGROUND` name their sources.
 
-Tables 1-4 of DetailCLIP (arXiv 2409.06809, ViT-B), and the training-free read-outs on CLIP ViT-B/16, from the READMEs
+Tables 2-4 of DetailCLIP (arXiv 2409.06809, ViT-B), and the training-free read-outs on CLIP ViT-B/16, from the READMEs
 of their papers' repositories: mean IoU with OpenAI's weights; NACLIP's include PAMR, a refinement of the maps that is
 not part of this package.
 """
@@ -47,11 +47,8 @@ def tables() -> dict[str, Any]:
 def columns(table: str) -> dict[str, Measurement]:
     """The columns of table "retrieval" (2) or "zero_shot" (3), in order, with our (task, data set, metric) for each."""
     names = [name for name in tables()[table]["columns"] if name not in NOT_MEASURED]
-    return {name: RETRIEVAL.get(name, ("zero_shot", name, _metric(name))) for name in names}
-
-
-def _metric(dataset: str) -> str:
-    return "mean_per_class" if dataset in MEAN_PER_CLASS else "top1"
+    metrics = {name: "mean_per_class" if name in MEAN_PER_CLASS else "top1" for name in names}
+    return {name: RETRIEVAL.get(name, ("zero_shot", name, metrics[name])) for name in names}
 
 
 def measurements() -> list[Measurement]:
