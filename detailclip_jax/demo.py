@@ -43,8 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--checkpoint", action="append", default=[], metavar="DIR", help=what)
     add("--step", type=int, metavar="N", help="step of the checkpoints (default: the last)")
     add("--embeddings", type=Path, metavar="FILE", help="search this file, which `embed --out=FILE` wrote")
-    links = "show found images that are links out of the embedded folder, as `embed --follow-links` reads them"
-    add("--follow-links", action="store_true", help=links)
+    flags.add_follow_links(command)
     readout = (
         "read-out of the heat maps, which the page can change (default: the one that `evaluate` found best for the "
         "checkpoint, else naclip; of dinotxt plain)"
@@ -78,8 +77,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         models = [each.on_squares() for each in loaded]
         for model in models:
             console.say(f"{model.path}: {model.config.method}, step {model.step}, {model.weights} weights")
-        given = arguments.embeddings, models, arguments.follow_links
-        search = app.open_search(*given) if arguments.embeddings else None
+        search = app.open_search(arguments.embeddings, models) if arguments.embeddings else None
         page = app.Page(models, search, app.open_scenes(), arguments.readout)
         if not page.scenes:
             console.warn(extras.missing("no scenes to pick from", "demo"))

@@ -9,8 +9,8 @@ FILE ends in .npz or .parquet and holds the columns name, kind ("image" or "text
 L2-normalised, so a dot product is a cosine).  Entries that FILE already has are not embedded again: the same command
 continues where it was stopped, and others add images of the same folder, and texts.  An image that has changed is
 embedded again; one that is gone leaves FILE.  --query prints the best matches with their cosine and draws them on a
-contact sheet next to FILE, FILE-QUERY.png, or where --sheet says.  Unreadable images, and links that lead out of the
-folder (without --follow-links), are skipped and listed.
+contact sheet next to FILE, FILE-QUERY.png, or where --sheet says.  Unreadable images are skipped and
+listed.
 """
 
 from detailclip_jax.runtime import start
@@ -19,7 +19,6 @@ if __name__ == "__main__":
     start.begin()  # before the other imports
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -38,8 +37,9 @@ from detailclip_jax.inference import embed_folder, embeddings
 from detailclip_jax.inference.embeddings import Match, Table
 from detailclip_jax.runtime import errors, files
 from detailclip_jax.runtime import parser as flags
+from detailclip_jax.runtime.files import read_bytes
+from detailclip_jax.runtime.folders import inside
 from detailclip_jax.runtime.progress import Console
-from detailclip_jax.runtime.regular_files import inside, read_regular
 from detailclip_jax.runtime.terminal import LINES, printable
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     add = command.add_argument
     flags.add_checkpoint(command)
     add("--images", metavar=flags.EITHER, help="images to embed, or a pattern; with --from, where they are now")
-    add("--follow-links", action="store_true", help=flags.FOLLOW_LINKS)
+    flags.add_follow_links(command)
     add("--texts", metavar="FILE", help="file with one text per line, to embed")
     add("--text", action="append", default=[], metavar="TEXT", help="a text to embed; may be repeated")
     add("--out", type=Path, metavar="FILE", help="file to write: FILE.npz or FILE.parquet")
@@ -95,7 +95,7 @@ def check(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Checks the arguments, embeds, and searches if there is a query; returns the exit code."""
     check(arguments)
-    found = find(arguments.images, arguments.follow_links) if arguments.images and not arguments.source else None
+    found = find(arguments.images) if arguments.images and not arguments.source else None
     request = embed_folder.Request(found, embed_folder.read_texts(arguments.texts, arguments.text), arguments.out)
     if not (found or request.texts or arguments.source):
         raise ValueError("nothing to embed: every text of --texts and --text is blank")
@@ -138,20 +138,16 @@ def show(matches: Sequence[Match], table: Table, arguments: argparse.Namespace) 
         print("not drawn; --sheet=FILE.png draws the images on a contact sheet")
         return
     root = Path(arguments.images) if arguments.source and arguments.images else Path(table.origin.root)
-    links = arguments.follow_links or os.path.isfile(arguments.images or "")  # a file named directly may be a link
-    draw(arguments.query, matches, root, sheet, links)
+    draw(arguments.query, matches, root, sheet)
 
 
-def draw(query: str, matches: Sequence[Match], root: Path, sheet: Path, follow_links: bool = False) -> None:
+def draw(query: str, matches: Sequence[Match], root: Path, sheet: Path) -> None:
     """Draws the images, whose names are relative to `root`, on a contact sheet, and prints its path.
 
-    An image that cannot be read any more is an empty tile, as is one whose link leads out of `root` unless
-    `follow_links`.
+    An image that cannot be read any more is an empty tile.
     """
     tiles = [
-        contact_sheet.Tile(
-            thumbnail(root, match.name, follow_links), f"{rank}   {match.cosine:.3f}", printable(match.name)
-        )
+        contact_sheet.Tile(thumbnail(root, match.name), f"{rank}   {match.cosine:.3f}", printable(match.name))
         for rank, match in enumerate(matches, 1)
     ]
     sheet.parent.mkdir(parents=True, exist_ok=True)
@@ -165,10 +161,10 @@ def sheet_file(file: Path | None, query: str) -> Path | None:
     return file.with_name(f"{file.stem}-{slug}.png") if file else None
 
 
-def thumbnail(root: Path, name: str, follow_links: bool = False) -> UInt8[np.ndarray, "S S 3"] | None:
+def thumbnail(root: Path, name: str) -> UInt8[np.ndarray, "S S 3"] | None:
     """Returns the center square of an image; None if it cannot be read any more."""
     try:
-        with decoded_for_use(read_regular(inside(root, name, follow_links))) as pixels:
+        with decoded_for_use(read_bytes(inside(root, name))) as pixels:
             return evaluation_view(pixels, contact_sheet.SIDE)
     except (BadImage, OSError):
         return None

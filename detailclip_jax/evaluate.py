@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     add("--protocol", type=flags.one_of("protocol", PROTOCOLS), default=PROTOCOLS[0], metavar="NAME", help=prompts)
     add("--weights", metavar="NAME,...", help="student, ema or both, comma-separated (default: all that exist)")
     add("--data-dir", default="data", metavar="DIR", help="folder of the sets on disk (default: data)")
-    add("--follow-links", action="store_true", help=flags.FOLLOW_LINKS)
+    flags.add_follow_links(command)
     add("--out", metavar="DIR", help=f"folder of the results (default: {OUT}-STEP in the workdir)")
     compare = "print published numbers next to ours: the paper's of the method, or of CLIP on detail and dense tasks"
     add("--compare", choices=("paper", "published"), help=compare)
@@ -116,7 +116,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from detailclip_jax.training.workdirs import pick_step
 
     limits = arguments.num_examples, arguments.num_train_examples
-    sets = Sets(arguments.data_dir, 224, arguments.style, *limits, arguments.follow_links)
+    sets = Sets(arguments.data_dir, 224, arguments.style, *limits)
     tasks = processes.agreed(lambda: parse(arguments.tasks, sets))
     step = processes.agreed(lambda: pick_step(arguments.checkpoint, arguments.step))
     which, preprocess = arguments.weights and arguments.weights.split(","), flags.preprocessing_of(arguments)

@@ -82,7 +82,6 @@ NAMING = (*TABLES, *(name for name, source in SOURCES.items() if source.images))
 OF_SOURCES = {  # what only some sources read; the help of one leaves out the others, and its own name
     "source": (),
     "images": NAMING,
-    "follow_links": (*NAMING, "imagefolder"),
     "ids": ("yfcc-sqlite", "yfcc-tsv"),
     "subset": ("coco", "flickr30k", "tfds"),
     "image_column": TABLES,
@@ -144,7 +143,7 @@ def template_text(text: str) -> str:
 def _add_tables(command: flags.Parser) -> None:
     add = command.add_argument
     add("--images", default="", metavar=flags.EITHER, help="folder or zip of the images that a table names")
-    add("--follow-links", action="store_true", help=flags.FOLLOW_LINKS)
+    flags.add_follow_links(command)
     add(
         "--ids",
         action="append",

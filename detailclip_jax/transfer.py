@@ -77,7 +77,7 @@ def add_predict_flags(to: flags_of.Parser, required: bool = False) -> None:
     add("--out", required=required, type=Path, metavar="DIR", help=out)
     add("--step", type=int, metavar="N", help="step of the checkpoint (default: the last)")
     add("--score", type=score, default=0.3, metavar="S", help="least score that is drawn (default: 0.3)")
-    add("--follow-links", action="store_true", help=flags_of.FOLLOW_LINKS)
+    flags_of.add_follow_links(command)
 
 
 def score(text: str) -> float:
@@ -106,7 +106,7 @@ def predict(argv: Sequence[str]) -> int:
     arguments = predict_parser().parse_args(argv)
 
     def run() -> int:
-        found = find(arguments.predict, arguments.follow_links)
+        found = find(arguments.predict)
         files.check_writable(arguments.out)
         from detailclip_jax.dense import predictions  # imports jax: only after the flags are parsed
 

@@ -54,7 +54,6 @@ USED_BY_PREDICTIONS = (
     "step",
     "labels",
     "images",
-    "follow_links",
     "num_images",
     "first",
     "what",
@@ -100,8 +99,7 @@ def parser() -> argparse.ArgumentParser:
     add("--labels", type=comma_separated(str), metavar="NAME,...", help=labels)
     where = f"folder, pattern or file, may be repeated; or {STICKERS}, scenes of the embedded drawings (default)"
     add("--images", action="append", metavar=flags.EITHER, help=where)
-    links = "follow links that lead out of a folder of --images (default: such an image is refused)"
-    add("--follow-links", action="store_true", help=links)
+    flags.add_follow_links(command)
     add("--num-images", type=flags.positive, default=6, metavar="N", help="number of images (default: 6)")
     first = (
         "show the images from number N on, counted from 0 (default: images at equal distances in the order of names)"
@@ -257,11 +255,11 @@ def load(paths: Mapping[str, str], arguments: argparse.Namespace, console: Conso
 
 
 def shown_of(arguments: argparse.Namespace, console: Console) -> "Shown":
-    """Opens the images of --images; says which linked folders are left out."""
+    """Opens the images of --images; says which folders are left out."""
     from detailclip_jax.figures import model_figures as drawing
 
     given = arguments
-    return drawing.files(given.images, given.num_images, given.first, given.text, given.follow_links, console.say)
+    return drawing.files(given.images, given.num_images, given.first, given.text, console.say)
 
 
 def save(figures: "Figures", arguments: argparse.Namespace, console: Console) -> None:

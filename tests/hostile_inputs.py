@@ -598,19 +598,11 @@ def weight_refusals():
 
 # Files of a workdir
 
-NO_FILES = (
-    os.mkfifo,
-    os.mkdir,
-    lambda path: path.symlink_to("/dev/zero"),
-    lambda path: path.symlink_to(path),
-    lambda path: (path.touch(), os.truncate(path, 40 * 2**30)),
-)
-
 
 def settings_file(rng: Rng, path: Path, content) -> None:
-    """JSON, changed or damaged; now and then a FIFO, a folder, a link without end or a sparse file of 40 GB."""
-    if rng.random() < 0.1:
-        one_of(rng, NO_FILES)(path)
+    """JSON, changed or damaged; now and then a folder."""
+    if rng.random() < 0.05:
+        path.mkdir()
     else:
         path.write_bytes(changed_json(rng, content))
 
@@ -738,7 +730,7 @@ def encoded(rng: Rng) -> bytes:
 
 
 def make_folder(rng: Rng, folder: Path) -> None:
-    """A tree with odd names, bytes that are no UTF-8, links in circles, FIFOs and files that are no images."""
+    """A tree with odd names, bytes that are no UTF-8, links in circles and files that are no images."""
     root = folder / "set"
     root.mkdir()
     places = [root]
@@ -754,11 +746,7 @@ def make_folder(rng: Rng, folder: Path) -> None:
                 path.mkdir()
                 places.append(path)
         elif form < 0.5:
-            path.symlink_to(
-                one_of(rng, (root, where, Path(".."), Path("nowhere"), Path("/dev/zero"), Path(name), folder))
-            )
-        elif form < 0.55:
-            os.mkfifo(path)
+            path.symlink_to(one_of(rng, (root, where, Path(".."), Path("nowhere"), Path(name), folder)))
         elif form < 0.6:
             (where / os.fsdecode(b"\xff\xfe" + bytes([rng.integers(97, 123)]) + b".jpg")).write_bytes(
                 encoded_image(rng)

@@ -59,7 +59,7 @@ DATA: Group = {
     "train_images": Field("", "coco_format: folder of its images", OURS, may_change=True),
     "val_json": Field("", "coco_format: json of the evaluation set", OURS, may_change=True),
     "val_images": Field("", "coco_format: folder of its images", OURS, may_change=True),
-    "follow_links": Field(False, "whether links among the images may lead out of their folder", OURS, may_change=True),
+    "follow_links": Field(False, "has no effect any more: links are followed", OURS, may_change=True),
     "labels": Field("groups", "stickers: objects (1 class), groups (24) or nouns (96)", OURS, choices=STICKER_LABELS),
     "canvas": Field(96, "stickers: pixels along a side of a scene", OURS, range=FROM_1),
     "max_instances": Field(

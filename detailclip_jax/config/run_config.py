@@ -20,8 +20,7 @@ from detailclip_jax.config.data_path import is_endless, ratios
 from detailclip_jax.config.declarations import Field, not_computable
 from detailclip_jax.config.stored_fields import OtherVersion
 from detailclip_jax.runtime.errors import nearest
-from detailclip_jax.runtime.files import replace_text
-from detailclip_jax.runtime.regular_files import read_json
+from detailclip_jax.runtime.files import read_json, replace_text
 
 DENSE = {segmentation_fields.METHOD: segmentation_fields, detection_fields.METHOD: detection_fields}
 ABSENT = "(absent)"

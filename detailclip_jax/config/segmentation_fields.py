@@ -78,9 +78,7 @@ DATA: Group = {
     "classes": Field(
         "", "pairs: text with one class name per line, the first one for the stored value 0", OURS, may_change=True
     ),
-    "follow_links": Field(
-        False, "whether links among the images and masks may lead out of their folders", OURS, may_change=True
-    ),
+    "follow_links": Field(False, "has no effect any more: links are followed", OURS, may_change=True),
     "labels": Field(
         "groups",
         "stickers: objects (1 class), groups (24) or nouns (96), besides the background",

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 from detailclip_jax.convert.examples import Rejected
 from detailclip_jax.convert.limited_files import MAX_BYTES, read_limited
-from detailclip_jax.runtime.regular_files import LeavesFolder, NotRegular, TooLarge, inside, read_regular
+from detailclip_jax.runtime.files import TooLarge, read_bytes
+from detailclip_jax.runtime.folders import LeavesFolder, inside
 
 Place = Sequence[str]  # (path,) of a file, or (path of a zip, name in the zip)
 MAX_OPEN = 4
-ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
+ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 # zipfile raises NotImplementedError for unsupported compression and RuntimeError for encrypted files.
 DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
@@ -21,13 +22,11 @@ DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Ru
 class ImageRoot:
     """Reads files below `root`, a folder or a zip.  A context manager that closes its zips.
 
-    A path may be absolute or contain `..` as long as it stays below the root.  The same holds for the targets of links;
-    with `follow_links` they may be anywhere.
+    A path may be absolute or contain `..` as long as it stays below the root.  Links are followed.
     """
 
-    def __init__(self, root: str, follow_links: bool = False):
-        self._root, self._follow_links = root, follow_links
-        self._is_zip, self._real_root = os.path.isfile(root), os.path.realpath(root)
+    def __init__(self, root: str):
+        self._root, self._is_zip = root, os.path.isfile(root)
         self._zips: collections.OrderedDict[str, zipfile.ZipFile | None] = collections.OrderedDict()
 
     def __enter__(self) -> "ImageRoot":
@@ -38,7 +37,7 @@ class ImageRoot:
             self._close_oldest()
 
     def read(self, places: Sequence[Place]) -> bytes:
-        """Returns the bytes at the first place that exists; Rejected if none exists or it is not a regular file."""
+        """Returns the bytes at the first place that exists; Rejected if none exists or it is too large."""
         for place in places:
             data = self._read(place)
             if data is not None:
@@ -51,11 +50,11 @@ class ImageRoot:
         if self._is_zip and len(place) == 1:
             return self._member(self._root, place[0])
         try:
-            path = inside(self._root, place[0], self._follow_links, self._real_root)
-            return self._member(path, place[1]) if len(place) == 2 else read_regular(path)
+            path = inside(self._root, place[0])
+            return self._member(path, place[1]) if len(place) == 2 else read_bytes(path)
         except LeavesFolder as error:
             raise Rejected(f"{error}; give another folder of images with --images ROOT") from error
-        except (NotRegular, TooLarge) as error:
+        except TooLarge as error:
             raise Rejected(str(error)) from error
         except UnicodeEncodeError:  # "\ud800", which a json may contain and no name of a file does
             return None

@@ -1,6 +1,5 @@
 """Reads folders of images: CLASS/image.jpg, as in ImageNet; image.txt in the same folder is its caption."""
 
-import errno
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -12,15 +11,8 @@ from detailclip_jax.convert.rows import Row
 from detailclip_jax.data.images import NOT_READ, SUFFIXES
 from detailclip_jax.data.labelled import folders
 from detailclip_jax.data.sources import DATASET
-from detailclip_jax.runtime.regular_files import (
-    LeavesFolder,
-    NotRegular,
-    TooLarge,
-    Walk,
-    inside,
-    is_hidden,
-    read_regular,
-)
+from detailclip_jax.runtime.files import TooLarge, read_bytes
+from detailclip_jax.runtime.folders import Walk, is_hidden
 
 MAX_TEXT_BYTES = 16 * 2**20  # of a caption file
 
@@ -51,7 +43,7 @@ def plan(request: Request) -> Plan:
 def files(request: Request) -> Iterator[str]:
     """Yields the paths of a folder's images, and of the texts next to them."""
     for folder in request.paths:
-        walk = Walk(pathlib.Path(folder), request.options.follow_links)
+        walk = Walk(pathlib.Path(folder))
         images = (walk.root / name for part in ("", *_classes(walk.root)) for name in _images(walk, part))
         for image in images:
             text = image.with_suffix(".txt")
@@ -69,7 +61,7 @@ def _is_set(folder: pathlib.Path) -> bool:
 
 def _check_left_out(root: pathlib.Path, classes: tuple[str, ...], request: Request) -> None:
     """Raises ValueError if a subfolder that is no class has images: one with a prepared set in it."""
-    walk = Walk(root, request.options.follow_links)
+    walk = Walk(root)
     for name in folders.class_folders(root):
         if name in classes or not _images(walk, name):
             continue
@@ -80,14 +72,14 @@ def _check_left_out(root: pathlib.Path, classes: tuple[str, ...], request: Reque
 
 
 def _rows(root: pathlib.Path, classes: tuple[str, ...], options: Options) -> Iterator[Row]:
-    """Yields the images, and a refused row for each folder that is a link out of the root."""
-    walk = Walk(root, options.follow_links)
+    """Yields the images, and a refused row for each folder that cannot be listed."""
+    walk = Walk(root)
     for label, folder in [(-1, ""), *enumerate(classes)]:
         named = [text.replace("{}", folder.replace("_", " ")) for text in options.caption_templates if folder]
         for name in _images(walk, folder):
-            yield _row(root, name, label, options.follow_links, named)
+            yield _row(root, name, label, named)
     for name, reason in walk.left_out.items():
-        yield Row(name or ".", refused=reason if ": " in reason else f"unreadable folder: {reason}")
+        yield Row(name or ".", refused=f"unreadable folder: {reason}")
 
 
 def _images(walk: Walk, folder: str) -> list[str]:
@@ -95,27 +87,21 @@ def _images(walk: Walk, folder: str) -> list[str]:
 
     Those in a format that is not read are rejects later.
     """
-    if folder and not walk.may_enter(folder):
-        return []
     files = walk.matching(("**" if folder else "*",), folder)
     shown = (name for name in files if not any(map(is_hidden, pathlib.PurePath(name).parts)))
     images = (name for name in shown if name.lower().endswith(SUFFIXES + NOT_READ) and not is_own(walk.root / name))
     return sorted(images, key=pathlib.PurePath)
 
 
-def _row(root: pathlib.Path, name: str, label: int, follow_links: bool, captions: Sequence[str]) -> Row:
+def _row(root: pathlib.Path, name: str, label: int, captions: Sequence[str]) -> Row:
     """Returns an image with the text file next to it, or these captions; refused if that file may not be read."""
     try:
-        data = read_regular(inside(root, pathlib.PurePath(name).with_suffix(".txt"), follow_links), MAX_TEXT_BYTES)
+        data = read_bytes((root / name).with_suffix(".txt"), MAX_TEXT_BYTES)
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return Row(name, refused=f"bad text: {error}; save its text file as UTF-8")
     except FileNotFoundError:
         return Row(name, [(name,)], captions, label=label, root=str(root))
-    except (LeavesFolder, NotRegular, TooLarge) as error:
+    except TooLarge as error:
         return Row(name, refused=str(error))
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        return Row(name, refused=f"unsafe link: {error.filename} leads to itself")
     return Row(name, [(name,)], (text,), label=label, root=str(root))

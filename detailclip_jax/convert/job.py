@@ -18,6 +18,7 @@ from detailclip_jax.data.sources import PLAN, WORK
 
 FORMAT = "detailclip_jax image-text records 1"
 PER_SHARD = 10_000  # examples of a shard, if the source has no shards of its own
+DROPPED = ("follow_links",)  # options of earlier versions, in their records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,6 @@ class Options:
     require_caption: reject examples whose captions are all blank.
     context_length: captions with more tokens count as truncated.
     limit: number of examples to take from the source; 0 takes all.
-    follow_links: whether links may lead out of the folder of images.
     captions, captions_key, captions_columns: files, KEY=COLUMN and NAME=COLUMN of captions, see `joined_captions`.
     """
 
@@ -52,7 +52,6 @@ class Options:
     require_caption: bool = False
     context_length: int = 77
     limit: int = 0
-    follow_links: bool = False
     captions: tuple[str, ...] = ()
     captions_key: str = ""
     captions_columns: tuple[str, ...] = ()
@@ -157,7 +156,7 @@ def load(work: str) -> Job:
 
 
 def _request(fields: Mapping[str, Any]) -> Request:
-    options = {name: _plain(value) for name, value in fields["options"].items()}
+    options = {name: _plain(value) for name, value in fields["options"].items() if name not in DROPPED}
     others = {name: _plain(value) for name, value in fields.items() if name != "options"}
     return Request(**others, options=Options(**options))
 
@@ -197,7 +196,7 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _comparable(fields: Mapping[str, Any]) -> dict[str, Any]:
-    plain = {name: _plain(value) for name, value in fields.items()}
+    plain = {name: _plain(value) for name, value in fields.items() if name not in DROPPED}
     ids = tuple(map(os.path.abspath, plain["ids"]))
     return {**plain, "paths": located(plain["kind"], plain["paths"]), "ids": ids}
 

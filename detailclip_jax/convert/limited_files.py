@@ -19,8 +19,8 @@ from detailclip_jax.convert import remote_files
 from detailclip_jax.convert.examples import Rejected
 from detailclip_jax.convert.remote_files import RemoteFile, is_remote
 from detailclip_jax.data.sources import DATASET
-from detailclip_jax.runtime.files import written_atomically
-from detailclip_jax.runtime.regular_files import MAX_BYTES, NotRegular, Walk, check_regular, open_regular
+from detailclip_jax.runtime.files import MAX_BYTES, written_atomically
+from detailclip_jax.runtime.folders import Walk
 from detailclip_jax.runtime.terminal import json_escaped
 
 MAX_LINE = 2**20  # characters of a table's line or field
@@ -100,13 +100,13 @@ def is_compressed(path: str | os.PathLike) -> bool:
 
 
 def open_bytes(path: str | os.PathLike, counted: Counted | None = None) -> io.BufferedReader:
-    """Opens a regular file, or a URL, for reading; it is decompressed if its name has a compressed suffix."""
+    """Opens a file, or a URL, for reading; it is decompressed if its name has a compressed suffix."""
     return io.BufferedReader(Unpacked(path, counted), 2**17) if is_compressed(path) else _open_plain(path)
 
 
 def _open_plain(path: str | os.PathLike) -> io.BufferedReader:
     url = os.fspath(path)
-    return io.BufferedReader(RemoteFile(url)) if is_remote(url) else open_regular(path)
+    return io.BufferedReader(RemoteFile(url)) if is_remote(url) else open(path, "rb")
 
 
 @contextlib.contextmanager
@@ -201,22 +201,16 @@ def expand(paths: Sequence[str], suffixes: Iterable[str]) -> list[str]:
     In a pattern {00000..00331} stands for the numbers in between.
     Hidden files in a folder, and those that `prepare` has written (`is_own`), are left out.  `remote_files.expand`
     expands URLs.
-    Raises FileNotFoundError that names what is missing, and ValueError for anything but a regular file.
+    Raises FileNotFoundError that names what is missing, and ValueError for a folder that cannot be listed.
     """
-    found = sorted({file: None for path in paths for file in _expand_one(path, tuple(suffixes))})
-    for file in itertools.filterfalse(is_remote, found):
-        try:
-            check_regular(file, os.stat(file).st_mode)
-        except NotRegular as error:
-            raise ValueError(f"{error}; workers must be able to read it several times: save it as a file") from error
-    return found
+    return sorted({file for path in paths for file in _expand_one(path, tuple(suffixes))})
 
 
 def _expand_one(path: str, suffixes: tuple[str, ...]) -> list[str]:
     if is_remote(path):
         return remote_files.expand(path, suffixes)
     if os.path.isdir(path):
-        walk = Walk(pathlib.Path(path), follow_links=True)
+        walk = Walk(pathlib.Path(path))
         files = [os.path.join(path, name) for name in walk.files() if name.endswith(suffixes)]
         if walk.left_out:
             raise ValueError(

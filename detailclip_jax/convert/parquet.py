@@ -99,7 +99,7 @@ def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
     """Yields the rows of a file with their images."""
     chosen = columns.choose(column_names(shard.path), options, shard.path)
     root = options.images or str(pathlib.Path(shard.path).parent)
-    with ImageRoot(root, options.follow_links) as images:
+    with ImageRoot(root) as images:
         for number, row in itertools.islice(enumerate(rows(shard.path, chosen.wanted)), shard.stop or None):
             yield example(row, chosen, images, f"{shard.name}#{number}")
 

@@ -91,7 +91,7 @@ def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
     packed = pathlib.Path(shard.path).read_bytes()
     rows = [Row(*fields) for fields in msgpack.unpackb(packed, unicode_errors=NAMES)]
     with contextlib.ExitStack() as opened:
-        root_at = functools.cache(lambda path: opened.enter_context(ImageRoot(path, options.follow_links)))
+        root_at = functools.cache(lambda path: opened.enter_context(ImageRoot(path)))
         for row in rows:
             yield _example(row, root_at(options.images or row.root), options.joined_by)
 

@@ -13,7 +13,6 @@ from typing import IO, Any, NoReturn
 from detailclip_jax.convert.job import Request
 from detailclip_jax.convert.rows import Row
 from detailclip_jax.convert.yfcc import line_places
-from detailclip_jax.runtime.regular_files import open_regular
 
 FIELDS = (3, 4)
 PUTS = ("PUT", "BINPUT", "LONG_BINPUT")  # store into a numbered place of the memo, a table that grows up to that number
@@ -37,7 +36,7 @@ class DataOnly(pickle.Unpickler):
 def load(path: str) -> list[Any]:
     """Returns the list in a pickle; ValueError if it is not a list or needs more than plain data."""
     try:
-        with open_regular(path) as file:
+        with open(path, "rb") as file:
             _check_operations(file)
             file.seek(0)
             content = DataOnly(file).load()

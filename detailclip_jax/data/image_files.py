@@ -13,46 +13,46 @@ from detailclip_jax.data.decoding import BadImage, decoded_for_use
 from detailclip_jax.data.images import NOT_READ, SUFFIXES
 from detailclip_jax.data.native import BLACK
 from detailclip_jax.data.preprocessing import Transform
-from detailclip_jax.runtime.regular_files import Walk, inside, read_regular
+from detailclip_jax.runtime.files import read_bytes
+from detailclip_jax.runtime.folders import Walk
 from detailclip_jax.runtime.terminal import counted
 
 MAX_NAMED = 5  # folders named in a message
 
 
 class Found(NamedTuple):
-    """Files below `root`, named relative to it; links may lead out of it only with `follow_links`.
+    """Files below `root`, named relative to it.
 
     left_out: folders and suffixes that are not read, each with the reason.
     """
 
     root: Path
     names: tuple[str, ...]
-    follow_links: bool = False
     left_out: tuple[tuple[str, str], ...] = ()
 
 
-def find(where: str, follow_links: bool = False) -> Found:
+def find(where: str) -> Found:
     """Finds the images below a folder at any depth, the files that match a pattern, or one file; sorted by name.
 
         find("photos")    find("photos/2024-*/**/*.jpg")    find("frog.png")
 
     The root is the folder itself, or the leading folders of the pattern without `*`, `?` or `[`.
-    Hidden files are left out, and so are links to folders outside the root unless `follow_links`.  Every real folder is
-    read once, however many links lead to it.  Raises FileNotFoundError if nothing is found.
+    Hidden files are left out.  Links are followed, and every real folder is read once, however many links lead to it.
+    Raises FileNotFoundError if nothing is found.
     """
     where = os.path.expanduser(where)
     if os.path.isdir(where):
-        walk = Walk(Path(where), follow_links)
+        walk = Walk(Path(where))
         names = walk.files()
         walk.left_out |= _not_read(names)
         return _not_empty(where, walk, [name for name in names if name.lower().endswith(SUFFIXES)])
-    if os.path.lexists(where):  # named explicitly, so it may be a link to anywhere; reading checks what it is
-        return Found(Path(where).parent, (Path(where).name,), follow_links=True)
+    if os.path.lexists(where):
+        return Found(Path(where).parent, (Path(where).name,))
     components = Path(where).parts
     fixed = tuple(itertools.takewhile(lambda component: not glob.has_magic(component), components))
     if fixed == components or not Path(*fixed).is_dir():
         raise FileNotFoundError(f"there is no folder or file {where!r}")
-    walk = Walk(Path(*fixed), follow_links)
+    walk = Walk(Path(*fixed))
     return _not_empty(where, walk, walk.matching(components[len(fixed) :]))
 
 
@@ -69,7 +69,7 @@ def _not_empty(where: str, walk: Walk, names: Sequence[str]) -> Found:
         left_out = "".join(f"; skipped: {reason}" for reason in list(walk.left_out.values())[:MAX_NAMED])
         looked = f"files that end in {', '.join(SUFFIXES)}" if os.path.isdir(where) else "files that match"
         raise FileNotFoundError(f"there are no images in {where!r}; looked for {looked}{left_out}")
-    return Found(walk.root, tuple(names), walk.follow_links, tuple(walk.left_out.items()))
+    return Found(walk.root, tuple(names), tuple(walk.left_out.items()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,4 +105,4 @@ def _read(found: Found, name: str) -> bytes:
         name.encode()
     except UnicodeEncodeError as error:
         raise BadImage("its name is not UTF-8") from error
-    return read_regular(inside(found.root, name, found.follow_links))
+    return read_bytes(found.root / name)

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config.fields import AT_EOT, MEAN
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS, PAD, Tokenizer
 from detailclip_jax.runtime import extras
-from detailclip_jax.runtime.regular_files import NotRegular, TooLarge, read_regular
+from detailclip_jax.runtime.files import TooLarge, read_bytes
 
 CLIP = "clip"  # data.tokenizer for CLIP's byte pairs
 MAX_BYTES = 64 * 2**20  # of a tokenizer's file; that of Gemma's 256,000 pieces has about 34 MB
@@ -205,8 +205,8 @@ def _file(file: str) -> Path:
 
 def _content(path: Path, limit: int) -> bytes:
     try:
-        return read_regular(path, limit)
-    except (NotRegular, TooLarge) as error:
+        return read_bytes(path, limit)
+    except TooLarge as error:
         raise ValueError(f"data.tokenizer: {error}; give the file of the model's own tokenizer") from None
 
 

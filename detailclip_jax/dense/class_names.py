@@ -4,8 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from detailclip_jax.runtime.files import replace_text
-from detailclip_jax.runtime.regular_files import read_json
+from detailclip_jax.runtime.files import read_json, replace_text
 
 FILE = "classes.json"
 

@@ -28,7 +28,7 @@ from detailclip_jax.inference.model import choose_weights, pixels
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.models import towers
 from detailclip_jax.models.vit import NETWORKS
-from detailclip_jax.runtime.regular_files import read_regular
+from detailclip_jax.runtime.files import read_bytes
 from detailclip_jax.training import checkpoint, dense_encoder, sharding
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training import optimizer as groups_of
@@ -338,5 +338,5 @@ def _array(image: Any) -> UInt8[np.ndarray, "_h _w 3"]:
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
         return image
     with BUDGET.scope():
-        encoded = read_regular(image) if isinstance(image, str | Path) else image
+        encoded = read_bytes(image) if isinstance(image, str | Path) else image
         return decode_whole(encoded) if isinstance(encoded, bytes) else pixels(encoded)

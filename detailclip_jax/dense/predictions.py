@@ -29,9 +29,8 @@ from detailclip_jax.figures.detections import detection_figure
 from detailclip_jax.figures.segmentations import label_figure, palette
 from detailclip_jax.figures.style import own_size
 from detailclip_jax.inference import model as inference
-from detailclip_jax.runtime.files import replace_text, written_atomically
+from detailclip_jax.runtime.files import read_bytes, replace_text, written_atomically
 from detailclip_jax.runtime.progress import Console
-from detailclip_jax.runtime.regular_files import inside, read_regular
 from detailclip_jax.runtime.terminal import counted
 from detailclip_jax.training.checkpoint import is_of_dense_task
 from detailclip_jax.training.train_state import TrainState
@@ -205,7 +204,7 @@ def _read(files: Files, names: Sequence[str], console: Console) -> Iterator[tupl
     """Yields names and pixels; None for an unreadable image, with a warning."""
     for name in names:
         try:
-            yield name, decode_whole(read_regular(inside(files.root, name, files.follow_links)))
+            yield name, decode_whole(read_bytes(files.root / name))
         except (OSError, BadImage) as error:
             console.warn(f"{name}: {error}")
             yield name, None

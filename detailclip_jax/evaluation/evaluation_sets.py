@@ -42,7 +42,7 @@ class Sets(NamedTuple):
     num_examples: maximum number of examples of each evaluated set, evenly spaced; None for all.
     num_train_examples: the same for the training splits on which k-NN and linear probes are fitted, and the number of
         training scenes of the task segmentation.
-    follow_links: whether links among the images may lead out of their folder.
+    follow_links: has no effect any more: links are followed.
     num_scenes: number of evaluated scenes that the sticker sets draw; None for the usual number. `num_examples` takes
         evenly spaced ones of them.
     """
@@ -59,7 +59,7 @@ class Sets(NamedTuple):
         """Images with classes. Raises MissingData, and ValueError for a set that has captions instead."""
         if name in STICKERS:
             return self.limited(self._single_stickers(name, split), split)
-        data = labelled.open_set(name, self.data_dir, split, follow_links=self.follow_links)
+        data = labelled.open_set(name, self.data_dir, split)
         if not data.classes:
             raise ValueError(f"{name} has captions and no classes: use it for retrieval")
         if split != "test":  # files of two splits may have the same names and sizes
@@ -73,9 +73,7 @@ class Sets(NamedTuple):
         """
         if name in STICKERS:
             return self.limited(self._sticker_scenes(name))
-        data = labelled.open_set(
-            name, self.data_dir, num_captions=num_captions, follow_links=self.follow_links, captioned=True
-        )
+        data = labelled.open_set(name, self.data_dir, num_captions=num_captions, captioned=True)
         if data.classes:
             raise ValueError(
                 f"{name} has classes and no captions: use it for zero_shot, knn or linear; retrieval:folder:mine needs "
@@ -87,7 +85,7 @@ class Sets(NamedTuple):
         """Images with captions of which some fit. Raises MissingData, also for a damaged set."""
         if name == "stickers":
             return self._sticker_choices()
-        return self._some_choices(labelled.open_choices(name, self.data_dir, self.follow_links))
+        return self._some_choices(labelled.open_choices(name, self.data_dir))
 
     def check(self, name: str) -> None:
         """Raises ValueError with the nearest names if `name` is neither a known set nor an existing folder."""

@@ -12,14 +12,12 @@ from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.labelled.contents import fingerprint
 from detailclip_jax.data.sources import MissingData, Source
 from detailclip_jax.dense.segmentation.index_masks import IGNORE
-from detailclip_jax.dense.segmentation.segmentation_sets import SemanticSet, check_links, open_set
+from detailclip_jax.dense.segmentation.segmentation_sets import SemanticSet, open_set
 from detailclip_jax.dense.segmentation.sticker_labels import open_stickers
 from detailclip_jax.evaluation.evaluation_sets import Sets, drawn
-from detailclip_jax.evaluation.image_batches import Subset
 from detailclip_jax.inference.readout_maps import check_readout
 from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.runtime.errors import unknown
-from detailclip_jax.runtime.regular_files import IN_SETS
 
 NUM_SCENES = 500  # stickers
 FOLDER = "folder:"
@@ -116,10 +114,8 @@ def spelled_out(name: str) -> list[str]:
 def open_readout_set(name: str, sets: Sets) -> LabelledSet:
     """Opens the validation split of a set; examples have "image" and "mask" (int16 [H, W], IGNORE where unlabelled).
 
-    Raises MissingData that lists the folders in which the set was looked for, or names a link out of its folder among
-    the examples that `sets` chooses.
+    Raises MissingData that lists the folders in which the set was looked for.
     """
-    links: dict[str, Any] = {"follow_links": sets.follow_links, "allow": IN_SETS}
     if name == STICKERS:
         opened, expected = stickers(sets.image_size), NUM_SCENES
         identity = [
@@ -127,21 +123,15 @@ def open_readout_set(name: str, sets: Sets) -> LabelledSet:
             hashlib.sha256(opened.source[0]["image"].tobytes()).hexdigest(),
         ]
     elif name.startswith(FOLDER):
-        opened, expected = _checked(open_set("folders", name.removeprefix(FOLDER), "val", **links), sets), None
+        opened, expected = open_set("folders", name.removeprefix(FOLDER), "val"), None
         identity = _file_names(opened.source)
     else:
         kind = KINDS[name]
-        found = _checked(open_set(kind.layout, str(_folder(name, kind, sets)), "val", **links), sets)
+        found = open_set(kind.layout, str(_folder(name, kind, sets)), "val")
         opened = SemanticSet(name, Relabelled(found.source, kind.relabel), tuple(kind.classes(found.classes)))
         expected, identity = kind.expected, _file_names(found.source)
     digest = fingerprint([*identity, *opened.classes])
     return sets.limited(LabelledSet(name, opened.source, opened.classes, digest, expected))
-
-
-def _checked(found: SemanticSet, sets: Sets) -> SemanticSet:
-    """The whole set, if no link among the examples that `sets` chooses is refused (`check_links`)."""
-    num = len(found.source) if sets.num_examples is None else sets.num_examples
-    return check_links(found, Subset(found.source, num).indices)
 
 
 def stickers(image_size: int) -> SemanticSet:

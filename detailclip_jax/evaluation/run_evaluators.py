@@ -29,7 +29,7 @@ USUAL = {  # the options of an evaluator on a named set, and their defaults: a r
     "num_train_examples": 1000,  # of the training split, for k-NN, linear and segmentation; None for all
     "protocol": PROTOCOLS[0],
     "style": DEFAULT_STYLE,
-    "follow_links": False,
+    "follow_links": False,  # of earlier versions, without effect: links are followed
     "batch_size": BATCH_SIZE,
 }
 SCENES: Mapping[str, Any] = MappingProxyType({"num_scenes": None})

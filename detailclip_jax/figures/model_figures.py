@@ -6,6 +6,7 @@ draw("similarity", models, shown, Options())      # {"similarity": a matplotlib 
 """
 
 import itertools
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -26,7 +27,7 @@ from detailclip_jax.figures.maps import Overview, Words
 from detailclip_jax.inference.model import Model, pixels
 from detailclip_jax.inference.similar_patches import pca_colours, similarity
 from detailclip_jax.models.readouts import READOUTS
-from detailclip_jax.runtime.regular_files import inside, read_regular
+from detailclip_jax.runtime.files import read_bytes
 
 SPLIT = "held_out_pairs"  # scenes of nouns that training never shows together
 LONGEST = 640  # pixels; larger images are reduced before maps of words and predictions are drawn over them
@@ -78,30 +79,28 @@ def files(
     count: int,
     first: int | None = None,
     texts: Sequence[str] = (),
-    follow_links: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Shown:
     """Images of folders, patterns and files, at equal distances in the order of `places` and by name.
 
     With `first` they are those from this number on.
-    `say` receives a line for every folder that is left out because a link leads out to it.
-    Raises FileNotFoundError for a place without images, BadImage that names an unreadable one, and LeavesFolder for a
-    link among those shown that leads out of its folder, unless `follow_links`.
+    `say` receives a line for every folder that is left out because it cannot be listed.
+    Raises FileNotFoundError for a place without images, and BadImage that names an unreadable one.
     """
-    found_in = [find(place, follow_links) for place in places]
+    found_in = [find(place) for place in places]
     for _, reason in itertools.chain.from_iterable(found.left_out for found in found_in):
         say(f"left out: {reason}")
     every = [(found, name) for found in found_in for name in found.names]
     if first is not None and first >= len(every):
         raise ValueError(f"--first={first}, but there are only {len(every)} images")
     shown = [every[number] for number in indices_to_show(len(every), count, first)]
-    images = [_opened(inside(found.root, name, found.follow_links)) for found, name in shown]
+    images = [_opened(found.root / name) for found, name in shown]
     return Shown(images, [texts] * len(images))
 
 
-def _opened(path: str) -> UInt8[np.ndarray, "H W 3"]:
+def _opened(path: pathlib.Path) -> UInt8[np.ndarray, "H W 3"]:
     try:
-        return pixels(read_regular(path))
+        return pixels(read_bytes(path))
     except BadImage as error:
         raise BadImage(f"{path}: {error}") from error
 

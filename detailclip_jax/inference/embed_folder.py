@@ -13,8 +13,8 @@ from detailclip_jax.data.image_files import Found, ImageFileBatches
 from detailclip_jax.inference import embeddings
 from detailclip_jax.inference.embeddings import IMAGE, TEXT, Key, Origin, Table
 from detailclip_jax.runtime.devices import usable_cores
+from detailclip_jax.runtime.files import read_bytes
 from detailclip_jax.runtime.progress import Console, Meter
-from detailclip_jax.runtime.regular_files import read_stream
 from detailclip_jax.runtime.signals import Saving
 from detailclip_jax.runtime.terminal import complain, printable
 
@@ -42,7 +42,7 @@ class Request(NamedTuple):
 def read_texts(file: str | Path | None, more: Sequence[str] = ()) -> list[str]:
     """Returns the non-empty lines of a UTF-8 file, if there is one, then the non-empty ones of `more` texts."""
     try:
-        lines = read_stream(file, MAX_TEXTS).decode("utf-8-sig").splitlines() if file else []
+        lines = read_bytes(file, MAX_TEXTS).decode("utf-8-sig").splitlines() if file else []
     except UnicodeDecodeError as error:
         raise ValueError(f"--texts={file} is not UTF-8 ({error}); save it as UTF-8") from error
     return [text.strip() for text in [*lines, *more] if text.strip()]

@@ -56,7 +56,7 @@ from detailclip_jax.inference.readout_maps import (
 from detailclip_jax.methods.encode import Encode, encoders
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.runtime.regular_files import read_regular
+from detailclip_jax.runtime.files import read_bytes
 from detailclip_jax.training import checkpoint, ema
 from detailclip_jax.training.workdirs import pick_step
 from detailclip_jax.types import Params
@@ -488,7 +488,7 @@ def pixels(image: Any, decoding: str = UPRIGHT) -> UInt8[np.ndarray, "H W 3"]:
     Raises BadImage for an unreadable image, FileNotFoundError, and TypeError for other types.
     """
     if isinstance(image, str | Path):
-        return decode(read_regular(image), decoding=decoding)
+        return decode(read_bytes(image), decoding=decoding)
     if isinstance(image, bytes):
         return decode(image, decoding=decoding)
     if isinstance(image, Square):

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detailclip_jax.inference.readout_maps import check_readout
-from detailclip_jax.runtime.files import replace_text
-from detailclip_jax.runtime.regular_files import read_json
+from detailclip_jax.runtime.files import read_json, replace_text
 
 FILE = "readouts.json"  # in a workdir
 

@@ -16,7 +16,7 @@ from detailclip_jax.interop.measure import Spec, spec_of
 from detailclip_jax.models.positions import ROTARY_BASE
 from detailclip_jax.models.vit import Style
 from detailclip_jax.runtime import weight_files
-from detailclip_jax.runtime.regular_files import read_json
+from detailclip_jax.runtime.files import read_json
 from detailclip_jax.training import workdirs
 
 OPEN_CLIP, HUGGINGFACE = "open_clip_config.json", "config.json"

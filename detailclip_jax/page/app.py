@@ -48,7 +48,8 @@ from detailclip_jax.inference.model import Model
 from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.page import answers
 from detailclip_jax.page.guard import Guard, Places, Refused, body_of, error_response, json_of
-from detailclip_jax.runtime.regular_files import inside, read_regular
+from detailclip_jax.runtime.files import read_bytes
+from detailclip_jax.runtime.folders import inside
 from detailclip_jax.runtime.terminal import printable
 
 MAX_UPLOAD = 32 * 2**20  # bytes of an image file; pixels are limited as in training, see `data.decoding`
@@ -65,12 +66,11 @@ FILES = {
 
 
 class Search(NamedTuple):
-    """The images of an embedded folder, which of the models embedded it, and whether links may lead out of it."""
+    """The images of an embedded folder, and which of the models embedded it."""
 
     images: Named
     root: str
     model: int
-    follow_links: bool = False
 
 
 class Held(NamedTuple):
@@ -168,8 +168,8 @@ class Page:
         if self.search is None or number >= len(self.search.images.names):
             raise Refused(404, "there is no such image")
         try:
-            path = inside(self.search.root, self.search.images.names[number], self.search.follow_links)
-            with decoded_for_use(read_regular(path)) as pixels:
+            path = inside(self.search.root, self.search.images.names[number])
+            with decoded_for_use(read_bytes(path)) as pixels:
                 return answers.reduced(pixels, FOUND_SIDE)
         except (BadImage, OSError) as error:
             raise Refused(404, f"cannot be read any more: {printable(str(error))}") from error
@@ -371,8 +371,8 @@ def open_scenes() -> list[dict[str, Any]]:
     return [source[number] for number in range(NUM_SCENES)]
 
 
-def open_search(file: Path, models: Sequence[Model], follow_links: bool = False) -> Search:
-    """Reads a file of embeddings, and finds the model that computed them; `follow_links` shows links out of its folder.
+def open_search(file: Path, models: Sequence[Model]) -> Search:
+    """Reads a file of embeddings, and finds the model that computed them.
 
     Raises ValueError if no model of the page wrote it or if it has no images, and what `embeddings.read` raises.
     """
@@ -380,7 +380,7 @@ def open_search(file: Path, models: Sequence[Model], follow_links: bool = False)
     embeddings.check_has_images(file, table)
     for number, model in enumerate(models):
         if model.fingerprint == table.origin.fingerprint:
-            return Search(table.of(IMAGE), table.origin.root, number, follow_links)
+            return Search(table.of(IMAGE), table.origin.root, number)
     raise ValueError(
         f"{file} was computed with another model ({table.origin}) than those of --checkpoint; give that one too, or "
         "embed the images with one of these (python -m detailclip_jax.embed)"

@@ -1,17 +1,20 @@
-"""Files and folders: `~` in their names, and atomic writing: a file is written completely or not at all."""
+"""Files: `~` in their names, reading up to a size, and atomic writing: completely or not at all."""
 
 import contextlib
 import functools
+import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from detailclip_jax.runtime import signals
 from detailclip_jax.runtime.terminal import LINES, printable
 
+MAX_BYTES = 256 * 2**20  # of the file of an image, a text or a table
 HOME = re.compile(r"(?<![^=,:])~[\w.-]*(?![^/,:@])")  # ~ or ~USER, at the start or after one of = , : as in a shell
 
 
@@ -21,6 +24,27 @@ def with_home(text: str) -> str:
     with_home("--config.data.path=~/cc3m@3,tfds:~/coco") == "--config.data.path=/home/me/cc3m@3,tfds:/home/me/coco"
     """
     return HOME.sub(lambda found: os.path.expanduser(found[0]), text)
+
+
+class TooLarge(OSError):
+    """Raised for a file that exceeds the size limit."""
+
+
+def read_bytes(path: str | os.PathLike, limit: int = MAX_BYTES) -> bytes:
+    """Returns the bytes of a file; TooLarge if there are more than `limit`, and OSError as `open`."""
+    with open(path, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise TooLarge(f"too large: {os.fspath(path)}: the limit is {limit:,} bytes")
+    return data
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Returns the content of a JSON file; ValueError if it is not JSON, and OSError as `open`."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -17,7 +17,6 @@ from detailclip_jax.runtime.terminal import complain
 EITHER = "DIR_OR_FILE"  # the value of a flag that takes a folder or a file; other flags take DIR or FILE
 RENAMED = {"--workdir": "--checkpoint", "--texts": "--text"}  # old spellings, refused by commands that have the new one
 WEIGHTS = ("ema", "student")
-FOLLOW_LINKS = "follow links that lead out of the folder of images (default: they are left out and listed)"
 NUMBER = re.compile(r"-\d*\.?\d+(e[+-]?\d+)?")  # a negative value, which is not a flag
 
 
@@ -83,6 +82,18 @@ class Parser(argparse.ArgumentParser):
 def parser(module: str, description: str | None, **options: Any) -> Parser:
     """Returns an empty parser of the command in `detailclip_jax.MODULE`."""
     return Parser(prog(module), description=description, **options)
+
+
+class _WithoutEffect(argparse.Action):
+    """A flag of earlier versions: accepted, with a warning."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        complain(f"*** WARNING: {option_string} has no effect any more: links are followed; leave it out")
+
+
+def add_follow_links(to: Parser) -> None:
+    """Adds --follow-links, which versions before 0.2 had; it goes with 0.4."""
+    to.add_argument("--follow-links", nargs=0, action=_WithoutEffect, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def one_of(kind: str, names: Iterable[str], meant: Meant | None = None) -> Callable[[str], str]:

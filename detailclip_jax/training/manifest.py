@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from detailclip_jax.runtime.regular_files import read_json
+from detailclip_jax.runtime.files import read_json
 
 NAME = "manifest.json"
 NO_MANIFEST = "the file was deleted, or this is not a checkpoint of detailclip_jax"

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from detailclip_jax.runtime import weight_files
 from detailclip_jax.runtime.errors import near, near_folder
-from detailclip_jax.runtime.files import replace_text
-from detailclip_jax.runtime.regular_files import read_json, read_regular
+from detailclip_jax.runtime.files import read_json, replace_text
 from detailclip_jax.training import manifest
 
 FOLDER = "checkpoints"  # in a workdir
@@ -31,7 +30,7 @@ def steps_in(folder: Path) -> list[int]:
 def run_id(workdir: Path) -> str:
     """Returns the id of the run in a workdir, 32 hexadecimal digits; "" if it has none."""
     with contextlib.suppress(OSError, ValueError):
-        return uuid.UUID(read_regular(workdir / RUN_ID, limit=64).decode().strip()).hex
+        return uuid.UUID((workdir / RUN_ID).read_text().strip()).hex
     return ""
 
 

@@ -120,8 +120,8 @@ def test_mistakes_in_flags_get_a_message(ended, number, message):
 
 
 def test_a_field_of_the_config_at_hand_without_config_is_recognised():
-    flags = ["transfer", "--config=configs/transfer/stickers_detection.py", "--data.follow_links=True"]
-    with pytest.raises(ValueError, match=r"--data\.follow_links; did you mean '--config\.data\.follow_links'\?"):
+    flags = ["transfer", "--config=configs/transfer/stickers_detection.py", "--data.num_val=8"]
+    with pytest.raises(ValueError, match=r"--data\.num_val; did you mean '--config\.data\.num_val'\?"):
         check_names(flags, VALUES)
 
 

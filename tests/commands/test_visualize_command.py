@@ -22,7 +22,6 @@ from detailclip_jax.figures import model_figures as drawing
 from detailclip_jax.inference.model import Features, Model, load
 from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.runtime.progress import Console
-from detailclip_jax.runtime.regular_files import LeavesFolder
 from detailclip_jax.training import checkpoint
 from detailclip_jax.training.checkpoint import Checkpoints
 
@@ -300,17 +299,16 @@ def test_an_unreadable_image_is_named(photo, tmp_path):
         drawing.files([photo, str(tmp_path)], 9)
 
 
-def test_links_out_of_the_folder_are_refused_unless_the_flag_allows_them(photo, tmp_path, capsys):
+def test_links_are_followed_and_the_flag_of_earlier_versions_warns(photo, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/link.png").symlink_to(f"{photo}/0.png")
     (tmp_path / "in/more").symlink_to(photo)
-    given = ["--checkpoint=unused", "--out=unused", f"--images={tmp_path / 'in'}"]
-    with pytest.raises(LeavesFolder, match=r"unsafe link: .*link\.png leads to .*allow it with --follow-links$"):
-        visualize.shown_of(visualize.parser().parse_args(given), Console())
-    assert "left out: unsafe link: " in capsys.readouterr().out
-    followed = visualize.parser().parse_args([*given, "--follow-links", "--what=segmentation"])
-    visualize.check(followed)
-    assert len(visualize.shown_of(followed, Console()).images) == 4 and not capsys.readouterr().out
+    given = ["--checkpoint=unused", "--out=unused", f"--images={tmp_path / 'in'}", "--what=segmentation"]
+    for flags, warning in ([], ""), (["--follow-links"], "--follow-links has no effect any more"):
+        parsed = visualize.parser().parse_args([*given, *flags])
+        visualize.check(parsed)
+        assert len(visualize.shown_of(parsed, Console()).images) == 4
+        assert warning in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", ["segmentation", "detection"])

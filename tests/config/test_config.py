@@ -18,7 +18,6 @@ from detailclip_jax.config.config_files import METHOD_FOLDERS, find
 from detailclip_jax.config.run_config import ABSENT, check_overrides, claim_workdir, differences, load, resolve
 from detailclip_jax.methods.distill import record_of
 from detailclip_jax.pretraining import validate
-from detailclip_jax.training import workdirs
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parents[1] / "golden/configs"
@@ -694,18 +693,3 @@ def test_the_types_of_a_dense_run_are_those_of_its_own_fields(tmp_path):
 def test_every_config_can_be_read_back(config):
     config = load(str(ROOT / "configs" / config))
     assert run_config.differences(run_config.from_json(run_config.to_json(config)), config) == {}
-
-
-SPECIAL = {
-    "is a FIFO": os.mkfifo,
-    "is a character device": lambda file: file.symlink_to("/dev/zero"),
-    "has 42,949,672,960 bytes, the limit is": lambda file: (file.touch(), os.truncate(file, 40 * 2**30)),
-}
-
-
-@pytest.mark.parametrize("said", SPECIAL)
-def test_a_config_json_that_is_no_small_file_is_refused(tmp_path, said):
-    SPECIAL[said](tmp_path / "config.json")
-    with pytest.raises(ValueError, match=rf"config.json is damaged: .*{said}.*; copy it again"):
-        claim_workdir(tmp_path, config_of())
-    assert not workdirs.has_config(tmp_path)

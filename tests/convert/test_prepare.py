@@ -475,6 +475,17 @@ def test_the_command_prepares_and_says_what_there_is(tars, tmp_path, capsys):
     assert load(str(out))["splits"]["train"]["dataset"] == "cc3m"
 
 
+def test_a_set_of_an_earlier_version_with_an_option_that_is_gone_is_the_same_set(tars, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["webdataset", "--out", str(out), str(tars), "--workers", "1"]) == 0
+    record = json.loads((out / "dataset.json").read_text())
+    record["splits"]["train"]["options"]["follow_links"] = False
+    (out / "dataset.json").write_text(json.dumps(record))
+    assert main(["webdataset", "--out", str(out), str(tars), "--workers", "1", "--follow-links"]) == 0
+    shown = capsys.readouterr()
+    assert "nothing to do" in shown.out and "--follow-links has no effect any more" in shown.err
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

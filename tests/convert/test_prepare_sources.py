@@ -168,10 +168,18 @@ def test_webdataset_patterns(tmp_path):
     assert prepared(tmp_path / "0000[02].tar", tmp_path / "out")["num_examples"] == 14
 
 
-def test_a_folder_of_tars_that_cannot_be_read_whole_is_refused(tmp_path):
+def test_a_folder_of_tars_that_cannot_be_read_whole_is_refused(tmp_path, monkeypatch):
     (tmp_path / "0.tar").touch()
-    (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(ValueError, match=r"cannot be read whole: .*loop.*name the files"):
+    (tmp_path / "closed").mkdir()
+    listed = os.scandir
+
+    def scandir(folder):
+        if folder == tmp_path / "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr("detailclip_jax.runtime.folders.os.scandir", scandir)
+    with pytest.raises(ValueError, match=r"cannot be read whole: .*closed.*name the files"):
         webdataset.files(Request("webdataset", (str(tmp_path),), ""))
 
 

@@ -297,15 +297,11 @@ def test_a_first_image_that_is_missing_does_not_refuse_the_set(tmp_path):
     assert len(open_choices("winoground", tmp_path).data.source) == 4
 
 
-def test_a_single_image_that_is_missing_or_leads_out_is_a_bad_record(tmp_path):
+def test_a_single_image_that_is_missing_is_a_bad_record(tmp_path):
     winoground(tmp_path)
     found = open_choices("winoground", tmp_path)
     (tmp_path / "winoground/images/ex_1_img_1.png").unlink()
     with pytest.raises(BadRecord, match=r"ex_1_img_1.png: No such file"):
-        found.data.source[3]
-    put(tmp_path / "secret.png", picture(1))
-    (tmp_path / "winoground/images/ex_1_img_1.png").symlink_to(tmp_path / "secret.png")
-    with pytest.raises(BadRecord, match="unsafe link"):
         found.data.source[3]
     aro(tmp_path)
     put(tmp_path / "aro/images/5.jpg", picture(1, (2, 3)))

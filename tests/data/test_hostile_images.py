@@ -6,7 +6,6 @@ import os
 import pathlib
 import pickle
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import prepare_trees as trees
 import pytest
 from image_cases import claims_to_be, encoded, huge_jpeg, make_image
 from PIL import Image
-from test_prepare import keys, prepared
+from test_prepare import prepared
 
 from detailclip_jax.convert import readers
 from detailclip_jax.convert.job import Request
@@ -31,9 +30,9 @@ from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.data.image_files import ImageFileBatches, find
 from detailclip_jax.data.labelled import folders, open_set
 from detailclip_jax.data.preprocessing import Transform
-from detailclip_jax.data.sources import BadRecord, MissingData
-from detailclip_jax.runtime import regular_files
-from detailclip_jax.runtime.regular_files import LeavesFolder, NotRegular, TooLarge, Walk, inside, read_regular
+from detailclip_jax.data.sources import MissingData
+from detailclip_jax.runtime.files import TooLarge, read_bytes
+from detailclip_jax.runtime.folders import LeavesFolder, Walk, inside
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Beginnings that Pillow has a decoder for, beside those that are read
@@ -270,88 +269,18 @@ def test_a_reduced_jpeg_takes_what_comes_out_and_costly_formats_twice():
     assert cost(encoded(make_image(64, 96), "WEBP")) == cost(encoded(Image.new("CMYK", (96, 64)))) == 2 * 64 * 96
 
 
-# what is no regular file
-
-
-def oddities(folder):
-    """A FIFO, a socket, a link to a device, a sparse file of 5 GB and a broken link, all of them called images."""
-    folder.mkdir(parents=True, exist_ok=True)
-    os.mkfifo(folder / "fifo.jpg")
-    with contextlib.chdir(folder), socket.socket(socket.AF_UNIX) as made:  # its whole path may be too long
-        made.bind("socket.jpg")
-    (folder / "zero.jpg").symlink_to("/dev/zero")
-    with open(folder / "sparse.jpg", "wb") as file:
-        file.truncate(5 * 2**30)
-    (folder / "broken.jpg").symlink_to("gone.jpg")
-    return folder
-
-
-REASONS = {
-    "broken.jpg": "No such file",
-    "fifo.jpg": "not a file: .*fifo.jpg is a FIFO",
-    "socket.jpg": "not a file: .*socket.jpg is a socket",
-    "sparse.jpg": "too large: .*sparse.jpg has 5,368,709,120 bytes, the limit is 268,435,456",
-    "zero.jpg": "not a file: .*zero.jpg is a character device",
-}
-
-
-@pytest.mark.parametrize("name", REASONS)
-def test_only_regular_files_are_read(tmp_path, name):
-    with within(10), pytest.raises(OSError, match=REASONS[name]):
-        read_regular(oddities(tmp_path / "in") / name)
+# too large files, and what leaves its folder
 
 
 def test_a_file_is_read_up_to_its_limit(tmp_path):
     (tmp_path / "x").write_bytes(b"12345")
-    assert read_regular(tmp_path / "x", 5) == b"12345"
-    with pytest.raises(TooLarge):
-        read_regular(tmp_path / "x", 4)
-    with pytest.raises(NotRegular, match="is a folder"):
-        read_regular(tmp_path)
-
-
-def test_a_folder_of_images_gives_the_good_ones_and_names_the_others(tmp_path):
-    (oddities(tmp_path / "in") / "good.jpg").write_bytes(encoded(make_image()))
-    with within(20):
-        found = find(str(tmp_path / "in"))
-        batch = ImageFileBatches(find(str(tmp_path / "in"), follow_links=True), Transform(8, 8), 6)[0]
-    assert found.names == ("broken.jpg", "fifo.jpg", "good.jpg", "socket.jpg", "sparse.jpg", "zero.jpg")
-    for name, reason in zip(found.names, batch["reason"]):
-        assert bool(reason) == (name != "good.jpg")
-    assert batch["image"][2].any()
-
-
-def test_class_folders_give_a_bad_record_for_each(tmp_path):
-    (oddities(tmp_path / "set/cat") / "good.jpg").write_bytes(encoded(make_image()))
-    (tmp_path / "set/cat/broken.jpg").unlink()
-    source: Any = open_set("set", tmp_path, follow_links=True).source
-    for index, (name, _) in enumerate(source.files):
-        if name == "cat/good.jpg":
-            assert source[index]["key"] == name
-            continue
-        with within(10), pytest.raises(BadRecord, match=r"not a file|too large"):
-            source[index]
-
-
-def test_prepare_rejects_what_is_no_regular_file(tmp_path):
-    (oddities(tmp_path / "in/cat") / "good.jpg").write_bytes(trees.jpeg(1))
-    (tmp_path / "in/cat/odd.jpg").write_bytes(trees.jpeg(2))
-    os.mkfifo(tmp_path / "in/cat/odd.txt")
-    with within(60):
-        part = prepared(tmp_path / "in", tmp_path / "out", kind="imagefolder", follow_links=True)
-    assert part["rejected"] == {"missing file": 1, "not a file": 4, "too large": 1}
-    assert keys(tmp_path / "out") == ["cat/good.jpg"]
-
-
-@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])
-def test_an_input_that_is_no_regular_file_is_a_message(tmp_path, name):
-    (tmp_path / "in").mkdir()
-    os.mkfifo(tmp_path / "in" / name)
-    with within(10), pytest.raises(ValueError, match=f"not a file: .*{name} is a FIFO; .*save it as a file"):
-        prepared(tmp_path / "in", tmp_path / "out")
-
-
-# what leaves its folder
+    assert read_bytes(tmp_path / "x", 5) == b"12345"
+    with pytest.raises(TooLarge, match=r"too large: .*x: the limit is 4 bytes"):
+        read_bytes(tmp_path / "x", 4)
+    with open(tmp_path / "sparse", "wb") as file:
+        file.truncate(5 * 2**30)
+    with within(10), pytest.raises(TooLarge, match="the limit is 268,435,456 bytes"):
+        read_bytes(tmp_path / "sparse")
 
 
 def secret(folder):
@@ -359,7 +288,7 @@ def secret(folder):
     return folder / "secret/s.jpg"
 
 
-LEAVING = ("{secret}", "../secret/s.jpg", "a/../../secret/s.jpg", "link.jpg", "links/s.jpg", "/dev/zero")
+LEAVING = ("{secret}", "../secret/s.jpg", "a/../../secret/s.jpg", "/dev/zero")
 
 
 def tables(folder, names, kind):
@@ -388,15 +317,13 @@ def test_rows_stay_in_the_folder_of_the_images(tmp_path, kind, images):
     (root / "link.jpg").symlink_to(hidden)
     (root / "links").symlink_to(hidden.parent)
     (root / "inner.jpg").symlink_to("a/deep.jpg")
-    inner = ["good.jpg", "a/../good.jpg", str(root / "good.jpg"), "inner.jpg"]
+    inner = ["good.jpg", "a/../good.jpg", str(root / "good.jpg"), "inner.jpg", "link.jpg", "links/s.jpg"]
     names = [*inner, *(name.format(secret=hidden) for name in LEAVING)]
     table = parquet_of(root / "t.parquet", names) if kind == "parquet" else tables(root, names, kind)
     options: Any = {"images": str(root)} if images else {}
     part = prepared(table, tmp_path / "out", kind=kind, **options)
     assert part["num_examples"] == len(inner)
-    assert part["rejected"] == {"unsafe link": 2, "unsafe path": 4}
-    followed = prepared(table, tmp_path / "followed", kind=kind, follow_links=True, **options)
-    assert followed["rejected"] == {"unsafe path": 4}
+    assert part["rejected"] == {"unsafe path": 4}
 
 
 def test_the_way_out_is_named(tmp_path):
@@ -407,44 +334,19 @@ def test_the_way_out_is_named(tmp_path):
     assert "is outside of" in text and "--images" in text
 
 
-def test_links_stay_in_the_folder_of_what_is_embedded(tmp_path):
-    hidden, root = secret(tmp_path), tmp_path / "root"
-    trees.write(root / "good.jpg", trees.jpeg(1))
-    (root / "link.jpg").symlink_to(hidden)
-    (root / "links").symlink_to(hidden.parent)
-    found = find(str(root))
-    assert found.names == ("good.jpg", "link.jpg") and "allow it with --follow-links" in dict(found.left_out)["links"]
-    assert [reason[:11] for reason in ImageFileBatches(found, Transform(8, 8), 2)[0]["reason"]] == ["", "unsafe link"]
-    followed = find(str(root), follow_links=True)
-    assert followed.names == ("good.jpg", "link.jpg", "links/s.jpg") and not followed.left_out
-    assert not any(ImageFileBatches(followed, Transform(8, 8), 3)[0]["reason"])
-    named = find(str(root / "link.jpg"))  # the user's own choice
-    assert not any(ImageFileBatches(named, Transform(8, 8), 1)[0]["reason"])
-
-
-def test_links_stay_in_the_folder_of_class_folders(tmp_path):
+def test_links_are_followed(tmp_path):
     hidden, root = secret(tmp_path), tmp_path / "data/set"
     trees.write(root / "cat/good.jpg", trees.jpeg(1))
     (root / "cat/link.jpg").symlink_to(hidden)
+    (root / "dog").symlink_to(hidden.parent)
+    names = ["cat/good.jpg", "cat/link.jpg", "dog/s.jpg"]
+    found = find(str(root))
+    assert list(found.names) == names and not found.left_out
+    assert not any(ImageFileBatches(found, Transform(8, 8), 3)[0]["reason"])
     source = open_set("set", tmp_path / "data").source
-    with pytest.raises(BadRecord, match=r"unsafe link: .*--follow-links of evaluate, or .*options of an evaluator"):
-        source[1]
-    (root / "dog").symlink_to(hidden.parent)
-    with pytest.raises(MissingData, match=r"unsafe link: .*dog leads to .*secret, outside of .*--follow-links"):
-        open_set("set", tmp_path / "data")
-    followed = open_set("set", tmp_path / "data", follow_links=True).source
-    assert [followed[index]["key"] for index in range(3)] == ["cat/good.jpg", "cat/link.jpg", "dog/s.jpg"]
-
-
-def test_links_stay_in_an_image_folder(tmp_path):
-    hidden, root = secret(tmp_path), tmp_path / "in"
-    trees.write(root / "cat/good.jpg", trees.jpeg(1))
-    (root / "cat/link.jpg").symlink_to(hidden)
-    (root / "dog").symlink_to(hidden.parent)
+    assert [source[index]["key"] for index in range(3)] == names
     part = prepared(root, tmp_path / "out", kind="imagefolder")
-    assert part["rejected"] == {"unsafe link": 2} and part["num_examples"] == 1
-    followed = prepared(root, tmp_path / "all", kind="imagefolder", follow_links=True)
-    assert followed["rejected"] == {} and followed["num_examples"] == 3
+    assert part["rejected"] == {} and part["num_examples"] == 3
 
 
 def test_links_in_circles_and_fans_end(tmp_path):
@@ -465,12 +367,11 @@ def test_inside_follows_what_the_system_opens(tmp_path):
     (tmp_path / "root/a").mkdir(parents=True)
     (tmp_path / "alias").symlink_to("root")
     for name in ("x", "a/../x", str(tmp_path / "root/x"), str(tmp_path / "alias/x")):
-        assert inside(tmp_path / "alias", name) == str(tmp_path / "root/x")
+        assert os.path.realpath(inside(tmp_path / "alias", name)) == str(tmp_path / "root/x")
     for name in ("..", "../rootless", "/", "/etc/passwd"):
         with pytest.raises(LeavesFolder, match="unsafe path"):
             inside(tmp_path / "root", name)
     assert inside("/", "etc") == "/etc"
-    assert regular_files.MAX_BYTES == 2**28
 
 
 def test_a_link_to_itself_among_class_folders_is_no_traceback(tmp_path):
@@ -482,7 +383,6 @@ def test_a_link_to_itself_among_class_folders_is_no_traceback(tmp_path):
     (tmp_path / "set/cat/loop.jpg").symlink_to("loop.jpg")
     with pytest.raises(MissingData, match=r"loop\.jpg"):
         folders.read(tmp_path / "set", "test")
-    (tmp_path / "set/dog/a.txt").symlink_to("a.txt")  # a caption
     request = Request("imagefolder", (str(tmp_path / "set"),), str(tmp_path))
     pathlib.Path(request.work).mkdir()
     assert readers.source_of("imagefolder").plan(request).classes == ("cat", "dog")

@@ -295,41 +295,6 @@ def test_labels_of_the_sets_on_disk(tmp_path):
         open_readout_set("ade150", sets)
 
 
-def test_links_out_of_a_set_are_refused_unless_the_evaluation_follows_them(tmp_path):
-    away, ade, mine = tmp_path / "away", tmp_path / "data/ade20k", tmp_path / "mine"
-    write_pair(away / "a.jpg", away / "a.png", [[0, 1, 2, 3]])
-    (mine / "classes.txt").parent.mkdir()
-    (mine / "classes.txt").write_text("\n".join(CLASSES))
-    for images, masks in (
-        (ade / "images/validation", ade / "annotations/validation"),
-        (mine / "images/val", mine / "masks/val"),
-    ):
-        images.mkdir(parents=True)
-        masks.mkdir(parents=True)
-        (images / "a.jpg").symlink_to(away / "a.jpg")
-        (masks / "a.png").symlink_to(away / "a.png")
-    for name in ("ade150", f"folder:{mine}"):
-        with pytest.raises(MissingData) as error:
-            open_readout_set(name, Sets(tmp_path / "data"))
-        check_names(error.value, "2 files", "unsafe link", "a.jpg", "--follow-links")
-        followed = open_readout_set(name, Sets(tmp_path / "data", follow_links=True))
-        assert followed.source[0]["mask"].shape == (1, 4)
-
-
-def test_links_are_refused_only_among_the_examples_that_are_measured(tmp_path):
-    ade = tmp_path / "ade20k"
-    images, masks = ade / "images/validation", ade / "annotations/validation"
-    for name in "abcd":
-        write_pair(images / f"{name}.jpg", masks / f"{name}.png", [[0, 1, 2, 3]])
-    (images / "b.jpg").rename(tmp_path / "b.jpg")
-    (images / "b.jpg").symlink_to(tmp_path / "b.jpg")
-    data = open_readout_set("ade150", Sets(tmp_path, num_examples=2))
-    assert [data.source[number]["key"] for number in range(2)] == ["ade20k/a.jpg", "ade20k/c.jpg"]
-    with pytest.raises(MissingData) as error:
-        open_readout_set("ade150", Sets(tmp_path, num_examples=3))
-    check_names(error.value, "1 file ", "unsafe link", "b.jpg", "--follow-links")
-
-
 def test_stickers_are_scenes_of_nouns_without_background():
     data = open_readout_set("stickers", Sets(image_size=32, num_examples=3))
     assert len(data.source) == 3 and len(data.classes) == len(zero_shot_prompts()) and data.expected is None

@@ -398,21 +398,13 @@ def test_a_search_without_a_folder_or_with_a_moved_one(models, photos, image):
             assert "cannot be read any more" in refused(client.get("/api/found/0.png"), 404)
 
 
-def test_found_images_that_are_links_are_shown_if_the_page_follows_links(models, photos, tmp_path):
+def test_found_images_that_are_links_are_shown(models, photos, tmp_path):
     root, name = tmp_path / "root", photos.of("image")[0][0]
     root.mkdir()
     (root / name).symlink_to(f"{photos.origin.root}/{name}")
     table = Table(photos.origin._replace(root=str(root)), photos.rows)
-    for follow_links in (False, True):
-        given = ["--checkpoint=unused", *["--follow-links"] * follow_links]
-        assert demo.parser().parse_args(given).follow_links is follow_links
-        page = app.Page(models, search_of(table)._replace(follow_links=follow_links))
-        with testclient.TestClient(app.build(page), base_url=HOST) as client:
-            answer = client.get("/api/found/0.png")
-            if follow_links:
-                assert answer.status_code == 200
-            else:
-                assert "allow it with --follow-links" in refused(answer, 404)
+    with testclient.TestClient(app.build(app.Page(models, search_of(table))), base_url=HOST) as client:
+        assert client.get("/api/found/0.png").status_code == 200
 
 
 def test_a_square_of_another_size_is_refused(models):

@@ -37,7 +37,8 @@ from detailclip_jax.data.labelled.long_captions import json_rows
 from detailclip_jax.data.labelled.opening import Readiness, warn_of_size
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
 from detailclip_jax.runtime import extras
-from detailclip_jax.runtime.regular_files import IN_SETS, MAX_BYTES, inside, read_regular
+from detailclip_jax.runtime.files import MAX_BYTES, read_bytes
+from detailclip_jax.runtime.folders import inside
 
 MOST_NEGATIVES = 10  # of FG-OVD: a box has one right caption and up to ten others
 FEWEST_OF_PAIR = 25  # cases of a pair of attributes that ARO evaluates
@@ -126,7 +127,7 @@ class Layout(NamedTuple):
     num: int | None = None
 
 
-def open_choices(name: str, data_dir: str | pathlib.Path, follow_links: bool = False) -> ChoiceSet:
+def open_choices(name: str, data_dir: str | pathlib.Path) -> ChoiceSet:
     """Opens a set of `CHOICES` in the data folder.  A warning is logged if it does not have its published size.
 
     Raises MissingData with the searched folders and how to get the set, or with the file that is not as published.
@@ -134,14 +135,14 @@ def open_choices(name: str, data_dir: str | pathlib.Path, follow_links: bool = F
     layout = CHOICES[name]
     tried = [pathlib.Path(data_dir) / folder for folder in layout.folders]
     for folder in filter(pathlib.Path.is_dir, tried):
-        if found := _read(name, layout, folder, follow_links):
+        if found := _read(name, layout, folder):
             warn_of_size(name, len(found.choices), layout.num, "choices")
             return found
     seen = "; ".join(f"{path} {'does not hold its files' if path.is_dir() else 'does not exist'}" for path in tried)
     raise MissingData(f"no data of {name!r}: {seen}.  Do this:\n  {layout.get.replace('{folder}', str(data_dir))}")
 
 
-def _read(name: str, layout: Layout, folder: pathlib.Path, follow_links: bool) -> ChoiceSet | None:
+def _read(name: str, layout: Layout, folder: pathlib.Path) -> ChoiceSet | None:
     if layout.read is None:
         return _of_tables(name, folder)
     found = layout.read(folder)
@@ -156,14 +157,14 @@ def _read(name: str, layout: Layout, folder: pathlib.Path, follow_links: bool) -
     choices = [Choice(places[row.picture], row.captions, row.num_right, row.group) for row in rows]
     sizes = sizes_of(root, [picture.path for picture in pictures])
     marks = fingerprint((name, *map(repr, zip(pictures, sizes)), *map(repr, choices)))
-    return ChoiceSet(LabelledSet(name, Pictures(root, pictures, follow_links), (), marks, None), choices, layout.rule)
+    return ChoiceSet(LabelledSet(name, Pictures(root, pictures), (), marks, None), choices, layout.rule)
 
 
 class Pictures:
     """A source of image files, and of boxes cut out of them."""
 
-    def __init__(self, root: pathlib.Path, pictures: Sequence[Picture], follow_links: bool = False):
-        self.root, self.pictures, self.follow_links = root, pictures, follow_links
+    def __init__(self, root: pathlib.Path, pictures: Sequence[Picture]):
+        self.root, self.pictures = root, pictures
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -171,7 +172,7 @@ class Pictures:
     def __getitem__(self, index: int) -> Example:
         path, box = self.pictures[index]
         try:
-            image: Any = read_regular(inside(self.root, path, self.follow_links, allow=IN_SETS))
+            image: Any = read_bytes(inside(self.root, path))
         except OSError as error:
             raise BadRecord(f"{path}: {error.strerror or error}") from error
         if box is not None:
@@ -201,7 +202,7 @@ def _box(sides: Any) -> Box:
 
 
 def _json(file: pathlib.Path) -> Any:
-    return json.loads(read_regular(file))
+    return json.loads(read_bytes(file))
 
 
 def _first(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
@@ -267,7 +268,7 @@ def _mmvp_vlm(folder: pathlib.Path) -> Found | None:
         return None
     rows: list[Row] = []
     with reading(file, "MMVP-VLM's Questions.csv"):
-        lines = [line for line in csv.reader(io.StringIO(read_regular(file).decode("utf-8-sig"))) if line][1:]
+        lines = [line for line in csv.reader(io.StringIO(read_bytes(file).decode("utf-8-sig"))) if line][1:]
         for first, second in zip(lines[::2], lines[1::2], strict=True):
             captions = tuple(f"a photo of {text_of({'statement': line[2]}, 'statement')}" for line in (first, second))
             group = "_".join(first[1].lower().split())

@@ -6,28 +6,26 @@ import pathlib
 from detailclip_jax.data.images import NOT_READ, SUFFIXES
 from detailclip_jax.data.labelled.contents import Contents, file_identity, split_names
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
-from detailclip_jax.runtime.regular_files import IN_SETS, LeavesFolder, Walk, inside, is_folder, is_hidden, read_regular
+from detailclip_jax.runtime.files import read_bytes
+from detailclip_jax.runtime.folders import Walk, is_folder, is_hidden
 
 MAX_NAMED = 5  # folders named in a message
 SPLIT_FOLDERS = ("train", *split_names("test"))
 
 
-def read(folder: pathlib.Path, split: str, follow_links: bool = False) -> Contents | None:
-    """Returns a split stored as class folders, with classes sorted by name; None if there are none.
-
-    Links may lead out of the split's folder only with `follow_links`.
-    """
+def read(folder: pathlib.Path, split: str) -> Contents | None:
+    """Returns a split stored as class folders, with classes sorted by name; None if there are none."""
     root = split_folder(folder, split)
     classes = class_folders(root) if root else ()
     if not root or not classes:
         return None
-    files = [(name, label) for label, kind in enumerate(classes) for name in images_below(root, kind, follow_links)]
+    files = [(name, label) for label, kind in enumerate(classes) for name in images_below(root, kind)]
     if not files:
         raise MissingData(
             f"{root}: {len(classes)} folders, but no image in any of them; supported names end in {' '.join(SUFFIXES)}"
         )
     names = [name for name, _ in files]
-    return Contents(Folders(root, files, follow_links), classes, ("folders", *classes, *file_identity(root, names)))
+    return Contents(Folders(root, files), classes, ("folders", *classes, *file_identity(root, names)))
 
 
 def split_folder(folder: pathlib.Path, split: str) -> pathlib.Path | None:
@@ -60,7 +58,7 @@ def holds_classes(folder: pathlib.Path) -> bool:
 
 def holds_images(folder: pathlib.Path) -> bool:
     """Returns whether a folder holds an image at any depth."""
-    return any(map(is_image_name, Walk(folder, follow_links=True).files()))
+    return any(map(is_image_name, Walk(folder).files()))
 
 
 def is_image_name(name: str) -> bool:
@@ -75,17 +73,12 @@ def class_folders(root: pathlib.Path) -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in os.scandir(root) if is_folder(entry) and not is_hidden(entry.name)))
 
 
-def images_below(root: pathlib.Path, kind: str, follow_links: bool = False) -> list[str]:
+def images_below(root: pathlib.Path, kind: str) -> list[str]:
     """Returns the paths, relative to `root`, of all images below its folder `kind`, in torchvision's order.
 
-    Raises MissingData for a folder that is a link out of `root`, unless `follow_links`: if part of a class were left
-    out silently, the results would be wrong.
+    Raises MissingData for a folder that cannot be listed: without a part of a class the results would be wrong.
     """
-    try:
-        inside(root, kind, follow_links, allow=IN_SETS)
-    except LeavesFolder as error:
-        raise MissingData(str(error)) from error
-    walk = Walk(root, follow_links, IN_SETS)
+    walk = Walk(root)
     found = [name for name in walk.files(kind) if is_image_name(name)]
     if walk.left_out:
         raise MissingData("; ".join(list(walk.left_out.values())[:MAX_NAMED]))
@@ -95,8 +88,8 @@ def images_below(root: pathlib.Path, kind: str, follow_links: bool = False) -> l
 class Folders:
     """A source of image files with their labels."""
 
-    def __init__(self, root: pathlib.Path, files: list[tuple[str, int]], follow_links: bool = False):
-        self.root, self.files, self.follow_links = root, files, follow_links
+    def __init__(self, root: pathlib.Path, files: list[tuple[str, int]]):
+        self.root, self.files = root, files
 
     def __len__(self) -> int:
         return len(self.files)
@@ -104,7 +97,7 @@ class Folders:
     def __getitem__(self, index: int) -> Example:
         name, label = self.files[index]
         try:
-            image = read_regular(inside(self.root, name, self.follow_links, allow=IN_SETS))
+            image = read_bytes(self.root / name)
             return {"image": image, "captions": (), "label": label, "key": name}
         except OSError as error:
             raise BadRecord(f"{name}: {error.strerror or error}") from error

@@ -9,16 +9,17 @@ from typing import Any
 
 from detailclip_jax.data.labelled.contents import Contents, sizes_of
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
-from detailclip_jax.runtime.regular_files import IN_SETS, inside, read_regular
+from detailclip_jax.runtime.files import read_bytes
+from detailclip_jax.runtime.folders import inside
 
 FOLDERS = ("", "images", "flickr30k-images", "flickr30k_images")
 SPLITS = {"train": ("train", "restval")}  # COCO's training images have either name
 
 
-def read(folder: pathlib.Path, split: str, follow_links: bool = False) -> Contents | None:
+def read(folder: pathlib.Path, split: str) -> Contents | None:
     """Returns one split of the folder's split file, or None if there is no such file.
 
-    Paths that leave the images' folder become bad records; so do links that leave it, unless `follow_links`.
+    Paths that leave the images' folder become bad records.
     Raises MissingData if the file has another format or its images are missing.
     """
     files = sorted(folder.glob("dataset_*.json"))
@@ -32,7 +33,7 @@ def read(folder: pathlib.Path, split: str, follow_links: bool = False) -> Conten
     root = root_of(folder, entries[0][0])
     sizes = sizes_of(root, [path for path, _ in entries])
     identity = ("karpathy", split, *("\t".join((path, *captions, s)) for (path, captions), s in zip(entries, sizes)))
-    return Contents(Captioned(root, entries, follow_links), (), identity)
+    return Contents(Captioned(root, entries), (), identity)
 
 
 def rows_of(file: pathlib.Path) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -64,8 +65,8 @@ def root_of(folder: pathlib.Path, name: str) -> pathlib.Path:
 class Captioned:
     """A source of image files with their captions."""
 
-    def __init__(self, root: pathlib.Path, entries: list[tuple[str, tuple[str, ...]]], follow_links: bool = False):
-        self.root, self.entries, self.follow_links = root, entries, follow_links
+    def __init__(self, root: pathlib.Path, entries: list[tuple[str, tuple[str, ...]]]):
+        self.root, self.entries = root, entries
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -74,7 +75,7 @@ class Captioned:
         name, captions = self.entries[index]
         try:
             return {
-                "image": read_regular(inside(self.root, name, self.follow_links, allow=IN_SETS)),
+                "image": read_bytes(inside(self.root, name)),
                 "captions": captions,
                 "label": -1,
                 "key": name,

@@ -20,7 +20,8 @@ from typing import Any
 
 from detailclip_jax.data.labelled.contents import Contents, reading, root_with, sizes_of, text_of
 from detailclip_jax.data.labelled.karpathy import Captioned
-from detailclip_jax.runtime.regular_files import IN_SETS, inside, read_regular
+from detailclip_jax.runtime.files import read_bytes
+from detailclip_jax.runtime.folders import inside
 
 FIRST_BYTES = 2**24  # of ShareGPT4V's file of 1.3 GB: its first thousand entries have a tenth of them
 FIRST = 1000
@@ -30,7 +31,7 @@ Entries = list[tuple[str, tuple[str, ...]]]  # path of each image, and its capti
 Found = tuple[Entries, list[pathlib.Path]]  # with the folders in which the images may be
 
 
-def read(folder: pathlib.Path, name: str, follow_links: bool = False) -> Contents | None:
+def read(folder: pathlib.Path, name: str) -> Contents | None:
     """Returns the set `name` in a folder; None for another set, or if the folder does not have its files.
 
     Raises MissingData that names the file if its content is not as published, or if the images are missing.
@@ -41,12 +42,12 @@ def read(folder: pathlib.Path, name: str, follow_links: bool = False) -> Content
     entries, roots = found
     root = root_with((path for path, _ in entries), roots, f"{name} in {folder}")
     lines = ["\t".join((path, *texts, size)) for (path, texts), size in zip(entries, sizes_of(root, dict(entries)))]
-    return Contents(Captioned(root, entries, follow_links), (), ("long captions", name, *lines))
+    return Contents(Captioned(root, entries), (), ("long captions", name, *lines))
 
 
 def json_rows(path: pathlib.Path) -> list[Any]:
     """Returns the entries of a file with one JSON object per line."""
-    return [json.loads(line) for line in read_regular(path).decode("utf-8-sig").split("\n") if line.strip()]
+    return [json.loads(line) for line in read_bytes(path).decode("utf-8-sig").split("\n") if line.strip()]
 
 
 def _urban1k(folder: pathlib.Path) -> Found | None:
@@ -54,7 +55,7 @@ def _urban1k(folder: pathlib.Path) -> Found | None:
     entries = []
     for file in files:
         with reading(file, "a caption"):
-            text = read_regular(file).decode()
+            text = read_bytes(file).decode()
             entries.append((f"{file.stem}.jpg", (text_of({"its first line": text.split("\n")[0]}, "its first line"),)))
     return (entries, [folder / "image", folder / "images"]) if files else None
 
@@ -66,16 +67,16 @@ def _dci(folder: pathlib.Path) -> Found | None:
     if base is None:
         return None
     with reading(base / "splits.json", "the file of DCI's splits"):
-        splits = json.loads(read_regular(base / "splits.json"))
+        splits = json.loads(read_bytes(base / "splits.json"))
         names = [text_of({"name": name}, "name") for split in splits.values() for name in split]
-        files = [pathlib.Path(inside(base / "annotations", name, allow=IN_SETS)) for name in names]
+        files = [pathlib.Path(inside(base / "annotations", name)) for name in names]
         entries = [_dci_entry(file) for file in files]
         return _some(entries), [base / "photos"]
 
 
 def _dci_entry(file: pathlib.Path) -> tuple[str, tuple[str, ...]]:
     with reading(file, "an annotation of DCI"):
-        row = json.loads(read_regular(file))
+        row = json.loads(read_bytes(file))
         extra = (row["extra_caption"] or "").strip()
         return text_of(row, "image"), ("\n".join(filter(None, (text_of(row, "short_caption"), extra))),)
 

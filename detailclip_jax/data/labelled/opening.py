@@ -33,7 +33,6 @@ def open_set(
     data_dir: str | pathlib.Path,
     split: str = "test",
     num_captions: int | None = NUM_CAPTIONS,
-    follow_links: bool = False,
     captioned: bool = False,
 ) -> LabelledSet:
     """Opens a set in `data_dir`: a known name, a folder in `data_dir`, "folder:PATH", or a path with a slash.
@@ -42,7 +41,6 @@ def open_set(
         birds = open_set("folder:/home/me/birds", "/data")  # /home/me/birds/test/CLASS/*.jpg
 
     num_captions: captions used per image, of those that are not blank (the protocol uses the first five); None for all.
-    follow_links: in layouts of plain files, links may lead out of the split's folder.
     captioned: the caller needs captions, which the message about a set of your own that is missing then names.
 
     If a known set does not have its published size, a warning is logged.
@@ -52,7 +50,7 @@ def open_set(
         raise MissingData(f"unknown set {name!r}; known: {', '.join(KNOWN)}")
     known, tried = KNOWN.get(name), places(name, pathlib.Path(data_dir))
     for folder in tried:
-        if contents := contents_of(folder, split, known, follow_links):
+        if contents := contents_of(folder, split, known):
             expected = expected_size(known, len(contents.source)) if split == "test" else None
             source = FirstCaptions(contents.source, num_captions) if is_captioned(contents) else contents.source
             asked = f"captions {num_captions}, none blank" if is_captioned(contents) else ""
@@ -96,27 +94,27 @@ def places(name: str, data_dir: pathlib.Path) -> list[pathlib.Path]:
     return [data_dir / name, data_dir / f"wds_{name}"]
 
 
-def contents_of(folder: pathlib.Path, split: str, known: Known | None, follow_links: bool = False) -> Contents | None:
+def contents_of(folder: pathlib.Path, split: str, known: Known | None) -> Contents | None:
     """Returns the contents from the first reader that supports the folder's layout, or None.
 
     For a known set, a reader counts only if it finds captions or labels as that set has them.
     """
-    for contents in readings(folder, split, known, follow_links):
+    for contents in readings(folder, split, known):
         if contents and (known is None or known.captioned == is_captioned(contents)):
             return contents
     return None
 
 
-def readings(folder: pathlib.Path, split: str, known: Known | None, follow_links: bool) -> Iterator[Contents | None]:
+def readings(folder: pathlib.Path, split: str, known: Known | None) -> Iterator[Contents | None]:
     """Yields each reader's result; class folders come last, since every folder looks like them."""
     yield prepared_records.read(folder, split)
     yield labelled_tars.read(folder, split)
     yield builders.read(folder, split, known.tfds_splits if known else None)
-    yield karpathy.read(folder, split, follow_links)
+    yield karpathy.read(folder, split)
     if known and split == "test":
-        yield long_captions.read(folder, known.name, follow_links)
+        yield long_captions.read(folder, known.name)
     if not (known and known.captioned):
-        yield folders.read(folder, split, follow_links)
+        yield folders.read(folder, split)
 
 
 def is_captioned(contents: Contents) -> bool:

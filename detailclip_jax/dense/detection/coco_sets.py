@@ -15,7 +15,6 @@ a crowd                                  | kept, with `crowd` True; its mask is 
 an annotation of an image not listed     | left out and counted
 an unknown category, an id twice         | the set is refused
 a missing image file                     | the set is refused, with the number of missing files
-a link out of the folder of images       | the image is refused unless `follow_links`
 `file_name` outside of that folder       | the image is refused
 no `iscrowd`, no `area` (or null)        | 0, and the area of the mask in the scoring
 no or broken box, no or broken mask      | the image is refused (BadRecord) with the annotation's id
@@ -39,7 +38,8 @@ from detailclip_jax.data.sources import BadRecord, Example, MissingData
 from detailclip_jax.dense.detection.instance_sets import MOST, DetectionSet, is_number
 from detailclip_jax.dense.detection.instance_shapes import Shape, read_shape
 from detailclip_jax.runtime.errors import unknown
-from detailclip_jax.runtime.regular_files import IN_CONFIG, inside, leaving, read_regular
+from detailclip_jax.runtime.files import read_bytes
+from detailclip_jax.runtime.folders import inside
 from detailclip_jax.runtime.terminal import counted
 
 SPLITS = ("train", "val")
@@ -65,7 +65,7 @@ class Instances(NamedTuple):
     ids: tuple[int, ...]
 
 
-def open_coco(path: str, split: str, num: int = 0, training: bool = False, follow_links: bool = False) -> DetectionSet:
+def open_coco(path: str, split: str, num: int = 0, training: bool = False) -> DetectionSet:
     """Opens COCO 2017 in its published layout: annotations/instances_SPLIT2017.json and SPLIT2017/.
 
     Raises ValueError for an unknown split and MissingData as `open_format`.
@@ -78,7 +78,7 @@ def open_coco(path: str, split: str, num: int = 0, training: bool = False, follo
     images = next((root / name for name in (f"{split}{YEAR}", f"images/{split}{YEAR}") if (root / name).is_dir()), None)
     if images is None:
         raise MissingData(f"{root} has no folder {split}{YEAR} of images; docs/detection.md shows the layout")
-    return open_format(root / f"annotations/instances_{split}{YEAR}.json", images, "coco", num, training, follow_links)
+    return open_format(root / f"annotations/instances_{split}{YEAR}.json", images, "coco", num, training)
 
 
 def open_format(
@@ -87,12 +87,10 @@ def open_format(
     name: str = "coco_format",
     num: int = 0,
     training: bool = False,
-    follow_links: bool = False,
 ) -> DetectionSet:
     """Opens a set by its json and its folder of images; `num` keeps the first images only (0: all).
 
-    `training` leaves out images without annotations; with `follow_links` images may be links that lead out of the
-    folder.  Raises MissingData that names the file and the reason.
+    `training` leaves out images without annotations.  Raises MissingData that names the file and the reason.
     """
     file, root = pathlib.Path(file), pathlib.Path(images)
     content, identity = _load(file)
@@ -110,21 +108,8 @@ def open_format(
             f"{len(missing)} of {len(kept)} images of {file} are not in {root}; the first is {missing[0]}"
         )
     numbers = {category: number for number, category in enumerate(categories)}
-    source = CocoImages(name, root, kept, [grouped[image.id] for image in kept], numbers, identity, follow_links)
+    source = CocoImages(name, root, kept, [grouped[image.id] for image in kept], numbers, identity)
     return DetectionSet(name, source, tuple(categories.values()), tuple(categories), tuple(notes), str(file))
-
-
-def check_links(found: DetectionSet) -> DetectionSet:
-    """Returns a set of `open_format` for an evaluation, which a refused image would end.
-
-    Raises MissingData, with the way out, if an image is a link or a listed name that leads out of the folder of images
-    and is refused for that.
-    """
-    source: Any = found.source
-    names = (image.name for image in source.images)
-    if refused := list(leaving(source.root, names, source.follow_links, IN_CONFIG)):
-        raise MissingData(f"{counted(len(refused), 'file')} of {found.file} refused; the first is an {refused[0]}")
-    return found
 
 
 def _load(file: pathlib.Path) -> tuple[dict[str, Any], str]:
@@ -254,10 +239,8 @@ class CocoImages:
         annotations: Sequence[Sequence[Mapping[str, Any]]],
         numbers: Mapping[int, int],
         identity: str = "",
-        follow_links: bool = False,
     ):
         self.name, self.root, self.images, self.identity = name, root, images, identity
-        self.follow_links = follow_links
         self.instances = [instances_of(own, image, numbers) for own, image in zip(annotations, images)]
         self._sizes = np.array([(image.height, image.width) for image in images], np.int32)
 
@@ -275,7 +258,7 @@ class CocoImages:
         if isinstance(found, str):
             raise BadRecord(f"{key}: {found}")
         try:
-            data = read_regular(inside(self.root, image.name, self.follow_links, allow=IN_CONFIG))
+            data = read_bytes(inside(self.root, image.name))
         except OSError as error:
             raise BadRecord(f"{key}: {error.strerror or error}") from error
         return {

@@ -94,16 +94,15 @@ def open_sets(config: ConfigDict) -> Sets:
 
 def _coco(data: ConfigDict) -> Sets:
     return Sets(
-        coco_sets.open_coco(data.path, "train", data.num_train, True, data.follow_links),
-        coco_sets.check_links(coco_sets.open_coco(data.path, "val", data.num_val, follow_links=data.follow_links)),
+        coco_sets.open_coco(data.path, "train", data.num_train, True),
+        coco_sets.open_coco(data.path, "val", data.num_val),
     )
 
 
 def _coco_format(data: ConfigDict) -> Sets:
-    opened = functools.partial(coco_sets.open_format, follow_links=data.follow_links)
     return Sets(
-        opened(data.train_json, data.train_images, num=data.num_train, training=True),
-        coco_sets.check_links(opened(data.val_json, data.val_images, num=data.num_val)),
+        coco_sets.open_format(data.train_json, data.train_images, num=data.num_train, training=True),
+        coco_sets.open_format(data.val_json, data.val_images, num=data.num_val),
     )
 
 

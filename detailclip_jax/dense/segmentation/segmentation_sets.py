@@ -16,8 +16,7 @@ coco_stuff  | images/{train,val}2017, annotations/{train,val}2017 (or stuffthing
 cityscapes  | leftImg8bit/{train,val}/CITY, gtFine/{train,val}/CITY                       | 19
 folders     | images/SPLIT, masks/SPLIT, classes.txt (line 1 names the value 0)           | as listed; 255 is ignored
 
-A listed name that leads out of the folder of images or of masks is refused, and so is a link, unless `follow_links`.
-The folders of the table may be links themselves.
+A listed name that leads out of the folder of images or of masks is refused.  Links are followed.
 """
 
 import collections
@@ -25,8 +24,8 @@ import contextlib
 import functools
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,8 +34,8 @@ from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
 from detailclip_jax.dense.segmentation.index_masks import IGNORE, LabelTable, check_size, stored_values, table
 from detailclip_jax.runtime.errors import unknown
-from detailclip_jax.runtime.regular_files import IN_CONFIG, TooLarge, inside, is_hidden, leaving, read_regular
-from detailclip_jax.runtime.terminal import counted
+from detailclip_jax.runtime.files import TooLarge, read_bytes
+from detailclip_jax.runtime.folders import inside, is_hidden
 
 SPLITS = ("train", "val")
 MAX_CLASSES = 2**15  # class numbers are int16
@@ -74,14 +73,10 @@ class Files(NamedTuple):
 
 
 class Pairs:
-    """Examples of an image file and a mask file; the mask's stored values are mapped to class numbers.
+    """Examples of an image file and a mask file; the mask's stored values are mapped to class numbers."""
 
-    `allow` ends the message about a link, see `regular_files.inside`.
-    """
-
-    def __init__(self, name: str, files: Files, labels: LabelTable, follow_links: bool = False, allow: str = IN_CONFIG):
+    def __init__(self, name: str, files: Files, labels: LabelTable):
         self.name, self.files, self.labels = name, files, labels
-        self.follow_links, self.allow = follow_links, allow
 
     def __len__(self) -> int:
         return len(self.files.names)
@@ -116,7 +111,7 @@ class Pairs:
         return {"image": image, "mask": mask, "key": key, "captions": (), "label": -1}
 
     def _read(self, folder: pathlib.Path, name: str) -> bytes:
-        return read_regular(inside(folder, name, self.follow_links, allow=self.allow))
+        return read_bytes(inside(folder, name))
 
 
 def _size(file: pathlib.Path) -> int:
@@ -125,17 +120,8 @@ def _size(file: pathlib.Path) -> int:
     return -1
 
 
-def open_set(
-    name: str,
-    path: str,
-    split: str,
-    unknown_labels: str = "refuse",
-    follow_links: bool = False,
-    allow: str = IN_CONFIG,
-) -> SemanticSet:
+def open_set(name: str, path: str, split: str, unknown_labels: str = "refuse") -> SemanticSet:
     """Opens a set of the table above; `split` is "train" or "val" (any folder's name for "folders").
-
-    `allow` ends the message about a link, see `regular_files.inside`.
 
     Raises ValueError for an unknown set or split, for TFDS (with the reason), and MissingData that names the folder or
     the first images without a mask.
@@ -156,12 +142,10 @@ def open_set(
         )
     _check_masks(files, root)
     labels = table(values, ignored, unknown_labels)
-    return SemanticSet(name, Pairs(name, files, labels, follow_links, allow), classes)
+    return SemanticSet(name, Pairs(name, files, labels), classes)
 
 
-def open_pairs(
-    images: str, masks: str, classes: tuple[str, ...], unknown_labels: str = "refuse", follow_links: bool = False
-) -> SemanticSet:
+def open_pairs(images: str, masks: str, classes: tuple[str, ...], unknown_labels: str = "refuse") -> SemanticSet:
     """Opens a folder of images and one of masks of the same names (NAME.jpg and NAME.png); see `read_classes`.
 
     The rules are those of "folders".  Raises MissingData that names the folder or the first image without a mask.
@@ -170,7 +154,7 @@ def open_pairs(
     if not files.names:
         raise MissingData(f"{images} has no images; looked for files that end in {', '.join(SUFFIXES)}")
     _check_masks(files, files.images)
-    return SemanticSet(PAIRS, Pairs(PAIRS, files, table(values, ignored, unknown_labels), follow_links), names_of)
+    return SemanticSet(PAIRS, Pairs(PAIRS, files, table(values, ignored, unknown_labels)), names_of)
 
 
 def _check_masks(files: Files, root: pathlib.Path) -> None:
@@ -179,22 +163,6 @@ def _check_masks(files: Files, root: pathlib.Path) -> None:
         raise MissingData(
             f"{len(lost)} of {len(files.names)} images of {root} have no mask; the first is {image}, without {mask}"
         )
-
-
-def check_links(found: SemanticSet, indices: Iterable[int]) -> SemanticSet:
-    """Returns a set of `open_set` or `open_pairs` for an evaluation, which a refused image or mask would end.
-
-    `indices`: the examples that are evaluated.  Raises MissingData, with the way out, if an image or mask of them is a
-    link or a listed name that leads out of its folder and is refused for that.
-    """
-    source: Any = found.source
-    names = [source.files.names[index] for index in indices]
-    images, masks = [image for image, _ in names], [mask for _, mask in names]
-    folders = (source.files.images, images), (source.files.masks, masks)
-    refused = [why for folder in folders for why in leaving(*folder, source.follow_links, source.allow)]
-    if refused:
-        raise MissingData(f"{counted(len(refused), 'file')} of {found.name} refused; the first is an {refused[0]}")
-    return found
 
 
 def black_and_white(found: SemanticSet) -> list[str]:
@@ -293,7 +261,7 @@ def read_classes(file: str | pathlib.Path) -> tuple[str, ...]:
             "value 0"
         )
     try:
-        text = read_regular(file, MAX_LIST_BYTES).decode("utf-8-sig")
+        text = read_bytes(file, MAX_LIST_BYTES).decode("utf-8-sig")
     except (TooLarge, UnicodeDecodeError) as error:
         raise ValueError(f"the class list {file} cannot be read: {error}") from error
     lines = [line.strip() for line in text.rstrip().split("\n")]

@@ -38,7 +38,6 @@ from detailclip_jax.dense.segmentation.segmentation_sets import (
     PAIRS,
     SemanticSet,
     black_and_white,
-    check_links,
     open_pairs,
     open_set,
     read_classes,
@@ -92,12 +91,11 @@ def open_sets(config: ConfigDict) -> Sets:
         return _open_folders(data)
     try:
         train, val = (
-            open_set(data.source, data.path, split, data.unknown_labels, data.follow_links)
-            for split in (data.train_split, data.val_split)
+            open_set(data.source, data.path, split, data.unknown_labels) for split in (data.train_split, data.val_split)
         )
     except MissingData as error:
         raise MissingData(f"{error}; --config.data.path=DIR names the folder") from error
-    return Sets(_first(train, data.num_train), _evaluated(val, data.num_val))
+    return Sets(_first(train, data.num_train), _first(val, data.num_val))
 
 
 def _open_folders(data: ConfigDict) -> Sets:
@@ -111,16 +109,9 @@ def _open_folders(data: ConfigDict) -> Sets:
         classes = read_classes(data.classes)
     except MissingData as error:
         raise MissingData(f"{error} (data.source=pairs); give --config.data.classes=FILE") from error
-    options = classes, data.unknown_labels, data.follow_links
-    train = open_pairs(data.train_images, data.train_masks, *options)
-    val = open_pairs(data.val_images, data.val_masks, *options)
-    return Sets(_first(train, data.num_train), _evaluated(val, data.num_val))
-
-
-def _evaluated(found: SemanticSet, num: int) -> SemanticSet:
-    """The first `num` images of an evaluation set, 0 for all, after `check_links`."""
-    checked = range(min(num or len(found.source), len(found.source)))
-    return _first(check_links(found, checked), num)
+    train = open_pairs(data.train_images, data.train_masks, classes, data.unknown_labels)
+    val = open_pairs(data.val_images, data.val_masks, classes, data.unknown_labels)
+    return Sets(_first(train, data.num_train), _first(val, data.num_val))
 
 
 def _first(found: SemanticSet, num: int) -> SemanticSet:
