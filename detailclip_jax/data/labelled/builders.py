@@ -29,14 +29,16 @@ def read(folder: pathlib.Path, split: str, splits: Mapping[str, str] | None = No
     """Returns one split of a prepared data set, or None for a folder in another layout.
 
     `splits` maps split names to the names that the set uses.  Raises MissingData if the format is unsupported, the
-    split is missing, or there are neither labels nor captions.
+    split or one of its files is missing, or there are neither labels nor captions.
     """
     version = newest_version(folder)
     if version is None:
         return None
     builder = open_builder(version)
     name = split_of(builder, split, splits or {})
-    check_files(builder, name)
+    files = [pathlib.Path(path) for path in builder.info.splits[base(name)].filepaths]
+    if lacking := [path.name for path in files if not path.is_file()]:  # TFDS would notice it at the first record
+        raise MissingData(f"{builder.data_dir} has no file {', '.join(lacking[:5])}; prepare the set again")
     classes, label = labels_of(builder)
     source = Builder(builder, name, label)
     info = builder.info
@@ -47,10 +49,10 @@ def read(folder: pathlib.Path, split: str, splits: Mapping[str, str] | None = No
 
 def newest_version(folder: pathlib.Path) -> pathlib.Path | None:
     """Returns the folder itself if it is a version, else the newest version in it, else None."""
-    found = [
+    versions = [
         path.parent for depth in ("", "[0-9]*.[0-9]*.[0-9]*/") for path in folder.glob(f"{depth}dataset_info.json")
     ]
-    return max(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)], default=None)
+    return max(versions, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)], default=None)
 
 
 def open_builder(version: pathlib.Path) -> Any:
@@ -67,10 +69,10 @@ def split_of(builder: Any, split: str, splits: Mapping[str, str]) -> str:
     present = tuple(builder.info.splits)
     if split in splits and base(splits[split]) in present:
         return splits[split]
-    found = next((name for name in split_names(split) if name in present), None)
-    if found is None:
+    stored = next((name for name in split_names(split) if name in present), None)
+    if stored is None:
         raise MissingData(f"{builder.data_dir} has no split {split}; it has {', '.join(present) or 'none'}")
-    return found
+    return stored
 
 
 def base(split: str) -> str:
@@ -135,10 +137,3 @@ class Builder:
             "label": self.label(fields) if self.label else -1,
             "key": key,
         }
-
-
-def check_files(builder: Any, split: str) -> None:
-    """Raises MissingData if files of the split are missing; TFDS would notice it only at the first record."""
-    files = [pathlib.Path(path) for path in builder.info.splits[base(split)].filepaths]
-    if lacking := [path.name for path in files if not path.is_file()]:
-        raise MissingData(f"{builder.data_dir} has no file {', '.join(lacking[:5])}; prepare the set again")

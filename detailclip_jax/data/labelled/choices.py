@@ -1,7 +1,7 @@
 """Sets that ask which caption fits an image, or a box of it, in the layouts of their publishers.
 
-    found = open_choices("sugarcrepe", "/data")
-    found.choices[0]      # Choice(image=0, captions=("a cat on a mat", "a dog on a mat"), num_right=1, group="add_obj")
+    bench = open_choices("sugarcrepe", "/data")
+    bench.choices[0]      # Choice(image=0, captions=("a cat on a mat", "a dog on a mat"), num_right=1, group="add_obj")
 
 | set | files, images | source of the rule |
 |---|---|---|
@@ -108,7 +108,7 @@ class Row(NamedTuple):
     group: str = ""
 
 
-Found = tuple[Sequence[Row], Sequence[pathlib.Path]]  # with the folders in which the images may be
+Listing = tuple[Sequence[Row], Sequence[pathlib.Path]]  # with the folders in which the images may be
 
 
 class Layout(NamedTuple):
@@ -120,7 +120,7 @@ class Layout(NamedTuple):
     num: the published number of choices; None if it is not known.
     """
 
-    read: Callable[[pathlib.Path], Found | None] | None
+    read: Callable[[pathlib.Path], Listing | None] | None
     folders: tuple[str, ...]
     get: str
     rule: str = EACH
@@ -145,10 +145,10 @@ def open_choices(name: str, data_dir: str | pathlib.Path) -> ChoiceSet:
 def _read(name: str, layout: Layout, folder: pathlib.Path) -> ChoiceSet | None:
     if layout.read is None:
         return _of_tables(name, folder)
-    found = layout.read(folder)
-    if found is None:
+    listing = layout.read(folder)
+    if listing is None:
         return None
-    rows, roots = found
+    rows, roots = listing
     if not rows:
         raise MissingData(f"{folder}: the files of {name} have no choice that is evaluated; download them again")
     pictures = list(dict.fromkeys(row.picture for row in rows))
@@ -183,10 +183,10 @@ class Pictures:
 def cut(image: Any, box: Box) -> Any:
     """Returns the pixels that a box touches; BadRecord if there are none."""
     left, top, right, bottom = math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
-    found = image[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-    if not found.size:
+    pixels = image[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    if not pixels.size:
         raise BadRecord(f"the box {box} is outside of the image of {image.shape[1]} x {image.shape[0]} pixels")
-    return found
+    return pixels
 
 
 def _box(sides: Any) -> Box:
@@ -223,7 +223,7 @@ def _coco(folder: pathlib.Path) -> list[pathlib.Path]:
     return [place for base in bases for place in (base / "val2017", base)]
 
 
-def _winoground(folder: pathlib.Path) -> Found | None:
+def _winoground(folder: pathlib.Path) -> Listing | None:
     file = _first(folder, "examples.jsonl", "data/examples.jsonl")
     if file is None:
         return None
@@ -236,11 +236,11 @@ def _winoground(folder: pathlib.Path) -> Found | None:
     return rows, [file.parent / "images", folder / "images"]
 
 
-def _sugarcrepe(folder: pathlib.Path) -> Found | None:
+def _sugarcrepe(folder: pathlib.Path) -> Listing | None:
     return _of_files(folder, {name: _in_data(name) for name in SUGARCREPE}, ("caption",))
 
 
-def _sugarcrepe_pp(folder: pathlib.Path) -> Found | None:
+def _sugarcrepe_pp(folder: pathlib.Path) -> Listing | None:
     names = {name: _in_data(name) + _in_data(longer) for name, longer in SUGARCREPE_PP.items()}
     return _of_files(folder, names, ("caption", "caption2"))
 
@@ -249,7 +249,7 @@ def _in_data(name: str) -> list[str]:
     return [f"{name}.json", f"data/{name}.json"]
 
 
-def _of_files(folder: pathlib.Path, names: Mapping[str, Sequence[str]], right: tuple[str, ...]) -> Found | None:
+def _of_files(folder: pathlib.Path, names: Mapping[str, Sequence[str]], right: tuple[str, ...]) -> Listing | None:
     """Rows of files with a list of cases, or a mapping of them: filename, right captions and negative_caption."""
     files, rows = _all(folder, names), []
     for group, file in files.items():
@@ -261,7 +261,7 @@ def _of_files(folder: pathlib.Path, names: Mapping[str, Sequence[str]], right: t
     return (rows, _coco(folder)) if files else None
 
 
-def _mmvp_vlm(folder: pathlib.Path) -> Found | None:
+def _mmvp_vlm(folder: pathlib.Path) -> Listing | None:
     """Pairs of rows (number, pattern, statement); both images are in the folder of the first one's pattern."""
     file = _first(folder, "Questions.csv")
     if file is None:
@@ -277,15 +277,15 @@ def _mmvp_vlm(folder: pathlib.Path) -> Found | None:
     return rows, [folder / "MLLM_VLM Images", folder / "MMVP_VLM_Images"]
 
 
-def _aro_relation(folder: pathlib.Path) -> Found | None:
+def _aro_relation(folder: pathlib.Path) -> Listing | None:
     rows = _visual_genome(folder / "visual_genome_relation.json", lambda case: text_of(case, "relation_name"))
     left_out = set(UNEVALUATED.read_text(encoding="utf-8").splitlines())
     return None if rows is None else ([row for row in rows if row.group not in left_out], [folder / "images"])
 
 
-def _aro_attribution(folder: pathlib.Path) -> Found | None:
-    named = lambda case: "_".join(map(str, case["attributes"][:2]))  # noqa: E731
-    rows = _visual_genome(folder / "visual_genome_attribution.json", named)
+def _aro_attribution(folder: pathlib.Path) -> Listing | None:
+    pair = lambda case: "_".join(map(str, case["attributes"][:2]))  # noqa: E731
+    rows = _visual_genome(folder / "visual_genome_attribution.json", pair)
     sizes = Counter(row.group for row in rows or ())
     often = [row for row in rows or () if sizes[row.group] >= FEWEST_OF_PAIR]
     return None if rows is None else (often, [folder / "images"])
@@ -303,7 +303,7 @@ def _visual_genome(file: pathlib.Path, group: Callable[[Any], str]) -> list[Row]
     return rows
 
 
-def _fg_ovd(folder: pathlib.Path) -> Found | None:
+def _fg_ovd(folder: pathlib.Path) -> Listing | None:
     files = _all(folder, {group: [f"{name}.json", f"benchmarks/{name}.json"] for group, name in FG_OVD.items()})
     rows: list[Row] = []
     for group, file in files.items():
@@ -316,8 +316,8 @@ def _boxes(stored: Any, group: str) -> Iterator[Row]:
     paths = {image["id"]: text_of(image, "file_name") for image in stored["images"]}
     names = {category["id"]: text_of(category, "name") for category in stored["categories"]}
     for annotation in stored["annotations"]:
-        if wrong := annotation["neg_category_ids"][:MOST_NEGATIVES]:
-            captions = tuple(names[number] for number in (annotation["category_id"], *wrong))
+        if negatives := annotation["neg_category_ids"][:MOST_NEGATIVES]:
+            captions = tuple(names[number] for number in (annotation["category_id"], *negatives))
             yield Row(Picture(paths[annotation["image_id"]], _box(annotation["bbox"])), captions, 1, group)
 
 
@@ -448,9 +448,9 @@ def _readiness(name: str, layout: Layout, data_dir: pathlib.Path) -> Readiness:
     if not any((data_dir / folder).is_dir() for folder in layout.folders):
         return Readiness(name, False, None, layout.num or 0, layout.get.replace("{folder}", str(data_dir)))
     try:
-        found = len(open_choices(name, data_dir).choices)
+        num = len(open_choices(name, data_dir).choices)
     except OSError as error:  # MissingData, or a folder without read permission
         return Readiness(name, False, None, layout.num or 0, str(error))
-    expected = layout.num or found
-    note = "" if found == expected else f"{found} choices, not {expected}: incomplete, or a different set"
-    return Readiness(name, found == expected, found, expected, note)
+    expected = layout.num or num
+    note = "" if num == expected else f"{num} choices, not {expected}: incomplete, or a different set"
+    return Readiness(name, num == expected, num, expected, note)

@@ -68,7 +68,7 @@ def file_identity(folder: pathlib.Path, files: Sequence[str]) -> tuple[str, ...]
 
 
 def sizes_of(folder: pathlib.Path, files: Iterable[str]) -> list[str]:
-    """Returns the size of each file in the folder in bytes, "" for one that is missing or cannot be asked for it."""
+    """Returns the size of each file in the folder in bytes, "" for one that is missing or cannot be read."""
     return [_size(folder / name) for name in files]
 
 
@@ -111,12 +111,12 @@ def text_of(row: Any, key: str) -> str:
 def root_with(names: Iterable[str], roots: Sequence[pathlib.Path], what: str) -> pathlib.Path:
     """Returns the first of the folders that has one of the first `TRIED` files; MissingData lists where it looked."""
     first = list(itertools.islice(names, TRIED))
-    found = next((root for root in roots if any(_is_file(root / name) for name in first)), None)
-    if found is None:
+    folder = next((root for root in roots if any(_is_file(root / name) for name in first)), None)
+    if folder is None:
         raise MissingData(
             f"the images of {what} are missing: looked for {', '.join(str(root / first[0]) for root in roots)}"
         )
-    return found
+    return folder
 
 
 def _is_file(path: pathlib.Path) -> bool:

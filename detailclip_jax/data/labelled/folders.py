@@ -42,7 +42,7 @@ def splits_in(folder: pathlib.Path) -> tuple[str, ...]:
 
     A split has one of the split names, and either no class folders are next to it or it has class folders inside.
     A class may be called "train": next to the folders cat and dog, which hold images, train/*.jpg is a class.  A folder
-    train/CLASS/*.jpg without images of its own is always a split.
+    train/CLASS/*.jpg without images beside CLASS is always a split.
     """
     names = class_folders(folder)
     named = [name for name in SPLIT_FOLDERS if name in names]
@@ -52,8 +52,8 @@ def splits_in(folder: pathlib.Path) -> tuple[str, ...]:
 
 def holds_classes(folder: pathlib.Path) -> bool:
     """Returns whether the subfolders of a folder hold images and the folder itself holds none."""
-    own = any(map(is_image_name, os.listdir(folder)))
-    return not own and any(holds_images(folder / name) for name in class_folders(folder))
+    has_images = any(map(is_image_name, os.listdir(folder)))
+    return not has_images and any(holds_images(folder / name) for name in class_folders(folder))
 
 
 def holds_images(folder: pathlib.Path) -> bool:
@@ -79,10 +79,10 @@ def images_below(root: pathlib.Path, kind: str) -> list[str]:
     Raises MissingData for a folder that cannot be listed: without a part of a class the results would be wrong.
     """
     walk = Walk(root)
-    found = [name for name in walk.files(kind) if is_image_name(name)]
+    names = [name for name in walk.files(kind) if is_image_name(name)]
     if walk.left_out:
         raise MissingData("; ".join(list(walk.left_out.values())[:MAX_NAMED]))
-    return sorted(found, key=os.path.split)
+    return sorted(names, key=os.path.split)
 
 
 class Folders:

@@ -27,7 +27,7 @@ def read(folder: pathlib.Path, split: str) -> Contents | None:
         return None
     file = next((file for file in files if file.stem == f"dataset_{folder.name}"), files[0])  # all come in one zip
     wanted = SPLITS.get(split, (split,))
-    entries = [(path, captions) for own, path, captions in rows_of(file) if own in wanted]
+    entries = [(path, captions) for part, path, captions in rows_of(file) if part in wanted]
     if not entries:
         raise MissingData(f"{file} has no image of the split {split}")
     root = root_of(folder, entries[0][0])
@@ -54,12 +54,12 @@ def row_of(row: dict[str, Any]) -> tuple[str, str, tuple[str, ...]]:
 
 
 def root_of(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """Returns the folder that the image paths are relative to, found by the path of the split's first image."""
-    found = next((folder / root for root in FOLDERS if (folder / root / name).is_file()), None)
-    if found is None:
+    """Returns the folder that the image paths are relative to, by the path of the split's first image."""
+    base = next((folder / root for root in FOLDERS if (folder / root / name).is_file()), None)
+    if base is None:
         looked = ", ".join(str(folder / root / name) for root in FOLDERS)
         raise MissingData(f"{folder} has a split file, but its images are missing: looked for {looked}")
-    return found
+    return base
 
 
 class Captioned:

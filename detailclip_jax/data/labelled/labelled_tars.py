@@ -37,7 +37,8 @@ def read(folder: pathlib.Path, split: str) -> Contents | None:
 
     Raises MissingData that names the tar that is missing, compressed or truncated.
     """
-    root = next((folder / name for name in split_names(split) if is_split(folder / name)), None)
+    roots = (folder / name for name in split_names(split))
+    root = next((root for root in roots if (root / "nshards.txt").is_file() or (root / "0.tar").is_file()), None)
     if root is None:
         return None
     kind = (*lines_of(folder / "dataset_type.txt"), "classification")[0].lower()
@@ -50,11 +51,6 @@ def read(folder: pathlib.Path, split: str) -> Contents | None:
     identity = ("tars", kind, *classes, str(len(source)), *file_identity(root, [path.name for path in source.shards]))
     templates = lines_of(folder / "zeroshot_classification_templates.txt")
     return Contents(source, classes, identity, tuple(line for line in templates if line))
-
-
-def is_split(root: pathlib.Path) -> bool:
-    """Returns whether a folder holds the tars of a split."""
-    return (root / "nshards.txt").is_file() or (root / "0.tar").is_file()
 
 
 def class_names(folder: pathlib.Path) -> tuple[str, ...]:
@@ -79,11 +75,6 @@ def shards_of(root: pathlib.Path) -> list[pathlib.Path]:
     if missing := [path.name for path in paths if not path.is_file()]:
         raise MissingData(f"{root}: {', '.join(missing[:10])} are missing, of {num} tars; download them again")
     return paths
-
-
-def samples_of(path: pathlib.Path, shard: int) -> Iterator[Sample]:
-    """Yields the examples of one tar; `tar_archive.samples` says which members form one."""
-    return (Sample(shard, key, dict(members)) for key, members in samples(members_of(path)))
 
 
 def members_of(path: pathlib.Path) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -114,7 +105,11 @@ class Tars:
 
     def __init__(self, shards: Sequence[pathlib.Path], target: str):
         self.shards, self.target = list(shards), target
-        self.samples = [sample for number, path in enumerate(shards) for sample in samples_of(path, number)]
+        self.samples = [
+            Sample(shard, key, dict(members))
+            for shard, path in enumerate(shards)
+            for key, members in samples(members_of(path))  # `tar_archive.samples` says which members form one
+        ]
         if not self.samples:
             raise MissingData(
                 f"{len(self.shards)} tars in {self.shards[0].parent if shards else '?'} contain no example"
@@ -134,10 +129,10 @@ class Tars:
     def member(self, sample: Sample, extensions: Sequence[str]) -> bytes:
         """Returns the bytes of the first of the extensions that the example has."""
         path = self.shards[sample.shard]
-        found = next((sample.members[extension] for extension in extensions if extension in sample.members), None)
-        if found is None:
+        place = next((sample.members[extension] for extension in extensions if extension in sample.members), None)
+        if place is None:
             raise BadRecord(f"{path.name}:{sample.key}: no {' or '.join(extensions)}, only {', '.join(sample.members)}")
-        offset, size = found
+        offset, size = place
         if size > MAX_MEMBER_BYTES:
             raise BadRecord(f"{path.name}:{sample.key}: {size:,} bytes, more than {MAX_MEMBER_BYTES:,}")
         try:

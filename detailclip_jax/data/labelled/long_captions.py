@@ -28,7 +28,7 @@ FIRST = 1000
 SHAREGPT4V = ("share-captioner_coco_lcs_sam_1246k_1107.json", "share4v_sam_10k.json")  # the whole; its beginning
 
 Entries = list[tuple[str, tuple[str, ...]]]  # path of each image, and its captions
-Found = tuple[Entries, list[pathlib.Path]]  # with the folders in which the images may be
+Listing = tuple[Entries, list[pathlib.Path]]  # with the folders in which the images may be
 
 
 def read(folder: pathlib.Path, name: str) -> Contents | None:
@@ -36,10 +36,10 @@ def read(folder: pathlib.Path, name: str) -> Contents | None:
 
     Raises MissingData that names the file if its content is not as published, or if the images are missing.
     """
-    found = READERS[name](folder) if name in READERS and folder.is_dir() else None
-    if found is None:
+    listing = READERS[name](folder) if name in READERS and folder.is_dir() else None
+    if listing is None:
         return None
-    entries, roots = found
+    entries, roots = listing
     root = root_with((path for path, _ in entries), roots, f"{name} in {folder}")
     lines = ["\t".join((path, *texts, size)) for (path, texts), size in zip(entries, sizes_of(root, dict(entries)))]
     return Contents(Captioned(root, entries), (), ("long captions", name, *lines))
@@ -50,7 +50,7 @@ def json_rows(path: pathlib.Path) -> list[Any]:
     return [json.loads(line) for line in read_bytes(path).decode("utf-8-sig").split("\n") if line.strip()]
 
 
-def _urban1k(folder: pathlib.Path) -> Found | None:
+def _urban1k(folder: pathlib.Path) -> Listing | None:
     files = sorted((folder / "caption").glob("*.txt"))
     entries = []
     for file in files:
@@ -60,7 +60,7 @@ def _urban1k(folder: pathlib.Path) -> Found | None:
     return (entries, [folder / "image", folder / "images"]) if files else None
 
 
-def _dci(folder: pathlib.Path) -> Found | None:
+def _dci(folder: pathlib.Path) -> Listing | None:
     base = next(
         (base for base in (folder / "densely_captioned_images", folder) if (base / "splits.json").is_file()), None
     )
@@ -81,7 +81,7 @@ def _dci_entry(file: pathlib.Path) -> tuple[str, tuple[str, ...]]:
         return text_of(row, "image"), ("\n".join(filter(None, (text_of(row, "short_caption"), extra))),)
 
 
-def _docci(folder: pathlib.Path) -> Found | None:
+def _docci(folder: pathlib.Path) -> Listing | None:
     file = folder / "docci_descriptions.jsonlines"
     if not file.is_file():
         return None
@@ -91,7 +91,7 @@ def _docci(folder: pathlib.Path) -> Found | None:
         return _some(entries), [folder / "images", folder]
 
 
-def _iiw400(folder: pathlib.Path) -> Found | None:
+def _iiw400(folder: pathlib.Path) -> Listing | None:
     file = next((file for file in (folder / "IIW-400" / "data.jsonl", folder / "data.jsonl") if file.is_file()), None)
     if file is None:
         return None
@@ -101,19 +101,17 @@ def _iiw400(folder: pathlib.Path) -> Found | None:
         return _some(entries), [*(folder / name for name in ("images_aar", "docci_aar", "images")), *beside]
 
 
-def _sharegpt4v1k(folder: pathlib.Path) -> Found | None:
+def _sharegpt4v1k(folder: pathlib.Path) -> Listing | None:
     file = next((folder / name for name in SHAREGPT4V if (folder / name).is_file()), None)
     if file is None:
         return None
     with reading(file, "a list of ShareGPT4V's captions"):
         with open(file, "rb") as stream:
             rows = _first_rows(stream.read(FIRST_BYTES).decode(errors="ignore"), FIRST)
-        entries = [(text_of(row, "image"), (_answer(row),)) for row in rows]
+        entries = [
+            (text_of(row, "image"), (text_of(row["conversations"][1], "value").replace("\n", " "),)) for row in rows
+        ]
         return _some(entries), [folder, folder / "data", folder.parent]
-
-
-def _answer(row: Any) -> str:
-    return text_of(row["conversations"][1], "value").replace("\n", " ")
 
 
 def _first_rows(text: str, count: int) -> list[Any]:
@@ -134,7 +132,7 @@ def _some(entries: Entries) -> Entries:
     return entries
 
 
-READERS: dict[str, Callable[[pathlib.Path], Found | None]] = {
+READERS: dict[str, Callable[[pathlib.Path], Listing | None]] = {
     "urban1k": _urban1k,
     "dci": _dci,
     "docci": _docci,

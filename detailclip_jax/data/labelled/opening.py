@@ -44,7 +44,7 @@ def open_set(
     captioned: the caller needs captions, which the message about a set of your own that is missing then names.
 
     If a known set does not have its published size, a warning is logged.
-    Raises MissingData with the searched places and ways to get the set, or with the problem of the data found.
+    Raises MissingData with the searched places and ways to get the set, or with the problem of the data.
     """
     if not name.removeprefix(PATH).strip():
         raise MissingData(f"unknown set {name!r}; known: {', '.join(KNOWN)}")
@@ -53,8 +53,8 @@ def open_set(
         if contents := contents_of(folder, split, known):
             expected = expected_size(known, len(contents.source)) if split == "test" else None
             source = FirstCaptions(contents.source, num_captions) if is_captioned(contents) else contents.source
-            asked = f"captions {num_captions}, none blank" if is_captioned(contents) else ""
-            marks = fingerprint((*contents.identity, asked))
+            rule = f"captions {num_captions}, none blank" if is_captioned(contents) else ""
+            marks = fingerprint((*contents.identity, rule))
             warn_of_size(name, len(source), expected)
             return LabelledSet(name, source, contents.classes, marks, expected, contents.templates)
     raise MissingData(missing(name, split, pathlib.Path(data_dir), tried, captioned))
@@ -74,13 +74,13 @@ def readiness(known: Known, data_dir: str | pathlib.Path) -> Readiness:
     if not here:
         return Readiness(known.name, False, None, known.num_test, " | ".join(ways_to_get(known, data_dir)))
     try:
-        found = len(open_set(known.name, data_dir).source)
+        size = len(open_set(known.name, data_dir).source)
     except OSError as error:  # MissingData, or a folder without read permission
         return Readiness(known.name, False, None, known.num_test, str(error))
     note = known.sizes.get(
-        found, f"{found} images, not {known.num_test}: incomplete, or a different set of the same name"
+        size, f"{size} images, not {known.num_test}: incomplete, or a different set of the same name"
     )
-    return Readiness(known.name, found in known.sizes, found, expected_size(known, found) or known.num_test, note)
+    return Readiness(known.name, size in known.sizes, size, expected_size(known, size) or known.num_test, note)
 
 
 def places(name: str, data_dir: pathlib.Path) -> list[pathlib.Path]:
@@ -122,18 +122,18 @@ def is_captioned(contents: Contents) -> bool:
     return not contents.classes
 
 
-def expected_size(known: Known | None, found: int) -> int | None:
-    """Returns `found` if it is one of the published sizes, else the usual size; None for an unknown set."""
+def expected_size(known: Known | None, size: int) -> int | None:
+    """Returns `size` if it is one of the published sizes, else the usual size; None for an unknown set."""
     if known is None:
         return None
-    return found if found in known.sizes else known.num_test
+    return size if size in known.sizes else known.num_test
 
 
-def warn_of_size(name: str, found: int, expected: int | None, what: str = "test images") -> None:
+def warn_of_size(name: str, size: int, expected: int | None, what: str = "test images") -> None:
     """Logs a warning if the size is not the published one: the results are then not comparable."""
-    if expected is not None and found != expected:
+    if expected is not None and size != expected:
         logging.warning(
-            "%s has %d %s, but the published set has %d: the results are not comparable", name, found, what, expected
+            "%s has %d %s, but the published set has %d: the results are not comparable", name, size, what, expected
         )
 
 
@@ -142,20 +142,17 @@ def missing(name: str, split: str, data_dir: pathlib.Path, tried: list[pathlib.P
     known = KNOWN.get(name)
     captioned = known.captioned if known else captioned
     kind = "captioned" if captioned else "labelled"
-    lacks = f"holds no {kind} images of split {split} in a known layout"
-    seen = "; ".join(
-        f"{path} {lacks if path.is_dir() else 'does not exist'}{_other_splits(path, split)}" for path in tried
-    )
+    seen = []
+    for path in tried:
+        lacks = f"holds no {kind} images of split {split} in a known layout" if path.is_dir() else "does not exist"
+        if others := splits_of(path):
+            lacks += f" (its records have {', '.join(others)}: prepare the split with --split {split})"
+        seen.append(f"{path} {lacks}")
     guesses = (near_folder(path, tried) for path in tried if known is None and not path.exists())
     guess = next(filter(None, guesses), "")
-    own = captions_of_your_own(tried[0], split) if captioned else classes_of_your_own(tried[0], split)
-    ways = "\n  ".join(ways_to_get(known, data_dir) if known else (own, f"known sets are {', '.join(KNOWN)}"))
-    return f"no data of {name!r}: {seen}{guess or '.'}  Do one of these:\n  {ways}"
-
-
-def _other_splits(folder: pathlib.Path, split: str) -> str:
-    others = splits_of(folder)
-    return f" (its records have {', '.join(others)}: prepare the split with --split {split})" if others else ""
+    example = captions_of_your_own(tried[0], split) if captioned else classes_of_your_own(tried[0], split)
+    ways = "\n  ".join(ways_to_get(known, data_dir) if known else (example, f"known sets are {', '.join(KNOWN)}"))
+    return f"no data of {name!r}: {'; '.join(seen)}{guess or '.'}  Do one of these:\n  {ways}"
 
 
 def classes_of_your_own(folder: pathlib.Path, split: str) -> str:

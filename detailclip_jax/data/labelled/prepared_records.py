@@ -14,16 +14,11 @@ def read(folder: pathlib.Path, split: str) -> Contents | None:
     """
     for name in split_names(split):
         check_finished(folder, name)
-        if shards_of(folder, name):
-            return _contents(folder, name)
+        if shards := shards_of(folder, name):
+            source, classes = Records(folder, name), class_names(folder, name)
+            files = file_identity(folder, [path.name for path in shards])
+            return Contents(source, classes, ("records", *classes, str(len(source)), *files))
     return None
-
-
-def _contents(folder: pathlib.Path, name: str) -> Contents:
-    source, classes = Records(folder, name), class_names(folder, name)
-    shards = [path.name for path in shards_of(folder, name)]
-    identity = ("records", *classes, str(len(source)), *file_identity(folder, shards))
-    return Contents(source, classes, identity)
 
 
 def class_names(folder: pathlib.Path, split: str) -> tuple[str, ...]:
