@@ -123,15 +123,11 @@ def _caption(rng: np.random.Generator, groups: Groups, margin: float) -> str:
     text = listed(phrases)
     if len(order) > 1 and rng.random() < RELATION_SHARE:
         word = relation(groups[order[0]], groups[order[1]], margin)
-        text = _related(phrases, word) if word else text
+        if word:
+            text = f"{phrases[0]} {word} {phrases[1]}"
+            text += f", with {listed(phrases[2:])}" if phrases[2:] else ""
     plain = rng.random() < PLAIN_SHARE
     return TEMPLATES[0 if plain else rng.integers(1, len(TEMPLATES))].format(text)
-
-
-def _related(phrases: Sequence[str], word: str) -> str:
-    """Returns "a frog above a camera", or "a frog above a camera, with a kite" if there are further groups."""
-    text = f"{phrases[0]} {word} {phrases[1]}"
-    return f"{text}, with {listed(phrases[2:])}" if phrases[2:] else text
 
 
 def _centres(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 2"]:

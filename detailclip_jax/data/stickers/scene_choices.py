@@ -41,7 +41,7 @@ ALIKE = 1.25  # largest ratio of the boxes of two nouns at equal area, where the
 Boxes = Float[np.ndarray, "n 4"]
 
 
-class Told(NamedTuple):
+class Plan(NamedTuple):
     """A scene to draw, and its true captions: one, and the same fact with the nouns in the other order.
 
     shares: relative areas of the objects; None for random ones.
@@ -54,7 +54,7 @@ class Told(NamedTuple):
     fits: Callable[[Boxes], bool] | None = None
 
 
-Pair = tuple[Told, Told]
+Pair = tuple[Plan, Plan]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +83,8 @@ class SceneChoices:
         if not 0 <= index < len(self):
             raise IndexError(f"scene {index} of {len(self)}")
         number, which = divmod(index, 2)
-        told, rng = self.pair(number)[which], np.random.default_rng((self.seed, STREAM, number, 1 + which))
-        scene = compose(rng, sprites(self.style), told.nouns, self.size, shares=told.shares, fits=told.fits)
+        plan, rng = self.pair(number)[which], np.random.default_rng((self.seed, STREAM, number, 1 + which))
+        scene = compose(rng, sprites(self.style), plan.nouns, self.size, shares=plan.shares, fits=plan.fits)
         return {
             "image": scene.image,
             "captions": self.captions(index),
@@ -92,13 +92,13 @@ class SceneChoices:
             "key": f"stickers/choices/{self.seed}/{index}",
             "exchange": exchange_of(index),
             "boxes": scene.boxes,
-            "nouns": np.array(told.nouns, np.int32),
+            "nouns": np.array(plan.nouns, np.int32),
         }
 
     def captions(self, index: int) -> tuple[str, str]:
         """Returns the true and the false caption of a scene, which need no drawing."""
-        told = self.pair(index // 2)
-        return told[index % 2].captions[0], told[1 - index % 2].captions[0]
+        plans = self.pair(index // 2)
+        return plans[index % 2].captions[0], plans[1 - index % 2].captions[0]
 
     def pair(self, number: int) -> Pair:
         """Returns the two scenes of a pair, before they are drawn."""
@@ -115,13 +115,13 @@ def bag_of_words(choices: SceneChoices) -> dict[str, float]:
     """Returns for each exchange the largest share that a text side without word order can reach.
 
     It is the share of a reader who knows the scene perfectly but gets the words of a caption in no order: he drops a
-    caption whose words tell nothing true of the scene in any order, and guesses between those that remain.
+    caption whose words say nothing true of the scene in any order, and guesses between those that remain.
     """
     pairs = [choices.pair(number) for number in range(len(EXCHANGES) * choices.num_pairs)]
     shares: dict[str, list[float]] = {}
     for number, pair in enumerate(pairs):
-        own = [{_words(text) for text in told.captions} for told in pair]
-        remain = [sum(_words(told.captions[0]) in true for told in pair) for true in own]
+        facts = [{_words(text) for text in plan.captions} for plan in pair]
+        remain = [sum(_words(plan.captions[0]) in true for plan in pair) for true in facts]
         shares.setdefault(exchange_of(2 * number), []).extend(1 / left for left in remain)
     return {name: float(np.mean(shares[name])) for name in EXCHANGES}
 
@@ -153,7 +153,7 @@ def _object(rng: np.random.Generator, drawings: Sprites, size: int) -> Pair:
     allowed[[kept, first]] = False
     second = int(rng.choice(np.flatnonzero(allowed)))
     captions = _both(rng, (_a(kept), _a(first)), (_a(kept), _a(second)))
-    return Told((kept, first), captions[0]), Told((kept, second), captions[1])
+    return Plan((kept, first), captions[0]), Plan((kept, second), captions[1])
 
 
 def _count(rng: np.random.Generator, drawings: Sprites, size: int) -> Pair:
@@ -162,7 +162,7 @@ def _count(rng: np.random.Generator, drawings: Sprites, size: int) -> Pair:
     numbers = count, count + 1
     captions = _both(rng, *((NOUNS[counted].counted(number), _a(other)) for number in numbers))
     few, many = ((counted,) * number + (other,) for number in numbers)
-    return Told(few, captions[0]), Told(many, captions[1])
+    return Plan(few, captions[0]), Plan(many, captions[1])
 
 
 def _side(rng: np.random.Generator, drawings: Sprites, size: int) -> Pair:
@@ -170,23 +170,23 @@ def _side(rng: np.random.Generator, drawings: Sprites, size: int) -> Pair:
     word = ("above", "to the left of")[rng.integers(2)]
     words = word, OPPOSITE[word]
 
-    def told(word: str) -> Told:
+    def plan(word: str) -> Plan:
         captions = f"{_a(first)} {word} {_a(second)}", f"{_a(second)} {OPPOSITE[word]} {_a(first)}"
         fits = lambda boxes: relation(boxes[:1], boxes[1:], MARGIN * size) == word  # noqa: E731
-        return Told((first, second), captions, fits=fits)
+        return Plan((first, second), captions, fits=fits)
 
-    return told(words[0]), told(words[1])
+    return plan(words[0]), plan(words[1])
 
 
 def _of_two_sizes(rng: np.random.Generator, drawings: Sprites, say: Callable[[int, int, str], tuple[str, str]]) -> Pair:
     """Returns two scenes of the same two nouns, of which the first is the larger and the smaller one."""
     first, second = _alike(rng, drawings)
 
-    def told(word: str, shares: tuple[float, ...]) -> Told:
+    def plan(word: str, shares: tuple[float, ...]) -> Plan:
         fits = lambda boxes: size_relation(boxes[:1], boxes[1:]) == word  # noqa: E731
-        return Told((first, second), say(first, second, word), shares, fits)
+        return Plan((first, second), say(first, second, word), shares, fits)
 
-    return told("larger than", SHARES), told("smaller than", SHARES[::-1])
+    return plan("larger than", SHARES), plan("smaller than", SHARES[::-1])
 
 
 def _alike(rng: np.random.Generator, drawings: Sprites) -> tuple[int, int]:

@@ -90,9 +90,12 @@ class Stickers:
         if not 0 <= index < self.num_scenes:
             raise IndexError(f"scene {index} of {self.num_scenes}")
         rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
-        nouns = self._nouns(rng)
+        if self.split == "held_out_pairs":
+            nouns = draw_held_out(rng)
+        else:
+            nouns = draw_nouns(rng, 1 if self.single_object else draw_count(rng))
         scene = self._scene(rng, nouns.tolist(), index)
-        classes = _class_of_noun()[nouns]
+        classes = np.array(CLASS_OF_NOUN, np.int32)[nouns]
         return {
             "image": scene.image,
             "captions": captions(rng, nouns, scene.boxes, self.size),
@@ -112,14 +115,9 @@ class Stickers:
             return alone_on_white(rng, drawings, nouns[0], self.size, WHITE_SIDES[index % len(WHITE_SIDES)])
         return compose(rng, drawings, nouns, self.size, VARIETIES[self.scenes])
 
-    def _nouns(self, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-        if self.split == "held_out_pairs":
-            return draw_held_out(rng)
-        return draw_nouns(rng, 1 if self.single_object else draw_count(rng))
-
 
 def draw_count(rng: np.random.Generator, least: int = 1) -> int:
-    """Draws a number of objects with the probabilities `NUM_OBJECTS`, given that it is at least `least`."""
+    """Draws a number of objects with the probabilities `NUM_OBJECTS`, on condition that it is at least `least`."""
     share = np.array(NUM_OBJECTS[least - 1 :])
     return least + int(rng.choice(len(share), p=share / share.sum()))
 
@@ -160,11 +158,6 @@ def held_out_pairs() -> Bool[np.ndarray, "nouns nouns"]:
 def _is_held_out(first: str, second: str) -> bool:
     digest = hashlib.sha256("|".join(sorted((first, second))).encode()).digest()
     return first != second and int.from_bytes(digest, "big") % HELD_OUT_EVERY == 0
-
-
-@functools.cache
-def _class_of_noun() -> Int[np.ndarray, " nouns"]:
-    return np.array(CLASS_OF_NOUN, np.int32)
 
 
 def zero_shot_prompts() -> tuple[tuple[str, ...], ...]:

@@ -22,7 +22,7 @@ MIN_SIDE = 10.0  # pixels of a single object: in smaller drawings some details h
 CLEAN_SHARE = 0.5  # of the scenes on a plain ground: without noise, so that white stays white
 MAX_ANGLE = 20.0  # degrees
 MAX_OVERLAP = 0.15  # of the smaller box
-MIN_VISIBLE = 0.8  # of an object's own pixels; a layout that hides more is redrawn with smaller objects
+MIN_VISIBLE = 0.8  # of an object's pixels; a layout that hides more is redrawn with smaller objects
 SHRINK = 0.9
 NUM_CANDIDATES = 24
 GAIN = (0.8, 1.15)  # brightness factor of a drawing
@@ -154,8 +154,8 @@ def arrange(
         placements = layout(rng, drawings, nouns, size, scale, any_size, shares)
         layers = [draw_layer(drawings, placement, size) for placement in placements]
         instances = instance_map(layers, size)
-        own = [np.count_nonzero(layer.drawing[..., 3] > 127) for layer in layers]
-        if (_count(instances, len(layers)) >= MIN_VISIBLE * np.array(own)).all():
+        areas = [np.count_nonzero(layer.drawing[..., 3] > 127) for layer in layers]
+        if (_count(instances, len(layers)) >= MIN_VISIBLE * np.array(areas)).all():
             return layers, instances
         scale *= SHRINK
 
@@ -181,7 +181,8 @@ def layout(
     placements, boxes = [], np.zeros((0, 4))
     for noun, area in zip(nouns, areas):
         side, angle = scale * np.sqrt(area / drawings.fill[noun]), rng.uniform(-MAX_ANGLE, MAX_ANGLE)
-        half = _half_extent(drawings.extent[noun], angle)
+        cos, sin = abs(np.cos(np.radians(angle))), abs(np.sin(np.radians(angle)))
+        half = np.array([[cos, sin], [sin, cos]]) @ drawings.extent[noun] / 2  # of the box around it, for side 1
         fitting = largest * size / (2 * half.max())
         if any_size and len(nouns) == 1:
             side = max(fitting * rng.uniform(*ANY_SIDE), MIN_SIDE)
@@ -191,12 +192,6 @@ def layout(
         placements.append(Placement(noun, x, y, side, angle, rng.random() < 0.5))
         boxes = np.concatenate([boxes, box[None]])
     return placements
-
-
-def _half_extent(extent: Float[np.ndarray, "2"], angle: float) -> Float[np.ndarray, "2"]:
-    """Returns half the (width, height) of the box around a rotated drawing of side 1."""
-    cos, sin = abs(np.cos(np.radians(angle))), abs(np.sin(np.radians(angle)))
-    return np.array([[cos, sin], [sin, cos]]) @ extent / 2
 
 
 def _place(
@@ -296,15 +291,13 @@ def _degrade(
         noise = rng.standard_normal(image.shape[:2], np.float32)
         image += cv2.cvtColor(noise * np.float32(rng.uniform(*NOISE_STD)), cv2.COLOR_GRAY2RGB)
     pixels = _rounded(image)
-    return _jpeg(pixels, int(rng.integers(*JPEG_QUALITY))) if rng.random() < 0.5 else pixels
+    if rng.random() >= 0.5:
+        return pixels
+    bgr, quality = np.ascontiguousarray(pixels[..., ::-1]), int(rng.integers(*JPEG_QUALITY))
+    encoded = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, quality))[1]
+    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB))
 
 
 def _rounded(image: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
     rounded: np.ndarray = cv2.add(image, 0.0, dtype=cv2.CV_8U)  # pyright: ignore[reportCallIssue, reportArgumentType]
     return rounded  # to the nearest, ties to even, clipped
-
-
-def _jpeg(pixels: UInt8[np.ndarray, "h w 3"], quality: int) -> UInt8[np.ndarray, "h w 3"]:
-    bgr = np.ascontiguousarray(pixels[..., ::-1])
-    encoded = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, quality))[1]
-    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB))

@@ -63,7 +63,10 @@ def sprites(style: str | None = None) -> Sprites:
     squares = [_square(drawing, max(LEVELS)) for drawing in cropped]
     fill = [np.mean(square[..., 3] > 127, dtype=np.float32) for square in squares]
     extent = [np.array(drawing.shape[1::-1], np.float32) / max(drawing.shape) for drawing in cropped]
-    levels = {side: np.stack([_shrink(square, side) for square in squares]) for side in LEVELS}
+    levels = {
+        side: np.stack([cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA) for square in squares])
+        for side in LEVELS
+    }
     return Sprites(levels, np.stack(fill), np.stack(extent))
 
 
@@ -94,8 +97,8 @@ def _openmoji_font() -> Path:
 
 def _noto_font() -> Path:
     for folder in FONT_FOLDERS:
-        if found := sorted(Path(folder).expanduser().rglob(NOTO_FONT)):
-            return found[0]
+        if files := sorted(Path(folder).expanduser().rglob(NOTO_FONT)):
+            return files[0]
     raise FileNotFoundError(
         f"style 'noto' needs {NOTO_FONT} in {FONT_FOLDERS[0]} or another folder of fonts: apt-get install "
         "fonts-noto-color-emoji, or give the path of a font as the style"
@@ -128,7 +131,9 @@ def _from_font(path: Path) -> list[Drawing]:
     font = _load_font(path)
     unknown = _glyph(font, UNASSIGNED).tobytes()
     drawings = [_glyph(font, chr(noun.code_point)) for noun in NOUNS]
-    missing = [_describe(noun) for noun, drawing in zip(NOUNS, drawings) if drawing.tobytes() == unknown]
+    missing = [
+        f"{noun.name} (U+{noun.code_point:X})" for noun, drawing in zip(NOUNS, drawings) if drawing.tobytes() == unknown
+    ]
     if missing:
         raise ValueError(f"font {path} has no drawing of: {', '.join(missing)}")
     return drawings
@@ -151,10 +156,6 @@ def _glyph(font: ImageFont.FreeTypeFont, character: str) -> Drawing:
     return np.asarray(image)
 
 
-def _describe(noun: Noun) -> str:
-    return f"{noun.name} (U+{noun.code_point:X})"
-
-
 def _crop(drawing: Drawing) -> UInt8[np.ndarray, "h2 w2 4"]:
     """Crops a drawing to the box of its visible pixels; empty if none is visible."""
     visible = drawing[..., 3] > 127
@@ -173,7 +174,3 @@ def _square(drawing: Drawing, side: int) -> UInt8[np.ndarray, "side side 4"]:
     y, x = (side - height) // 2, (side - width) // 2
     square[y : y + height, x : x + width] = cv2.resize(drawing, (width, height), interpolation=interpolation)
     return square
-
-
-def _shrink(square: UInt8[np.ndarray, "h h 4"], side: int) -> UInt8[np.ndarray, "side side 4"]:
-    return cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA)
