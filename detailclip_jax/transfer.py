@@ -77,7 +77,7 @@ def add_predict_flags(to: flags_of.Parser, required: bool = False) -> None:
     add("--out", required=required, type=Path, metavar="DIR", help=out)
     add("--step", type=int, metavar="N", help="step of the checkpoint (default: the last)")
     add("--score", type=score, default=0.3, metavar="S", help="least score that is drawn (default: 0.3)")
-    flags_of.add_follow_links(command)
+    flags_of.add_follow_links(to)
 
 
 def score(text: str) -> float:

@@ -111,6 +111,7 @@ def train(run: Run) -> int:
             Action(config.checkpoint_every, session.save, at_last=True, at_stop=True),
             Action(config.evaluate_every, session.save_and_evaluate, at_last=session.ranks, at_stop=False),
         )
+        batches = None
         if start < total:
             batches = enter(task.open_batches(run, counted["examples"]))  # prepared while the step is compiled
             session.clock = Clock()
@@ -120,7 +121,7 @@ def train(run: Run) -> int:
             try:
                 if start and actions[-1].due(start, start == total, stop=False) and not checkpoints.scored(start):
                     session.evaluate(start, state)  # the run was stopped after saving this step, before its evaluation
-                if start >= total:
+                if batches is None:
                     console.say(f"all {total} steps are done; --config.total_steps=N continues up to step N")
                 else:
                     with batches:

@@ -154,7 +154,8 @@ def combined_loss(
     params = optimizer.stop_frozen(params, setup.groups)
     inputs = Inputs(params, state.ema_params, state.running, state.batch_stats, batch, keys, temperatures, weights)
     placed = layout.specs
-    specs = Inputs(placed.params, placed.ema_params, placed.running, P(), P(BATCH), Keys(P(), P(BATCH)), P(), P())
+    rest: Any = P(), P(BATCH), Keys(P(), P(BATCH)), P(), P()
+    specs = Inputs(placed.params, placed.ema_params, placed.running, *rest)
 
     def local_loss(shards: Inputs) -> Outputs:
         whole = {name: sharding.gather(getattr(shards, name), getattr(specs, name)) for name in Inputs._fields[:3]}
