@@ -29,7 +29,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app
 
@@ -69,7 +69,11 @@ def predict_parser() -> argparse.ArgumentParser:
 
 def add_predict_flags(to: flags_of.Parser, required: bool = False) -> None:
     """Adds the flags of predictions in a group of their own; `required`: those without a default are."""
-    add = to.add_argument_group("to draw predictions of a finished run").add_argument
+    group = to.add_argument_group("to draw predictions of a finished run")
+
+    def add(*names: str, **options: Any) -> None:
+        to.arguments.append(group.add_argument(*names, **options))
+
     add("--predict", required=required, metavar=flags_of.EITHER, help="images, a pattern, or one image")
     workdir = "workdir of a run of segmentation or detection"
     add("--checkpoint", required=required, type=Path, metavar="DIR", help=workdir)
