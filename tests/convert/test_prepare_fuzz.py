@@ -371,7 +371,7 @@ CUT = {
 def test_a_table_whose_download_was_cut_is_named(tmp_path, kind, capsys):
     name, data = CUT[kind]
     path = trees.write(tmp_path / name, data[: len(data) // 2])
-    assert main([kind, str(path), "--images", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert main([kind, str(path), "--images", str(tmp_path), "--out", f"{tmp_path}-out"]) == 2
     said = capsys.readouterr().err
     assert str(path) in said and "truncated or damaged" in said
 
@@ -395,7 +395,7 @@ ODD = {
 def test_tables_of_another_form_are_a_message(tmp_path, kind, capsys):
     name, content = ODD[kind]
     path = trees.write(tmp_path / name, content)
-    assert main([kind, str(path), "--images", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert main([kind, str(path), "--images", str(tmp_path), "--out", f"{tmp_path}-out"]) == 2
     assert f"error: {path}" in capsys.readouterr().err
 
 
@@ -406,7 +406,7 @@ def test_photo_ids_that_are_no_numbers_are_a_message(tmp_path, photo, capsys):
         database.execute("CREATE TABLE yfcc100m_dataset (photoid, title, description)")
         database.execute(f"INSERT INTO yfcc100m_dataset VALUES ({photo}, 't', 'd')")
         database.commit()
-    assert main(["yfcc-sqlite", str(path), "--images", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert main(["yfcc-sqlite", str(path), "--images", str(tmp_path), "--out", f"{tmp_path}-out"]) == 2
     assert f"error: {path} is damaged, or not a YFCC100M table" in capsys.readouterr().err
 
 

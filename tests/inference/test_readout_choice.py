@@ -70,7 +70,7 @@ def test_dinotxt_is_read_as_trained_where_nothing_was_chosen(tmp_path):
 def test_our_own_format_carries_the_choice(tmp_path):
     workdir, file = write_checkpoint(tmp_path / "run"), tmp_path / "own.safetensors"
     readout_choice.write(workdir, 0, "ema", PLAIN)
-    command = [f"--checkpoint={workdir}", "--to=safetensors", f"--out={file}", "--no-verify"]
+    command = [f"--checkpoint={workdir}", "--to=safetensors", f"--out={file}"]
     assert export.main([*command, "--weights=ema"]) == 0
     assert import_torch.main([str(file), f"--out={tmp_path / 'imported'}"]) == 0
     for weights in ("student", "ema"):
