@@ -172,7 +172,8 @@ def shapes(folder: Path) -> Texts:
     cells: dict[str, list[str]] = {}
     for name in OF_SHAPES:
         scores = read(folder / name / "readouts.json")["300"]["student"]["mean_iou"]
-        for part, one in ((part, one) for part, one in parts[name].items() if "gain" in one):
+        for part in ("O v", "O S v", "plain", "maskclip", "naclip"):
+            one = parts[name][part]
             score = scores.get({"O v": "maskclip_bare"}.get(part, part))
             told = ["" if score is None else f"{100 * score:.1f}", f"{one['gain']:+.2f}", f"{one['inverted']:.0f} %"]
             cells.setdefault(part, []).extend(told)
