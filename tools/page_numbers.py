@@ -64,19 +64,20 @@ OVERVIEW = "--labels=demo,configs/detail.py --what=overview --num-images=2"
 def overview(folder: Path) -> Texts:
     """The first figure of the README: the demo's checkpoint, and that of configs/detail.py, each by its best read-out.
 
-    The caption has the mean IoU of both, which chose them.
+    The caption has the scores that chose them.
     """
     runs = {"demo": (folder.parent / "demo", 600, "ema"), "configs/detail.py": (folder / "detail", 2834, "student")}
     found = {}
     for name, (workdir, step, weights) in runs.items():
         choice = read(workdir / "readouts.json")[str(step)][weights]
-        found[name] = f"`{choice['readout']}` (mIoU {100 * choice['mean_iou'][choice['readout']]:.1f})"
+        score, inverted = (100 * choice[what][choice["readout"]] for what in ("mean_iou", "inverted"))
+        found[name] = f"`{choice['readout']}` (mIoU {score:.1f}, {inverted:.0f} % of the words inverted)"
     caption = (
         f"*`python -m detailclip_jax.visualize --checkpoint=runs/stickers --checkpoint=runs/detail {OVERVIEW}`, after "
         f"`make demo`, `python -m detailclip_jax.main {DETAIL} --workdir=runs/detail` and `evaluate {BEST}` of both: "
         "scenes of unseen pairs, CLS attention (eq. 9), the half of the patches with the most attention, the demo's "
         "prediction of the others, and the map of each noun minus the mean of all 96 nouns (yellow: its maximum), by "
-        f"the read-out that is best on 100 scenes: {found['demo']} for the demo's EMA teacher, "
+        f"the read-out that `evaluate` chose on 100 scenes: {found['demo']} for the demo's EMA teacher, "
         f"{found['configs/detail.py']} for `configs/detail.py`. [OpenMoji](https://openmoji.org), CC BY-SA 4.0.*"
     )
     return {"caption": caption}

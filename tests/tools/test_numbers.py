@@ -71,11 +71,12 @@ def test_texts_are_written_from_what_the_commands_leave(tmp_path):
         ("overview/detail", "2834", "student", "plain"),
     ):
         (tmp_path / path).mkdir(parents=True)
-        choice = {"readout": readout, "mean_iou": {readout: 0.179, "tips": 0.1}}
+        choice = {"readout": readout, "mean_iou": {readout: 0.179, "tips": 0.1}, "inverted": {readout: 0.01}}
         (tmp_path / path / "readouts.json").write_text(json.dumps({step: {weights: choice}}))
     caption = " ".join(texts(folder, "overview")["overview.caption"])
     assert caption.startswith("*`python -m detailclip_jax.visualize")
-    assert "`gem` (mIoU 17.9) for the demo's" in caption and "`plain` (mIoU 17.9) for `configs/detail.py`" in caption
+    assert "`gem` (mIoU 17.9, 1 % of the words inverted) for the demo's" in caption
+    assert "`plain` (mIoU 17.9, 1 % of the words inverted) for `configs/detail.py`" in caption
 
 
 def test_tables_of_methods_are_written_from_their_runs(tmp_path):
