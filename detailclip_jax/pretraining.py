@@ -17,16 +17,10 @@ from detailclip_jax.config import run_config, sizes
 from detailclip_jax.config.data_path import components, is_endless
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.bad_records import bad_list
-from detailclip_jax.data.caption_rules import SOURCES, num_captions, parse, with_own_number
-from detailclip_jax.data.distinct_captions import warning_of_few
-from detailclip_jax.data.lengths import (
-    caption_lengths,
-    lengths_within,
-    sampled_captions,
-    trimmed,
-    warning_of_long_captions,
-)
-from detailclip_jax.data.mixture import check_some_caption, members_of, single_sentences, summary, without_text
+from detailclip_jax.data.caption_rules import num_captions, with_own_number
+from detailclip_jax.data.caption_warnings import check_some_caption, sample_of, warnings_of
+from detailclip_jax.data.lengths import caption_lengths, lengths_within, trimmed
+from detailclip_jax.data.mixture import members_of, summary
 from detailclip_jax.data.preprocessing import NATIVE, transform_of
 from detailclip_jax.data.views import LARGE, check_reducing_gap, crops_from_config
 from detailclip_jax.data.vocabularies import tokenizer_of
@@ -58,10 +52,6 @@ REPEATS = (
 )
 
 
-EMPTY = "{empty} of {sampled} sampled examples train with an empty text by data.caption {rule!r}"
-LEAVE_OUT = "detailclip_jax.prepare --require-caption, with a new --out, leaves out examples without a caption"
-
-
 def prepare(
     config: ConfigDict, workdir: str | Path, given: Iterable[str] = (), written: ConfigDict | None = None
 ) -> Run:
@@ -84,11 +74,14 @@ def prepare(
     config = run_config.resolve(config, len(source))
     built = experiment.build(config)
     config = built.config
+    caption_warnings: list[str] = []
     if built.method.has_text:
-        check_some_caption(source, config.data.caption)
+        samples = sample_of(source)
+        check_some_caption(samples, config.data.caption)
+        caption_warnings = warnings_of(samples, config, built.method.contrast)
     run_config.check_workdir(Path(workdir), config)
     console = Console(enabled=jax.process_index() == 0)
-    return Run(config, Path(workdir), built, source, console, PRETRAINING, given=given)
+    return Run(config, Path(workdir), built, source, console, task_of(caption_warnings), given=given)
 
 
 def validate(config: ConfigDict) -> None:
@@ -186,8 +179,8 @@ def open_source(config: ConfigDict) -> pipeline.Source:
         raise ValueError(f"data.source {config.data.source!r}: {error}") from error
 
 
-def introduce(run: Run) -> None:
-    """Prints what is about to run: method, devices, data, length, schedules and parameters."""
+def introduce(run: Run, caption_warnings: Sequence[str] = ()) -> None:
+    """Prints what is about to run: method, devices, data, length, schedules, parameters, and warnings of captions."""
     config, say = run.config, run.console.say
     devices = jax.devices()
     say(f"{config.method} {config.model.size} on {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
@@ -197,7 +190,7 @@ def introduce(run: Run) -> None:
         say(f"held out from training: {found.origin}")
     lines = [*unread_crops(run), *first_run_missing(run), *rate_of_another_batch(run)]
     lines += repeats(run.source, config.batch_size) if run.experiment.method.has_text else []
-    for line in (*lines, *sampled_warnings(run), *empty_captions(run), *same_captions(run)):
+    for line in (*lines, *caption_warnings):
         run.console.warn(line)
     epochs = run_config.num_epochs(config, len(run.source))
     say(f"{counted(config.total_steps, 'step')} of {config.batch_size}, {plain(epochs)} epochs; workdir {run.workdir}")
@@ -252,55 +245,11 @@ def rate_of_another_batch(run: Run) -> list[str]:
     ]
 
 
-def sampled_warnings(run: Run) -> list[str]:
-    """Returns warnings if, in a sample of the data, captions are longer than the context, equal or empty.
-
-    `empty_captions` knows more of the empty ones of a rule that names fields.
-    """
-    config, method, rule = run.config, run.experiment.method, run.config.data.caption
-    if not method.has_text or is_endless(config.data):
-        return []
-    captions = list(sampled_captions(run.source, rule, num_captions(config.data)))
-    lines = [warning_of_long_captions(captions, tokenizer_of(config, config.data.keep_eot))]
-    first = [each for each, *_ in captions]
-    if method.contrast:
-        lines.append(warning_of_few(first, config.batch_size, method.contrast))
-    if "" in first and not parse(rule).fields:
-        lines.append(f"{EMPTY.format(empty=first.count(''), sampled=len(first), rule=rule)}; {LEAVE_OUT}")
-    return [line for line in lines if line]
-
-
 def contrast_of(run: Run) -> Contrast | None:
     """Returns the contrast that the session watches, from the end of the warm-up; None if the method has none."""
     config, term = run.config, run.experiment.method.contrast
     after = clamp_warmup(experiment.warmup_steps(config), config.total_steps)
     return Contrast(term, config.batch_size, after) if term else None
-
-
-def empty_captions(run: Run) -> list[str]:
-    """Returns a warning if sampled examples lack a text in the fields that the rule names, else an empty list."""
-    rule = run.config.data.caption
-    num_empty, num_asked, others = without_text(run.source, rule)
-    if not num_empty:
-        return []
-    more = f"{rule},{others[0]}" if others and not rule.startswith(SOURCES) else ""
-    if others and not more:  # each list of `sources` is a caption
-        more = SOURCES + ",".join(f"{'/'.join(names)}/{others[0]}" for names in parse(rule).fields)
-    way_out = f"; add a field that they have, as in --config.data.caption={more}" if more else ""
-    return [EMPTY.format(empty=num_empty, sampled=num_asked, rule=rule) + way_out]
-
-
-def same_captions(run: Run) -> list[str]:
-    """Returns a warning if most sampled examples have one sentence for several captions, else an empty list."""
-    rule = run.config.data.caption
-    num_single, num_asked = single_sentences(run.source, rule)
-    if 2 * num_single <= num_asked:
-        return []
-    return [
-        f"the captions of {num_single} of {num_asked} sampled examples have one sentence: all "
-        f"{num_captions(run.config.data)} captions of such an image will be the same; data.caption {rule!r} is for "
-        "captions of several sentences"
-    ]
 
 
 def repeats(source: pipeline.Source, batch_size: int) -> list[str]:
@@ -471,23 +420,14 @@ def _divided_batch(run: Run) -> Finding:
     return Finding("; WARNING: ".join([text, *rate_of_another_batch(run)]))
 
 
-def _readable_data(run: Run) -> Finding:
-    """Checks that this process can read the data, and that the data are the same on all processes.
-
-    It warns of captions that are too long for the context, or too short for a method with several captions.
-    """
+def _readable_data(run: Run, caption_warnings: Sequence[str]) -> Finding:
+    """Checks that this process can read the data, and that the data are the same on all processes."""
     fingerprint, members = provenance.data_fingerprint(run.source), members_of(run.source)
     sets = f" ({run.source.name})" if len(members) > 1 else ""
     ends = accumulate(len(member.source) for member in members)
     height, width = [pipeline.read(run.source, end - 1)[1].shape[:2] for end in ends][-1]
     text = f"{run.config.data.source}: {len(run.source):,} examples{sets}, the last image {width} x {height} pixels"
-    lines = [
-        f"{text}, fingerprint {fingerprint}",
-        *sampled_warnings(run),
-        *empty_captions(run),
-        *same_captions(run),
-    ]
-    return Finding("; WARNING: ".join(lines), int(fingerprint, 16))
+    return Finding("; WARNING: ".join([f"{text}, fingerprint {fingerprint}", *caption_warnings]), int(fingerprint, 16))
 
 
 def _share(run: Run) -> tuple[Any, PyTree]:
@@ -503,20 +443,25 @@ def _share(run: Run) -> tuple[Any, PyTree]:
     return alone, jax.eval_shape(lambda: dummy_batch(run.config, config.batch_size))
 
 
-PRETRAINING = Task(
-    terms=lambda run: list(run.experiment.method.terms),
-    introduce=introduce,
-    fresh=_fresh,
-    open_batches=open_batches,
-    batch_shapes=batch_shapes,
-    trim=trim,
-    about_batch=about_batch,
-    evaluate=evaluate,
-    finish=write_results,
-    findings={"start": _origin, "batch": _divided_batch, "data": _readable_data},
-    share=_share,
-    less_memory=LESS_MEMORY,
-    gentler=gentler,
-    images=images,
-    contrast=contrast_of,
-)
+def task_of(caption_warnings: Sequence[str] = ()) -> Task:
+    """Returns the task of pretraining; `caption_warnings` are those of `data.caption_warnings`."""
+    return Task(
+        terms=lambda run: list(run.experiment.method.terms),
+        introduce=lambda run: introduce(run, caption_warnings),
+        fresh=_fresh,
+        open_batches=open_batches,
+        batch_shapes=batch_shapes,
+        trim=trim,
+        about_batch=about_batch,
+        evaluate=evaluate,
+        finish=write_results,
+        findings={"start": _origin, "batch": _divided_batch, "data": lambda run: _readable_data(run, caption_warnings)},
+        share=_share,
+        less_memory=LESS_MEMORY,
+        gentler=gentler,
+        images=images,
+        contrast=contrast_of,
+    )
+
+
+PRETRAINING = task_of()

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.data_path import Component, components, whole_numbers
 from detailclip_jax.data import sources
-from detailclip_jax.data.caption_rules import SENTENCE_RULES, is_blank, parse, sentences_for, text_fields
+from detailclip_jax.data.caption_rules import SENTENCE_RULES, is_blank, parse, text_fields
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
 from detailclip_jax.runtime.errors import near
 
@@ -150,8 +150,9 @@ def check_captions(source: Source, rule: str) -> None:
     A name that no set has also raises.  Up to NUM_ASKED readable examples per set are checked, evenly spaced, since an
     example may lack a field that others have; a field that is blank in all of them, and in NUM_FOR_BLANK, is missing.
     """
-    lists = parse(rule).fields
+    name, lists = parse(rule)
     names = set(itertools.chain.from_iterable(lists))
+    way_out = f"; --config.data.caption={name} takes the sentences of all captions" if name in SENTENCE_RULES else ""
     known = {member.name: _fields(member.source, names) for member in members_of(source)} if lists else {}
     for wanted, (set_name, fields) in itertools.product(lists, known.items()):
         unknown = [name for name in wanted if not any(name in fields.filled for fields in known.values())]
@@ -161,73 +162,8 @@ def check_captions(source: Source, rule: str) -> None:
             why = f" ({', '.join(blank)}: blank in {NUM_FOR_BLANK} examples spread over the set)" if blank else ""
             raise ValueError(
                 f"data.caption {rule!r}: the data {set_name!r} have no caption field {', '.join(map(repr, lacks))}; "
-                f"they have {has}{why}{near(lacks[0], fields.filled, cutoff=0.7)}{_way_out(rule)}"
+                f"they have {has}{why}{near(lacks[0], fields.filled, cutoff=0.7)}{way_out}"
             )
-
-
-def _way_out(rule: str) -> str:
-    name = parse(rule).name
-    return f"; --config.data.caption={name} takes the sentences of all captions" if name in SENTENCE_RULES else ""
-
-
-def check_some_caption(source: Source, rule: str) -> None:
-    """Raises ValueError, with the way out, if no checked example of a set has a caption.
-
-    Up to NUM_FOR_BLANK readable examples per set are checked, evenly spaced.  A caption of a rule with fields is a text
-    in one of them; that each field has texts is checked by `check_captions`.
-    """
-    name, lists = parse(rule)
-    fields = list(dict.fromkeys(itertools.chain.from_iterable(lists))) or ["captions"]
-    where = f" in {' or '.join(map(repr, fields))}" if lists else ""
-    for member in members_of(source):
-        num_blank = _num_blank(member.source, rule, fields)
-        if num_blank:
-            others = [field for field in _fields(member.source, ()).filled if field not in fields]
-            by_name = f"{name if name in SENTENCE_RULES else 'field'}:{','.join(others)}"
-            raise ValueError(
-                f"{member.name} has {len(member.source):,} examples, and none of {num_blank} spread over it has a "
-                f"caption{where}, which this method trains on; "
-                f"{f'take --config.data.caption={by_name}, ' if others else ''}"
-                "prepare the set again with --caption-column=NAME (docs/records.md), or choose a method without text, "
-                "such as dino or mae"
-            )
-
-
-def _num_blank(source: Source, rule: str, fields: Collection[str]) -> int:
-    """Returns how many examples were checked if a rule finds no text in any, and 0 as soon as one has a text."""
-    of_sentences, num_blank = parse(rule).name in SENTENCE_RULES, 0
-    for example in _asked(source, NUM_FOR_BLANK):
-        if sentences_for(example, rule) if of_sentences else not all(is_blank(example.get(name)) for name in fields):
-            return 0
-        num_blank += 1
-    return num_blank
-
-
-def single_sentences(source: Source, rule: str) -> tuple[int, int]:
-    """Returns in how many checked examples a rule of sentences finds a single one, and how many it checked.
-
-    Both are 0 for another rule.
-    """
-    if parse(rule).name not in SENTENCE_RULES:
-        return 0, 0
-    asked = itertools.chain.from_iterable(_asked(member.source) for member in members_of(source))
-    counts = [len(sentences_for(example, rule)) for example in asked]
-    return counts.count(1), len(counts)
-
-
-def without_text(source: Source, rule: str) -> tuple[int, int, list[str]]:
-    """Returns how many checked examples lack a text that a rule takes from named fields, and how many were checked.
-
-    Third: the other fields that hold a text in every example that lacks one.  Nothing is checked for a rule without
-    names.
-    """
-    lists = parse(rule).fields
-    if not lists:
-        return 0, 0, []
-    asked = [*itertools.chain.from_iterable(_asked(member.source, NUM_FOR_BLANK) for member in members_of(source))]
-    lacking = [each for each in asked if any(all(is_blank(each.get(name)) for name in names) for names in lists)]
-    filled = [{name for name in text_fields(each) if not is_blank(each[name])} for each in lacking]
-    return len(lacking), len(asked), sorted(set.intersection(*filled)) if filled else []
 
 
 def check_labels(source: Source, num_classes: int) -> None:

@@ -23,7 +23,7 @@ from detailclip_jax.data.caption_rules import (
     with_own_number,
 )
 from detailclip_jax.data.lengths import trimmed
-from detailclip_jax.data.mixture import check_captions, check_some_caption, single_sentences
+from detailclip_jax.data.mixture import check_captions
 from detailclip_jax.data.pipeline import BatchOptions, Pipeline, Stream
 from detailclip_jax.data.sources import BadRecord, Records, write_records
 from detailclip_jax.data.stickers.scene_source import Stickers
@@ -473,21 +473,6 @@ def test_stickers_name_their_caption_fields():
         assert ("did you mean 'long'?" in str(refused.value)) == (lacks == "lng")
 
 
-@pytest.mark.parametrize(
-    ("captions", "rule", "expected"),
-    [
-        (["A title"], "crops", (10, 10)),
-        (["A title."], "diverse:captions", (10, 10)),
-        (["One. Two"], "diverse", (0, 10)),
-        (["One. Two"], "random", (0, 0)),
-        (["A title", "a text"], "crops", (0, 10)),
-        ([""], "crops", (0, 10)),
-    ],
-)
-def test_examples_with_a_single_sentence_are_counted(captions, rule, expected):
-    assert single_sentences([{"captions": captions, "key": "k"}] * 20, rule) == expected
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> str:
     """A set with captions that have no names."""
@@ -536,42 +521,6 @@ def test_a_text_in_few_examples_is_found(tmp_path):
     fields = [{"title": "t" if number == 15 else ""} for number in range(200)]  # none of the first ten checked has it
     fields[14]["title"] = "t"  # one of a hundred
     check_captions(Records(records_of(tmp_path, *fields), "train"), "field:title")
-
-
-@pytest.mark.parametrize(
-    "rule", ["random", "crops", "crops:long", "diverse:long", "sources:captions,long", "field:title"]
-)
-def test_a_set_without_any_caption_is_refused_by_every_rule(tmp_path, rule):
-    """An example of such a set has no text field at all, so none can lack."""
-    write_records(tmp_path, ({"image": make_image(0), "captions": [], "key": "k"} for _ in range(20)))
-    source = Records(str(tmp_path), "train")
-    check_captions(source, rule)
-    where = {"crops:long": " in 'long'", "sources:captions,long": " in 'captions' or 'long'"}.get(rule, "")
-    with pytest.raises(ValueError, match=f"none of 20 spread over it has a caption{where}.*--caption-column"):
-        check_some_caption(source, rule)
-
-
-@pytest.mark.parametrize(
-    ("rule", "captions", "taken"),
-    [
-        ("random", [], "field:long,web"),
-        ("diverse", [" . "], "diverse:long,web"),
-        ("crops:web", ["a"], "crops:captions,long"),
-    ],
-)
-def test_the_fields_that_have_texts_are_named(tmp_path, rule, captions, taken):
-    example = {"image": make_image(0), "captions": captions, "key": "k", "long": "A dog. A cat.", "web": "."}
-    write_records(tmp_path, (example for _ in range(3)))
-    with pytest.raises(ValueError, match=f"trains on; take --config.data.caption={taken}, prepare the set again"):
-        check_some_caption(Records(str(tmp_path), "train"), rule)
-
-
-def test_one_text_in_a_named_field_is_enough(tmp_path):
-    source = Records(records_of(tmp_path, *[{}] * 19, {"title": "t"}), "train")
-    check_some_caption(source, "sources:captions,title")
-    check_some_caption(source, "field:title")
-    with pytest.raises(ValueError, match="has a caption in 'web'"):
-        check_some_caption(source, "field:web")
 
 
 def test_a_set_is_judged_by_readable_examples_alone():

@@ -11,10 +11,9 @@ from tiny import on_devices
 
 from detailclip_jax import evaluation, main, pretraining
 from detailclip_jax.config import run_config
-from detailclip_jax.data import held_out, lengths, mixture, pipeline
+from detailclip_jax.data import held_out, mixture, pipeline
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.sources import MissingData, write_records
-from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import run_figures
 from detailclip_jax.pretraining import validate
 from detailclip_jax.runtime.progress import Console
@@ -228,16 +227,6 @@ def test_a_supervised_run_on_own_data_ends_with_its_accuracy(tmp_path):
 def test_a_negative_number_is_refused(records):
     with pytest.raises(ValueError, match=r"data\.held_out"):
         validate(config_of(records, **{"data.held_out": -1}))
-
-
-def test_captions_that_are_mostly_cut_are_said_before_the_run(tmp_path):
-    write_records(tmp_path, examples(40, caption="a {colour} thing and another one " * 3))
-    source, tokenizer = pipeline.open_source(config_of(tmp_path)), Tokenizer(12)
-    captions = list(lengths.sampled_captions(source, "random"))
-    said = lengths.warning_of_long_captions(captions, tokenizer)
-    assert "100.0% of 36 sampled captions are longer than model.context_length 12" in said
-    assert "(median length 20)" in said and "--config.model.context_length=20 keeps more" in said
-    assert lengths.warning_of_long_captions(captions, Tokenizer(20)) == ""
 
 
 def test_a_finished_run_names_the_command_that_goes_on(tmp_path):

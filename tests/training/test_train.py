@@ -22,8 +22,6 @@ from toy import toy_run
 
 from detailclip_jax import methods, pretraining
 from detailclip_jax.config import run_config
-from detailclip_jax.data import mixture
-from detailclip_jax.data.distinct_captions import contrast_floor
 from detailclip_jax.data.mixture import Member, Mixture
 from detailclip_jax.data.sources import write_records
 from detailclip_jax.runtime import metric_files
@@ -346,32 +344,6 @@ def test_a_batch_size_without_its_learning_rate_is_warned_of(source, given, is_w
     assert FINDINGS["batch"](run).text == "; WARNING: ".join(["128 pairs: 128 per device", *lines])
 
 
-@pytest.mark.parametrize(("text", "is_warned"), [("A title", True), ("One. Two", False)])
-def test_captions_of_one_sentence_are_warned_of(run_of, monkeypatch, text, is_warned):
-    monkeypatch.setattr(pretraining, "single_sentences", lambda _, rule: mixture.single_sentences(source, rule))
-    source = [{"captions": [text], "key": "k"}] * 10
-    run = run_of(**{"data.caption": "diverse", "data.num_captions": 4})
-    pretraining.introduce(run)
-    line = "the captions of 10 of 10 sampled examples have one sentence: all 4 captions of such an image"
-    assert (line in text_of(run)) == is_warned
-    assert (f"; WARNING: {line}" in FINDINGS["data"](run).text) == is_warned  # before a launch as well
-
-
-def test_examples_without_a_text_in_the_named_fields_are_warned_of(run_of, monkeypatch):
-    """As the images without a row of joined captions, which keep their own."""
-    monkeypatch.setattr(pretraining, "without_text", lambda _, rule: mixture.without_text(source, rule))
-    source = [{"captions": ["a"], "key": "k", "long": " "}, *[{"captions": ["a"], "key": "k", "long": "b"}] * 3]
-    run = run_of(**{"data.caption": "field:long"})
-    line = (
-        "1 of 4 sampled examples train with an empty text by data.caption 'field:long'; add a field that they have, as "
-    )
-    assert f"WARNING: {line}in --config.data.caption=field:long,captions" in FINDINGS["data"](run).text
-    pretraining.introduce(run)
-    assert line in text_of(run)
-    run.config.data.caption = "field:long,captions"
-    assert "empty text" not in FINDINGS["data"](run).text
-
-
 def test_a_missing_first_run_is_said_at_the_start(run_of, monkeypatch):
     monkeypatch.setattr(pretraining, "is_endless", lambda found: False)
     run = run_of()
@@ -397,50 +369,6 @@ def test_a_batch_larger_than_the_data_is_said_of_methods_with_captions(run_of):
         pretraining.introduce(run._replace(source=range(num_examples)))
     assert text_of(run).count("*** WARNING: a batch of 8 contains some of the 3 examples more than once") == 1
     assert "some of the 8 examples" not in text_of(run)
-
-
-@pytest.mark.parametrize("contrast", ["clip", ""])
-def test_few_distinct_captions_are_warned_of_with_the_floor_of_the_contrast(run_of, monkeypatch, contrast):
-    """Issue 53: 1,050 images with three captions trained at ln(64) without a word."""
-    monkeypatch.setattr(pretraining, "is_endless", lambda data: False)
-    run = run_of(batch_size=64)
-    run.experiment.method = run.experiment.method._replace(has_text=True, contrast=contrast)
-    source = [{"captions": [f"a {('cat', 'dog', 'bird')[i % 3]}"], "key": str(i)} for i in range(1050)]
-    lines = pretraining.sampled_warnings(run._replace(source=source))
-    assert len(lines) == bool(contrast)
-    for line in lines:
-        check_names(
-            line,
-            "200 sampled examples have 3 distinct captions",
-            "64",
-            "'clip'",
-            "below about 3.0",
-            "4.16",
-            "docs/troubleshooting.md",
-        )
-    distinct = [{**example, "captions": [example["key"]]} for example in source]
-    assert pretraining.sampled_warnings(run._replace(source=distinct)) == []
-
-
-def test_an_empty_caption_is_warned_of_without_a_named_field(run_of, monkeypatch):
-    """A row `a.jpg,` of a table."""
-    monkeypatch.setattr(pretraining, "is_endless", lambda data: False)
-    run = run_of(**{"data.caption": "random"})
-    run.experiment.method = run.experiment.method._replace(has_text=True)
-    source = [{"captions": [" "] if i == 2 else [f"caption {i}"], "key": str(i)} for i in range(12)]
-    (line,) = pretraining.sampled_warnings(run._replace(source=source))
-    check_names(line, "1 of 12 sampled examples train with an empty text by data.caption 'random'", "--require-caption")
-    assert pretraining.sampled_warnings(run._replace(source=source[:2])) == []
-
-
-@pytest.mark.parametrize(("captions", "floor"), [("aabb", np.log(2)), ("aaab", 0.75 * np.log(3)), ("abcd", 0), ("", 0)])
-def test_the_floor_of_a_contrast_is_that_of_a_model_which_knows_every_caption(captions, floor):
-    """The oracle: the loss of scores that are high wherever two captions are equal."""
-    assert contrast_floor(captions, 4) == pytest.approx(floor)
-    if captions:
-        scores = jax.numpy.array([[100.0 * (a == b) for a in captions] for b in captions])
-        loss = -jax.nn.log_softmax(scores).diagonal().mean()
-        assert contrast_floor(captions, len(captions)) == pytest.approx(float(loss), abs=1e-6)
 
 
 @pytest.mark.parametrize(
