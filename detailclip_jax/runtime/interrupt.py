@@ -64,13 +64,17 @@ class Interrupt(Saving):
         return self.received is not None
 
     def between(self, encode: Functions) -> Functions:
-        """Returns the NamedTuple `encode` with functions that raise Stopped, between batches, if the run must stop."""
+        """Returns the NamedTuple `encode` with functions that raise Stopped, between batches, if the run must stop.
+
+        A function that one of them returns, such as what `Encode.jit` compiles, does so too.
+        """
 
         def asking(function: Callable[..., Any]) -> Callable[..., Any]:
             def asked(*arguments: Any) -> Any:
                 if self.reached():
                     raise Stopped(self.received or signal.SIGTERM)
-                return function(*arguments)
+                output = function(*arguments)
+                return asking(output) if callable(output) else output
 
             return asked
 

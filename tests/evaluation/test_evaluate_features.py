@@ -206,11 +206,13 @@ def test_outside_of_a_run_nothing_pauses():
 
 def test_a_run_s_evaluators_see_the_functions_and_the_lengths_of_its_encoder():
     """Functions ask the interrupt before each call; what is no function is passed on."""
-    fields = {"text": lambda params, tokens: tokens + 1, "text_lengths": (16, 32)}
+    fields = {"text": lambda params, tokens: tokens + 1, "text_lengths": (16, 32), "jit": lambda function: function}
     encode = collections.namedtuple("Encode", fields)(**fields)
     interrupt = Interrupt()
     wrapped = interrupt.between(encode)
-    assert wrapped.text_lengths == (16, 32) and wrapped.text({}, 1) == 2
+    mine = wrapped.jit(lambda params, batch: batch + 2)
+    assert wrapped.text_lengths == (16, 32) and (wrapped.text({}, 1), mine({}, 1)) == (2, 3)
     interrupt.received = signal.SIGTERM
-    with pytest.raises(Stopped):
-        wrapped.text({}, 1)
+    for function in (wrapped.text, mine):
+        with pytest.raises(Stopped):
+            function({}, 1)

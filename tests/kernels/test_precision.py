@@ -56,11 +56,17 @@ def test_every_product_of_a_float32_step_is_exact(method):
 
 def test_every_product_of_the_encoders_is_exact():
     exp, batch = tiny_experiment(), tiny_batch()
-    images, texts, others = batch["image"]["large"][:, 0], ("text", "raw_text"), ("text_lengths", "pooled")
-    for name in set(exp.encode._fields) - {*others}:  # DetailCLIP pools no image by texts
+    images, texts, others = (
+        batch["image"]["large"][:, 0],
+        ("text", "raw_text"),
+        ("text_lengths", "jit", "pooled", "class_logits"),
+    )
+    # DetailCLIP pools no image by texts and has no classes
+    functions = {name: getattr(exp.encode, name) for name in set(exp.encode._fields) - {*others}}
+    functions["of a user"] = exp.encode.jit(lambda networks, pixels: networks.embed_image(pixels))
+    for name, function in functions.items():
         argument = batch["text"][:, 0] if name in texts else images
-        text = lowered(getattr(exp.encode, name), BOTH, exp.state_shapes.params, argument)
-        assert precisions(text) == {EXACT}, name
+        assert precisions(lowered(function, BOTH, exp.state_shapes.params, argument)) == {EXACT}, name
 
 
 @pytest.mark.check

@@ -1,0 +1,63 @@
+"""`Encode.jit`: any function of (networks, batch), compiled with the pixels and the precision of the config."""
+
+import jax
+import numpy as np
+import pytest
+from evaluation_data import variables_of
+
+from detailclip_jax.methods.encode import encoders
+from detailclip_jax.models.patches import normalise_pixels
+
+
+def spread(networks, batch):
+    """The variance of the patch features of each image within its mask."""
+    where = batch["mask"].reshape(len(batch["mask"]), -1, 1) > 0
+    return networks.image(batch["image"]).patches.var((1, 2), where=where)
+
+
+def example():
+    rng = np.random.default_rng(1)
+    images, masks = rng.integers(0, 256, (3, 32, 32, 3), np.uint8), rng.integers(0, 2, (3, 4, 4), np.uint8)
+    return {"image": images, "mask": masks, "valid": np.ones(3, bool)}
+
+
+def test_a_function_of_networks_and_batch_sees_normalised_pixels_and_everything_else_unchanged():
+    built, variables, config = variables_of("detailclip")
+    batch, fields = example(), config.preprocess
+    pixels = normalise_pixels(jax.numpy.asarray(batch["image"]), tuple(fields.mean), tuple(fields.std))
+    expected = spread(built.model.bind({"params": variables["params"]}), batch | {"image": pixels})
+    found = built.encode.jit(spread)(variables["params"], batch)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert found.shape == (3,)
+
+
+def test_what_evaluation_computes_is_such_a_function_too():
+    built, variables, _ = variables_of("detailclip")
+    params, images = variables["params"], example()["image"]
+    tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
+    texts = built.encode.jit(lambda networks, tokens: networks.embed_text(tokens))
+    np.testing.assert_array_equal(texts(params, tokens), built.encode.raw_text(params, tokens))
+    scores = built.encode.jit(lambda networks, pixels, words: networks.embed_image(pixels) @ words.T)
+    found = scores(params, images, np.asarray(texts(params, tokens)))
+    assert found.shape == (3, 2) and np.isfinite(found).all()
+
+
+def test_a_function_is_compiled_once_for_a_model_and_its_pixels():
+    built, variables, config = variables_of("detailclip")
+    mine = built.encode.jit(spread)
+    for _ in range(2):
+        mine(variables["params"], example())
+    assert mine._cache_size() == 1
+    assert encoders(built.model, config).jit(spread) is mine  # of an equal model
+    config = config.copy_and_resolve_references()
+    config.preprocess.mean = (0.0, 0.0, 0.0)
+    assert encoders(built.model, config).jit(spread) is not mine
+
+
+@pytest.mark.parametrize("name", ["image", "cls"])
+def test_the_functions_of_evaluation_can_be_lowered_under_jax(name):
+    """Export and the counts of FLOP read their programs."""
+    built, variables, _ = variables_of("detailclip")
+    function = getattr(built.encode, name)
+    assert "stablehlo" in function.lower(variables["params"], example()["image"]).as_text()
+    assert isinstance(jax.eval_shape(function, variables["params"], example()["image"]), jax.ShapeDtypeStruct)
