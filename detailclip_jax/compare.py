@@ -78,7 +78,7 @@ class Plan(NamedTuple):
     init: a run or checkpoint that every run continues from; "" for training from scratch.
     fields: dotted names -> values of fields of every run's config; those of an entry replace them.
     steps: name of an entry -> steps of its runs, where they are not the budget.
-    num_examples: scenes or examples of each set that the evaluators of every run use, see `run_evaluators.limited`; 0
+    num_examples: scenes or examples of each set that the evaluators of every run use, see `tasks.limited`; 0
         for the usual numbers.
     """
 
@@ -157,7 +157,7 @@ def config_of(plan: Plan, entry: Entry, seed: int) -> ConfigDict:
     Raises ValueError for an unknown field, an invalid value or a field in OWN, and FileNotFoundError for a missing
     config file.
     """
-    from detailclip_jax.evaluation.run_evaluators import limited  # imports jax: only after the flags are parsed
+    from detailclip_jax.evaluation.tasks import limited  # imports jax: only after the flags are parsed
 
     given = given_fields(plan, entry)
     check_not_own(given)

@@ -111,7 +111,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     processes.join(distributed=arguments.distributed)
     import jax
 
-    from detailclip_jax.evaluation import Sets, from_checkpoint, parse, readout_comparison, results, runner, tables
+    from detailclip_jax.evaluation import Sets, from_checkpoint, parse, readout_comparison, results, run_tasks, tables
     from detailclip_jax.runtime.progress import Console
     from detailclip_jax.training.workdirs import pick_step
 
@@ -126,7 +126,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     console.say("\n".join(introduction(subject, tasks, arguments, out)))
     processes.agreed(lambda: files.check_writable(out) if jax.process_index() == 0 else None)
     with processes.leaving_at_once(), processes.together(), noting_what_is_kept(out):
-        outcome = runner.run_tasks(
+        outcome = run_tasks(
             subject,
             tasks,
             sets._replace(image_size=subject.transform.size),

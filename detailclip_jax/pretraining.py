@@ -367,10 +367,21 @@ def batch_shapes(run: Run) -> list[PyTree]:
     return shapes
 
 
-def evaluate(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Mapping[str, float]:
-    """Runs the evaluators of pretraining on all sets of weights."""
-    weights = evaluation.all_weights(run.experiment.replicated(state))
-    return evaluation.run_all(interrupt.between(run.experiment.encode), weights, run.config, step, run.console.live)
+class Evaluation:
+    """Runs the evaluators of pretraining, which are built at the first evaluation of a run, on all sets of weights."""
+
+    def __init__(self):
+        """No run has begun."""
+        self._interrupt: Interrupt | None = None
+        self._evaluators: Mapping[str, evaluation.Evaluator] = {}
+
+    def __call__(self, run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Mapping[str, float]:
+        """Returns the scores, "name/weights/metric" -> value; `interrupt` is one object for the whole run."""
+        if interrupt is not self._interrupt:
+            self._evaluators = evaluation.of_run(interrupt.between(run.experiment.encode), run.config)
+            self._interrupt = interrupt
+        weights = evaluation.all_weights(run.experiment.replicated(state))
+        return evaluation.run(self._evaluators, weights, step, run.console.live)
 
 
 def write_results(run: Run, state: TrainState, step: int, scores: Mapping[str, float], data: str) -> None:
@@ -453,7 +464,7 @@ def task_of(caption_warnings: Sequence[str] = ()) -> Task:
         batch_shapes=batch_shapes,
         trim=trim,
         about_batch=about_batch,
-        evaluate=evaluate,
+        evaluate=Evaluation(),
         finish=write_results,
         findings={"start": _origin, "batch": _divided_batch, "data": lambda run: _readable_data(run, caption_warnings)},
         share=_share,

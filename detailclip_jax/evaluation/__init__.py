@@ -33,24 +33,25 @@ open_clip, write this wrapper:
 from detailclip_jax.evaluation.evaluation_sets import Sets
 from detailclip_jax.evaluation.evaluator import Evaluator
 from detailclip_jax.evaluation.metrics import Metric
+from detailclip_jax.evaluation.results import Outcome
 from detailclip_jax.evaluation.run_evaluators import (
-    EVALUATORS,
-    all_weights,
+    Evaluators,
     build_all,
     check,
-    plan,
+    of_run,
     run,
     run_all,
+    run_tasks,
 )
-from detailclip_jax.evaluation.runner import Outcome, run_tasks
-from detailclip_jax.evaluation.subject import Subject, from_checkpoint, of_model
-from detailclip_jax.evaluation.tasks import parse
+from detailclip_jax.evaluation.subject import Subject, all_weights, from_checkpoint, of_model
+from detailclip_jax.evaluation.tasks import EVALUATORS, parse, plan
 from detailclip_jax.runtime.errors import EvaluatorError
 
 __all__ = [
     "EVALUATORS",
     "Evaluator",
     "EvaluatorError",
+    "Evaluators",
     "Metric",
     "Outcome",
     "Sets",
@@ -60,6 +61,7 @@ __all__ = [
     "check",
     "from_checkpoint",
     "of_model",
+    "of_run",
     "parse",
     "plan",
     "run",

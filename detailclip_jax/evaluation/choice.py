@@ -92,7 +92,8 @@ def pooled_cosines(setting: Setting, params: Params, found: ChoiceSet, asked: In
     for batch, own, numbers in zip(batches, rows, used):
         if len(own):
             index = images.index[batch.start : batch.stop]
-            part = found.data._replace(source=Picked(found.data.source, index.tolist()))
+            marks = f"{found.data.fingerprint}, images {index.tolist()}"
+            part = found.data._replace(source=Picked(found.data.source, index.tolist()), fingerprint=marks)
             here = Embedded(images.features[batch.start : batch.stop], images.labels, np.arange(len(index)), ())
             padded = np.pad(numbers, (0, max(map(len, used)) - len(numbers)))  # one shape, so one program
             matrix = embedder.pooled(params, part, setting.transform, texts[padded], here)

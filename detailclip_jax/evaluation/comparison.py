@@ -19,6 +19,7 @@ from detailclip_jax.data.stickers.scene_choices import EXCHANGES, SceneChoices, 
 from detailclip_jax.evaluation import run_evaluators, tables
 from detailclip_jax.evaluation.classification import OF_CLASS
 from detailclip_jax.evaluation.metrics import split_name
+from detailclip_jax.evaluation.tasks import plan
 from detailclip_jax.figures import style
 from detailclip_jax.models.patches import patchify
 from detailclip_jax.runtime.files import replace_text
@@ -205,17 +206,17 @@ def floors(config: ConfigDict, num_seeds: int) -> dict[str, list[dict[str, float
     the evaluators of `config`.
     """
     config = ConfigDict(config.to_dict())
-    options = run_evaluators.plan(config)
+    options = plan(config)
     config.evaluators = {name: options[name] for name in ("segmentation", "choice", "long") if name in options}
     if not config.evaluators:
         return {}
     built = experiment.build(config)
-    evaluators = run_evaluators.build_all(built.encode, config)
+    evaluators = run_evaluators.of_run(built.encode, config)
     untrained = [{"student": built.init(seed).params} for seed in range(num_seeds)]
     found = {"untrained": [run_evaluators.run(evaluators, params, step=0) for params in untrained]}
     if "segmentation" in options:
         config.evaluators = {"segmentation": options["segmentation"]}
-        pixels = run_evaluators.build_all(PixelEncoder(config.model), config)
+        pixels = run_evaluators.of_run(PixelEncoder(config.model), config)
         found["raw pixels"] = [run_evaluators.run(pixels, {"student": {"image": {}}}, step=0)]
     if "choice" in options:
         pairs = SceneChoices(config.model.image_size * 5 // 4, FEW_PAIRS)

@@ -1,9 +1,10 @@
 """Computes the embeddings of whole data sets, and stores them on disk."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from jaxtyping import Float, Int
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.evaluation.image_batches import ImageBatches, Transform, sample_digest
 from detailclip_jax.evaluation.metrics import class_embeddings, class_texts, owners
-from detailclip_jax.inference.batching import embed_texts, gather, mesh_of, own_rows, shapes_up_to
+from detailclip_jax.inference.batching import Batches, embed_texts, gather, mesh_of, own_rows, shapes_up_to
 from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.runtime.files import written_atomically
 from detailclip_jax.runtime.processes import all_processes
@@ -23,6 +24,7 @@ from detailclip_jax.training import mesh as meshes
 from detailclip_jax.types import Params
 
 BATCH_SIZE = 256
+KEPT_BYTES = 2**30  # of decoded images, and of the embeddings of an evaluation, in memory
 Watch = Callable[[int, str], Callable[[int], None]]  # total and name of items -> what is called for finished ones
 Tokenize = Callable[[Sequence[str]], np.ndarray]
 Arrays = dict[str, np.ndarray]
@@ -37,13 +39,36 @@ class Embedded(NamedTuple):
     unreadable: tuple[str, ...]
 
 
+class Memory:
+    """Arrays in memory, by key, up to a number of bytes; what does not fit is not kept."""
+
+    def __init__(self, num_bytes: int = KEPT_BYTES):
+        self.free, self._arrays = num_bytes, {}
+
+    def get(self, key: Any) -> Any:
+        """The arrays of the key; None if they are not kept."""
+        return self._arrays.get(key)
+
+    def add(self, key: Any, arrays: Any) -> None:
+        """Keeps a tree of arrays, if it fits."""
+        if key not in self._arrays and (size := num_bytes(arrays)) <= self.free:
+            self._arrays[key] = arrays
+            self.free -= size
+
+
+def num_bytes(arrays: Any) -> int:
+    """The bytes of all arrays of a tree."""
+    return sum(array.nbytes for array in jax.tree.leaves(arrays))
+
+
 class Embedder:
-    """Embeds images and texts with an encoder, and counts what it could not read.
+    """Embeds images and texts with an encoder, and counts what it could not read. Each text is tokenised once.
 
     encode: has functions `image`, `text` and `cls` of (params, array), where the array is uint8 [B, S, S, 3] or int32
         [B, T].
     digest_of: identifies weights; nothing is stored for weights without a digest.
     store: holds embeddings under the key (digest, fingerprint of the data, transform).
+    decoded: keeps the decoded images of sets whose fingerprints do not change; None: every pass reads them again.
     """
 
     def __init__(
@@ -54,17 +79,34 @@ class Embedder:
         batch_size: int = BATCH_SIZE,
         digest_of: Callable[[Params], str | None] = lambda params: None,
         store: "Store | None" = None,
+        decoded: Memory | None = None,
     ):
         self.encode, self.tokenize, self.batch_size = encode, tokenize, batch_size
-        self.digest_of, self.store = digest_of, store
+        self.digest_of, self.store, self.decoded = digest_of, store, decoded
+        self._embedded: Memory | None = None
+        self._tokens: dict[tuple[str, ...], tuple[np.ndarray, int]] = {}  # and how many of the texts were truncated
         self.begin()
 
     def begin(self, watch: Watch = lambda total, what: lambda count: None) -> None:
-        """Begins a measurement: the counts start again. `watch` shows progress, see `runner.watching`."""
+        """Begins a measurement: the counts start again. `watch` shows progress, see `run_evaluators.watching`."""
         self.watch = watch
-        self.tokens: dict[tuple[str, ...], np.ndarray] = {}  # by texts, so that each text is tokenized and counted once
         self.unreadable: list[str] = []  # of all sets; each process lists only its own
         self.num_unreadable = 0  # over all processes
+        self._truncated: dict[tuple[str, ...], int] = {}
+
+    @property
+    def num_truncated(self) -> int:
+        """The number of texts of this measurement that were cut to the context; 0 if the tokenizer does not count."""
+        return sum(self._truncated.values())
+
+    @contextlib.contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Keeps embeddings that are not stored in memory, as long as it is open: no set of weights may change in it."""
+        self._embedded = Memory()
+        try:
+            yield
+        finally:
+            self._embedded = None
 
     def images(self, params: Params, data: LabelledSet, transform: Transform, encoder: str = "image") -> Embedded:
         """`encode.<encoder>` of all images of a set.
@@ -142,11 +184,14 @@ class Embedder:
         return self._stored(params, key, make)["features"]
 
     def tokenized(self, texts: Sequence[str]) -> Int[np.ndarray, "M T"]:
-        """The token ids of all texts; those of texts that were asked for before are kept."""
+        """The token ids of all texts, which are kept."""
         known = tuple(texts)
-        if known not in self.tokens:
-            self.tokens[known] = self.tokenize(texts)
-        return self.tokens[known]
+        if known not in self._tokens:
+            before = getattr(self.tokenize, "num_truncated", 0)
+            tokens = self.tokenize(texts)
+            self._tokens[known] = tokens, getattr(self.tokenize, "num_truncated", 0) - before
+        tokens, self._truncated[known] = self._tokens[known]
+        return tokens
 
     def classes(self, params: Params, prompts: Sequence[Sequence[str]]) -> Float[np.ndarray, "C E"]:
         """Class embeddings, each computed from all prompts of its class."""
@@ -165,25 +210,44 @@ class Embedder:
         make: Callable[[], Arrays],
         outdated: Callable[[Arrays], bool] = lambda arrays: False,
     ) -> Arrays:
-        """The stored arrays of the key and the weights, if there are any; else `make()`, which is stored."""
+        """The stored or kept arrays of the key and the weights, if there are any; else `make()`, which is stored."""
         digest = self.digest_of(params)
-        if self.store is None or not digest:
+        if self.store is not None and digest:
+            return self.store.get({"weights": digest, **key()}, make, outdated)
+        if self._embedded is None:
             return make()
-        return self.store.get({"weights": digest, **key()}, make, outdated)
+        known = id(params), json.dumps(key(), sort_keys=True)
+        arrays = self._embedded.get(known)
+        if not all_processes(arrays is not None):
+            arrays = make()
+            self._embedded.add(known, arrays)
+        return arrays
 
     def _embed_images(
         self, params: Params, data: LabelledSet, transform: Transform, encoder: str, *more: Any
     ) -> Arrays:
         batches, function = self._batches(params, data, transform), getattr(self.encode, encoder)
+        key = data.name, data.fingerprint, transform, tuple(batches.sizes), mesh_of(params)
+        decoded = self.decoded and self.decoded.get(key)
 
         def look(batch: Any) -> tuple[Any, Any, Any]:
             features = jnp.asarray(function(params, batch["image"], *more), jnp.float32)
             return features, batch["label"], batch["index"]
 
         done = self.watch(len(data.source), "images")
-        features, labels, index = gather(look, batches, mesh_of(params), done)
+        features, labels, index = gather(look, decoded or self._passed(key, batches), mesh_of(params), done)
         unreadable = np.array(batches.unreadable, np.str_)
         return {"features": features, "labels": labels, "index": index, "unreadable": unreadable}
+
+    def _passed(self, key: Any, batches: ImageBatches) -> Batches:
+        """The batches, which are kept if they fit and all images are readable."""
+        passed = []
+        for batch in batches:
+            if self.decoded and len(batches) * num_bytes(batch) <= self.decoded.free:  # no later batch is larger
+                passed.append(batch)
+            yield batch
+        if self.decoded and len(passed) == len(batches) and not batches.unreadable:
+            self.decoded.add(key, passed)
 
     def _batches(self, params: Params, data: LabelledSet, transform: Transform) -> ImageBatches:
         mesh = mesh_of(params)

@@ -58,12 +58,14 @@ class SetEvaluator:
 
     data: its fingerprint and expected size identify what was measured.
     protocol: one line for the records of results.
+    embedder: what `run` counts with, and where evaluators on the same set share embeddings; None: neither.
     """
 
     needs: tuple[str, ...]
     run: Callable[[Params], Measured]
     data: LabelledSet
     protocol: str
+    embedder: Embedder | None = None
 
 
 class Setting(NamedTuple):

@@ -1,5 +1,6 @@
 """Image-text retrieval in both directions."""
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -46,10 +47,14 @@ def on_pairs(setting: Setting, data: LabelledSet, protocol: str) -> SetEvaluator
     """
     embedder, transform, top = setting.embedder, setting.transform, setting.top or TOP
 
+    @functools.lru_cache(maxsize=1)
+    def pairs(index: tuple[int, ...]) -> tuple[Int[np.ndarray, "I"], list[tuple[str, ...]]]:
+        ids, captions = pairs_at(data.source, index)
+        return merged(np.arange(len(ids)) if data.expected else ids, captions)
+
     def run(params: Params) -> Measured:
         images = embedder.images(params, data, transform)
-        ids, captions = pairs_at(data.source, images.index.tolist())
-        rows, captions = merged(np.arange(len(ids)) if data.expected else ids, captions)
+        rows, captions = pairs(tuple(images.index.tolist()))
         texts = [caption for own in captions for caption in own]
         prefix, plain = "", retrieval_metrics(images.features[rows], embedder.texts(params, texts), captions, top)
         if embedder.pools_images:

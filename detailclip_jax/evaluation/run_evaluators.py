@@ -1,133 +1,168 @@
-"""The evaluators of a run by name, and the loop that runs evaluators on every set of weights."""
+"""The one engine of evaluation: evaluators are built once, and run any number of times on any sets of weights.
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+    evaluators = of_run(experiment.encode, config)                 # those of `config.evaluators`
+    evaluators = {"mine": MeanAttention(experiment.encode, batches=batches)}      # or a user's own
+    run(evaluators, {"student": params}, step=600)                 # {"mine/student/attention": 0.015}
 
+The command `evaluate` builds those of its tasks, and keeps records of what `run` measures:
+
+    subject = from_checkpoint("runs/stickers")
+    outcome = run_tasks(subject, parse("stickers", sets), sets, out="runs/stickers/evaluation")
+    outcome.records[0]      # {"task": "zero_shot", "dataset": "stickers", "weights": "student", "metric": "top1", ...}
+
+What does not depend on weights stays between two runs: open sets, prompts and their tokens, scenes, and decoded images
+as far as `embedder.KEPT_BYTES` reach. Embeddings stay within a run: evaluators on the same set share them.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from detailclip_jax import methods
 from detailclip_jax.data.preprocessing import transform_of
-from detailclip_jax.data.stickers.sprites import sprites
+from detailclip_jax.data.sources import MissingData
 from detailclip_jax.data.vocabularies import tokenizer_of
-from detailclip_jax.evaluation import evaluation_sets, held_out_pairs, tasks
-from detailclip_jax.evaluation.embedder import Embedder
-from detailclip_jax.evaluation.evaluation_sets import DEFAULT_STYLE, Sets
+from detailclip_jax.evaluation import paper, tables
+from detailclip_jax.evaluation.embedder import BATCH_SIZE, Embedder, Memory, Store, Watch
+from detailclip_jax.evaluation.evaluation_sets import Sets
 from detailclip_jax.evaluation.evaluator import Evaluator, SetEvaluator, Setting
 from detailclip_jax.evaluation.protocols import PROTOCOLS
-from detailclip_jax.evaluation.subject import weights_of
-from detailclip_jax.evaluation.tasks import KINDS
-from detailclip_jax.runtime.errors import EvaluatorError, unknown
-from detailclip_jax.training.train_state import TrainState
+from detailclip_jax.evaluation.results import Outcome, Results, record
+from detailclip_jax.evaluation.subject import Subject
+from detailclip_jax.evaluation.tasks import KINDS, USUAL, Task, named, present, with_readouts
+from detailclip_jax.runtime.errors import EvaluatorError, Unmeasurable, unknown
+from detailclip_jax.runtime.processes import all_processes
+from detailclip_jax.runtime.progress import Console, Meter
 from detailclip_jax.types import Params
 
-BATCH_SIZE = 250
-USUAL = {  # the options of an evaluator on a named set, and their defaults: a run may evaluate often
-    "data_dir": "data",
-    "num_examples": 1000,  # of the evaluated split; None for all
-    "num_train_examples": 1000,  # of the training split, for k-NN, linear and segmentation; None for all
-    "protocol": PROTOCOLS[0],
-    "style": DEFAULT_STYLE,
-    "follow_links": False,  # of earlier versions, without effect: links are followed
-    "batch_size": BATCH_SIZE,
-}
-SCENES: Mapping[str, Any] = MappingProxyType({"num_scenes": None})
+EMBEDDINGS = "embeddings"  # subfolder of the results folder
 
 
-class Named(NamedTuple):
-    """An evaluator of a run by name: the set that `build` gets, the options with their defaults, and the k of top-k."""
+class Evaluators(Mapping[str, Evaluator]):
+    """Evaluators by name. Each is built, which opens its data, at its first use, and kept."""
 
-    build: Callable[[Setting, str], SetEvaluator]
-    dataset: str
-    options: Mapping[str, Any] = SCENES
-    top: tuple[int, ...] | None = None
+    def __init__(self, makers: Mapping[str, Callable[[], Evaluator]]):
+        self._makers = {name: functools.cache(make) for name, make in makers.items()}
 
+    def __getitem__(self, name: str) -> Evaluator:
+        return self._makers[name]()
 
-EVALUATORS = {
-    "zero_shot": Named(KINDS["zero_shot"].build, "stickers"),
-    "on_white": Named(KINDS["zero_shot"].build, evaluation_sets.ON_WHITE, top=(1,)),
-    "other_drawings": Named(
-        KINDS["zero_shot"].build, evaluation_sets.STYLE, {**SCENES, "style": DEFAULT_STYLE}, top=(1,)
-    ),
-    "retrieval": Named(KINDS["retrieval"].build, evaluation_sets.NEW_PAIRS, top=(1, 5)),
-    "long": Named(KINDS["retrieval"].build, evaluation_sets.LONG, top=(1, 5)),
-    "choice": Named(KINDS["choice"].build, "stickers"),
-    "kept_objects": Named(KINDS["kept_objects"].build, "stickers"),
-    "segmentation": Named(KINDS["segmentation"].build, "stickers", {**SCENES, "num_train_scenes": None}),
-}
-HELD_OUT = Named(held_out_pairs.retrieval, "held_out", {"num_examples": 1000, "batch_size": BATCH_SIZE}, top=(1, 5))
-CLASSES = HELD_OUT._replace(build=held_out_pairs.classification, dataset="held_out_classes")
-BY_NAME = {**EVALUATORS, "held_out": HELD_OUT, "held_out_classes": CLASSES}
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
 
 
-def named(name: str) -> Named:
-    """The entry of BY_NAME, or that of a task on a set, such as "zero_shot:pets"."""
-    kind, colon, dataset = name.partition(":")
-    return Named(KINDS[kind].build, dataset, USUAL) if colon else BY_NAME[name]
+def run(
+    evaluators: Mapping[str, Evaluator],
+    params_by_name: Mapping[str, Params],
+    step: int | None = None,
+    progress: Callable[[str], None] = logging.debug,
+    records: "Records | None" = None,
+) -> dict[str, float]:
+    """Runs every evaluator on every set of weights: "name/weights/metric" -> value, a fraction (1 = 100 %).
 
+        run(of_run(encode, config), {"student": params}, step=600)["zero_shot/student/top1"]
 
-def plan(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """The evaluators of a run, by name, with their options, from `config.evaluators`:
-
-        config.evaluators = {"zero_shot": {"num_scenes": 500}, "knn:pets": {"data_dir": "/data", "num_examples": 1000}}
-
-    "held_out" evaluates on pairs of the run's own data that are excluded from training (`data.held_out`), and
-    "held_out_classes" the classification head on their labels. "kind:set" evaluates on any set of
-    `python -m detailclip_jax.evaluate`. The other names evaluate on sticker scenes. If the field is empty, a run on
-    stickers uses all evaluators on scenes (but see `absent`), and a run on other data that of the held-out examples
-    which fits its method, if there are any. Raises ValueError for an unknown evaluator, set or option; the message
-    lists the known ones.
+    `progress` receives a line before each of them: "evaluating zero_shot, ema weights (2 of 12)".
+    Skips and logs an evaluator if the parameters lack a network that it needs. Any exception of an evaluator, or of
+    opening its data, is raised again as EvaluatorError; with `records`, those of `evaluate`, it is recorded there, and
+    the others go on. All processes call this together.
     """
-    named = config.evaluators.to_dict() or usual(config)
-    for name, options in named.items():
-        _check_name(name, options)
-    return {name: named[name] for name in (*BY_NAME, *named) if name in named}
+    results: dict[str, float] = {}
+    number, total = 0, len(evaluators) * len(params_by_name)
+    console = records.console if records else Console(enabled=False)
+    with contextlib.ExitStack() as stack:
+        keeping: set[Embedder] = set()
+        for name in evaluators:
+            evaluator, failure = None, None
+            try:
+                evaluator = evaluators[name]
+            except Exception as error:
+                failure = error
+            if not all_processes(evaluator is not None) or evaluator is None:
+                failure = failure or RuntimeError("another process could not open the data")
+                if records:
+                    records.not_built(name, failure)
+                    continue
+                raise EvaluatorError(f"the evaluators of step {step} cannot be created: {failure}") from failure
+            embedder = getattr(evaluator, "embedder", None)
+            if embedder and embedder not in keeping:
+                keeping.add(embedder)
+                stack.enter_context(embedder.keeping())
+            for which, params in params_by_name.items():
+                number += 1
+                if missing := [network for network in evaluator.needs if network not in params]:
+                    logging.info("evaluator %s: skipped, the %s weights have no %s", name, which, ", ".join(missing))
+                    if records:
+                        records.left_out(name, which, missing)
+                    continue
+                if records and records.has(name, which, evaluator):
+                    continue
+                progress(f"evaluating {name}, {which} weights ({number} of {total})")
+                if embedder:
+                    embedder.begin(watching(console, f"{name} {which}"))
+                try:
+                    metrics = list(evaluator.run(params))
+                except Exception as error:
+                    if records:
+                        records.failed(name, which, error)
+                        continue
+                    message = f"evaluator {name!r} failed on the {which} weights of step {step}: {error}"
+                    raise EvaluatorError(message) from error
+                results |= {f"{name}/{which}/{metric}": value for metric, value in metrics}
+                if records:
+                    records.add(name, which, evaluator, metrics)
+            if records:
+                records.write()
+    return results
 
 
-def usual(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """The default evaluators, for a config that names none."""
-    if config.data.source == "stickers":
-        return {name: {} for name in EVALUATORS}
-    name = "held_out_classes" if "class_head" in methods.build(config).networks else "held_out"
-    return {name: {}} if held_out_pairs.find(config) else {}
+def watching(console: Console, title: str) -> Watch:
+    """Shows the progress of the embedding of a set; rows that other processes read count as well."""
+    return lambda total, noun: Meter(console, noun, total, title).add
 
 
-def absent(config: ConfigDict) -> dict[str, str]:
-    """Default evaluators whose artwork is not installed on this machine, with the reason.
+def of_run(encode: Any, config: ConfigDict) -> Evaluators:
+    """The evaluators of a run by name, `tasks.plan(config)`. Raises ValueError for an unknown name or option."""
+    decoded, tokenize = Memory(), tokenizer_of(config)
+    embedder = functools.cache(lambda size: Embedder(encode, tokenize, batch_size=size, decoded=decoded))
 
-    The artwork of `other_drawings` is a system font, which no run should require. This covers default evaluators only:
-    for an evaluator named in the config, `check` and `build_all` raise MissingData.
-    """
-    if config.evaluators or config.data.source != "stickers":
-        return {}
-    try:
-        sprites(evaluation_sets.DEFAULT_STYLE)
-        return {}
-    except (FileNotFoundError, ValueError) as error:
-        return {"other_drawings": str(error)}
+    def make(name: str, options: Mapping[str, Any]) -> SetEvaluator:
+        entry = named(name)
+        usual = {**USUAL, "num_scenes": None, "num_train_scenes": None}
+        if ":" not in name:
+            usual |= {"num_examples": None, "num_train_examples": None}
+        chosen = {**usual, **entry.options, **options}
+        sets = Sets(
+            chosen["data_dir"],
+            config.model.image_size,
+            chosen["style"],
+            chosen["num_examples"],
+            chosen["num_train_scenes"] or chosen["num_train_examples"],
+            chosen["follow_links"],
+            chosen["num_scenes"],
+        )
+        of_size = embedder(chosen["batch_size"])
+        setting = Setting(of_size, sets, transform_of(config), chosen["protocol"], config, entry.top)
+        return dataclasses.replace(entry.build(setting, entry.dataset), embedder=of_size)
+
+    return Evaluators({name: functools.partial(make, name, options) for name, options in present(config).items()})
 
 
-def limited(config: ConfigDict, most: int) -> dict[str, dict[str, Any]]:
-    """The evaluators of `plan(config)` with at most `most` scenes or examples, also to be fitted on."""
-    found = _present(config)
-    counts = {name: [option for option in named(name).options if option.startswith("num_")] for name in found}
-    return {
-        name: {**options, **{count: min(most, options.get(count) or most) for count in counts[name]}}
-        for name, options in found.items()
-    }
-
-
-def _check_name(name: str, options: Mapping[str, Any]) -> None:
-    if not isinstance(options, Mapping):
-        raise ValueError(f"evaluators.{name} is {options!r}: options are a dictionary, {{}} for none")
-    if ":" in name:
-        tasks.parse(name, Sets(options.get("data_dir", "data")))
-    elif name not in BY_NAME:
-        raise ValueError(unknown("evaluator", name, BY_NAME) + ", or TASK:SET, for example zero_shot:pets")
-    for option in options:
-        if option not in named(name).options:
-            raise ValueError(unknown(f"option of evaluator {name}:", option, list(named(name).options)))
+def build_all(encode: Any, config: ConfigDict) -> dict[str, Evaluator]:
+    """The evaluators of `of_run`, built now. Raises the same errors as `check`."""
+    return dict(of_run(encode, config))
 
 
 def check(config: ConfigDict) -> None:
@@ -139,84 +174,6 @@ def check(config: ConfigDict) -> None:
         build_all(None, config)
 
 
-def build_all(encode: Any, config: ConfigDict) -> dict[str, SetEvaluator]:
-    """The evaluators of `plan(config)`, ready to run any number of times.
-
-    Raises the same errors as `check`.
-    """
-    return {name: _build(encode, config, name, options) for name, options in _present(config).items()}
-
-
-def _present(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """The plan without absent evaluators; each of these is logged (the report names them too)."""
-    missing = absent(config)
-    for name, reason in missing.items():
-        logging.info("evaluator %s: skipped: %s", name, reason)
-    return {name: options for name, options in plan(config).items() if name not in missing}
-
-
-def _build(encode: Any, config: ConfigDict, name: str, options: Mapping[str, Any]) -> SetEvaluator:
-    """Opens the data of an evaluator; they are read when it runs."""
-    found = named(name)
-    given = {**USUAL, "num_scenes": None, "num_train_scenes": None}
-    if ":" not in name:
-        given |= {"num_examples": None, "num_train_examples": None}
-    given |= {**found.options, **options}
-    fitted = given["num_train_scenes"] or given["num_train_examples"]
-    sets = Sets(
-        given["data_dir"],
-        config.model.image_size,
-        given["style"],
-        given["num_examples"],
-        fitted,
-        given["follow_links"],
-        given["num_scenes"],
-    )
-    embedder = Embedder(encode, tokenizer_of(config), batch_size=given["batch_size"])
-    return found.build(
-        Setting(embedder, sets, transform_of(config), given["protocol"], config, found.top), found.dataset
-    )
-
-
-def run(
-    evaluators: Mapping[str, Evaluator],
-    params_by_name: Mapping[str, Params],
-    step: int,
-    progress: Callable[[str], None] = logging.debug,
-) -> dict[str, float]:
-    """Runs every evaluator on every set of weights: "name/weights/metric" -> value.
-
-        run(build_all(encode, config), {"student": params}, step=600)["zero_shot/student/top1"]
-
-    `progress` receives a line before each of them: "evaluating zero_shot, ema weights (2 of 12)".
-    Skips and logs an evaluator if the parameters lack a network that it needs. Any exception of an evaluator is raised
-    again as EvaluatorError.
-    """
-    results: dict[str, float] = {}
-    pairs = [(name, which) for name in evaluators for which in params_by_name]
-    for number, (name, which) in enumerate(pairs, 1):
-        evaluator, params = evaluators[name], params_by_name[which]
-        if missing := [network for network in evaluator.needs if network not in params]:
-            logging.info("evaluator %s: skipped, the %s weights have no %s", name, which, ", ".join(missing))
-            continue
-        progress(f"evaluating {name}, {which} weights ({number} of {len(pairs)})")
-        results |= _run_one(name, evaluator, which, params, step)
-    return results
-
-
-def all_weights(state: TrainState) -> dict[str, Params]:
-    """Every set of weights of a training state: "student" and, if the teacher has encoders of its own, "ema"."""
-    return weights_of(state.params, state.ema_params)
-
-
-def _run_one(name: str, evaluator: Evaluator, which: str, params: Params, step: int) -> dict[str, float]:
-    try:
-        return {f"{name}/{which}/{metric}": value for metric, value in evaluator.run(params)}
-    except Exception as error:
-        message = f"evaluator {name!r} failed on the {which} weights of step {step}: {error}"
-        raise EvaluatorError(message) from error
-
-
 def run_all(
     encode: Any,
     params_by_name: Mapping[str, Params],
@@ -224,14 +181,140 @@ def run_all(
     step: int,
     progress: Callable[[str], None] = logging.debug,
 ) -> dict[str, float]:
-    """`build_all` and `run` in one: every evaluator of the config on every set of weights.
+    """`of_run` and `run` in one, for a single evaluation: every evaluator of the config on every set of weights.
 
-        run_all(experiment.encode, all_weights(state), config, step=600)["zero_shot/ema/top1"]
-
-    Values are fractions (1 = 100 %). Raises EvaluatorError, also if the data of an evaluator are missing.
+    run_all(experiment.encode, all_weights(state), config, step=600)["zero_shot/ema/top1"]
     """
-    try:
-        evaluators = build_all(encode, config)
-    except (FileNotFoundError, ValueError) as error:
-        raise EvaluatorError(f"the evaluators of step {step} cannot be created: {error}") from error
-    return run(evaluators, params_by_name, step, progress)
+    return run(of_run(encode, config), params_by_name, step, progress)
+
+
+def run_tasks(
+    subject: Subject,
+    tasks: Sequence[Task],
+    sets: Sets,
+    *,
+    protocol: str = PROTOCOLS[0],
+    out: str | os.PathLike | None = None,
+    keep_embeddings: bool = True,
+    batch_size: int = BATCH_SIZE,
+    compare: str | None = None,
+    console: Console | None = None,
+) -> Outcome:
+    """Measures every task with every set of weights of the subject.
+
+    out: folder of results.jsonl (written after each measurement; read to continue), results.md, results.csv and the
+        embeddings. None writes nothing.
+    compare: adds results to the tables: "paper" those of the subject's method in the paper, "published" those of
+        CLIP on sets of long captions, on Winoground, and of its dense read-outs.
+
+    All processes of a job call this together; process 0 writes. Raises ValueError for an unknown protocol or
+    comparison, and if `out` holds results of other weights. With several processes, raises any error but
+    `errors.Unmeasurable`: it may have occurred on one process alone while the others wait for it, see
+    `processes.together`.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(unknown("protocol", protocol, PROTOCOLS))
+    printed = {None: {}, "paper": paper.results_of(subject.method), "published": paper.published_results()}
+    if compare not in printed:
+        raise ValueError(unknown("compare", compare, ("paper", "published")))
+    embedder = Embedder(
+        subject.encode,
+        subject.tokenize,
+        batch_size=batch_size,
+        digest_of=subject.digest_of,
+        store=Store(Path(out) / EMBEDDINGS) if out and keep_embeddings else None,
+        decoded=Memory(),
+    )
+    setting = Setting(embedder, sets, subject.transform, protocol, subject.config)
+
+    def make(task: Task) -> SetEvaluator:
+        return dataclasses.replace(KINDS[task.kind].build(setting, task.dataset), embedder=embedder)
+
+    chosen = with_readouts(tasks, subject.readouts)
+    evaluators = Evaluators({str(task): functools.partial(make, task) for task in chosen})
+    results = Results(out, subject.digests, write=bool(out) and jax.process_index() == 0)
+    outcome = Outcome([], {}, {}, {}, [], subject, printed[compare])
+    records = Records(results, console or Console(enabled=False), outcome)
+    run(evaluators, subject.weights, subject.step, records=records)
+    records.console.end_live()
+    return outcome
+
+
+class Records:
+    """What `evaluate` keeps of a run: records and tables in a folder, from which it continues, and why some lack."""
+
+    def __init__(self, results: Results, console: Console, outcome: Outcome):
+        self.results, self.console, self.outcome = results, console, outcome
+
+    def not_built(self, name: str, error: Exception) -> None:
+        """Records missing data, or the error of opening them."""
+        if isinstance(error, MissingData):
+            self.outcome.missing[name] = str(error)
+            self.console.say(f"{name}: data missing, skipped (instructions at the end)")
+        else:
+            self._fail(name, error)
+        self.write()
+
+    def left_out(self, name: str, which: str, networks: Sequence[str]) -> None:
+        """Records the networks that weights lack."""
+        self.outcome.left_out[f"{name} {which}"] = f"{self.outcome.subject.method} has no {', '.join(networks)}"
+
+    def has(self, name: str, which: str, evaluator: SetEvaluator) -> bool:
+        """Whether the folder has results of these weights on the same data; they join the outcome."""
+        identity = self._identity(name, which, evaluator)
+        known = self.results.done(identity)
+        if jax.process_count() > 1:  # process 0 decides
+            known = bool(multihost_utils.broadcast_one_to_all(np.array(known)))
+        if known:
+            self.console.say(f"{name} {which}: already measured, in {self.results.folder}")
+            self.outcome.records.extend(self.results.of(identity))
+        return known
+
+    def failed(self, name: str, which: str, error: Exception) -> None:
+        """Records the error. With several processes, raises it if it may be of this process alone."""
+        if jax.process_count() > 1 and not isinstance(error, Unmeasurable):
+            raise error  # the others wait for this process within the task
+        self._fail(f"{name} {which}", error)
+
+    def add(self, name: str, which: str, evaluator: SetEvaluator, metrics: Sequence[tuple[str, float]]) -> None:
+        """Writes one record per metric."""
+        embedder, identity = evaluator.embedder, self._identity(name, which, evaluator)
+        counts = {"unreadable": 0, "truncated": 0}
+        if embedder:
+            counts = {"unreadable": embedder.num_unreadable, "truncated": embedder.num_truncated}
+            new = [line for line in embedder.unreadable if line not in self.outcome.unreadable]
+            self.outcome.unreadable.extend(new)
+        records = [record({**identity, **counts}, metric, value) for metric, value in metrics]
+        self.results.add(identity, records)
+        self.outcome.records.extend(records)
+        first = records[0]  # the console says "top1 33.7 (31.6-35.8), chance 1.04, n 2,000"
+        chance = "" if first["chance"] is None else f", chance {100 * first['chance']:.2f}"
+        size = tables.size_text(first["n"], first["n_train"])
+        self.console.say(f"{name} {which}: {first['metric']} {tables.percent(first)}{chance}, n {size}")
+
+    def write(self) -> None:
+        """Writes the tables."""
+        tables.write(self.results, self.outcome)
+
+    def _identity(self, name: str, which: str, evaluator: SetEvaluator) -> dict[str, Any]:
+        """The fields of a record that identify what was measured."""
+        subject, (kind, _, dataset) = self.outcome.subject, name.partition(":")
+        return {
+            "task": kind,
+            "dataset": dataset,
+            "weights": which,
+            "protocol": evaluator.protocol,
+            "fingerprint": evaluator.data.fingerprint,
+            "expected": evaluator.data.expected,
+            "step": subject.step,
+            "checkpoint": subject.name,
+            "digest": subject.digests[which],
+            "method": subject.method,
+        }
+
+    def _fail(self, label: str, error: Exception) -> None:
+        """Records the error. The debug log (flag -v 1) holds its traceback."""
+        logging.debug("%s failed", label, exc_info=error)
+        reason = str(error) or type(error).__name__
+        self.outcome.failed[label] = reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
+        self.console.say(f"{label}: FAILED: {self.outcome.failed[label]}")

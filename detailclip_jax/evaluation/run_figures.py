@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.data.resizing import resize
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.evaluation import held_out_pairs, sticker_scenes
-from detailclip_jax.evaluation.run_evaluators import all_weights
+from detailclip_jax.evaluation.subject import all_weights
 from detailclip_jax.figures import plots, style
 from detailclip_jax.inference.inspection import lowest, paste, paste_options, removal_rule
 from detailclip_jax.runtime.metric_files import read_lines

@@ -15,8 +15,8 @@ from detailclip_jax.evaluation import held_out_pairs, paper
 from detailclip_jax.evaluation.held_out_pairs import none_because
 from detailclip_jax.evaluation.metrics import split_name
 from detailclip_jax.evaluation.results import Record, record
-from detailclip_jax.evaluation.run_evaluators import absent, plan
 from detailclip_jax.evaluation.tables import ALWAYS, LABELS, table
+from detailclip_jax.evaluation.tasks import absent, plan
 from detailclip_jax.runtime.files import replace_text
 
 NOTES = {

@@ -20,6 +20,7 @@ from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.training import ema
 from detailclip_jax.training import mesh as meshes
+from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import Params
 
 WEIGHTS = ("student", "ema")
@@ -101,6 +102,11 @@ def weights_of(student: Params, teacher: Params) -> dict[str, Params]:
     if not set(teacher) & set(JOINT):
         return {"student": student}
     return {"student": student, "ema": ema.overlay(student, teacher)}
+
+
+def all_weights(state: TrainState) -> dict[str, Params]:
+    """Every set of weights of a training state: "student" and, if the teacher has encoders of its own, "ema"."""
+    return weights_of(state.params, state.ema_params)
 
 
 def check_weights(which: Sequence[str] | None, there: Mapping[str, Params], method: str) -> Sequence[str]:

@@ -1,21 +1,39 @@
-"""The kinds of evaluators by name, and the tasks of `--tasks`: a kind on a set."""
+"""The kinds of evaluators by name; the tasks of `--tasks`, a kind on a set; and the evaluators of a run by name."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+from absl import logging
+from ml_collections import ConfigDict
+
+from detailclip_jax import methods
 from detailclip_jax.data.labelled import CHOICES, KNOWN
 from detailclip_jax.data.labelled.known_sets import LONG_CAPTIONS
-from detailclip_jax.evaluation import choice, frozen_features, kept_objects, linear_segmentation, readout_scores
+from detailclip_jax.data.stickers.sprites import sprites
+from detailclip_jax.evaluation import (
+    choice,
+    frozen_features,
+    held_out_pairs,
+    kept_objects,
+    linear_segmentation,
+    readout_scores,
+)
 from detailclip_jax.evaluation.evaluation_sets import (
+    DEFAULT_STYLE,
+    LONG,
+    NEW_PAIRS,
     ON_WHITE,
     STICKERS,
+    STYLE,
     Sets,
     with_captions,
     with_choices,
     with_classes,
     with_masks,
 )
-from detailclip_jax.evaluation.evaluator import Kind
+from detailclip_jax.evaluation.evaluator import Kind, SetEvaluator, Setting
+from detailclip_jax.evaluation.protocols import PROTOCOLS
 from detailclip_jax.evaluation.readout_sets import spelled_out, split_name
 from detailclip_jax.evaluation.retrieval import retrieval
 from detailclip_jax.evaluation.zero_shot import zero_shot
@@ -147,3 +165,113 @@ def _no_kind(entry: str, kind: str, colon: str) -> str:
     if colon and kind in GROUPS:
         return f"{entry!r}: {kind} stands for several tasks and takes no sets; write {kind} alone"
     return f"{unknown('task', kind, [*KINDS, *GROUPS])}.  A task is KIND:SET,SET,... such as zero_shot:imagenet,pets"
+
+
+BATCH_SIZE = 250
+USUAL = {  # the options of an evaluator on a named set, and their defaults: a run may evaluate often
+    "data_dir": "data",
+    "num_examples": 1000,  # of the evaluated split; None for all
+    "num_train_examples": 1000,  # of the training split, for k-NN, linear and segmentation; None for all
+    "protocol": PROTOCOLS[0],
+    "style": DEFAULT_STYLE,
+    "follow_links": False,
+    "batch_size": BATCH_SIZE,
+}
+SCENES: Mapping[str, Any] = MappingProxyType({"num_scenes": None})
+
+
+class Named(NamedTuple):
+    """An evaluator of a run by name: the set that `build` gets, the options with their defaults, and the k of top-k."""
+
+    build: Callable[[Setting, str], SetEvaluator]
+    dataset: str
+    options: Mapping[str, Any] = SCENES
+    top: tuple[int, ...] | None = None
+
+
+EVALUATORS = {
+    "zero_shot": Named(KINDS["zero_shot"].build, "stickers"),
+    "on_white": Named(KINDS["zero_shot"].build, ON_WHITE, top=(1,)),
+    "other_drawings": Named(KINDS["zero_shot"].build, STYLE, {**SCENES, "style": DEFAULT_STYLE}, top=(1,)),
+    "retrieval": Named(KINDS["retrieval"].build, NEW_PAIRS, top=(1, 5)),
+    "long": Named(KINDS["retrieval"].build, LONG, top=(1, 5)),
+    "choice": Named(KINDS["choice"].build, "stickers"),
+    "kept_objects": Named(KINDS["kept_objects"].build, "stickers"),
+    "segmentation": Named(KINDS["segmentation"].build, "stickers", {**SCENES, "num_train_scenes": None}),
+}
+HELD_OUT = Named(held_out_pairs.retrieval, "held_out", {"num_examples": 1000, "batch_size": BATCH_SIZE}, top=(1, 5))
+CLASSES = HELD_OUT._replace(build=held_out_pairs.classification, dataset="held_out_classes")
+BY_NAME = {**EVALUATORS, "held_out": HELD_OUT, "held_out_classes": CLASSES}
+
+
+def named(name: str) -> Named:
+    """The entry of BY_NAME, or that of a task on a set, such as "zero_shot:pets"."""
+    kind, colon, dataset = name.partition(":")
+    return Named(KINDS[kind].build, dataset, USUAL) if colon else BY_NAME[name]
+
+
+def plan(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """The evaluators of a run, by name, with their options, from `config.evaluators`:
+
+        config.evaluators = {"zero_shot": {"num_scenes": 500}, "knn:pets": {"data_dir": "/data", "num_examples": 1000}}
+
+    "held_out" evaluates on pairs of the run's own data that are excluded from training (`data.held_out`), and
+    "held_out_classes" the classification head on their labels. "kind:set" evaluates on any set of
+    `python -m detailclip_jax.evaluate`. The other names evaluate on sticker scenes. If the field is empty, a run on
+    stickers uses all evaluators on scenes (but see `absent`), and a run on other data that of the held-out examples
+    which fits its method, if there are any. Raises ValueError for an unknown evaluator, set or option; the message
+    lists the known ones.
+    """
+    chosen = config.evaluators.to_dict() or usual(config)
+    for name, options in chosen.items():
+        if not isinstance(options, Mapping):
+            raise ValueError(f"evaluators.{name} is {options!r}: options are a dictionary, {{}} for none")
+        if ":" in name:
+            parse(name, Sets(options.get("data_dir", "data")))
+        elif name not in BY_NAME:
+            raise ValueError(unknown("evaluator", name, BY_NAME) + ", or TASK:SET, for example zero_shot:pets")
+        for option in options:
+            if option not in named(name).options:
+                raise ValueError(unknown(f"option of evaluator {name}:", option, list(named(name).options)))
+    return {name: chosen[name] for name in (*BY_NAME, *chosen) if name in chosen}
+
+
+def usual(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """The default evaluators, for a config that names none."""
+    if config.data.source == "stickers":
+        return {name: {} for name in EVALUATORS}
+    name = "held_out_classes" if "class_head" in methods.build(config).networks else "held_out"
+    return {name: {}} if held_out_pairs.find(config) else {}
+
+
+def absent(config: ConfigDict) -> dict[str, str]:
+    """Default evaluators whose artwork is not installed on this machine, with the reason.
+
+    The artwork of `other_drawings` is a system font, which no run should require. This covers default evaluators only:
+    for an evaluator named in the config, `check` and `build_all` raise MissingData.
+    """
+    if config.evaluators or config.data.source != "stickers":
+        return {}
+    try:
+        sprites(DEFAULT_STYLE)
+        return {}
+    except (FileNotFoundError, ValueError) as error:
+        return {"other_drawings": str(error)}
+
+
+def present(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """The plan without absent evaluators; each of these is logged (the report names them too)."""
+    missing = absent(config)
+    for name, reason in missing.items():
+        logging.info("evaluator %s: skipped: %s", name, reason)
+    return {name: options for name, options in plan(config).items() if name not in missing}
+
+
+def limited(config: ConfigDict, most: int) -> dict[str, dict[str, Any]]:
+    """The evaluators of `plan(config)` with at most `most` scenes or examples, also to be fitted on."""
+    found = present(config)
+    counts = {name: [option for option in named(name).options if option.startswith("num_")] for name in found}
+    return {
+        name: {**options, **{count: min(most, options.get(count) or most) for count in counts[name]}}
+        for name, options in found.items()
+    }

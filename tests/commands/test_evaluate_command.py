@@ -11,8 +11,9 @@ from evaluation_data import CLASSES, write_checkpoint, write_folders
 
 import detailclip_jax
 from detailclip_jax import evaluate as command
+from detailclip_jax import evaluation
 from detailclip_jax.data import labelled
-from detailclip_jax.evaluation import paper, results, runner
+from detailclip_jax.evaluation import paper, results
 from detailclip_jax.evaluation.embedder import Embedder
 from detailclip_jax.evaluation.protocols import slip
 from detailclip_jax.runtime import errors
@@ -272,7 +273,7 @@ def test_one_of_several_processes_says_the_same(workdir, tmp_path, capsys, monke
         monkeypatch.setattr(jax, "process_count", lambda: 2)
         raise error
 
-    monkeypatch.setattr(runner, "run_tasks", fails)
+    monkeypatch.setattr(evaluation, "run_tasks", fails)
     monkeypatch.setattr(os, "_exit", ends)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/results.jsonl").touch()
@@ -282,7 +283,7 @@ def test_one_of_several_processes_says_the_same(workdir, tmp_path, capsys, monke
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_the_work(workdir, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(runner, "run_tasks", lambda *_, **__: pytest.fail("said too late"))
+    monkeypatch.setattr(evaluation, "run_tasks", lambda *_, **__: pytest.fail("said too late"))
     (tmp_path / "file").touch()
     assert run(workdir, tmp_path / "file/out", "--tasks=zero_shot:stickers") == errors.RUN_ERROR
     said = capsys.readouterr()

@@ -1,5 +1,6 @@
 """Evaluators against an encoder that is written by hand, and the report; then once on a real method."""
 
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -21,17 +22,19 @@ from detailclip_jax.data.stickers.scene_source import Stickers
 from detailclip_jax.evaluation import (
     EVALUATORS,
     EvaluatorError,
+    Evaluators,
     all_weights,
     build_all,
     comparison,
     evaluation_sets,
     metrics,
+    plan,
     run,
     run_all,
     run_evaluators,
     run_report,
 )
-from detailclip_jax.evaluation.embedder import Embedder
+from detailclip_jax.evaluation.embedder import Embedder, Memory
 from detailclip_jax.evaluation.evaluator import Setting
 from detailclip_jax.evaluation.image_batches import Subset
 from detailclip_jax.evaluation.kept_objects import shares, touched
@@ -289,7 +292,7 @@ def test_stickers_without_named_evaluators_get_them_all_and_other_data_none(draw
     with config.unlocked():
         config.data.source = "records"
     assert build_all(Fake(), config) == {}
-    assert list(run_evaluators.plan(sticker_config())) == list(EVALUATORS)
+    assert list(plan(sticker_config())) == list(EVALUATORS)
     few = {name: {"num_scenes": 3} for name in EVALUATORS}
     few["other_drawings"]["style"] = drawings
     assert list(build_all(Fake(), sticker_config(**few))) == list(EVALUATORS)
@@ -316,6 +319,48 @@ class Mine:
 def test_anyones_evaluator_runs_on_every_set_of_weights_that_has_what_it_needs():
     weights = {"student": {"image": 2}, "ema": {"image": 4}, "bare": {"text": 1}}
     assert run({"mine": Mine()}, weights, step=3) == {"mine/student/ratio": 0.5, "mine/ema/ratio": 0.25}
+
+
+def test_an_evaluator_is_built_at_the_first_run_and_kept():
+    built = []
+    evaluators = Evaluators({"mine": lambda: built.append(1) or Mine()})
+    assert list(evaluators) == ["mine"] and not built
+    for step in (3, 6):
+        assert run(evaluators, {"student": {"image": 2}}, step) == {"mine/student/ratio": 0.5}
+    assert len(built) == 1
+
+
+@pytest.mark.parametrize(("room", "passes"), [(Memory(), 1), (Memory(1000), 4), (None, 4)])
+def test_evaluators_on_one_set_encode_it_once_in_a_run_and_decode_it_once_if_it_fits(room, passes):
+    """Two evaluators, two sets of weights, two runs: 40 images of 192 bytes fit into a gibibyte and not into 1,000."""
+
+    class Source(list):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    fake, read, encoded, tokenized = Fake(), [], [], []
+    encode = SimpleNamespace(
+        image=lambda params, images: encoded.append(params["shift"]) or fake.image(params, images), text=fake.text
+    )
+    tokenize = lambda texts: tokenized.append(len(texts)) or fake_tokenize(texts)
+    data = fake_set([label % 5 for label in range(40)])
+    data = data._replace(source=Source(data.source))
+    embedder = Embedder(encode, tokenize, batch_size=40, decoded=room)
+    setting = Setting(embedder, SimpleNamespace(labelled=lambda name: data), Transform(SIZE, SIZE), top=(1,))
+    evaluators = {name: dataclasses.replace(zero_shot(setting, "fake"), embedder=embedder) for name in ("a", "b")}
+    weights = {"student": {"shift": 0}, "ema": {"shift": 1}}
+    weights = {which: params | dict.fromkeys(evaluators["a"].needs) for which, params in weights.items()}
+    for step in (1, 2):
+        results = run(evaluators, weights, step)
+        assert {name: results[f"{name}/top1"] for name in ("a/student", "b/student", "a/ema", "b/ema")} == {
+            "a/student": 1.0,
+            "b/student": 1.0,
+            "a/ema": 0.0,
+            "b/ema": 0.0,
+        }
+    assert encoded == [0, 1, 0, 1] and tokenized == [12]
+    assert read.count(1) == passes  # every fifth image is also read to identify the set
 
 
 def test_a_failure_carries_the_evaluator_the_weights_and_the_step():

@@ -33,12 +33,16 @@ from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.data.stickers import sprites
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import (
+    all_weights,
+    check,
     evaluator,
     image_batches,
     metrics,
     paper,
+    plan,
     results,
-    runner,
+    run_all,
+    run_evaluators,
     sticker_scenes,
     subject,
     tables,
@@ -46,7 +50,6 @@ from detailclip_jax.evaluation import (
 )
 from detailclip_jax.evaluation.embedder import Embedder, Store
 from detailclip_jax.evaluation.retrieval import retrieval_metrics
-from detailclip_jax.evaluation.run_evaluators import all_weights, check, plan, run_all
 from detailclip_jax.inference import batching
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models import towers
@@ -729,7 +732,7 @@ def test_progress_counts_the_rows_of_a_set_and_not_those_of_its_last_batch():
         def live(self, text):
             self.lines.append(text)
 
-    done = runner.watching(Lines(), "knn:pets ema")(15, "images")
+    done = run_evaluators.watching(Lines(), "knn:pets ema")(15, "images")
     for batch in numbered(15, 8):
         done(len(batch["valid"]))
     assert Lines.lines[0] == "knn:pets ema | 8/15 images"
@@ -777,12 +780,12 @@ def test_what_fails_on_one_process_alone_ends_the_evaluation_there(monkeypatch, 
     subject = evaluation.Subject(
         "tiny", built.encode, weights, {"student": None}, SQUARE, Tokenizer(12), 0, "detailclip"
     )
-    monkeypatch.setattr(runner.Runner, "measure", failing)
-    monkeypatch.setattr(runner, "from_first", lambda value: value)
+    monkeypatch.setattr(Embedder, "images", failing)
+    monkeypatch.setattr(run_evaluators.multihost_utils, "broadcast_one_to_all", lambda value: value)
     tasks = evaluation.parse("zero_shot:toys", sets)
     assert str(error) in evaluation.run_tasks(subject, tasks, sets).failed["zero_shot:toys student"]
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(runner, "all_processes", lambda good: good)
+    monkeypatch.setattr(run_evaluators, "all_processes", lambda good: good)
     with pytest.raises(type(error)) if ends else contextlib.nullcontext():
         evaluation.run_tasks(subject, tasks, sets)
 

@@ -16,6 +16,7 @@ from detailclip_jax import methods
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.preprocessing import Transform, transform_of
 from detailclip_jax.data.sources import write_records
+from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import held_out_pairs, results, run_report, tables
 from detailclip_jax.evaluation.classification import OF_CLASS, matrix_metrics, zero_shot_metrics
 from detailclip_jax.evaluation.embedder import Embedder
@@ -233,6 +234,17 @@ def test_each_text_of_a_set_is_tokenized_once():
     assert first is again and asked == [["a", "b"]]
     embedder.tokenized(["b"])
     assert asked == [["a", "b"], ["b"]]
+
+
+def test_every_measurement_counts_its_truncated_texts_although_their_tokens_are_kept():
+    embedder = Embedder(None, Tokenizer(4))
+    for _ in range(2):
+        embedder.begin()
+        for _ in range(2):
+            embedder.tokenized(["a red bus beside a small frog", "a bus"])
+        assert embedder.num_truncated == 1
+    embedder.begin()
+    assert embedder.num_truncated == 0
 
 
 def test_a_class_has_the_direction_of_its_embedding_and_the_length_of_its_prompts():

@@ -13,12 +13,22 @@ from tiny import check_names
 
 import detailclip_jax
 from detailclip_jax import evaluate as command
+from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.data.stickers.scene_source import zero_shot_prompts
 from detailclip_jax.dense import set_examples
 from detailclip_jax.dense.segmentation import segmentation_sets
 from detailclip_jax.dense.segmentation.index_masks import IGNORE
-from detailclip_jax.evaluation import Sets, paper, readout_scores, readout_sets, readout_setups, tasks
+from detailclip_jax.evaluation import (
+    Sets,
+    Subject,
+    paper,
+    readout_scores,
+    readout_sets,
+    readout_setups,
+    run_tasks,
+    tasks,
+)
 from detailclip_jax.evaluation.readout_comparison import best
 from detailclip_jax.evaluation.readout_sets import open_readout_set, spelled_out, split_name
 from detailclip_jax.evaluation.readout_setups import setup
@@ -471,7 +481,7 @@ def test_an_image_encoder_alone_is_left_out_and_a_broken_mask_fails(workdir, min
 def test_published_is_refused_or_noted_where_it_cannot_help(workdir, tmp_path, capsys):
     assert run(workdir, tmp_path, "--tasks=knn:nothing", "--compare=published") == 2
     with pytest.raises(ValueError, match="unknown compare 'publishd'; did you mean 'published'"):
-        detailclip_jax.evaluation.runner.compared("clip", "publishd")
+        run_tasks(Subject("mine", None, {}, {}, Transform(8, 8), len), [], Sets(), compare="publishd")
 
 
 def test_lengths_follow_the_image_size_of_the_model():

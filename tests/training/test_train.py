@@ -405,14 +405,20 @@ def test_each_set_of_a_mixture_is_compared_with_its_share_of_a_batch():
     assert [line.split(" examples of ")[1][0] for line in pretraining.repeats(Mixture(parts), 400)] == ["a", "b"]
 
 
+def evaluated_by(monkeypatch, scores):
+    """Evaluations give `scores(encode, step)`, and build their evaluators once."""
+    built = []
+    monkeypatch.setattr("detailclip_jax.evaluation.of_run", lambda encode, config: built.append(1) or encode)
+    monkeypatch.setattr("detailclip_jax.evaluation.run", lambda encode, weights, step, progress: scores(encode, step))
+    return built
+
+
 def test_evaluation_in_between_ranks_the_checkpoints(run_of, monkeypatch):
     scores = {4: 0.9, 8: 0.1, 12: 0.2}
-    monkeypatch.setattr(
-        "detailclip_jax.evaluation.run_all",
-        lambda encode, weights, config, step, progress: {"zero_shot/student/top1": scores[step]},
-    )
+    built = evaluated_by(monkeypatch, lambda encode, step: {"zero_shot/student/top1": scores[step]})
     run = run_of(evaluate_every=4, max_to_keep=1, best_metric="zero_shot/student/top1")
     training.train(run)
+    assert len(built) == 1
     assert sorted(entry.name for entry in (run.workdir / "checkpoints").iterdir()) == ["12", "4"]
     assert read_lines(run.workdir / "evaluations.jsonl")[1] == {"step": 8, "zero_shot/student/top1": 0.1}
 
@@ -421,7 +427,7 @@ def test_evaluation_in_between_ranks_the_checkpoints(run_of, monkeypatch):
 def test_every_score_is_saved_with_its_state(run_of, monkeypatch):
     """Evaluated every 5 steps, saved every 4: the best of 5, 10 and the last step, 12, is kept with its score."""
     scores = {5: 0.1, 10: 0.9, 12: 0.2}
-    monkeypatch.setattr("detailclip_jax.evaluation.run_all", lambda *args: {"zero_shot/student/top1": scores[args[3]]})
+    evaluated_by(monkeypatch, lambda encode, step: {"zero_shot/student/top1": scores[step]})
     run = run_of(evaluate_every=5, max_to_keep=1, best_metric="zero_shot/student/top1", evaluate_at_end=True)
     monkeypatch.setattr(session.Session, "finish", lambda *args: None)
     training.train(run)
@@ -432,7 +438,7 @@ def test_every_score_is_saved_with_its_state(run_of, monkeypatch):
 
 
 def test_a_best_metric_that_nobody_measures(run_of, monkeypatch):
-    monkeypatch.setattr("detailclip_jax.evaluation.run_all", lambda *args: {"zero_shot/student/top1": 0.5})
+    evaluated_by(monkeypatch, lambda encode, step: {"zero_shot/student/top1": 0.5})
     with pytest.raises(CheckpointError, match="unknown best_metric 'zero_shot/student/top2'; did you mean"):
         training.train(run_of(evaluate_every=4, best_metric="zero_shot/student/top2"))
 
@@ -588,14 +594,14 @@ def test_a_step_whose_evaluation_did_not_happen_is_evaluated_when_the_run_goes_o
     """The first process ends between saving step 8 and its evaluation."""
     seen = []
 
-    def run_all(encode, weights, config, step, progress):
+    def scores(encode, step):
         if seen == [4]:
             seen.append("stopped")
             raise pretraining.evaluation.EvaluatorError("stopped here")
         seen.append(step)
         return {"zero_shot/student/top1": step / 100}
 
-    monkeypatch.setattr("detailclip_jax.evaluation.run_all", run_all)
+    evaluated_by(monkeypatch, scores)
     for code in ("error", 0):
         run = run_of(evaluate_every=4, checkpoint_every=100, evaluate_at_end=False)
         with pytest.raises(pretraining.evaluation.EvaluatorError) if code else nullcontext():
@@ -614,7 +620,7 @@ def test_a_stop_is_honoured_between_figures_which_the_same_command_draws(run_of,
         pause_point()
         return ["attention.png"]
 
-    monkeypatch.setattr("detailclip_jax.evaluation.run_all", lambda *_: {})
+    evaluated_by(monkeypatch, lambda encode, step: {})
     monkeypatch.setattr(pretraining.run_report, "write", lambda *_: "the table")
     monkeypatch.setattr(pretraining.run_figures, "write", write)
     run, again = (run_of(total_steps=1, evaluate_at_end=True) for _ in range(2))
@@ -629,7 +635,7 @@ def stopped_in_an_evaluation(monkeypatch, at_batch):
     """The signal comes in an evaluation, before one of its batches; returns the steps whose evaluation began."""
     seen = []
 
-    def run_all(encode, weights, config, step, progress):
+    def scores(encode, step):
         seen.append(step)
         for batch in range(5):
             if (len(seen), batch) == at_batch:
@@ -637,7 +643,7 @@ def stopped_in_an_evaluation(monkeypatch, at_batch):
             encode.image(batch)
         return {"zero_shot/student/top1": step / 100}
 
-    monkeypatch.setattr("detailclip_jax.evaluation.run_all", run_all)
+    evaluated_by(monkeypatch, scores)
     return seen
 
 
