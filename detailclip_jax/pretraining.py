@@ -373,7 +373,7 @@ class Evaluation:
     def __init__(self):
         """No run has begun."""
         self._interrupt: Interrupt | None = None
-        self._evaluators: Mapping[str, evaluation.Evaluator] = {}
+        self._evaluators: Mapping[str, Callable[[], evaluation.Evaluator]] = {}
 
     def __call__(self, run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Mapping[str, float]:
         """Returns the scores, "name/weights/metric" -> value; `interrupt` is one object for the whole run."""

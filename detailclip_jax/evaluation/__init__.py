@@ -4,7 +4,11 @@
     print(run_report.write(workdir, results, config, step))       # results.json, report.md
     run_figures.write(workdir, experiment, state)                 # figures/*.png; needs the extra `demo`
 
-A new evaluator is one class (see `evaluator`); pass it to `run` together with the others.
+A new evaluator is one class (see `evaluator`); pass it to `run` together with the others. For several evaluations,
+build the evaluators once:
+
+    evaluators = {**evaluation.of_run(experiment.encode, config), "mine": mine}
+    results = evaluation.run(evaluators, evaluation.all_weights(state), step)
 
 The tasks of the command `python -m detailclip_jax.evaluate` also evaluate models from other libraries:
 
@@ -35,7 +39,6 @@ from detailclip_jax.evaluation.evaluator import Evaluator
 from detailclip_jax.evaluation.metrics import Metric
 from detailclip_jax.evaluation.results import Outcome
 from detailclip_jax.evaluation.run_evaluators import (
-    Evaluators,
     build_all,
     check,
     of_run,
@@ -51,7 +54,6 @@ __all__ = [
     "EVALUATORS",
     "Evaluator",
     "EvaluatorError",
-    "Evaluators",
     "Metric",
     "Outcome",
     "Sets",

@@ -119,11 +119,17 @@ def measured(
         right = image_hits(scores)
         yield from _by_group(right, np.full(len(right), 1 / 4), np.arange(len(right)), groups[::2])
     elif rule == MEAN_OF_GROUPS:
-        yield "mean_of_groups", _mean_of_groups(hits(scores, asked.num_right), chances(asked), ids_of(groups))
+        right, numbers = hits(scores, asked.num_right), ids_of(groups)
+        low, high = bootstrap_interval(mean_per_class, right, numbers)
+        chance = float(mean_per_class(chances(asked), numbers))
+        value = mean_per_class(right, numbers)
+        yield "mean_of_groups", Metric(value, n=len(right), chance=chance, low=low, high=high)
     else:
         yield from _by_group(hits(scores, asked.num_right), chances(asked), asked.images, groups)
         if asked.captions.shape[1] == 3 and (asked.num_right == 2).all():
-            yield "text_only", mean_metric(text_hits(texts[asked.captions]), 1 / 3)
+            between = np.einsum("nae,nbe->nab", texts[asked.captions], texts[asked.captions])
+            nearest = (between[:, 0, 1] > between[:, 0, 2]) & (between[:, 0, 1] > between[:, 1, 2])
+            yield "text_only", mean_metric(nearest, 1 / 3)
 
 
 def hits(scores: Scores, num_right: Int[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
@@ -157,12 +163,6 @@ def image_hits(scores: Float[np.ndarray, "N 2"]) -> Bool[np.ndarray, " P"]:
     return np.logical_and(*(own > others).T)
 
 
-def text_hits(texts: Float[np.ndarray, "N 3 E"]) -> Bool[np.ndarray, " N"]:
-    """Whether the first two texts are nearer to each other than either is to the third."""
-    between = np.einsum("nae,nbe->nab", texts, texts)
-    return (between[:, 0, 1] > between[:, 0, 2]) & (between[:, 0, 1] > between[:, 1, 2])
-
-
 def _by_group(
     right: Bool[np.ndarray, " N"], chance: Float[np.ndarray, " N"], units: Int[np.ndarray, " N"], groups: Sequence[str]
 ) -> Iterator[tuple[str, Metric]]:
@@ -176,11 +176,3 @@ def _by_group(
 def _accuracy(right: Bool[np.ndarray, " N"], chance: Float[np.ndarray, " N"], units: Int[np.ndarray, " N"]) -> Metric:
     _, unit = np.unique(units, return_inverse=True)
     return mean_metric(np.bincount(unit, weights=right), float(chance.mean()), np.bincount(unit))
-
-
-def _mean_of_groups(
-    right: Bool[np.ndarray, " N"], chance: Float[np.ndarray, " N"], groups: Int[np.ndarray, " N"]
-) -> Metric:
-    low, high = bootstrap_interval(mean_per_class, right, groups)
-    value, guess = mean_per_class(right, groups), float(mean_per_class(chance, groups))
-    return Metric(value, n=len(right), chance=guess, low=low, high=high)

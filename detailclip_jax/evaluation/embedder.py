@@ -305,27 +305,16 @@ class Store:
         """Returns the arrays stored under `key`; calls `make` and stores its result if there are none or old ones."""
         text = json.dumps(key, sort_keys=True)
         file = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
-        found = _read(file, text)
-        if all_processes(found is not None and not outdated(found)):
-            return found or {}
+        found: Arrays = {}
+        # A file that is missing, truncated or damaged, or that has another key: compute its arrays again.
+        with contextlib.suppress(Exception), file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            found = {name: stored[name] for name in stored.files}
+        is_there = str(found.pop("key", "")) == text
+        if all_processes(is_there and not outdated(found)):
+            return found
         arrays = make()
         if jax.process_index() == 0:
-            _write(file, text, arrays)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with written_atomically(file) as partial, partial.open("wb") as stream:
+                np.savez(stream, key=np.array(text), **arrays)  # type: ignore[arg-type]
         return arrays
-
-
-def _read(file: Path, key: str) -> Arrays | None:
-    if not file.is_file():
-        return None
-    try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            read = {name: arrays[name] for name in arrays.files}
-    except Exception:  # the file is truncated or damaged: compute its arrays again
-        return None
-    return read if str(read.pop("key", "")) == key else None
-
-
-def _write(file: Path, key: str, arrays: Arrays) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with written_atomically(file) as partial, partial.open("wb") as stream:
-        np.savez(stream, key=np.array(key), **arrays)  # type: ignore[arg-type]

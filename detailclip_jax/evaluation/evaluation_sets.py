@@ -72,7 +72,9 @@ class Sets(NamedTuple):
         Raises MissingData, and ValueError for a set that has classes instead.
         """
         if name in STICKERS:
-            return self.limited(self._sticker_scenes(name))
+            kind = "held_out_pairs" if name == NEW_PAIRS else "held_out_scenes"
+            style, count = self.style if name == STYLE else None, self.num_scenes or NUM_SCENES["captions"]
+            return self.limited(self._stickers(name, kind, count, style=style))
         data = labelled.open_set(name, self.data_dir, num_captions=num_captions, captioned=True)
         if data.classes:
             raise ValueError(
@@ -113,12 +115,6 @@ class Sets(NamedTuple):
         options = {STYLE: {"style": self.style}, ON_WHITE: {"scenes": scene_source.ON_WHITE}}.get(name, {})
         count = self.num_scenes or NUM_SCENES["test"]
         return self._stickers(name, "held_out_scenes", count, single_object=True, **options)
-
-    def _sticker_scenes(self, name: str) -> LabelledSet:
-        """Scenes of one to four objects, with two captions each, or the long one."""
-        kind = "held_out_pairs" if name == NEW_PAIRS else "held_out_scenes"
-        style = self.style if name == STYLE else None
-        return self._stickers(name, kind, self.num_scenes or NUM_SCENES["captions"], style=style)
 
     def _stickers(self, name: str, kind: str, count: int, **options: Any) -> LabelledSet:
         source = drawn(lambda: Stickers(kind, self._canvas, count, **options))

@@ -16,6 +16,9 @@ A user's own evaluator is one small class:
     evaluation.run({"mine": mine}, evaluation.all_weights(state), step=600)
     # {"mine/student/attention": 0.015, "mine/ema/attention": 0.015}
 
+`run` is the call of the training loop and of the command `evaluate` too. A feature that `encode` lacks is a function of
+(networks, batch), compiled by `encode.jit`.
+
 An evaluator that runs by name, in training and in the command `evaluate`, is a function (setting, set) -> SetEvaluator
 and a line in the table `tasks.KINDS`.
 """

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from detailclip_jax.data.sources import Source
 from detailclip_jax.evaluation import knn, linear_probe, paper
 from detailclip_jax.evaluation.evaluator import Measured, SetEvaluator, Setting
 from detailclip_jax.evaluation.image_batches import Subset, cropped
@@ -23,7 +22,12 @@ def linear(setting: Setting, name: str) -> SetEvaluator:
 def _on_features(setting: Setting, name: str, judge: Callable[..., Measured], protocol: str) -> SetEvaluator:
     """An evaluator that passes features and labels of the training and the test split to `judge`."""
     train, test = (setting.sets.labelled(name, split) for split in ("train", "test"))
-    embedder, transform, metric = setting.embedder, cropped(setting.transform), metric_of(name)
+    embedder, transform = setting.embedder, cropped(setting.transform)
+    metric = "mean_per_class" if name in (*paper.MEAN_PER_CLASS, "caltech101") else "accuracy"
+    part = ""
+    if isinstance(train.source, Subset):
+        count, total = len(train.source), len(train.source.source)
+        part = f"fitted on {count:,} of {total:,} training examples (--num-train-examples)"
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes)) or "the same classes in another order"
         raise ValueError(f"{name}: its train and test splits have different classes: {odd}")
@@ -33,20 +37,8 @@ def _on_features(setting: Setting, name: str, judge: Callable[..., Measured], pr
         arrays = (known.features, known.labels, asked.features, asked.labels)
         for name, value in judge(*arrays, len(test.classes), metric=metric):
             value.n_train = len(known.features)
-            value.remark = "; ".join(filter(None, (value.remark, subset_remark(train.source))))
+            value.remark = "; ".join(filter(None, (value.remark, part)))
             yield name, value
 
     both = test._replace(fingerprint=f"{train.fingerprint}+{test.fingerprint}")
     return SetEvaluator(("image",), run, both, protocol)
-
-
-def subset_remark(train: Source) -> str:
-    """A remark if only a part of the training split is used, else an empty string."""
-    if not isinstance(train, Subset):
-        return ""
-    return f"fitted on {len(train):,} of {len(train.source):,} training examples (--num-train-examples)"
-
-
-def metric_of(name: str) -> str:
-    """ "mean_per_class" for the sets that are usually reported in this metric, else "accuracy"."""
-    return "mean_per_class" if name in (*paper.MEAN_PER_CLASS, "caltech101") else "accuracy"

@@ -18,7 +18,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,26 +45,11 @@ from detailclip_jax.runtime.progress import Console, Meter
 from detailclip_jax.types import Params
 
 EMBEDDINGS = "embeddings"  # subfolder of the results folder
-
-
-class Evaluators(Mapping[str, Evaluator]):
-    """Evaluators by name. Each is built, which opens its data, at its first use, and kept."""
-
-    def __init__(self, makers: Mapping[str, Callable[[], Evaluator]]):
-        self._makers = {name: functools.cache(make) for name, make in makers.items()}
-
-    def __getitem__(self, name: str) -> Evaluator:
-        return self._makers[name]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    def __len__(self) -> int:
-        return len(self._makers)
+Evaluators = Mapping[str, Evaluator | Callable[[], Evaluator]]  # or what builds one, at its first call, and keeps it
 
 
 def run(
-    evaluators: Mapping[str, Evaluator],
+    evaluators: Evaluators,
     params_by_name: Mapping[str, Params],
     step: int | None = None,
     progress: Callable[[str], None] = logging.debug,
@@ -87,7 +72,8 @@ def run(
         for name in evaluators:
             evaluator, failure = None, None
             try:
-                evaluator = evaluators[name]
+                known = evaluators[name]
+                evaluator = known if isinstance(known, Evaluator) else known()
             except Exception as error:
                 failure = error
             if not all_processes(evaluator is not None) or evaluator is None:
@@ -133,8 +119,11 @@ def watching(console: Console, title: str) -> Watch:
     return lambda total, noun: Meter(console, noun, total, title).add
 
 
-def of_run(encode: Any, config: ConfigDict) -> Evaluators:
-    """The evaluators of a run by name, `tasks.plan(config)`. Raises ValueError for an unknown name or option."""
+def of_run(encode: Any, config: ConfigDict) -> dict[str, Callable[[], SetEvaluator]]:
+    """The evaluators of a run by name, `tasks.plan(config)`; each opens its data at the first call, and is kept.
+
+    Raises ValueError for an unknown name or option.
+    """
     decoded, tokenize = Memory(), tokenizer_of(config)
     embedder = functools.cache(lambda size: Embedder(encode, tokenize, batch_size=size, decoded=decoded))
 
@@ -157,12 +146,13 @@ def of_run(encode: Any, config: ConfigDict) -> Evaluators:
         setting = Setting(of_size, sets, transform_of(config), chosen["protocol"], config, entry.top)
         return dataclasses.replace(entry.build(setting, entry.dataset), embedder=of_size)
 
-    return Evaluators({name: functools.partial(make, name, options) for name, options in present(config).items()})
+    makers = {name: functools.partial(make, name, options) for name, options in present(config).items()}
+    return {name: functools.cache(each) for name, each in makers.items()}
 
 
-def build_all(encode: Any, config: ConfigDict) -> dict[str, Evaluator]:
+def build_all(encode: Any, config: ConfigDict) -> dict[str, SetEvaluator]:
     """The evaluators of `of_run`, built now. Raises the same errors as `check`."""
-    return dict(of_run(encode, config))
+    return {name: build() for name, build in of_run(encode, config).items()}
 
 
 def check(config: ConfigDict) -> None:
@@ -216,7 +206,7 @@ def run_tasks(
         raise ValueError(unknown("protocol", protocol, PROTOCOLS))
     printed = {None: {}, "paper": paper.results_of(subject.method), "published": paper.published_results()}
     if compare not in printed:
-        raise ValueError(unknown("compare", compare, ("paper", "published")))
+        raise ValueError(unknown("compare", str(compare), ("paper", "published")))
     embedder = Embedder(
         subject.encode,
         subject.tokenize,
@@ -231,7 +221,7 @@ def run_tasks(
         return dataclasses.replace(KINDS[task.kind].build(setting, task.dataset), embedder=embedder)
 
     chosen = with_readouts(tasks, subject.readouts)
-    evaluators = Evaluators({str(task): functools.partial(make, task) for task in chosen})
+    evaluators = {str(task): functools.partial(make, task) for task in chosen}  # this call runs each once
     results = Results(out, subject.digests, write=bool(out) and jax.process_index() == 0)
     outcome = Outcome([], {}, {}, {}, [], subject, printed[compare])
     records = Records(results, console or Console(enabled=False), outcome)
@@ -241,7 +231,7 @@ def run_tasks(
 
 
 class Records:
-    """What `evaluate` keeps of a run: records and tables in a folder, from which it continues, and why some lack."""
+    """What `evaluate` keeps of a run of `SetEvaluator`s: records and tables in a folder, from which it continues."""
 
     def __init__(self, results: Results, console: Console, outcome: Outcome):
         self.results, self.console, self.outcome = results, console, outcome
@@ -259,7 +249,7 @@ class Records:
         """Records the networks that weights lack."""
         self.outcome.left_out[f"{name} {which}"] = f"{self.outcome.subject.method} has no {', '.join(networks)}"
 
-    def has(self, name: str, which: str, evaluator: SetEvaluator) -> bool:
+    def has(self, name: str, which: str, evaluator: Any) -> bool:
         """Whether the folder has results of these weights on the same data; they join the outcome."""
         identity = self._identity(name, which, evaluator)
         known = self.results.done(identity)
@@ -276,14 +266,11 @@ class Records:
             raise error  # the others wait for this process within the task
         self._fail(f"{name} {which}", error)
 
-    def add(self, name: str, which: str, evaluator: SetEvaluator, metrics: Sequence[tuple[str, float]]) -> None:
+    def add(self, name: str, which: str, evaluator: Any, metrics: Sequence[tuple[str, float]]) -> None:
         """Writes one record per metric."""
         embedder, identity = evaluator.embedder, self._identity(name, which, evaluator)
-        counts = {"unreadable": 0, "truncated": 0}
-        if embedder:
-            counts = {"unreadable": embedder.num_unreadable, "truncated": embedder.num_truncated}
-            new = [line for line in embedder.unreadable if line not in self.outcome.unreadable]
-            self.outcome.unreadable.extend(new)
+        counts = {"unreadable": embedder.num_unreadable, "truncated": embedder.num_truncated}
+        self.outcome.unreadable.extend(line for line in embedder.unreadable if line not in self.outcome.unreadable)
         records = [record({**identity, **counts}, metric, value) for metric, value in metrics]
         self.results.add(identity, records)
         self.outcome.records.extend(records)
@@ -296,7 +283,7 @@ class Records:
         """Writes the tables."""
         tables.write(self.results, self.outcome)
 
-    def _identity(self, name: str, which: str, evaluator: SetEvaluator) -> dict[str, Any]:
+    def _identity(self, name: str, which: str, evaluator: Any) -> dict[str, Any]:
         """The fields of a record that identify what was measured."""
         subject, (kind, _, dataset) = self.outcome.subject, name.partition(":")
         return {

@@ -19,6 +19,7 @@ from detailclip_jax.evaluation.tables import ALWAYS, LABELS, table
 from detailclip_jax.evaluation.tasks import absent, plan
 from detailclip_jax.runtime.files import replace_text
 
+FIELDS = ("task", "weights", "metric", "value", "n", "chance", "low", "high", "n_train")
 NOTES = {
     "zero_shot": "Zero-shot: unseen scenes of one object, classified among all nouns; chance is k / number of nouns.",
     "on_white": (
@@ -75,13 +76,17 @@ def write(workdir: str | Path, results: Mapping[str, float], config: ConfigDict,
 def as_json(
     results: Mapping[str, float], config: ConfigDict, step: int, sets: Sequence[Mapping[str, str]]
 ) -> dict[str, Any]:
-    """The run (method, step, digest of its config, names of its training sets if any) and one record per result."""
+    """The run (method, step, digest of its config, names of its training sets if any) and one record per result.
+
+    Only those of fitted probes have n_train.
+    """
+    records = [_record(name, value) for name, value in results.items()]
     return {
         "method": config.method,
         "step": step,
         "config_digest": config_digest(config),
         **({"data_sets": sets} if sets else {}),
-        "results": [_shown(_record(name, value)) for name, value in results.items()],
+        "results": [{name: r[name] for name in FIELDS if name != "n_train" or r[name] is not None} for r in records],
     }
 
 
@@ -91,12 +96,6 @@ def _record(name: str, value: float) -> Record:
     return record({"task": task, "dataset": "", "weights": weights}, metric, value)
 
 
-def _shown(r: Record) -> Record:
-    """The fields of a record that results.json has; n_train only of fitted probes."""
-    names = ("task", "weights", "metric", "value", "n", "chance", "low", "high")
-    return {name: r[name] for name in names} | ({"n_train": r["n_train"]} if r["n_train"] is not None else {})
-
-
 def config_digest(config: ConfigDict) -> str:
     """The first twelve hexadecimal digits of a hash of the config; configs with equal fields have equal digests."""
     return hashlib.sha256(json.dumps(config.to_dict(), indent=2).encode()).hexdigest()[:12]
@@ -104,22 +103,17 @@ def config_digest(config: ConfigDict) -> str:
 
 def markdown(results: Mapping[str, float], config: ConfigDict, step: int) -> str:
     """The table: one line per metric, with a column for each set of weights, chance and the number of examples."""
-    about = [*_held_out(config), *_left_out(results, config)]
+    about = _left_out(results, config)
+    if not is_endless(config.data):
+        found = held_out_pairs.find(config)
+        text = found.origin if found else f"none; {none_because(config)}"
+        about = [textwrap.fill(f"Held out: {text}.", 110), *about]
     if not results:
         return "\n\n".join([f"{_title(config, step)}: no evaluator has a result.", *about]) + "\n"
     records = [_record(name, value) for name, value in results.items()]
     explained = [NOTES[task] for task in dict.fromkeys(r["task"] for r in records) if task in NOTES]
     notes = "\n\n".join([textwrap.fill(" ".join([ALWAYS, *explained]), 110), *about])
     return "\n".join([_title(config, step), "", *table(records, label=_label), "", notes]) + "\n"
-
-
-def _held_out(config: ConfigDict) -> list[str]:
-    """One paragraph: the number of held-out examples and how they were chosen, or how to hold some out."""
-    if is_endless(config.data):
-        return []
-    found = held_out_pairs.find(config)
-    text = found.origin if found else f"none; {none_because(config)}"
-    return [textwrap.fill(f"Held out: {text}.", 110)]
 
 
 def _left_out(results: Mapping[str, float], config: ConfigDict) -> list[str]:

@@ -133,13 +133,11 @@ def parse(text: str, sets: Sets) -> list[Task]:
 
 def with_readouts(tasks: Iterable[Task], readouts: Sequence[str]) -> list[Task]:
     """The same tasks, each once; one of "dense" without a read-out becomes one for each of `readouts`."""
-    return list(dict.fromkeys(each for task in tasks for each in _with_readouts(task, readouts)))
-
-
-def _with_readouts(task: Task, readouts: Sequence[str]) -> list[Task]:
-    if task.kind != "dense" or not readouts or split_name(task.dataset)[1]:
-        return [task]
-    return [Task(task.kind, f"{task.dataset}:{readout}") for readout in readouts]
+    found: list[Task] = []
+    for task in tasks:
+        is_whole = task.kind != "dense" or not readouts or split_name(task.dataset)[1]
+        found += [task] if is_whole else [task._replace(dataset=f"{task.dataset}:{readout}") for readout in readouts]
+    return list(dict.fromkeys(found))
 
 
 def _parse_entry(entry: str, sets: Sets) -> Iterator[Task]:
