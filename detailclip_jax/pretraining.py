@@ -1,7 +1,7 @@
 """Pretraining as the task of the loop: assembles a run from data, method, evaluators and report."""
 
 import collections
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any

@@ -11,7 +11,6 @@ import io
 import json
 import lzma
 import os
-import pickle
 import sqlite3
 import struct
 import tarfile
@@ -382,8 +381,6 @@ ROW = {"image": "a.jpg", "caption": "a cat", "label": 1, "key": "k", "title": "t
 COCO = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "a cat"}]}
 SENTENCES = [{"raw": "a cat"}, {"raw": "two"}]
 KARPATHY = {"images": [{"filename": "a.jpg", "split": "train", "sentences": SENTENCES, "cocoid": 3, "filepath": "."}]}
-BOMBS = (b"\n" * 80_000_000, b"a,b\n" * 20_000_000, b"x" * 3_000_000, b'"' + b"x\n" * 3_000_000, b"," * 1_000_000)
-BOMBS += (b"\r" * 50_000_000, b"[{}," * 10_000_000, b'{"a":[' * 9_000_000, b"\xff" * 60_000_000, b"\0" * 60_000_000)
 
 
 def cell(rng: Rng) -> str:
@@ -424,8 +421,7 @@ def make_table(rng: Rng, folder: Path) -> None:
     }[kind]()
     made = damaged(rng, made) if rng.random() < 0.4 else made
     made = one_of(rng, (b"\xef\xbb\xbf", b"\xff\xfe", b"\0")) + made if rng.random() < 0.05 else made
-    made = made + one_of(rng, BOMBS) if rng.random() < 0.01 else made
-    suffix, pack = one_of(rng, PACKERS) if rng.random() < 0.2 or len(made) > 10**7 else ("", bytes)
+    suffix, pack = one_of(rng, PACKERS) if rng.random() < 0.2 else ("", bytes)
     packed = pack(made)
     (folder / f"table.{kind}{suffix}").write_bytes(damaged(rng, packed) if suffix and rng.random() < 0.3 else packed)
 
@@ -518,25 +514,7 @@ def feed_caption(folder: Path) -> object:
     return len(valid_text(slip(caption)))
 
 
-# Pickles, torch files, safetensors
-
-OPCODES = (
-    b"cos\nsystem\n(S'true'\ntR.",
-    b"\x80\x02]r\xff\xff\xff\xff.",
-    b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f.",
-    b"(lp0\n" * 9000,
-)
-
-
-def make_pickle(rng: Rng, folder: Path) -> None:
-    rows = [(one_of(rng, (n, -n, 10**9, None, True, 0.5)), text(rng)[:2000], value(rng)) for n in range(5)]
-    data = pickle.dumps(rows if rng.random() < 0.9 else nested(rng), int(rng.integers(0, 6)))
-    data = one_of(rng, OPCODES) if rng.random() < 0.05 else damaged(rng, data)
-    (folder / "p.pkl").write_bytes(data)
-
-
-def feed_pickle(folder: Path) -> object:
-    return taken_by_prepare("slip-yfcc15m", folder / "p.pkl", folder / "out", images=str(folder))
+# Torch files, safetensors
 
 
 def make_torch(rng: Rng, folder: Path) -> None:
@@ -859,17 +837,6 @@ def feed_results(folder: Path) -> object:
     return len(results.read(folder / "results.jsonl"))
 
 
-ENDLESS = (
-    "with recursive n(i) as (select 1 union all select i + 1 from n) select i photoid, i title, i description from n"
-)
-ODD_TABLES = (
-    f"view yfcc100m_dataset as {ENDLESS}",
-    "view yfcc100m_dataset as select * from other, other a, other b",
-    "virtual table yfcc100m_dataset using fts5(photoid, title, description, other)",
-    "table yfcc100m_dataset (photoid, title as (hex(zeroblob(400000000))), description, marker, x)",
-)
-
-
 def make_ids(rng: Rng, folder: Path) -> None:
     """Lists of ids as text, packed text and .npy, and a table in SQLite."""
     rows = [one_of(rng, ("1", "2 3 " + "a" * 32, "x", "9" * 30, "-1", "", "1 2", "\0", "\uff11")) for _ in range(6)]
@@ -886,9 +853,6 @@ def make_ids(rng: Rng, folder: Path) -> None:
     for _ in range(4):
         row = [one_of(rng, cells) for _ in range(4)]
         connection.execute("insert into yfcc100m_dataset values (?, ?, ?, ?)", row)
-    if rng.random() < 0.1:
-        connection.execute("alter table yfcc100m_dataset rename to other")
-        connection.execute(f"create {one_of(rng, ODD_TABLES)}")
     connection.commit()
     connection.close()
     if rng.random() < 0.5:
@@ -987,16 +951,16 @@ STEPS += [{"type": "Prepend", "prepend": "a"}]
 BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": False}
 BEFORE = (None, {"type": "Whitespace"}, BYTES)
 WORDS = {"a": 0, "</s>": 1, "aa": 2}
-PIECES = [{"continuing_subword_prefix": "##", "max_input_chars_per_word": longest} for longest in (100, 1000)]
+PIECES = {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
 MODELS = (
     {"type": "WordLevel", "vocab": WORDS, "unk_token": "</s>"},
     {"type": "BPE", "vocab": WORDS, "merges": [["a", "a"]], "dropout": None},
-    *({"type": "WordPiece", "vocab": WORDS | {"##a": 3}, "unk_token": "</s>"} | pieces for pieces in PIECES),
+    {"type": "WordPiece", "vocab": WORDS | {"##a": 3}, "unk_token": "</s>"} | PIECES,
 )
 
 
 def make_tokenizer(rng: Rng, folder: Path) -> None:
-    """A vocabulary of few words, with steps of any kind."""
+    """A vocabulary of few words with any steps."""
     steps = [one_of(rng, STEPS) for _ in range(rng.integers(0, 4))]
     around = {"type": "TemplateProcessing", "pair": [], "special_tokens": {}}
     content = {
@@ -1220,7 +1184,6 @@ KINDS = {
     "table": Kind(make_table, feed_table, prepare_refusals),
     "record": Kind(make_record, feed_record, record_refusals),
     "caption": Kind(make_caption, feed_caption, tuple),
-    "pickle": Kind(make_pickle, feed_pickle, prepare_refusals),
     "torch": Kind(make_torch, feed_weights, weight_refusals),
     "safetensors": Kind(make_safetensors, feed_safetensors, weight_refusals),
     "embeddings": Kind(make_embeddings, feed_embeddings, weight_refusals),

@@ -13,7 +13,7 @@ import pathlib
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from detailclip_jax.convert import remote_files
 from detailclip_jax.convert.examples import Rejected
@@ -24,74 +24,10 @@ from detailclip_jax.runtime.folders import Walk
 from detailclip_jax.runtime.terminal import json_escaped
 
 MAX_LINE = 2**20  # characters of a table's line or field
-MAX_RATIO, FREE_BYTES = 100, 64 * 2**20  # a file may unpack to the larger of MAX_RATIO times its size and FREE_BYTES
-# Every row costs tens of microseconds however short it is, so rows are limited as well.  A table whose rows differ by a
-# running number only has up to 6 lines per packed byte (xz); a million empty lines pack to a thousand bytes.
-LINES_PER_BYTE, FREE_LINES = 8, 100_000
-MAX_READS_AT_END = 1000  # tarfile skips a member by reading on, also behind the end: 400,000 times for 4 GiB
-VALUES_PER_BYTE, FREE_VALUES = 8, 2_000_000  # of JSON; a value takes up to 100 bytes of memory
 REJECTED, FIGURES = "-rejected.jsonl", ("-contact-sheet.png", "-statistics.png")  # behind the split
-COMPRESSED = {".gz": gzip.GzipFile, ".tgz": gzip.GzipFile, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
+COMPRESSED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 STREAM_ERRORS = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)  # raised for damaged compressed files
 READ_ERRORS = (*STREAM_ERRORS, OSError, ValueError)
-
-
-class Counted(NamedTuple):
-    """Bytes that are limited in a compressed file: all of `marks`, to `per_byte` times its size, or `free`."""
-
-    what: str
-    marks: bytes
-    per_byte: int
-    free: int
-
-
-class Unpacked(io.RawIOBase):
-    """The decompressed content of a file; ValueError if it exceeds MAX_RATIO times the compressed bytes read so far.
-
-    ValueError too if there are more of the `counted` bytes than it allows.
-    """
-
-    def __init__(self, path: str | os.PathLike, counted: Counted | None = None):
-        self._path, self._count, self._counted, self._marks, self._reads_at_end = path, 0, counted, 0, 0
-        self._packed = _open_plain(path)  # closed by `close`
-        kind = COMPRESSED[pathlib.Path(path).suffix]
-        self._unpacked = kind(fileobj=self._packed) if kind is gzip.GzipFile else kind(self._packed)
-
-    def readable(self) -> bool:
-        """Returns True."""
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        """Reads the next bytes into `buffer` and returns their number."""
-        try:
-            num = self._unpacked.readinto(buffer)
-        except OSError as error:
-            if error.errno or isinstance(error, STREAM_ERRORS):
-                raise
-            raise EOFError(str(error)) from error  # bz2's "Invalid data stream" is an OSError of no number
-        self._count += num
-        self._reads_at_end += not num
-        if self._reads_at_end > MAX_READS_AT_END:
-            raise EOFError("a part of it claims more bytes than follow")
-        if self._count > max(FREE_BYTES, MAX_RATIO * self._packed.tell()):
-            raise ValueError(f"{self._path} unpacks to more than {MAX_RATIO} times its size; unpack it yourself")
-        if self._counted:
-            self._count_marks(self._counted, bytes(memoryview(buffer)[:num]))
-        return num
-
-    def _count_marks(self, counted: Counted, data: bytes) -> None:
-        self._marks += sum(map(data.count, [counted.marks[n : n + 1] for n in range(len(counted.marks))]))
-        if self._marks > max(counted.free, counted.per_byte * self._packed.tell()):
-            raise ValueError(
-                f"{self._path} has more than {counted.free:,} {counted.what} and more than {counted.per_byte} for each "
-                "of its compressed bytes; unpack it yourself"
-            )
-
-    def close(self) -> None:
-        """Closes both files."""
-        self._unpacked.close()
-        self._packed.close()
-        super().close()
 
 
 def is_compressed(path: str | os.PathLike) -> bool:
@@ -99,31 +35,39 @@ def is_compressed(path: str | os.PathLike) -> bool:
     return pathlib.Path(path).suffix in COMPRESSED
 
 
-def open_bytes(path: str | os.PathLike, counted: Counted | None = None) -> io.BufferedReader:
-    """Opens a file, or a URL, for reading; it is decompressed if its name has a compressed suffix."""
-    return io.BufferedReader(Unpacked(path, counted), 2**17) if is_compressed(path) else _open_plain(path)
+@contextlib.contextmanager
+def open_bytes(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+    """Context manager that opens a file, or a URL, for reading; by its suffix it is decompressed."""
+    with open_plain(path) as file:
+        if not is_compressed(path):
+            yield file
+            return
+        with COMPRESSED[pathlib.Path(path).suffix](file) as unpacked:
+            yield unpacked
 
 
-def _open_plain(path: str | os.PathLike) -> io.BufferedReader:
+def open_plain(path: str | os.PathLike) -> io.BufferedReader:
+    """Opens a file, or a URL, for reading."""
     url = os.fspath(path)
     return io.BufferedReader(RemoteFile(url)) if is_remote(url) else open(path, "rb")
 
 
 @contextlib.contextmanager
-def open_text(path: str | os.PathLike, is_json: bool = False, errors: str = "replace") -> Iterator[io.TextIOWrapper]:
+def open_text(path: str | os.PathLike, errors: str = "replace") -> Iterator[io.TextIOWrapper]:
     """Context manager that opens a file as `open_bytes` does, as text.
 
     Invalid UTF-8 becomes U+FFFD, unless `errors` names another handler of Python.  A byte order mark at the start, as
-    Excel writes it, is dropped.
-    Raises ValueError for a damaged compressed file, and for one that unpacks to too many lines, or values if the text
-    is one JSON value.
+    Excel writes it, is dropped.  Raises ValueError for a damaged compressed file.
     """
-    values = Counted("JSON values", b",[{", VALUES_PER_BYTE, FREE_VALUES)
-    counted = values if is_json else Counted("lines", b"\n\r", LINES_PER_BYTE, FREE_LINES)
     try:
-        with io.TextIOWrapper(open_bytes(path, counted), encoding="utf-8-sig", errors=errors, newline="") as file:
+        with (
+            open_bytes(path) as unpacked,
+            io.TextIOWrapper(unpacked, encoding="utf-8-sig", errors=errors, newline="") as file,
+        ):
             yield file
-    except STREAM_ERRORS as error:
+    except (*STREAM_ERRORS, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # of the disk: bz2's "Invalid data stream" has no number
+            raise
         raise ValueError(f"{path} is truncated or damaged ({error}); download it again") from error
 
 

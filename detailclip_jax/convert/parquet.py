@@ -14,7 +14,7 @@ from detailclip_jax.convert.columns import Columns
 from detailclip_jax.convert.examples import Raw, Reject, Rejected
 from detailclip_jax.convert.image_root import ImageRoot
 from detailclip_jax.convert.job import Options, Plan, Request, Shard, limited, of_files
-from detailclip_jax.convert.limited_files import FREE_BYTES, MAX_BYTES, MAX_RATIO, expand, open_bytes
+from detailclip_jax.convert.limited_files import MAX_BYTES, expand, open_plain
 from detailclip_jax.convert.remote_files import is_remote
 from detailclip_jax.runtime import extras
 
@@ -23,7 +23,7 @@ def parquet_file(path: str) -> Any:
     """Returns an open pyarrow.parquet.ParquetFile; ValueError if it is not valid, ImportError without pyarrow."""
     parquet = extras.load("pyarrow.parquet", "parquet files need pyarrow", "data")
     with undamaged(path):
-        return parquet.ParquetFile(open_bytes(path) if is_remote(path) else path)
+        return parquet.ParquetFile(open_plain(path) if is_remote(path) else path)
 
 
 @contextlib.contextmanager
@@ -54,14 +54,11 @@ def column_names(path: str) -> list[str]:
         return list(file.schema_arrow.names)
 
 
-def largest_chunk(file: Any, path: str, names: Sequence[str]) -> int:
-    """Returns the uncompressed bytes of the columns' largest chunk; ValueError if one is a decompression bomb."""
+def largest_chunk(file: Any, names: Sequence[str]) -> int:
+    """Returns the uncompressed bytes of the columns' largest chunk."""
     groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
     chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
-    wanted = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in names]
-    for chunk in wanted:
-        if chunk.total_uncompressed_size > MAX_RATIO * chunk.total_compressed_size + FREE_BYTES:
-            raise ValueError(f"{path}: column {chunk.path_in_schema} unpacks to more than {MAX_RATIO} times its size")
+    wanted = (chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in names)
     return max((chunk.total_uncompressed_size for chunk in wanted), default=0)
 
 
@@ -114,7 +111,7 @@ def _batches(path: str, names: Sequence[str], most: int) -> Iterator[Any]:
     """Yields a file's pyarrow batches of up to `most` rows."""
     with parquet_file(path) as file:
         # one value may fill a chunk, and every row may repeat it
-        rows_at_once = max(1, min(most, MAX_BYTES // max(largest_chunk(file, path, names), 1)))
+        rows_at_once = max(1, min(most, MAX_BYTES // max(largest_chunk(file, names), 1)))
         for group in range(file.num_row_groups):  # pyarrow keeps what it has read until the end of an iteration
             yield from file.iter_batches(batch_size=rows_at_once, row_groups=[group], columns=list(names))
 

@@ -1,22 +1,19 @@
 """Reads SLIP's yfcc15m.pkl: a pickled list of (line number, title, description); some tools add a fourth field.
 
 Unpickling can run code; this reader runs none.  It refuses every import that a pickle asks for, so it can build only
-numbers, texts, tuples and lists.  The whole list is in memory while the chunks are written.
+plain data.  The whole list is in memory while the chunks are written.
 """
 
 import pickle
-import pickletools
 import reprlib
 from collections.abc import Iterator
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 from detailclip_jax.convert.job import Request
 from detailclip_jax.convert.rows import Row
 from detailclip_jax.convert.yfcc import line_places
 
 FIELDS = (3, 4)
-PUTS = ("PUT", "BINPUT", "LONG_BINPUT")  # store into a numbered place of the memo, a table that grows up to that number
-HASHES = ("SETITEM", "SETITEMS", "DICT", "ADDITEMS", "FROZENSET")  # put entries into dictionaries and sets
 PICKLE_ERRORS = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError)
 REFUSALS = (*PICKLE_ERRORS, OverflowError, MemoryError, RecursionError)
 
@@ -37,30 +34,12 @@ def load(path: str) -> list[Any]:
     """Returns the list in a pickle; ValueError if it is not a list or needs more than plain data."""
     try:
         with open(path, "rb") as file:
-            _check_operations(file)
-            file.seek(0)
             content = DataOnly(file).load()
     except REFUSALS as error:
         raise ValueError(f"{path} is not a pickle of plain data: {error}") from error
     if not isinstance(content, list):
         raise ValueError(f"{path} contains a {type(content).__name__}; expected a list of (line, title, description)")
     return content
-
-
-def _check_operations(file: IO[bytes]) -> None:
-    """Raises UnpicklingError for operations that take memory or time out of proportion to their bytes.
-
-    A memo place higher than the number of operations so far: four bytes could allocate a table of 64 GiB.  An entry of
-    a dictionary or set: the hash of a tuple that holds one tuple twice, and so on 60 times, takes years.
-    """
-    for number, (code, argument, _) in enumerate(pickletools.genops(file)):
-        if code.name in PUTS and (argument or 0) > number:
-            raise pickle.UnpicklingError(f"it uses memo entry {argument} after {number} operations")
-        if code.name in HASHES:
-            raise pickle.UnpicklingError(
-                "it contains a dictionary or a set; only numbers, texts, tuples and lists are allowed: save the list "
-                "of (line, title, description) only"
-            )
 
 
 def rows_of(request: Request) -> Iterator[Row]:

@@ -8,7 +8,6 @@ repository's data/yfcc100m.md, whose list has (line number, photo id, hash).
 
 import array
 import contextlib
-import itertools
 import pathlib
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -26,10 +25,8 @@ WITH_LINE, WITHOUT_LINE = 25, 23  # columns
 TITLE, DESCRIPTION, MARKER = 6, 7, 22  # offsets in tables without line number and hash; those with them add 2
 VIDEO = "1"
 TABLE, COLUMNS = "yfcc100m_dataset", ("photoid", "title", "description")
-TABLES = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE 'CREATE TABLE %'"
+TABLES = "SELECT name FROM sqlite_master WHERE type = 'table'"
 SUFFIXES = (".bz2", ".tsv", ".txt", TABLE)  # of tables in a folder
-MAX_STEPS = 20  # of SQLite's machine for each byte of a file; a row of NULLs takes one
-EVERY = 10_000  # steps between two checks
 HASH_LENGTH = 32
 
 
@@ -162,23 +159,15 @@ def _connect(path: str) -> sqlite3.Connection:
 def _columns(database: sqlite3.Connection, path: str) -> list[str]:
     """Returns the columns of the table; ValueError, with what the file has, if the table or a column is missing."""
     try:
-        _bound(database)
         names = [row[1] for row in database.execute(f"PRAGMA table_info({TABLE})")]
-        tables = [str(row[0]) for row in database.execute(TABLES)]  # a view may compute for ever
+        tables = [str(row[0]) for row in database.execute(TABLES)]
     except sqlite3.DatabaseError as error:
         raise ValueError(f"{path} is not readable as SQLite: {error}") from error
     if TABLE not in map(str.lower, tables):
-        raise ValueError(f"{path} has no table {TABLE} (a view is none); its tables are {', '.join(tables) or 'none'}")
+        raise ValueError(f"{path} has no table {TABLE}; its tables are {', '.join(tables) or 'none'}")
     if missing := [name for name in COLUMNS if name not in names]:
         raise ValueError(f"{path}: {TABLE} has no column {', '.join(missing)}; its columns are {', '.join(names)}")
     return names
-
-
-def _bound(database: sqlite3.Connection) -> None:
-    """Ends a query that works more than a file of this size needs, and lets Python handle signals during a query."""
-    ((num_bytes,),) = database.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
-    checks = itertools.count()
-    database.set_progress_handler(lambda: next(checks) * EVERY > MAX_STEPS * num_bytes, EVERY)
 
 
 def _text(cell: object) -> str:

@@ -15,7 +15,6 @@ progressive JPEG or other format     | rejected by the header if larger than MAX
 more than MAX_FILE_PIXELS            | rejected by the header: a decompression bomb
 truncated, JPEG without end marker   | rejected
 damaged                              | rejected if the decoder reports it; libjpeg fills some damage in JPEGs silently
-JPEG with too many scans             | rejected before decoding: more than MAX_SCANS, or scans x pixels > MAX_SCANNED
 no bytes, no image (an error page)   | rejected
 another format (EPS, PDF, PSD)       | rejected by its first bytes: only the decoders of FORMATS are ever called
 
@@ -40,7 +39,6 @@ import dataclasses
 import functools
 import io
 import os
-import re
 from collections.abc import Iterator
 
 import cv2
@@ -65,9 +63,6 @@ MAX_FILE_PIXELS = 178_956_970  # of a file: twice Pillow's MAX_IMAGE_PIXELS, whe
 MAX_PIXELS_AT_ONCE = 2 * MAX_PIXELS  # per process, until they are used: 7 bytes each in Pillow, 10 while turned
 BUDGET = Budget(MAX_PIXELS_AT_ONCE)
 STRIP = 2**18  # pixels that Pillow converts at once, since it holds up to four copies of them
-MAX_READS = 500_000  # reads of a file by Pillow, each of one part of it; a PNG of 256 MiB takes about 100,000
-MAX_SCANS = 1000  # per JPEG; usual encoders write 1, 3 or about 10
-MAX_SCANNED = 2_000_000_000  # scans x pixels: libjpeg visits every pixel in each scan, about 1 ms per million
 # The GRAYSCALE flags set only the reduction; the COLOR flags of the same name would also select BGR
 REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
 WAY_OUT = "pixels at full size; python -m detailclip_jax.prepare --max-side=PIXELS writes a smaller copy"
@@ -86,9 +81,6 @@ _PLUGINS = (
 FORMATS = tuple(str(plugin.format) for plugin in _PLUGINS)
 # Opened by class, since `Image.open` warns about large sizes, which this module checks itself
 _BEGINNINGS = {b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile, b"\x89PNG": PngImagePlugin.PngImageFile}
-# A JPEG marker (T.81, B.1.1): 00 is a stuffed byte; D0 to D7 are restart markers, which have no length
-_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 DECODINGS = UPRIGHT, PILLOW = ("upright", "pillow")  # preprocess.decoding
 
 
@@ -259,68 +251,19 @@ def opened(data: bytes, max_pixels: int = MAX_PIXELS, max_whole: int = MAX_PIXEL
     is_held_whole = not (is_jpeg and _in_strips(data, header))
     if 1 not in reductions and (is_held_whole or not reductions) and width * height > max_whole:
         raise BadImage(f"too large: {size}, the limit is {max_whole} {WAY_OUT}")
-    if is_jpeg:
-        _check_scans(data, width * height)
     return Encoded(data, header, reductions or (1,), is_held_whole, decoding)
-
-
-def _check_scans(data: bytes, num_pixels: int) -> None:
-    """Raises BadImage for a JPEG with too many scans: libjpeg visits all pixels in each, however small the file is."""
-    limit = min(MAX_SCANS, MAX_SCANNED // num_pixels)
-    if data.count(b"\xff\xda") <= limit:  # an upper bound: it also counts markers in comments and previews
-        return
-    num_scans = count_scans(data)
-    if num_scans > limit:
-        way_out = "save it as a JPEG that is not progressive"
-        raise BadImage(f"too many scans: {num_scans} at {num_pixels} pixels, the limit is {limit}; {way_out}")
-
-
-def count_scans(data: bytes) -> int:
-    """Counts the scans of a JPEG up to its end marker; bytes inside marker segments do not count.
-
-    Raises BadImage for more than MAX_READS markers.
-    """
-    num_scans, num_markers, at = 0, 0, 2
-    while found := _MARKER.search(data, at):
-        num_markers += 1
-        if num_markers > MAX_READS:
-            raise BadImage(f"too many parts: more than {MAX_READS} markers; save it again")
-        marker, length = found.group(1)[0], int.from_bytes(data[found.end() : found.end() + 2])
-        if marker == _END_OF_IMAGE:
-            break
-        num_scans += marker == _START_OF_SCAN
-        at = found.end() + max(length, 2)
-    return num_scans
 
 
 def _ceil(num: int, reduction: int) -> int:
     return -(-num // reduction)
 
 
-class _Bytes(io.BytesIO):
-    """The bytes of a file for Pillow; BadImage after MAX_READS reads.
-
-    Pillow reads segments, chunks and fill bytes of a header one by one in Python: 256 MiB of them would take minutes.
-    """
-
-    num_reads = 0
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Counts the reads."""
-        self.num_reads += 1
-        if self.num_reads > MAX_READS:
-            raise BadImage(f"too many parts: more than {MAX_READS} reads of the file; save it again")
-        return super().read(size)
-
-
 def _header(data: bytes) -> Image.Image:
     try:
         for beginning, kind in _BEGINNINGS.items():
             if data.startswith(beginning):
-                return kind(_Bytes(data))
-        return open_image(_Bytes(data))
-    except BadImage:
-        raise
+                return kind(io.BytesIO(data))
+        return open_image(io.BytesIO(data))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"too large: {error}") from error
     except Exception as error:  # Pillow raises many exception types on damaged bytes

@@ -1,6 +1,5 @@
 """Every source from a small tree in its real layout, the broken parts included."""
 
-import contextlib
 import gzip
 import json
 import os
@@ -393,40 +392,6 @@ def test_yfcc_sqlite_says_what_is_missing(tmp_path):
         prepared(trees.write(tmp_path / "c.sql", b"no database" * 99), tmp_path / "out", **options)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         prepared(tmp_path / "nowhere.sql", tmp_path / "out", **options)
-
-
-COUNT = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT {}) SELECT {} FROM n"
-
-
-def sqlite_of(path, *statements):
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        for statement in statements:
-            database.execute(statement)
-        database.commit()
-    return path
-
-
-@pytest.mark.parametrize(
-    ("made", "title"),
-    [
-        ("CREATE VIEW yfcc100m_dataset AS " + COUNT.format(99, "i AS photoid, i AS title, i AS description"), ""),
-        ("CREATE VIRTUAL TABLE yfcc100m_dataset USING fts5(photoid, title, description)", ""),
-        ("CREATE TABLE yfcc100m_dataset (photoid, title AS (hex(zeroblob(9))), description)", "no column title"),
-    ],
-)
-def test_yfcc_sqlite_reads_stored_tables_only(tmp_path, made, title):
-    """A view with a few more rows sorts for ever, and fills the disk."""
-    path = sqlite_of(tmp_path / "a.db", "CREATE TABLE one (x)", made)
-    with pytest.raises(ValueError, match=title or r"a\.db has no table yfcc100m_dataset \(a view is none\).* are one"):
-        prepared(path, tmp_path / "out", kind="yfcc-sqlite", images=str(tmp_path))
-
-
-def test_yfcc_sqlite_ends_a_query_that_is_longer_than_its_file(tmp_path):
-    """As where the pages of a damaged file lead back to each other."""
-    database = yfcc._connect(str(write_sqlite(tmp_path / "a.db")))
-    yfcc._columns(database, "a.db")
-    with contextlib.closing(database), pytest.raises(ValueError, match=r"a\.db is damaged, .* interrupted"):
-        list(yfcc._selected(database, COUNT.format(999_999, "i, i, i") + " WHERE i < 0", "a.db"))
 
 
 def test_yfcc_lists_in_every_form(tmp_path):

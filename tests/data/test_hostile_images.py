@@ -11,13 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-import zlib
 from typing import Any
 
 import numpy as np
 import prepare_trees as trees
 import pytest
-from image_cases import claims_to_be, encoded, huge_jpeg, make_image
+from image_cases import encoded, make_image
 from PIL import Image
 from test_prepare import prepared
 
@@ -141,64 +140,6 @@ def test_an_eps_named_jpg_is_a_reject_of_every_source(tmp_path):
     assert prepared(tmp_path / "tree", tmp_path / "b", kind="imagefolder")["rejected"] == {"not an image": 1}
     batch = ImageFileBatches(find(str(tmp_path / "tree")), Transform(8, 8), 2)[0]
     assert [reason[:12] for reason in batch["reason"]] == ["not an image", ""]
-
-
-# scans
-
-
-def scanned(num_scans, height=16, width=16):
-    """A progressive JPEG whose last scan comes again and again, and a preview in its EXIF that has scans too."""
-    data = encoded(Image.new("L", (width, height), 128), progressive=True)
-    last = data[data.rindex(b"\xff\xda") : -2]
-    return data[:-2] + last * (num_scans - decoding.count_scans(data)) + data[-2:]
-
-
-def test_scans_are_counted_by_their_markers():
-    one, preview = encoded(make_image()), encoded(make_image(8, 8), progressive=True)
-    exif = b"\xff\xe1" + struct.pack(">H", 8 + len(preview)) + b"Exif\0\0" + preview
-    assert decoding.count_scans(one) == decoding.count_scans(one[:2] + exif + one[2:]) == 1
-    assert decoding.count_scans(huge_jpeg(160, 32)) == 1  # with restart markers
-    assert decoding.count_scans(scanned(77)) == 77
-    assert decoding.count_scans(one + preview) == 1  # what is behind the end is not read
-
-
-def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(monkeypatch):
-    """300 of 63 megapixels were 20 s of work in 60 kB."""
-    bomb = claims_to_be(scanned(300), 9_000, 7_000)
-    with pytest.raises(BadImage, match=r"scans: 300 .*63000000 pixels.* 31; save"):
-        decoding.opened(bomb)
-    with pytest.raises(BadImage, match="too many scans: 1001 at 256 pixels, the limit is 1000"):
-        decoding.decode(scanned(1001))
-    assert decoding.decode(scanned(300)).shape == (16, 16, 3)
-    assert decoding.opened(claims_to_be(encoded(make_image(64, 64), progressive=True), 8_000, 7_900)).height == 8_000
-
-
-def flood(name):
-    """An image of a few thousand parts, before or behind the beginning of its pixels."""
-    jpeg, png = encoded(make_image(), "JPEG"), encoded(make_image(), "PNG")
-    chunk = struct.pack(">I4sI", 0, b"abCd", zlib.crc32(b"abCd"))
-    scan = jpeg.index(b"\xff\xda")
-    return {
-        "segments": jpeg[:scan] + b"\xff\xe0\x00\x02" * 3_000 + jpeg[scan:],
-        "fill bytes": jpeg[:scan] + b"\xff" * 6_000 + jpeg[scan:],
-        "behind many scans": jpeg[:-2] + b"\xff\xda\x00\x02" * 1_001 + b"\xff\xe0\x00\x02" * 3_000 + jpeg[-2:],
-        "chunks": png[:33] + chunk * 3_000 + png[33:],
-        "GIF's blocks": b"GIF89a\x09\0\x09\0\0\0\0" + b"!\xfe\x01a\0" * 3_000 + b";",
-    }[name]
-
-
-@pytest.mark.parametrize("name", ["segments", "fill bytes", "behind many scans", "chunks", "GIF's blocks"])
-def test_an_image_of_too_many_parts_is_refused(monkeypatch, name):
-    """256 MiB of them kept Pillow's parser, which goes from one to the next in Python, busy for minutes."""
-    monkeypatch.setattr(decoding, "MAX_READS", 2_000)
-    with pytest.raises(BadImage, match="too many parts: more than 2000"):
-        decoding.decode(flood(name))
-
-
-def test_ordinary_images_have_few_parts(monkeypatch):
-    monkeypatch.setattr(decoding, "MAX_READS", 200)
-    for form in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"):
-        assert decoding.decode(encoded(make_image(200, 300), form)).shape == (200, 300, 3)
 
 
 # what is decoded at once
