@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 from detailclip_jax.convert import columns
 from detailclip_jax.convert.examples import Named, Raw, Reject, Rejected
 from detailclip_jax.convert.job import Options, Plan, Request, Shard, limited, of_files
-from detailclip_jax.convert.limited_files import MAX_BYTES, READ_ERRORS, expand, is_compressed, is_inside, open_bytes
+from detailclip_jax.convert.limited_files import MAX_BYTES, READ_ERRORS, expand, is_inside, open_bytes
 from detailclip_jax.data import tar_archive
 from detailclip_jax.data.images import SUFFIXES as IMAGE_SUFFIXES
-from detailclip_jax.data.tar_archive import Archive, Stream
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
@@ -168,17 +167,13 @@ def members(path: str) -> Iterator[tuple[str, bytes | Rejected | None]]:
 
     An image file with a longer suffix, such as `one.seg.png`, is not read; its value is None.
     """
-    # in a stream, skipped members are read as well
-    kind, mode = (Stream, "r|") if is_compressed(path) else (Archive, "r:")
-    with open_bytes(path) as file, kind.open(fileobj=file, mode=mode) as tar:
-        for member in tar:
+    with open_bytes(path) as file:
+        for tar, member in tar_archive.members(file):
             _, suffix = tar_archive.key_and_suffix(member.name)
             if not member.isdir() and (suffix in USED or not _is_plain(member)):
                 yield member.name, _bytes(tar, member, MAX_BYTES if suffix in IMAGES else MAX_TEXT_BYTES)
             elif not member.isdir() and _is_shown_image(member.name):
                 yield member.name, None
-            # otherwise tarfile keeps every header in memory
-            tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _is_shown_image(name: str) -> bool:

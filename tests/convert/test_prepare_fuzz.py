@@ -78,32 +78,6 @@ def test_links_and_devices_are_refused(tmp_path, kind, target):
     assert keys(tmp_path / "out") == ["x/good", "x/more"]
 
 
-@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
-@pytest.mark.parametrize("size", [webdataset.MAX_TEXT_BYTES + 1, 2**40, -5])
-def test_headers_that_claim_to_be_huge_are_refused(tmp_path, monkeypatch, kind, size):
-    header = info("x", type=kind)
-    header.size = size
-    block = header.tobuf(tarfile.GNU_FORMAT)
-    trees.write_tar(tmp_path / "good.tar", [*trees.sample("good", 1), ("open.txt", b"x")])
-    good = (tmp_path / "good.tar").read_bytes()
-    trees.write(tmp_path / "x.tar", good[: 512 * (len(good.rstrip(b"\0")) // 512 + 1)] + block + b"\0" * 2048)
-    part = prepared(tmp_path / "x.tar", tmp_path / "out")
-    assert part["num_examples"] == 1
-    assert reasons(part) == {"damaged shard": 1}
-
-
-def test_a_header_is_not_read_further_than_it_may_be_large(tmp_path, monkeypatch):
-    """A bomb: 60 MB of zeros that gzip packs into 60 kB, claimed by a long name."""
-    header = info("x", type=tarfile.GNUTYPE_LONGNAME)
-    header.size = 60_000_000
-    trees.write(tmp_path / "x.tar.gz", gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(60_000_000), 1))
-    read = []
-    original = tarfile._Stream.read
-    monkeypatch.setattr(tarfile._Stream, "read", lambda self, size: (read.append(size), original(self, size))[1])
-    assert refused(tmp_path / "x.tar.gz", tmp_path / "out") == {"damaged shard": 1}
-    assert max(read) <= 512
-
-
 def test_images_and_texts_beyond_the_limit_are_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(webdataset, "MAX_BYTES", 2000)
     monkeypatch.setattr(webdataset, "MAX_TEXT_BYTES", 100)
@@ -124,6 +98,14 @@ def test_a_truncated_tar_gives_what_is_whole_and_says_so(tmp_path, cut):
     part = prepared(path, tmp_path / "out", 1)
     assert reasons(part)["damaged shard"] == 1
     assert keys(tmp_path / "out")[:2] == ["x/0", "x/1"]
+
+
+def test_a_compressed_tar_that_was_cut_before_it_was_packed_says_so(tmp_path):
+    path = trees.write_tar(tmp_path / "x.tar", [*trees.sample("a", 1), *trees.sample("b", 2)])
+    trees.write(tmp_path / "y.tar.gz", gzip.compress(path.read_bytes().rstrip(b"\0")))
+    path.unlink()
+    part = prepared(tmp_path / "y.tar.gz", tmp_path / "out")
+    assert (keys(tmp_path / "out"), reasons(part)) == (["y/a"], {"damaged shard": 1})
 
 
 def test_a_tar_without_its_end_says_so_and_drops_what_may_not_be_whole(tmp_path):
@@ -164,22 +146,6 @@ def test_random_damage_to_a_tar_never_raises_anything_else(tmp_path):
         path.write_bytes(data)
         try:
             assert all(isinstance(sample, webdataset.Sample) for sample in webdataset.samples(str(path)))
-        except DAMAGE as error:
-            assert not (isinstance(error, OSError) and error.errno)
-
-
-def test_random_headers_never_raise_anything_else(tmp_path):
-    """Blocks whose checksum is right and whose fields are not."""
-    rng = np.random.default_rng(1)
-    for number in range(200):
-        block = bytearray(info("x.jpg", type=bytes([rng.choice(list(b"0L KxgSD123"))])).tobuf(tarfile.GNU_FORMAT))
-        for place in rng.integers(100, 500, 8):
-            block[place] = rng.integers(256)
-        block[148:156] = b" " * 8
-        block[148:156] = b"%06o\0 " % sum(block)
-        path = trees.write(tmp_path / f"{number}.tar", bytes(block) + rng.bytes(2048))
-        try:
-            list(webdataset.samples(str(path)))
         except DAMAGE as error:
             assert not (isinstance(error, OSError) and error.errno)
 

@@ -17,10 +17,9 @@ from typing import NamedTuple
 
 from detailclip_jax.data.labelled.contents import Contents, file_identity, lines_of, split_names
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
-from detailclip_jax.data.tar_archive import MAX_MEMBER_BYTES, Archive, samples
+from detailclip_jax.data.tar_archive import MAX_MEMBER_BYTES, members, samples
 
 IMAGES = ("webp", "png", "jpg", "jpeg")
-BLOCK = 512
 MAX_DIGITS = 6  # of a label and of the number of tars
 
 
@@ -80,24 +79,12 @@ def shards_of(root: pathlib.Path) -> list[pathlib.Path]:
 def members_of(path: pathlib.Path) -> Iterator[tuple[str, tuple[int, int]]]:
     """Yields name, offset and size of every file in a tar, except hidden ones."""
     try:
-        with Archive.open(path, "r:") as tar:
-            for member in tar:
+        with path.open("rb") as file:
+            for _, member in members(file):
                 if member.isfile() and not os.path.basename(member.name).startswith("."):
                     yield member.name, (member.offset_data, member.size)
-            check_end(path, tar.offset)
     except (tarfile.TarError, OSError) as error:
         raise MissingData(f"{path}: not readable as an uncompressed tar ({error}); download it again") from error
-
-
-def check_end(path: pathlib.Path, offset: int) -> None:
-    """Raises ReadError if a tar is truncated: a complete one ends in a block of zeros.
-
-    tarfile takes a truncated or damaged header for the end of the archive.
-    """
-    with open(path, "rb") as file:
-        file.seek(offset)
-        if file.read(BLOCK) != bytes(BLOCK):
-            raise tarfile.ReadError(f"no end of archive at byte {offset}")
 
 
 class Tars:
