@@ -105,7 +105,7 @@ def test_a_compressed_tar_that_was_cut_before_it_was_packed_says_so(tmp_path):
     trees.write(tmp_path / "y.tar.gz", gzip.compress(path.read_bytes().rstrip(b"\0")))
     path.unlink()
     part = prepared(tmp_path / "y.tar.gz", tmp_path / "out")
-    assert (keys(tmp_path / "out"), reasons(part)) == (["y/a"], {"damaged shard": 1})
+    assert (keys(tmp_path / "out"), reasons(part)) == (["y.tar/a"], {"damaged shard": 1})
 
 
 def test_a_tar_without_its_end_says_so_and_drops_what_may_not_be_whole(tmp_path):
