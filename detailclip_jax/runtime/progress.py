@@ -165,8 +165,8 @@ def progress_line(
     line = f"step {step}/{total_steps}{long} | {shown}{bad}"
     if width is None or len(line) <= width:
         return line
-    short = {name: name[:3] if len(name) >= LONG_NAME else name for name in losses}
-    shown = " ".join(f"{short[name]} {value:#.3g}" for name, value in losses.items())
+    labels = {name: name[:3] if len(name) >= LONG_NAME else name for name in losses}
+    shown = " ".join(f"{labels[name]} {value:#.3g}" for name, value in losses.items())
     bad = f" bad {num_bad:,}" if num_bad else ""
     return f"{step}/{total_steps}{short}{bad} {shown}"[:width]
 
