@@ -85,7 +85,7 @@ def explain(error: BaseException, kept: str = "") -> int | None:
 
 
 def message(error: BaseException, kept: str = "") -> str:
-    """Returns the text for the user: "error: ...", or "interrupted; ..." on a line of its own, below the ^C."""
+    """Returns the text for the user: "error: ...", or "interrupted; ..." on a new line, below the ^C."""
     notes = [*getattr(error, "__notes__", ()), *([kept] if kept else [])]
     if isinstance(error, KeyboardInterrupt):
         return "\n" + "; ".join(["interrupted", *notes])

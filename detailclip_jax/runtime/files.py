@@ -23,7 +23,7 @@ def with_home(text: str) -> str:
 
     with_home("--config.data.path=~/cc3m@3,tfds:~/coco") == "--config.data.path=/home/me/cc3m@3,tfds:/home/me/coco"
     """
-    return HOME.sub(lambda found: os.path.expanduser(found[0]), text)
+    return HOME.sub(lambda match: os.path.expanduser(match[0]), text)
 
 
 class TooLarge(OSError):

@@ -33,7 +33,7 @@ class Interrupt(Saving):
         """Prepares; the signal handlers are installed when the context is entered."""
         self._several = jax.distributed.is_initialized()
         super().__init__("saving after this step", SIGNALS[:1] if self._several else SIGNALS)
-        self._asked = 0
+        self._num_checks = 0
 
     @contextlib.contextmanager
     def once_saved(self, doing: str) -> Iterator[None]:
@@ -58,8 +58,8 @@ class Interrupt(Saving):
 
     def reached(self) -> bool:
         """Whether the run must stop here; several processes must call it equally often, at the same places."""
-        self._asked += 1
-        if self._several and multihost_utils.reached_preemption_sync_point(self._asked):
+        self._num_checks += 1
+        if self._several and multihost_utils.reached_preemption_sync_point(self._num_checks):
             self.received = signal.SIGTERM
         return self.received is not None
 
@@ -69,13 +69,15 @@ class Interrupt(Saving):
         A function that one of them returns, such as what `Encode.jit` compiles, does so too.
         """
 
-        def asking(function: Callable[..., Any]) -> Callable[..., Any]:
-            def asked(*arguments: Any) -> Any:
+        def interruptible(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any) -> Any:
                 if self.reached():
                     raise Stopped(self.received or signal.SIGTERM)
                 output = function(*arguments)
                 return asking(output) if callable(output) else output
 
-            return asked
+            return call
 
-        return encode._replace(**{name: asking(field) for name, field in encode._asdict().items() if callable(field)})
+        return encode._replace(
+            **{name: interruptible(field) for name, field in encode._asdict().items() if callable(field)}
+        )

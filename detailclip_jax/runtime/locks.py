@@ -33,7 +33,7 @@ def alone(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
     """
     missing = [folder for folder in path.parents if not folder.exists()]  # the innermost first
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = _locked(path, wait)
+    file = _lock(path, wait)
 
     def release() -> None:
         if file:
@@ -50,10 +50,10 @@ def alone(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
         release()
 
 
-def _locked(path: pathlib.Path, wait: bool) -> IO[str] | None:
+def _lock(path: pathlib.Path, wait: bool) -> IO[str] | None:
     """The open, locked file with this process's id and host in it; None if the disk has no locks."""
     while True:
-        file = open(path, "a+", opener=_of_its_own)  # noqa: SIM115  the holder of the lock closes it
+        file = open(path, "a+", opener=_opener)  # noqa: SIM115  the holder of the lock closes it
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
@@ -68,13 +68,13 @@ def _locked(path: pathlib.Path, wait: bool) -> IO[str] | None:
         file.close()  # the holder removed the file between open and flock
 
 
-def _of_its_own(path: str, flags: int) -> int:
+def _opener(path: str, flags: int) -> int:
     """Opens a lock file.  Raises RunError for a link, a FIFO or a device: another file would be locked and emptied."""
     if os.path.islink(path):
         raise RunError(NO_LOCK.format(path=path))
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(descriptor)
         raise RunError(NO_LOCK.format(path=path))
     return descriptor

@@ -77,9 +77,9 @@ def drop_lines_after(file: Path, step: int) -> list[int]:
     """
     lines = _complete_lines(file)
     steps = [values["step"] if (values := _parsed(line)) else None for line in lines]
-    kept = [line for line, found in zip(lines, steps) if found is not None and found <= step]
+    kept = [line for line, at in zip(lines, steps) if at is not None and at <= step]
     replace_text(file, "".join(f"{line}\n" for line in kept))
-    return [number for number, found in enumerate(steps, 1) if found is None]
+    return [number for number, at in enumerate(steps, 1) if at is None]
 
 
 def read_scores(workdir: Path) -> dict[int, dict[str, Any]]:

@@ -154,6 +154,6 @@ def add_preprocessing(to: Parser, default: str = "as the model's config says") -
 
 
 def preprocessing_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the values of those flags by field of `config.preprocess`; None for a flag that is not given."""
+    """Returns the values of those flags by field of `config.preprocess`; None for a flag that is absent."""
     same = {name: name for name in ("resize", "max_patches", "crop_ratio", "decoding")}
     return {field: getattr(arguments, flag) for field, flag in {"filter": "resize_filter", **same}.items()}

@@ -105,7 +105,7 @@ def agreed(make: Callable[[], Made]) -> Made:
         return make()
     try:
         result, failure = make(), None
-    except Exception as error:  # raised below, after the others have been told
+    except Exception as error:  # raised below, after the others know of it
         result, failure = None, error
     with together():
         failed = multihost_utils.process_allgather(int(failure is not None)).nonzero()[0]
@@ -131,8 +131,8 @@ def gathered(numbers: Int64[np.ndarray, "..."]) -> Int64[np.ndarray, "P ..."]:
     from jax.experimental import multihost_utils
 
     pairs = np.ascontiguousarray(numbers, np.int64).reshape(-1).view(np.int32)
-    found = np.asarray(multihost_utils.process_allgather(pairs)).reshape(-1, pairs.size)
-    return found.view(np.int64).reshape(-1, *np.shape(numbers))
+    rows = np.asarray(multihost_utils.process_allgather(pairs)).reshape(-1, pairs.size)
+    return rows.view(np.int64).reshape(-1, *np.shape(numbers))
 
 
 def named_processes(
@@ -140,7 +140,7 @@ def named_processes(
 ) -> tuple[str, int, int] | None:
     """Returns (coordinator, number of processes, index of this process) from flags, or else from the environment.
 
-    Returns None if none of the three is given.  Raises ValueError if only some are given, or if a value is invalid.
+    Returns None without the three.  Raises ValueError if only some of them are there, or if a value is invalid.
     """
     values = [environment.get(name) if flag is None else flag for flag, name in zip((coordinator, count, index), NAMES)]
     if values == [None, None, None]:

@@ -31,7 +31,7 @@ pip install -e '.[demo]' there, in an environment of your own"""
 USAGE_ERROR = 2
 CACHE = "JAX_COMPILATION_CACHE_DIR"  # jax reads it when it is imported
 TIMES = "DETAILCLIP_START_TIMES"  # names the file of the times; without it nothing is written
-DEFAULTS = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}  # jax's own default leaves out most of a tiny model
+DEFAULTS = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}  # jax's default leaves out most of a tiny model
 
 
 def begin() -> None:
@@ -64,10 +64,10 @@ def keep_programs(environ: MutableMapping[str, str]) -> None:
     try:
         folder = programs_folder(environ)
         folder.mkdir(0o700, parents=True, exist_ok=True)
-        own = folder.stat().st_uid == os.getuid()  # jax runs what it reads there
+        is_trusted = folder.stat().st_uid == os.getuid()  # jax runs what it reads there
     except (OSError, RuntimeError):  # RuntimeError: the user has no home
         return
-    if own and os.access(folder, os.W_OK):
+    if is_trusted and os.access(folder, os.W_OK):
         environ[CACHE] = str(folder)
         for name, value in DEFAULTS.items():
             environ.setdefault(name, value)
@@ -97,7 +97,7 @@ def part_ended(part: str) -> None:
 
 def times_in(file: Path) -> dict[str, tuple[float, float]]:
     """Returns the time and the CPU seconds at the first end of every part, in order of time."""
-    found: dict[str, tuple[float, float]] = {}
+    ends: dict[str, tuple[float, float]] = {}
     for line in map(json.loads, file.read_text().splitlines()):
-        found.setdefault(line["part"], (line["time"], line["cpu"]))
-    return found
+        ends.setdefault(line["part"], (line["time"], line["cpu"]))
+    return ends

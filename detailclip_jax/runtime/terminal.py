@@ -23,7 +23,7 @@ def printable(text: str, keep: str = "") -> str:
 
     printable(chr(27) + "[2J.jpg") == r"\\x1b[2J.jpg"
     """
-    return _CONTROL.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+    return _CONTROL.sub(lambda match: match[0] if match[0] in keep else _escaped(match[0]), text)
 
 
 def _escaped(character: str) -> str:
@@ -46,7 +46,7 @@ def json_escaped(text: str) -> str:
 
     The line breaks and tabs of the JSON text itself are kept.
     """
-    return _CONTROL.sub(lambda found: found[0] if found[0] in LINES else f"\\u{ord(found[0]):04x}", text)
+    return _CONTROL.sub(lambda match: match[0] if match[0] in LINES else f"\\u{ord(match[0]):04x}", text)
 
 
 def complain(text: str) -> None:

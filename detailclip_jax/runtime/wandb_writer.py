@@ -1,6 +1,6 @@
 """Metrics, images and config of a run in Weights & Biases, an optional package.
 
-The package reads its own environment variables: WANDB_MODE=offline stores everything in the workdir, for `wandb sync`
+The package reads environment variables: WANDB_MODE=offline stores everything in the workdir, for `wandb sync`
 later.  A new run ends if its project cannot be opened.  After that, trouble with the service never stops it.
 """
 

@@ -32,12 +32,12 @@ def shards_of(file: Path) -> list[Path]:
     if end is None:
         return [file]
     same = (path for path in file.parent.glob(f"*{end[1]}") if SHARD.sub("", path.name) == SHARD.sub("", file.name))
-    found = sorted(same)
-    if len(found) != int(end[2]):
+    shards = sorted(same)
+    if len(shards) != int(end[2]):
         raise ValueError(
-            f"{file.parent} has {len(found)} files like {file.name}, of {int(end[2])}; download the others"
+            f"{file.parent} has {len(shards)} files like {file.name}, of {int(end[2])}; download the others"
         )
-    return found
+    return shards
 
 
 def parts_in(folder: Path) -> Mapping[str, list[Path]]:
