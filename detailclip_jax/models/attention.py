@@ -72,10 +72,10 @@ class Attention(nn.Module):
         return [x[:, :, part] for part in range(parts)]
 
 
-def turned(qkv: Float[Array, "B M E"], angles: Float[Array, "#B M a"], num_heads: int) -> Float[Array, "B M E"]:
-    """Turns the query and key of each token by its angles (rotary positions); the value stays.
+def rotate(qkv: Float[Array, "B M E"], angles: Float[Array, "#B M a"], num_heads: int) -> Float[Array, "B M E"]:
+    """Rotates the query and key of each token by its angles (rotary positions); the value stays.
 
-    Dimension i of a head and dimension i + d / 2 are turned together, in float32.
+    Dimension i of a head and dimension i + d / 2 are rotated together, in float32.
     """
     halves = qkv.astype(jnp.float32).reshape(*qkv.shape[:2], 3, num_heads, 2, -1)
     first, second = halves[..., 0, :], halves[..., 1, :]

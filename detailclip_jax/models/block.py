@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from detailclip_jax.kernels.products import PRODUCT, rows_at
-from detailclip_jax.models.attention import Attention, Kernel, turned
+from detailclip_jax.models.attention import Attention, Kernel, rotate
 from detailclip_jax.models.initial_values import OF_BLOCKS, ZEROS, constant
 from detailclip_jax.models.layers import Initialiser, LayerNorm, Linear, exact_gelu, swiglu
 from detailclip_jax.types import Array, Bool, Float, Int, PyTree
@@ -115,7 +115,7 @@ class Block(nn.Module):
     def qkv(self, x: Float[Array, "B N D"], angles: Float[Array, "#B N a"] | None = None) -> Float[Array, "B N E"]:
         """Computes query, key and value of all tokens, concatenated; `angles` turn query and key."""
         qkv = self.attn.project(self.norm1(x))
-        return qkv if angles is None else turned(qkv, angles, self.num_heads)
+        return qkv if angles is None else rotate(qkv, angles, self.num_heads)
 
     def values(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         """Computes the tokens if each attended to itself alone: MaskCLIP's value read-out."""
@@ -146,11 +146,11 @@ class Block(nn.Module):
         """
         shared = rows_at(table.projected, index, self.dtype)
         tokens = rows_at(table.tokens, index, self.dtype)
-        own = self.attn.project(self.norm1(x), 0 if compute_all else 1)
-        pairs = jnp.concatenate([own[..., -2 * self.width :], shared[..., self.width :]], 1)
+        projected = self.attn.project(self.norm1(x), 0 if compute_all else 1)
+        pairs = jnp.concatenate([projected[..., -2 * self.width :], shared[..., self.width :]], 1)
         query = shared[..., : self.width]
         if compute_all:
-            query = jnp.concatenate([own[..., : self.width], query], 1)
+            query = jnp.concatenate([projected[..., : self.width], query], 1)
             tokens = jnp.concatenate([x, tokens], 1)
         return self._add(tokens, self.attn(query, pairs)[0])
 

@@ -42,11 +42,13 @@ class Decoder(nn.Module):
         """Decodes the removed patches; tokens are in the order of `hidden.removed`, after the norm."""
         positions = jnp.asarray(sincos_positions(self.width, self.side))
         visible, block = self._visible(tokens, hidden, positions), self._block("blocks_0")
-        table = block.table(self._mask_tokens(positions))
+        table = block.table(self.param("mask_token", normal(0.02), (self.width,)) + positions[1:])
         first = recomputed_in_turns(lambda block, x, rows: block.with_table(x, table, rows, self.depth > 1), self.remat)
         x = first(block, visible, hidden.removed)
         if self.depth > 1:
-            x, _ = run_blocks(self._middle(), x, remat=self.remat, depth=self.depth - 2, gather=self.gather)
+            stacked, numbers = self.scan and self.depth > 2, range(1, self.depth - 1)
+            middle = self._block("blocks") if stacked else [self._block(f"blocks_{number}") for number in numbers]
+            x, _ = run_blocks(middle, x, remat=self.remat, depth=self.depth - 2, gather=self.gather)
             last = recomputed_in_turns(lambda block, x, queries: block.at_queries(x, queries), self.remat)
             x = last(self._block(f"blocks_{self.depth - 1}"), x, x[:, -hidden.removed.shape[1] :])
         return LayerNorm(EPS, self.dtype, name="norm")(x)
@@ -59,15 +61,6 @@ class Decoder(nn.Module):
         seen = jnp.concatenate([jnp.zeros_like(hidden.kept[:, :1]), hidden.kept + 1], 1)
         embed = Linear(self.width, XAVIER, self.dtype, bias_init, name="embed")
         return embed(encoded) + positions[seen].astype(self.dtype)
-
-    def _mask_tokens(self, positions: Array) -> Float[Array, "N D"]:
-        """Adds the mask token to the position of every patch."""
-        return self.param("mask_token", normal(0.02), (self.width,)) + positions[1:]
-
-    def _middle(self) -> Block | list[Block]:
-        if self.scan and self.depth > 2:
-            return self._block("blocks")
-        return [self._block(f"blocks_{number}") for number in range(1, self.depth - 1)]
 
     def _block(self, name: str) -> Block:
         return Block(self.width, self.num_heads, DECODER_INIT, EPS, dtype=self.dtype, kernel=self.kernel, name=name)

@@ -41,9 +41,9 @@ class ImageBlocks(nn.Module):
 
     def setup(self) -> None:
         """Creates the parameters."""
-        given = self.width, self.num_heads, VIT_INIT, EPS, swiglu, self.dtype, self.kernel
+        options = self.width, self.num_heads, VIT_INIT, EPS, swiglu, self.dtype, self.kernel
         kinds = {"mlp_width": hidden_width(self.width), "layer_scale": LAYER_SCALE, "qkv_bias": False}
-        self.blocks = [Block(*given, **kinds) for _ in range(NUM_BLOCKS)]
+        self.blocks = [Block(*options, **kinds) for _ in range(NUM_BLOCKS)]
         self.norm = LayerNorm(EPS, self.dtype)
 
     def __call__(

@@ -34,7 +34,7 @@ _declaring = ContextVar("declaring", default=False)
 class Distribution:
     """Initialiser of Flax that NumPy can draw too: `scale(shape)` times N(0, 1), times U(-1, 1), or itself.
 
-    Flax calls it with a key and a shape. For a module on its own it then computes the values with jax.
+    Flax calls it with a key and a shape. Outside of `Start` it computes the values with jax.
     """
 
     kind: Literal["normal", "uniform", "constant"]
@@ -139,7 +139,7 @@ class Start(NamedTuple):
     def draw(self, seed: int, key: Array) -> PyTree:
         """Returns the values, in NumPy where a `Distribution` is declared.
 
-        Each of these has a random generator of its own, for the seed and the variable's path, so that it depends on
+        Each of these has one random generator, keyed by the seed and the variable's path, so that it depends on
         nothing else. A stacked block has the path and the values of a separate one. The others are computed by Flax,
         from `key`, in one jitted function; Flax gives a stacked block other values than a separate one.
         """
@@ -147,14 +147,16 @@ class Start(NamedTuple):
         values = [np.empty(x.value.shape, np.float32) if isinstance(x, Declared) else None for _, x in leaves]
         drawn = [
             (part, path, leaf.distribution)
-            for (keys, leaf), own in zip(leaves, values)
-            if own is not None
-            for path, part in self._parts([key.key for key in keys], leaf.is_stacked, own)
+            for (keys, leaf), value in zip(leaves, values)
+            if value is not None
+            for path, part in self._parts([key.key for key in keys], leaf.is_stacked, value)
         ]
         drawn.sort(key=lambda each: -each[0].size)  # no thread is left with a large one at the end
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda each: each[2].fill(each[0], generator_of(seed, each[1])), drawn))
-        others = iter(self._others(key, [value is None for value in values]))
+        wanted = [value is None for value in values]
+        make = jax.jit(lambda key: [x for x, want in zip(jax.tree.leaves(self.make(key)[0]), wanted) if want])
+        others = iter(make(key) if any(wanted) else [])
         return structure.unflatten([next(others) if value is None else value for value in values])
 
     def _parts(self, names: list[str], is_stacked: bool, values: np.ndarray) -> list[tuple[str, np.ndarray]]:
@@ -167,11 +169,6 @@ class Start(NamedTuple):
             ("/".join([*names[:at], f"{stacking.STACKED}_{number}", *names[at + 1 :]]), values[layer, ...])
             for layer, number in zip(range(len(values)), stacking.numbers(tower), strict=True)
         ]
-
-    def _others(self, key: Array, wanted: list[bool]) -> list[Array]:
-        if not any(wanted):
-            return []
-        return jax.jit(lambda key: [x for x, want in zip(jax.tree.leaves(self.make(key)[0]), wanted) if want])(key)
 
 
 def start(make: Callable[[Array], tuple[PyTree, PyTree]]) -> Start:

@@ -146,7 +146,7 @@ def heads(block: Block, x: Float[Array, "B M D"], angles: Angles = None) -> tupl
 def attention(
     query: Heads, key: Heads, scale: float | Float[Array, "B 1 1 1"] | None = None, bonus: np.ndarray | float = 0.0
 ) -> Float[Array, "B heads M M"]:
-    """S(scale q k^T + bonus) per head, in float32; `scale` is 1 / sqrt d unless given."""
+    """S(scale q k^T + bonus) per head, in float32; `scale` None is 1 / sqrt d."""
     precision = precision_of(query.dtype)
     logits = jnp.einsum("bihd,bjhd->bhij", query, key, precision=precision, preferred_element_type=jnp.float32)
     return jax.nn.softmax(logits * (query.shape[-1] ** -0.5 if scale is None else scale) + bonus)

@@ -156,7 +156,9 @@ class VisionTransformer(nn.Module):
         """
         x, scales = self.embed(images, kept, hidden, mask_token), self._scales(keys)
         real = images.valid if isinstance(images, Native) else None
-        mask = None if real is None else self._attended(real)
+        mask = None  # True at class tokens and real patches
+        if real is not None:
+            mask = jnp.pad(real, ((0, 0), (self.num_class_tokens, 0)), constant_values=True)[:, None, None]
         angles = None if isinstance(images, Native) else self.angles(images, kept)
         if self.style.pooling == "attention":
             if values:
@@ -166,13 +168,13 @@ class VisionTransformer(nn.Module):
             cls, row = self.pool(x, attention, mask)
             return Tokens(cls, x, None if row is None else row[:, None])
         first = self.num_class_tokens  # place of the first patch
-        given, read = (self.blocks, x, scales, attention, self.remat, self.depth, self.gather), None
+        options, read = (self.blocks, x, scales, attention, self.remat, self.depth, self.gather), None
         if values:
             assert real is None  # `methods.build` refuses terms that need squares
-            x, rows, read = run_blocks_with_values(*given, angles=angles)
+            x, rows, read = run_blocks_with_values(*options, angles=angles)
             read = self.norm(read)
         else:
-            x, rows = run_blocks(*given, mask, angles)
+            x, rows = run_blocks(*options, mask, angles)
         maps = None if rows is None else rows[..., first:]
         if self.style.pooling == "norm_of_mean":
             cls, extra, patches = self.norm(_mean(x[:, first:], real)), self.norm(x[:, 1:first]), x[:, first:]
@@ -188,10 +190,6 @@ class VisionTransformer(nn.Module):
             return None
         rates = [self.drop_path * number / max(self.depth - 1, 1) for number in range(self.depth)]
         return jnp.stack([branch_scales(fold_in(keys, number), rate) for number, rate in enumerate(rates)])
-
-    def _attended(self, real: Bool[Array, "B S"]) -> Bool[Array, "B 1 1 M"]:
-        """Which tokens are attended to: class tokens and real patches."""
-        return jnp.pad(real, ((0, 0), (self.num_class_tokens, 0)), constant_values=True)[:, None, None]
 
     def embed(
         self,
