@@ -13,10 +13,10 @@ from detailclip_jax.types import Array, Float, Int, Scalar
 WEIGHTS = 2**24  # largest number of attention weights in a block of automatic size: 64 MB in float32
 
 
-def texts_per_block(asked: int, pool: Pool, num_texts: int) -> int:
-    """Returns the number of texts per block: `asked`, or for 0 that of the fewest blocks within `WEIGHTS` weights."""
-    if asked:
-        return min(asked, num_texts)
+def texts_per_block(block: int, pool: Pool, num_texts: int) -> int:
+    """Returns the number of texts per block: `block`, or for 0 that of the fewest blocks within `WEIGHTS` weights."""
+    if block:
+        return min(block, num_texts)
     per_text = pool.pairs.shape[0] * pool.pairs.shape[1] * pool.num_heads
     num_blocks = math.ceil(num_texts / max(WEIGHTS // per_text, 1))
     return math.ceil(num_texts / num_blocks)
@@ -53,14 +53,14 @@ def blockwise_negatives(
     texts: Float[Array, "G E"],
     scale: Scalar | float,
     bias: Scalar | float,
-    own: Int[Array, "B"],
+    index: Int[Array, "B"],
     block: int = 0,
 ) -> tuple[Scalar, Float[Array, "B"]]:
-    """Computes sum over i and j != own_i of -log sigmoid(-z_ij), and the largest of these logits of each image.
+    """Computes sum over i and j != index_i of -log sigmoid(-z_ij), and the largest of these logits of each image.
 
     `block` texts are compared at a time (0 = automatic, see `texts_per_block`), and the gradient computes each block
     again, so the pooled features [B, G, E] never exist at once. Padding texts fill the last block and are excluded.
-    Gradients to the pool, queries, texts, scale and bias are exact.
+    `index` holds each image's place in the batch. Gradients to the pool, queries, texts, scale and bias are exact.
     """
     size = texts_per_block(block, pool, len(texts))
 
@@ -68,12 +68,12 @@ def blockwise_negatives(
     def add(carry: tuple[Scalar, Array], one: tuple[Array, Array, Array]) -> tuple[Any, None]:
         (total, peak), (query, text, numbers) = carry, one
         z = pooled_logits(pool, query, text, scale, bias)
-        counted = (numbers < len(texts)) & (numbers != own[:, None])
+        counted = (numbers < len(texts)) & (numbers != index[:, None])
         total = total - jnp.where(counted, jax.nn.log_sigmoid(-z), 0).sum()
         highest = jax.lax.stop_gradient(jnp.where(counted, z, -jnp.inf)).max(-1)
         return (total, jnp.maximum(peak, highest)), None
 
-    start = jnp.zeros(()), jnp.full(len(own), -jnp.inf)
+    start = jnp.zeros(()), jnp.full(len(index), -jnp.inf)
     blocks = _blocks(queries, size), _blocks(texts, size)
     numbers = jnp.arange(blocks[0].shape[0] * size).reshape(-1, size)
     (total, peak), _ = jax.lax.scan(add, start, (*blocks, numbers))

@@ -85,8 +85,8 @@ def chunked_sums(
     exist at a time, but at least those of one item. Only the loss has a gradient, and only with respect to the student.
     """
 
-    def term(prototypes: Array, constants: PyTree, items: Array, given: PyTree) -> tuple[Scalar, dict[str, Scalar]]:
-        (teacher_prototypes, fixed), (targets, weights) = constants, given
+    def term(prototypes: Array, constants: PyTree, items: Array, per_item: PyTree) -> tuple[Scalar, dict[str, Scalar]]:
+        (teacher_prototypes, fixed), (targets, weights) = constants, per_item
         student_logits = Logits(jnp.moveaxis(items, 0, axis), prototypes, student.dtype)[...]
         teacher_logits = Logits(jnp.moveaxis(targets, 0, axis), teacher_prototypes, student.dtype)[...]
         values = equation(student_logits, teacher_logits, fixed)
@@ -95,6 +95,6 @@ def chunked_sums(
 
     items, targets = (jnp.moveaxis(logits.bottleneck, axis, 0) for logits in (student, teacher))
     size = max(1, chunk_logits * len(items) // math.prod(student.shape))
-    items, *given = chunks.split((items, targets, dict(weights)), size)
-    constants, given = jax.lax.stop_gradient(((teacher.prototypes, fixed), tuple(given)))
-    return chunks.total(term, student.prototypes, constants, items, given)
+    items, *per_item = chunks.split((items, targets, dict(weights)), size)
+    constants, per_item = jax.lax.stop_gradient(((teacher.prototypes, fixed), tuple(per_item)))
+    return chunks.total(term, student.prototypes, constants, items, per_item)

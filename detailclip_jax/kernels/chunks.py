@@ -14,24 +14,26 @@ Term = Callable[[PyTree, PyTree, PyTree, PyTree], tuple[Scalar, dict[str, Scalar
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def total(term: Term, weights: PyTree, fixed: PyTree, items: PyTree, given: PyTree) -> tuple[Scalar, dict[str, Scalar]]:
-    """Computes sum_i term(weights, fixed, items[i], given[i]), and the sums of the metrics that `term` also returns.
+def total(
+    term: Term, weights: PyTree, fixed: PyTree, items: PyTree, targets: PyTree
+) -> tuple[Scalar, dict[str, Scalar]]:
+    """Computes sum_i term(weights, fixed, items[i], targets[i]), and the sums of the metrics that `term` also returns.
 
-    `items` and `given` hold the chunks along their first axis; one chunk is computed at a time. The sum is
+    `items` and `targets` hold the chunks along their first axis; one chunk is computed at a time. The sum is
     differentiable with respect to `weights` and `items`. Their gradients are computed chunk by chunk in the forward
     pass, so no intermediate result of a chunk is saved and nothing is computed twice. The metrics have no gradient.
     """
-    return _sum_chunks(lambda item, own: (term(weights, fixed, item, own), None), items, given)[0]
+    return _sum_chunks(lambda item, target: (term(weights, fixed, item, target), None), items, targets)[0]
 
 
-def _total_forward(term: Term, weights: PyTree, fixed: PyTree, items: PyTree, given: PyTree) -> tuple[PyTree, PyTree]:
+def _total_forward(term: Term, weights: PyTree, fixed: PyTree, items: PyTree, targets: PyTree) -> tuple[PyTree, PyTree]:
     gradient = jax.value_and_grad(term, argnums=(0, 2), has_aux=True)
 
-    def of_chunk(item: PyTree, own: PyTree) -> tuple[tuple[PyTree, PyTree], PyTree]:
-        value, (of_weights, of_item) = gradient(weights, fixed, item, own)
+    def of_chunk(item: PyTree, target: PyTree) -> tuple[tuple[PyTree, PyTree], PyTree]:
+        value, (of_weights, of_item) = gradient(weights, fixed, item, target)
         return (value, of_weights), of_item
 
-    (value, of_weights), of_items = _sum_chunks(of_chunk, items, given)
+    (value, of_weights), of_items = _sum_chunks(of_chunk, items, targets)
     return value, (of_weights, of_items)
 
 
@@ -43,18 +45,18 @@ def _total_backward(term: Term, saved: PyTree, cotangents: tuple[Array, Any]) ->
 total.defvjp(_total_forward, _total_backward)
 
 
-def _sum_chunks(of_chunk: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], items: PyTree, given: PyTree) -> Any:
+def _sum_chunks(of_chunk: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], items: PyTree, targets: PyTree) -> Any:
     """Returns the sum of the first results of `of_chunk`, and its second results stacked over chunks."""
     if jax.tree.leaves(items)[0].shape[0] == 1:
-        summed, kept = of_chunk(*jax.tree.map(lambda x: x[0], (items, given)))
+        summed, kept = of_chunk(*jax.tree.map(lambda x: x[0], (items, targets)))
         return summed, jax.tree.map(lambda x: x[None], kept)
 
     def add(so_far: PyTree, chunk: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
         summed, kept = of_chunk(*chunk)
         return jax.tree.map(jnp.add, so_far, summed), kept
 
-    shapes, _ = jax.eval_shape(of_chunk, *jax.tree.map(lambda x: x[0], (items, given)))
-    return jax.lax.scan(add, jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes), (items, given))
+    shapes, _ = jax.eval_shape(of_chunk, *jax.tree.map(lambda x: x[0], (items, targets)))
+    return jax.lax.scan(add, jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes), (items, targets))
 
 
 def split(arrays: PyTree, most: int) -> PyTree:

@@ -24,9 +24,9 @@ LOGITS = 2**20  # largest number of logits in a block of automatic size: 4 MB in
 Contrast = tuple[int, tuple[int, ...]]
 
 
-def gather(own: Float[Array, "B K E"], axis: Axis | None) -> Float[Array, "G K E"]:
+def gather(rows: Float[Array, "B K E"], axis: Axis | None) -> Float[Array, "G K E"]:
     """All-gathers the rows of all devices in one collective; its transpose is one reduce-scatter."""
-    return jax.lax.all_gather(own, axis, axis=0, tiled=True) if axis else own
+    return jax.lax.all_gather(rows, axis, axis=0, tiled=True) if axis else rows
 
 
 def own_rows(num_rows: int, axis: Axis | None) -> Int[Array, "B"]:
@@ -34,21 +34,21 @@ def own_rows(num_rows: int, axis: Axis | None) -> Int[Array, "B"]:
     return jnp.arange(num_rows) + (jax.lax.axis_index(axis) * num_rows if axis else 0)
 
 
-def fits(asked: int, num_rows: int, num_columns: int, num_pairs: int = 1) -> bool:
+def fits(block: int, num_rows: int, num_columns: int, num_pairs: int = 1) -> bool:
     """Whether all columns fit into one block; see `block_size`.
 
     `num_pairs` logits of each row and column are in one array: for every pair of a view and a caption.
     """
-    return block_size(asked, num_rows * num_pairs, num_columns) >= num_columns
+    return block_size(block, num_rows * num_pairs, num_columns) >= num_columns
 
 
-def block_size(asked: int, num_rows: int, num_columns: int) -> int:
-    """Returns the number of columns per block: `asked`, or for 0 that of the fewest blocks within `LOGITS` logits.
+def block_size(block: int, num_rows: int, num_columns: int) -> int:
+    """Returns the number of columns per block: `block`, or for 0 that of the fewest blocks within `LOGITS` logits.
 
     These blocks are of equal size but for the last, which is padded.
     """
-    if asked:
-        return min(asked, num_columns)
+    if block:
+        return min(block, num_columns)
     num_blocks = math.ceil(num_columns / max(LOGITS // num_rows, 1))
     return math.ceil(num_columns / num_blocks)
 
@@ -57,26 +57,26 @@ def blockwise_cross_entropies(
     rows: Float[Array, "B K E"],
     columns: Float[Array, "G K E"],
     scale: Scalar | float,
-    own: Int[Array, "B"],
+    index: Int[Array, "B"],
     contrasts: tuple[Contrast, ...],
     block: int = 0,
 ) -> tuple[Float[Array, "n B"], Int[Array, "n B"]]:
     """Computes the cross-entropy of each contrast (k, kinds) and row i, and the index of its largest logit.
 
-        log sum_{l in kinds, j} exp(scale rows_ik . columns_jl) - scale rows_ik . columns_{own_i, kinds_0}
+        log sum_{l in kinds, j} exp(scale rows_ik . columns_jl) - scale rows_ik . columns_{index_i, kinds_0}
 
-    If l = k, column own_i is excluded: it is the row itself. The index is j in the first of `kinds`, G + j in the
-    second. `block` columns are computed at a time (0 = automatic, see `block_size`). Gradients to rows, columns and
-    scale are exact.
+    `index` holds each row's place among the columns. If l = k, column index_i is excluded: it is the row itself. The
+    second result is j in the first of `kinds`, G + j in the second. `block` columns are computed at a time (0 =
+    automatic, see `block_size`). Gradients to rows, columns and scale are exact.
     """
     num_kinds = max(len(kinds) for _, kinds in contrasts)  # their logits are concatenated
     size = block_size(block, len(rows) * num_kinds, len(columns))
-    return _cross_entropies(rows, columns, scale, own, contrasts, size)
+    return _cross_entropies(rows, columns, scale, index, contrasts, size)
 
 
-def _forward(rows: Array, columns: Array, scale: Any, own: Array, contrasts: tuple[Contrast, ...], block: int) -> Any:
+def _forward(rows: Array, columns: Array, scale: Any, index: Array, contrasts: tuple[Contrast, ...], block: int) -> Any:
     def meet(carry: Any, numbered: Any) -> Any:
-        column_block = _block(numbered, own, len(columns))
+        column_block = _block(numbered, index, len(columns))
         kinds = [_logits(rows, scale, column_block, contrast) for contrast in contrasts]
         return [_advance(met, column_block, logits, len(columns)) for met, logits in zip(carry, kinds)], None
 
@@ -84,14 +84,14 @@ def _forward(rows: Array, columns: Array, scale: Any, own: Array, contrasts: tup
     start = _Met(jnp.full_like(zeros, -jnp.inf), zeros, zeros, jnp.zeros(len(rows), jnp.int32))
     met, _ = jax.lax.scan(meet, [start] * len(contrasts), _numbered(columns, block))
     peak, total, pair, nearest = (jnp.stack(arrays) for arrays in zip(*met))
-    return (peak - pair + jnp.log(total), nearest), (rows, columns, scale, own, peak + jnp.log(total))
+    return (peak - pair + jnp.log(total), nearest), (rows, columns, scale, index, peak + jnp.log(total))
 
 
 def _backward(contrasts: tuple[Contrast, ...], block: int, saved: Any, cotangents: Any) -> Any:
-    rows, columns, scale, own, sums = saved
+    rows, columns, scale, index, sums = saved
 
     def meet(to_rows: list[Array], numbered: Any) -> Any:
-        column_block = _block(numbered, own, len(columns))
+        column_block = _block(numbered, index, len(columns))
         to_block = list(jnp.zeros_like(jnp.moveaxis(numbered[0], 1, 0)))
         for (row, kinds), one_sum, weight in zip(contrasts, sums, scale * cotangents[0]):
             for kind, share in zip(kinds, _shares(rows, scale, column_block, (row, kinds), one_sum)):
@@ -134,9 +134,9 @@ def _numbered(columns: Float[Array, "G K E"], block: int) -> tuple[Float[Array, 
     return filled.reshape(num_blocks, block, *columns.shape[1:]), jnp.arange(len(filled)).reshape(-1, block)
 
 
-def _block(numbered: tuple[Array, Array], own: Array, size: int) -> _Block:
+def _block(numbered: tuple[Array, Array], index: Array, size: int) -> _Block:
     columns, numbers = numbered
-    return _Block(columns, numbers, numbers == own[:, None], numbers >= size)
+    return _Block(columns, numbers, numbers == index[:, None], numbers >= size)
 
 
 def _logits(rows: Array, scale: Any, block: _Block, contrast: Contrast) -> list[Array]:

@@ -25,8 +25,8 @@ def precision_of(dtype: Any) -> str | None:
 
     It is also None if `jax.default_matmul_precision` is set, so that this setting applies.
     """
-    told = jax.config.jax_default_matmul_precision is not None  # type: ignore[attr-defined]
-    return None if told or jnp.dtype(dtype) != jnp.float32 else EXACT
+    is_set = jax.config.jax_default_matmul_precision is not None  # type: ignore[attr-defined]
+    return None if is_set or jnp.dtype(dtype) != jnp.float32 else EXACT
 
 
 def matmul_precision(name: str | None) -> contextlib.AbstractContextManager[Any]:
