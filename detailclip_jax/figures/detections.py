@@ -67,13 +67,9 @@ def draw_objects(
     spread(axes)
     if not len(indices) and objects.scores is not None:
         style = {"facecolor": "white", "edgecolor": "none", "alpha": 0.9}
-        text = none_drawn(objects.scores[objects.labels >= 0], threshold)
+        scores = objects.scores[objects.labels >= 0]
+        text = f"no score reaches {threshold:g};\nthe best is {scores.max():.3f}" if len(scores) else "no detections"
         axes.text(0.02, 0.5, text, fontsize=7, color=INK, va="center", bbox=style, transform=axes.transAxes)
-
-
-def none_drawn(scores: Float[np.ndarray, "D"], threshold: float) -> str:
-    """Why an image has no boxes: none of its detections has a score of at least `threshold`."""
-    return f"no score reaches {threshold:g};\nthe best is {scores.max():.3f}" if len(scores) else "no detections"
 
 
 def spread(axes: Any) -> None:
@@ -110,22 +106,22 @@ def text_colour(colour: str) -> str:
 
 def detection_figure(
     images: Sequence[UInt8[np.ndarray, "_h _w 3"]],
-    found: Mapping[str, Sequence[Objects]],
+    rows: Mapping[str, Sequence[Objects]],
     names: Sequence[str] = (),
     credit: str = "",
     threshold: float = THRESHOLD,
     size: float = PANEL,
 ) -> Any:
-    """Images with boxes and masks: one row per entry of `found`, such as the ground truth and several checkpoints.
+    """Images with boxes and masks: one row per entry of `rows`, such as the ground truth and several checkpoints.
 
         detection_figure(images, {"ground truth": truth, "upernet": detected}, classes).savefig("detection.png")
 
-    `found` has one `Objects` per image. Objects with a score below `threshold` are left out. A panel is `size` inches
+    A row has one `Objects` per image. Objects with a score below `threshold` are left out. A panel is `size` inches
     wide.
     """
     ratio = max((image.shape[0] / image.shape[1] for image in images), default=1.0)
-    figure, axes = panels(list(found), len(images), "Detected objects", credit, size=size, ratio=ratio)
-    for row, each in zip(axes, found.values()):
-        for panel, image, objects in zip(row, images, each):
+    figure, axes = panels(list(rows), len(images), "Detected objects", credit, size=size, ratio=ratio)
+    for line, row in zip(axes, rows.values()):
+        for panel, image, objects in zip(line, images, row):
             draw_objects(panel, image, objects, names, threshold)
     return figure

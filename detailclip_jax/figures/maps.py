@@ -15,7 +15,7 @@ from detailclip_jax.figures.plots import grey_out
 from detailclip_jax.figures.style import INK, panels, show
 
 CHOSEN = "#D55E00"  # the outline of a chosen patch
-SCALE = "yellow: highest of the map, blue: lowest"  # of maps with a colour range of their own
+SCALE = "yellow: highest of the map, blue: lowest"  # of maps that each have a colour range
 VEIL = 0.65  # opacity of a heat map over its image
 WORDS_TITLE = "Where each text is more similar (yellow) than the other texts"
 ONE_WORD_TITLE = "Where the text is more similar (yellow) than in the mean of the image"
@@ -88,8 +88,8 @@ def similarity_figure(
     `places` has (row, column) of the chosen patch of each image in each model's grid: the same place of the image for
     all models. The image has the outline of the first model's patch. All maps of a model share one colour range.
     """
-    rows = ["image", *(f"{name}\n{_range(values)}" for name, values in maps.items())]
-    figure, axes = panels(rows, len(images), "Cosine with the outlined patch", credit)
+    ranges = (f"{name}\n{values.min():.2f} to {values.max():.2f}" for name, values in maps.items())
+    figure, axes = panels(["image", *ranges], len(images), "Cosine with the outlined patch", credit)
     _row(axes[0], images)
     first = next(iter(maps))
     _outline(axes[0], places[first], [image.shape[0] / maps[first].shape[1] for image in images])
@@ -97,10 +97,6 @@ def similarity_figure(
         _row(line, list(values), vmin=values.min(), vmax=values.max())
         _outline(line, places[name], [1.0] * len(values))
     return figure
-
-
-def _range(values: np.ndarray) -> str:
-    return f"{values.min():.2f} to {values.max():.2f}"
 
 
 def _outline(axes: Sequence[Any], places: Sequence[tuple[int, int]], sides: Sequence[float]) -> None:

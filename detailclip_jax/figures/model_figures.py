@@ -63,15 +63,15 @@ class Options(NamedTuple):
 def scenes(config: ConfigDict, count: int, first: int = 0, texts: Sequence[str] = ()) -> Shown:
     """Scenes of stickers on the canvas of a model's training, of held-out pairs of nouns.
 
-    Without `texts` the texts of a scene are its own nouns, and their maps are relative to those of all 96 nouns.
+    Without `texts` the texts of a scene are its nouns, and their maps are relative to those of all 96 nouns.
     """
-    found = Stickers(SPLIT, size=config.model.image_size * 5 // 4, num_scenes=first + count)
-    chosen, names = [found[i] for i in range(first, first + count)], noun_names()
-    own = [[f"a {names[noun]}" for noun in dict.fromkeys(scene["nouns"].tolist())] for scene in chosen]
+    stickers = Stickers(SPLIT, size=config.model.image_size * 5 // 4, num_scenes=first + count)
+    chosen, names = [stickers[i] for i in range(first, first + count)], noun_names()
+    nouns = [[f"a {names[noun]}" for noun in dict.fromkeys(scene["nouns"].tolist())] for scene in chosen]
     images = [scene["image"] for scene in chosen]
     if texts:
         return Shown(images, [texts] * count, (), ATTRIBUTION)
-    return Shown(images, own, [f"a {name}" for name in names], ATTRIBUTION)
+    return Shown(images, nouns, [f"a {name}" for name in names], ATTRIBUTION)
 
 
 def files(
@@ -90,7 +90,7 @@ def files(
     found_in = [find(place) for place in places]
     for _, reason in itertools.chain.from_iterable(found.left_out for found in found_in):
         say(f"left out: {reason}")
-    every = [(found, name) for found in found_in for name in found.names]
+    every = [(folder, name) for folder in folders for name in folder.names]
     if first is not None and first >= len(every):
         raise ValueError(f"--first={first}, but there are only {len(every)} images")
     shown = [every[number] for number in indices_to_show(len(every), count, first)]
@@ -234,15 +234,13 @@ def similar(models: Mapping[str, Model], shown: Shown, options: Options) -> Figu
     All models show the same place: each takes the patch of its own grid that has the centre of the chosen one.
     """
     first = next(iter(models.values()))
-    chosen = [options.patch] * len(shown.images) if options.patch else _most_attended(first, shown)
+    if options.patch:
+        chosen = [options.patch] * len(shown.images)
+    else:
+        chosen = [divmod(int(values.argmax()), values.shape[1]) for values in map(first.attention, shown.images)]
     places = {name: [on_grid(each, _side(first), _side(model)) for each in chosen] for name, model in models.items()}
-    found = {n: similarity(m.features(shown.images).patches, places[n]) for n, m in models.items()}
-    return {"similarity": maps.similarity_figure(views(models, shown), found, places, shown.credit)}
-
-
-def _most_attended(model: Model, shown: Shown) -> list[tuple[int, int]]:
-    found = (model.attention(image) for image in shown.images)
-    return [divmod(int(values.argmax()), values.shape[1]) for values in found]
+    cosines = {n: similarity(m.features(shown.images).patches, places[n]) for n, m in models.items()}
+    return {"similarity": maps.similarity_figure(views(models, shown), cosines, places, shown.credit)}
 
 
 def on_grid(place: tuple[int, int], side: int, other: int) -> tuple[int, int]:
@@ -273,9 +271,9 @@ def words(models: Mapping[str, Model], shown: Shown, options: Options) -> Figure
             for name, model in having.items()
         }
     names = labels(having, options)
-    found = {label: words_of(having[name], shown, readout) for name, (readout, label) in names.items()}
-    title += f": {next(iter(found))}".replace("\n", ", ") if len(having) == 1 else ""
-    return {"words": maps.words_figure(shown.images, found, shown.credit, title)}
+    rows = {label: words_of(having[name], shown, readout) for name, (readout, label) in names.items()}
+    title += f": {next(iter(rows))}".replace("\n", ", ") if len(having) == 1 else ""
+    return {"words": maps.words_figure(shown.images, rows, shown.credit, title)}
 
 
 def labels(models: Mapping[str, Model], options: Options) -> dict[str, tuple[str, str]]:
@@ -294,20 +292,20 @@ def reduced(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
 
 def words_of(model: Model, shown: Shown, readout: str) -> list[Words]:
     """The maps of each image's texts, relative to the mean over these texts and those of `contrast`."""
-    found = []
+    word_maps = []
     for image, texts in zip(shown.images, shown.texts):
         every = list(dict.fromkeys([*texts, *shown.contrast]))
         values: Float[np.ndarray, "T H W"] = plots.relative(model.dense(image, every, readout))
-        found.append(Words(texts, values[[every.index(text) for text in texts]]))
-    return found
+        word_maps.append(Words(texts, values[[every.index(text) for text in texts]]))
+    return word_maps
 
 
 def overview(models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
     """Image, attention, kept patches, reconstruction and words side by side; a row per image and checkpoint."""
     names = labels(models, options)
-    found = {name: _overview(model, shown, options, names[name][0]) for name, model in models.items()}
-    rows = [found[name][i] for i in range(len(shown.images)) for name in models]
-    labelled = [names[name][1] if found[name][0].words else name for name in models]
+    parts = {name: _overview(model, shown, options, names[name][0]) for name, model in models.items()}
+    rows = [parts[name][i] for i in range(len(shown.images)) for name in models]
+    labelled = [names[name][1] if parts[name][0].words else name for name in models]
     size = 1.5 if len(models) == 1 else 1.12  # inches
     figure = maps.overview_figure(rows, credit=shown.credit, rows=labelled * len(shown.images), size=size)
     return {"overview": figure}
@@ -318,11 +316,11 @@ def _overview(model: Model, shown: Shown, options: Options, readout: str) -> lis
     drawn: Sequence[Any] = [None] * len(images)
     if can(model, "reconstruct"):
         drawn = _enlarged(model, model.reconstruct(shown.images, removed))
-    found: Sequence[Words | None] = [None] * len(images)
+    word_maps: Sequence[Words | None] = [None] * len(images)
     if can(model, "dense") and all(shown.texts):
-        found = words_of(model, shown._replace(images=[model.view(image) for image in shown.images]), readout)
+        word_maps = words_of(model, shown._replace(images=[model.view(image) for image in shown.images]), readout)
     attended = [model.attention(image) for image in shown.images]
-    return [Overview(*each) for each in zip(images, attended, removed, drawn, found)]
+    return [Overview(*each) for each in zip(images, attended, removed, drawn, word_maps)]
 
 
 def can(model: Model, call: str) -> bool:
