@@ -34,7 +34,7 @@ EmbeddedBatch = tuple[Sequence[Key], np.ndarray, Sequence[str]]
 class Request(NamedTuple):
     """The validated request of the command line."""
 
-    found: Found | None
+    files: Found | None
     texts: list[str]
     out: Path | None
 
@@ -48,12 +48,12 @@ def read_texts(file: str | Path | None, more: Sequence[str] = ()) -> list[str]:
     return [text.strip() for text in [*lines, *more] if text.strip()]
 
 
-def embed_images(model: "Model", found: Found, keys: Sequence[Key]) -> Iterator[EmbeddedBatch]:
+def embed_images(model: "Model", files: Found, keys: Sequence[Key]) -> Iterator[EmbeddedBatch]:
     """Embeds images batch by batch, while threads read the next ones."""
     from detailclip_jax.data.workers import Prefetched
     from detailclip_jax.inference.batching import in_shapes, in_turn, shapes_up_to
 
-    todo = found._replace(names=tuple(key.name for key in keys))
+    todo = files._replace(names=tuple(key.name for key in keys))
     images = ImageFileBatches(todo, model.transform, BATCH_SIZE)
     with contextlib.closing(Prefetched(images, prefetch=PREFETCH)) as batches:
 
@@ -104,9 +104,9 @@ def collect(
             saved = time.perf_counter()
 
 
-def image_keys(found: Found) -> list[Key]:
+def image_keys(files: Found) -> list[Key]:
     """Keys of the image files, with their current modification times."""
-    return [Key(IMAGE, name, _modified(found.root / name)) for name in found.names]
+    return [Key(IMAGE, name, _modified(files.root / name)) for name in files.names]
 
 
 def _modified(file: Path) -> int:
@@ -122,9 +122,9 @@ def wanted(request: Request, kept: Sequence[Key]) -> list[Key]:
     If the request has images, those of earlier calls whose files have changed or are gone are left out.
     """
     images, texts = ([key for key in kept if key.kind == kind] for kind in (IMAGE, TEXT))
-    if request.found:
-        earlier = image_keys(request.found._replace(names=tuple(key.name for key in images)))
-        images = sorted({*image_keys(request.found), *(set(images) & set(earlier))})
+    if request.files:
+        earlier = image_keys(request.files._replace(names=tuple(key.name for key in images)))
+        images = sorted({*image_keys(request.files), *(set(images) & set(earlier))})
     return list(dict.fromkeys([*images, *texts, *(Key(TEXT, text) for text in request.texts)]))
 
 
@@ -143,16 +143,14 @@ def recall(out: Path | None, origin: Origin) -> Table:
         if file.exists():
             table = embeddings.read(file)
             embeddings.check_checkpoint(file, table.origin, origin, "choose another --out, or delete it")
-            origin = origin._replace(root=same_root(file, table.origin.root, origin.root))
+            theirs, ours = table.origin.root, origin.root
+            if theirs and ours and theirs != ours:
+                raise ValueError(
+                    f"{file} contains images of {theirs}, not of {ours}; choose another --out, or delete it"
+                )
+            origin = origin._replace(root=theirs or ours)
             rows |= table.rows
     return Table(origin, rows)
-
-
-def same_root(file: Path, theirs: str, ours: str) -> str:
-    """The image folder of a file. Raises ValueError if the file and the request name different folders."""
-    if theirs and ours and theirs != ours:
-        raise ValueError(f"{file} contains images of {theirs}, not of {ours}; choose another --out, or delete it")
-    return theirs or ours
 
 
 def update(model: "Model", request: Request, console: Console) -> tuple[Table, int]:
@@ -161,22 +159,22 @@ def update(model: "Model", request: Request, console: Console) -> tuple[Table, i
     Rows that the file already holds for the same model are not computed again. Raises ValueError if the file is of
     another model or folder.
     """
-    root = str(request.found.root.resolve()) if request.found else ""
+    root = str(request.files.root.resolve()) if request.files else ""
     known = recall(request.out, embeddings.origin_of(model)._replace(root=root))
-    for _, reason in request.found.left_out if request.found else ():
+    for _, reason in request.files.left_out if request.files else ():
         console.say(f"left out: {printable(reason)}")
     keys, collected = wanted(request, list(known.rows)), Collected(dict(known.rows), {})
-    with Saving("saving after this batch") as asked:
+    with Saving("saving after this batch") as saving:
         embed_missing(
-            model, request, keys, collected, asked, console, lambda: save(request.out, known.origin, collected)
+            model, request, keys, collected, saving, console, lambda: save(request.out, known.origin, collected)
         )
     table = Table(known.origin, {key: collected.rows[key] for key in keys if key in collected.rows})
     warn_of_bad(collected.bad, console)
-    if asked.received:
+    if saving.received:
         stopped(request.out, known.origin, collected, len(keys), console)
-        return table, asked.exit_code
-    if request.found and not any(key.kind == IMAGE for key in table.rows):
-        complain(f"error: none of the {len(request.found.names)} images is readable")
+        return table, saving.exit_code
+    if request.files and not any(key.kind == IMAGE for key in table.rows):
+        complain(f"error: none of the {len(request.files.names)} images is readable")
         return table, RUN_ERROR
     if request.out:
         finish(request.out, table, known, console)
@@ -188,21 +186,21 @@ def embed_missing(
     request: Request,
     keys: Sequence[Key],
     collected: Collected,
-    asked: Saving,
+    saving: Saving,
     console: Console,
     save: Callable[[], None],
 ) -> None:
     """Embeds the images and texts that have no row yet."""
     images, texts = ([k for k in keys if k.kind == kind and k not in collected.rows] for kind in (IMAGE, TEXT))
     stages: list[tuple[str, Any, int]] = []
-    if images and request.found:
-        stages.append(("images", embed_images(model, request.found, images), len(images)))
+    if images and request.files:
+        stages.append(("images", embed_images(model, request.files, images), len(images)))
     if texts:
         stages.append(("texts", embed_texts(model, texts), len(texts)))
     for noun, batches, total in stages:
         with contextlib.closing(batches):
-            if not asked.received:
-                collect(batches, Meter(console, noun, total), collected, lambda: bool(asked.received), save)
+            if not saving.received:
+                collect(batches, Meter(console, noun, total), collected, lambda: bool(saving.received), save)
     console.end_live()
 
 

@@ -144,7 +144,7 @@ def check_has_images(file: Path, table: Table) -> None:
 
 
 class Match(NamedTuple):
-    """A found image: its number among the images, its name, and its cosine with what is searched for."""
+    """A result of a search: the image's number, its name, and its cosine with what is searched for."""
 
     number: int
     name: str
@@ -181,28 +181,13 @@ def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray, compression: in
 
 
 def _read_npz(file: Path) -> tuple[Columns, str]:
-    _check_claim(file, _claim_of_npz(file))
+    with zipfile.ZipFile(file) as archive:
+        _check_claim(file, sum(member.file_size for member in archive.infolist()))
     with np.load(file, allow_pickle=False) as arrays:
         columns = {name: arrays[name] for name in arrays.files}
-    columns["name"] = _names(columns["name"], columns.pop("long_names", None))
+    long_names = columns.pop("long_names", None)  # all names as JSON, if `name` has some of them cut
+    columns["name"] = columns["name"].tolist() if long_names is None else json.loads(bytes(long_names))
     return columns, str(columns.pop(ABOUT))
-
-
-def _names(names: np.ndarray, uncut: np.ndarray | None) -> list[str]:
-    """The full names: long ones are cut in `names`, and `uncut` has all of them as JSON."""
-    return names.tolist() if uncut is None else json.loads(bytes(uncut))
-
-
-def _claim_of_npz(file: Path) -> int:
-    with zipfile.ZipFile(file) as archive:
-        return sum(member.file_size for member in archive.infolist())
-
-
-def _claim_of_parquet(file: Path) -> int:
-    with _pyarrow()[1].ParquetFile(file) as parquet:
-        width = getattr(parquet.schema_arrow.field("embedding").type, "list_size", 0)
-        groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
-        return parquet.metadata.num_rows * 4 * width + sum(group.total_byte_size for group in groups)
 
 
 def _check_claim(file: Path, claim: int) -> None:
@@ -221,7 +206,10 @@ def _write_parquet(stream: BinaryIO, columns: Columns, about: str) -> None:
 
 
 def _read_parquet(file: Path) -> tuple[Columns, str]:
-    _check_claim(file, _claim_of_parquet(file))
+    with _pyarrow()[1].ParquetFile(file) as parquet:
+        width = getattr(parquet.schema_arrow.field("embedding").type, "list_size", 0)
+        groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
+        _check_claim(file, parquet.metadata.num_rows * 4 * width + sum(group.total_byte_size for group in groups))
     table = _pyarrow()[1].read_table(file)
     columns = {name: np.array(table[name].to_pylist()) for name in ("kind", "modified")}
     lists = table["embedding"].combine_chunks()

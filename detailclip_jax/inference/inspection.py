@@ -56,21 +56,15 @@ def attention_of_heads(encoder: VisionTransformer, images: Float[Array, "B S S 3
     `encoder` is bound to parameters, and its blocks are not stacked. The softmax runs over all tokens, CLS included, so
     the values of a head sum to at most 1. An encoder with an attention pool gives one layer: the attention of the pool.
     """
-    if encoder.style.pooling == "attention":
-        return pool_attention(encoder, images)[:, None]
     x, angles, layers = encoder.embed(images), encoder.angles(images), []
+    if encoder.style.pooling == "attention":
+        x, _ = run_blocks(encoder.blocks, x, angles=angles)
+        return cls_rows(*encoder.pool.query_and_key(encoder.norm(x)))[:, None]
     for block in encoder.blocks:  # type: ignore[attr-defined]
         query, key, _ = heads(block, x, angles)
         layers.append(cls_rows(query[:, 0], key)[..., encoder.num_class_tokens :])
         x, _ = block(x, angles=angles)
     return jnp.stack(layers, 1)
-
-
-def pool_attention(encoder: VisionTransformer, images: Float[Array, "B S S 3"]) -> Float[Array, "B heads N"]:
-    """The attention of an encoder's attention pool to the patches, by head."""
-    x, _ = run_blocks(encoder.blocks, encoder.embed(images), angles=encoder.angles(images))
-    query, key = encoder.pool.query_and_key(encoder.norm(x))
-    return cls_rows(query, key)
 
 
 def cls_rows(query: Float[Array, "B heads d"], key: Float[Array, "B M heads d"]) -> Float[Array, "B heads M"]:

@@ -175,13 +175,13 @@ def readout_encoder(networks: Networks, config: ConfigDict, readout: str) -> jax
     def features(params: Params, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B h w E"]:
         net = networks.bind({"params": {name: unstack(params[name]) for name in ("image", "image_projection")}})
         with matmul_precision(config.model.matmul_precision):
-            pixels = padded(normalise_pixels(images, mean, std), net.image.patch_size)
+            pixels = pad_to_patches(normalise_pixels(images, mean, std), net.image.patch_size)
             return l2_normalise(readouts.read_out(net.image, pixels, chosen, net.image_projection))
 
     return jax.jit(features)
 
 
-def padded(pixels: Float[Array, "B H W 3"], patch_size: int) -> Float[Array, "B H2 W2 3"]:
+def pad_to_patches(pixels: Float[Array, "B H W 3"], patch_size: int) -> Float[Array, "B H2 W2 3"]:
     """Normalised images with zeros around them, so that patches divide both sides."""
     missing = [-side % patch_size for side in pixels.shape[1:3]]
     return jnp.pad(pixels, [(0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)])
@@ -192,9 +192,9 @@ def prompts(texts: Sequence[str], templates: Sequence[str]) -> list[str]:
 
     Raises TypeError for one text that is not in a list, and ValueError for a template without "{}".
     """
-    for what, given in (("texts", texts), ("templates", templates)):
-        if isinstance(given, str):
-            raise TypeError(f"{what} is a list, got the text {given!r}; write [{given!r}]")
+    for what, value in (("texts", texts), ("templates", templates)):
+        if isinstance(value, str):
+            raise TypeError(f"{what} is a list, got the text {value!r}; write [{value!r}]")
     if wrong := [template for template in templates if "{}" not in template] or not templates:
         raise ValueError(f"templates {wrong or list(templates)} have no {{}} for the text, as in 'a photo of a {{}}.'")
     return [template.replace("{}", text) for text in texts for template in templates]

@@ -35,7 +35,7 @@ def similarity(
 def pca_colours(patches: Float[np.ndarray, "*batch D"]) -> Float32[np.ndarray, "*batch 3"]:
     """The first three principal components of all patch features together, each scaled to 0-1, as red, green, blue.
 
-    The components belong to all features given: equal colours of two images mean similar features. A component's sign
+    The components belong to all these features: equal colours of two images mean similar features. A component's sign
     is such that its entry of largest magnitude is positive. The scale runs from the 1st to the 99th percentile.
     """
     flat = patches.reshape(-1, patches.shape[-1]).astype(np.float64)
