@@ -51,8 +51,8 @@ def _seen(model: Model, square: Square, shown: UInt8[np.ndarray, "S S 3"]) -> Se
 
 def shown_transform(model: Model) -> Transform:
     """The geometry of the model's preprocessing, at SHOWN_SIDE pixels."""
-    own = model.transform
-    return own._replace(size=SHOWN_SIDE, shorter_side=round(SHOWN_SIDE * own.shorter_side / own.size))
+    transform = model.transform
+    return transform._replace(size=SHOWN_SIDE, shorter_side=round(SHOWN_SIDE * transform.shorter_side / transform.size))
 
 
 def reduced(pixels: UInt8[np.ndarray, "H W 3"], side: int = MAX_SIDE) -> UInt8[np.ndarray, "h w 3"]:
