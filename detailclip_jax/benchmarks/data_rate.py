@@ -121,9 +121,9 @@ def config_of(arguments: argparse.Namespace) -> ConfigDict:
 
 
 def open_source(config: ConfigDict, size: tuple[int, int] | None = None) -> Source:
-    """The config's source, or generated images of the given (width, height) if the config names no folder.
+    """The config's source, or generated images of the (width, height) if the config names no folder.
 
-    Raises ValueError if a size is given and the config names a data set.
+    Raises ValueError if there is a size and the config names a data set.
     """
     if config.data.source != "stickers" and not config.data.path:
         return SyntheticImages(*reversed(size)) if size else SyntheticImages()
@@ -186,7 +186,7 @@ def make_views(image: views.Opened, stream: Stream, watch: Stopwatch, rng: np.ra
     Native images have the number of patches of the first batch.
     """
     crops, native = stream.crops, stream.native.at(0) if stream.native else None
-    found: dict[str, Any] = {}
+    stacked_views: dict[str, Any] = {}
     with watch.stage("crop"):
         boxes = views.draw_boxes(image.height, image.width, crops, rng)
     with watch.stage("decode"):
@@ -196,8 +196,8 @@ def make_views(image: views.Opened, stream: Stream, watch: Stopwatch, rng: np.ra
             cut = [views.cut(pixels, crops[name], box, native) for box in boxes[name]]
         with watch.stage("colour"):
             coloured = [views.augment(view, crops[name], number, rng)[0] for number, view in enumerate(cut)]
-            found[name] = views.stack(coloured, native)
-    return found
+            stacked_views[name] = views.stack(coloured, native)
+    return stacked_views
 
 
 def pipeline_rate(config: ConfigDict, source: Source, arguments: argparse.Namespace, console: Console) -> MedianRange:
@@ -238,7 +238,7 @@ def records(seconds: Mapping[str, MedianRange], rate: MedianRange | None, worker
     """JSON records: one per stage and one for their sum, then the pipeline's rate."""
     total = sum(one.median for one in seconds.values())
     entries = {**seconds, "all": MedianRange(total, total, total)}
-    found = [
+    rows = [
         {
             "command": "data",
             "stage": stage,
@@ -250,5 +250,5 @@ def records(seconds: Mapping[str, MedianRange], rate: MedianRange | None, worker
         for stage, one in entries.items()
     ]
     if rate:
-        found.append({"command": "data", "stage": "pipeline", "workers": workers, "images_per_second": rate.median})
-    return found
+        rows.append({"command": "data", "stage": "pipeline", "workers": workers, "images_per_second": rate.median})
+    return rows

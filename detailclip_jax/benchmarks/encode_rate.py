@@ -51,10 +51,10 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             embeddings = [unit(call()) for call in calls]
             times = timing.interleaved(calls, arguments.rounds, report=timing.reporter(console, arguments.rounds))
             rates = [timing.median_range([count / seconds for seconds in row]) for row in times]
-            found = {"command": "encode", "kind": kind, "count": count}
-            found |= dict(zip((f"{name}_per_second" for name in NAMES), map(list, rates)))
+            record = {"command": "encode", "kind": kind, "count": count}
+            record |= dict(zip((f"{name}_per_second" for name in NAMES), map(list, rates)))
             least = float((embeddings[0] * embeddings[1]).sum(1).min())
-            records.append(found | {"times_as_fast": list(timing.ratios(*reversed(times))), "least_cosine": least})
+            records.append(record | {"times_as_fast": list(timing.ratios(*reversed(times))), "least_cosine": least})
     console.end_live()
     print(text(records))
     return records
@@ -97,8 +97,8 @@ def unit(rows: np.ndarray) -> np.ndarray:
 def text(records: Sequence[dict[str, Any]]) -> str:
     """The table: one row per number of images and of texts."""
     rows = [["encode, beside open_clip", *(f"{name}, 1/s" for name in NAMES), "times as fast (range)", "least cosine"]]
-    for found in records:
-        rates = [cost_table.number(found[f"{name}_per_second"][0], 1, ".3g") for name in NAMES]
-        faster = str(timing.MedianRange(*found["times_as_fast"]))
-        rows.append([f"{found['count']} {found['kind']}", *rates, faster, f"{found['least_cosine']:.5f}"])
+    for record in records:
+        rates = [cost_table.number(record[f"{name}_per_second"][0], 1, ".3g") for name in NAMES]
+        faster = str(timing.MedianRange(*record["times_as_fast"]))
+        rows.append([f"{record['count']} {record['kind']}", *rates, faster, f"{record['least_cosine']:.5f}"])
     return cost_table.table(rows)

@@ -1,7 +1,7 @@
 """Seconds from the start of the command `main` to the end of its first step: without and with kept programs.
 
-Every round has a folder of its own, in which the first command finds no compiled program and the second one those of
-the first.  Both are new processes with workdirs of their own in that folder.
+Every round has a new folder, in which the first command finds no compiled program and the second one those of
+the first.  Both are new processes, each with a workdir in that folder.
 """
 
 import argparse
@@ -39,12 +39,13 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for number in range(arguments.rounds):
         made = tempfile.TemporaryDirectory(prefix="detailclip-start-")
         with made as folder, signals.if_ended(made.cleanup):
-            found = {}
+            times = {}
             for state in STATES:
                 console.live(f"round {number + 1}/{arguments.rounds}: {state}")
-                found[state] = once(arguments.config, arguments.set, Path(folder), state)
-            kept = kept_in(Path(folder) / "programs")
-        rounds.append(found)
+                times[state] = once(arguments.config, arguments.set, Path(folder), state)
+            sizes = [file.stat().st_size for file in Path(folder).glob("programs/*-cache")]  # no files of access times
+            kept = Kept(len(sizes), sum(sizes))
+        rounds.append(times)
     console.end_live()
     print(text(arguments.config, rounds, kept))
     return records(arguments.config, rounds, kept)
@@ -73,29 +74,23 @@ def once(config: str, settings: Sequence[str], folder: Path, name: str) -> Secon
 
 
 def environment(variables: Mapping[str, str], folder: Path, file: Path) -> dict[str, str]:
-    """The variables of the command: its own folder of compiled programs, which is used, and the file of the times."""
+    """The variables of the command: the folder of its compiled programs, which is used, and the file of the times."""
     usual = {name: value for name, value in variables.items() if name != "JAX_ENABLE_COMPILATION_CACHE"}
     return start.DEFAULTS | usual | {start.CACHE: str(folder / "programs"), start.TIMES: str(file)}
 
 
 def parts_of(ends: Mapping[str, tuple[float, float]], began: float) -> Seconds:
     """Seconds between the ends of the parts, and of all; `began` is the time of the start, with no CPU second used."""
-    found, before = {}, (began, 0.0)
+    seconds, before = {}, (began, 0.0)
     for part, end in ends.items():
-        found[part] = end[0] - before[0], end[1] - before[1]
+        seconds[part] = end[0] - before[0], end[1] - before[1]
         before = end
-    return found | {ALL: (before[0] - began, before[1])}
-
-
-def kept_in(folder: Path) -> Kept:
-    """The compiled programs that jax has kept in a folder, without its files of access times."""
-    sizes = [file.stat().st_size for file in folder.glob("*-cache")]
-    return Kept(len(sizes), sum(sizes))
+    return seconds | {ALL: (before[0] - began, before[1])}
 
 
 def medians(rounds: Sequence[Mapping[str, Seconds]], state: str, part: str) -> list[timing.MedianRange]:
     """Wall and CPU seconds of a part over all rounds."""
-    return [timing.median_range(values) for values in zip(*(found[state][part] for found in rounds))]
+    return [timing.median_range(values) for values in zip(*(times[state][part] for times in rounds))]
 
 
 def text(config: str, rounds: Sequence[Mapping[str, Seconds]], kept: Kept) -> str:

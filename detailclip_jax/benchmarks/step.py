@@ -118,7 +118,7 @@ class Stepper:
         self()
 
     def __call__(self, steps: int = 1) -> None:
-        """Runs the given number of steps and waits for the last."""
+        """Runs this number of steps and waits for the last."""
         for _ in range(steps):
             self.state, _ = self.step(self.state, self.batch, self.schedules)
         jax.block_until_ready(self.state)

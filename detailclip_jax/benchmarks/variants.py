@@ -38,7 +38,7 @@ class Variant(NamedTuple):
 
 
 def load(spec: str | None, method: str | None) -> ConfigDict:
-    """The config of a file (default: the paper's run) for a method, with the method's own recipe if there is one.
+    """The config of a file (default: the paper's run) for a method, with the method's recipe if there is one.
 
     Raises FileNotFoundError, and ValueError with the known names.
     """
@@ -50,7 +50,7 @@ def load(spec: str | None, method: str | None) -> ConfigDict:
 
 
 def spec_for(spec: str, method: str | None) -> str:
-    """The spec for a method: `spec`, `spec` with an argument, or the method's own config file."""
+    """The spec for a method: `spec`, `spec` with an argument, or the method's config file."""
     if method is None:
         return spec
     try:
