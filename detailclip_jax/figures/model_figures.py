@@ -87,14 +87,14 @@ def files(
     `say` receives a line for every folder that is left out because it cannot be listed.
     Raises FileNotFoundError for a place without images, and BadImage that names an unreadable one.
     """
-    found_in = [find(place) for place in places]
-    for _, reason in itertools.chain.from_iterable(found.left_out for found in found_in):
+    folders = [find(place) for place in places]
+    for _, reason in itertools.chain.from_iterable(folder.left_out for folder in folders):
         say(f"left out: {reason}")
     every = [(folder, name) for folder in folders for name in folder.names]
     if first is not None and first >= len(every):
         raise ValueError(f"--first={first}, but there are only {len(every)} images")
     shown = [every[number] for number in indices_to_show(len(every), count, first)]
-    images = [_opened(found.root / name) for found, name in shown]
+    images = [_opened(folder.root / name) for folder, name in shown]
     return Shown(images, [texts] * len(images))
 
 

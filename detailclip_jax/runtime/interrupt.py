@@ -74,7 +74,7 @@ class Interrupt(Saving):
                 if self.reached():
                     raise Stopped(self.received or signal.SIGTERM)
                 output = function(*arguments)
-                return asking(output) if callable(output) else output
+                return interruptible(output) if callable(output) else output
 
             return call
 
