@@ -30,7 +30,10 @@ if (sys.argv and os.path.basename(sys.argv[0]) == "detailclip") or (
 import importlib
 from typing import Any
 
+from detailclip_jax.renamed import FormerModules
 from detailclip_jax.version import __version__
+
+sys.meta_path.append(FormerModules())
 
 _PUBLIC = {
     "METHODS": "detailclip_jax.methods",

@@ -6,7 +6,7 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parent.parent / "detailclip_jax"
 PACKAGE = ROOT.name
-BASE = ("version", "types")  # files at the top that are no commands
+BASE = ("version", "types", "renamed")  # files at the top that are no commands
 ROOMS = (  # in the order of the data; a room imports only rooms that stand before it
     *("runtime", "config", "data", "convert", "kernels", "losses", "models", "methods", "training"),
     *("inference", "interop", "figures", "dense", "evaluation", "page", "pretraining", "benchmarks"),

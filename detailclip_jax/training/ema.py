@@ -5,7 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from detailclip_jax.renamed import former_names
 from detailclip_jax.types import Leaf, Params, Scalar
+
+__getattr__ = former_names(__name__)
 
 
 def update(teacher: Params, student: Params, momentum: Scalar | float) -> Params:

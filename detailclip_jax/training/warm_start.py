@@ -15,11 +15,14 @@ from detailclip_jax.config.settings import split_list
 from detailclip_jax.data import preprocessing
 from detailclip_jax.models import positions, stacking
 from detailclip_jax.models.vit import Style
+from detailclip_jax.renamed import former_names
 from detailclip_jax.training import checkpoint, experiment
 from detailclip_jax.training.adopted_config import CONTEXT, KEEP, loaded_networks
 from detailclip_jax.training.schedules import clamp_warmup
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import Array, Leaf, Params, PyTree
+
+__getattr__ = former_names(__name__)
 
 
 def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:

@@ -1,0 +1,69 @@
+"""Former names of modules and functions.  They keep working for two minor versions, with a DeprecationWarning."""
+
+import importlib
+import warnings
+from collections.abc import Callable
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+PACKAGE = "detailclip_jax."
+RENAMED = {  # former name: (present name, version that no longer has the former one)
+    "dense.paper": ("evaluation.paper", "0.3"),
+    "losses.block_targets": ("losses.beta", "0.3"),
+    "losses.contrastive": ("losses.simclr", "0.3"),
+    "losses.contrastive.byol_loss": ("losses.byol.byol_loss", "0.3"),
+    "losses.token_cosine": ("losses.distill", "0.3"),
+    "methods.crop_to_region": ("methods.region", "0.3"),
+    "methods.crop_to_region.crop_to_region": ("methods.region.region", "0.3"),
+    "methods.frozen_teacher": ("methods.distill", "0.3"),
+    "methods.frozen_teacher.frozen_teacher": ("methods.distill.distill", "0.3"),
+    "methods.gram_anchor": ("methods.gram", "0.3"),
+    "methods.gram_anchor.gram_anchor": ("methods.gram.gram", "0.3"),
+    "training.ema.update_center": ("methods.running.update_center", "0.3"),
+    "training.loop": ("training.train", "0.3"),
+    "training.running": ("methods.running", "0.3"),
+    "training.warm_start.adopt": ("training.adopted_config.adopt", "0.3"),
+}
+
+
+class FormerModules(Loader):
+    """The last finder of `sys.meta_path`: imports a former module, whose names are those of the present one."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Returns the spec of a former module; None for other names."""
+        former = name.startswith(PACKAGE) and name.removeprefix(PACKAGE) in RENAMED
+        return ModuleSpec(name, FormerModules()) if former else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Leaves it to Python to create the module."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Warns the importer, and makes the module take its names from the present one."""
+        _present(module.__name__)
+        vars(module)["__getattr__"] = former_names(module.__name__)
+
+
+def former_names(module: str) -> Callable[[str], Any]:
+    """Returns the `__getattr__` of a module that had other names: `__getattr__ = former_names(__name__)`."""
+
+    def attribute(name: str) -> Any:
+        if f"{module}.{name}".removeprefix(PACKAGE) in RENAMED:
+            there, _, name = _present(f"{module}.{name}").rpartition(".")
+        elif module.removeprefix(PACKAGE) in RENAMED:
+            there, _ = RENAMED[module.removeprefix(PACKAGE)]
+        else:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(PACKAGE + there), name)
+
+    return attribute
+
+
+def _present(name: str) -> str:
+    """Returns the present name, and warns the caller of the function that calls this one."""
+    present, until = RENAMED[name.removeprefix(PACKAGE)]
+    message = f"{name} is now {PACKAGE}{present}; version {until} no longer has the former name"
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
+    return present
