@@ -15,16 +15,21 @@ RENAMED = {  # former name: (present name, version that no longer has the former
     "losses.contrastive": ("losses.simclr", "0.3"),
     "losses.contrastive.byol_loss": ("losses.byol.byol_loss", "0.3"),
     "losses.token_cosine": ("losses.distill", "0.3"),
+    "losses.token_set.add_counts": ("methods.running.add_counts", "0.3"),
     "methods.crop_to_region": ("methods.region", "0.3"),
     "methods.crop_to_region.crop_to_region": ("methods.region.region", "0.3"),
     "methods.frozen_teacher": ("methods.distill", "0.3"),
     "methods.frozen_teacher.frozen_teacher": ("methods.distill.distill", "0.3"),
     "methods.gram_anchor": ("methods.gram", "0.3"),
     "methods.gram_anchor.gram_anchor": ("methods.gram.gram", "0.3"),
+    "methods.superclip.token_set": ("methods.token_set.token_set", "0.3"),
     "training.ema.update_center": ("methods.running.update_center", "0.3"),
     "training.loop": ("training.train", "0.3"),
     "training.running": ("methods.running", "0.3"),
+    "training.loop.OutOfMemory": ("training.failures.OutOfMemory", "0.3"),
     "training.warm_start.adopt": ("training.adopted_config.adopt", "0.3"),
+    "training.warm_start.run_of": ("training.adopted_config.run_of", "0.3"),
+    "training.warm_start.config_of": ("training.adopted_config.config_of", "0.3"),
 }
 
 

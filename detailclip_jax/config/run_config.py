@@ -47,7 +47,7 @@ def check_fields(config: ConfigDict) -> None:
     for name, value in flatten(config.to_dict()).items():
         if declared := declaration(name):
             declared.check(name, value)
-        elif isinstance(value, int | float) and (problem := not_computable(value)):
+        elif isinstance(value, int) and (problem := not_computable(value)):
             raise ValueError(f"{name} {value} must {problem}")
 
 
@@ -221,10 +221,10 @@ def from_json(text: str) -> ConfigDict:
     Fields that it lacks have their neutral values, and a warning names them.  Raises ValueError if the text is not a
     JSON object with values of the declared types, OtherVersion for a field that this version does not know.
     """
-    return _of_fields(json.loads(text))[0]
+    return _of_fields(json.loads(text), "a stored config")[0]
 
 
-def _of_fields(stored: Any) -> tuple[ConfigDict, dict[str, Any]]:
+def _of_fields(stored: Any, origin: str) -> tuple[ConfigDict, dict[str, Any]]:
     """Returns a stored config, and the neutral values of the fields that it lacks by their dotted names."""
     if not isinstance(stored, dict):
         raise ValueError(f"it contains a {type(stored).__name__}, not an object with all fields of a config")
@@ -232,12 +232,13 @@ def _of_fields(stored: Any) -> tuple[ConfigDict, dict[str, Any]]:
     schema, own = stored_fields.take_marks(stored)
     stored_fields.rename(stored, schema)
     kind, declaration = DENSE.get(str(stored.get("method"))), declaration_of(stored)
-    missing = stored_fields.complete(stored, (kind or fields).GROUPS, {} if kind else fields.CROP)
+    missing = stored_fields.complete(stored, (kind or fields).GROUPS)
     _check_types(stored, declaration)
-    stored_fields.check_known(flatten(stored), declaration, own)
+    if own is not None:
+        stored_fields.check_known(flatten(stored), declaration, own)
     if missing:
-        stored_fields.warn(", ".join(f"{name} = {value!r}" for name, value in missing.items()))
-    return ConfigDict(stored), missing
+        stored_fields.warn(missing, origin)
+    return ConfigDict(stored), missing | ({} if kind else stored_fields.missing_in_crops(stored, fields.CROP))
 
 
 def _check_types(stored: Mapping[str, Any], declaration: Callable[[str], Field | None], above: str = "") -> None:
@@ -257,7 +258,7 @@ def read(file: Path) -> ConfigDict:
 
 def _read(file: Path) -> tuple[ConfigDict, dict[str, Any]]:
     try:
-        return _of_fields(read_json(file))
+        return _of_fields(read_json(file), str(file))
     except OtherVersion as error:
         raise ValueError(f"{file} {error}") from error
     except (ValueError, KeyError, RecursionError) as error:  # KeyError: a field with the name of a method of ConfigDict
@@ -268,8 +269,8 @@ def _read(file: Path) -> tuple[ConfigDict, dict[str, Any]]:
 def as_in_run(config: ConfigDict, workdir: str | Path | None, given: Iterable[str] = ()) -> ConfigDict:
     """Returns the config with the neutral values of the fields that the run in `workdir` lacks, so that it can go on.
 
-    Fields that the user has set, whose dotted names are in `given`, keep their values.  Without a run in `workdir` the
-    config is returned unchanged.
+    Fields that the user has set, whose dotted names are in `given`, keep their values, and so does a field that may
+    change and is not at its default.  Without a run in `workdir` the config is returned unchanged.
     """
     file = Path(workdir or "") / "config.json"
     if workdir is None or not file.exists():
@@ -280,7 +281,9 @@ def as_in_run(config: ConfigDict, workdir: str | Path | None, given: Iterable[st
         group = config
         for part in groups:
             group = group.get(part, {})
-        if last in group and name not in set_by_user:
+        declared = declaration_of(config)(name)
+        changed = declared and declared.may_change and group.get(last) != declared.default
+        if last in group and name not in set_by_user and not changed:
             group[last] = neutral
     return config
 
@@ -295,12 +298,20 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     """Returns dotted name -> (old, new) of the fields that differ, without those that may change on resume."""
     before, after = (flatten(json.loads(json.dumps(config.to_dict()))) for config in (old, new))
     pairs = {name: (before.get(name, ABSENT), after.get(name, ABSENT)) for name in before | after}
+    pairs = {name: pair for name, pair in pairs.items() if not _is_neutral(name, pair, new)}
     changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and not _may_change(name, new)}
     if is_dense(old) or is_dense(new):  # one set, read in whole epochs
         return changed
     if all(is_endless(config.data) for config in (old, new)):
         changed.pop("data.held_out", None)  # unused: scenes without end have no held-out part
     return changed if "data.source" in changed else changed | _other_order(old, new)
+
+
+def _is_neutral(name: str, pair: tuple[Any, Any], config: ConfigDict) -> bool:
+    """Whether one of two configs lacks a field that has its neutral value in the other one."""
+    declared = declaration_of(config)(name)
+    neutral = declared and json.loads(json.dumps(declared.neutral_value))
+    return declared is not None and ABSENT in pair and neutral in pair
 
 
 def _may_change(name: str, config: ConfigDict) -> bool:

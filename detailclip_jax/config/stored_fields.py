@@ -6,7 +6,6 @@ see `Field.neutral`. Fields that were renamed stand in MIGRATIONS. A field that 
     {"schema": 1, "own_fields": ["model.window"], "method": "clip", ...}
 """
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ SCHEMA = 1  # of what this version writes; 0 is a config without a number, of a 
 MIGRATIONS: dict[int, dict[str, str]] = {}  # schema -> {old dotted name: new one} of the fields renamed after it
 SCHEMA_KEY, OWN_KEY = "schema", "own_fields"
 CROPS = "views.crops."
+_WARNED: set[str] = set()
 
 Declaration = Callable[[str], Field | None]
 
@@ -32,8 +32,12 @@ def marks(fields: Mapping[str, Any], declaration: Declaration) -> dict[str, Any]
     return {SCHEMA_KEY: SCHEMA} | ({OWN_KEY: own} if own else {})
 
 
-def take_marks(stored: dict[str, Any]) -> tuple[int, frozenset[str]]:
-    """Removes these marks from a stored config and returns them.  Raises OtherVersion for a schema of the future."""
+def take_marks(stored: dict[str, Any]) -> tuple[int, frozenset[str] | None]:
+    """Removes these marks from a stored config and returns them.
+
+    The user's own fields are None in a config without a number, which does not name them.  Raises OtherVersion for a
+    schema of the future.
+    """
     schema, own = stored.pop(SCHEMA_KEY, 0), stored.pop(OWN_KEY, ())
     if not isinstance(schema, int):
         raise ValueError(f"its schema {schema!r:.40} is not a whole number")
@@ -42,34 +46,50 @@ def take_marks(stored: dict[str, Any]) -> tuple[int, frozenset[str]]:
             f"has the schema {schema}; this version of detailclip_jax reads schemas up to {SCHEMA}: use the version "
             "that wrote it, or a newer one"
         )
-    return schema, frozenset(map(str, own))
+    return schema, frozenset(map(str, own)) if schema else None
 
 
 def rename(stored: dict[str, Any], schema: int, migrations: Mapping[int, Mapping[str, str]] = MIGRATIONS) -> None:
     """Gives the fields of a stored config of this schema the names of today."""
-    for renamed_after in sorted(migrations):
-        for old, new in migrations[renamed_after].items() if renamed_after >= schema else ():
+    for renamed_after in sorted(number for number in migrations if number >= schema):
+        for old, new in migrations[renamed_after].items():
             *groups, name = old.split(".")
-            group: Any = stored
+            path: list[Any] = [stored]
             for part in groups:
-                group = group.get(part, {}) if isinstance(group, dict) else {}
-            if name in group:
-                _group(stored, new.split(".")[:-1])[new.rpartition(".")[2]] = group.pop(name)
+                path.append(path[-1].get(part, {}) if isinstance(path[-1], dict) else {})
+            if name not in path[-1]:
+                continue
+            _group(stored, new.split(".")[:-1])[new.rpartition(".")[2]] = path[-1].pop(name)
+            while groups and not path.pop():  # groups that have become empty
+                del path[-1][groups.pop()]
 
 
-def complete(stored: dict[str, Any], groups: Mapping[str, Group], crop: Group) -> dict[str, Any]:
+def complete(stored: dict[str, Any], groups: Mapping[str, Group]) -> dict[str, Any]:
     """Gives the fields that a stored config lacks their neutral values; returns these by dotted name.
 
-    `crop` has the fields of a crop of any name.  Raises ValueError for a value in place of a group.
+    Raises ValueError for a value in place of a group.
     """
-    crops = _group(stored, CROPS.rstrip(".").split("."), crop) if crop else {}
-    tables = {**{f"{CROPS}{name}": crop for name in crops}, **groups}
     missing = {}
-    for above, table in tables.items():
+    for above, table in groups.items():
         group = _group(stored, above.split(".") if above else [], table)
         for name in (name for name in table if name not in group):
             group[name] = missing[f"{above}.{name}" if above else name] = table[name].neutral_value
     return missing
+
+
+def missing_in_crops(stored: dict[str, Any], crop: Group) -> dict[str, Any]:
+    """Returns the neutral values of the fields that crops lack, by dotted name.
+
+    They stay missing: a crop that a config file writes in part has other values there, see `data.views.Crop`.
+    """
+    crops = _group(stored, CROPS.rstrip(".").split("."), crop)
+    return {
+        f"{CROPS}{name}.{field}": declared.neutral_value
+        for name, fields in crops.items()
+        if isinstance(fields, dict)
+        for field, declared in crop.items()
+        if field not in fields
+    }
 
 
 def _group(stored: dict[str, Any], parts: Sequence[str], table: Group | None = None) -> dict[str, Any]:
@@ -97,7 +117,9 @@ def _is_unknown(name: str, declaration: Declaration) -> bool:
     return declaration(name) is None and (name.startswith(CROPS) or not {*name.split(".")} & {*OPEN})
 
 
-@functools.cache
-def warn(missing: str) -> None:
-    """Says which fields a stored config lacks, once in a process."""
-    logging.warning("a stored config is older than some fields, which have their neutral values: %s", missing)
+def warn(missing: Mapping[str, Any], origin: str) -> None:
+    """Says which fields a stored config lacks, once in a process; `origin` is the place where it was read."""
+    values = ", ".join(f"{name} = {value!r}" for name, value in missing.items())
+    if values not in _WARNED:
+        _WARNED.add(values)
+        logging.warning("%s is older than some fields, which have their neutral values: %s", origin, values)

@@ -299,11 +299,6 @@ class Pipeline:
         self._bad = BadRecords(options.max_bad_ratio, options.bad_list)
         self._batches = Prefetched(ProcessBatches(stream, options), options.num_workers, options.prefetch)
 
-    @classmethod
-    def of(cls, stream: Any, *options: Any) -> "Pipeline":
-        """Opens a pipeline over a stream; `options` are the fields of `BatchOptions`, in their order."""
-        return cls(stream, BatchOptions(*options))
-
     @property
     def num_bad(self) -> int:
         """Number of unreadable records so far."""

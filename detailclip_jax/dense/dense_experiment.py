@@ -21,7 +21,7 @@ from detailclip_jax import methods
 from detailclip_jax.config import run_config
 from detailclip_jax.config.sizes import size_of
 from detailclip_jax.data.decoding import BUDGET, decode_whole
-from detailclip_jax.data.pipeline import Pipeline
+from detailclip_jax.data.pipeline import Pipeline, options_of
 from detailclip_jax.dense import class_names, fine_tuning
 from detailclip_jax.dense.set_examples import Example
 from detailclip_jax.inference.model import choose_weights, pixels
@@ -202,18 +202,10 @@ class Experiment:
 
     def batches(self, start: int = 0, num_workers: int | None = None, bad_list: str | Path = "") -> Pipeline:
         """Opens this process's batches; starts after `start` examples, counted over all processes."""
-        data = self.config.data
-        return Pipeline.of(
-            self.task.stream(self.config, self.sets.train),
-            self.config.batch_size // jax.process_count(),
-            jax.process_index(),
-            jax.process_count(),
-            data.num_workers if num_workers is None else num_workers,
-            data.prefetch,
-            data.max_bad_ratio,
-            start,
-            bad_list,
-        )
+        options = options_of(self.config, jax.process_index(), jax.process_count(), start, bad_list)
+        if num_workers is not None:
+            options = dataclasses.replace(options, num_workers=num_workers)
+        return Pipeline(self.task.stream(self.config, self.sets.train), options)
 
     def combined_loss(self, params: Params, state: TrainState, batch: Batch) -> Any:
         """Computes the loss of a step, see `train_step.combined_loss`; for gradients outside of a step."""

@@ -2,7 +2,7 @@
 
     from detailclip_jax.dense import runs
 
-    loop.train(runs.prepare(config, "runs/ade20k_upernet"))          # as the command `transfer` does
+    train.train(runs.prepare(config, "runs/ade20k_upernet"))          # as the command `transfer` does
     experiment, state, step = runs.load("runs/ade20k_upernet")
 
 `predictions` has the shorter way to predictions for images, `prediction_figures` draws those of several runs.

@@ -14,7 +14,10 @@ import jax.numpy as jnp
 
 from detailclip_jax.kernels import chunks
 from detailclip_jax.kernels.products import product
+from detailclip_jax.renamed import former_names
 from detailclip_jax.types import Array, Float, Int, PyTree, Scalar, UInt32
+
+__getattr__ = former_names(__name__)
 
 
 def token_set_loss(

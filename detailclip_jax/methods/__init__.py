@@ -14,7 +14,7 @@ from detailclip_jax.methods.cosmos import cosmos
 from detailclip_jax.methods.detailclip import detailclip
 from detailclip_jax.methods.dino import dino
 from detailclip_jax.methods.dinotxt import dinotxt
-from detailclip_jax.methods.distill import adopt, distill, loaded, own_size
+from detailclip_jax.methods.distill import adopt_teacher, distill, load_teacher, stand_in
 from detailclip_jax.methods.flair import flair
 from detailclip_jax.methods.gram import gram
 from detailclip_jax.methods.ibot import attmask, ibot
@@ -66,7 +66,7 @@ TERMS = {  # terms that a method gets if their weight is not 0
     "beta": Term(sentence_contrast),
     "gram": Term(gram),
     "region": Term(region),
-    "distill": Term(distill, adopt, loaded, own_size),
+    "distill": Term(distill, adopt_teacher, load_teacher, stand_in),
 }
 ENCODERS = {"image_encoder": image_encoder}  # further methods of imported checkpoints; not trainable
 

@@ -65,17 +65,19 @@ def teacher_config(config: ConfigDict) -> ConfigDict:
         )
     read = {group: {name: fields.GROUPS[group].get(name) for name in names} for group, names in OF_TEACHER.items()}
     declared = {group: {name: field for name, field in table.items() if field} for group, table in read.items()}
-    stored_fields.complete(record, {**declared, "model.image_style": fields.IMAGE_STYLE}, {})
+    stored_fields.complete(record, {**declared, "model.image_style": fields.IMAGE_STYLE})
     model = {**config.model.to_dict(), **record["model"], "drop_path": 0.0}
     return ConfigDict({"model": model, "preprocess": record["preprocess"]})
 
 
-def adopt(config: ConfigDict, running: ConfigDict | None, config_of: Callable[[str, str], ConfigDict]) -> ConfigDict:
+def adopt_teacher(
+    config: ConfigDict, running: ConfigDict | None, config_of: Callable[[str, str], ConfigDict]
+) -> ConfigDict:
     """Returns the config with the fields of the frozen teacher, `distill.record`.
 
     `running` is the config of the run that goes on, if there is one: it has these fields, and the teacher's folder need
     not exist any more. `config_of` reads the config of a workdir, which the dotted field of its second argument names.
-    Raises ValueError for fields of the teacher without the term, and for the term without a teacher or a record.
+    Raises ValueError for fields of the teacher without the term, and for the term without a teacher.
     """
     if not config.losses.weights.distill:
         for name in ("teacher", "size"):
@@ -86,8 +88,6 @@ def adopt(config: ConfigDict, running: ConfigDict | None, config_of: Callable[[s
                 )
         return config
     folder, config = config.distill.teacher, ConfigDict(config.to_dict())
-    if not folder and config.distill.record:
-        return config
     if not folder:
         raise ValueError("losses.weights.distill needs a frozen teacher: give --config.distill.teacher=WORKDIR")
     if running is not None and running.distill.teacher == folder:
@@ -97,15 +97,16 @@ def adopt(config: ConfigDict, running: ConfigDict | None, config_of: Callable[[s
     return config
 
 
-def own_size(config: ConfigDict) -> ConfigDict:
-    """Returns the config with a teacher of the student's sizes, if the term has a weight and no teacher."""
-    if config.losses.weights.distill and not config.distill.teacher:
-        config = ConfigDict(config.to_dict())
-        config.distill.record = record_of(config)
+def stand_in(config: ConfigDict) -> ConfigDict | None:
+    """Returns the config with a teacher of the student's sizes, if the term has a weight and no teacher, else None."""
+    if not config.losses.weights.distill or config.distill.teacher:
+        return None
+    config = ConfigDict(config.to_dict())
+    config.distill.record = record_of(config)
     return config
 
 
-def loaded(config: ConfigDict, saved: Saved) -> tuple[dict[str, Params], list[str]]:
+def load_teacher(config: ConfigDict, saved: Saved) -> tuple[dict[str, Params], list[str]]:
     """Returns the weights of the frozen teacher from its workdir, and lines that describe it.
 
     They are those by which the teacher's own method is evaluated. `saved` reads a workdir: its variables, its config,

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from detailclip_jax import methods
@@ -98,7 +97,7 @@ def _jitted(
     def normalised(batch: Any) -> Any:
         if isinstance(batch, Mapping):
             return {**batch, "image": normalised(batch["image"])} if "image" in batch else batch
-        is_image = isinstance(batch, Native) or (getattr(batch, "dtype", None) == np.uint8 and batch.ndim == 4)
+        is_image = isinstance(batch, Native) or getattr(batch, "shape", ())[3:] == (3,)
         return normalise_pixels(batch, mean, std) if is_image else batch
 
     @functools.wraps(function)

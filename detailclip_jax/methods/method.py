@@ -165,13 +165,14 @@ class Term(NamedTuple):
     adopt: (config, config of the run that goes on, reader of a workdir's config) -> the config with the fields that
         another workdir determines; called for every config, with and without the term.
     load: (config, reader of a workdir) -> weights by network, and lines that describe them; called at step 0.
-    stand_in: config -> the config with what `adopt` would take from a workdir, where it names none; for benchmarks.
+    stand_in: config -> the config with what `adopt` would take from a workdir, or None where it names one; for
+        benchmarks.
     """
 
     add: "Callable[[Method, ConfigDict], Method]"
     adopt: Callable[[ConfigDict, ConfigDict | None, Callable[[str, str], ConfigDict]], ConfigDict] | None = None
     load: Callable[[ConfigDict, Saved], tuple[dict[str, Params], list[str]]] | None = None
-    stand_in: Callable[[ConfigDict], ConfigDict] | None = None
+    stand_in: Callable[[ConfigDict], ConfigDict | None] | None = None
 
 
 def nothing(*_: Any) -> None:
@@ -375,7 +376,8 @@ def build(method: Method, weights: Mapping[str, float]) -> Method:
         raise ValueError(f"every term of {method.name} has weight 0: {used}")
     outputs = {name for head in method.heads for name in head.makes}
     for loss in active:
-        if missing := set(loss.reads) - outputs:
+        reads = {*loss.reads, *([loss.running.output] if loss.running else [])}
+        if missing := reads - outputs:
             raise ValueError(f"loss {loss.name!r} reads {sorted(missing)}, but the heads return {sorted(outputs)}")
     return restricted(method, active)
 

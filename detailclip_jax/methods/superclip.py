@@ -11,6 +11,9 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.methods.clip import clip
 from detailclip_jax.methods.method import Method
+from detailclip_jax.renamed import former_names
+
+__getattr__ = former_names(__name__)
 
 
 def superclip(config: ConfigDict) -> Method:

@@ -22,9 +22,7 @@ from detailclip_jax.models.towers import NETWORKS
 from detailclip_jax.training import dense_encoder
 from detailclip_jax.training.workdirs import FOLDER, has_config, is_run, no_run
 
-OF_IMAGES, OF_TEXT, OF_PROTOTYPES, OF_DECODER = (
-    NETWORKS[name].adopted for name in ("image", "text", "prototype_head", "decoder")
-)
+OF_IMAGES, OF_TEXT, OF_DECODER = (NETWORKS[name].adopted for name in ("image", "text", "decoder"))
 KEEP = "keep"  # of init_text_positions: the context of the checkpoint
 CONTEXT = "context_length"
 OF_PAIR = ("image_is_embedding",)
@@ -61,7 +59,8 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     (source, brought), adopted = _origin(config, workdir), ConfigDict(config.to_dict())
     set_by_user = {name.partition("[")[0] for name in given}
     fields = [*OF_IMAGES, *(OF_PAIR if "text" in brought else ())]
-    fields += OF_PROTOTYPES if "prototype_head" in brought else ()
+    others = {name: network for name, network in methods.build(source).networks.items() if name in brought}
+    fields += [field for name in sorted({*others} - {"image", "text", "decoder"}) for field in others[name].adopted]
     texts, brought = _text_origin(config, source, brought, workdir)
     own_sizes = "text" not in brought and config.model.size == sizes.CUSTOM
     if texts is source and not own_sizes:
@@ -103,8 +102,8 @@ def with_terms(config: ConfigDict, workdir: str | Path | None = None, stand_ins:
     """
     running = run_of(config, workdir)
     for term in methods.TERMS.values():
-        config = term.stand_in(config) if stand_ins and term.stand_in else config
-        config = term.adopt(config, running, config_of) if term.adopt else config
+        made = term.stand_in(config) if stand_ins and term.stand_in else None
+        config = made or (term.adopt(config, running, config_of) if term.adopt else config)
     return config
 
 

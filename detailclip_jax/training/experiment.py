@@ -242,7 +242,7 @@ def build_schedules(config: ConfigDict, method: Method) -> Schedules:
         schedules.cosine(config.ema.start, config.ema.end, total),
         build_temperatures(config.losses, steps_of_epoch(config), method.losses),
         build_ramps(config.losses.ramps, method.losses, total),
-        np.int32(round(config.losses.ramps[method.anchor_of][0] * total) if method.anchor_of else 0),
+        np.int32(round(config.losses.ramps.get(method.anchor_of, (0.0, 0.0))[0] * total)),
         np.int32(round(opt.frozen_prototype_epochs * steps_of_epoch(config))),
     )
 

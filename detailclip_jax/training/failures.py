@@ -68,7 +68,7 @@ def explained(checkpoints: Checkpoints) -> Iterator[None]:
 
 @contextmanager
 def enough_memory(less_memory: str) -> Iterator[None]:
-    """Turns jax's RESOURCE_EXHAUSTED error, and MemoryError of the initial state, into OutOfMemory."""
+    """Turns jax's RESOURCE_EXHAUSTED error, and Python's MemoryError, into OutOfMemory."""
     try:
         yield
     except MemoryError as error:

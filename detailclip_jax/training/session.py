@@ -1,4 +1,4 @@
-"""Logging, checkpoints, evaluations and profiling of a run, and its compiled training step."""
+"""What a run is, and its session: logging, checkpoints, evaluations and profiling."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -79,7 +79,7 @@ class Run(NamedTuple):
 
     config: ConfigDict  # resolved
     workdir: Path
-    experiment: Any  # of the task: `init`, `put`, `train_step`, `state_shapes`, `mesh`
+    experiment: Any  # of the task: `init`, `put`, `step_after`, `state_shapes`, `mesh`
     source: Any  # random access to examples
     console: Console
     task: Task
@@ -252,7 +252,7 @@ class Session:
             self._writer.write_images(step, images)
 
     @property
-    def ranks(self) -> bool:
+    def ranks_last(self) -> bool:
         """Whether the scores of the last step rank its checkpoint among the others."""
         return bool(self.run.config.best_metric and self.run.config.evaluate_at_end)
 
@@ -277,7 +277,7 @@ class Session:
         if line := data_summary(self.run.config, counts):
             (self.run.console.warn if counts["bad_records"] else self.run.console.say)(line)
 
-    def rest(self) -> str:
+    def what_is_left(self) -> str:
         """Says what the same command does after a signal has stopped the run."""
         config = self.run.config
         unfinished = self.step < config.total_steps or not config.evaluate_at_end

@@ -80,8 +80,8 @@ def train(run: Run) -> int:
         with processes.together():
             if jax.process_index() == 0:
                 claim(run)
+            scores = read_scores(run.workdir)
             with writable(run.workdir):
-                scores = read_scores(run.workdir)
                 checkpoints = Checkpoints(run.workdir, config.max_to_keep, config.best_metric, console.warn, scores)
         enter(closing(checkpoints))
         enter(processes.together())
@@ -104,12 +104,13 @@ def train(run: Run) -> int:
 
         session = enter(Session(run, checkpoints, start, interrupt))
         session.counts = lambda: {name: counted.get(name, 0) for name in task.counts}
-        actions = (
+        evaluation = Action(config.evaluate_every, session.save_and_evaluate, at_last=session.ranks_last, at_stop=False)
+        actions = (  # in this order: what is logged and checked is saved, and what is saved is evaluated
             Action(config.log_every, lambda step, _: session.log(step), at_last=True),
             Action(1, lambda step, _: session.show(step)),
             Action(config.get("logging", {}).get("images_every", 0), session.draw),
             Action(config.checkpoint_every, session.save, at_last=True, at_stop=True),
-            Action(config.evaluate_every, session.save_and_evaluate, at_last=session.ranks, at_stop=False),
+            evaluation,
         )
         batches = None
         if start < total:
@@ -119,7 +120,7 @@ def train(run: Run) -> int:
         # Only now: a signal during the compilation ends the run at once, as there is nothing to save.
         with interrupt, if_ended(checkpoints.abandon):
             try:
-                if start and actions[-1].due(start, start == total, stop=False) and not checkpoints.scored(start):
+                if start and evaluation.due(start, start == total, stop=False) and not checkpoints.scored(start):
                     session.evaluate(start, state)  # the run was stopped after saving this step, before its evaluation
                 if batches is None:
                     console.say(f"all {total} steps are done; --config.total_steps=N continues up to step N")
@@ -144,5 +145,5 @@ def train(run: Run) -> int:
                 pass
             checkpoints.wait()  # inside the context: a second signal removes an unfinished save
     if interrupt.received:
-        console.say(f"{interrupt.received.name}: saved at step {session.step} of {total}; {session.rest()}")
+        console.say(f"{interrupt.received.name}: saved at step {session.step} of {total}; {session.what_is_left()}")
     return interrupt.exit_code

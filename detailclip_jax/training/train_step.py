@@ -1,7 +1,7 @@
 """One training step, in the reference's order: EMA, forward pass, gradient, update, running statistics, metrics.
 
 The step is the same for pretraining, segmentation and detection; they differ in `StepSetup.loss`. A run without a
-teacher, running statistics or bounds has none of them in its state, and the step does nothing there.
+teacher or running statistics has none of them in its state, and the step does nothing there.
 """
 
 from collections.abc import Callable, Mapping

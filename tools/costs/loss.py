@@ -112,7 +112,7 @@ def record_of(experiment: Experiment, losses: Sequence[Loss], batch: int) -> tup
         record = experiment.forward(state, batch)
         heads = {name: value for name, value in record.heads.items() if name in wanted}
         labels = {name: value for name, value in record.batch.items() if name in LABELS}
-        text = record.text if any(loss.compares for loss in losses) else None
+        text = record.text if any(loss.over == "batch" for loss in losses) else None
         record = record.replace(batch=labels, views={}, targets={}, tokens={}, decoded=None, text=text, heads=heads)
         flat, structure = jax.tree.flatten(record)
         structures.append(structure)
