@@ -2,8 +2,9 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -52,7 +53,7 @@ def none_because(config: ConfigDict) -> str:
 
 def retrieval(setting: Setting, name: str = "held_out") -> SetEvaluator:
     """Retrieval among at most `setting.sets.num_examples` held-out pairs. Raises ValueError if the run has none."""
-    pairs = captioned(_examples(setting, name)[1])
+    pairs = _having(lambda example: any(not_blank(example["captions"])), _examples(setting, name)[1])
     data = LabelledSet(name, pairs, (), data_fingerprint(pairs) if len(pairs) else "", None)
     evaluator = on_pairs(setting, data, "all captions")
     return evaluator if len(pairs) else dataclasses.replace(evaluator, run=nothing)
@@ -64,7 +65,7 @@ def classification(setting: Setting, name: str = "held_out_classes") -> SetEvalu
     Also that of each class, see `class_accuracies`. Raises ValueError if the run has no held-out examples.
     """
     config, source = _examples(setting, name)
-    source = Picked(source, [index for index in range(len(source)) if _label(source, index) >= 0])
+    source = _having(lambda example: label_of({"label": -1, **example}) >= 0, source)
     classes = class_names(config)
     data = LabelledSet(name, source, classes, data_fingerprint(source) if len(source) else "", None)
 
@@ -102,23 +103,16 @@ def nothing(params: Params) -> Measured:
     return iter(())
 
 
-def captioned(source: Source) -> Picked:
-    """The examples that can be read and have a caption."""
-    return Picked(source, [index for index in range(len(source)) if _has_caption(source, index)])
+def _having(wanted: Callable[[Mapping[str, Any]], bool], source: Source) -> Picked:
+    """The examples that can be read and are wanted."""
 
+    def is_usable(index: int) -> bool:
+        try:
+            return bool(wanted(source[index]))
+        except BadRecord:
+            return False
 
-def _label(source: Source, index: int) -> int:
-    try:
-        return int(label_of({"label": -1, **source[index]}))
-    except BadRecord:
-        return -1
-
-
-def _has_caption(source: Source, index: int) -> bool:
-    try:
-        return bool(not_blank(source[index]["captions"]))
-    except BadRecord:
-        return False
+    return Picked(source, [index for index in range(len(source)) if is_usable(index)])
 
 
 def images(config: ConfigDict, count: int) -> UInt8[np.ndarray, "B S S 3"] | None:

@@ -17,7 +17,9 @@ as far as `embedder.KEPT_BYTES` reach. Embeddings stay within a run: evaluators 
 import contextlib
 import dataclasses
 import functools
+import importlib
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,17 @@ from detailclip_jax.runtime.progress import Console, Meter
 from detailclip_jax.types import Params
 
 EMBEDDINGS = "embeddings"  # subfolder of the results folder
+MOVED = dict.fromkeys(("EVALUATORS", "plan", "absent", "limited"), "tasks") | {"all_weights": "subject"}
 Evaluators = Mapping[str, Evaluator | Callable[[], Evaluator]]  # or what builds one, at its first call, and keeps it
+
+
+def __getattr__(name: str) -> Any:
+    """Names that stood here before; with a warning, until version 0.3."""
+    if name not in MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__package__}.{MOVED[name]}")
+    warnings.warn(f"{__name__}.{name} is now {module.__name__}.{name}", DeprecationWarning, stacklevel=2)
+    return getattr(module, name)
 
 
 def run(

@@ -298,6 +298,13 @@ def test_stickers_without_named_evaluators_get_them_all_and_other_data_none(draw
     assert list(build_all(Fake(), sticker_config(**few))) == list(EVALUATORS)
 
 
+def test_names_that_moved_are_still_there_with_a_warning():
+    with pytest.warns(DeprecationWarning, match=r"run_evaluators\.plan is now detailclip_jax\.evaluation\.tasks\.plan"):
+        assert run_evaluators.plan is plan
+    with pytest.raises(AttributeError, match="run_evaluators' has no attribute 'plans'"):
+        run_evaluators.plans  # noqa: B018
+
+
 def test_an_unknown_evaluator_or_option_lists_the_known():
     with pytest.raises(
         ValueError, match=r"unknown evaluator 'zeroshot'; did you mean 'zero_shot'\? Known: .*kept_objects"
