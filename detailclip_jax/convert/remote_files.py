@@ -241,13 +241,12 @@ class RemoteFile(io.RawIOBase):
     """A file of another machine, opened for reading; it can be sought.  Raises RemoteError, also while it is read."""
 
     def __init__(self, url: str):
-        self._whole: Any = None  # the answer of a server without parts
         self.name, self.stamp = url, stamp(url)
         if self.stamp.size < 0:
             raise RemoteError(f"{url} does not exist any more")
         self._storage, self._path = _storage(url)
         self._at = self._block_at = 0
-        self._block, self._has_parts = b"", True
+        self._block = b""
 
     def readable(self) -> bool:
         """Returns True."""
@@ -284,7 +283,7 @@ class RemoteFile(io.RawIOBase):
         """Returns `size` bytes; with the last ones the file must be what it was, and have no byte more."""
         last = self._at + size == self.stamp.size
         try:
-            data = self._part(size + last) if self._has_parts else self._read_on(size + last)
+            data = self._part(size + last)
             now = _stamp(self.name, fresh=True) if last else self.stamp
         except FileNotFoundError as error:
             raise RemoteError(f"{self.name} does not exist any more") from error
@@ -300,43 +299,4 @@ class RemoteFile(io.RawIOBase):
     def _part(self, size: int) -> bytes:
         # A storage without an asynchronous client opens the file, which would read ahead
         options = {"timeout": TIMEOUT} if self._storage.async_impl else {"cache_type": "none"}
-        try:
-            return self._storage.cat_file(self._path, start=self._at, end=self._at + size, **options)
-        except NoParts:
-            if self._at and self.stamp.size > BLOCK:  # each way back would be a request for the whole file
-                raise
-            self._has_parts = False
-            return self._read_on(size)
-
-    def _read_on(self, size: int) -> bytes:
-        """Reads on in one answer with the whole file; begins it again, and skips bytes, after a failure."""
-        try:
-            if not self._whole or self._whole.tell() > self._at:
-                self._disconnect()
-                self._whole = self._storage.open(self._path, block_size=0, size=self.stamp.size)
-            while self._whole.tell() < self._at:
-                _taken(self._whole, min(self._at - self._whole.tell(), BLOCK))
-            return _taken(self._whole, size)
-        except BaseException:
-            self._disconnect()
-            raise
-
-    def _disconnect(self) -> None:
-        whole, self._whole = self._whole, None
-        if whole:
-            whole.close()
-
-    def close(self) -> None:
-        """Closes the connection."""
-        self._disconnect()
-        super().close()
-
-
-def _taken(whole: Any, size: int) -> bytes:
-    """Returns the next bytes of an answer, fewer than `size` only where it ends."""
-    end, data = time.monotonic() + TIMEOUT, bytearray()
-    while len(data) < size and (piece := whole.read(size - len(data), timeout=max(end - time.monotonic(), 0.001))):
-        data += piece
-    if not data:
-        raise ConnectionError(f"the answer ends after {whole.tell():,} bytes")
-    return bytes(data)
+        return self._storage.cat_file(self._path, start=self._at, end=self._at + size, **options)

@@ -329,38 +329,10 @@ def test_an_answer_is_not_unpacked(server):
         assert gzip.decompress(file.readall()) == bytes(10_000)
 
 
-def test_a_server_without_parts_is_read_forward(server, monkeypatch):
-    monkeypatch.setattr(remote_files, "BLOCK", 20_000)
-    server.faults["/a"] = ["whole", "cut", "stall", "silent"]
-    with RemoteFile(server.add("a", DATA)) as file:
-        assert file.readall() == DATA
-    assert [first for _, first in server.requests] == ["HEAD", 0, "all", "all", "all", "all", "HEAD"]
-    with RemoteFile(server.add("a", DATA)) as file:
-        file.seek(5)
-        server.faults["/a"] = ["whole"]
-        with pytest.raises(RemoteError, match="from byte 5: the server does not give parts of files; download the"):
-            file.read(1)
-
-
-def test_a_small_file_of_a_server_without_parts_is_sought(server, tmp_path):
-    server.faults["/a"] = ["whole"] * 9
-    with RemoteFile(server.add("a", DATA)) as file:
-        assert file.seek(-9, io.SEEK_END) and file.read(99) == DATA[-9:]
-        for place in (5, 0, 4000):
-            assert file.seek(place) == place and file.read(5000) == DATA[place : place + 5000]
-    assert [first for _, first in server.requests] == [
-        "HEAD",
-        len(DATA) - 9,
-        "all",
-        "HEAD",
-        "all",
-        "HEAD",
-        "all",
-        "HEAD",
-    ]
-    path = write_parquet(tmp_path / "t.parquet", image=[trees.jpeg(n) for n in range(5)], caption=list("abcde"))
-    url, server.faults["/t.parquet"] = server.add("t.parquet", path.read_bytes()), ["always whole"]
-    assert run("parquet", url, tmp_path / "out") == 0
+def test_a_server_without_parts_is_named(server):
+    url, server.faults["/a"] = server.add("a", DATA), ["whole"]
+    with RemoteFile(url) as file, pytest.raises(RemoteError, match="does not give parts of files; download the file"):
+        file.read(1)
 
 
 def test_a_long_read_is_one_of_blocks_each_with_its_own_tries(server, monkeypatch):
