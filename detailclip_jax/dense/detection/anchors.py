@@ -41,8 +41,8 @@ def inside(anchors: Float[Array, "N 4"], size: Int[Array, "2"]) -> Bool[Array, "
 
 def placed(levels: Sequence[Level], extent: Int[Array, "2"], ratios: int) -> Bool[Array, "N"]:
     """Which anchors of all levels stand at a place of an image of `extent` (height, width), see `backbone`."""
-    found = jnp.concatenate([places(level, extent).reshape(-1) for level in levels])
-    return jnp.repeat(found, ratios)
+    used = jnp.concatenate([places(level, extent).reshape(-1) for level in levels])
+    return jnp.repeat(used, ratios)
 
 
 def num_places(extent: Int[Array, "*batch 2"], level: Level) -> Int[Array, "*batch 2"]:

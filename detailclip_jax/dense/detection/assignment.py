@@ -56,7 +56,8 @@ def assign(
         in_crowd = jnp.where(objects.ignored, box.iof(candidates, objects.boxes), 0).max(1, initial=0.0)
         skipped = skipped | (in_crowd > ignore_iof)
     overlaps = jnp.where(usable & ~skipped[:, None], overlaps, -1)
-    largest, index = overlaps.max(1, initial=0.0), _argmax(overlaps)
+    largest = overlaps.max(1, initial=0.0)
+    index = overlaps.argmax(1) if overlaps.shape[1] else jnp.zeros(len(overlaps), jnp.int32)
     assigned = jnp.where(largest < negative_iou, NEGATIVE, IGNORED)
     assigned = jnp.where((largest >= positive_iou) & usable.any(), index, assigned)
     if min_positive_iou is not None:
@@ -65,7 +66,3 @@ def assign(
         last = jnp.where(matched, jnp.arange(overlaps.shape[1]), -1).max(1, initial=-1)
         assigned = jnp.where(last >= 0, last, assigned)
     return jnp.where(skipped, IGNORED, assigned).astype(jnp.int32)
-
-
-def _argmax(overlaps: Float[Array, "N G"]) -> Int[Array, "N"]:
-    return overlaps.argmax(1) if overlaps.shape[1] else jnp.zeros(len(overlaps), jnp.int32)

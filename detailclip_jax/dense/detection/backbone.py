@@ -72,19 +72,20 @@ def backbone(
     back = jnp.argsort(order, axis=1)
     patches = vit.patch_embed(patchify(images, vit.patch_size))
     if vit.table is not None:
-        old = positions_grid(vit)
-        own = interpolated(vit.table[vit.style.num_cls :].reshape(*old, -1), counts, (rows, columns), vit.interpolation)
-        patches = patches + own.reshape(patches.shape).astype(vit.dtype)
+        side = vit.image_size // vit.patch_size
+        table = vit.table[vit.style.num_cls :].reshape(*(vit.grid if isinstance(vit, WideVit) else (side, side)), -1)
+        positions = interpolated(table, counts, (rows, columns), vit.interpolation)
+        patches = patches + positions.reshape(patches.shape).astype(vit.dtype)
     x = jnp.concatenate([*vit.classes(images.shape[0]), take(patches, order)], 1)
     x = vit.pre_norm(x) if vit.style.pre_norm else x
     lengths = vit.num_class_tokens + valid.sum((1, 2), dtype=jnp.int32)
-    found = outputs(vit, x, keys, lengths, vit.angles(images, order, counts))
+    maps = outputs(vit, x, keys, lengths, vit.angles(images, order, counts))
 
     def as_map(tokens: Array) -> Array:
         tokens = take(vit.norm(tokens) if norm else tokens, vit.num_class_tokens + back)
         return jnp.where(valid[..., None], tokens.reshape(*valid.shape, -1), 0)
 
-    return [as_map(found[block]) for block in blocks], valid
+    return [as_map(maps[block]) for block in blocks], valid
 
 
 class WideVit(VisionTransformer):
@@ -108,16 +109,10 @@ def widened(vit: VisionTransformer, grid: tuple[int, int]) -> VisionTransformer:
     return WideVit(**fields | {"style": vit.style._replace(positions="learnt"), "grid": grid})
 
 
-def positions_grid(vit: VisionTransformer) -> tuple[int, int]:
-    """Returns rows and columns of the grid to which the encoder's positions belong."""
-    side = vit.image_size // vit.patch_size
-    return vit.grid if isinstance(vit, WideVit) else (side, side)
-
-
 def interpolated(
     table: Float[Array, "rows columns D"], counts: Int[Array, "B 2"], grid: tuple[int, int], recipe: str
 ) -> Float[Array, "B height width D"]:
-    """Interpolates positions to each image's own number of patches `counts` (rows, columns).
+    """Interpolates positions to each image's number of patches `counts` (rows, columns).
 
     `grid` is the number of patches of the array that holds the images; entries outside an image's patches have no
     meaning. `recipe` is one of `models.positions.RECIPES`. An image with the grid of `table` gets it unchanged, as in

@@ -73,8 +73,8 @@ class Plan:
     def batch(self, number: int) -> tuple[int, Int[np.ndarray, " B"]]:
         """Returns the bucket of a global batch, and its positions."""
         self._reach((number + 1) * self._batch_size + self._num_buckets * (self._batch_size - 1))
-        bucket, own = self._batches[number].tolist()
-        return bucket, self._members[bucket][own * self._batch_size : (own + 1) * self._batch_size]
+        bucket, within = self._batches[number].tolist()
+        return bucket, self._members[bucket][within * self._batch_size : (within + 1) * self._batch_size]
 
     def following(self, position: int) -> Iterator[int]:
         """Yields a position and the ones after it whose images have the same bucket."""
@@ -85,9 +85,9 @@ class Plan:
             position += 1
             while True:
                 self._reach(position + 1)
-                found = np.flatnonzero(self._buckets[position:] == bucket)
-                if len(found):
-                    position += int(found[0])
+                matches = np.flatnonzero(self._buckets[position:] == bucket)
+                if len(matches):
+                    position += int(matches[0])
                     break
                 position = len(self._buckets)
 

@@ -86,9 +86,10 @@ class Stage(nn.Module):
 
     def setup(self) -> None:
         """Creates the heads."""
-        own = self.options
-        self.boxes = BoxHead(self.num_classes, own.width, own.fc_width, own.num_convs, self.axis, self.dtype)
-        self.masks = MaskHead(self.num_classes, own.width, own.mask_convs, self.dtype)
+        options = self.options
+        widths = options.width, options.fc_width, options.num_convs
+        self.boxes = BoxHead(self.num_classes, *widths, self.axis, self.dtype)
+        self.masks = MaskHead(self.num_classes, options.width, options.mask_convs, self.dtype)
 
 
 class Cascade(nn.Module):
@@ -104,32 +105,32 @@ class Cascade(nn.Module):
         self.stages = Stage(self.num_classes, self.options, self.axis, self.dtype)
 
     def train_losses(
-        self, features: Maps, levels: Sequence[Level], found: Proposals, truth: Truth, keys: Array, train: bool
+        self, features: Maps, levels: Sequence[Level], proposals: Proposals, truth: Truth, keys: Array, train: bool
     ) -> StageLoss:
         """Computes the losses of all stages, each [3]. `keys` [B] draw the samples; `train` is passed to BatchNorm.
 
-        Every stage draws its sample from its RoIs and the objects' own boxes. The next stage's RoIs are the sampled
-        ones, moved by this stage's box head; the objects' own boxes are not passed on.
+        Every stage draws its sample from its RoIs and the objects' boxes. The next stage's RoIs are the sampled
+        ones, moved by this stage's box head; the objects' boxes are not passed on.
         """
         options, axis = self.options, self.axis
-        slots = max(found.boxes.shape[1], options.roi_samples)
+        slots = max(proposals.boxes.shape[1], options.roi_samples)
 
         def run(stage: Stage, carry: Proposals, numbers: Numbers) -> tuple[Proposals, StageLoss]:
             drawing = jax.vmap(lambda key: jax.random.fold_in(key, numbers.stage))(keys)
             chosen = jax.vmap(choose, (0, 0, 0, 0, None, None, None))(
                 carry.boxes, carry.valid, truth.objects, drawing, numbers.iou, self.num_classes, options
             )
-            logits, offsets, moved = _classified(stage, features, levels, chosen.rois, chosen.drawn.valid, train)
+            logits, offsets, moved = _classify(stage, features, levels, chosen.rois, chosen.drawn.valid, train)
             boxes = box.decode(chosen.rois, _of_class(offsets, chosen.label % self.num_classes), numbers.stds)
             terms = _losses(stage, features, levels, chosen, truth, logits, boxes, axis)
             label = jnp.where(chosen.drawn.positive, chosen.label, logits[..., :-1].argmax(-1))
-            refined = _moved(chosen.rois, offsets, label, numbers.stds, features.size)
-            own = chosen.drawn.valid & (chosen.drawn.index >= truth.objects.labels.shape[1])
-            return _padded(Proposals(refined, own), slots), StageLoss(*terms, detection_losses.total(moved, axis))
+            refined = _move(chosen.rois, offsets, label, numbers.stds, features.size)
+            is_roi = chosen.drawn.valid & (chosen.drawn.index >= truth.objects.labels.shape[1])
+            return _pad(Proposals(refined, is_roi), slots), StageLoss(*terms, detection_losses.total(moved, axis))
 
-        return self._loop(run)(self.stages, _padded(found, slots), self._numbers())[1]
+        return self._loop(run)(self.stages, _pad(proposals, slots), self._numbers())[1]
 
-    def test(self, features: Maps, levels: Sequence[Level], found: Proposals) -> tuple[Array, Array]:
+    def test(self, features: Maps, levels: Sequence[Level], proposals: Proposals) -> tuple[Array, Array]:
         """Returns boxes per class [B, P, K, 4], clipped to the content, and scores per class [B, P, K].
 
         Scores are the softmax of the stages' mean logits, as in mmdet; boxes are those of the last stage.  Both are 0
@@ -138,20 +139,20 @@ class Cascade(nn.Module):
         options = self.options
 
         def run(stage: Stage, rois: Array, numbers: Numbers) -> tuple[Array, Scored]:
-            logits, offsets, _ = _classified(stage, features, levels, rois, found.valid, False)
-            refined = _moved(rois, offsets, logits[..., :-1].argmax(-1), numbers.stds, features.size)
+            logits, offsets, _ = _classify(stage, features, levels, rois, proposals.valid, False)
+            refined = _move(rois, offsets, logits[..., :-1].argmax(-1), numbers.stds, features.size)
             return refined, Scored(logits, rois, offsets)
 
-        outputs = self._loop(run)(self.stages, found.boxes, self._numbers())[1]
+        outputs = self._loop(run)(self.stages, proposals.boxes, self._numbers())[1]
         boxes = box.decode(outputs.rois[-1][:, :, None], outputs.offsets[-1], jnp.asarray(options.stage_stds[-1]))
-        scores = jnp.where(found.valid[..., None], jax.nn.softmax(outputs.logits.mean(0))[..., :-1], 0)
+        scores = jnp.where(proposals.valid[..., None], jax.nn.softmax(outputs.logits.mean(0))[..., :-1], 0)
         return jax.vmap(box.clip)(boxes, features.size), scores
 
     def masks(
         self, features: Maps, levels: Sequence[Level], boxes: Float[Array, "B D 4"], labels: Int[Array, "B D"]
     ) -> Float[Array, "B D m m"]:
         """Returns the masks of detections in their boxes: the mean of the stages' probabilities for the label."""
-        pooled, _ = _pooled(features, levels, boxes, self.options.mask_roi_size, self.options)
+        pooled, _ = _pool(features, levels, boxes, self.options.mask_roi_size, self.options)
         flat = pooled.reshape(-1, *pooled.shape[2:])
         index = jnp.maximum(labels, 0).reshape(-1, 1, 1, 1)
 
@@ -169,8 +170,8 @@ class Cascade(nn.Module):
         return nn.scan(run, length=stages, unroll=stages if unroll else 1, **LIFTED)
 
     def _numbers(self) -> Numbers:
-        own = self.options
-        return Numbers(jnp.arange(len(own.stage_ious)), jnp.asarray(own.stage_ious), jnp.asarray(own.stage_stds))
+        ious, stds = self.options.stage_ious, self.options.stage_stds
+        return Numbers(jnp.arange(len(ious)), jnp.asarray(ious), jnp.asarray(stds))
 
 
 def unrolled() -> bool:
@@ -198,7 +199,7 @@ def choose(
     return Chosen(chosen, drawn, label, objects.boxes[index], index)
 
 
-def _pooled(features: Maps, levels: Sequence[Level], rois: Float[Array, "B R 4"], size: int, options: Options) -> Any:
+def _pool(features: Maps, levels: Sequence[Level], rois: Float[Array, "B R 4"], size: int, options: Options) -> Any:
     """RoIAlign of a batch: bins [B, R, size, size, C], and which RoIs were moved to a coarser level."""
 
     def image(maps: Any, extent: Array, rois: Array) -> Any:
@@ -208,11 +209,11 @@ def _pooled(features: Maps, levels: Sequence[Level], rois: Float[Array, "B R 4"]
     return jax.vmap(image)(list(features.maps), features.extent, rois)
 
 
-def _classified(
+def _classify(
     stage: Stage, features: Maps, levels: Sequence[Level], rois: Array, valid: Array, train: bool
 ) -> tuple[Array, Array, Array]:
     """Logits [B, R, K + 1] and offsets [B, R, K, 4] of RoIs, and which valid ones were moved to a coarser level."""
-    pooled, moved = _pooled(features, levels, rois, stage.options.roi_size, stage.options)
+    pooled, moved = _pool(features, levels, rois, stage.options.roi_size, stage.options)
     logits, offsets = stage.boxes(pooled.reshape(-1, *pooled.shape[2:]), valid.reshape(-1), train)
     shape = rois.shape[:2]
     return logits.reshape(*shape, -1), offsets.reshape(*shape, *offsets.shape[1:]), moved & valid
@@ -243,7 +244,7 @@ def _mask_loss(
     """Cross-entropy of the label's mask of positive RoIs, which are in the first slots of a sample."""
     options = stage.options
     first = jax.tree.map(lambda x: x[:, : options.positives], chosen)
-    pooled, _ = _pooled(features, levels, first.rois, options.mask_roi_size, options)
+    pooled, _ = _pool(features, levels, first.rois, options.mask_roi_size, options)
     logits = stage.masks(pooled.reshape(-1, *pooled.shape[2:]))
     size, positive = logits.shape[1], first.drawn.positive
     index = jnp.where(positive, first.label, 0).reshape(-1, 1, 1, 1)
@@ -258,12 +259,14 @@ def _of_class(offsets: Float[Array, "B R K 4"], label: Int[Array, "B R"]) -> Flo
     return jnp.take_along_axis(offsets, label[..., None, None], axis=2)[:, :, 0]
 
 
-def _moved(rois: Array, offsets: Array, label: Array, stds: Array, size: Int[Array, "B 2"]) -> Float[Array, "B R 4"]:
+def _move(rois: Array, offsets: Array, label: Array, stds: Array, size: Int[Array, "B 2"]) -> Float[Array, "B R 4"]:
     """RoIs moved by the offsets of a class and clipped to the content; without gradient."""
     moved = box.decode(rois, _of_class(offsets, label), stds)
     return jax.lax.stop_gradient(jax.vmap(box.clip)(moved, size))
 
 
-def _padded(found: Proposals, slots: int) -> Proposals:
-    free = slots - found.boxes.shape[1]
-    return Proposals(jnp.pad(found.boxes, ((0, 0), (0, free), (0, 0))), jnp.pad(found.valid, ((0, 0), (0, free))))
+def _pad(proposals: Proposals, slots: int) -> Proposals:
+    free = slots - proposals.boxes.shape[1]
+    return Proposals(
+        jnp.pad(proposals.boxes, ((0, 0), (0, free), (0, 0))), jnp.pad(proposals.valid, ((0, 0), (0, free)))
+    )

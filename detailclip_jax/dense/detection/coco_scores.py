@@ -1,6 +1,6 @@
 """Scores of detection and instance segmentation by pycocotools, and results in COCO's format.
 
-results += results_of(found, image_id, (height, width), category_ids)
+results += results_of(detections, image_id, (height, width), category_ids)
 scores, per_class = score(detection_set, results)
 """
 
@@ -26,13 +26,15 @@ NEEDS = "scores of detection need pycocotools"
 METRICS = tuple(f"{kind}_{name}" for kind in KINDS for name in NAMES)
 
 
-def results_of(found: Found, image_id: int, size: tuple[int, int], category_ids: Sequence[int]) -> list[dict[str, Any]]:
+def results_of(
+    detections: Found, image_id: int, size: tuple[int, int], category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
     """Returns the detections of an image of `size` (height, width) in COCO's result format.
 
     "bbox" is [x, y, width, height], "segmentation" the pasted mask as compressed run lengths.
     """
     results = []
-    for box, score, label, mask in zip(*found):
+    for box, score, label, mask in zip(*detections):
         left, top, right, bottom = (round(float(side), 3) for side in box)
         results.append(
             {
@@ -70,7 +72,7 @@ def score(truth: DetectionSet, results: Iterable[Mapping[str, Any]]) -> tuple[di
     scores: dict[str, float] = {}
     classes: dict[str, dict[str, float]] = {name: {} for name in truth.classes}
     for kind in KINDS:
-        stats, per_class = _evaluated(known, results, kind, truth.category_ids)
+        stats, per_class = _evaluate(known, results, kind, truth.category_ids)
         scores |= {f"{kind}_{name}": _percent(value) for name, value in zip(NAMES, stats)}
         for name, value in zip(truth.classes, per_class):
             classes[name][kind] = _percent(value)
@@ -81,7 +83,7 @@ def _percent(value: float) -> float:
     return float(value) if value < 0 else 100 * float(value)
 
 
-def _evaluated(
+def _evaluate(
     known: Any, results: Sequence[Mapping[str, Any]], kind: Any, category_ids: Sequence[int]
 ) -> tuple[Sequence[float], list[float]]:
     """The twelve numbers, and the AP of every class (-1 for a class without objects)."""
@@ -89,15 +91,15 @@ def _evaluated(
     from pycocotools.cocoeval import COCOeval
 
     with _quiet():
-        # masks are counted by their own area: pycocotools would take the area of a box that is given too
-        own = [{k: v for k, v in one.items() if kind == "bbox" or k != "bbox"} for one in results]
-        if own:
-            found = known.loadRes(own)
+        # masks are counted by their area: pycocotools would take the area of a box if there is one too
+        of_kind = [{k: v for k, v in one.items() if kind == "bbox" or k != "bbox"} for one in results]
+        if of_kind:
+            detections = known.loadRes(of_kind)
         else:
-            found: Any = COCO()
-            found.dataset = {**known.dataset, "annotations": []}
-            found.createIndex()
-        evaluation = COCOeval(known, found, kind)
+            detections: Any = COCO()
+            detections.dataset = {**known.dataset, "annotations": []}
+            detections.createIndex()
+        evaluation = COCOeval(known, detections, kind)
         evaluation.params.catIds = list(category_ids)
         evaluation.evaluate()
         evaluation.accumulate()

@@ -1,8 +1,8 @@
 """Reads sets in COCO's format: a json with images, annotations and categories, and a folder of images.
 
-    found = open_coco("/data/coco", "val")                                # COCO 2017 as published
-    found = open_format("/data/mine/train.json", "/data/mine/images")     # any other set
-    found.source[0]    # {"image": bytes, "boxes", "classes", "crowd", "shapes", "image_id", "key", ...}
+    coco = open_coco("/data/coco", "val")                                # COCO 2017 as published
+    mine = open_format("/data/mine/train.json", "/data/mine/images")     # any other set
+    mine.source[0]    # {"image": bytes, "boxes", "classes", "crowd", "shapes", "image_id", "key", ...}
 
 Input                                    | Result
 ---------------------------------------- | ----------------------------------------------------------------------
@@ -95,7 +95,7 @@ def open_format(
     file, root = pathlib.Path(file), pathlib.Path(images)
     content, identity = _load(file)
     listed, categories = _images(content, file), _categories(content, file)
-    grouped, lost = _grouped(content["annotations"], {image.id for image in listed})
+    grouped, lost = _group(content["annotations"], {image.id for image in listed})
     kept = [image for image in listed if grouped[image.id] or not training]
     empty = len(listed) - len(kept)
     notes = [f"left out: {counted(empty, 'image')} without annotations"] if empty else []
@@ -129,19 +129,19 @@ def _load(file: pathlib.Path) -> tuple[dict[str, Any], str]:
 
 def _images(content: Mapping[str, Any], file: pathlib.Path) -> list[ListedImage]:
     try:
-        found = [
+        images = [
             ListedImage(*(image[k] for k in ("id", "file_name", "height", "width"))) for image in content["images"]
         ]
     except (KeyError, TypeError) as error:
         raise MissingData(f"{file} has an image without id, file_name, height or width: {error!r}") from error
-    for image in found:
+    for image in images:
         _check_image(image, file)
-    if len({isinstance(image.id, str) for image in found}) > 1:
+    if len({isinstance(image.id, str) for image in images}) > 1:
         raise MissingData(
             f"{file} has image ids that are numbers and others that are texts; pycocotools needs one kind"
         )
-    _check_unique([image.id for image in found], "image id", file)
-    return found
+    _check_unique([image.id for image in images], "image id", file)
+    return images
 
 
 def _check_image(image: ListedImage, file: pathlib.Path) -> None:
@@ -166,8 +166,8 @@ def _categories(content: Mapping[str, Any], file: pathlib.Path) -> dict[int, str
     _check_unique([number for number, _ in pairs], "category id", file)
     _check_unique([name for _, name in pairs], "category name", file)  # results list the classes by name
     known = [number for number, _ in pairs]
-    own = {json.dumps(a.get("category_id")) for a in content["annotations"] if isinstance(a, dict)}
-    if strange := own - {json.dumps(number) for number in known} - {"null"}:
+    used = {json.dumps(a.get("category_id")) for a in content["annotations"] if isinstance(a, dict)}
+    if strange := used - {json.dumps(number) for number in known} - {"null"}:
         raise MissingData(f"{file} has annotations of the category {min(strange)}, which it does not list")
     if not pairs:
         raise MissingData(f"{file} lists no category")
@@ -179,7 +179,7 @@ def _check_unique(ids: Sequence[Any], kind: str, file: pathlib.Path) -> None:
         raise MissingData(f"{file} lists the {kind} {repeated[0]!r} more than once")
 
 
-def _grouped(annotations: Iterable[Any], known: set[int]) -> tuple[dict[int, list[dict[str, Any]]], int]:
+def _group(annotations: Iterable[Any], known: set[int]) -> tuple[dict[int, list[dict[str, Any]]], int]:
     """The annotations by image, and the number of those whose image is not listed."""
     grouped: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
     lost = 0
@@ -253,10 +253,10 @@ class CocoImages:
 
     def __getitem__(self, index: int) -> Example:
         """Returns one example; raises BadRecord if the file cannot be read or an annotation is broken."""
-        image, found = self.images[index], self.instances[index]
+        image, instances = self.images[index], self.instances[index]
         key = f"{self.name}/{image.name}"
-        if isinstance(found, str):
-            raise BadRecord(f"{key}: {found}")
+        if isinstance(instances, str):
+            raise BadRecord(f"{key}: {instances}")
         try:
             data = read_bytes(inside(self.root, image.name))
         except OSError as error:
@@ -264,10 +264,10 @@ class CocoImages:
         return {
             "image": data,
             "size": (image.height, image.width),
-            "boxes": found.boxes,
-            "classes": found.classes,
-            "crowd": found.crowd,
-            "shapes": tuple(_shapes(found, image, key)),
+            "boxes": instances.boxes,
+            "classes": instances.classes,
+            "crowd": instances.crowd,
+            "shapes": tuple(_shapes(instances, image, key)),
             "image_id": image.id,
             "key": key,
             "captions": (),
@@ -275,8 +275,8 @@ class CocoImages:
         }
 
 
-def _shapes(found: Instances, image: ListedImage, key: str) -> Iterable[Shape | None]:
-    for stored, number in zip(found.segmentations, found.ids):
+def _shapes(instances: Instances, image: ListedImage, key: str) -> Iterable[Shape | None]:
+    for stored, number in zip(instances.segmentations, instances.ids):
         try:
             yield None if stored is None else read_shape(json.loads(stored), image.height, image.width)
         except (ValueError, TypeError, OverflowError) as error:

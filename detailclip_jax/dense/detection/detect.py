@@ -51,19 +51,19 @@ class Boxes(NamedTuple):
 class _Pending:
     """An image that waits for its detections."""
 
-    def __init__(self, image: UInt8[np.ndarray, "_h _w 3"], given: Boxes | None, test: Test):
+    def __init__(self, image: UInt8[np.ndarray, "_h _w 3"], boxes: Boxes | None, test: Test):
         size = fitted(np.array([image.shape[:2]]), test.short, test.long)
         self.bucket = int(assign(size, test.buckets)[0])
         self.size = size[0].astype(np.int32)
         self.pixels = padded(resize_image(image, (int(size[0, 0]), int(size[0, 1]))), test.buckets[self.bucket])
         self.scale = np.tile(self.size[::-1] / np.array(image.shape[1::-1]), 2)
-        self.given = () if given is None else ((given.boxes * self.scale).astype(np.float32), given.labels)
-        self.found: Found | None = None
+        self.boxes = () if boxes is None else ((boxes.boxes * self.scale).astype(np.float32), boxes.labels)
+        self.detections: Found | None = None
 
     def take(self, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, masks: np.ndarray) -> None:
         kept = labels >= 0
         scaled = (boxes[kept] / self.scale).astype(np.float32)
-        self.found = Found(scaled, scores[kept], labels[kept], masks[kept])
+        self.detections = Found(scaled, scores[kept], labels[kept], masks[kept])
 
 
 def predict(detect: Callable[..., Any], images: Iterable[np.ndarray], test: Test) -> Iterator[Found]:
@@ -76,7 +76,7 @@ def predict(detect: Callable[..., Any], images: Iterable[np.ndarray], test: Test
 
 
 def draw(masks_in: Callable[..., Any], images: Iterable[tuple[np.ndarray, Boxes]], test: Test) -> Iterator[Found]:
-    """Yields the masks of given boxes of every image, in order; `masks_in` takes boxes and labels as well.
+    """Yields the masks of the boxes of every image, in order; `masks_in` takes boxes and labels as well.
 
     All images have equally many boxes, counted with the empty ones.
     """
@@ -88,8 +88,8 @@ def _in_batches(
 ) -> Iterator[Found]:
     waiting: deque[_Pending] = deque()
     queues: dict[int, list[_Pending]] = {}
-    for image, given in images:
-        pending = _Pending(image, given, test)
+    for image, boxes in images:
+        pending = _Pending(image, boxes, test)
         waiting.append(pending)
         queue = queues.setdefault(pending.bucket, [])
         queue.append(pending)
@@ -103,8 +103,8 @@ def _in_batches(
 
 
 def _done(waiting: deque[_Pending]) -> Iterator[Found]:
-    while waiting and waiting[0].found is not None:
-        yield waiting.popleft().found  # type: ignore[misc]
+    while waiting and waiting[0].detections is not None:
+        yield waiting.popleft().detections  # type: ignore[misc]
 
 
 def _flush(compute: Callable[..., Any], queues: dict[int, list[_Pending]], test: Test) -> None:
@@ -118,8 +118,8 @@ def _compute(compute: Callable[..., Any], queue: list[_Pending], test: Test) -> 
     missing = test.batch_size - len(queue)
     pixels = np.stack([pending.pixels for pending in queue] + [np.zeros_like(queue[0].pixels)] * missing)
     sizes = np.stack([pending.size for pending in queue] + [queue[0].size] * missing)
-    given = map(np.stack, zip(*(pending.given for pending in [*queue, *[queue[0]] * missing])))
-    outputs = [np.asarray(values) for values in compute(pixels, sizes, *given)]
+    boxes = map(np.stack, zip(*(pending.boxes for pending in [*queue, *[queue[0]] * missing])))
+    outputs = [np.asarray(values) for values in compute(pixels, sizes, *boxes)]
     for number, pending in enumerate(queue):
         pending.take(*(values[number] for values in outputs))
     queue.clear()

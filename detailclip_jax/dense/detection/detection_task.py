@@ -120,12 +120,12 @@ SOURCES: dict[str, Callable[[ConfigDict], Sets]] = {
 }
 
 
-def stream(config: ConfigDict, found: DetectionSet) -> DetectionStream:
+def stream(config: ConfigDict, data_set: DetectionSet) -> DetectionStream:
     """The training examples of a set, with the augmentation of `config.views`."""
     recipe = Recipe(**{name: config.views[name] for name in Recipe._fields})
     data = config.data
     return DetectionStream(
-        found.source, recipe, shapes(config), config.batch_size, data.max_instances, data.mask_size, config.seed
+        data_set.source, recipe, shapes(config), config.batch_size, data.max_instances, data.mask_size, config.seed
     )
 
 
@@ -163,9 +163,9 @@ def network(config: ConfigDict, num_classes: int) -> detector.DetectionModel:
 
 def options_of(config: ConfigDict) -> Options:
     """The detector's numbers: the protocol's, and `detector.options` in their place.  Raises ValueError if unknown."""
-    given = config.detector.options.to_dict()
+    changes = config.detector.options.to_dict()
     names = {field.name for field in dataclasses.fields(Options)}
-    for name in given:
+    for name in changes:
         if name not in names:
             raise ValueError(unknown("detector.options", name, sorted(names)))
         if name in ("mean", "std"):
@@ -173,7 +173,7 @@ def options_of(config: ConfigDict) -> Options:
                 f"detector.options has {name}, which the encoder reads too; set the field of that name in preprocess"
             )
     known = {"mean": tuple(config.preprocess.mean), "std": tuple(config.preprocess.std)}
-    return Options(**known, **{**given, "positions": dense_encoder.grid_of(config)})
+    return Options(**known, **{**changes, "positions": dense_encoder.grid_of(config)})
 
 
 def initial(model: detector.DetectionModel, config: ConfigDict, rng: Array) -> Mapping[str, Any]:
@@ -196,7 +196,7 @@ def loss(model: detector.DetectionModel, config: ConfigDict, inputs: Inputs) -> 
 
 
 def predict(built: Experiment, state: TrainState, images: Iterator[UInt8[np.ndarray, "_h _w 3"]]) -> Iterator[Found]:
-    """Yields the detections of every image, in its own pixels."""
+    """Yields the detections of every image, in its pixels."""
     compute, batch_size = built.on_this_process(state, "detect")
     return detect.predict(compute, images, test_of(built.config, batch_size))
 
@@ -212,7 +212,7 @@ def evaluate(built: Experiment, state: TrainState, pairs: Pairs) -> Evaluation:
 
     The evaluation's `found` is all detections in COCO's format.
     """
-    results = _results(built, pairs, lambda found: built.predict(state, (pixels for _, pixels in found)))
+    results = _results(built, pairs, lambda pairs: built.predict(state, (pixels for _, pixels in pairs)))
     return Evaluation(*coco_scores.score(built.sets.val, results), results)
 
 
@@ -233,25 +233,25 @@ def ceiling_of(
     """Scores the masks that `draw` yields for images with their true boxes; see `ceiling`."""
     limit = built.config.data.max_instances
     results = _results(
-        built, pairs, lambda found: draw((pixels, true_boxes(example, limit)) for example, pixels in found)
+        built, pairs, lambda pairs: draw((pixels, true_boxes(example, limit)) for example, pixels in pairs)
     )
     scores, per_class = coco_scores.score(built.sets.val, results)
-    own = {f"ceiling_{name}": scores[f"segm_{name}"] for name in coco_scores.NAMES}
-    return Evaluation(own, per_class, results)
+    ceilings = {f"ceiling_{name}": scores[f"segm_{name}"] for name in coco_scores.NAMES}
+    return Evaluation(ceilings, per_class, results)
 
 
 def _results(built: Experiment, pairs: Pairs, compute: Callable[[Pairs], Iterator[Found]]) -> list[dict[str, Any]]:
     """What `compute` finds in this process's examples, in COCO's format, together with those of all processes."""
     known: list[tuple[int, tuple[int, int]]] = []
 
-    def own() -> Pairs:
+    def remember() -> Pairs:
         for example, pixels in pairs:
             known.append((example["image_id"], pixels.shape[:2]))
             yield example, pixels
 
     results: list[dict[str, Any]] = []
-    for number, found in enumerate(compute(own())):
-        results += coco_scores.results_of(found, *known[number], built.sets.val.category_ids)
+    for number, detections in enumerate(compute(remember())):
+        results += coco_scores.results_of(detections, *known[number], built.sets.val.category_ids)
     return coco_scores.gathered(results)
 
 
@@ -324,30 +324,35 @@ def figure(
     classes: Sequence[str],
     credit: str,
 ) -> Any:
-    """Draws boxes and masks; the first row shows the true ones if they are given."""
+    """Draws boxes and masks; the first row shows the true ones if there are any."""
     sizes = [image.shape[:2] for image in images]
     rows = {"ground truth": [truth_of(example, size) for example, size in zip(truth, sizes)]} if truth else {}
-    rows |= {name: [objects_of(one, size) for one, size in zip(found, sizes)] for name, found in predicted.items()}
+    rows |= {name: [objects_of(one, size) for one, size in zip(each, sizes)] for name, each in predicted.items()}
     return detection_figure(images, rows, classes, credit)
 
 
-def objects_of(found: Found, size: tuple[int, ...]) -> Objects:
+def objects_of(detections: Found, size: tuple[int, ...]) -> Objects:
     """Detections with masks of an image of `size` (height, width), for figures."""
-    return Objects(found.boxes, found.labels, found.scores, pasted(found.masks, found.boxes, (size[0], size[1])))
+    return Objects(
+        detections.boxes,
+        detections.labels,
+        detections.scores,
+        pasted(detections.masks, detections.boxes, (size[0], size[1])),
+    )
 
 
 def pasted(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Masks in boxes as bool [n, H, W] of the image."""
-    found = [paste(mask, box, size) != 0 for mask, box in zip(masks, boxes)]
-    return np.stack(found) if found else np.zeros((0, *size), bool)
+    whole = [paste(mask, box, size) != 0 for mask, box in zip(masks, boxes)]
+    return np.stack(whole) if whole else np.zeros((0, *size), bool)
 
 
-def truth_of(found: Mapping[str, Any], size: tuple[int, ...]) -> Objects:
+def truth_of(example: Mapping[str, Any], size: tuple[int, ...]) -> Objects:
     """Returns the true objects of an example. Annotations of crowds are left out."""
-    kept = np.flatnonzero(~found["crowd"])
-    boxes = found["boxes"][kept]
-    masks = [sample(found["shapes"][number], box, FINE).astype(np.float32) for number, box in zip(kept, boxes)]
-    return Objects(boxes, found["classes"][kept], None, pasted(np.array(masks), boxes, (size[0], size[1])))
+    kept = np.flatnonzero(~example["crowd"])
+    boxes = example["boxes"][kept]
+    masks = [sample(example["shapes"][number], box, FINE).astype(np.float32) for number, box in zip(kept, boxes)]
+    return Objects(boxes, example["classes"][kept], None, pasted(np.array(masks), boxes, (size[0], size[1])))
 
 
 DETECTION = DenseTask(

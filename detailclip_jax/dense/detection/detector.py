@@ -11,7 +11,7 @@ A batch holds arrays of fixed shapes; H and W are multiples of 2 x patch size:
     boxes   float32 [B, G, 4]     xyxy in pixels
     labels  int32 [B, G]          0 to K - 1; -1: no object
     crowd   bool [B, G]
-    masks   uint8 [B, G, M, M]    0 or 1: each object's mask, resampled into its own box
+    masks   uint8 [B, G, M, M]    0 or 1: each object's mask, resampled into its box
 
 `keys` [B] are one random key per image (as in segmentation), for drop path and samples; so the numbers do not depend on
 how images are divided over devices. With a mesh axis the losses are those of the batch of all devices, equal on each.
@@ -62,7 +62,7 @@ class Losses(NamedTuple):
     mask_1: Scalar
     mask_2: Scalar
     mask_3: Scalar
-    objects: Scalar  # that can be found: neither empty entries nor crowds
+    objects: Scalar  # that can be detected: neither empty entries nor crowds
     missed_objects: Scalar  # that no proposal overlaps with an IoU of the first stage's threshold
     proposals: Scalar
     moved_rois: Scalar  # pooled from a coarser level than their size asks for, see `roi_align`
@@ -80,7 +80,7 @@ TERMS = tuple(name for name in Losses._fields if name not in COUNTS)
 class Detections(NamedTuple):
     """Detections in descending order of scores; label -1 and score 0 where there is none.
 
-    Boxes are xyxy in pixels of the given image; masks are probabilities in the box (see `masks.paste`).
+    Boxes are xyxy in pixels of the image; masks are probabilities in the box (see `masks.paste`).
     """
 
     boxes: Float[Array, "B D 4"]
@@ -99,11 +99,11 @@ class DetectionModel(nn.Module):
 
     def setup(self) -> None:
         """Creates pyramid, FPN and heads."""
-        own, dtype = self.options, self.image.dtype
+        options, dtype = self.options, self.image.dtype
         self.pyramid = Pyramid(self.axis, dtype)
-        self.fpn = Fpn(own.width, dtype)
-        self.rpn = RpnHead(own.width, len(own.anchor_ratios), dtype)
-        self.cascade = Cascade(self.num_classes, own, self.axis, dtype)
+        self.fpn = Fpn(options.width, dtype)
+        self.rpn = RpnHead(options.width, len(options.anchor_ratios), dtype)
+        self.cascade = Cascade(self.num_classes, options, self.axis, dtype)
 
     def __call__(self, batch: Batch, train: bool = True, keys: Array | None = None) -> Losses:
         """Computes the losses of a batch, see the module's docstring.
@@ -118,23 +118,24 @@ class DetectionModel(nn.Module):
         logits, offsets = self.rpn(features.maps)
         size, extent = features.size, features.extent
         first = rpn_loss(logits, offsets, levels, size, extent, objects, fold_in(keys, RPN), options, axis)
-        found = self._proposals(logits, offsets, levels, features, True)
+        rois = self._proposals(logits, offsets, levels, features, True)
         pooled = features._replace(maps=features.maps[:4])
         truth = Truth(objects, batch["masks"])
-        stages = self.cascade.train_losses(pooled, levels[:4], found, truth, fold_in(keys, CASCADE), train)
+        stages = self.cascade.train_losses(pooled, levels[:4], rois, truth, fold_in(keys, CASCADE), train)
         weights = jnp.asarray(options.stage_weights)
         terms = stages.classes * weights, stages.boxes * weights * options.box_weight, stages.masks * weights
-        missed = jax.vmap(_missed, (0, 0, None))(found, objects, options.stage_ious[0])
-        counts = objects.valid, missed, found.valid, stages.moved_rois.sum() / _devices(axis)
+        missed = jax.vmap(_missed, (0, 0, None))(rois, objects, options.stage_ious[0])
+        devices = jax.lax.axis_size(axis) if axis else 1
+        counts = objects.valid, missed, rois.valid, stages.moved_rois.sum() / devices
         return Losses(*first, *jnp.concatenate(terms), *(detection_losses.total(count, axis) for count in counts))
 
     def detect(self, images: UInt8[Array, "B H W 3"], size: Int[Array, "B 2"]) -> Detections:
         """Detects objects in images whose content has the `size` (height, width); uses the running statistics."""
         options = self.options
         features, levels = self.features(images, size)
-        found = self._proposals(*self.rpn(features.maps), levels, features, False)
+        rois = self._proposals(*self.rpn(features.maps), levels, features, False)
         features, levels = features._replace(maps=features.maps[:4]), levels[:4]
-        boxes, scores = self.cascade.test(features, levels, found)
+        boxes, scores = self.cascade.test(features, levels, rois)
         limits = options.score_threshold, options.nms, options.max_per_image
         chosen = jax.vmap(lambda boxes, scores: select(boxes, scores, *limits))(boxes, scores)
         return Detections(*chosen, self.cascade.masks(features, levels, chosen.boxes, chosen.labels))
@@ -146,7 +147,7 @@ class DetectionModel(nn.Module):
         boxes: Float[Array, "B G 4"],
         labels: Int[Array, "B G"],
     ) -> Detections:
-        """Draws masks in given boxes, xyxy in pixels of the images, label -1 where there is none; scores are 1 and 0.
+        """Draws masks in boxes, xyxy in pixels of the images, label -1 where there is none; scores are 1 and 0.
 
         With the true boxes and classes the AP of these masks is the most that the mask heads allow.
         """
@@ -159,10 +160,10 @@ class DetectionModel(nn.Module):
         self, images: UInt8[Array, "B H W 3"], size: Int[Array, "B 2"], train: bool = False, keys: Array | None = None
     ) -> tuple[Maps, list[Level]]:
         """Computes the five levels of the FPN, 0 outside the images' extents, and describes their grids."""
-        vit, own = self.image, self.options
+        vit, options = self.image, self.options
         extent = extents(size, vit.patch_size)
-        blocks = own.blocks or usual_blocks(vit.depth)
-        maps, valid = backbone(vit, prepared(images, size, own), extent, blocks, own.norm, keys)
+        blocks = options.blocks or usual_blocks(vit.depth)
+        maps, valid = backbone(vit, prepared(images, size, options), extent, blocks, options.norm, keys)
         maps = self.pyramid(maps, train, valid)
         levels = grids(images.shape[1], images.shape[2], vit.patch_size)
         return Maps(self.fpn(maps, [places(level, extent) for level in levels]), size, extent), levels
@@ -204,14 +205,10 @@ def prepared(images: UInt8[Array, "B H W 3"], size: Int[Array, "B 2"], options: 
     return jnp.where(inside[..., None], normalised, 0)
 
 
-def _missed(found: Proposals, objects: Objects, iou: float) -> Array:
+def _missed(rois: Proposals, objects: Objects, iou: float) -> Array:
     """Which objects of one image no proposal overlaps enough."""
-    overlaps = jnp.where(found.valid[:, None], box.iou(found.boxes, objects.boxes), 0)
+    overlaps = jnp.where(rois.valid[:, None], box.iou(rois.boxes, objects.boxes), 0)
     return objects.valid & (overlaps.max(0, initial=0.0) < iou)
-
-
-def _devices(axis: Axis | None) -> int:
-    return jax.lax.axis_size(axis) if axis else 1
 
 
 class Selected(NamedTuple):

@@ -83,7 +83,7 @@ def _chosen(draws: Float[np.ndarray, " n"], values: tuple[int, ...]) -> Int[np.n
     return np.array(values)[(draws * len(values)).astype(np.int64)]
 
 
-def augment(pixels: UInt8[np.ndarray, "H W 3"], found: dict[str, Any], plan: Geometry, side: int) -> Example:
+def augment(pixels: UInt8[np.ndarray, "H W 3"], example: dict[str, Any], plan: Geometry, side: int) -> Example:
     """Applies the geometry of one image (n = 1) to its pixels and instances; masks have side x side cells.
 
     Boxes are clipped to the crop; instances without area in it are left out.  As in mmdet, an instance stays if its box
@@ -97,18 +97,18 @@ def augment(pixels: UInt8[np.ndarray, "H W 3"], found: dict[str, Any], plan: Geo
     scale = np.array(first[::-1]) / pixels.shape[1::-1]  # x, y
     window = np.array([left, top, left + width, top + height]) / np.tile(scale, 2)
     boxes = np.concatenate(
-        [np.maximum(found["boxes"][:, :2], window[:2]), np.minimum(found["boxes"][:, 2:], window[2:])], 1
+        [np.maximum(example["boxes"][:, :2], window[:2]), np.minimum(example["boxes"][:, 2:], window[2:])], 1
     )
     kept = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))
-    masks = [_mask(found["shapes"][number], boxes[number], side, flipped) for number in kept]
+    masks = [_mask(example["shapes"][number], boxes[number], side, flipped) for number in kept]
     moved = (boxes[kept] - np.tile(window[:2], 2)) * np.tile(scale * size[::-1] / np.array([width, height]), 2)
     if flipped:
         moved[:, [0, 2]] = size[1] - moved[:, [2, 0]]
     return Example(
         image,
         moved.astype(np.float32),
-        found["classes"][kept],
-        found["crowd"][kept],
+        example["classes"][kept],
+        example["crowd"][kept],
         np.stack(masks) if masks else np.zeros((0, side, side), np.uint8),
     )
 

@@ -13,7 +13,7 @@ from detailclip_jax.dense.detection.buckets import BLOCK, Bucket, Plan, assign
 from detailclip_jax.dense.detection.instance_augment import NUM_DRAWS, Geometry, Recipe, augment, geometry
 from detailclip_jax.dense.set_examples import first_readable, pixels_of
 
-MOST_SHUFFLED = 2**22  # larger sets (sticker scenes without end) are random already, and taken in their own order
+MOST_SHUFFLED = 2**22  # larger sets (sticker scenes without end) are random already, and taken in order
 
 
 @dataclasses.dataclass
@@ -60,9 +60,9 @@ class DetectionStream:
 
     def _example(self, position: int, bucket: Bucket) -> dict[str, Any]:
         indices, plan = self.geometry(np.array([position]))
-        found = self.source[int(indices[0])]
+        record = self.source[int(indices[0])]
         with BUDGET.scope():
-            augmented = augment(checked_pixels(found), found, plan, self.mask_size)
+            augmented = augment(checked_pixels(record), record, plan, self.mask_size)
         kept = np.argsort(augmented.crowd, kind="stable")[: self.max_instances]
         count = len(kept)
         example = {
@@ -87,25 +87,25 @@ def padded(image: np.ndarray, bucket: Bucket) -> np.ndarray:
     return full
 
 
-def checked_pixels(found: dict[str, Any]) -> np.ndarray:
+def checked_pixels(example: dict[str, Any]) -> np.ndarray:
     """Decodes an example's image; raises BadRecord if it is unreadable, or has another size than the set states."""
-    pixels = pixels_of(found)
-    if pixels.shape[:2] != tuple(found["size"]):
-        stated, own = (f"{width} x {height}" for height, width in (found["size"], pixels.shape[:2]))
-        raise BadRecord(f"{found['key']}: the set states {stated} pixels, the upright image has {own}")
+    pixels = pixels_of(example)
+    if pixels.shape[:2] != tuple(example["size"]):
+        stated, actual = (f"{width} x {height}" for height, width in (example["size"], pixels.shape[:2]))
+        raise BadRecord(f"{example['key']}: the set states {stated} pixels, the upright image has {actual}")
     return pixels
 
 
 def order(positions: Int[np.ndarray, " n"], num: int, seed: int) -> Int[np.ndarray, " n"]:
-    """The examples at some positions: epoch after epoch, each in its own random order."""
+    """The examples at some positions: epoch after epoch, each in another random order."""
     if num > MOST_SHUFFLED:
         return positions % num
     epochs, within = np.divmod(positions, num)
-    found = np.empty_like(positions)
+    indices = np.empty_like(positions)
     for epoch in np.unique(epochs).tolist():
         here = epochs == epoch
-        found[here] = _permutation(num, seed, epoch)[within[here]]
-    return found
+        indices[here] = _permutation(num, seed, epoch)[within[here]]
+    return indices
 
 
 @functools.lru_cache(maxsize=4)
@@ -116,11 +116,11 @@ def _permutation(num: int, seed: int, epoch: int) -> Int[np.ndarray, " num"]:
 def draws(positions: Int[np.ndarray, " n"], seed: int) -> Float[np.ndarray, "n 8"]:
     """Uniform numbers that belong to the positions."""
     blocks, within = np.divmod(positions, BLOCK)
-    found = np.empty((len(positions), NUM_DRAWS))
+    numbers = np.empty((len(positions), NUM_DRAWS))
     for block in np.unique(blocks).tolist():
         here = blocks == block
-        found[here] = _block(seed, block)[within[here]]
-    return found
+        numbers[here] = _block(seed, block)[within[here]]
+    return numbers
 
 
 @functools.lru_cache(maxsize=16)

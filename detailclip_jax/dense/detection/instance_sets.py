@@ -36,18 +36,18 @@ class DetectionSet(NamedTuple):
             return self.source.ground_truth()  # type: ignore[attr-defined]
         content = json.loads(pathlib.Path(self.file).read_bytes())
         kept = {image.id: image for image in self.source.images}  # type: ignore[attr-defined]
-        own = [a for a in content["annotations"] if _image_id(a) in kept and _has_box(a)]
-        sizes = ((kept[a["image_id"]].height, kept[a["image_id"]].width) for a in own)
+        annotations = [a for a in content["annotations"] if _image_id(a) in kept and _has_box(a)]
+        sizes = ((kept[a["image_id"]].height, kept[a["image_id"]].width) for a in annotations)
         return {
             **content,
             "images": [image for image in content["images"] if image["id"] in kept],
-            "annotations": [_completed(a, number, *size) for number, (a, size) in enumerate(zip(own, sizes), 1)],
+            "annotations": [_complete(a, number, *size) for number, (a, size) in enumerate(zip(annotations, sizes), 1)],
         }
 
 
 def _image_id(annotation: Any) -> int | str | None:
-    found = annotation.get("image_id") if isinstance(annotation, dict) else None
-    return found if isinstance(found, int | str) else None
+    number = annotation.get("image_id") if isinstance(annotation, dict) else None
+    return number if isinstance(number, int | str) else None
 
 
 def _has_box(annotation: dict[str, Any]) -> bool:
@@ -61,7 +61,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and -MOST < value < MOST
 
 
-def _completed(annotation: dict[str, Any], number: int, height: int, width: int) -> dict[str, Any]:
+def _complete(annotation: dict[str, Any], number: int, height: int, width: int) -> dict[str, Any]:
     """An annotation with `id`, `iscrowd`, `area` and `segmentation`; without a valid mask, those of its box.
 
     The ids are new, as pycocotools takes a match with the id 0 for none.
@@ -75,10 +75,10 @@ def _completed(annotation: dict[str, Any], number: int, height: int, width: int)
         top, bottom = (min(max(side, 0), height) for side in (y, y + h))
         segmentation = [[left, top, right, top, right, bottom, left, bottom]]
     area, crowd = annotation.get("area"), annotation.get("iscrowd")
-    found = {
+    more = {
         "id": number,
         "iscrowd": int(crowd == 1),
         "area": area if isinstance(area, int | float) else measured,
         "segmentation": segmentation,
     }
-    return {**annotation, **found}
+    return {**annotation, **more}

@@ -39,7 +39,10 @@ Box = Sequence[float | int] | Float[np.ndarray, "4"]
 def read_shape(stored: Any, height: int, width: int) -> Shape:
     """Converts a `segmentation` of COCO's json.  Raises ValueError with the reason if it is invalid."""
     if isinstance(stored, dict):
-        return _from_runs(stored, height, width)
+        if stored.get("size") != [height, width]:
+            raise ValueError(f"run lengths of a mask of size {stored.get('size')}; the image has {[height, width]}")
+        counts = stored.get("counts")
+        return decode_runs(counts if isinstance(counts, list) else text_runs(counts), height, width)
     if not isinstance(stored, list) or not stored:
         raise ValueError("no segmentation, which the mask head needs")
     return [_polygon(numbers, 2 * max(height, width)) for numbers in stored]
@@ -56,13 +59,6 @@ def _polygon(numbers: Any, most: int) -> Float[np.ndarray, "_k 2"]:
     return points.reshape(-1, 2)
 
 
-def _from_runs(stored: dict[str, Any], height: int, width: int) -> Runs:
-    if stored.get("size") != [height, width]:
-        raise ValueError(f"run lengths of a mask of size {stored.get('size')}; the image has {[height, width]}")
-    counts = stored.get("counts")
-    return decode_runs(counts if isinstance(counts, list) else text_runs(counts), height, width)
-
-
 def text_runs(text: Any) -> Int[np.ndarray, " R"]:
     """Decodes COCO's compressed run lengths.  Raises ValueError for a text that ends within a number.
 
@@ -72,7 +68,7 @@ def text_runs(text: Any) -> Int[np.ndarray, " R"]:
     data = text.encode("latin-1") if isinstance(text, str) else text
     if not isinstance(data, bytes):
         raise ValueError(f"run lengths of type {type(text).__name__}; a list or a text is required")
-    found: list[int] = []
+    lengths: list[int] = []
     value = shift = 0
     for byte in data:
         bits = byte - 48
@@ -82,11 +78,11 @@ def text_runs(text: Any) -> Int[np.ndarray, " R"]:
             raise ValueError("run lengths with a number above 2^34")
         if not bits & 32:
             value -= (1 << shift) if bits & 16 else 0
-            found.append(value + (found[-2] if len(found) > 2 else 0))
+            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
             value = shift = 0
     if shift:
         raise ValueError("run lengths that end within a number")
-    return np.array(found, np.int64)
+    return np.array(lengths, np.int64)
 
 
 def decode_runs(counts: Sequence[int] | Int[np.ndarray, " R"], height: int, width: int) -> Runs:

@@ -41,7 +41,7 @@ def nms(
 def class_wise_nms(
     boxes: Float[Array, "N K 4"], scores: Float[Array, "N K"], valid: Bool[Array, "N K"], threshold: float
 ) -> Bool[Array, "N K"]:
-    """Applies `nms` to every class (axis K) on its own; classes run in groups, which bounds the memory to 8 N^2."""
+    """Applies `nms` to every class (axis K) separately; classes run in groups, which bounds the memory to 8 N^2."""
     inputs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (boxes, scores, valid))
 
     def one(inputs: tuple[Array, Array, Array]) -> Array:

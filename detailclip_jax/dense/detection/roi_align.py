@@ -9,7 +9,7 @@ ceil(bin height) x ceil(bin width) points, which differs from RoI to RoI (torchv
 
 At most five samples of a bin are nearer than 1 to a place, so W is computed without a loop over samples. What is
 limited is the number of places that a RoI covers: `cells`. A RoI that covers more is pooled from the next coarser level
-where it fits, and is counted. On its own level a RoI has an area below (2 * 14)^2 places (`Options.finest_scale`); with
+where it fits, and is counted. On its level a RoI has an area below (2 * 14)^2 places (`Options.finest_scale`); with
 1,280 cells this concerns only long RoIs, whose sides differ about 30 times.
 """
 
@@ -115,9 +115,9 @@ def _pool(flat: Float[Array, "P C"], window: Window, start: Array, width: Array,
     weights = jnp.where(used[:, None, None], rows[:, :, None] * columns[:, None], 0).reshape(cells, -1)
     index = jnp.where(used, start + place[:, 0] * width + place[:, 1], 0)
     # float32 before the look-up: its gradient adds up many RoIs
-    found = flat.astype(jnp.float32)[index].astype(flat.dtype)
+    values = flat.astype(jnp.float32)[index].astype(flat.dtype)
     precision = precision_of(flat.dtype)
-    pooled = jnp.einsum("ik,ic->kc", weights.astype(flat.dtype), found, precision=precision)
+    pooled = jnp.einsum("ik,ic->kc", weights.astype(flat.dtype), values, precision=precision)
     return pooled.reshape(size, size, -1)
 
 

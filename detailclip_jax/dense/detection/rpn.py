@@ -69,8 +69,8 @@ def proposals(
     candidates = options.candidates_train if train else options.candidates_test
     number = options.proposals_train if train else options.proposals_test
     most = min(candidates, max(len(each) for each in logits))
-    found = [_best(*each, size, extent, options, most) for each in zip(logits, offsets, levels)]
-    boxes, scores, valid = (jnp.stack(x) for x in zip(*found))
+    best = [_best(*each, size, extent, options, most) for each in zip(logits, offsets, levels)]
+    boxes, scores, valid = (jnp.stack(x) for x in zip(*best))
     kept = jax.vmap(nms, (0, 0, 0, None))(boxes, scores, valid, options.rpn_nms)
     ranked = jnp.where(kept, scores, -jnp.inf).reshape(-1)
     top, index = jax.lax.top_k(ranked, min(number, len(ranked)))
@@ -131,8 +131,8 @@ def rpn_loss(
         )
         most = max(int(options.rpn_samples * options.rpn_positive_ratio), 1)
         drawn = sample(assigned, options.rpn_samples, most, key)
-        own = anchors[drawn.index]
-        targets = box.encode(own, _objects_of(objects, assigned[drawn.index]))
+        boxes = objects.boxes[jnp.maximum(assigned[drawn.index], 0)]  # any box for a negative
+        targets = box.encode(anchors[drawn.index], boxes)
         classes = detection_losses.binary_cross_entropy(logits[drawn.index], drawn.positive)
         regression = detection_losses.smooth_l1(offsets[drawn.index] - targets, options.rpn_beta).sum(-1)
         return jnp.where(drawn.valid, classes, 0), jnp.where(drawn.positive, regression, 0), drawn.valid
@@ -142,8 +142,3 @@ def rpn_loss(
     )
     number = jnp.maximum(detection_losses.total(valid, axis), 1)
     return RpnLoss(detection_losses.total(classes, axis) / number, detection_losses.total(regression, axis) / number)
-
-
-def _objects_of(objects: Objects, index: Int[Array, "S"]) -> Float[Array, "S 4"]:
-    """The boxes of objects by index; negative indices give any box."""
-    return objects.boxes[jnp.maximum(index, 0)]

@@ -28,8 +28,8 @@ def sample(assigned: Int[Array, "N"], number: int, max_positives: int, key: Arra
     leave free. If there are fewer candidates than slots, the last slots hold nothing.
     """
     draws = jax.random.uniform(key, assigned.shape)
-    positives, has_positive = _drawn(draws, assigned >= 0, max_positives)
-    negatives, has_negative = _drawn(draws, assigned == -1, number)
+    positives, has_positive = _draw(draws, assigned >= 0, max_positives)
+    negatives, has_negative = _draw(draws, assigned == -1, number)
     count, slot = has_positive.sum(), jnp.arange(number)
     behind = jnp.clip(slot - count, 0, number - 1)
     positive = slot < count
@@ -39,7 +39,7 @@ def sample(assigned: Int[Array, "N"], number: int, max_positives: int, key: Arra
     return Sample(index, positive, negative)
 
 
-def _drawn(draws: Float[Array, "N"], wanted: Bool[Array, "N"], number: int) -> tuple[Array, Array]:
+def _draw(draws: Float[Array, "N"], wanted: Bool[Array, "N"], number: int) -> tuple[Array, Array]:
     """Indices [number] of random wanted entries, and which of these slots are filled; filled ones come first."""
     top, index = jax.lax.top_k(jnp.where(wanted, draws, -1), min(number, len(draws)))
     free = number - len(index)
