@@ -30,7 +30,9 @@ GREY = 0.88  # of removed patches; 0 is black, 1 white
 
 def upscale(values: Float[np.ndarray, "N"], size: int) -> Float[np.ndarray, "size size"]:
     """Enlarges patch values to a square image of `size` pixels, constant within each patch."""
-    side = _side(len(values))
+    side = round(len(values) ** 0.5)
+    if side * side != len(values):
+        raise ValueError(f"{len(values)} patches do not form a square grid")
     rows = np.arange(size) * side // size
     return values.reshape(side, side)[rows][:, rows]
 
@@ -39,13 +41,6 @@ def grey_out(image: UInt8[np.ndarray, "S S 3"], hidden: Bool[np.ndarray, "N"]) -
     """The image with its removed patches in grey."""
     mask = upscale(hidden.astype(float), len(image))[..., None] > 0
     return np.where(mask, np.uint8(255 * GREY), image)
-
-
-def _side(num_patches: int) -> int:
-    side = round(num_patches**0.5)
-    if side * side != num_patches:
-        raise ValueError(f"{num_patches} patches do not form a square grid")
-    return side
 
 
 def image_grid(

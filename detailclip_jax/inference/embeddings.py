@@ -169,15 +169,11 @@ def _write_npz(stream: BinaryIO, columns: Columns, about: str) -> None:
         arrays["long_names"] = np.frombuffer(json.dumps(names).encode(), np.uint8)
     with zipfile.ZipFile(stream, "w") as archive:
         for name, array in arrays.items():
-            _add(archive, name, array, zipfile.ZIP_STORED if name == "embedding" else zipfile.ZIP_DEFLATED)
-
-
-def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray, compression: int) -> None:
-    """Adds an entry in the format of np.savez; `compression` helps strings, which are mostly zeros, not embeddings."""
-    entry = zipfile.ZipInfo(f"{name}.npy")
-    entry.compress_type = compression
-    with archive.open(entry, "w", force_zip64=True) as file:
-        np.lib.format.write_array(file, array, allow_pickle=False)  # type: ignore[arg-type]  # needs only write()
+            entry = zipfile.ZipInfo(f"{name}.npy")  # the format of np.savez
+            # compression helps strings, which are mostly zeros, not embeddings
+            entry.compress_type = zipfile.ZIP_STORED if name == "embedding" else zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)  # type: ignore[arg-type]  # needs only write()
 
 
 def _read_npz(file: Path) -> tuple[Columns, str]:

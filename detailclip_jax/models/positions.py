@@ -71,11 +71,11 @@ def interpolate(
     if old == (rows, columns):
         return positions
     down, across = (RECIPES[recipe](*sides) for sides in zip(old, (rows, columns)))
-    return _moved(positions, down, across, num_cls)
+    return _resample(positions, down, across, num_cls)
 
 
 @functools.partial(jax.jit, static_argnums=3, inline=True)
-def _moved(
+def _resample(
     positions: Float[Array, "M D"], down: Float[Array, "h H"], across: Float[Array, "w W"], num_cls: int
 ) -> Float[Array, "N1 D"]:
     values = positions[num_cls:].reshape(down.shape[1], across.shape[1], -1)
