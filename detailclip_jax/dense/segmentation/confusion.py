@@ -102,12 +102,12 @@ def size_counts(
     """
     counts = np.zeros((3, 3, num_classes), np.int64)
     for number in _present(truth, predicted):
-        true, found = truth == number, predicted == number
-        own = _objects(true) if instances is None else np.where(true, instances, 0)
-        sizes, others = _sizes(own, true), _sizes(_objects(found), found)
+        true, positive = truth == number, predicted == number
+        objects = _objects(true) if instances is None else np.where(true, instances, 0)
+        sizes, others = _sizes(objects, true), _sizes(_objects(positive), positive)
         for size in range(3):
             counts[size, :, number] = (
-                (found & (sizes == size)).sum(),
+                (positive & (sizes == size)).sum(),
                 (sizes == size).sum(),
                 ((others == size) & ~true).sum(),
             )

@@ -50,18 +50,14 @@ class LabelTable(NamedTuple):
             return classes
         if self.unknown == "ignore":
             return np.where(wrong, np.int16(IGNORE), classes)
-        found = ", ".join(map(str, np.unique(stored[wrong])[:5]))
-        known = np.flatnonzero(self.values != UNKNOWN)
-        raise BadRecord(
-            f"{key}: {wrong.mean():.1%} of the mask have the values {found}, which the set does not list (it lists "
-            f"{len(known)} of {known[0]} to {known[-1]}); {self._way_out()}"
+        values = ", ".join(map(str, np.unique(stored[wrong])[:5]))
+        known, ignored = np.flatnonzero(self.values != UNKNOWN), np.flatnonzero(self.values == IGNORE)
+        store = f"store {ignored[-1]} there, or " if len(ignored) else ""
+        raise BadRecord(  # evaluation without training has no data.unknown_labels
+            f"{key}: {wrong.mean():.1%} of the mask have the values {values}, which the set does not list (it lists "
+            f"{len(known)} of {known[0]} to {known[-1]}); to leave these pixels out, {store}give a "
+            "segmentation run data.unknown_labels=ignore"
         )
-
-    def _way_out(self) -> str:
-        """How such pixels are left out; evaluation without training has no data.unknown_labels."""
-        ignored = np.flatnonzero(self.values == IGNORE)
-        stored = f"store {ignored[-1]} there, or " if len(ignored) else ""
-        return f"to leave these pixels out, {stored}give a segmentation run data.unknown_labels=ignore"
 
 
 def table(classes: Mapping[int, int], ignored: tuple[int, ...] = (255,), unknown: str = "refuse") -> LabelTable:
@@ -93,19 +89,15 @@ def stored_values(data: bytes, key: str) -> Integer[np.ndarray, "H W"]:
 
 
 def _opened(data: bytes, key: str) -> Any:
-    reader = _by_signature(data)
-    if reader is None:
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        mask = PngImagePlugin.PngImageFile(io.BytesIO(data))
+    elif data[:4] in (b"II*\0", b"MM\0*"):
+        mask = TiffImagePlugin.TiffImageFile(io.BytesIO(data))
+    else:
         raise BadRecord(f"{key}: the mask is neither a PNG nor a TIFF, the formats that keep class numbers as they are")
-    mask = reader(io.BytesIO(data))
     if mask.width * mask.height > MAX_PIXELS:
         raise BadRecord(f"{key}: a mask of {mask.width} x {mask.height} pixels is too large")
     return mask
-
-
-def _by_signature(data: bytes) -> Any:
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImagePlugin.PngImageFile
-    return TiffImagePlugin.TiffImageFile if data[:4] in (b"II*\0", b"MM\0*") else None
 
 
 def _indices(pixels: np.ndarray, mode: str, key: str) -> Integer[np.ndarray, "H W"]:

@@ -61,7 +61,9 @@ def augment(rng: np.random.Generator, image: Image, mask: Mask, recipe: Recipe) 
         image, mask = flip(np.ascontiguousarray(image)), mask[:, ::-1]
     if recipe.photometric:
         image = distort(rng, np.ascontiguousarray(image))
-    return Example(*_padded(image, mask, recipe.crop), image.shape[:2])
+    padding = (0, recipe.crop - image.shape[0]), (0, recipe.crop - image.shape[1])  # at the bottom and at the right
+    labels = np.pad(mask, padding, constant_values=IGNORE)
+    return Example(np.pad(image, (*padding, (0, 0))), labels, image.shape[:2])
 
 
 def scaled_size(size: Sequence[int], scale: Sequence[int]) -> tuple[int, int]:
@@ -93,26 +95,27 @@ def draw_crop(rng: np.random.Generator, mask: Mask, side: int, max_share: float)
     """
     for _ in range(TRIES):
         top, left = (int(rng.integers(max(length - side, 0) + 1)) for length in mask.shape)
-        if max_share >= 1 or _is_mixed(mask[top : top + side, left : left + side], max_share):
+        if max_share >= 1:
+            break
+        labels = mask[top : top + side, left : left + side]
+        counts = np.bincount(labels[labels != IGNORE].astype(np.int64))
+        if (counts > 0).sum() > 1 and counts.max() / counts.sum() < max_share:
             break
     return top, left
-
-
-def _is_mixed(mask: Mask, max_share: float) -> bool:
-    counts = np.bincount(mask[mask != IGNORE].astype(np.int64))
-    return bool((counts > 0).sum() > 1 and counts.max() / counts.sum() < max_share)
 
 
 def distort(rng: np.random.Generator, image: Image) -> Image:
     """Photometric distortion: brightness, contrast (first or last), saturation and hue, each with probability 1/2.
 
-    Saturation and hue convert to HSV and back each on its own, as in mmseg: two roundings to bytes.
+    Saturation and hue each convert to HSV and back, as in mmseg: two roundings to bytes.
     """
     brightness = _levels(1.0, rng.uniform(-BRIGHTNESS, BRIGHTNESS)) if rng.random() < 0.5 else None
     contrast_first = rng.random() < 0.5
     contrast = _levels(rng.uniform(*CONTRAST)) if rng.random() < 0.5 else None
     saturation = _levels(rng.uniform(*CONTRAST)) if rng.random() < 0.5 else None
-    hue = _turned(int(rng.integers(-HUE, HUE))) if rng.random() < 0.5 else None
+    hue = None  # a table of hues, in steps of 2 degrees
+    if rng.random() < 0.5:
+        hue = ((np.arange(256) + int(rng.integers(-HUE, HUE))) % 180).astype(np.uint8)
     image = _mapped(image, brightness)
     image = _mapped(image, contrast) if contrast_first else image
     image = _in_hsv(_in_hsv(image, 1, saturation), 0, hue)
@@ -122,11 +125,6 @@ def distort(rng: np.random.Generator, image: Image) -> Image:
 def _levels(factor: float, offset: float = 0.0) -> Levels:
     """The table of factor x + offset, clipped to bytes and truncated, in float32 as in mmseg."""
     return np.clip(np.arange(256, dtype=np.float32) * factor + offset, 0, 255).astype(np.uint8)
-
-
-def _turned(turn: int) -> Levels:
-    """The table of hues turned by `turn` steps of 2 degrees."""
-    return ((np.arange(256) + turn) % 180).astype(np.uint8)
 
 
 def _mapped(image: Image, levels: Levels | None) -> Image:
@@ -140,10 +138,3 @@ def _in_hsv(image: Image, channel: int, levels: Levels | None) -> Image:
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     hsv[..., channel] = cv2.LUT(hsv[..., channel], levels)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-
-
-def _padded(image: Image, mask: Mask, side: int) -> tuple[UInt8[np.ndarray, "S S 3"], Int16[np.ndarray, "S S"]]:
-    """Pads at the bottom and at the right."""
-    below, right = side - image.shape[0], side - image.shape[1]
-    padding = (0, below), (0, right)
-    return np.pad(image, (*padding, (0, 0))), np.pad(mask, padding, constant_values=IGNORE)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int16, UInt8
+from jaxtyping import Int16, UInt8
 
 from detailclip_jax.dense.segmentation.label_augment import resize_image, scaled_size
 from detailclip_jax.inference.windows import assembly, places
@@ -61,12 +61,7 @@ def at_least_a_patch(pixels: Float[Array, "B h w 3"], patch_size: int) -> Float[
     return jnp.pad(pixels, [(0, 0), *((number // 2, number - number // 2) for number in missing), (0, 0)])
 
 
-def _side_by_side(grid: Float32[np.ndarray, "NY NX h w K"]) -> Float32[np.ndarray, "NR NC K"]:
-    ny, nx, h, w, k = grid.shape
-    return grid.swapaxes(1, 2).reshape(ny * h, nx * w, k)
-
-
-def _padded(matrix: np.ndarray) -> np.ndarray:
+def _pad_rows(matrix: np.ndarray) -> np.ndarray:
     return np.pad(matrix, ((0, -len(matrix) % PAD), (0, 0)))
 
 
@@ -87,13 +82,14 @@ class _Pending:
 
     def labels(self) -> Int16[np.ndarray, "H W"]:
         logits = np.stack(self.logits)
-        logits = logits.reshape(*(len(placed.starts) for placed in self.places), *logits.shape[1:])
+        (ny, nx), (h, w, k) = (len(placed.starts) for placed in self.places), logits.shape[1:]
+        side_by_side = logits.reshape(ny, nx, h, w, k).swapaxes(1, 2).reshape(ny * h, nx * w, k)
         rows, columns = (
-            _padded(assembly(placed, cells, side, np.float64))
-            for placed, cells, side in zip(self.places, logits.shape[2:4], self.original)
+            _pad_rows(assembly(placed, cells, side, np.float64))
+            for placed, cells, side in zip(self.places, (h, w), self.original)
         )
         height, width = self.original
-        return np.asarray(best_class(_side_by_side(logits), rows, columns))[:height, :width]
+        return np.asarray(best_class(side_by_side, rows, columns))[:height, :width]
 
 
 def predict(
@@ -103,7 +99,7 @@ def predict(
     batch_size: int = 8,
     patch_size: int = 1,
 ) -> Iterator[np.ndarray]:
-    """Yields the label map, int16 [H, W], of every image, uint8 [H, W, 3], in order, at the image's own size.
+    """Yields the label map, int16 [H, W], of every image, uint8 [H, W, 3], in order, at the image's size.
 
     `logits_of` takes uint8 windows and returns logits [B, rows, columns, K].  Windows of one shape, also of several
     images, are computed in batches of exactly `batch_size`, so that it is compiled once per shape of window.  A

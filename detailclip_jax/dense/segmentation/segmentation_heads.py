@@ -1,6 +1,6 @@
 """Heads by name.  A head is a Flax module `head(features, train, keys) -> logits [B, h, w, K]`.
 
-`features(blocks, norm)` gives the maps of encoder blocks (see `taps`).  A head's own fields beyond `num_classes`,
+`features(blocks, norm)` gives the maps of encoder blocks (see `taps`).  The fields of a head beyond `num_classes`,
 `blocks`, `norm`, `axis` and `dtype` are the options of `config.head`.
 """
 
@@ -20,7 +20,7 @@ from detailclip_jax.types import Array, Axis, Float
 class FcnHead(nn.Module):
     """`num_convs` 3 x 3 convolutions with BatchNorm and ReLU, channel dropout, classifier (arXiv 1411.4038).
 
-    It uses the third of `blocks`, which is the level of the pyramid at the encoder's own resolution.
+    It uses the third of `blocks`, which is the level of the pyramid at the encoder's resolution.
     """
 
     num_classes: int
@@ -46,7 +46,7 @@ class FcnHead(nn.Module):
 class LinearHead(nn.Module):
     """logits = W [tap_1, ..., tap_n] + b at every patch; no BatchNorm, no dropout.
 
-    All taps have the encoder's own resolution, so they are concatenated without resizing.
+    All taps have the encoder's resolution, so they are concatenated without resizing.
     """
 
     num_classes: int
@@ -64,27 +64,26 @@ class LinearHead(nn.Module):
 
 HEADS: dict[str, Any] = {"linear": LinearHead, "upernet": UperNetHead, "fcn": FcnHead}
 NUM_LEVELS = 4  # of UPerNet's pyramid
-GIVEN = ("num_classes", "blocks", "norm", "axis", "dtype", "parent", "name")  # fields that no option sets
+COMMON = ("num_classes", "blocks", "norm", "axis", "dtype", "parent", "name")  # fields that no option sets
 
 
-def build(name: str, options: dict[str, Any], **given: Any) -> Any:
-    """Builds a head: `given` holds num_classes, blocks, norm, axis and dtype, `options` the head's own fields.
+def build(name: str, options: dict[str, Any], **common: Any) -> Any:
+    """Builds a head: `common` holds num_classes, blocks, norm, axis and dtype, `options` its other fields.
 
     Raises ValueError, with the known ones, for an unknown head or option, and for a wrong number of blocks.
     """
     if name not in HEADS:
         raise ValueError(unknown("head.name", name, HEADS))
-    known = [field.name for field in dataclasses.fields(HEADS[name]) if field.name not in GIVEN]
+    known = [field.name for field in dataclasses.fields(HEADS[name]) if field.name not in COMMON]
     for option in options:
         if option not in known:
             raise ValueError(unknown(f"option of head {name}:", option, known or ["none"]))
-    head = HEADS[name](**given, **options)
+    head = HEADS[name](**common, **options)
     _check_blocks(name, head)
     return head
 
 
 def _check_blocks(name: str, head: Any) -> None:
-    """Raises ValueError for a number of blocks that the head cannot read."""
     count = len(head.blocks)
     if isinstance(head, UperNetHead) and count != NUM_LEVELS:
         raise ValueError(f"encoder.blocks has {count} blocks; the head {name} reads {NUM_LEVELS}: give {NUM_LEVELS}")

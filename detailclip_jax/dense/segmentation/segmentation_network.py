@@ -46,7 +46,7 @@ class SegmentationModel(nn.Module):
         """
         features = taps(self.image, images, None if self.frozen else keys)
         if self.frozen:
-            features = _stopped(features)
+            features = _without_gradient(features)
         head = self.head(features, train, None if keys is None else fold_in(keys, HEAD))
         if self.auxiliary is None or not (train or self.is_initializing()):
             return HeadLogits(head, None)
@@ -67,7 +67,7 @@ def normalised(
     return jnp.where(inside[..., None], normalise_pixels(images, mean, std), 0)
 
 
-def _stopped(features: Any) -> Any:
+def _without_gradient(features: Any) -> Any:
     return lambda *args, **options: jax.lax.stop_gradient(features(*args, **options))
 
 

@@ -1,9 +1,9 @@
 """Semantic segmentation sets as their authors publish them: folders of images and index masks.
 
-    found = open_set("ade20k", "/data/ADEChallengeData2016", "val")
-    found.source[0]         # {"image": bytes, "mask": int16 [H, W], "key": ..., "captions": (), "label": -1}
-    found.classes[found.source[0]["mask"].max()]
-    found = open_pairs("/data/photos", "/data/labels", read_classes("/data/classes.txt"))    # any two folders
+    ade = open_set("ade20k", "/data/ADEChallengeData2016", "val")
+    ade.source[0]         # {"image": bytes, "mask": int16 [H, W], "key": ..., "captions": (), "label": -1}
+    ade.classes[ade.source[0]["mask"].max()]
+    pairs = open_pairs("/data/photos", "/data/labels", read_classes("/data/classes.txt"))    # any two folders
 
 name        | folders below the path                                                    | classes
 ----------- | -------------------------------------------------------------------------- | --------------------------
@@ -167,18 +167,18 @@ def _check_masks(files: Files, root: pathlib.Path) -> None:
 
 def black_and_white(found: SemanticSet) -> list[str]:
     """Returns a warning, with the way out, if the masks of a set of your own hold 0 and 255 alone; looks at some."""
-    if found.name not in (PAIRS, "folders") or len(found.classes) > 255:
+    if data_set.name not in (PAIRS, "folders") or len(data_set.classes) > 255:
         return []
     seen: set[int] = set()
-    for number in _spread(len(found.source)):
+    for number in _spread(len(data_set.source)):
         with contextlib.suppress(BadRecord):  # reported when it is read
-            seen.update(np.unique(found.source[number]["mask"]).tolist())
+            seen.update(np.unique(data_set.source[number]["mask"]).tolist())
     if seen != {0, IGNORE}:
         return []
     return [
-        f"the masks hold the values 0 and 255 alone; 255 is ignored, so every other pixel is {found.classes[0]!r} and "
-        "nothing is learnt; store the number of a line of the class list in place of 255, counted from 0, in Python: "
-        "Image.fromarray(np.asarray(Image.open(MASK)) // 255).save(MASK) stores 1"
+        f"the masks hold the values 0 and 255 alone; 255 is ignored, so every other pixel is {data_set.classes[0]!r} "
+        "and nothing is learnt; store the number of a line of the class list in place of 255, counted from 0, in "
+        "Python: Image.fromarray(np.asarray(Image.open(MASK)) // 255).save(MASK) stores 1"
     ]
 
 
@@ -229,8 +229,8 @@ def _coco_stuff(root: pathlib.Path, split: str) -> Layout:
 
 def _cityscapes(root: pathlib.Path, split: str) -> Layout:
     images, masks, suffix = root / "leftImg8bit" / split, root / "gtFine" / split, "_leftImg8bit.png"
-    found = sorted(images.glob(f"*/*{suffix}"))
-    stems = [f"{image.parent.name}/{image.name.removesuffix(suffix)}" for image in found]
+    paths = sorted(images.glob(f"*/*{suffix}"))
+    stems = [f"{image.parent.name}/{image.name.removesuffix(suffix)}" for image in paths]
     prepared = any((masks / f"{stem}_gtFine_labelTrainIds.png").is_file() for stem in stems[:1])
     kind = "TrainIds" if prepared else "Ids"
     files = Files(images, masks, [(f"{stem}{suffix}", f"{stem}_gtFine_label{kind}.png") for stem in stems])

@@ -114,17 +114,17 @@ def _open_folders(data: ConfigDict) -> Sets:
     return Sets(_first(train, data.num_train), _first(val, data.num_val))
 
 
-def _first(found: SemanticSet, num: int) -> SemanticSet:
+def _first(data_set: SemanticSet, num: int) -> SemanticSet:
     """The set with its first `num` images; 0 keeps all."""
-    if not num or num >= len(found.source):
-        return found
-    return found._replace(source=Picked(found.source, list(range(num))))
+    if not num or num >= len(data_set.source):
+        return data_set
+    return data_set._replace(source=Picked(data_set.source, list(range(num))))
 
 
-def stream(config: ConfigDict, found: SemanticSet) -> SemanticStream:
+def stream(config: ConfigDict, data_set: SemanticSet) -> SemanticStream:
     """The training examples of a set, with the augmentation of `config.views`."""
     recipe = Recipe(**{name: config.views[name] for name in Recipe._fields})
-    return SemanticStream(found.source, recipe, config.seed)
+    return SemanticStream(data_set.source, recipe, config.seed)
 
 
 def shapes(config: ConfigDict) -> list[Sides]:
@@ -144,16 +144,16 @@ def network(config: ConfigDict, num_classes: int) -> SegmentationModel:
     """Builds encoder and heads.  Raises ValueError for unknown heads, options and blocks."""
     built = dense_encoder.image_encoder(towers.build(config.model, ("image",)))
     vit = dense_encoder.fitted(built, config, config.views.crop)
-    given = {
+    common = {
         "num_classes": num_classes,
         "blocks": tuple(config.encoder.blocks) or usual_blocks(vit.depth),
         "norm": config.encoder.norm,
         "axis": BATCH,
         "dtype": jnp.dtype(config.model.dtype),
     }
-    head = segmentation_heads.build(config.head.name, config.head.options.to_dict(), **given)
+    head = segmentation_heads.build(config.head.name, config.head.options.to_dict(), **common)
     name, options = config.auxiliary.name, config.auxiliary.options.to_dict()
-    auxiliary = segmentation_heads.build(name, options, **given) if name else None
+    auxiliary = segmentation_heads.build(name, options, **common) if name else None
     mean, std = tuple(config.preprocess.mean), tuple(config.preprocess.std)
     return SegmentationModel(vit, head, auxiliary, config.encoder.frozen, mean, std)
 

@@ -41,7 +41,8 @@ class Doubling(nn.Module):
 class Pyramid(nn.Module):
     """Four maps of one resolution become four resolutions: x 4, x 2, x 1 and / 2.
 
-    x 4 is doubling, BatchNorm, GELU, doubling; / 2 is the maximum over 2 x 2 places.
+    x 4 is doubling, BatchNorm, GELU, doubling; / 2 is the maximum over 2 x 2 places, without a last odd row
+    or column.
     """
 
     axis: Axis | None
@@ -57,13 +58,8 @@ class Pyramid(nn.Module):
         first = norm_over_maps(BatchNorm(self.axis, self.dtype, name="up4_norm"), first, train, counted)
         first = Doubling(self.dtype, name="up4_second")(exact_gelu(first))
         second = Doubling(self.dtype, name="up2")(maps[1])
-        return [first, second, maps[2], _halved(maps[3])]
-
-
-def _halved(maps: Float[Array, "B h w C"]) -> Float[Array, "B half_h half_w C"]:
-    """The maximum over 2 x 2 places; a last odd row or column is left out, but a single one is kept."""
-    padding: Any = [(0, max(2 - side, 0)) for side in maps.shape[1:3]]
-    return nn.max_pool(maps, (2, 2), (2, 2), padding)
+        padding: Any = [(0, max(2 - side, 0)) for side in maps[3].shape[1:3]]  # a single row or column is kept
+        return [first, second, maps[2], nn.max_pool(maps[3], (2, 2), (2, 2), padding)]
 
 
 class UperNetHead(nn.Module):
@@ -91,7 +87,7 @@ class UperNetHead(nn.Module):
         maps = Pyramid(self.axis, self.dtype, name="pyramid")(features(self.blocks, norm=self.norm), train)
         conv = lambda name, size, x: ConvNormRelu(self.width, size, self.axis, self.dtype, name=name)(x, train)  # noqa: E731
         laterals = [conv(f"lateral_{number}", 1, level) for number, level in enumerate(maps[:-1])]
-        laterals.append(conv("bottleneck", 3, self._pooled(maps[-1], conv)))
+        laterals.append(conv("bottleneck", 3, self._pyramid_pooling(maps[-1], conv)))
         for number in (2, 1, 0):
             laterals[number] = laterals[number] + _at(laterals[number + 1], laterals[number])
         levels = [conv(f"output_{number}", 3, level) for number, level in enumerate(laterals[:-1])]
@@ -99,7 +95,7 @@ class UperNetHead(nn.Module):
         fused = drop_channels(conv("fusion", 3, jnp.concatenate(levels, -1)), keys if train else None, self.dropout)
         return Classifier(self.num_classes, self.dtype, name="classifier")(fused)
 
-    def _pooled(self, coarsest: Array, conv: Any) -> Array:
+    def _pyramid_pooling(self, coarsest: Array, conv: Any) -> Array:
         """The coarsest level concatenated with its averages over grids of 1, 2, 3 and 6 bins per side."""
         bins = [conv(f"pool_{scale}", 1, pool(coarsest, scale)) for scale in SCALES]
         return jnp.concatenate([coarsest, *(_at(each, coarsest) for each in bins)], -1)
