@@ -26,9 +26,10 @@ from detailclip_jax.training.accumulation import PretrainingLoss
 from detailclip_jax.training.forward_pass import ForwardPass, make_keys
 from detailclip_jax.training.initial_state import InitialState
 from detailclip_jax.training.schedules import ScheduledStep
+from detailclip_jax.training.step_values import Removal, StepValues, step_values, with_removed
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.training.train_step import Schedules, StepLayout, StepSetup, combined_loss, compiled
-from detailclip_jax.types import Array, Batch, Params
+from detailclip_jax.types import Array, Batch, Keys, Leaf, Params, Scalar
 
 # The width from which `settled` takes dots and a loop on a CPU.  A step of ViT-B/16 is then 1.28 times as fast (8.05
 # and 6.29 s in turn; batch 4, float32, Intel with AVX512).
@@ -54,6 +55,8 @@ class Experiment(NamedTuple):
     unmasked_step: ScheduledStep  # that without patch dropout, for the end of a run; without dropout `train_step`
     forward: jax.stages.Wrapped  # (state, batch) -> Forward: masks, tokens, predicted pixels; for figures
     encode: Encode
+    values: StepValues  # what `record` and `terms` call
+    unmasked_values: StepValues  # the same of `unmasked_step`
 
     @property
     def method(self) -> Method:
@@ -83,6 +86,58 @@ class Experiment(NamedTuple):
     def init(self, seed: int) -> TrainState:
         """Draws the state of step 0 and places it on the devices."""
         return self.initial.put(seed, self.state_shapes)
+
+    def state(self, params: Params, ema_params: Params | None = None) -> TrainState:
+        """Returns a state of step 0 with these weights, placed on the mesh.
+
+            networks, variables, config = interop.load(state_dict)
+            config.total_steps = 1000
+            experiment = build(config)
+            state = experiment.state(variables["params"], variables["ema_params"])
+
+        `params` has the student's weights, {network: nested dict of arrays}, for each network of `method.networks`;
+        blocks may be stacked or not. `ema_params` has the teacher's; a network of the teacher that it lacks is a copy
+        of the student's. Arrays are copied. All else is that of `init(config.seed)`: AdamW's moments, running
+        statistics, the key; an anchor is a copy of the image encoder.
+
+        Raises ValueError that names networks that are missing or that the method does not have, and arrays that are
+        missing, unknown or of another shape.
+        """
+        return self.initial.put_weights(self.config.seed, params, ema_params or {}, self.state_shapes)
+
+    def record(self, state: TrainState, batch: Batch, keys: Keys | None = None, mask: Leaf | None = None) -> Forward:
+        """Runs the forward pass of the step that follows `state`, without its update; returns the record.
+
+            record = experiment.record(state, experiment.put(batch))
+            record.hidden.mask, record.heads["student_cls"]                              # [V, B, N], [V, B, C]
+            record = experiment.record(state, batch, make_keys(jax.random.key(3), batch), mask)
+
+        The teacher moves first, as in `train_step` (`config.ema.start = config.ema.end = 1` keeps it). `keys` are the
+        random keys of the step and of each image, by default those that the step derives. `mask`, bool, is True where
+        a patch is removed from the student; by default the method chooses. `batch` is that of `put`, with B images.
+
+        Raises ValueError for a mask if the method removes no patches, for another shape or type, and for different
+        numbers of removed patches if the student encodes the visible patches alone.
+        """
+        values, batch, removal = self._step_values(state, batch, mask)
+        return values.record(state, batch, keys, self.schedules, removal)
+
+    def terms(
+        self, state: TrainState, batch: Batch, keys: Keys | None = None, mask: Leaf | None = None
+    ) -> dict[str, Scalar]:
+        """Computes the loss of the step that follows `state`, without its update; arguments and errors as of `record`.
+
+            terms = experiment.terms(state, experiment.put(batch))      # {"clip": 2.77, "cls": 3.4, ..., "loss": 7.1}
+
+        Returns float32 scalars: each term of eq. 10 before its weight, by name, the metrics that terms log, and "loss",
+        the weighted sum. They equal those of `train_step` on the same state and batch.
+        """
+        values, batch, removal = self._step_values(state, batch, mask)
+        return values.terms(state, batch, keys, self.schedules, removal)
+
+    def _step_values(self, state: TrainState, batch: Batch, mask: Any) -> tuple[StepValues, Batch, Removal | None]:
+        values = self.values if int(state.step) < self.unmasked_from else self.unmasked_values
+        return values, *((batch, None) if mask is None else with_removed(batch, mask, values.method, self.mesh))
 
     def combined_loss(self, params: Params, state: TrainState, batch: Batch) -> Any:
         """Computes eq. 10 of a step, see `train_step.combined_loss`; for gradients outside of a step."""
@@ -123,16 +178,19 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     shapes = weights.replace(opt_state=jax.eval_shape(setup.optimizer.init, weights.params))
     shapes = sharding.placed(shapes, mesh, sharding.rules(method.networks, method.running))
     layout = StepLayout(mesh, sharding.specs(sharding.places(shapes)), meshes.batch_axis(mesh))
-    step = unmasked = compiled(setup, layout, shapes, config.model.matmul_precision)
+    precision = config.model.matmul_precision
+    step = unmasked = compiled(setup, layout, shapes, precision)
+    values = unmasked_values = step_values(setup, model, layout, precision)
     if config.views.patch_dropout:
         whole = ConfigDict(config.to_dict())
         whole.views.patch_dropout = 0.0
-        end = loss_of(config, on_mesh._replace(method=methods.build(whole)))
-        unmasked = compiled(setup._replace(loss=end), layout, shapes, config.model.matmul_precision)
+        end = setup._replace(loss=loss_of(config, on_mesh._replace(method=methods.build(whole))))
+        unmasked = compiled(end, layout, shapes, precision)
+        unmasked_values = step_values(end, model, layout, precision)
     if config.accumulation > 1:  # a term that chunks cannot compute exactly is refused here, not when the run starts
         jax.eval_shape(step, shapes, _batch_shapes(config, mesh))
-    record = _compiled_forward(forward_of(config, method, model), config.model.matmul_precision)
-    functions = step, unmasked, record, encoders(model, config)
+    record = _compiled_forward(forward_of(config, method, model), precision)
+    functions = step, unmasked, record, encoders(model, config), values, unmasked_values
     return Experiment(config, model, on_mesh, setup, layout, shapes, _initial(*_recipe(config)), *functions)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from detailclip_jax.methods.method import ANCHOR
+from detailclip_jax.models import stacking
 from detailclip_jax.models.initial_values import Start
 from detailclip_jax.training import ema
 from detailclip_jax.training.forward_pass import STATS
@@ -38,7 +39,19 @@ class InitialState(NamedTuple):
 
     def put(self, seed: int, shapes: TrainState) -> TrainState:
         """Returns the values on the devices, as the `shapes` with shardings say; AdamW's moments are zeros."""
+        return self._placed(self.draw(seed), shapes)
+
+    def put_weights(self, seed: int, student: Params, teacher: Params, shapes: TrainState) -> TrainState:
+        """Returns what `put` returns, with these weights of student and teacher; see `Experiment.state`."""
+        student = fitted("params", student, shapes.params)
+        copies = {name: student[name] for name in self.averaged}
+        teacher = fitted("ema_params", {**copies, **teacher}, shapes.ema_params)
+        anchor = {ANCHOR: ema.anchor_of(student, teacher)} if self.has_anchor else {}
         drawn = self.draw(seed)
+        running = {**drawn.running, **anchor}
+        return self._placed(drawn.replace(params=student, ema_params=teacher, running=running), shapes)
+
+    def _placed(self, drawn: TrainState, shapes: TrainState) -> TrainState:
         state = jax.tree.map(_place, drawn, shapes.replace(opt_state=drawn.opt_state))
         moments = jax.tree.map(lambda shape: _place(np.zeros(shape.shape, shape.dtype), shape), shapes.opt_state)
         return state.replace(opt_state=moments)
@@ -55,6 +68,29 @@ class InitialState(NamedTuple):
             running={name: np.zeros(each.shape, each.dtype) for name, each in self.running.items()} | anchor,
             rng=rng,
         )
+
+
+def fitted(what: str, weights: Params, shapes: Params) -> dict[str, Params]:
+    """Copies weights by network to the host, with blocks stacked and types as in `shapes`.
+
+    Raises ValueError that names missing and unknown networks, or the arrays that are missing, unknown or of another
+    shape.
+    """
+    missing, unknown = sorted({*shapes} - {*weights}), sorted({*weights} - {*shapes})
+    if missing or unknown:
+        raise ValueError(
+            f"{what} must have the networks {', '.join(sorted(shapes))}; missing: {', '.join(missing) or 'none'}; "
+            f"unknown: {', '.join(unknown) or 'none'}"
+        )
+    host = {name: stacking.like(jax.device_get(tree), shapes[name]) for name, tree in weights.items()}
+    theirs, ours = (
+        {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf) for path, leaf in leaves}
+        for leaves in map(jax.tree.leaves_with_path, (host, shapes))
+    )
+    if wrong := [path for path in sorted({*theirs, *ours}) if theirs.get(path) != ours.get(path)]:
+        lines = [f"{path}: {theirs.get(path, 'missing')}, not {ours.get(path, 'known')}" for path in wrong[:10]]
+        raise ValueError(f"{len(wrong)} arrays of {what} do not fit the networks of the config: {'; '.join(lines)}")
+    return jax.tree.map(lambda leaf, shape: np.array(leaf, shape.dtype), host, dict(shapes))
 
 
 def _keys(seed: int | Array) -> tuple[Array, Array]:

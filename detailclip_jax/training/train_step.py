@@ -104,8 +104,7 @@ def train_step(state: TrainState, batch: Batch, setup: StepSetup, layout: StepLa
     schedules, scheduled = setup.schedules, {}
     if schedules.ema_momentum is not None:
         scheduled["ema_momentum"] = schedules.ema_momentum(state.step)
-        teacher = ema.update(state.ema_params, state.params, scheduled["ema_momentum"])
-        state = state.replace(ema_params=teacher, running=with_anchor(state, teacher, schedules.anchor))
+    state = with_moved_teacher(state, schedules)
 
     gradient = jax.value_and_grad(combined_loss, has_aux=True)
     (_, (metrics, statistics, batch_stats)), grads = gradient(state.params, state, batch, setup, layout)
@@ -124,6 +123,14 @@ def train_step(state: TrainState, batch: Batch, setup: StepSetup, layout: StepLa
     return state.replace(opt_state=opt_state, running=running), metrics | scheduled
 
 
+def with_moved_teacher(state: TrainState, schedules: Schedules) -> TrainState:
+    """Returns the state that the forward pass of its step reads: the teacher after its EMA, and the anchor."""
+    if schedules.ema_momentum is None:
+        return state
+    teacher = ema.update(state.ema_params, state.params, schedules.ema_momentum(state.step))
+    return state.replace(ema_params=teacher, running=with_anchor(state, teacher, schedules.anchor))
+
+
 def with_anchor(state: TrainState, teacher: Params, copy_at: Array | np.int32) -> Mapping[str, PyTree]:
     """Returns the running state, with a new copy of the image encoder as anchor at every step up to `copy_at`.
 
@@ -136,6 +143,11 @@ def with_anchor(state: TrainState, teacher: Params, copy_at: Array | np.int32) -
     return {**state.running, ANCHOR: anchor}
 
 
+def step_keys(state: TrainState, batch: Batch, setup: StepSetup) -> Keys:
+    """Derives the random keys of the state's step."""
+    return setup.keys(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), batch)
+
+
 def combined_loss(
     params: Params, state: TrainState, batch: Batch, setup: StepSetup, layout: StepLayout
 ) -> tuple[Scalar, tuple[Metrics, dict[str, Array], Stats]]:
@@ -145,7 +157,7 @@ def combined_loss(
     batch's running statistics and the new BatchNorm statistics.  A single device may compute the loss without
     `shard_map`: a reduction over one device would copy all gradients.
     """
-    keys = setup.keys(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), batch)
+    keys = step_keys(state, batch, setup)
     batch = setup.mix(batch, keys.step)
     temperatures, weights = (
         {name: schedule(state.step) for name, schedule in plan.items()}

@@ -251,6 +251,17 @@ def test_any_sizes_are_read_from_the_shapes(seed):
     )
 
 
+def test_a_state_dict_makes_the_first_state_of_a_run():
+    layout = LAYOUTS[0]
+    _, variables, config = interop.load(written(layout)[0], **told(layout))
+    config.total_steps, config.batch_size, config.model.scan = 10, 8, True
+    built = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+    state = built.state(variables["params"], variables["ema_params"])
+    for found, expected in ((state.params, variables["params"]), (state.ema_params, variables["ema_params"])):
+        assert {*found} == {*expected}
+        jax.tree.map(np.testing.assert_array_equal, stacking.unstack(jax.device_get(found)), jax.device_get(expected))
+
+
 def test_stacked_parameters_are_written_like_numbered_ones():
     layout = LAYOUTS[0]
     state_dict, _ = written(layout)
