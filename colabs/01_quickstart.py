@@ -96,16 +96,12 @@ import numpy as np
 
 from detailclip_jax.data.stickers.scene_source import noun_names, zero_shot_prompts
 from detailclip_jax.evaluation import sticker_scenes
-from detailclip_jax.evaluation.metrics import class_embeddings
 
-prompts = zero_shot_prompts()
-owners = np.repeat(np.arange(len(prompts)), [len(texts) for texts in prompts])
-nouns = class_embeddings(model.encode_text([text for texts in prompts for text in texts]), owners, len(prompts))
 names = np.array(noun_names())
 
 source = sticker_scenes.scenes(model.config, "held_out_scenes", 200, single_object=True)
 unseen = [source[number] for number in range(200)]
-cosines = model.encode_image([scene["image"] for scene in unseen]) @ nouns.T
+cosines = model.classify([scene["image"] for scene in unseen], zero_shot_prompts())
 labels = np.array([scene["label"] for scene in unseen])
 print(f"top-1 of 200 scenes: {(cosines.argmax(1) == labels).mean():.1%}")
 for label, row in list(zip(labels, cosines))[:6]:

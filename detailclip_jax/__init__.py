@@ -5,8 +5,10 @@
     config = detailclip_jax.default()            # every field, with the paper's run as values
     config.total_steps = 1000
     experiment = detailclip_jax.build(config)    # method, networks, optimiser, mesh, compiled step
+    experiment.terms(experiment.init(0), experiment.put(batch))     # the loss terms; `record`: what they read
     model = detailclip_jax.load("runs/stickers")    # the last checkpoint of a run
     model.encode_image([image]) @ model.encode_text(["a frog"]).T
+    model.classify([image], ["frog", ["bus", "coach"]], ["a photo of a {}."])
     detailclip_jax.load("runs/coco_cascade").detect(image)       # after transfer
     detailclip_jax.load("runs/ade20k_upernet").segment(image)
 
@@ -39,6 +41,7 @@ _PUBLIC = {
     "METHODS": "detailclip_jax.methods",
     "Experiment": "detailclip_jax.training.experiment",
     "Forward": "detailclip_jax.methods.method",
+    "Keys": "detailclip_jax.types",
     "Method": "detailclip_jax.methods.method",
     "Model": "detailclip_jax.inference.model",
     "SIZES": "detailclip_jax.config.sizes",
@@ -48,6 +51,7 @@ _PUBLIC = {
     "build": "detailclip_jax.training.experiment",
     "default": "detailclip_jax.config",
     "load": "detailclip_jax.dense.predictions",
+    "make_keys": "detailclip_jax.training.forward_pass",
     "weights": "detailclip_jax.training.train_state",
 }
 

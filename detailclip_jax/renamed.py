@@ -11,6 +11,10 @@ from typing import Any
 PACKAGE = "detailclip_jax."
 RENAMED = {  # former name: (present name, version that no longer has the former one)
     "dense.paper": ("evaluation.paper", "0.3"),
+    "evaluation.metrics.class_embeddings": ("inference.class_embeddings.class_embeddings", "0.3"),
+    "evaluation.metrics.class_texts": ("inference.class_embeddings.class_texts", "0.3"),
+    "evaluation.metrics.normalise": ("inference.class_embeddings.normalise", "0.3"),
+    "evaluation.metrics.owners": ("inference.class_embeddings.owners", "0.3"),
     "losses.block_targets": ("losses.beta", "0.3"),
     "losses.contrastive": ("losses.simclr", "0.3"),
     "losses.contrastive.byol_loss": ("losses.byol.byol_loss", "0.3"),

@@ -12,10 +12,10 @@ from detailclip_jax.evaluation.metrics import (
     matrix_blocks,
     mean_metric,
     mean_per_class,
-    normalise,
     ranks,
     similarity_blocks,
 )
+from detailclip_jax.inference.class_embeddings import normalise
 from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.runtime.signals import pause_point
 

@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.evaluation.image_batches import ImageBatches, Transform, sample_digest
-from detailclip_jax.evaluation.metrics import class_embeddings, class_texts, owners
 from detailclip_jax.inference.batching import Batches, embed_texts, gather, mesh_of, own_rows, shapes_up_to
+from detailclip_jax.inference.class_embeddings import class_embeddings, class_texts, owners
 from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.runtime.files import written_atomically
 from detailclip_jax.runtime.processes import all_processes

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from detailclip_jax.evaluation.classification import score_metrics
-from detailclip_jax.evaluation.metrics import Metric, normalise
+from detailclip_jax.evaluation.metrics import Metric
 from detailclip_jax.inference.batching import fill
+from detailclip_jax.inference.class_embeddings import normalise
 from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.runtime.signals import pause_point
 

@@ -4,14 +4,17 @@ Functions return hits per example and the caller averages them, so that interval
 against the model: an encoder that maps every input to one embedding scores 0, not 100.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from detailclip_jax.renamed import former_names
 from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.runtime.signals import pause_point
+
+__getattr__ = former_names(__name__)
 
 BLOCK = 256  # queries per block of similarities
 Blocks = Iterable[tuple[slice, np.ndarray]]  # a slice of the queries, and their scores [b, G]
@@ -81,44 +84,6 @@ def bootstrap_interval(
     values = [statistic(*(array[draw] for array in arrays)) for draw in draws]
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def normalise(vectors: Float[np.ndarray, "*batch E"], eps: float = 1e-12) -> Float[np.ndarray, "*batch E"]:
-    """Divides by the L2 norm over the last axis; a zero vector stays zero."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), eps)
-
-
-def class_embeddings(
-    prompts: Float[np.ndarray, "M E"], classes: Int[np.ndarray, "M"], num_classes: int
-) -> Float[np.ndarray, "C E"]:
-    """Mean of the normalised embeddings of a class's prompts, normalised again (SLIP's zero-shot protocol).
-
-    `classes[m]` is the class of prompt m. Every combination of template and synonym counts once; their order does not
-    matter. Raises Unmeasurable for a class without a prompt.
-    """
-    counts = np.bincount(classes, minlength=num_classes)
-    if not counts.all():
-        raise Unmeasurable(f"no prompt for the classes {np.flatnonzero(counts == 0).tolist()} of {num_classes}")
-    sums = np.zeros((num_classes, prompts.shape[-1]), np.float32)
-    np.add.at(sums, classes, normalise(prompts))
-    return normalise(sums / counts[:, None])
-
-
-def class_texts(
-    prompts: Float[np.ndarray, "M E"], classes: Int[np.ndarray, "M"], num_classes: int
-) -> Float[np.ndarray, "C E"]:
-    """The text of each class, from the embeddings of its prompts before their normalisation.
-
-    Its direction is that of `class_embeddings`, its length the mean length of the prompts.
-    """
-    lengths = np.bincount(classes, np.linalg.norm(prompts, axis=-1), num_classes)
-    means = (lengths / np.bincount(classes, minlength=num_classes))[:, None].astype(np.float32)
-    return class_embeddings(prompts, classes, num_classes) * means
-
-
-def owners(prompts: Sequence[Sequence[str]]) -> Int[np.ndarray, "M"]:
-    """The class index of each prompt, after all prompts are concatenated into one list."""
-    return np.repeat(np.arange(len(prompts)), [len(texts) for texts in prompts])
 
 
 def similarity_blocks(

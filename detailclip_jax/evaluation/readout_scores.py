@@ -30,10 +30,11 @@ from detailclip_jax.dense.set_examples import pixels_of
 from detailclip_jax.evaluation.embedder import Embedder
 from detailclip_jax.evaluation.evaluator import JOINT, Measured, SetEvaluator, Setting
 from detailclip_jax.evaluation.image_batches import MAX_AHEAD
-from detailclip_jax.evaluation.metrics import Metric, bootstrap_interval, owners
+from detailclip_jax.evaluation.metrics import Metric, bootstrap_interval
 from detailclip_jax.evaluation.readout_sets import FOLDER, STICKERS, open_readout_set, split_name
 from detailclip_jax.evaluation.readout_setups import Setup, setup
 from detailclip_jax.inference.batching import SHAPES, fetch, fill, in_shapes, in_turn, mesh_of, place, shapes_up_to
+from detailclip_jax.inference.class_embeddings import owners
 from detailclip_jax.inference.readout_maps import ImageLayout, default_readout, layout, readout_encoder
 from detailclip_jax.methods import build_networks
 from detailclip_jax.runtime.devices import usable_cores

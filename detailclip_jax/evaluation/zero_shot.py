@@ -15,8 +15,9 @@ from detailclip_jax.evaluation.classification import (
 from detailclip_jax.evaluation.evaluation_sets import ON_WHITE, STICKERS
 from detailclip_jax.evaluation.evaluator import JOINT, Measured, SetEvaluator, Setting
 from detailclip_jax.evaluation.image_batches import Subset
-from detailclip_jax.evaluation.metrics import normalise, similarity_blocks
+from detailclip_jax.evaluation.metrics import similarity_blocks
 from detailclip_jax.evaluation.protocols import ZeroShotTask, zero_shot_task
+from detailclip_jax.inference.class_embeddings import normalise
 from detailclip_jax.types import Params
 
 

@@ -7,6 +7,7 @@
     model.features([array]).patches                                                                  # [1, h, w, D]
     model.attention(array)                                                                           # eq. 9
     model.reconstruct([array], model.removed([array]))                    # the decoder's prediction of removed patches
+    model.classify([array], ["frog", ["bus", "coach"]], ["a photo of a {}."])                        # cosines [1, 2]
     model.dense(array, ["a frog", "a bus"])                                      # a map of the image per text
 
 The networks, their parameters and the config are `model.networks`, `model.variables` and `model.config`.
@@ -36,6 +37,7 @@ from detailclip_jax.data.tokenizer import VOCAB_SIZE
 from detailclip_jax.data.vocabularies import CLIP, digest_of, tokenizer_of
 from detailclip_jax.inference import readout_choice
 from detailclip_jax.inference.batching import in_shapes, in_turn
+from detailclip_jax.inference.class_embeddings import class_embeddings, owners
 from detailclip_jax.inference.inspection import (
     head_attention,
     lowest,
@@ -69,10 +71,13 @@ NEEDS = {
     "attention_heads": ("image",),
     "removed": ("image",),
     "reconstruct": ("image", "decoder", "pixel_head"),
+    "patch_embeddings": ("image", "image_projection"),
+    "classify": ("image", "image_projection", "text", "text_projection"),
     "dense": ("image", "image_projection", "text", "text_projection"),
 }
 OF_TRANSFER = {"detect": "detection", "segment": "segmentation"}  # method -> kind of the runs of transfer that have it
-OF_SQUARES = ("features", "attention", "attention_heads", "removed", "reconstruct")  # methods with a map of patches
+# Methods with a map of patches.
+OF_SQUARES = ("features", "patch_embeddings", "attention", "attention_heads", "removed", "reconstruct")
 SCORING_NETWORKS = ("image", "image_projection", "text", "text_projection", "caption_pool")  # the pool is FLAIR's
 
 
@@ -177,6 +182,25 @@ class Model:
         tokens = np.concatenate([np.zeros((0, 1 + side**2, width), np.float32), *batches])
         return Features(tokens[:, 0], tokens[:, 1:].reshape(-1, side, side, width))
 
+    def patch_embeddings(self, images: Any, readout: str | None = None) -> Float32[np.ndarray, "B h w E"]:
+        """Patch features in the joint space of images and texts, L2-normalised; input as for `encode_image`.
+
+            patches = model.patch_embeddings(["park.jpg"])               # ViT-B/16 at 224 px: [1, 14, 14, 512]
+            patches @ model.encode_text(["a dog", "grass"]).T            # cosines [1, 14, 14, 2]
+
+        `readout` is one of `models.readouts.READOUTS`, see `dense`; by default that of `Model.readout`. The h x w
+        patches are those of the square that the model sees; `dense` cuts the whole image into windows instead. Where
+        texts are wider than patches (dino.txt), `inference.readout_maps.cosines` compares them.
+
+        Raises ValueError for an unknown read-out, and if the method has no joint space; else as `encode_image`.
+        """
+        self.require("patch_embeddings")
+        encoder = self._readout_encoder(readout or self.readout)
+        batches = self._called(encoder, self._views(images, "patch_embeddings"))
+        side = self.config.model.image_size
+        shape = jax.eval_shape(encoder, self.params, np.zeros((1, side, side, 3), np.uint8)).shape[1:]
+        return np.concatenate([np.zeros((0, *shape), np.float32), *batches])
+
     @property
     def has_joint_space(self) -> bool:
         """Whether image and text embeddings are comparable; False for an image encoder alone."""
@@ -205,6 +229,31 @@ class Model:
             length = tokenizer.context_length
             logging.warning("%d of %d texts were cut to %d tokens", tokenizer.num_truncated, len(texts), length)
         return self._encoded(self.encode.text, tokens, self.embedding_width)
+
+    def classify(
+        self, images: Any, classes: Sequence[str | Sequence[str]], templates: Sequence[str] = ("{}",)
+    ) -> Float32[np.ndarray, "B C"]:
+        """Cosines of images with classes that are given by names, without any training (zero-shot).
+
+            scores = model.classify(["park.jpg"], ["cat", ["dog", "puppy"]], templates=["a photo of a {}."])    # [1, 2]
+            scores.argmax(1)                                                         # index of each image's best class
+
+        A class is a name, or a list of names with the same meaning. Its prompts are all its names in all `templates`,
+        whose "{}" stands for the name; its embedding is the mean of their L2-normalised embeddings, normalised again,
+        as in `evaluate`. Images are those of `encode_image`. For FLAIR see `encode_image`.
+
+        Raises TypeError for one name or template that is not in a list, ValueError for a class without a name, for a
+        template without "{}", and if the method has no text encoder; else as `encode_image`.
+        """
+        self.require("classify")
+        if isinstance(classes, str):
+            raise TypeError(f"classes is a list, got the text {classes!r}; write [{classes!r}]")
+        texts = [prompts([names] if isinstance(names, str) else names, templates) for names in classes]
+        if empty := [number for number, each in enumerate(texts) if not each]:
+            raise ValueError(f"classes {empty} of {len(texts)} have no name; give each at least one")
+        embeddings = self.encode_text([prompt for each in texts for prompt in each])
+        means = class_embeddings(embeddings, owners(texts), len(texts)).astype(np.float32)
+        return self.encode_image(images) @ means.T
 
     def attention(self, image: Any) -> Float32[np.ndarray, "side side"]:
         """The CLS attention of one image (eq. 9), averaged over heads and layers, per patch.

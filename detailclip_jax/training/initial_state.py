@@ -88,7 +88,7 @@ def fitted(what: str, weights: Params, shapes: Params) -> dict[str, Params]:
         for leaves in map(jax.tree.leaves_with_path, (host, shapes))
     )
     if wrong := [path for path in sorted({*theirs, *ours}) if theirs.get(path) != ours.get(path)]:
-        lines = [f"{path}: {theirs.get(path, 'missing')}, not {ours.get(path, 'known')}" for path in wrong[:10]]
+        lines = [f"{path}: {theirs.get(path, 'missing')}, expected {ours.get(path, 'none')}" for path in wrong[:10]]
         raise ValueError(f"{len(wrong)} arrays of {what} do not fit the networks of the config: {'; '.join(lines)}")
     return jax.tree.map(lambda leaf, shape: np.array(leaf, shape.dtype), host, dict(shapes))
 

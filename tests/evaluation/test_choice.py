@@ -15,8 +15,8 @@ from detailclip_jax.evaluation.choice import Indexed, chances, choice, cosines, 
 from detailclip_jax.evaluation.embedder import Embedder
 from detailclip_jax.evaluation.evaluation_sets import LONG, Sets
 from detailclip_jax.evaluation.evaluator import Setting
-from detailclip_jax.evaluation.metrics import normalise
 from detailclip_jax.evaluation.tasks import parse
+from detailclip_jax.inference.class_embeddings import normalise
 from detailclip_jax.runtime.errors import Unmeasurable
 
 RNG = np.random.default_rng(0)

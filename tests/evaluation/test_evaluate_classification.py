@@ -5,7 +5,7 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from detailclip_jax.evaluation import classification
-from detailclip_jax.evaluation.metrics import class_embeddings
+from detailclip_jax.inference.class_embeddings import class_embeddings
 from detailclip_jax.runtime.errors import Unmeasurable
 
 

@@ -8,6 +8,7 @@ import scipy.stats
 
 from detailclip_jax.evaluation import classification, metrics
 from detailclip_jax.evaluation.retrieval import retrieval_metrics
+from detailclip_jax.inference.class_embeddings import class_embeddings
 from detailclip_jax.runtime.errors import Unmeasurable
 
 
@@ -55,15 +56,15 @@ def test_class_embeddings_equal_a_loop_in_any_order():
         total = sum(p / np.linalg.norm(p) for p, owner in zip(prompts, classes) if owner == c)
         expected.append(total / np.linalg.norm(total))
     order = rng(2).permutation(12)
-    np.testing.assert_allclose(metrics.class_embeddings(prompts, classes, 3), expected, atol=1e-6)
-    np.testing.assert_allclose(metrics.class_embeddings(prompts[order], classes[order], 3), expected, atol=1e-6)
+    np.testing.assert_allclose(class_embeddings(prompts, classes, 3), expected, atol=1e-6)
+    np.testing.assert_allclose(class_embeddings(prompts[order], classes[order], 3), expected, atol=1e-6)
     scaled = prompts * rng(3).uniform(0.1, 9, (12, 1)).astype(np.float32)  # a loud template weighs no more
-    np.testing.assert_allclose(metrics.class_embeddings(scaled, classes, 3), expected, atol=1e-6)
+    np.testing.assert_allclose(class_embeddings(scaled, classes, 3), expected, atol=1e-6)
 
 
 def test_a_class_without_a_prompt_is_named():
     with pytest.raises(Unmeasurable, match=r"classes \[1, 3\] of 4"):
-        metrics.class_embeddings(np.ones((2, 3), np.float32), np.array([0, 2]), 4)
+        class_embeddings(np.ones((2, 3), np.float32), np.array([0, 2]), 4)
 
 
 def test_similarity_blocks_cover_the_matrix_and_stay_small():

@@ -23,10 +23,10 @@ from detailclip_jax.evaluation.embedder import Embedder
 from detailclip_jax.evaluation.evaluation_sets import Sets
 from detailclip_jax.evaluation.evaluator import Setting
 from detailclip_jax.evaluation.image_batches import pairs_at
-from detailclip_jax.evaluation.metrics import class_embeddings, class_texts, normalise
 from detailclip_jax.evaluation.retrieval import on_pairs, pooled_retrieval_metrics, retrieval_metrics
 from detailclip_jax.evaluation.tasks import KINDS
 from detailclip_jax.evaluation.zero_shot import zero_shot
+from detailclip_jax.inference.class_embeddings import class_embeddings, class_texts, normalise
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.patches import normalise_pixels

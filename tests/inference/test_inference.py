@@ -16,7 +16,9 @@ from PIL import Image
 import detailclip_jax
 from detailclip_jax.data.decoding import BadImage, decode
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.inference import batching
+from detailclip_jax.data.vocabularies import tokenizer_of
+from detailclip_jax.evaluation.embedder import Embedder
+from detailclip_jax.inference import batching, readout_maps
 from detailclip_jax.inference.batching import SHAPES
 from detailclip_jax.inference.model import Model, choose_weights, pixels
 from detailclip_jax.training import checkpoint, experiment
@@ -442,3 +444,52 @@ def test_a_method_of_a_dense_run_names_the_kind_of_run_that_has_it(name, kind):
         getattr(model, name)
     with pytest.raises(AttributeError, match="'Model' object has no attribute 'nothing'"):
         model.nothing  # noqa: B018
+
+
+def test_a_class_is_the_mean_of_its_prompts():
+    """From the definition, one prompt at a time, and as evaluation embeds classes."""
+    model, images = model_of(), make_images(3)
+    classes, templates = ["cat", ["dog", "puppy"]], ["a photo of a {}.", "a drawing of a {}.", "{}"]
+    scores = model.classify(images, classes, templates)
+    assert scores.shape == (3, 2) and scores.dtype == np.float32
+    prompts = [[t.replace("{}", name) for t in templates for name in names] for names in (["cat"], classes[1])]
+    means = [unit(np.mean([model.encode_text([text])[0] for text in texts], 0)) for texts in prompts]
+    np.testing.assert_allclose(scores, model.encode_image(images) @ np.stack(means).T, atol=2e-6)
+    embedder = Embedder(model.encode, tokenizer_of(model.config))
+    expected = model.encode_image(images) @ embedder.classes(model.params, prompts).T
+    np.testing.assert_allclose(scores, expected, atol=2e-6)
+    one = model.classify(images, ["a cat", "a dog"])
+    np.testing.assert_allclose(one, model.encode_image(images) @ model.encode_text(["a cat", "a dog"]).T, atol=2e-6)
+
+
+def test_classes_that_are_no_lists_of_names_are_refused():
+    model, images = model_of(), make_images(1)
+    with pytest.raises(TypeError, match=r"classes is a list.*'cat'"):
+        model.classify(images, "cat")
+    with pytest.raises(ValueError, match=r"classes \[1\] of 2 have no name"):
+        model.classify(images, ["cat", []])
+    with pytest.raises(ValueError, match="a photo"):
+        model.classify(images, ["cat"], ["a photo"])
+    with pytest.raises(ValueError, match="classify runs image"):
+        model_of("mae").classify(images, ["cat"])
+
+
+@pytest.mark.parametrize("readout", [None, "plain", "maskclip"])
+def test_patch_embeddings_are_those_of_the_map_of_texts(readout):
+    model, (image,) = model_of(), make_images(1)
+    patches = model.patch_embeddings([image, image[::-1]], readout)
+    assert patches.shape == (2, 4, 4, 64) and patches.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(patches, axis=-1), 1, rtol=1e-5)
+    encoder = readout_maps.readout_encoder(model.networks, model.config, readout or model.readout)
+    np.testing.assert_allclose(patches[:1], encoder(model.params, image[None]), atol=2e-6)
+    if readout == "plain":
+        projected = model.features([image]).patches @ np.asarray(model.params["image_projection"]["proj"]["kernel"])
+        np.testing.assert_allclose(patches[0], unit(projected[0]), atol=2e-5)
+
+
+def test_patch_embeddings_need_a_joint_space_and_a_known_readout():
+    assert model_of().patch_embeddings([]).shape == (0, 4, 4, 64)
+    with pytest.raises(ValueError, match="patch_embeddings runs image and image_projection"):
+        model_of("mae").patch_embeddings(make_images(1))
+    with pytest.raises(ValueError, match="naclip"):
+        model_of().patch_embeddings(make_images(1), "nacliip")

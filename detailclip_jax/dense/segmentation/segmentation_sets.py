@@ -165,7 +165,7 @@ def _check_masks(files: Files, root: pathlib.Path) -> None:
         )
 
 
-def black_and_white(found: SemanticSet) -> list[str]:
+def black_and_white(data_set: SemanticSet) -> list[str]:
     """Returns a warning, with the way out, if the masks of a set of your own hold 0 and 255 alone; looks at some."""
     if data_set.name not in (PAIRS, "folders") or len(data_set.classes) > 255:
         return []
