@@ -3,7 +3,6 @@
 import importlib
 import warnings
 from collections.abc import Callable
-from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -37,14 +36,14 @@ RENAMED = {  # former name: (present name, version that no longer has the former
 }
 
 
-class FormerModules(Loader):
+class FormerModules:
     """The last finder of `sys.meta_path`: imports a former module, whose names are those of the present one."""
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """Returns the spec of a former module; None for other names."""
-        former = name.startswith(PACKAGE) and name.removeprefix(PACKAGE) in RENAMED
-        return ModuleSpec(name, FormerModules()) if former else None
+        loader: Any = FormerModules()  # without the base class `importlib.abc.Loader`, whose import takes milliseconds
+        return ModuleSpec(name, loader) if name.startswith(PACKAGE) and name.removeprefix(PACKAGE) in RENAMED else None
 
     def create_module(self, spec: ModuleSpec) -> None:
         """Leaves it to Python to create the module."""

@@ -172,8 +172,10 @@ def test_python_runs_as_printed(place, checkout, request, monkeypatch, capsys):
     elif place.startswith("docs/adding_a_method.md"):
         assert printed == [pytest.approx(np.log1p(np.exp(-10)) + np.log(2), rel=1e-5)]
         assert names["method"].name == "siglip" and "logit_bias" in names["method"].networks
-    elif place.startswith("docs/python.md") and "batches" in names:
+    elif place == "docs/python.md, block 1":
         assert len(printed) == 3 and int(names["state"].step) == 3
+    elif place == "docs/python.md, block 2":
+        assert len(printed) >= 5 and (names["record"].hidden.mask != names["other"]).any()
     elif place.startswith("docs/python.md") and "detector" in names:
         assert len(names["found"].boxes) <= 6 and names["labels"].shape == (40, 56)
     elif place.startswith("docs/python.md"):

@@ -137,7 +137,9 @@ class Experiment(NamedTuple):
 
     def _step_values(self, state: TrainState, batch: Batch, mask: Any) -> tuple[StepValues, Batch, Removal | None]:
         values = self.values if int(state.step) < self.unmasked_from else self.unmasked_values
-        return values, *((batch, None) if mask is None else with_removed(batch, mask, values.method, self.mesh))
+        if mask is None:
+            return values, batch, None
+        return values, *with_removed(batch, mask, values.method, self.mesh)
 
     def combined_loss(self, params: Params, state: TrainState, batch: Batch) -> Any:
         """Computes eq. 10 of a step, see `train_step.combined_loss`; for gradients outside of a step."""

@@ -66,7 +66,7 @@ def test_the_package_does_nothing_when_it_is_imported():
         "print(*sorted(name for name in {*sys.modules} - before[1] if name.startswith('detailclip')))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert done.stdout.split() == ["detailclip_jax", "detailclip_jax.version"]
+    assert done.stdout.split() == ["detailclip_jax", "detailclip_jax.renamed", "detailclip_jax.version"]
 
 
 @pytest.mark.parametrize("module", [command.module for command in door.COMMANDS.values()])
