@@ -83,8 +83,8 @@ def with_mask(method: Method, removal: Removal | None) -> Method:
 
     def mask(targets: Any, views: Any, batch: Batch, keys: Keys) -> Hidden:
         chosen = jnp.moveaxis(batch[MASK], 1, 0)
-        own: Any = method.mask  # never None here, see `with_removed`
-        expected = jax.eval_shape(lambda: own(targets, views, batch, keys).mask).shape
+        choose: Any = method.mask  # returns no None here, see `with_removed`
+        expected = jax.eval_shape(lambda: choose(targets, views, batch, keys).mask).shape
         if chosen.shape != expected:
             raise ValueError(
                 f"mask has {chosen.shape[0]} views of {chosen.shape[2]} patches; method {method.name} removes patches "
