@@ -113,7 +113,9 @@ def test_with_fsdp_8_a_device_holds_at_most_a_seventh(size):
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_the_table_covers_every_array_of_every_row(method):
     exp = tiny_experiment(method)
-    places = sharding.shardings(exp.state_shapes, mesh.make_mesh(fsdp=4), sharding.rules(exp.method.networks))
+    places = sharding.shardings(
+        exp.state_shapes, mesh.make_mesh(fsdp=4), sharding.rules(exp.method.networks, exp.method.running)
+    )
     assert len(jax.tree.leaves(exp.state_shapes)) == len(jax.tree.leaves(places))
 
 
