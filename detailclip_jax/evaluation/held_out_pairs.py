@@ -65,7 +65,7 @@ def classification(setting: Setting, name: str = "held_out_classes") -> SetEvalu
     Also that of each class, see `class_accuracies`. Raises ValueError if the run has no held-out examples.
     """
     config, source = _examples(setting, name)
-    source = _having(lambda example: label_of({"label": -1, **example}) >= 0, source)
+    source = _having(lambda example: bool(label_of({"label": -1, **example}) >= 0), source)
     classes = class_names(config)
     data = LabelledSet(name, source, classes, data_fingerprint(source) if len(source) else "", None)
 
