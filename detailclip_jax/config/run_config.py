@@ -47,8 +47,10 @@ def check_fields(config: ConfigDict) -> None:
     for name, value in flatten(config.to_dict()).items():
         if declared := declaration(name):
             declared.check(name, value)
-        elif isinstance(value, int) and (problem := not_computable(value)):
-            raise ValueError(f"{name} {value} must {problem}")
+        elif isinstance(value, int | float) and (problem := not_computable(value)):
+            of_group = any(declaration(name.rsplit(".", depth)[0]) for depth in range(1, name.count(".") + 1))
+            if of_group or isinstance(value, int):  # a number of a user's own field may be infinite
+                raise ValueError(f"{name} {value} must {problem}")
 
 
 def load(spec: str) -> ConfigDict:

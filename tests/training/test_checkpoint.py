@@ -394,7 +394,7 @@ def test_load_of_an_older_step(saved_run):
 
 def test_a_config_with_an_unknown_field_is_of_another_version_and_no_other_step_is_named(tmp_path):
     stored = tiny_config().to_dict()
-    stored["model"]["window"] = 7
+    stored |= {"schema": 1, "model": {**stored["model"], "window": 7}}
     with closing(Checkpoints(tmp_path)) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, state_of(), {}, {"config": json.dumps(stored)})

@@ -459,7 +459,7 @@ class StoppedAt(Interrupt):
         self.step = step
 
     def reached(self):
-        if self._asked + 1 == self.step:
+        if self._num_checks + 1 == self.step:
             self.received = signal.SIGTERM
         return super().reached()
 
