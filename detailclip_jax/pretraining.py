@@ -69,11 +69,11 @@ def prepare(
         check_weights(config, written, workdir)
     evaluation.plan(config)
     source = open_source(config)
-    evaluation.check(config)
     tokenizer_of(config, config.data.keep_eot).check()
     config = run_config.resolve(config, len(source))
     built = experiment.build(config)
     config = built.config
+    evaluation.check(built.encode, config)
     caption_warnings: list[str] = []
     if built.method.has_text:
         samples = sample_of(source)

@@ -17,9 +17,7 @@ as far as `embedder.KEPT_BYTES` reach. Embeddings stay within a run: evaluators 
 import contextlib
 import dataclasses
 import functools
-import importlib
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,23 +39,17 @@ from detailclip_jax.evaluation.protocols import PROTOCOLS
 from detailclip_jax.evaluation.results import Outcome, Results, record
 from detailclip_jax.evaluation.subject import Subject
 from detailclip_jax.evaluation.tasks import KINDS, USUAL, Task, named, present, with_readouts
+from detailclip_jax.renamed import former_names
 from detailclip_jax.runtime.errors import EvaluatorError, Unmeasurable, unknown
 from detailclip_jax.runtime.processes import all_processes
 from detailclip_jax.runtime.progress import Console, Meter
 from detailclip_jax.types import Params
 
 EMBEDDINGS = "embeddings"  # subfolder of the results folder
-MOVED = dict.fromkeys(("EVALUATORS", "plan", "absent", "limited"), "tasks") | {"all_weights": "subject"}
 Evaluators = Mapping[str, Evaluator | Callable[[], Evaluator]]  # or what builds one, at its first call, and keeps it
 
 
-def __getattr__(name: str) -> Any:
-    """Names that stood here before; with a warning, until version 0.3."""
-    if name not in MOVED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__package__}.{MOVED[name]}")
-    warnings.warn(f"{__name__}.{name} is now {module.__name__}.{name}", DeprecationWarning, stacklevel=2)
-    return getattr(module, name)
+__getattr__ = former_names(__name__)
 
 
 def run(
@@ -167,13 +159,13 @@ def build_all(encode: Any, config: ConfigDict) -> dict[str, SetEvaluator]:
     return {name: build() for name, build in of_run(encode, config).items()}
 
 
-def check(config: ConfigDict) -> None:
-    """Opens the data of a run's evaluators, so that missing data are reported before training and not after it.
+def check(encode: Any, config: ConfigDict) -> None:
+    """Builds a run's evaluators, so that missing data are reported before training and not after it.
 
-    Opens nothing for a run that never evaluates. Raises MissingData, and ValueError for a set that the task cannot use.
+    Builds none for a run that never evaluates. Raises MissingData, and ValueError for a set that the task cannot use.
     """
     if config.evaluate_at_end or config.evaluate_every:
-        build_all(None, config)
+        build_all(encode, config)
 
 
 def run_all(

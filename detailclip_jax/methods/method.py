@@ -85,13 +85,18 @@ def uses(*names: str, **own: Network) -> Callable[[Callable], Part]:
 def networks_of(parts: Iterable[Callable]) -> dict[str, Network]:
     """Returns the networks of parts; a plain function has none.
 
-    Raises TypeError for `functools.partial`, which would hide those of its function.
+    Raises TypeError for `functools.partial`, which would hide those of its function, and ValueError for two networks of
+    one name and different kinds.
     """
     found: dict[str, Network] = {}
     for part in parts:
         if isinstance(part, functools.partial):
             raise TypeError(f"{part}: networks are declared around a partial: uses(...)(partial(...))")
-        found |= part.networks if isinstance(part, Part) else {}
+        networks = part.networks if isinstance(part, Part) else {}
+        for name in networks.keys() & found.keys():
+            if networks[name].kind != found[name].kind:
+                raise ValueError(f"two networks of the method have the name {name!r} and are of different kinds")
+        found |= networks
     return found
 
 

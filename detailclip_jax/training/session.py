@@ -50,7 +50,7 @@ class Contrast(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a kind of run (pretraining, segmentation) does at the places where the loop leaves it to the experiment.
+    """What a kind of run (pretraining, segmentation) does at the places where the loop leaves it to the task.
 
     The loop itself restores, steps, logs, saves and stops, and is the same for all of them.
     """

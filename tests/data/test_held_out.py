@@ -194,7 +194,7 @@ def test_a_run_without_held_out_examples_says_how_to_have_some(tmp_path):
     config.unlock()
     config.evaluators = {"held_out": {}}
     with pytest.raises(ValueError, match="the data have no held-out examples"):
-        evaluation.check(config)
+        evaluation.check(None, config)
 
 
 @pytest.mark.check

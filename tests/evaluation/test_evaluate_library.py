@@ -606,7 +606,7 @@ def test_a_run_evaluates_any_task_without_compiling_again(tmp_path):
     built, variables, _ = variables_of("detailclip")
     asked = {"data_dir": str(tmp_path), "num_examples": 9, "batch_size": 8}
     config = config_with({"zero_shot:toys": asked, "knn:toys": asked})
-    check(config)
+    check(None, config)
     weights = {"student": variables["params"]}
     first = run_all(built.encode, weights, config, step=1)
     assert {name.rpartition("/")[0] for name in first} == {"zero_shot:toys/student", "knn:toys/student"}
@@ -655,9 +655,9 @@ def test_a_wrong_evaluator_is_named_before_the_run(asked, message):
 def test_missing_data_of_an_evaluator_are_named_before_the_run():
     config = config_with({"zero_shot:pets": {"data_dir": "nowhere"}})
     with pytest.raises(MissingData, match="no data of 'pets'"):
-        check(config)
+        check(None, config)
     config.evaluate_at_end = False  # and evaluate_every is 0: nobody will look
-    check(config)
+    check(None, config)
 
 
 def test_other_data_without_the_drawings_is_one_message(tmp_path, monkeypatch):
