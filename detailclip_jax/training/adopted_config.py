@@ -59,8 +59,8 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     (source, brought), adopted = _origin(config, workdir), ConfigDict(config.to_dict())
     set_by_user = {name.partition("[")[0] for name in given}
     fields = [*OF_IMAGES, *(OF_PAIR if "text" in brought else ())]
-    others = {name: network for name, network in methods.build(source).networks.items() if name in brought}
-    fields += [field for name in sorted({*others} - {"image", "text", "decoder"}) for field in others[name].adopted]
+    known = NETWORKS | dict(methods.build(source).networks)
+    fields += [field for name in sorted({*brought} - {"image", "text", "decoder"}) for field in known[name].adopted]
     texts, brought = _text_origin(config, source, brought, workdir)
     own_sizes = "text" not in brought and config.model.size == sizes.CUSTOM
     if texts is source and not own_sizes:

@@ -83,4 +83,4 @@ def test_stored_runs_go_on_after_fields_were_added(stored, tmp_path):
         assert "R@1" in finished(NEWER, "evaluate", f"--checkpoint={folder / name}", *few, cache=tmp_path)
         to = "--to=safetensors", f"--out={tmp_path / name}.safetensors"
         finished(NEWER, "export", f"--checkpoint={folder / name}", *to, cache=tmp_path)
-        assert (tmp_path / f"{name}.safetensors").stat().st_size > 10**6
+        assert (tmp_path / f"{name}.safetensors").stat().st_size > 10**5
