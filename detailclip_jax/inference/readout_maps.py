@@ -21,7 +21,6 @@ from detailclip_jax.inference.windows import Axis, axis, combine, combine_shares
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.models import readouts
-from detailclip_jax.models.image_blocks import has_blocks
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.models.stacking import unstack
@@ -29,7 +28,6 @@ from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.types import Array, Float, Params
 
-DEFAULT_READOUT = "naclip"
 PUBLISHED_SIZE = 224  # image size of the models that the lengths below are for
 LONG_SIDE = 2048  # the longer side of a resized image is at most this
 
@@ -73,12 +71,8 @@ def check_readout(readout: str) -> None:
 
 
 def default_readout(config: ConfigDict) -> str:
-    """Returns the read-out of a model for which none was chosen on masks.
-
-    It is "plain" if the model has blocks that take patches to the joint space (dino.txt), which the others would read
-    past.
-    """
-    return "plain" if has_blocks(methods.build(config).networks) else DEFAULT_READOUT
+    """Returns the read-out of a model for which none was chosen on masks, see `Method.readout`."""
+    return methods.build(config).readout
 
 
 class ImageLayout(NamedTuple):

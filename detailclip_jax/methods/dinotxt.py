@@ -38,6 +38,7 @@ def dinotxt(config: ConfigDict) -> Method:
         )
     return Method(
         name="dinotxt",
+        readout="plain",  # the new blocks take patches to the joint space, and the others would read past them
         passes={"full": Pass("large", aligned)},
         encode_text=encode_text,
         heads=(embedding_head("full"),),

@@ -213,6 +213,7 @@ class Method:
     target_text: Callable[[Networks, Batch], Texts | None] = nothing
     score: Score | None = None
     weights: str = "ema"  # of evaluation and export by default: "ema" (the student's without a teacher) or "student"
+    readout: str = "naclip"  # of patches for words, where none was chosen on masks; see `models.readouts`
     masks_by_attention: bool = False  # whether `masking.strategy` chooses patches by the teacher's attention
     native: bool = False  # whether it also trains on images of any aspect, whose patches form no square
     continues: str = ""  # the method of a first run, from which this one goes on by `config.init`; "" for none

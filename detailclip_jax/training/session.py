@@ -31,6 +31,7 @@ MUCH_WAITING = 0.2  # share of the time spent waiting for data above which a war
 RUN_AHEAD = 2  # steps that may be queued on the device, so that the next batch is transferred during a step
 QUIET = 30.0, 1.0  # seconds without a progress line after which one is printed between two logs: else, on a terminal
 NEAR, LONG = 0.01, 100  # of ln(batch size); steps after the warm-up that a contrast stays as near, until a warning
+FEWEST_LOGS = 3  # logged values as near, for this warning
 PROFILE_AFTER = 5  # steps before a profile starts, so that it shows the steady state
 
 
@@ -102,6 +103,7 @@ class Session:
         self.counts: Callable[[], dict[str, int]] = dict  # of the data, over all processes; see `count_data`
         self._warned = False
         self._contrast = run.task.contrast(run)  # None once it has learnt, or was warned of
+        self._num_near = 0  # logged values of it near ln(batch size)
         self._pending: list[tuple[int, Mapping[str, Array]]] = []
         self._last: dict[str, float] = {}
         self._start = self._logged = self._saved = self.step = start
@@ -217,7 +219,9 @@ class Session:
         num_steps = step - max(watched.after, self._start)
         if abs(scalars[watched.term] - chance) > NEAR * chance:
             self._contrast = None
-        elif num_steps >= LONG:
+            return
+        self._num_near += 1
+        if num_steps >= LONG and self._num_near >= FEWEST_LOGS:
             self._contrast = None
             self.run.console.warn(
                 f"the loss {watched.term!r} has stayed within {NEAR:.0%} of ln({watched.batch_size}) = {chance:.2f} "
