@@ -477,7 +477,8 @@ class Model:
             try:
                 yield self.view(image)
             except BadImage as error:
-                raise BadImage(f"image {number}: {error}") from error
+                name = f", {image}" if isinstance(image, str | Path) else ""
+                raise BadImage(f"image {number}{name}: {error}") from error
 
     def _encoded(self, function: Any, rows: Iterable[Any], width: int) -> Float32[np.ndarray, "B E"]:
         batches = self._called(function, rows)
