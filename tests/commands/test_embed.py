@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -293,6 +294,7 @@ def test_an_interrupt_keeps_what_is_embedded(photos, monkeypatch, capsys, signal
     def add(meter, count, *notes):
         shown(meter, count, *notes)
         os.kill(os.getpid(), signal_number)
+        time.sleep(0.2)  # another thread may receive it first
 
     with monkeypatch.context() as patch:
         patch.setattr(embed_folder.Meter, "add", add)
@@ -309,7 +311,11 @@ def test_an_interrupt_keeps_what_is_embedded(photos, monkeypatch, capsys, signal
 
 
 def test_without_out_an_interrupt_says_that_nothing_is_kept(photos, monkeypatch, capsys):
-    monkeypatch.setattr(embed_folder.Meter, "add", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    def add(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)  # another thread may receive it first
+
+    monkeypatch.setattr(embed_folder.Meter, "add", add)
     assert run("--images=photos", "--query=a frog") == 130
     assert "interrupted; nothing is saved without --out" in capsys.readouterr().err
 

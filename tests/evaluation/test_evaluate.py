@@ -260,9 +260,9 @@ def test_without_another_artists_font_its_line_is_left_out_with_the_reason(tmp_p
     )
     assert "lacks their networks" not in text
     assert "Not measured: top-1, other artists' drawings: style 'noto' needs NotoColorEmoji.ttf" in text
-    for make in (lambda config: build_all(Fake(), config), run_evaluators.check):
+    for make in (build_all, run_evaluators.check):
         with pytest.raises(MissingData, match="apt-get install fonts-noto-color-emoji"):
-            make(sticker_config(**few))  # asked for by name
+            make(Fake(), sticker_config(**few))  # asked for by name
 
 
 def test_drawings_on_white_come_in_every_size_and_have_their_lines(tmp_path):
