@@ -178,11 +178,11 @@ def shapes(folder: Path) -> Texts:
             score = scores.get({"O v": "maskclip_bare"}.get(part, part))
             told = ["" if score is None else f"{100 * score:.1f}", f"{one['gain']:+.2f}", f"{one['inverted']:.0f} %"]
             cells.setdefault(part, []).extend(told)
-    head = ("mIoU", "own word, object minus ground", "inverted objects")
+    head = ("mIoU", "own word, object minus background", "inverted objects")
     columns = [f"{title}: {what}" for _, title in OF_SHAPES.values() for what in head]
     attended = "; ".join(
-        f"{title}: {parts[name]['attention']['from ground']:.0f} % of the attention of a patch of the ground, and "
-        f"{parts[name]['attention']['from objects']:.0f} % of that of a patch of an object"
+        f"{title}: a background patch gives objects {parts[name]['attention']['from background']:.0f} % of its "
+        f"attention, an object patch {parts[name]['attention']['from objects']:.0f} %"
         for name, (_, title) in OF_SHAPES.items()
     )
     share = parts["detail"]["objects"]

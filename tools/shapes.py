@@ -116,7 +116,7 @@ def measure(folder: Path, model: Model) -> dict[str, Any]:
         )
         found[name] = {"right": 100 * right.mean(), "gain": gains.mean(), "inverted": 100 * (gains < 0).mean()}
     shares = to_objects(model, images, objects)
-    found["attention"] = {"from objects": 100 * shares[objects].mean(), "from ground": 100 * shares[ground].mean()}
+    found["attention"] = {"from objects": 100 * shares[objects].mean(), "from background": 100 * shares[ground].mean()}
     found["objects"] = 100 * objects.mean()
     return found
 

@@ -112,7 +112,7 @@ def detection_figure(
     threshold: float = THRESHOLD,
     size: float = PANEL,
 ) -> Any:
-    """Images with boxes and masks: one row per entry of `rows`, such as the ground truth and several checkpoints.
+    """Draws images with boxes and masks; each entry of `rows` (the ground truth, a checkpoint) becomes a row.
 
         detection_figure(images, {"ground truth": truth, "upernet": detected}, classes).savefig("detection.png")
 

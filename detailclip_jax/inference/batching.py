@@ -61,8 +61,9 @@ def batch_sizes(count: int, shapes: Sequence[int] = SHAPES) -> list[int]:
         batch_sizes(40)     # [16, 16, 4, 4]: no row is padding
         batch_sizes(63)     # [64]
 
-    As many of the largest shape as fit, then of the next smaller one, and so on. What is left is padded to the first
-    sufficient shape if that wastes at most a sixth of `count`; the smallest shape takes any rest.
+    From the largest shape to the smallest, full batches of the shape are taken while enough rows remain. A rest that
+    exceeds the next smaller shape is padded to the shape if the padding is at most a sixth of `count`. At the smallest
+    shape, any rest is padded.
     """
     # A row of padding costs as much as an image, and a shape costs a compilation.  For 1 to 64 rows this adds 4 % of
     # padding on average, at most 16 %, in 1.6 programs; padding to 1, 8 or 64 adds 126 % in one program.
