@@ -130,6 +130,15 @@ DATA: Group = {
         "COSMOS: 2 + 6; FLAIR",
         int,
     ),
+    "negatives": Field(
+        0,
+        "false captions of an example, and false phrases of each of its regions, in arrays of their own; 0: none",
+        "ours; NegCLIP: 1, CE-CLIP: 4, FG-CLIP: 10",
+        range=FROM_0,
+    ),
+    "regions": Field(
+        0, "boxes of an example with a phrase each, drawn from those of its record; 0: none", "FG-CLIP: 4", range=FROM_0
+    ),
     "keep_eot": Field(
         True,
         "whether a truncated caption keeps its EOT token; False with CLIP's tokenizer only",

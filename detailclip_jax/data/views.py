@@ -7,7 +7,7 @@ are one map: the left side of the view is the first x of the box, also of a mirr
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ Box = tuple[int, int, int, int]  # xyxy, pixels of the image; x1 and y1 are excl
 Opened = Encoded | Decoded
 KINDS = ("random", "whole", "enclosing", "inside")  # in the order in which their boxes are drawn
 LARGE = "large"  # the crops that an enclosing crop contains; an inside crop lies in the first of them
+CLEAN = "clean"  # the crops that methods with several kinds compare with captions
 TRIES = 10
 REDUCING_GAP = 2.0  # in training; see `reduction_for`
 
@@ -87,6 +88,11 @@ def crops_from_config(crops: ConfigDict | Mapping[str, Any]) -> dict[str, Crop]:
                 f"{', '.join(f'{name} ({crop.kind})' for name, crop in sorted(found.items()))}"
             )
     return found
+
+
+def captioned_crop(crops: Container[str]) -> str:
+    """Returns the name of the crops that captions and phrases are compared with: "clean" where there are any."""
+    return CLEAN if CLEAN in crops else LARGE
 
 
 def _crop(name: str, fields: dict[str, Any]) -> Crop:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import methods
 from detailclip_jax.config import run_config, sizes
 from detailclip_jax.data.caption_rules import num_captions
+from detailclip_jax.data.views import captioned_crop
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods.encode import Encode, encoders
 from detailclip_jax.methods.method import Forward, Loss, Method
@@ -370,10 +371,32 @@ def dummy_batch(config: ConfigDict, size: int = 1, num_patches: int = 0) -> dict
     return {
         **(hidden if grids else {}),
         **drawn,
+        **_false_texts(config, size),
+        **_regions(config, size),
         "image": {name: jnp.zeros((size, c.count, *shapes[name]), jnp.uint8) for name, c in crops.items()},
         "box": {name: jnp.zeros((size, c.count, 4), jnp.float32) for name, c in crops.items()},
         "text": jnp.zeros((size, num_captions(config.data), config.model.context_length), jnp.int32),
         "label": jnp.zeros((size,), jnp.int32),
+    }
+
+
+def _false_texts(config: ConfigDict, size: int) -> dict[str, Array]:
+    shape = size, config.data.negatives
+    texts = jnp.zeros((*shape, config.model.context_length), jnp.int32)
+    return {"false": texts, "false_valid": jnp.zeros(shape, bool)} if config.data.negatives else {}
+
+
+def _regions(config: ConfigDict, size: int) -> dict[str, Array]:
+    data, crops = config.data, config.views.crops
+    if not data.regions:
+        return {}
+    views = size, crops[captioned_crop(crops)].count, data.regions
+    phrases = size, data.regions, 1 + data.negatives
+    return {
+        "regions": jnp.zeros((*views, 4), jnp.float32),
+        "regions_valid": jnp.zeros(views, bool),
+        "region_text": jnp.zeros((*phrases, config.model.context_length), jnp.int32),
+        "region_text_valid": jnp.zeros(phrases, bool),
     }
 
 
