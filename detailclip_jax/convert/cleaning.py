@@ -19,30 +19,25 @@ def slip(text: str) -> str:
         slip("Rio+%26+%3Cb%3Eme%3C%2Fb%3E+http%3A%2F%2Fx.org%2Fa+2010") == "Rio & me  2010"
     """
     text = urllib.parse.unquote(text).replace("+", " ")
-    return URLS.sub("", without_tags(text))
+    return URLS.sub("", remove_tags(text))
 
 
-def without_tags(text: str) -> str:
+def remove_tags(text: str) -> str:
     """Removes what the regular expression `<a.*?>|</a>|<b>|</b>|<i>|</i>` matches, in linear time.
 
     The expression searches from each "<a" for a ">" on the same line, which takes quadratic time if there is none.
     Every match ends at the first ">" after its start, so the text before each ">" can be processed separately.
     """
     *parts, rest = text.split(">")
-    return "".join(map(_without_tag, parts)) + rest
+    kept = []
+    for part in parts:
+        at = part.find("<a", part.rfind("\n") + 1)
+        tag = next((tag for tag in TAGS if part.endswith(tag)), None)
+        if at >= 0:
+            kept.append(part[:at])
+        else:
+            kept.append(f"{part}>" if tag is None else part.removesuffix(tag))
+    return "".join(kept) + rest
 
 
-def _without_tag(part: str) -> str:
-    """Removes the tag that ends at the ">" after this part, if any; otherwise appends the ">" again."""
-    at = part.find("<a", part.rfind("\n") + 1)
-    if at >= 0:
-        return part[:at]
-    return next((part.removesuffix(tag) for tag in TAGS if part.endswith(tag)), f"{part}>")
-
-
-def none(text: str) -> str:
-    """Returns the text unchanged."""
-    return text
-
-
-CLEANING: Mapping[str, Callable[[str], str]] = MappingProxyType({"none": none, "slip": slip})
+CLEANING: Mapping[str, Callable[[str], str]] = MappingProxyType({"none": str, "slip": slip})

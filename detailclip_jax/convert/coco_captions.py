@@ -22,19 +22,18 @@ FLICKR_FOLDERS = ("flickr30k-images", "flickr30k_images", "images")
 
 
 def rows_of(request: Request) -> Iterator[Row]:
-    """Yields the images of caption files or of Karpathy files; the content decides which kind a file is."""
+    """Yields the images of caption files or of Karpathy files; the content decides which kind a file is.
+
+    "flickr30k" has Karpathy files only.
+    """
     for path in request.paths:
         content = load(path)
-        yield from karpathy(content, path, request) if _is_karpathy(content) else captions(content, path)
-
-
-def karpathy_rows(request: Request) -> Iterator[Row]:
-    """Yields the images of Karpathy files."""
-    for path in request.paths:
-        content = load(path)
-        if not _is_karpathy(content):
+        if all(isinstance(image, dict) and image.keys() >= {"sentences", "split"} for image in content["images"][:1]):
+            yield from karpathy(content, path, request)
+        elif request.kind == "flickr30k":
             raise ValueError(f"{path} is not a Karpathy file: it has no images with sentences and a split")
-        yield from karpathy(content, path, request)
+        else:
+            yield from captions(content, path)
 
 
 def load(path: str) -> dict[str, Any]:
@@ -47,10 +46,6 @@ def load(path: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise ValueError(f"{path} has no list 'images'; expected captions_*.json or Karpathy's dataset_*.json")
     return content
-
-
-def _is_karpathy(content: dict[str, Any]) -> bool:
-    return all(isinstance(image, dict) and image.keys() >= {"sentences", "split"} for image in content["images"][:1])
 
 
 def captions(content: dict[str, Any], path: str) -> Iterator[Row]:
@@ -88,48 +83,35 @@ def _coco_places(name: str, folder: str) -> list[Place]:
 
 
 def karpathy(content: dict[str, Any], path: str, request: Request) -> Iterator[Row]:
-    """Yields the images of one split."""
-    wanted = subset_of(request)
+    """Yields the images of the requested splits: those of `--subset`, joined by "+", else the output's.
+
+    "train" includes COCO's "restval".
+    """
+    subset = subset_of(request)
+    splits = ("train", "restval") if subset == "train" else subset.split("+")
     try:
         for image in content["images"]:
-            if image.get("split") in wanted:
-                yield _karpathy_row(image)
+            if image.get("split") not in splits:
+                continue
+            name, folder = str(image.get("filename", "")), str(image.get("filepath", ""))
+            flickr = [(name,), *((f"{parent}/{name}",) for parent in FLICKR_FOLDERS)]
+            texts = [sentence.get("raw", "") for sentence in image.get("sentences", ())]
+            yield _row(str(image.get("cocoid", name)), _coco_places(name, folder) if folder else flickr, texts)
     except (AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not a Karpathy file: {error} in an image or sentence") from error
 
 
-def _karpathy_row(image: dict[str, Any]) -> Row:
-    name, folder = str(image.get("filename", "")), str(image.get("filepath", ""))
-    texts = [sentence.get("raw", "") for sentence in image.get("sentences", ())]
-    return _row(str(image.get("cocoid", name)), _coco_places(name, folder) if folder else _flickr_places(name), texts)
-
-
-def subset_of(request: Request) -> tuple[str, ...]:
-    """Returns the requested splits: those of `--subset`, joined by "+", else the output's.
-
-    "train" includes COCO's "restval".
-    """
-    wanted = request.options.subset or request.split
-    return ("train", "restval") if wanted == "train" else tuple(wanted.split("+"))
-
-
-def _flickr_places(name: str) -> list[Place]:
-    return [(name,), *((f"{folder}/{name}",) for folder in FLICKR_FOLDERS)]
-
-
 def dataset_of(request: Request) -> str:
     """Returns "coco-train2017" for captions_train2017.json, "coco-karpathy-train" for dataset_coco.json, else ""."""
+    if request.kind == "flickr30k":
+        return f"flickr30k-{subset_of(request)}"
     if len(request.paths) != 1:
         return ""
     if folder := _folder(request.paths[0], ""):
         return f"coco-{folder}"
-    return f"coco-karpathy-{_split(request)}" if "dataset_coco" in request.paths[0] else ""
+    return f"coco-karpathy-{subset_of(request)}" if "dataset_coco" in request.paths[0] else ""
 
 
-def flickr_dataset_of(request: Request) -> str:
-    """Returns "flickr30k-train" and the like."""
-    return f"flickr30k-{_split(request)}"
-
-
-def _split(request: Request) -> str:
+def subset_of(request: Request) -> str:
+    """Returns the split of a Karpathy file that a request names, by default that of the output."""
     return request.options.subset or request.split

@@ -77,8 +77,8 @@ def usual_captions(there: Collection[str]) -> tuple[str, ...]:
     return pair if pair == PAIR else tuple(name for name in CAPTION if name in there)[:1] or pair
 
 
-def _one(there: Sequence[str], given: str, usual: Sequence[str]) -> str | None:
-    return given or next((name for name in usual if name in there), None)
+def _one(there: Sequence[str], option: str, usual: Sequence[str]) -> str | None:
+    return option or next((name for name in usual if name in there), None)
 
 
 class WrongColumns(ValueError):

@@ -1,9 +1,9 @@
 """Reads a set that TensorFlow Datasets prepared as array_record; needs no TensorFlow."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from detailclip_jax.convert.examples import Raw, Reject
-from detailclip_jax.convert.job import Options, Plan, Request, Shard, limited, of_count
+from detailclip_jax.convert.job import PER_SHARD, Options, Plan, Request, Shard, limited
 from detailclip_jax.data.sources import BadRecord, TfdsRecords
 
 
@@ -14,7 +14,8 @@ def plan(request: Request) -> Plan:
     records = TfdsRecords(name, split)
     if missing := [column for column in request.options.caption_columns if column not in records.text_fields]:
         raise ValueError(f"{records.name} has no text {', '.join(missing)}; it has {', '.join(records.text_fields)}")
-    shards = of_count(split, name, len(records))
+    ranges = [(start, min(start + PER_SHARD, len(records))) for start in range(0, len(records), PER_SHARD)]
+    shards = [Shard(f"{split}#{start}", name, start, stop, weight=stop - start) for start, stop in ranges]
     return Plan(limited(shards, lambda shard: shard.stop - shard.start, request.options.limit))
 
 
@@ -22,15 +23,12 @@ def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
     """Yields the examples of a range; caption columns of the options are text fields, whose names are kept."""
     records = TfdsRecords(shard.path, shard.name.partition("#")[0])
     for index in range(shard.start, shard.stop):
-        yield _example(records, index, options.caption_columns)
-
-
-def _example(records: TfdsRecords, index: int, names: Sequence[str]) -> Raw | Reject:
-    try:
-        fields = records[index]
-    except BadRecord as error:
-        return Reject(f"{records.name}#{index}", "damaged record", str(error))
-    texts = {name: fields[name] for name in names}
-    captions = () if texts else tuple(fields["captions"])
-    key = str(fields["key"])
-    return Raw(key, fields["image"], captions, texts, fields["label"], match=key)
+        try:
+            fields = records[index]
+        except BadRecord as error:
+            yield Reject(f"{records.name}#{index}", "damaged record", str(error))
+            continue
+        texts = {name: fields[name] for name in options.caption_columns}
+        captions = () if texts else tuple(fields["captions"])
+        key = str(fields["key"])
+        yield Raw(key, fields["image"], captions, texts, fields["label"], match=key)

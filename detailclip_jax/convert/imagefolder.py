@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from detailclip_jax.convert import rows
 from detailclip_jax.convert.job import Options, Plan, Request
-from detailclip_jax.convert.limited_files import is_own
+from detailclip_jax.convert.limited_files import is_output
 from detailclip_jax.convert.rows import Row
 from detailclip_jax.data.images import NOT_READ, SUFFIXES
 from detailclip_jax.data.labelled import folders
@@ -36,7 +36,13 @@ def plan(request: Request) -> Plan:
             f"imagefolder {one} --split {splits[0]}"
         )
     classes = _classes(root)
-    _check_left_out(root, classes, request)
+    walk = Walk(root)
+    for name in folders.class_folders(root):
+        if name not in classes and _images(walk, name):
+            raise ValueError(
+                f"{root / name} has images and, from prepare, a set: its images would be left out; move the set "
+                f"({DATASET} and the files it lists) to another folder"
+            )
     return Plan(rows.chunked(request, _rows(root, classes, request.options)), classes)
 
 
@@ -52,23 +58,7 @@ def files(request: Request) -> Iterator[str]:
 
 def _classes(root: pathlib.Path) -> tuple[str, ...]:
     """Returns the names of the subfolders, without hidden ones and sets that `prepare` has written."""
-    return tuple(name for name in folders.class_folders(root) if not _is_set(root / name))
-
-
-def _is_set(folder: pathlib.Path) -> bool:
-    return (folder / DATASET).exists()
-
-
-def _check_left_out(root: pathlib.Path, classes: tuple[str, ...], request: Request) -> None:
-    """Raises ValueError if a subfolder that is no class has images: one with a prepared set in it."""
-    walk = Walk(root)
-    for name in folders.class_folders(root):
-        if name in classes or not _images(walk, name):
-            continue
-        raise ValueError(
-            f"{root / name} has images and, from prepare, a set: its images would be left out; move the set "
-            f"({DATASET} and the files it lists) to another folder"
-        )
+    return tuple(name for name in folders.class_folders(root) if not (root / name / DATASET).exists())
 
 
 def _rows(root: pathlib.Path, classes: tuple[str, ...], options: Options) -> Iterator[Row]:
@@ -89,7 +79,7 @@ def _images(walk: Walk, folder: str) -> list[str]:
     """
     files = walk.matching(("**" if folder else "*",), folder)
     shown = (name for name in files if not any(map(is_hidden, pathlib.PurePath(name).parts)))
-    images = (name for name in shown if name.lower().endswith(SUFFIXES + NOT_READ) and not is_own(walk.root / name))
+    images = (name for name in shown if name.lower().endswith(SUFFIXES + NOT_READ) and not is_output(walk.root / name))
     return sorted(images, key=pathlib.PurePath)
 
 

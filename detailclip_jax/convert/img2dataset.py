@@ -45,14 +45,20 @@ def plan(request: Request) -> Plan:
 def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
     """Yields the rows of a shard: those with images in their order, then those without."""
     if not is_file(_tar(shard.path)) and IMAGE in parquet.column_names(shard.path):
-        yield from _from_parquet(shard, options)
+        for row in _rows(shard, options, IMAGE):
+            key = f"{shard.name}/{row['key']}"
+            if row["status"] == SUCCESS and row[IMAGE]:
+                match = match_of(options.joined_by, str(row["key"]), f"{row['key']}.{IMAGE}", row)
+                yield _add_row(Raw(key, row[IMAGE], match=match), row, options)
+            else:
+                yield _missing(key, row)
         return
     rows = {str(row["key"]): row for row in _rows(shard, options)}
     for sample in webdataset.samples(_tar(shard.path)):
         row = rows.pop(sample.key, None)
         if row is not None:
-            yield _with_row(webdataset.example(sample, shard, options), row, options)
-    yield from (_absent(f"{shard.name}/{key}", row) for key, row in rows.items())
+            yield _add_row(webdataset.example(sample, shard, options), row, options)
+    yield from (_missing(f"{shard.name}/{key}", row) for key, row in rows.items())
 
 
 def _rows(shard: Shard, options: Options, *more: str) -> Iterator[dict[str, Any]]:
@@ -70,7 +76,7 @@ def _tar(path: str) -> str:
     return os.path.splitext(path)[0] + ".tar"
 
 
-def _with_row(example: Raw | Reject, row: dict[str, Any], options: Options) -> Raw | Reject:
+def _add_row(example: Raw | Reject, row: dict[str, Any], options: Options) -> Raw | Reject:
     """Returns the example with the captions and key of its row; a reject if one of them is no text."""
     if isinstance(example, Reject):
         return example
@@ -88,18 +94,8 @@ def _texts(row: dict[str, Any], options: Options) -> tuple[tuple[str, ...], Name
     return (tuple(several(next(iter(texts.values())))), {}) if len(texts) == 1 else ((), texts)
 
 
-def _absent(key: str, row: dict[str, Any]) -> Reject:
+def _missing(key: str, row: dict[str, Any]) -> Reject:
     status = str(row["status"])
     if status == SUCCESS:
         return Reject(key, "missing in tar")
     return Reject(key, status.replace("_", " "), str(row.get("error_message") or ""))
-
-
-def _from_parquet(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
-    for row in _rows(shard, options, IMAGE):
-        key = f"{shard.name}/{row['key']}"
-        if row["status"] == SUCCESS and row[IMAGE]:
-            match = match_of(options.joined_by, str(row["key"]), f"{row['key']}.{IMAGE}", row)
-            yield _with_row(Raw(key, row[IMAGE], match=match), row, options)
-        else:
-            yield _absent(key, row)

@@ -151,18 +151,11 @@ def load(work: str) -> Job:
     """Returns the plan of a work folder, as `save` wrote it."""
     fields = json.loads((pathlib.Path(work) / PLAN).read_text())
     shards = tuple(Shard(**shard) for shard in fields["shards"])
-    files, folders = _tuples(fields["files"]), _tuples(fields["folders"])
-    return Job(_request(fields["request"]), fields["num_shards"], shards, tuple(fields["classes"]), files, folders)
-
-
-def _request(fields: Mapping[str, Any]) -> Request:
-    options = {name: _plain(value) for name, value in fields["options"].items() if name not in DROPPED}
-    others = {name: _plain(value) for name, value in fields.items() if name != "options"}
-    return Request(**others, options=Options(**options))
-
-
-def _tuples(values: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Any, ...]]:
-    return {name: tuple(value) for name, value in values.items()}
+    files, folders = ({name: tuple(value) for name, value in fields[each].items()} for each in ("files", "folders"))
+    stored = fields["request"]
+    options = {name: _plain(value) for name, value in stored.pop("options").items() if name not in DROPPED}
+    request = Request(**{name: _plain(value) for name, value in stored.items()}, options=Options(**options))
+    return Job(request, fields["num_shards"], shards, tuple(fields["classes"]), files, folders)
 
 
 def _plain(value: Any) -> Any:
@@ -215,23 +208,12 @@ class Plan(NamedTuple):
 
 def of_files(paths: Sequence[str]) -> tuple[Shard, ...]:
     """Returns one shard per file, weighted by file size; its name is the path below the common folder, no suffix."""
-    folder = common_folder(paths)
-    return tuple(Shard(_name(path, folder), absolute(path), weight=_size(path)) for path in paths)
-
-
-def _size(path: str) -> int:
-    return remote_files.stamp(path).size if is_remote(path) else os.path.getsize(path)
-
-
-def _name(path: str, folder: str) -> str:
-    return pathlib.PurePath(os.path.relpath(path, folder)).with_suffix("").as_posix()
-
-
-def of_count(name: str, path: str, count: int) -> tuple[Shard, ...]:
-    """Divides the `count` examples of one path into ranges of up to `PER_SHARD`."""
-    starts = range(0, count, PER_SHARD)
-    stops = [min(start + PER_SHARD, count) for start in starts]
-    return tuple(Shard(f"{name}#{start}", path, start, stop, weight=stop - start) for start, stop in zip(starts, stops))
+    folder, shards = common_folder(paths), []
+    for path in paths:
+        name = pathlib.PurePath(os.path.relpath(path, folder)).with_suffix("").as_posix()
+        size = remote_files.stamp(path).size if is_remote(path) else os.path.getsize(path)
+        shards.append(Shard(name, absolute(path), weight=size))
+    return tuple(shards)
 
 
 def limited(shards: Iterable[Shard], count: Callable[[Shard], int], limit: int) -> tuple[Shard, ...]:

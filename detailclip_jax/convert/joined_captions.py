@@ -8,6 +8,7 @@ counts.
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import pathlib
@@ -40,8 +41,8 @@ from detailclip_jax.runtime.files import written_atomically
 Cells = Sequence[Any] | None  # of one row; None if the row cannot be read
 READERS: Mapping[str, Callable[[str, Sequence[str]], Iterable[Cells]]] = {
     ".parquet": parquet.cells,
-    ".csv": text_tables.csv_cells,
-    ".tsv": text_tables.tsv_cells,
+    ".csv": functools.partial(text_tables.separated_cells, text_tables.CSV),
+    ".tsv": functools.partial(text_tables.separated_cells, text_tables.TSV),
     ".jsonl": text_tables.jsonl_cells,
 }
 INDEX = "captions.sqlite"
@@ -62,18 +63,10 @@ SHOWN = 3  # keys of each side in a message
 
 def files(options: Options) -> list[str]:
     """Returns the caption files, sorted by name; FileNotFoundError for what is missing, ValueError for other files."""
-    found = expand(options.captions, tuple(ending for kind in READERS for ending in text_tables.endings(kind)))
-    for path in found:
+    paths = expand(options.captions, tuple(ending for kind in READERS for ending in text_tables.endings(kind)))
+    for path in paths:
         _reader(path)
-    return found
-
-
-def files_left(options: Options) -> list[str]:
-    """Returns the caption files, none if they were removed."""
-    try:
-        return files(options)
-    except FileNotFoundError:
-        return []
+    return paths
 
 
 def named_columns(options: Options) -> dict[str, list[str]]:
@@ -86,8 +79,8 @@ def named_columns(options: Options) -> dict[str, list[str]]:
 
 def check_options(options: Options) -> None:
     """Raises ValueError if the three flags of a join are not given together, or a name of a caption is not allowed."""
-    given = {"": options.captions, "-key": options.captions_key, "-columns": options.captions_columns}
-    if missing := [f"--captions{end}" for end, value in given.items() if any(given.values()) and not value]:
+    flags = {"": options.captions, "-key": options.captions_key, "-columns": options.captions_columns}
+    if missing := [f"--captions{end}" for end, value in flags.items() if any(flags.values()) and not value]:
         raise ValueError(
             f"{' and '.join(missing)} missing: a join takes --captions DIR_OR_FILE --captions-key KEY[=COLUMN] "
             "--captions-columns NAME[=COLUMN],..."
@@ -112,38 +105,37 @@ def build(request: Request, tell: Callable[[int], None]) -> None:
     path = request.work / INDEX
     if not request.options.captions or path.exists():
         return
-    with written_atomically(path, partial_of(path)) as partial:
-        try:
-            with contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as database:
-                _fill(database, request.options, tell)
-        except sqlite3.Error as error:
-            raise OSError(f"{path} cannot be written: {error}") from error
-
-
-def _fill(database: sqlite3.Connection, options: Options, tell: Callable[[int], None]) -> None:
-    for pragma in PRAGMAS:
-        database.execute(f"PRAGMA {pragma}")
-    database.execute("CREATE TABLE captions (digest INTEGER, key TEXT, texts BLOB, folder TEXT)")
-    database.execute("CREATE TABLE counts (num_rows INTEGER, doubled INTEGER, unusable INTEGER)")
-    num, unusable, rows = 0, 0, _rows(options)
-    database.execute("BEGIN")
-    while batch := list(itertools.islice(rows, BATCH)):
-        usable = [row for row in batch if row]
-        database.executemany("INSERT INTO captions VALUES (?, ?, ?, ?)", usable)
-        num, unusable = num + len(batch), unusable + len(batch) - len(usable)
-        tell(num)
-    database.execute("COMMIT")
-    database.execute("CREATE INDEX by_digest ON captions (digest)")
-    if options.joined_by == "file" and (found := database.execute(AMBIGUOUS).fetchone()):
-        name, *folders = found
-        column = columns.sides(options.captions_key)[1]
-        raise ValueError(
-            f"--captions-key {options.captions_key}: --captions has different captions for the file name {name!r} in "
-            f"two folders, {' and '.join(repr(f'{folder}{name}') for folder in folders)}; give --captions-key "
-            f"path={column}, which also compares the folders"
-        )
-    doubled = num - unusable - database.execute(NUM_KEYS).fetchone()[0]
-    database.execute("INSERT INTO counts VALUES (?, ?, ?)", (num, doubled, unusable))
+    options = request.options
+    try:
+        with (
+            written_atomically(path, partial_of(path)) as partial,
+            contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as database,
+        ):
+            for pragma in PRAGMAS:
+                database.execute(f"PRAGMA {pragma}")
+            database.execute("CREATE TABLE captions (digest INTEGER, key TEXT, texts BLOB, folder TEXT)")
+            database.execute("CREATE TABLE counts (num_rows INTEGER, doubled INTEGER, unusable INTEGER)")
+            num, unusable, rows = 0, 0, _rows(options)
+            database.execute("BEGIN")
+            while batch := list(itertools.islice(rows, BATCH)):
+                usable = [row for row in batch if row]
+                database.executemany("INSERT INTO captions VALUES (?, ?, ?, ?)", usable)
+                num, unusable = num + len(batch), unusable + len(batch) - len(usable)
+                tell(num)
+            database.execute("COMMIT")
+            database.execute("CREATE INDEX by_digest ON captions (digest)")
+            if options.joined_by == "file" and (ambiguous := database.execute(AMBIGUOUS).fetchone()):
+                name, *folders = ambiguous
+                column = columns.sides(options.captions_key)[1]
+                raise ValueError(
+                    f"--captions-key {options.captions_key}: --captions has different captions for the file name "
+                    f"{name!r} in two folders, {' and '.join(repr(f'{folder}{name}') for folder in folders)}; give "
+                    f"--captions-key path={column}, which also compares the folders"
+                )
+            doubled = num - unusable - database.execute(NUM_KEYS).fetchone()[0]
+            database.execute("INSERT INTO counts VALUES (?, ?, ?)", (num, doubled, unusable))
+    except sqlite3.Error as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def _rows(options: Options) -> Iterator[tuple[int, str, bytes, str] | None]:
@@ -191,20 +183,13 @@ def _row(
     if not key:
         return None
     texts = [_texts(cell, path, name) for cell, name in zip(cells[1:], wanted[1:])]
-    named = texts if len(texts) == len(sizes) else list(_grouped(texts, sizes))
-    return digest_of(key) - 2**63, key, msgpack.packb(named) or b"", folder
-
-
-def _grouped(texts: Iterable[str | list[str]], sizes: Iterable[int]) -> Iterator[str | list[str]]:
-    """Yields the texts of each caption: one column as it is, several in one list."""
-    left = iter(texts)
-    for size in sizes:
-        columns = list(itertools.islice(left, size))
-        yield (
-            columns[0]
-            if size == 1
-            else [text for each in columns for text in ([each] if isinstance(each, str) else each)]
-        )
+    if len(texts) > len(sizes):  # several columns of a caption become one list
+        cells_left = iter(texts)
+        groups = [list(itertools.islice(cells_left, size)) for size in sizes]
+        texts = [
+            group[0] if len(group) == 1 else [text for each in group for text in several(each)] for group in groups
+        ]
+    return digest_of(key) - 2**63, key, msgpack.packb(texts) or b"", folder
 
 
 def _key(cell: Any, path: str, column: str) -> str:
@@ -229,7 +214,7 @@ def _texts(cell: Any, path: str, column: str) -> str | list[str]:
 
 
 def _text(cell: Any, path: str, column: str) -> str:
-    """Returns a caption, cut behind the character at which `shard.cleaned` cuts; it counts these captions."""
+    """Returns a caption, cut behind the character at which `shard.clean` cuts; it counts these captions."""
     if isinstance(cell, str):
         return valid_text(cell[: MAX_CHARACTERS + 1])
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
@@ -264,33 +249,31 @@ class Joined:
         if isinstance(item, Reject):
             return item
         key = escaped(item.match)
-        found = self._row(key, item.texts) if key else None
-        self.num_matched += found is not None
-        self.num_unmatched += found is None
+        row = self._row(key, item.texts) if key else None
+        self.num_matched += row is not None
+        self.num_unmatched += row is None
         self.fields = self.fields or item.fields
-        if found is None and len(self.unmatched) < SHOWN:
+        if row is None and len(self.unmatched) < SHOWN:
             self.unmatched.append(key)
-        raw = item if found is None else item.named(found)
+        raw = item if row is None else item.named(row)
         if not any(text.strip() for text in raw.all_captions):
-            return Reject(
-                item.key, "no caption", f"{'no' if found is None else 'a blank'} row in --captions for {key!r}"
-            )
+            return Reject(item.key, "no caption", f"{'no' if row is None else 'a blank'} row in --captions for {key!r}")
         return raw
 
-    def _row(self, key: str, own: Named) -> list[tuple[str, str | list[str]]] | None:
-        """Returns the captions of a key, but for blank ones that the image has of its `own`; None without a row."""
+    def _row(self, key: str, present: Named) -> list[tuple[str, str | list[str]]] | None:
+        """Returns the captions of a key, but for blank ones that are `present` in the image; None without a row."""
         keys = (before + key for before in self._before)
         try:
             rows = (self._database.execute(FIRST, (digest_of(each) - 2**63, each)).fetchone() for each in keys)
-            found = next(filter(None, rows), None)
+            row = next(filter(None, rows), None)
         except sqlite3.Error as error:
             raise OSError(f"the index of --captions cannot be read: {error}; repeat the command") from error
-        if found is None:
+        if row is None:
             return None
-        number, texts = found
+        number, texts = row
         self.used.add(number)
         named = zip(self._names, msgpack.unpackb(texts))
-        return [(name, texts) for name, texts in named if name not in own or any(map(str.strip, several(texts)))]
+        return [(name, texts) for name, texts in named if name not in present or any(map(str.strip, several(texts)))]
 
     @property
     def report(self) -> dict[str, Any]:
@@ -330,8 +313,8 @@ def total(
             used[np.load(file)] = True
         unused = num - unusable - doubled - int(used.sum())
         others = np.flatnonzero(~used[1:]) + 1 if unused else ()
-        found = itertools.chain.from_iterable(database.execute(KEY, (int(number),)) for number in others)
-        keys = [key for (key,) in itertools.islice(found, SHOWN)]
+        unmatched = itertools.chain.from_iterable(database.execute(KEY, (int(number),)) for number in others)
+        keys = [key for (key,) in itertools.islice(unmatched, SHOWN)]
     images = {name: sum(each[name] for each in joined) for name in ("matched", "unmatched")}
     first = list(itertools.chain.from_iterable(each["first_unmatched"] for each in joined))[:SHOWN]
     rows = {"rows": num, "doubled": doubled, "unusable": unusable, "unused": unused}

@@ -5,7 +5,6 @@ import contextlib
 import glob
 import gzip
 import io
-import itertools
 import json
 import lzma
 import os
@@ -30,20 +29,12 @@ STREAM_ERRORS = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)  # rais
 READ_ERRORS = (*STREAM_ERRORS, OSError, ValueError)
 
 
-def is_compressed(path: str | os.PathLike) -> bool:
-    """Returns whether a file's name ends in .gz, .tgz, .bz2 or .xz."""
-    return pathlib.Path(path).suffix in COMPRESSED
-
-
 @contextlib.contextmanager
 def open_bytes(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """Context manager that opens a file, or a URL, for reading; by its suffix it is decompressed."""
-    with open_plain(path) as file:
-        if not is_compressed(path):
-            yield file
-            return
-        with COMPRESSED[pathlib.Path(path).suffix](file) as unpacked:
-            yield unpacked
+    unpack = COMPRESSED.get(pathlib.Path(path).suffix, contextlib.nullcontext)
+    with open_plain(path) as file, unpack(file) as unpacked:
+        yield unpacked
 
 
 def open_plain(path: str | os.PathLike) -> io.BufferedReader:
@@ -143,29 +134,28 @@ def expand(paths: Sequence[str], suffixes: Iterable[str]) -> list[str]:
     """Returns files sorted by name: those with one of the suffixes from each folder, those that match each pattern.
 
     In a pattern {00000..00331} stands for the numbers in between.
-    Hidden files in a folder, and those that `prepare` has written (`is_own`), are left out.  `remote_files.expand`
+    Hidden files in a folder, and those that `prepare` has written (`is_output`), are left out.  `remote_files.expand`
     expands URLs.
     Raises FileNotFoundError that names what is missing, and ValueError for a folder that cannot be listed.
     """
-    return sorted({file for path in paths for file in _expand_one(path, tuple(suffixes))})
-
-
-def _expand_one(path: str, suffixes: tuple[str, ...]) -> list[str]:
-    if is_remote(path):
-        return remote_files.expand(path, suffixes)
-    if os.path.isdir(path):
-        walk = Walk(pathlib.Path(path))
-        files = [os.path.join(path, name) for name in walk.files() if name.endswith(suffixes)]
-        if walk.left_out:
-            raise ValueError(
-                f"{path!r} cannot be read whole: {'; '.join(walk.left_out.values())}; correct this, or name the files"
-            )
-        found = [file for file in files if not is_own(pathlib.Path(file))]
-        return found or _missing(f"{path!r} has no file that ends in {' or '.join(suffixes)}")
-    if os.path.exists(path):
-        return [path]
-    found = (glob.glob(each) or _missing(f"{each!r} does not exist") for each in remote_files.numbered(path))
-    return [*itertools.chain.from_iterable(found)]
+    suffixes, files = tuple(suffixes), set()
+    for path in paths:
+        if is_remote(path):
+            files.update(remote_files.expand(path, suffixes))
+        elif os.path.isdir(path):
+            walk = Walk(pathlib.Path(path))
+            names = [name for name in walk.files() if name.endswith(suffixes)]
+            if walk.left_out:
+                reasons = "; ".join(walk.left_out.values())
+                raise ValueError(f"{path!r} cannot be read whole: {reasons}; correct this, or name the files")
+            below = [os.path.join(path, name) for name in names if not is_output(walk.root / name)]
+            files.update(below or _missing(f"{path!r} has no file that ends in {' or '.join(suffixes)}"))
+        elif os.path.exists(path):
+            files.add(path)
+        else:
+            for pattern in remote_files.numbered(path):
+                files.update(glob.glob(pattern) or _missing(f"{pattern!r} does not exist"))
+    return sorted(files)
 
 
 def is_file(path: str) -> bool:
@@ -179,7 +169,7 @@ def is_file(path: str) -> bool:
         return False
 
 
-def is_own(path: pathlib.Path) -> bool:
+def is_output(path: pathlib.Path) -> bool:
     """Returns whether `prepare` has written a file: a list of rejects, or a figure of `stats` beside its set.
 
     A list of rejects has lines of JSON lists, or none; a row of a jsonl table is a JSON object.

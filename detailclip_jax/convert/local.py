@@ -48,7 +48,7 @@ def _convert(job: Job, workers: int, console: Console) -> None:
         if workers == 1 or len(todo) <= 1:
             _in_turn(job, todo, progress, unread)
         else:
-            _at_once(job, todo, progress, unread, min(workers, len(todo)))
+            _in_processes(job, todo, progress, unread, min(workers, len(todo)))
     progress.end()
     if asked.received is not None:
         raise signals.Stopped(asked.received)
@@ -95,7 +95,7 @@ def _in_turn(job: Job, todo: Sequence[int], progress: "Progress", unread: Unread
             unread.add(error)
 
 
-def _at_once(job: Job, todo: Sequence[int], progress: "Progress", unread: Unread, workers: int) -> None:
+def _in_processes(job: Job, todo: Sequence[int], progress: "Progress", unread: Unread, workers: int) -> None:
     context = multiprocessing.get_context("spawn")  # fork is unsafe with threads
     counts, others = [context.Value("q", 0) for _ in range(3)], multiprocessing.active_children()
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, _init_worker, (counts, os.getpid()))
@@ -203,7 +203,7 @@ class Progress:
     def show(self) -> None:
         """Shows the line if enough time has passed since the last one."""
         now = time.monotonic()
-        if now - self._shown >= (EVERY_PLAIN if self._console.width is None else EVERY):
+        if now - self._shown >= seconds_between_lines(self._console):
             self._shown = now
             self._console.live(self.line(now - self._start))
 
@@ -225,13 +225,18 @@ class Progress:
         )
 
 
+def seconds_between_lines(console: Console) -> float:
+    """Returns the time between lines of progress: longer where no line replaces the one before."""
+    return EVERY_PLAIN if console.width is None else EVERY
+
+
 def at_times(console: Console) -> Callable[[str], None]:
     """Returns a function that shows a line if enough time has passed since the last one."""
     shown = time.monotonic()
 
     def show(line: str) -> None:
         nonlocal shown
-        if time.monotonic() - shown >= (EVERY_PLAIN if console.width is None else EVERY):
+        if time.monotonic() - shown >= seconds_between_lines(console):
             shown = time.monotonic()
             console.live(line)
 
@@ -244,7 +249,7 @@ def planning(request: Request, console: Console) -> Iterator[None]:
     stop, start = threading.Event(), time.monotonic()
 
     def tell() -> None:
-        while not stop.wait(EVERY_PLAIN if console.width is None else EVERY):
+        while not stop.wait(seconds_between_lines(console)):
             num_rows = PER_SHARD * len(list(request.work.glob("rows-*")))
             console.live(f"plan {num_rows:,} examples | {duration(time.monotonic() - start)}")
 

@@ -54,14 +54,6 @@ def column_names(path: str) -> list[str]:
         return list(file.schema_arrow.names)
 
 
-def largest_chunk(file: Any, names: Sequence[str]) -> int:
-    """Returns the uncompressed bytes of the columns' largest chunk."""
-    groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
-    wanted = (chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in names)
-    return max((chunk.total_uncompressed_size for chunk in wanted), default=0)
-
-
 def num_rows(path: str) -> int:
     """Returns the number of rows of a file, from its footer."""
     with parquet_file(path) as file:
@@ -110,8 +102,11 @@ def rows(path: str, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
 def _batches(path: str, names: Sequence[str], most: int) -> Iterator[Any]:
     """Yields a file's pyarrow batches of up to `most` rows."""
     with parquet_file(path) as file:
-        # one value may fill a chunk, and every row may repeat it
-        rows_at_once = max(1, min(most, MAX_BYTES // max(largest_chunk(file, names), 1)))
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+        sizes = [c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] in names]
+        # one value may fill the largest chunk, and every row may repeat it
+        rows_at_once = max(1, min(most, MAX_BYTES // max([1, *sizes])))
         for group in range(file.num_row_groups):  # pyarrow keeps what it has read until the end of an iteration
             yield from file.iter_batches(batch_size=rows_at_once, row_groups=[group], columns=list(names))
 

@@ -7,6 +7,7 @@ line.  Images that a table names in a folder are not compared.
 """
 
 import collections
+import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -46,8 +47,8 @@ def begin(request: Request, num_shards: int = 0) -> Job:
         shutil.rmtree(request.work, ignore_errors=True)
         _refuse_finished(request, record)
     if (request.work / PLAN).exists():
-        return _resumed(request, num_shards)
-    return _planned(request, num_shards)
+        return _resume(request, num_shards)
+    return _plan(request, num_shards)
 
 
 def refuse_finished(request: Request) -> None:
@@ -80,7 +81,7 @@ def _refuse_finished(request: Request, record: dict[str, Any]) -> NoReturn:
     )
 
 
-def _resumed(request: Request, num_shards: int) -> Job:
+def _resume(request: Request, num_shards: int) -> Job:
     """Returns the job that an earlier run left, without the files that it was writing when it was killed.
 
     If that run finished no shard, and the request or its source has changed since, the job is planned anew.
@@ -91,7 +92,7 @@ def _resumed(request: Request, num_shards: int) -> Job:
         others.append(f"shards: {job.num_shards} before, {now} now")
     changed = "" if others else _changed(request, job.files, job.folders)
     if (others or changed) and not shards_of(request.out, request.split):
-        return _planned_anew(request, num_shards)
+        return _plan_anew(request, num_shards)
     if others:
         _check_source(request)
         raise ValueError(
@@ -131,13 +132,13 @@ def _written(request: Request) -> str:
     return f"{request.work} and {request.out}/{request.split}-*.arrayrecord"
 
 
-def _planned_anew(request: Request, num_shards: int) -> Job:
+def _plan_anew(request: Request, num_shards: int) -> Job:
     """Plans a job in place of another one, which is back if that fails: it may have taken hours."""
     before = request.work.with_name(f"{request.work.name}.before")
     shutil.rmtree(before, ignore_errors=True)
     request.work.rename(before)
     try:
-        job = _planned(request, num_shards)
+        job = _plan(request, num_shards)
     except BaseException:
         before.rename(request.work)
         raise
@@ -145,7 +146,7 @@ def _planned_anew(request: Request, num_shards: int) -> Job:
     return job
 
 
-def _planned(request: Request, num_shards: int) -> Job:
+def _plan(request: Request, num_shards: int) -> Job:
     if foreign := shards_of(request.out, request.split):
         raise ValueError(
             f"{foreign[0]} already exists, and was not written by this command; choose another --out or --split"
@@ -155,11 +156,16 @@ def _planned(request: Request, num_shards: int) -> Job:
         request.work.mkdir(parents=True)
         source = source_of(request.kind)
         joined_captions.files(request.options)  # reports missing files before planning, which may take minutes
-        folders = listings(request, source.files)  # before the plan: what changes while it is made is noticed
+        # before the plan: what changes while it is made is noticed
+        paths = [absolute(path) for path in request.paths if not os.path.isfile(path)]
+        listings = {path: listing(path, request, source.files) for path in paths}
+        folders = {path: each for path, each in listings.items() if each.num_files}
         plan = source.plan(request)
         if not plan.shards:
             raise ValueError(f"{request.kind} {' '.join(request.paths)}: the source has no example")
-        _check_names(plan.shards)
+        names = collections.Counter(shard.name for shard in plan.shards)
+        if twice := sorted(name for name, count in names.items() if count > 1):
+            raise ValueError(f"several input shards have the name {', '.join(twice[:5])}; rename them")
         count, files = _limited(num_shards, plan.shards), stamps(request, plan.shards)
         job = Job(request, count, plan.shards, plan.classes, files, folders)
         jobs.save(job)
@@ -168,12 +174,6 @@ def _planned(request: Request, num_shards: int) -> Job:
 
 def _limited(num_shards: int, shards: tuple[Shard, ...]) -> int:
     return min(num_shards or MAX_SHARDS, len(shards))
-
-
-def _check_names(shards: tuple[Shard, ...]) -> None:
-    names = collections.Counter(shard.name for shard in shards)
-    if twice := sorted(name for name, count in names.items() if count > 1):
-        raise ValueError(f"several input shards have the name {', '.join(twice[:5])}; rename them")
 
 
 Files = Callable[[Request], Iterable[str]]  # the paths that a source reads for a request, see `sources.Source`
@@ -187,21 +187,13 @@ class Listing(NamedTuple):
     digest: str
 
 
-def listings(request: Request, files: Files) -> dict[str, Listing]:
-    """Returns the listings of a request's folders and patterns by their absolute paths, without those of no file."""
-    paths = [absolute(path) for path in request.paths if not os.path.isfile(path)]
-    found = {path: listing(path, request, files) for path in paths}
-    return {path: listed for path, listed in found.items() if listed.num_files}
-
-
 def listing(path: str, request: Request, files: Files) -> Listing:
     """Returns the listing of a folder, with names relative to it, or of a pattern; both have no file if missing."""
-    try:
-        found = [*files(dataclasses.replace(request, paths=(path,)))]
-    except FileNotFoundError:
-        found = []
+    paths: list[str] = []
+    with contextlib.suppress(FileNotFoundError):
+        paths = [*files(dataclasses.replace(request, paths=(path,)))]
     folder = path if os.path.isdir(path) else ""
-    names = sorted({os.path.relpath(file, folder) for file in found} if folder else found)
+    names = sorted({os.path.relpath(each, folder) for each in paths} if folder else paths)
     digest = hashlib.sha256()
     for name in names:
         size, time = stamp(os.path.join(folder, name))
@@ -212,7 +204,7 @@ def listing(path: str, request: Request, files: Files) -> Listing:
 def stamps(request: Request, shards: Iterable[Shard]) -> dict[str, tuple[int, int | str]]:
     """Returns the stamps of the files that a request names, and of the files of its shards.
 
-    URLs of the request belong to its `listings`.
+    URLs of the request have listings.
     """
     matching = (file for path in request.paths if not is_remote(path) for file in glob.glob(path) or [path])
     named = (*matching, *request.options.ids, request.options.images, *joined_captions.files(request.options))
@@ -239,15 +231,16 @@ def difference(
     stamped: Mapping[str, Sequence[int | str]],
     listed: Mapping[str, Sequence[int | str]],
 ) -> str:
-    """Says which file or folder has changed since `stamps` and `listings`, or returns "".
+    """Says which file or folder has changed since it was `stamped` or `listed`, or returns "".
 
     Files, and folders with all their files, that are not there any more count as unchanged: a source may be removed.
     """
     for path, before in stamped.items():
         if is_file(path) and stamp(path) != tuple(before):
             return f"{path} has changed (size or {'version' if is_remote(path) else 'modification time'})"
-    if new := sorted(set(joined_captions.files_left(request.options)) - {*stamped}):
-        return f"{new[0]} is a new file of --captions"
+    with contextlib.suppress(FileNotFoundError):  # of captions that were removed
+        if new := sorted(set(joined_captions.files(request.options)) - {*stamped}):
+            return f"{new[0]} is a new file of --captions"
     for path, before in listed.items():
         now = listing(path, request, files)
         if now.num_files and now != tuple(before):

@@ -67,13 +67,14 @@ def finish(job: Job, min_matched: float = 0) -> dict[str, Any]:
     if job.request.options.captions:
         joined = joined_captions.total(job.request, reports, map(job.used, range(job.num_shards)))
         joined_captions.check(job.request, joined, min_matched)
-    record = _split_record(job, reports, rejected) | {
-        "first_rejected": first,
-        "cut_captions": sum(report["cut_captions"] for report in reports),
-    }
-    record |= {"joined": joined} if joined else {}
+    record = _split_record(job, reports, rejected, first) | ({"joined": joined} if joined else {})
     if record["num_examples"]:
-        _enter(job, record)
+        path = pathlib.Path(job.request.out) / DATASET
+        with alone(path.with_name(f".lock-{DATASET}"), wait=True):  # a run of another split may do the same
+            splits = load(job.request.out)["splits"] if path.exists() else {}
+            splits[job.request.split] = record
+            content = {"format": FORMAT, "schema": SCHEMA, "splits": dict(sorted(splits.items()))}
+            write_json(path, content, job.request.work)
     else:
         for number in range(job.num_shards):
             job.output(number).unlink(missing_ok=True)
@@ -87,17 +88,9 @@ def finish(job: Job, min_matched: float = 0) -> dict[str, Any]:
     return record
 
 
-def _enter(job: Job, record: dict[str, Any]) -> None:
-    """Adds the split to dataset.json under a lock, since a run of another split may do the same."""
-    path = pathlib.Path(job.request.out) / DATASET
-    with alone(path.with_name(f".lock-{DATASET}"), wait=True):
-        splits = load(job.request.out)["splits"] if path.exists() else {}
-        splits[job.request.split] = record
-        content = {"format": FORMAT, "schema": SCHEMA, "splits": dict(sorted(splits.items()))}
-        write_json(path, content, job.request.work)
-
-
-def _split_record(job: Job, reports: list[dict[str, Any]], rejected: dict[str, int]) -> dict[str, Any]:
+def _split_record(
+    job: Job, reports: Sequence[dict[str, Any]], rejected: dict[str, int], first: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
     request, shards = job.request, [report["shard"] for report in reports]
     known = KNOWN.get(request.dataset)
     return {
@@ -115,6 +108,8 @@ def _split_record(job: Job, reports: list[dict[str, Any]], rejected: dict[str, i
         "classes": job.classes,
         "shards": shards,
         "statistics": statistics.ordered(statistics.total(report["statistics"] for report in reports)),
+        "first_rejected": first,
+        "cut_captions": sum(report["cut_captions"] for report in reports),
     }
 
 

@@ -108,18 +108,18 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
         ),
         "flickr30k": _table(
             "Karpathy's dataset_flickr30k.json: FILE --images DIR_OR_FILE",
-            coco_captions.karpathy_rows,
+            coco_captions.rows_of,
             images=True,
-            dataset=coco_captions.flickr_dataset_of,
+            dataset=coco_captions.dataset_of,
         ),
         "csv": _table(
             "image path and captions per row: FILE ... [--images DIR_OR_FILE]",
-            text_tables.csv_rows,
+            functools.partial(text_tables.separated_rows, text_tables.CSV),
             files=functools.partial(text_tables.files, ".csv"),
         ),
         "tsv": _table(
             "the same, separated by tabs, without quotes: FILE ... [--images DIR_OR_FILE]",
-            text_tables.tsv_rows,
+            functools.partial(text_tables.separated_rows, text_tables.TSV),
             files=functools.partial(text_tables.files, ".tsv"),
         ),
         "jsonl": _table(

@@ -92,8 +92,8 @@ def expand(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
         )
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         try:
-            found = pool.map(functools.partial(_listed, suffixes=suffixes), numbered(pattern))
-            return list(itertools.chain.from_iterable(found))
+            urls = pool.map(functools.partial(_list, suffixes=suffixes), numbered(pattern))
+            return list(itertools.chain.from_iterable(urls))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # a server that is gone takes a minute for each address
             raise
@@ -111,39 +111,51 @@ def numbered(pattern: str) -> list[str]:
     return ["".join(itertools.chain(*zip(parts[::3], (*some, "")))) for some in itertools.product(*numbers)]
 
 
-def _listed(url: str, suffixes: tuple[str, ...]) -> list[str]:
+def _list(url: str, suffixes: tuple[str, ...]) -> list[str]:
     is_web = url.startswith(WEB)
     if (is_web or not glob.has_magic(url)) and stamp(url).size >= 0:
         return [url]
     if is_web:
         raise FileNotFoundError(f"{url}: {stamp(url).version or 'no file'}; check the address")
-    found = _tried(url, functools.partial(_searched, url, suffixes))
-    if not found:
+    urls = _try(url, functools.partial(_search, url, suffixes))
+    if not urls:
         ends = " or ".join(suffixes)
         raise FileNotFoundError(
             f"{url} does not exist, or has no file that ends in {ends}; check the address, and your login"
         )
-    return found
+    return urls
 
 
-def _searched(url: str, suffixes: tuple[str, ...]) -> list[str]:
+def _search(url: str, suffixes: tuple[str, ...]) -> list[str]:
     """Returns the files of a folder or pattern."""
     storage, path = _storage(url)
-    found: list[str] = []
+    names: list[str] = []
     with contextlib.suppress(FileNotFoundError):  # of the folder
         if glob.has_magic(path):
-            found = [name for name, info in storage.glob(path, detail=True).items() if info["type"] == "file"]
+            names = [name for name, info in storage.glob(path, detail=True).items() if info["type"] == "file"]
         else:
-            found = [name for name in storage.find(path) if name.endswith(suffixes)]
-    return sorted(map(storage.unstrip_protocol, found))
+            names = [name for name in storage.find(path) if name.endswith(suffixes)]
+    return sorted(map(storage.unstrip_protocol, names))
 
 
 def _storage(url: str) -> tuple[Any, str]:
     """Returns the file system of a URL, and the path in it; ImportError that names a missing package."""
     import fsspec.core
 
+    options = {}
+    if url.startswith(WEB):
+        import aiohttp
+
+        client = {
+            "headers": {"Accept-Encoding": "identity", "User-Agent": f"detailclip_jax/{__version__}"},
+            "auto_decompress": False,  # a short answer could unpack to any size
+            "timeout": aiohttp.ClientTimeout(sock_connect=TIMEOUT, sock_read=TIMEOUT),
+            "trust_env": True,  # proxies, and logins of ~/.netrc
+            "raise_for_status": _check,
+        }
+        options = {"client_kwargs": client}
     try:
-        return fsspec.core.url_to_fs(url, **(_web_options() if url.startswith(WEB) else {}))
+        return fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         scheme = url.partition("://")[0]
         package = PACKAGES.get(scheme)
@@ -151,42 +163,30 @@ def _storage(url: str) -> tuple[Any, str]:
         raise ImportError(extras.missing(needs, package=package) if package else needs) from error
 
 
-def _web_options() -> dict[str, Any]:
-    import aiohttp
-
-    client = {
-        "headers": {"Accept-Encoding": "identity", "User-Agent": f"detailclip_jax/{__version__}"},
-        "auto_decompress": False,  # a short answer could unpack to any size
-        "timeout": aiohttp.ClientTimeout(sock_connect=TIMEOUT, sock_read=TIMEOUT),
-        "trust_env": True,  # proxies, and logins of ~/.netrc
-        "raise_for_status": _check,
-    }
-    return {"client_kwargs": client}
-
-
 async def _check(response: Any) -> None:
     """Raises for an answer of a web server (an aiohttp.ClientResponse) that cannot be used, before its body is read."""
-    if fault := _fault(response):
+    fault, wanted = None, response.request_info.headers.get("Range")
+    if response.status >= 400:
+        fault = STATUSES.get(response.status, ConnectionError)(
+            f"the server answers {response.status} {response.reason}"
+        )
+    elif wanted and response.status != 206:
+        fault = NoParts()
+    elif wanted:
+        first, last = map(int, wanted.removeprefix("bytes=").split("-"))
+        part = RANGE.match(response.headers.get("Content-Range", ""))
+        start, end = map(int, part.groups()) if part else (-1, -1)
+        if start != first or end > last or response.content_length != end - first + 1:
+            fault = ConnectionError(f"the server answers with other bytes than {first:,} to {last:,}")
+    if fault:
         response.close()
         raise fault
-
-
-def _fault(response: Any) -> Exception | None:
-    if response.status >= 400:
-        return STATUSES.get(response.status, ConnectionError)(f"the server answers {response.status} {response.reason}")
-    asked = response.request_info.headers.get("Range")
-    if not asked or response.status != 206:
-        return NoParts() if asked else None
-    first, last = map(int, asked.removeprefix("bytes=").split("-"))
-    given = RANGE.match(response.headers.get("Content-Range", "")) or (0, -1, -1)
-    is_part = int(given[1]) == first and int(given[2]) <= last and response.content_length == int(given[2]) - first + 1
-    return None if is_part else ConnectionError(f"the server answers with other bytes than {first:,} to {last:,}")
 
 
 @functools.cache
 def stamp(url: str) -> Stamp:
     """Returns size and version of a file; the answer is kept until `stamp.cache_clear()`."""
-    return _tried(url, functools.partial(_stamp, url))
+    return _try(url, functools.partial(_stamp, url))
 
 
 def _stamp(url: str, fresh: bool = False) -> Stamp:
@@ -209,7 +209,7 @@ def _stamp(url: str, fresh: bool = False) -> Stamp:
     return Stamp(int(info["size"]), str(next((info[name] for name in VERSIONS if info.get(name)), "")))
 
 
-def _tried(what: str, work: Callable[[], T]) -> T:
+def _try(what: str, work: Callable[[], T]) -> T:
     """Returns what `work` returns, after up to TRIES tries; RemoteError after the last, and as `work` raises it."""
     for number in range(1, TRIES + 1):
         try:
@@ -272,7 +272,7 @@ class RemoteFile(io.RawIOBase):
             most = min(BLOCK, self.stamp.size - self._at)
             sizes = (max(1, most >> number) for number in itertools.count())  # a further try asks for half as much
             if most > 0:
-                self._block = _tried(f"{self.name} from byte {self._at:,}", lambda: self._next(next(sizes)))
+                self._block = _try(f"{self.name} from byte {self._at:,}", lambda: self._next(next(sizes)))
         view, first = memoryview(buffer).cast("B"), self._at - self._block_at
         data = memoryview(self._block)[first : first + len(view)]
         view[: len(data)] = data
@@ -283,7 +283,9 @@ class RemoteFile(io.RawIOBase):
         """Returns `size` bytes; with the last ones the file must be what it was, and have no byte more."""
         last = self._at + size == self.stamp.size
         try:
-            data = self._part(size + last)
+            # a storage without an asynchronous client opens the file, which would read ahead
+            options = {"timeout": TIMEOUT} if self._storage.async_impl else {"cache_type": "none"}
+            data = self._storage.cat_file(self._path, start=self._at, end=self._at + size + last, **options)
             now = _stamp(self.name, fresh=True) if last else self.stamp
         except FileNotFoundError as error:
             raise RemoteError(f"{self.name} does not exist any more") from error
@@ -295,8 +297,3 @@ class RemoteFile(io.RawIOBase):
         if len(data) < size:
             raise ConnectionError(f"{len(data):,} of {size:,} bytes arrive")
         return data
-
-    def _part(self, size: int) -> bytes:
-        # A storage without an asynchronous client opens the file, which would read ahead
-        options = {"timeout": TIMEOUT} if self._storage.async_impl else {"cache_type": "none"}
-        return self._storage.cat_file(self._path, start=self._at, end=self._at + size, **options)

@@ -53,7 +53,13 @@ def chunked(request: Request, rows: Iterable[Row]) -> tuple[Shard, ...]:
     ValueError for a table of another format: over `MAX_REFUSED` rows cannot be used, and these are most of those read.
     """
     left = itertools.islice(_mostly_usable(rows, request), request.options.limit or None)
-    return tuple(_chunk(request.work, number, chunk) for number, chunk in enumerate(_chunks(left)))
+    shards: list[Shard] = []
+    while chunk := list(itertools.islice(left, PER_SHARD)):
+        path = request.work / f"rows-{len(shards):05d}"
+        with atomic_file(path) as file:
+            file.write(msgpack.packb([_packable(row) for row in chunk], unicode_errors=NAMES) or b"")
+        shards.append(Shard(path.name, str(path.resolve()), weight=len(chunk)))
+    return tuple(shards)
 
 
 def _mostly_usable(rows: Iterable[Row], request: Request) -> Iterator[Row]:
@@ -66,18 +72,6 @@ def _mostly_usable(rows: Iterable[Row], request: Request) -> Iterator[Row]:
                 f"example {row.key}: {row.refused}; is this the format that `prepare {request.kind}` reads?"
             )
         yield row
-
-
-def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    while chunk := list(itertools.islice(rows, PER_SHARD)):
-        yield chunk
-
-
-def _chunk(folder: pathlib.Path, number: int, rows: list[Row]) -> Shard:
-    path = folder / f"rows-{number:05d}"
-    with atomic_file(path) as file:
-        file.write(msgpack.packb([_packable(row) for row in rows], unicode_errors=NAMES) or b"")
-    return Shard(path.name, str(path.resolve()), weight=len(rows))
 
 
 def _packable(row: Row) -> Row:

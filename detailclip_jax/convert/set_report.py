@@ -48,9 +48,13 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     """Returns the lines that describe a split."""
     counts = record["statistics"]
     shards = counted(len(record["shards"]), "shard")
+    rejects = "0"
+    if num := record["num_rejected"]:
+        reasons = reasons_in(record["rejected"], record.get("first_rejected", {}))
+        rejects = f"{num:,} of {num + record['num_examples']:,}: {reasons}; all are in {record['rejected_list']}"
     lines = [
         f"examples    {record['num_examples']:,} in {shards}, {record['bytes'] / 1e6:,.1f} MB",
-        f"rejected    {_rejects(record)}",
+        f"rejected    {rejects}",
     ]
     if expected := comparison(record["dataset"], record["num_examples"], record["num_rejected"]):
         lines.append(f"expected    {expected}")
@@ -73,15 +77,6 @@ def blank_captions(record: Mapping[str, Any]) -> list[str]:
     return [name for name in named if name in counts and counts[name].get("empty", 0) == counts[name].get("count", 0)]
 
 
-def _rejects(record: Mapping[str, Any]) -> str:
-    """Returns "21 of 60: 21 x bad row, for example t#2: 3 cells, 2 columns; all are in train-rejected.jsonl"."""
-    num = record["num_rejected"]
-    if not num:
-        return "0"
-    reasons = reasons_in(record["rejected"], record.get("first_rejected", {}))
-    return f"{num:,} of {num + record['num_examples']:,}: {reasons}; all are in {record['rejected_list']}"
-
-
 def _joined(counts: Mapping[str, Any]) -> str:
     """Returns "9 of 10 images, 1 without a row; 12 rows, 2 doubled (...), 1 that no image has"."""
     num = counts["matched"] + counts["unmatched"]
@@ -95,13 +90,9 @@ def _joined(counts: Mapping[str, Any]) -> str:
 def _quantiles(histogram: Mapping[str, int], name: str) -> str:
     """Returns 5 %, median and 95 %, given by the bins that contain them."""
     low, middle, high = (quantile(histogram, share) for share in SHARES)
-    last = high + _bin_width(name, high) - 1
-    return f"median {_bin(name, middle)}, 5-95 % {low:,} to {last:,}"
-
-
-def _bin(name: str, low: int) -> str:
-    width = _bin_width(name, low)
-    return f"{low:,}" if width == 1 else f"{low:,}-{low + width - 1:,}"
+    last, width = high + _bin_width(name, high) - 1, _bin_width(name, middle)
+    median = f"{middle:,}" if width == 1 else f"{middle:,}-{middle + width - 1:,}"
+    return f"median {median}, 5-95 % {low:,} to {last:,}"
 
 
 def _bin_width(name: str, low: int) -> int:
@@ -127,7 +118,12 @@ def histograms(record: Mapping[str, Any], path: pathlib.Path) -> None:
     figure = matplotlib.Figure(figsize=(12, 3 * math.ceil(panels / 3)), layout="constrained")
     axes = figure.subplots(math.ceil(panels / 3), 3, squeeze=False).ravel()
     for axis, (name, histogram) in zip(axes, drawn.items()):
-        _draw(axis, name, histogram)
+        lows = np.array(sorted(map(int, histogram)))
+        widths = [_bin_width(name, int(low)) for low in lows]
+        axis.bar(lows, [histogram[str(low)] for low in lows], width=widths, align="edge")
+        axis.set_title(name, parse_math=False)  # a column may be called $x
+        if name == "bytes":
+            axis.set_xscale("log", base=2)
     if record["rejected"]:
         axes[panels - 1].barh(list(record["rejected"]), list(record["rejected"].values()))
         axes[panels - 1].set_title("rejected")
@@ -135,15 +131,6 @@ def histograms(record: Mapping[str, Any], path: pathlib.Path) -> None:
         axis.set_axis_off()
     with written_atomically(path) as partial:
         figure.savefig(partial, format="png")
-
-
-def _draw(axis: Any, name: str, histogram: Mapping[str, int]) -> None:
-    lows = np.array(sorted(map(int, histogram)))
-    widths = [_bin_width(name, int(low)) for low in lows]
-    axis.bar(lows, [histogram[str(low)] for low in lows], width=widths, align="edge")
-    axis.set_title(name, parse_math=False)  # a column may be called $x
-    if name == "bytes":
-        axis.set_xscale("log", base=2)
 
 
 def contact_sheet(paths: Sequence[str]) -> Image.Image:
@@ -155,7 +142,16 @@ def contact_sheet(paths: Sequence[str]) -> Image.Image:
     sheet = Image.new("RGB", (COLUMNS * TILE, math.ceil(len(chosen) / COLUMNS) * height), "white")
     for place, example in enumerate(examples):
         row, column = divmod(place, COLUMNS)
-        _paste(sheet, example, column * TILE, row * height)
+        left, top = column * TILE, row * height
+        try:
+            with decoded_for_use(example["image"]) as pixels:
+                tile = Image.fromarray(pixels)
+                tile.thumbnail((TILE - 4, TILE - 4))
+        except BadImage:  # accepted by its header alone, or damaged later
+            tile = Image.new("RGB", (TILE - 4, TILE - 4), "gray")
+        sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
+        for number, line in enumerate(caption_lines(example)):
+            ImageDraw.Draw(sheet).text((left + 2, top + TILE + number * ROW), line, fill="black")
     return sheet
 
 
@@ -164,15 +160,3 @@ def caption_lines(example: Mapping[str, Any]) -> list[str]:
     captions = [" ".join(text.split()) for text in example["captions"] if text.strip()] or [example["key"]]
     captions = [text.encode("ascii", "replace").decode() for text in captions]  # letters of Pillow's default font
     return [text[:LINE] for text in captions[:MOST]] if len(captions) > 1 else textwrap.wrap(captions[0], LINE)[:FEWEST]
-
-
-def _paste(sheet: Image.Image, example: Mapping[str, Any], left: int, top: int) -> None:
-    try:
-        with decoded_for_use(example["image"]) as pixels:
-            tile = Image.fromarray(pixels)
-            tile.thumbnail((TILE - 4, TILE - 4))
-    except BadImage:  # accepted by its header alone, or damaged later
-        tile = Image.new("RGB", (TILE - 4, TILE - 4), "gray")
-    sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
-    for number, line in enumerate(caption_lines(example)):
-        ImageDraw.Draw(sheet).text((left + 2, top + TILE + number * ROW), line, fill="black")

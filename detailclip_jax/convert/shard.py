@@ -54,32 +54,36 @@ SAMPLED_SHARDS, SAMPLED = 8, 64  # input shards and images of each, see `sampled
 Tell = Callable[[int, int, int], None]  # examples seen, bytes, rejected since the last call
 
 
-def nobody(num: int, num_bytes: int, num_rejected: int) -> None:
-    """Ignores the counts."""
-
-
 def unconverted(job: Job) -> list[int]:
     """Returns the numbers of the shards still to convert."""
     return [n for n in range(job.num_shards) if not (job.report(n).exists() and job.output(n).exists())]
 
 
-def convert(job: Job, number: int, tell: Tell = nobody) -> None:
+def convert(job: Job, number: int, tell: Tell = lambda *counts: None) -> None:
     """Writes the accepted examples of the input shards of an output shard, in their order, and a report."""
     path, options = job.output(number), job.request.options
-    found = Found(options.context_length, _digests(job, number).tolist())
+    contents = Contents(options, _digests(job, number).tolist())
     with written_atomically(path, partial_of(path, job.request.work)) as partial:
         with _writer(partial) as writer, joined_captions.opened(job.request) as join:
             for item in itertools.chain.from_iterable(read(shard, job.request) for shard in job.inputs(number)):
                 item = join(item) if join else item
-                record = found.accepted(item, options)
+                record = contents.add(item)
                 if record is not None:
                     writer.write(record)
                 tell(1, len(record or b""), record is None)
-        description = {"name": path.name, "num_examples": len(found.keys), **_sealed(partial)}
+        description: dict[str, Any] = {"name": path.name, "num_examples": len(contents.keys)}
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+            description["bytes"] = os.fstat(file.fileno()).st_size
+            description["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     with atomic_file(job.keys(number)) as file:
-        np.save(file, np.array(sorted(found.keys), np.uint64))
-    rejected = list(map(columns_of, found.rejected))
-    report = {"shard": description, "statistics": found.counts, "rejected": rejected, "cut_captions": found.num_cut}
+        np.save(file, np.array(sorted(contents.keys), np.uint64))
+    report = {
+        "shard": description,
+        "statistics": contents.counts,
+        "rejected": [(reject.key, reject.reason, reject.detail) for reject in contents.rejected],
+        "cut_captions": contents.num_cut,
+    }
     if join:
         report["joined"] = join.report
         with atomic_file(job.used(number)) as file:
@@ -99,30 +103,39 @@ def sampled(job: Job) -> list[dict[str, Any]]:
         return [{"joined": join.report}]
 
 
-class Found:
+class Contents:
     """Keys, statistics and rejects of a shard; `repeated` are digests of keys that earlier shards have."""
 
-    def __init__(self, context_length: int, repeated: Iterable[int] = ()):
-        self._tokenizer, self._context_length = Tokenizer(context_length), context_length
+    def __init__(self, options: Options, repeated: Iterable[int] = ()):
+        self._options, self._tokenizer = options, Tokenizer(options.context_length)
         self._repeated = frozenset(repeated)
         self.keys: set[int] = set()
         self.counts: statistics.Counts = {}
         self.rejected: list[Reject] = []
         self.num_cut = 0
 
-    def accepted(self, item: Raw | Reject, options: Options) -> bytes | None:
-        """Returns the record of an example; None, and its entry in `rejected`, if it is not accepted."""
+    def add(self, item: Raw | Reject) -> bytes | None:
+        """Counts an example and returns its record; None, and its entry in `rejected`, if it is not accepted."""
+        options = self._options
         try:
-            record, entry = admit(item, options, self._tokenizer)
-            digest = digest_of(entry.key)
+            if isinstance(item, Reject):
+                raise Rejected(f"{item.reason}: {item.detail}")
+            raw = clean(item, options.clean)
+            tokens = lengths(raw, self._tokenizer)
+            if options.require_caption and not any(map(any, tokens.values())):
+                raise Rejected("no caption")
+            image, width, height = checked(raw.image, options)
+            record = pack(dataclasses.replace(raw, image=image))
+            digest = digest_of(raw.key)
             if digest in self.keys or digest in self._repeated:
                 raise Rejected("duplicate key")
         except Rejected as refusal:
             self.rejected.append(refusal.of(escaped(item.key)))
             return None
         self.keys.add(digest)
-        self.num_cut += num_long(item)
-        statistics.add(self.counts, statistics.of_entry(entry, self._context_length))
+        self.num_cut += sum(len(text) > MAX_CHARACTERS for text in item.all_captions)
+        entry = Entry(raw.key, len(image), width, height, tokens)
+        statistics.add(self.counts, statistics.of_entry(entry, options.context_length))
         return record
 
 
@@ -148,11 +161,6 @@ def _digests(job: Job, number: int) -> UInt64[np.ndarray, "N"]:
     return np.load(path) if path.exists() else np.empty(0, np.uint64)
 
 
-def columns_of(reject: Reject) -> tuple[str, str, str]:
-    """Returns a line of the list of rejects; `dataclasses.astuple` would copy each text and take ten times as long."""
-    return reject.key, reject.reason, reject.detail
-
-
 def read(shard: Shard, request: Request) -> Iterator[Raw | Reject]:
     """Yields the examples of an input shard; if the shard is damaged, ends with a reject that says so.
 
@@ -175,33 +183,14 @@ def read(shard: Shard, request: Request) -> Iterator[Raw | Reject]:
         yield Reject(shard.name, UNREADABLE, f"{type(error).__name__}: {error}")
 
 
-def admit(item: Raw | Reject, options: Options, tokenizer: Tokenizer) -> tuple[bytes, Entry]:
-    """Returns the record of an example and its counted properties; Rejected with the reason if it is not accepted."""
-    if isinstance(item, Reject):
-        raise Rejected(f"{item.reason}: {item.detail}")
-    raw = cleaned(item, options.clean)
-    tokens = lengths(raw, tokenizer)
-    if options.require_caption and not any(map(any, tokens.values())):
-        raise Rejected("no caption")
-    image, width, height = checked(raw.image, options)
-    record = pack(dataclasses.replace(raw, image=image))
-    return record, Entry(raw.key, len(image), width, height, tokens)
-
-
-def cleaned(raw: Raw, rule: str) -> Raw:
+def clean(raw: Raw, rule: str) -> Raw:
     """Returns the example with captions cut to MAX_CHARACTERS and cleaned, and with all text in valid UTF-8."""
-    clean = CLEANING[rule]
 
     def convert(text: str) -> str:
-        return valid_text(clean(text[:MAX_CHARACTERS]))
+        return valid_text(CLEANING[rule](text[:MAX_CHARACTERS]))
 
     texts, captions = converted(raw.texts, convert), tuple(map(convert, raw.captions))
     return dataclasses.replace(raw, key=escaped(raw.key), texts=texts, captions=captions)
-
-
-def num_long(item: Raw | Reject) -> int:
-    """Returns how many captions of an example are longer than MAX_CHARACTERS."""
-    return 0 if isinstance(item, Reject) else sum(len(text) > MAX_CHARACTERS for text in item.all_captions)
 
 
 def lengths(raw: Raw, tokenizer: Tokenizer) -> dict[str, list[int]]:
@@ -228,10 +217,3 @@ def _writer(path: pathlib.Path) -> Iterator[ArrayRecordWriter]:
         if isinstance(error, RuntimeError) and not isinstance(error, RunError):  # the library's only exception type
             raise OSError(f"{path} cannot be written: {error}") from error
         raise
-
-
-def _sealed(path: pathlib.Path) -> dict[str, Any]:
-    """Returns size and checksum of a file after flushing it to disk."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -50,14 +50,10 @@ def rows_of(request: Request) -> Iterator[Row]:
 
 
 def _row(fields: Any, number: int) -> Row:
-    if not isinstance(fields, tuple | list) or len(fields) not in FIELDS or not _typed(fields):
-        return Row(f"#{number}", refused=f"bad row: {reprlib.repr(fields):.80} is not (line, title, description)")
-    line, title, description = fields[:3]
-    texts = {"title": title or "", "description": description or ""}
-    return Row(str(line), line_places(line), texts=texts)
-
-
-def _typed(fields: Any) -> bool:
-    line, *texts = fields[:3]
-    is_line = isinstance(line, int) and not isinstance(line, bool) and 0 <= line < 10**8
-    return is_line and all(text is None or isinstance(text, str) for text in texts)
+    if isinstance(fields, tuple | list) and len(fields) in FIELDS:
+        line, *texts = fields[:3]
+        is_line = isinstance(line, int) and not isinstance(line, bool) and 0 <= line < 10**8
+        if is_line and all(text is None or isinstance(text, str) for text in texts):
+            title, description = (text or "" for text in texts)
+            return Row(str(line), line_places(line), texts={"title": title, "description": description})
+    return Row(f"#{number}", refused=f"bad row: {reprlib.repr(fields):.80} is not (line, title, description)")

@@ -29,24 +29,15 @@ REMEDIES = {
     ";": "save it with commas (quotes around cells with commas)",
     "\t": "use prepare tsv",
 }
-CSV: dict[str, Any] = {"delimiter": ",", "strict": True}
-TSV: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+CSV: dict[str, Any] = {"delimiter": ",", "strict": True}  # quoting of RFC 4180
+TSV: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}  # quotes are ordinary characters
 COMPRESSIONS = ("", ".gz", ".bz2", ".xz")
 
 
-def csv_rows(request: Request) -> Iterator[Row]:
-    """Yields the rows of comma-separated files; the first line names the columns, quoting follows RFC 4180."""
-    return _separated(request, ".csv", CSV)
-
-
-def tsv_rows(request: Request) -> Iterator[Row]:
-    """Yields the rows of tab-separated files; the first line names the columns, and quotes are ordinary characters."""
-    return _separated(request, ".tsv", TSV)
-
-
-def _separated(request: Request, suffix: str, dialect: dict[str, Any]) -> Iterator[Row]:
+def separated_rows(dialect: dict[str, Any], request: Request) -> Iterator[Row]:
+    """Yields the rows of files in a dialect, CSV or TSV; the first line names the columns."""
     csv.field_size_limit(MAX_FIELD)
-    tables = _tables(request, suffix)
+    tables = _tables(request, ".csv" if dialect is CSV else ".tsv")
     for path, name in tables.items():
         with open_text(path, errors=KEPT) as file:
             counted = _Lines(file, path)
@@ -74,11 +65,11 @@ def _check_separator(header: Sequence[str], delimiter: str, image_column: str, p
     if len(header) != 1 or header[0] == image_column:
         return
     (column,) = header
-    found = max((one for one in SEPARATORS if one != delimiter), key=column.count)
-    if found in column:
+    other = max((one for one in SEPARATORS if one != delimiter), key=column.count)
+    if other in column:
         raise ValueError(
-            f"{path} seems to be separated by {SEPARATORS[found]}, not by {SEPARATORS[delimiter]}: its only column is "
-            f"{column!r}; {REMEDIES[found]}"
+            f"{path} seems to be separated by {SEPARATORS[other]}, not by {SEPARATORS[delimiter]}: its only column is "
+            f"{column!r}; {REMEDIES[other]}"
         )
 
 
@@ -145,17 +136,8 @@ def _objects(path: str) -> Iterator[tuple[str | None, dict[str, Any] | None]]:
             yield line, _object(line) if line is not None else None
 
 
-def csv_cells(path: str, names: Sequence[str]) -> Iterator[list[str] | None]:
-    """Yields the cells of these columns in each row of a csv; None for a row with too few cells, or too many texts."""
-    return _cells(path, names, CSV)
-
-
-def tsv_cells(path: str, names: Sequence[str]) -> Iterator[list[str] | None]:
-    """Yields the cells of these columns in each row of a tsv, as `csv_cells`."""
-    return _cells(path, names, TSV)
-
-
-def _cells(path: str, names: Sequence[str], dialect: dict[str, Any]) -> Iterator[list[str] | None]:
+def separated_cells(dialect: dict[str, Any], path: str, names: Sequence[str]) -> Iterator[list[str] | None]:
+    """Yields the cells of these columns in each row of a file; None for a row with too few cells, or too many texts."""
     csv.field_size_limit(MAX_FIELD)
     with open_text(path, errors=KEPT) as file:
         counted = _Lines(file, path)

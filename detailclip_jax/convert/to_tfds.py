@@ -35,10 +35,6 @@ def builder(folder: str, name: str, data_dir: str | None = None) -> Any:
     """Returns the builder of detailclip_image_text/NAME for a prepared set; it has not been run."""
     tfds = tensorflow_datasets()
     config = tfds.core.BuilderConfig(name=name, version=VERSION, description=f"prepared from {folder}")
-    return _builder_class(tfds, folder)(config=config, data_dir=data_dir, file_format="array_record")
-
-
-def _builder_class(tfds: Any, folder: str) -> Any:
     splits = load(folder)["splits"]
 
     class DetailclipImageText(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]
@@ -55,9 +51,12 @@ def _builder_class(tfds: Any, folder: str) -> Any:
         def _generate_examples(self, split: str) -> Any:
             records = Records(folder, split)
             for index in range(len(records)):
-                yield index, fields_of(records[index])
+                example = records[index]
+                named = {name: example.get(name, "") for name in ("title", "description")}
+                fields = {name: example[name] for name in ("image", "label", "key")}
+                yield index, {**named, **fields, "captions": [*example["captions"]]}
 
-    return DetailclipImageText
+    return DetailclipImageText(config=config, data_dir=data_dir, file_format="array_record")
 
 
 def features(tfds: Any) -> Any:
@@ -73,9 +72,3 @@ def features(tfds: Any) -> Any:
             "key": text,
         }
     )
-
-
-def fields_of(example: dict[str, Any]) -> dict[str, Any]:
-    """Converts an example of `Records` to these features."""
-    named = {name: example.get(name, "") for name in ("title", "description")}
-    return {**named, **{name: example[name] for name in ("image", "label", "key")}, "captions": [*example["captions"]]}

@@ -7,7 +7,7 @@ Nothing is extracted to disk: members are read in order, and their names serve o
 import contextlib
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from detailclip_jax.convert import columns
@@ -66,29 +66,19 @@ def example(sample: Sample, shard: Shard, options: Options) -> Raw | Reject:
     """Returns a sample as an example; its key is the name of the tar and its own name."""
     key = f"{shard.name}/{sample.key}"
     try:
-        image = image_of(sample)
+        if sample.refused:
+            raise Rejected(sample.refused)
+        image = next((suffix for suffix in IMAGES if suffix in sample.files), "")
+        if not image:
+            raise Rejected(f"no image: only {', '.join(sorted(sample.files))}")
         fields = _json(sample.files.get("json", b"{}"))
         captions, texts = sample_captions(sample.files, fields, options)
-        match = columns.match_of(options.joined_by, sample.key, sample.names.get(image_suffix(sample), ""), fields)
+        match = columns.match_of(options.joined_by, sample.key, sample.names[image], fields)
         label = sample_label(sample.files, fields, options)
         there = tuple(fields) if options.joined_by and not match else ()
-        return Raw(key, image, captions, texts, label, match, there)
+        return Raw(key, sample.files[image], captions, texts, label, match, there)
     except Rejected as refusal:
         return refusal.of(key)
-
-
-def image_of(sample: Sample) -> bytes:
-    """Returns the image file; Rejected if there is none."""
-    if sample.refused:
-        raise Rejected(sample.refused)
-    if suffix := image_suffix(sample):
-        return sample.files[suffix]
-    raise Rejected(f"no image: only {', '.join(sorted(sample.files))}")
-
-
-def image_suffix(sample: Sample) -> str:
-    """Returns the suffix of the image file, "" if there is none."""
-    return next((suffix for suffix in IMAGES if suffix in sample.files), "")
 
 
 def sample_captions(
@@ -100,14 +90,14 @@ def sample_captions(
     json fields are the usual columns of a table (`columns.usual_captions`).
     """
     if options.caption_columns:
-        return (), {name: _named(name, files, fields) for name in options.caption_columns}
+        return (), {name: _caption(name, files, fields) for name in options.caption_columns}
     for suffix in TEXTS:
         if suffix in files:
             return (_decoded(files[suffix]),), {}
     return columns.captions_in(fields, columns.usual_captions(fields))
 
 
-def _named(name: str, files: Mapping[str, bytes], fields: Mapping[str, Any]) -> str | tuple[str, ...]:
+def _caption(name: str, files: Mapping[str, bytes], fields: Mapping[str, Any]) -> str | tuple[str, ...]:
     is_member = name not in fields and name in TEXTS and name in files
     return _decoded(files[name]) if is_member else columns.texts_in(fields.get(name))
 
@@ -143,23 +133,20 @@ def samples(path: str) -> Iterator[Sample]:
     dropped, since it may be incomplete.
     """
     for key, group in tar_archive.samples((name, (name, data)) for name, data in members(path)):
-        yield from _samples(key, group)
-
-
-def _samples(key: str, group: Iterable[tuple[str, tuple[str, bytes | Rejected | None]]]) -> Iterator[Sample]:
-    files, names, refused, dotted = {}, {}, "", []
-    for suffix, (name, data) in group:
-        if isinstance(data, bytes):
-            files[suffix], names[suffix] = data, name.removeprefix("./")
-        elif data is None:
-            dotted.append(suffix)
-        else:
-            refused = refused or str(data)
-    if not dotted or refused or not files.keys().isdisjoint(IMAGES):
-        yield Sample(key, files, refused, names)
-        return
-    for suffix in dotted:
-        yield Sample(f"{key}.{suffix}", {}, f"no image: only {suffix}; the key ends at the first dot, rename the files")
+        files, names, refused, dotted = {}, {}, "", []
+        for suffix, (name, data) in group:
+            if isinstance(data, bytes):
+                files[suffix], names[suffix] = data, name.removeprefix("./")
+            elif data is None:
+                dotted.append(suffix)
+            else:
+                refused = refused or str(data)
+        if not dotted or refused or not files.keys().isdisjoint(IMAGES):
+            yield Sample(key, files, refused, names)
+            continue
+        for suffix in dotted:
+            why = f"no image: only {suffix}; the key ends at the first dot, rename the files"
+            yield Sample(f"{key}.{suffix}", {}, why)
 
 
 def members(path: str) -> Iterator[tuple[str, bytes | Rejected | None]]:
@@ -169,21 +156,15 @@ def members(path: str) -> Iterator[tuple[str, bytes | Rejected | None]]:
     """
     with open_bytes(path) as file:
         for tar, member in tar_archive.members(file):
+            if member.isdir():
+                continue
             _, suffix = tar_archive.key_and_suffix(member.name)
-            if not member.isdir() and (suffix in USED or not _is_plain(member)):
+            base = member.name.rpartition("/")[2]
+            is_plain = member.isreg() and not member.issparse() and is_inside(member.name)
+            if suffix in USED or not is_plain:
                 yield member.name, _bytes(tar, member, MAX_BYTES if suffix in IMAGES else MAX_TEXT_BYTES)
-            elif not member.isdir() and _is_shown_image(member.name):
+            elif base.lower().endswith(IMAGE_SUFFIXES) and not base.startswith("."):  # macOS has ._one.jpg
                 yield member.name, None
-
-
-def _is_shown_image(name: str) -> bool:
-    """Returns whether a name is that of an image; not for a hidden one, such as macOS' `._one.jpg` beside `one.jpg`."""
-    file = name.rpartition("/")[2]
-    return file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
-
-
-def _is_plain(member: tarfile.TarInfo) -> bool:
-    return member.isreg() and not member.issparse() and is_inside(member.name)
 
 
 def _bytes(tar: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes | Rejected:

@@ -77,10 +77,10 @@ class Ids(NamedTuple):
         """Returns (line, hash) of a photo as far as known, or None if a list does not contain it."""
         hash = ""
         for one in self.lists:
-            found = one.find(line, photo)
-            if found is None:
+            listed = one.find(line, photo)
+            if listed is None:
                 return None
-            line, hash = found[0], found[1] or hash
+            line, hash = listed[0], listed[1] or hash
         return line, hash
 
 
@@ -96,8 +96,8 @@ class Photo(NamedTuple):
 
 def files(request: Request) -> list[str]:
     """Returns the tables of a request: in a folder or pattern, those that are named yfcc100m_dataset..."""
-    found = expand(request.paths, SUFFIXES)
-    return [path for path in found if path in request.paths or pathlib.Path(path).name.startswith(TABLE)]
+    paths = expand(request.paths, SUFFIXES)
+    return [path for path in paths if path in request.paths or pathlib.Path(path).name.startswith(TABLE)]
 
 
 def tsv_rows(request: Request) -> Iterator[Row]:
@@ -110,7 +110,7 @@ def tsv_rows(request: Request) -> Iterator[Row]:
                 for number, line in enumerate(complete_lines(file, path), 1)
                 if (photo := _parsed(line, path, number))
             )
-            yield from _listed(photos, ids)
+            yield from _in_lists(photos, ids)
 
 
 def _parsed(line: str, path: str, number: int) -> Photo | None:
@@ -135,25 +135,22 @@ def sqlite_rows(request: Request) -> Iterator[Row]:
     """Yields the photos of the SQLite files that are in all lists; the files are opened read-only."""
     ids = Ids.load(request.options.ids)
     for path in request.paths:
-        with contextlib.closing(_connect(path)) as database:
+        if not pathlib.Path(path).is_file():
+            raise FileNotFoundError(f"{path!r} does not exist")
+        uri = f"{pathlib.Path(path).resolve().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
             where = " WHERE coalesce(marker, 0) != 1" if "marker" in _columns(database, path) else ""
             query = f"SELECT {', '.join(COLUMNS)} FROM {TABLE}{where} ORDER BY rowid"
-            yield from _listed(_selected(database, query, path), ids)
+            yield from _in_lists(_select(database, query, path), ids)
 
 
-def _selected(database: sqlite3.Connection, query: str, path: str) -> Iterator[Photo]:
+def _select(database: sqlite3.Connection, query: str, path: str) -> Iterator[Photo]:
     """Yields the photos of a query; ValueError if the file is damaged or a photo id is not a number."""
     try:
         for photo, title, description in database.execute(query):
             yield Photo(-1, int(photo), "", _text(title), _text(description))
     except (sqlite3.Error, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged, or not a YFCC100M table: {error}") from error
-
-
-def _connect(path: str) -> sqlite3.Connection:
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"{path!r} does not exist")
-    return sqlite3.connect(f"{pathlib.Path(path).resolve().as_uri()}?mode=ro", uri=True)
 
 
 def _columns(database: sqlite3.Connection, path: str) -> list[str]:
@@ -174,12 +171,12 @@ def _text(cell: object) -> str:
     return "" if cell is None else str(cell)
 
 
-def _listed(photos: Iterator[Photo], ids: Ids) -> Iterator[Row]:
+def _in_lists(photos: Iterator[Photo], ids: Ids) -> Iterator[Row]:
     """Yields rows of the photos that are in all lists, completed with line number and hash from the lists."""
     for photo in photos:
-        found = ids.find(photo.line, photo.photo)
-        if found is not None:
-            line, hash = found
+        listed = ids.find(photo.line, photo.photo)
+        if listed is not None:
+            line, hash = listed
             yield row_of(photo._replace(line=line, hash=photo.hash or hash))
 
 
@@ -239,7 +236,11 @@ def _read_text(path: str) -> Photos | Lines:
                 raise ValueError(f"{path}, line {number}: {line[:80]!r} is not a line of ids: {error}") from error
     if photos and len(photos) != len(lines):
         raise ValueError(f"{path} mixes lines with one column and lines with three columns")
-    return _sorted(np.array(lines, np.int64), np.array(photos, np.int64), np.frombuffer(bytes(hashes), np.uint8))
+    if not photos:
+        return Lines(np.sort(np.array(lines, np.int64)))
+    order = np.argsort(photos, kind="stable")
+    rows = np.frombuffer(bytes(hashes), np.uint8).reshape(-1, HASH_LENGTH)
+    return Photos(np.array(photos, np.int64)[order], np.array(lines, np.int64)[order], rows[order])
 
 
 def _parse(cells: list[str], lines: array.array, photos: array.array, hashes: bytearray) -> None:
@@ -251,12 +252,3 @@ def _parse(cells: list[str], lines: array.array, photos: array.array, hashes: by
             raise ValueError(f"a hash has {HASH_LENGTH} characters")
         photos.append(int(cells[1]))
         hashes.extend(cells[2].encode("ascii", "strict"))
-
-
-def _sorted(
-    lines: Int64[np.ndarray, " n"], photos: Int64[np.ndarray, " m"], hashes: UInt8[np.ndarray, " bytes"]
-) -> Photos | Lines:
-    if not len(photos):
-        return Lines(np.sort(lines))
-    order = np.argsort(photos, kind="stable")
-    return Photos(photos[order], lines[order], hashes.reshape(-1, HASH_LENGTH)[order])

@@ -108,7 +108,7 @@ def test_a_row_over_many_lines_is_bounded(tmp_path, monkeypatch, text):
     monkeypatch.setattr(text_tables, "MAX_ROW", 300)
     path = trees.write(tmp_path / "t.csv", text)
     with pytest.raises(ValueError, match=r"t\.csv .*300 characters.*quote"):
-        list(text_tables.csv_rows(Request("csv", (str(path),), str(tmp_path))))
+        list(text_tables.separated_rows(text_tables.CSV, Request("csv", (str(path),), str(tmp_path))))
 
 
 def test_a_photo_id_beyond_64_bits_is_in_no_list():

@@ -96,7 +96,7 @@ def test_a_label_that_is_none_is_refused(label):
 
 
 def test_lone_surrogates_are_made_valid():
-    raw = shard.cleaned(Raw("k\udcff", b"", ("a\ud800b",), {"title": "\udfff"}), "none")
+    raw = shard.clean(Raw("k\udcff", b"", ("a\ud800b",), {"title": "\udfff"}), "none")
     assert (raw.key, raw.captions, raw.texts) == ("k\\udcff", ("a?b",), {"title": "?"})
     pack(raw)
 

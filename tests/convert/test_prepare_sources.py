@@ -538,7 +538,7 @@ def test_coco_sets_are_known_by_their_files():
     assert (
         coco_captions.dataset_of(Request("coco", ("x/captions_train2014.json", "x/captions_val2014.json"), "out")) == ""
     )
-    assert coco_captions.flickr_dataset_of(Request("flickr30k", ("x.json",), "out", "test")) == "flickr30k-test"
+    assert coco_captions.dataset_of(Request("flickr30k", ("x.json",), "out", "test")) == "flickr30k-test"
 
 
 @pytest.mark.parametrize("content", ["no json", "[]", "{}", '{"images": 3}', '{"images": [{"id": 1}]}', "[" * 100_000])
