@@ -16,9 +16,9 @@ from detailclip_jax.convert.image_root import Place
 from detailclip_jax.convert.job import Request
 from detailclip_jax.convert.limited_files import open_text
 from detailclip_jax.convert.rows import Row, contained
+from detailclip_jax.data.labelled.karpathy import FOLDERS, SPLITS
 
-FOLDERS = re.compile(r"(train|val|test)\d{4}")
-FLICKR_FOLDERS = ("flickr30k-images", "flickr30k_images", "images")
+YEAR_FOLDER = re.compile(r"(train|val|test)\d{4}")
 
 
 def rows_of(request: Request) -> Iterator[Row]:
@@ -71,7 +71,7 @@ def _row(key: str, places: list[Place], texts: Iterable[Any]) -> Row:
 
 def _folder(path: str, name: str) -> str:
     """Returns "train2017" for captions_train2017.json, else the folder in an image name COCO_train2014_..., else ""."""
-    match = FOLDERS.search(path.replace("\\", "/").rpartition("/")[2]) or FOLDERS.search(name)
+    match = YEAR_FOLDER.search(path.replace("\\", "/").rpartition("/")[2]) or YEAR_FOLDER.search(name)
     return match.group() if match else ""
 
 
@@ -88,13 +88,13 @@ def karpathy(content: dict[str, Any], path: str, request: Request) -> Iterator[R
     "train" includes COCO's "restval".
     """
     subset = subset_of(request)
-    splits = ("train", "restval") if subset == "train" else subset.split("+")
+    splits = SPLITS.get(subset, subset.split("+"))
     try:
         for image in content["images"]:
             if image.get("split") not in splits:
                 continue
             name, folder = str(image.get("filename", "")), str(image.get("filepath", ""))
-            flickr = [(name,), *((f"{parent}/{name}",) for parent in FLICKR_FOLDERS)]
+            flickr = [(f"{parent}/{name}" if parent else name,) for parent in FOLDERS]
             texts = [sentence.get("raw", "") for sentence in image.get("sentences", ())]
             yield _row(str(image.get("cocoid", name)), _coco_places(name, folder) if folder else flickr, texts)
     except (AttributeError, TypeError) as error:

@@ -45,7 +45,7 @@ def test_a_member_of_a_labelled_tar_beyond_the_limit_is_a_bad_record(tmp_path, m
 @pytest.mark.parametrize("text", [b"9" * 5000, b"2147483648", b"-1", b"1e3", b""])
 def test_a_label_of_a_labelled_tar_that_is_none_is_a_bad_record(text):
     with pytest.raises(BadRecord, match="k: label"):
-        labelled_tars.parsed_label(text, "k")
+        labelled_tars.parse_label(text, "k")
 
 
 @pytest.mark.parametrize("text", ["9" * 5000, "10000000000"])

@@ -238,7 +238,7 @@ def test_folders_agree_with_torchvision(tmp_path):
     oracle = datasets.ImageFolder(str(tmp_path / "mine"))
     opened = open_set("mine", tmp_path)
     assert list(opened.classes) == oracle.classes
-    ours = [(str(tmp_path / "mine" / name), label) for name, label in opened.source.files]
+    ours = [(str(tmp_path / "mine" / name), label) for name, _, label in opened.source.files]
     assert ours == oracle.imgs
     assert set(datasets.folder.IMG_EXTENSIONS) <= set(SUFFIXES)
 
@@ -501,7 +501,7 @@ def test_an_image_of_a_split_file_that_was_replaced_is_noticed(tmp_path):
 def test_images_that_are_not_beside_the_split_file_are_named(tmp_path):
     split_file(tmp_path / "coco")
     (tmp_path / "coco" / "val2014").rename(tmp_path / "elsewhere")
-    with pytest.raises(MissingData, match=r"its images are missing: looked for .*coco/val2014/COCO_000000000000\.jpg"):
+    with pytest.raises(MissingData, match=r"images of the split file .* are missing: looked for .*coco/val2014/COCO_000000000000\.jpg"):
         open_set("coco", tmp_path)
 
 

@@ -31,48 +31,32 @@ def read(folder: pathlib.Path, split: str, splits: Mapping[str, str] | None = No
     `splits` maps split names to the names that the set uses.  Raises MissingData if the format is unsupported, the
     split or one of its files is missing, or there are neither labels nor captions.
     """
-    version = newest_version(folder)
-    if version is None:
+    # the folder itself if it is a version, else the newest version in it
+    depths = "", "[0-9]*.[0-9]*.[0-9]*/"
+    versions = [path.parent for depth in depths for path in folder.glob(f"{depth}dataset_info.json")]
+    if not versions:
         return None
-    builder = open_builder(version)
-    name = split_of(builder, split, splits or {})
-    files = [pathlib.Path(path) for path in builder.info.splits[base(name)].filepaths]
+    version = max(versions, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
+    tfds = tensorflow_datasets()
+    try:
+        builder = tfds.builder_from_directory(str(version))
+    except Exception as error:  # tfds raises many types for missing or damaged files
+        raise MissingData(f"{version} is not a complete TFDS data set: {str(error)[:200]}; prepare it again") from error
+    info = builder.info
+    known_as = (splits or {}).get(split, "")
+    candidates = (name for name in (known_as, *split_names(split)) if base(name) in info.splits)
+    name = next(candidates, None)
+    if name is None:
+        has = ", ".join(info.splits) or "none"
+        raise MissingData(f"{builder.data_dir} has no split {split}; it has {has}")
+    files = [pathlib.Path(path) for path in info.splits[base(name)].filepaths]
     if lacking := [path.name for path in files if not path.is_file()]:  # TFDS would notice it at the first record
         raise MissingData(f"{builder.data_dir} has no file {', '.join(lacking[:5])}; prepare the set again")
     classes, label = labels_of(builder)
     source = Builder(builder, name, label)
-    info = builder.info
     sizes = (*info.splits[name].shard_lengths, info.splits[base(name)].num_bytes)
     identity = ("tfds", info.full_name, name, str(len(source)), *map(str, sizes), *classes)
     return Contents(source, classes, identity)
-
-
-def newest_version(folder: pathlib.Path) -> pathlib.Path | None:
-    """Returns the folder itself if it is a version, else the newest version in it, else None."""
-    versions = [
-        path.parent for depth in ("", "[0-9]*.[0-9]*.[0-9]*/") for path in folder.glob(f"{depth}dataset_info.json")
-    ]
-    return max(versions, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)], default=None)
-
-
-def open_builder(version: pathlib.Path) -> Any:
-    """Returns the builder of a prepared version."""
-    tfds = tensorflow_datasets()
-    try:
-        return tfds.builder_from_directory(str(version))
-    except Exception as error:  # tfds raises many types for missing or damaged files
-        raise MissingData(f"{version} is not a complete TFDS data set: {str(error)[:200]}; prepare it again") from error
-
-
-def split_of(builder: Any, split: str, splits: Mapping[str, str]) -> str:
-    """Returns the builder's name of the split."""
-    present = tuple(builder.info.splits)
-    if split in splits and base(splits[split]) in present:
-        return splits[split]
-    stored = next((name for name in split_names(split) if name in present), None)
-    if stored is None:
-        raise MissingData(f"{builder.data_dir} has no split {split}; it has {', '.join(present) or 'none'}")
-    return stored
 
 
 def base(split: str) -> str:
@@ -102,7 +86,7 @@ def labels_of(builder: Any) -> tuple[tuple[str, ...], Callable[[Mapping[str, Any
 
 
 def class_label(fields: Mapping[str, Any]) -> int:
-    """Returns the stored label."""
+    """Returns the stored label; a function of the module, so that a source can be pickled."""
     return int(fields["label"])
 
 

@@ -32,13 +32,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from detailclip_jax.data.decoding import decode_whole
-from detailclip_jax.data.labelled.contents import LabelledSet, fingerprint, reading, root_with, sizes_of, text_of
+from detailclip_jax.data.labelled.contents import (
+    LabelledSet,
+    fingerprint,
+    read_image_file,
+    reading,
+    root_with,
+    sizes_of,
+    text_of,
+)
 from detailclip_jax.data.labelled.long_captions import json_rows
-from detailclip_jax.data.labelled.opening import Readiness, warn_of_size
+from detailclip_jax.data.labelled.opening import Readiness, readiness, warn_of_size
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
 from detailclip_jax.runtime import extras
 from detailclip_jax.runtime.files import MAX_BYTES, read_bytes
-from detailclip_jax.runtime.folders import inside
 
 MOST_NEGATIVES = 10  # of FG-OVD: a box has one right caption and up to ten others
 FEWEST_OF_PAIR = 25  # cases of a pair of attributes that ARO evaluates
@@ -135,9 +142,9 @@ def open_choices(name: str, data_dir: str | pathlib.Path) -> ChoiceSet:
     layout = CHOICES[name]
     tried = [pathlib.Path(data_dir) / folder for folder in layout.folders]
     for folder in filter(pathlib.Path.is_dir, tried):
-        if found := _read(name, layout, folder):
-            warn_of_size(name, len(found.choices), layout.num, "choices")
-            return found
+        if opened := _read(name, layout, folder):
+            warn_of_size(name, len(opened.choices), layout.num, "choices")
+            return opened
     seen = "; ".join(f"{path} {'does not hold its files' if path.is_dir() else 'does not exist'}" for path in tried)
     raise MissingData(f"no data of {name!r}: {seen}.  Do this:\n  {layout.get.replace('{folder}', str(data_dir))}")
 
@@ -171,10 +178,7 @@ class Pictures:
 
     def __getitem__(self, index: int) -> Example:
         path, box = self.pictures[index]
-        try:
-            image: Any = read_bytes(inside(self.root, path))
-        except OSError as error:
-            raise BadRecord(f"{path}: {error.strerror or error}") from error
+        image: Any = read_image_file(self.root, path)
         if box is not None:
             image = cut(decode_whole(image), box)
         return {"image": image, "captions": (), "label": -1, "key": path if box is None else f"{path} {box}"}
@@ -236,15 +240,6 @@ def _winoground(folder: pathlib.Path) -> Listing | None:
     return rows, [file.parent / "images", folder / "images"]
 
 
-def _sugarcrepe(folder: pathlib.Path) -> Listing | None:
-    return _of_files(folder, {name: _in_data(name) for name in SUGARCREPE}, ("caption",))
-
-
-def _sugarcrepe_pp(folder: pathlib.Path) -> Listing | None:
-    names = {name: _in_data(name) + _in_data(longer) for name, longer in SUGARCREPE_PP.items()}
-    return _of_files(folder, names, ("caption", "caption2"))
-
-
 def _in_data(name: str) -> list[str]:
     return [f"{name}.json", f"data/{name}.json"]
 
@@ -284,8 +279,8 @@ def _aro_relation(folder: pathlib.Path) -> Listing | None:
 
 
 def _aro_attribution(folder: pathlib.Path) -> Listing | None:
-    pair = lambda case: "_".join(map(str, case["attributes"][:2]))  # noqa: E731
-    rows = _visual_genome(folder / "visual_genome_attribution.json", pair)
+    file = folder / "visual_genome_attribution.json"
+    rows = _visual_genome(file, lambda case: "_".join(map(str, case["attributes"][:2])))
     sizes = Counter(row.group for row in rows or ())
     often = [row for row in rows or () if sizes[row.group] >= FEWEST_OF_PAIR]
     return None if rows is None else (often, [folder / "images"])
@@ -410,12 +405,16 @@ CHOICES = {
         800,
     ),
     "sugarcrepe": Layout(
-        _sugarcrepe,
+        functools.partial(_of_files, names={name: _in_data(name) for name in SUGARCREPE}, right=("caption",)),
         ("sugarcrepe", "sugar-crepe"),
         f"https://github.com/RAIVNLab/sugar-crepe: data/*.json in {{folder}}/sugarcrepe, {COCO}",
     ),
     "sugarcrepe_pp": Layout(
-        _sugarcrepe_pp,
+        functools.partial(
+            _of_files,
+            names={name: _in_data(name) + _in_data(longer) for name, longer in SUGARCREPE_PP.items()},
+            right=("caption", "caption2"),
+        ),
         ("sugarcrepe_pp", "scpp", "SugarCrepe_pp"),
         f"https://github.com/Sri-Harsha/scpp: data/*.json in {{folder}}/sugarcrepe_pp, {COCO}",
         num=4_757,
@@ -441,16 +440,14 @@ CHOICES = {
 
 def ready_choices(data_dir: str | pathlib.Path) -> list[Readiness]:
     """Returns for every set of choices whether it is present and has its published size, as `opening.ready`."""
-    return [_readiness(name, layout, pathlib.Path(data_dir)) for name, layout in CHOICES.items()]
+    rows = []
+    for name, layout in CHOICES.items():
+        here = [pathlib.Path(data_dir) / folder for folder in layout.folders]
+        get, sizes = layout.get.replace("{folder}", str(data_dir)), {} if layout.num is None else {layout.num: ""}
+        count = functools.partial(_num_choices, name, data_dir)
+        rows.append(readiness(name, here, get, count, sizes, layout.num or 0, "choices"))
+    return rows
 
 
-def _readiness(name: str, layout: Layout, data_dir: pathlib.Path) -> Readiness:
-    if not any((data_dir / folder).is_dir() for folder in layout.folders):
-        return Readiness(name, False, None, layout.num or 0, layout.get.replace("{folder}", str(data_dir)))
-    try:
-        num = len(open_choices(name, data_dir).choices)
-    except OSError as error:  # MissingData, or a folder without read permission
-        return Readiness(name, False, None, layout.num or 0, str(error))
-    expected = layout.num or num
-    note = "" if num == expected else f"{num} choices, not {expected}: incomplete, or a different set"
-    return Readiness(name, num == expected, num, expected, note)
+def _num_choices(name: str, data_dir: str | pathlib.Path) -> int:
+    return len(open_choices(name, data_dir).choices)

@@ -9,7 +9,9 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from detailclip_jax.data.sources import MissingData, Source
+from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
+from detailclip_jax.runtime.files import read_bytes
+from detailclip_jax.runtime.folders import inside
 
 TRIED = 100  # files of a list whose folder is searched: the first ones may be missing
 DAMAGE = (  # what parsers raise for damaged files; of pyarrow NotImplementedError
@@ -43,6 +45,36 @@ class Contents(NamedTuple):
     templates: tuple[str, ...] = ()
 
 
+class ImageFile(NamedTuple):
+    """An image file by its path in the folder of a set, with its captions or its label."""
+
+    path: str
+    captions: tuple[str, ...] = ()
+    label: int = -1
+
+
+class ImageFiles:
+    """A source of image files below `root`."""
+
+    def __init__(self, root: pathlib.Path, files: Sequence[ImageFile]):
+        self.root, self.files = root, files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Example:
+        path, captions, label = self.files[index]
+        return {"image": read_image_file(self.root, path), "captions": captions, "label": label, "key": path}
+
+
+def read_image_file(root: pathlib.Path, path: str) -> bytes:
+    """Returns the bytes of a file below `root`; BadRecord if it is outside, or cannot be read."""
+    try:
+        return read_bytes(inside(root, path))
+    except OSError as error:
+        raise BadRecord(f"{path}: {error.strerror or error}") from error
+
+
 def fingerprint(identity: Iterable[str]) -> str:
     """Returns the first 12 hexadecimal digits of the SHA-256 of all lines.
 
@@ -69,14 +101,13 @@ def file_identity(folder: pathlib.Path, files: Sequence[str]) -> tuple[str, ...]
 
 def sizes_of(folder: pathlib.Path, files: Iterable[str]) -> list[str]:
     """Returns the size of each file in the folder in bytes, "" for one that is missing or cannot be read."""
-    return [_size(folder / name) for name in files]
-
-
-def _size(path: pathlib.Path) -> str:
-    try:
-        return str(os.path.getsize(path))
-    except (OSError, ValueError):  # ValueError: a name with a null byte
-        return ""
+    sizes = []
+    for name in files:
+        try:
+            sizes.append(str(os.path.getsize(folder / name)))
+        except (OSError, ValueError):  # ValueError: a name with a null byte
+            sizes.append("")
+    return sizes
 
 
 def lines_of(path: pathlib.Path) -> tuple[str, ...]:
@@ -111,16 +142,9 @@ def text_of(row: Any, key: str) -> str:
 def root_with(names: Iterable[str], roots: Sequence[pathlib.Path], what: str) -> pathlib.Path:
     """Returns the first of the folders that has one of the first `TRIED` files; MissingData lists where it looked."""
     first = list(itertools.islice(names, TRIED))
-    folder = next((root for root in roots if any(_is_file(root / name) for name in first)), None)
-    if folder is None:
-        raise MissingData(
-            f"the images of {what} are missing: looked for {', '.join(str(root / first[0]) for root in roots)}"
-        )
-    return folder
-
-
-def _is_file(path: pathlib.Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that is too long or has a null byte
-        return False
+    for root, name in itertools.product(roots, first):
+        with contextlib.suppress(OSError, ValueError):  # a name that is too long or has a null byte
+            if (root / name).is_file():
+                return root
+    looked = ", ".join(str(root / first[0]) for root in roots)
+    raise MissingData(f"the images of {what} are missing: looked for {looked}")

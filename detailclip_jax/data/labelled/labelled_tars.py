@@ -45,21 +45,15 @@ def read(folder: pathlib.Path, split: str) -> Contents | None:
         raise MissingData(
             f"{folder / 'dataset_type.txt'}: unsupported type {kind}; supported: classification, retrieval"
         )
-    classes = () if kind == "retrieval" else class_names(folder)
+    classes = () if kind == "retrieval" else lines_of(folder / "classnames.txt")
+    if kind == "classification" and not classes:
+        raise MissingData(
+            f"{folder / 'classnames.txt'} is missing or empty: it must list the class names, one per line"
+        )
     source = Tars(shards_of(root), "txt" if kind == "retrieval" else "cls")
     identity = ("tars", kind, *classes, str(len(source)), *file_identity(root, [path.name for path in source.shards]))
     templates = lines_of(folder / "zeroshot_classification_templates.txt")
     return Contents(source, classes, identity, tuple(line for line in templates if line))
-
-
-def class_names(folder: pathlib.Path) -> tuple[str, ...]:
-    """Returns the class names in label order."""
-    names = lines_of(folder / "classnames.txt")
-    if not names:
-        raise MissingData(
-            f"{folder / 'classnames.txt'} is missing or empty: it must list the class names, one per line"
-        )
-    return names
 
 
 def shards_of(root: pathlib.Path) -> list[pathlib.Path]:
@@ -110,7 +104,7 @@ class Tars:
         example = {"captions": (), "label": -1, "key": f"{self.shards[sample.shard].name}:{sample.key}"}
         image, target = self.member(sample, IMAGES), self.member(sample, (self.target,))
         if self.target == "cls":
-            return {**example, "image": image, "label": parsed_label(target, example["key"])}
+            return {**example, "image": image, "label": parse_label(target, example["key"])}
         return {**example, "image": image, "captions": tuple(target.decode(errors="replace").splitlines())}
 
     def member(self, sample: Sample, extensions: Sequence[str]) -> bytes:
@@ -130,7 +124,7 @@ class Tars:
             raise BadRecord(f"{path.name}:{sample.key}: {error.strerror or error}") from error
 
 
-def parsed_label(text: bytes, key: str) -> int:
+def parse_label(text: bytes, key: str) -> int:
     """Returns the label in the text; BadRecord if it is not a class number."""
     if not text.strip().isdigit() or len(text.strip()) > MAX_DIGITS:
         raise BadRecord(f"{key}: label {text!r:.40} is not a class number")

@@ -18,8 +18,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from detailclip_jax.data.labelled.contents import Contents, reading, root_with, sizes_of, text_of
-from detailclip_jax.data.labelled.karpathy import Captioned
+from detailclip_jax.data.labelled.contents import Contents, ImageFile, ImageFiles, reading, root_with, sizes_of, text_of
 from detailclip_jax.runtime.files import read_bytes
 from detailclip_jax.runtime.folders import inside
 
@@ -42,7 +41,8 @@ def read(folder: pathlib.Path, name: str) -> Contents | None:
     entries, roots = listing
     root = root_with((path for path, _ in entries), roots, f"{name} in {folder}")
     lines = ["\t".join((path, *texts, size)) for (path, texts), size in zip(entries, sizes_of(root, dict(entries)))]
-    return Contents(Captioned(root, entries), (), ("long captions", name, *lines))
+    files = [ImageFile(path, texts) for path, texts in entries]
+    return Contents(ImageFiles(root, files), (), ("long captions", name, *lines))
 
 
 def json_rows(path: pathlib.Path) -> list[Any]:
@@ -70,15 +70,14 @@ def _dci(folder: pathlib.Path) -> Listing | None:
         splits = json.loads(read_bytes(base / "splits.json"))
         names = [text_of({"name": name}, "name") for split in splits.values() for name in split]
         files = [pathlib.Path(inside(base / "annotations", name)) for name in names]
-        entries = [_dci_entry(file) for file in files]
+        entries: Entries = []
+        for file in files:
+            with reading(file, "an annotation of DCI"):
+                row = json.loads(read_bytes(file))
+                extra = (row["extra_caption"] or "").strip()
+                caption = "\n".join(filter(None, (text_of(row, "short_caption"), extra)))
+                entries.append((text_of(row, "image"), (caption,)))
         return _some(entries), [base / "photos"]
-
-
-def _dci_entry(file: pathlib.Path) -> tuple[str, tuple[str, ...]]:
-    with reading(file, "an annotation of DCI"):
-        row = json.loads(read_bytes(file))
-        extra = (row["extra_caption"] or "").strip()
-        return text_of(row, "image"), ("\n".join(filter(None, (text_of(row, "short_caption"), extra))),)
 
 
 def _docci(folder: pathlib.Path) -> Listing | None:

@@ -1,8 +1,9 @@
 """Opens a test set by name in the data folder, and reports which known sets are ready."""
 
+import functools
 import pathlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from absl import logging
@@ -50,7 +51,10 @@ def open_set(
         raise MissingData(f"unknown set {name!r}; known: {', '.join(KNOWN)}")
     known, tried = KNOWN.get(name), places(name, pathlib.Path(data_dir))
     for folder in tried:
-        if contents := contents_of(folder, split, known):
+        # a reader counts only if it has captions or labels as the known set has them
+        read = (contents for contents in readings(folder, split, known) if contents)
+        fitting = (contents for contents in read if known is None or known.captioned == is_captioned(contents))
+        if contents := next(fitting, None):
             expected = expected_size(known, len(contents.source)) if split == "test" else None
             source = FirstCaptions(contents.source, num_captions) if is_captioned(contents) else contents.source
             rule = f"captions {num_captions}, none blank" if is_captioned(contents) else ""
@@ -65,22 +69,42 @@ def ready(data_dir: str | pathlib.Path) -> list[Readiness]:
 
     for name, is_ready, found, expected, note in ready("/data"): ...
     """
-    return [readiness(known, data_dir) for known in KNOWN.values()]
+    rows = []
+    for known in KNOWN.values():
+        here, get = places(known.name, pathlib.Path(data_dir)), " | ".join(ways_to_get(known, data_dir))
+        count = functools.partial(_num_examples, known.name, data_dir)
+        rows.append(readiness(known.name, here, get, count, known.sizes, known.num_test, "images"))
+    return rows
 
 
-def readiness(known: Known, data_dir: str | pathlib.Path) -> Readiness:
-    """Opens the set and counts its examples."""
-    here = [folder for folder in places(known.name, pathlib.Path(data_dir)) if folder.is_dir()]
-    if not here:
-        return Readiness(known.name, False, None, known.num_test, " | ".join(ways_to_get(known, data_dir)))
+def _num_examples(name: str, data_dir: str | pathlib.Path) -> int:
+    return len(open_set(name, data_dir).source)
+
+
+def readiness(
+    name: str,
+    here: Sequence[pathlib.Path],
+    get: str,
+    count: Callable[[], int],
+    sizes: Mapping[int, str],
+    usual: int,
+    what: str,
+) -> Readiness:
+    """Returns whether the set in one of the folders `here` has one of its published `sizes`, which have descriptions.
+
+    count: opens the set and returns its size.  get: how to get the set.
+    """
+    if not any(folder.is_dir() for folder in here):
+        return Readiness(name, False, None, usual, get)
     try:
-        size = len(open_set(known.name, data_dir).source)
+        size = count()
     except OSError as error:  # MissingData, or a folder without read permission
-        return Readiness(known.name, False, None, known.num_test, str(error))
-    note = known.sizes.get(
-        size, f"{size} images, not {known.num_test}: incomplete, or a different set of the same name"
+        return Readiness(name, False, None, usual, str(error))
+    if size in sizes or not sizes:
+        return Readiness(name, True, size, size, sizes.get(size, ""))
+    return Readiness(
+        name, False, size, usual, f"{size} {what}, not {usual}: incomplete, or a different set of the same name"
     )
-    return Readiness(known.name, size in known.sizes, size, expected_size(known, size) or known.num_test, note)
 
 
 def places(name: str, data_dir: pathlib.Path) -> list[pathlib.Path]:
@@ -92,17 +116,6 @@ def places(name: str, data_dir: pathlib.Path) -> list[pathlib.Path]:
     if "/" in name:
         return [pathlib.Path(name).expanduser(), data_dir / name]
     return [data_dir / name, data_dir / f"wds_{name}"]
-
-
-def contents_of(folder: pathlib.Path, split: str, known: Known | None) -> Contents | None:
-    """Returns the contents from the first reader that supports the folder's layout, or None.
-
-    For a known set, a reader counts only if it finds captions or labels as that set has them.
-    """
-    for contents in readings(folder, split, known):
-        if contents and (known is None or known.captioned == is_captioned(contents)):
-            return contents
-    return None
 
 
 def readings(folder: pathlib.Path, split: str, known: Known | None) -> Iterator[Contents | None]:
@@ -150,19 +163,17 @@ def missing(name: str, split: str, data_dir: pathlib.Path, tried: list[pathlib.P
         seen.append(f"{path} {lacks}")
     guesses = (near_folder(path, tried) for path in tried if known is None and not path.exists())
     guess = next(filter(None, guesses), "")
-    example = captions_of_your_own(tried[0], split) if captioned else classes_of_your_own(tried[0], split)
+    if captioned:
+        example = captions_of_your_own(tried[0], split)
+    elif split == "test":
+        example = f"one folder per class: {tried[0]}/CLASS/*.jpg, or {tried[0]}/{split}/CLASS/*.jpg"
+    else:
+        example = (
+            f"two splits, each with one folder per class: {tried[0]}/{split}/CLASS/*.jpg, to learn from, and "
+            f"{tried[0]}/test/CLASS/*.jpg, to be measured; class folders without splits are a test split"
+        )
     ways = "\n  ".join(ways_to_get(known, data_dir) if known else (example, f"known sets are {', '.join(KNOWN)}"))
     return f"no data of {name!r}: {'; '.join(seen)}{guess or '.'}  Do one of these:\n  {ways}"
-
-
-def classes_of_your_own(folder: pathlib.Path, split: str) -> str:
-    """Returns the layout of class folders in which a split is found; only the test split needs no folder of its own."""
-    if split == "test":
-        return f"one folder per class: {folder}/CLASS/*.jpg, or {folder}/{split}/CLASS/*.jpg"
-    return (
-        f"two splits, each with one folder per class: {folder}/{split}/CLASS/*.jpg, to learn from, and "
-        f"{folder}/test/CLASS/*.jpg, to be measured; class folders without splits are a test split"
-    )
 
 
 def captions_of_your_own(folder: pathlib.Path, split: str) -> str:
