@@ -94,7 +94,7 @@ def karpathy(content: dict[str, Any], path: str, request: Request) -> Iterator[R
             if image.get("split") not in splits:
                 continue
             name, folder = str(image.get("filename", "")), str(image.get("filepath", ""))
-            flickr = [(f"{parent}/{name}" if parent else name,) for parent in FOLDERS]
+            flickr: list[Place] = [(f"{parent}/{name}" if parent else name,) for parent in FOLDERS]
             texts = [sentence.get("raw", "") for sentence in image.get("sentences", ())]
             yield _row(str(image.get("cocoid", name)), _coco_places(name, folder) if folder else flickr, texts)
     except (AttributeError, TypeError) as error:

@@ -501,7 +501,9 @@ def test_an_image_of_a_split_file_that_was_replaced_is_noticed(tmp_path):
 def test_images_that_are_not_beside_the_split_file_are_named(tmp_path):
     split_file(tmp_path / "coco")
     (tmp_path / "coco" / "val2014").rename(tmp_path / "elsewhere")
-    with pytest.raises(MissingData, match=r"images of the split file .* are missing: looked for .*coco/val2014/COCO_000000000000\.jpg"):
+    with pytest.raises(
+        MissingData, match=r"images of the split file .* are missing: looked for .*coco/val2014/COCO_000000000000\.jpg"
+    ):
         open_set("coco", tmp_path)
 
 

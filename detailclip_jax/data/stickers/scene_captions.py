@@ -4,7 +4,7 @@ A caption that names the ground would teach the image encoder to attend to the g
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -56,25 +56,22 @@ def long_caption(nouns: Int[np.ndarray, " n"], boxes: Float[np.ndarray, "n 4"], 
 
     It draws no random number: the caption rules "crops" and "diverse" draw from its sentences.
     """
-    return "".join(f"{sentence}. " for sentence in _sentences(_groups(nouns, boxes), MARGIN * size)).rstrip()
+    groups = _groups(nouns, boxes)
+    total = sum(map(len, groups.values()))
+    phrases = {noun: NOUNS[noun].counted(len(boxes)) for noun, boxes in groups.items()}
+    sentences = [f"there are {NUMBERS[total]} objects" if total > 1 else "there is one object", *phrases.values()]
+    if len(groups) == 1:
+        sentences += [f"only {phrase}" for phrase in phrases.values()]
+    for first, second in itertools.combinations(groups, 2):
+        pair = groups[first], groups[second]
+        for word in filter(None, (relation(*pair, MARGIN * size), size_relation(*pair))):
+            sentences.append(f"{phrases[first]} {_verb(pair[0])} {word} {phrases[second]}")
+            sentences.append(f"{phrases[second]} {_verb(pair[1])} {OPPOSITE[word]} {phrases[first]}")
+    return "".join(f"{sentence}. " for sentence in sentences).rstrip()
 
 
 def _groups(nouns: Int[np.ndarray, " n"], boxes: Float[np.ndarray, "n 4"]) -> Groups:
     return {noun: boxes[nouns == noun] for noun in dict.fromkeys(nouns.tolist())}
-
-
-def _sentences(groups: Groups, margin: float) -> Iterator[str]:
-    total = sum(map(len, groups.values()))
-    yield f"there are {NUMBERS[total]} objects" if total > 1 else "there is one object"
-    phrases = {noun: NOUNS[noun].counted(len(boxes)) for noun, boxes in groups.items()}
-    yield from phrases.values()
-    if len(groups) == 1:
-        yield f"only {phrases[next(iter(groups))]}"
-    for first, second in itertools.combinations(groups, 2):
-        pair = groups[first], groups[second]
-        for word in filter(None, (relation(*pair, margin), size_relation(*pair))):
-            yield f"{phrases[first]} {_verb(pair[0])} {word} {phrases[second]}"
-            yield f"{phrases[second]} {_verb(pair[1])} {OPPOSITE[word]} {phrases[first]}"
 
 
 def _verb(boxes: Float[np.ndarray, "n 4"]) -> str:

@@ -180,22 +180,16 @@ def _side(rng: np.random.Generator, drawings: Sprites, size: int) -> Pair:
 
 def _of_two_sizes(rng: np.random.Generator, drawings: Sprites, say: Callable[[int, int, str], tuple[str, str]]) -> Pair:
     """Returns two scenes of the same two nouns, of which the first is the larger and the smaller one."""
-    first, second = _alike(rng, drawings)
+    spread = drawings.extent.prod(-1) / drawings.fill
+    first, second = _two_nouns(rng)
+    while not 1 / ALIKE <= spread[first] / spread[second] <= ALIKE:  # so that each can be the larger one
+        first, second = _two_nouns(rng)
 
     def plan(word: str, shares: tuple[float, ...]) -> Plan:
         fits = lambda boxes: size_relation(boxes[:1], boxes[1:]) == word  # noqa: E731
         return Plan((first, second), say(first, second, word), shares, fits)
 
     return plan("larger than", SHARES), plan("smaller than", SHARES[::-1])
-
-
-def _alike(rng: np.random.Generator, drawings: Sprites) -> tuple[int, int]:
-    """Draws two nouns whose boxes have nearly the same area if their drawings have: each can be the larger one."""
-    spread = drawings.extent.prod(-1) / drawings.fill
-    while True:
-        first, second = _two_nouns(rng)
-        if 1 / ALIKE <= spread[first] / spread[second] <= ALIKE:
-            return first, second
 
 
 def _size(rng: np.random.Generator, drawings: Sprites, size: int) -> Pair:

@@ -10,6 +10,7 @@ drawings; to test on new drawings, use another artist's (`style`).
 import dataclasses
 import functools
 import hashlib
+import itertools
 import operator
 from typing import Any, SupportsIndex
 
@@ -151,13 +152,11 @@ def held_out_pairs() -> Bool[np.ndarray, "nouns nouns"]:
     A pair is held out by a hash of its two names (SHA-256 of "camera|frog", sorted, divisible by `HELD_OUT_EVERY`), so
     the choice does not depend on the order of the table or on other nouns.
     """
-    names = [noun.name for noun in NOUNS]
-    return np.array([[_is_held_out(first, second) for second in names] for first in names])
-
-
-def _is_held_out(first: str, second: str) -> bool:
-    digest = hashlib.sha256("|".join(sorted((first, second))).encode()).digest()
-    return first != second and int.from_bytes(digest, "big") % HELD_OUT_EVERY == 0
+    pairs = np.zeros((len(NOUNS), len(NOUNS)), bool)
+    for (i, first), (j, second) in itertools.combinations(enumerate(noun.name for noun in NOUNS), 2):
+        digest = hashlib.sha256("|".join(sorted((first, second))).encode()).digest()
+        pairs[i, j] = pairs[j, i] = int.from_bytes(digest, "big") % HELD_OUT_EVERY == 0
+    return pairs
 
 
 def zero_shot_prompts() -> tuple[tuple[str, ...], ...]:

@@ -202,16 +202,11 @@ def _place(
     candidates = np.concatenate([centres - half, centres + half], 1)
     if not len(boxes):
         return candidates[0]
-    overlap = _overlap(candidates, boxes).max(1)
+    low = np.maximum(candidates[:, None, :2], boxes[None, :, :2])
+    high = np.minimum(candidates[:, None, 2:], boxes[None, :, 2:])
+    smaller = np.minimum(_area(candidates)[:, None], _area(boxes)[None])
+    overlap = (np.maximum(high - low, 0).prod(-1) / smaller).max(1)  # share of the smaller box
     return candidates[np.argmin(np.maximum(overlap, MAX_OVERLAP))]
-
-
-def _overlap(first: Float[np.ndarray, "a 4"], second: Float[np.ndarray, "b 4"]) -> Float[np.ndarray, "a b"]:
-    """Returns the intersection divided by the smaller area."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    smaller = np.minimum(_area(first)[:, None], _area(second)[None])
-    return np.maximum(high - low, 0).prod(-1) / smaller
 
 
 def _area(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
@@ -224,18 +219,15 @@ def draw_layer(drawings: Sprites, placement: Placement, size: int) -> Layer:
     centre, reach = np.array([placement.x, placement.y]), placement.side * 0.71 + 1  # half the diagonal
     low = np.maximum(np.floor(centre - reach), 0).astype(int)
     high = np.minimum(np.ceil(centre + reach), size).astype(int)
-    matrix = _transform(placement, level, centre - low)
-    drawing = cv2.warpAffine(drawings.levels[level][placement.noun], matrix, tuple((high - low).tolist()))
-    return Layer((slice(low[1], high[1]), slice(low[0], high[0])), drawing)
-
-
-def _transform(placement: Placement, level: int, centre: Float[np.ndarray, "2"]) -> Float[np.ndarray, "2 3"]:
-    """Returns the map from pixels of the drawing to pixels of the canvas region whose point `centre` is the centre."""
+    # the map from pixels of the drawing to pixels of this part of the canvas
     scale, angle = placement.side / level, np.radians(placement.angle)
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     turn = np.array([[cos, -sin], [sin, cos]]) * [-1 if placement.mirrored else 1, 1]
     pixel = 0.5  # pixel centres are at half integers, but warpAffine puts them at integers
-    return np.concatenate([turn, (centre - pixel - turn @ np.full(2, level / 2 - pixel))[:, None]], 1)
+    offset = centre - low - pixel - turn @ np.full(2, level / 2 - pixel)
+    matrix = np.concatenate([turn, offset[:, None]], 1)
+    drawing = cv2.warpAffine(drawings.levels[level][placement.noun], matrix, tuple((high - low).tolist()))
+    return Layer((slice(low[1], high[1]), slice(low[0], high[0])), drawing)
 
 
 def instance_map(layers: Sequence[Layer], size: int) -> UInt8[np.ndarray, "h w"]:

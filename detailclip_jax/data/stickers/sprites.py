@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from detailclip_jax.data.decoding import open_image
-from detailclip_jax.data.stickers.nouns import NOUNS, Noun
+from detailclip_jax.data.stickers.nouns import NOUNS
 from detailclip_jax.runtime import extras
 
 ATTRIBUTION = "Emoji drawings by OpenMoji (https://openmoji.org), license CC BY-SA 4.0"
@@ -106,25 +106,18 @@ def _noto_font() -> Path:
 
 
 def _from_folder(folder: Path) -> list[Drawing]:
-    paths = [_file_of(noun, folder) for noun in NOUNS]
-    missing = [f"{_stem(noun)}.png" for noun, path in zip(NOUNS, paths) if path is None]
+    paths, missing = [], []
+    for noun in NOUNS:
+        name, code = noun.name.replace(" ", "_"), f"{noun.code_point:x}"
+        coded = [f"{code}{form}{suffix}" for form in ("", "-fe0f") for suffix in (".png", ".webp")]  # fe0f: in colour
+        files = [folder / file for file in (f"{name}.png", *coded) if (folder / file).is_file()]
+        paths += files[:1]
+        missing += [] if files else [f"{name}.png"]
     if missing:
         raise FileNotFoundError(
             f"style {str(folder)!r} has no drawing of {len(missing)} of {len(NOUNS)} nouns: {', '.join(missing)}"
         )
-    return [np.asarray(open_image(path).convert("RGBA").convert("RGBa")) for path in paths if path]
-
-
-def _stem(noun: Noun) -> str:
-    return noun.name.replace(" ", "_")
-
-
-def _file_of(noun: Noun, folder: Path) -> Path | None:
-    """Returns a noun's drawing in a folder: by its name, else by its code point; None if there is none."""
-    code = f"{noun.code_point:x}"
-    coded = (f"{code}{form}{suffix}" for form in ("", "-fe0f") for suffix in (".png", ".webp"))  # fe0f: in colour
-    names = (f"{_stem(noun)}.png", *coded)
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    return [np.asarray(open_image(path).convert("RGBA").convert("RGBa")) for path in paths]
 
 
 def _from_font(path: Path) -> list[Drawing]:
