@@ -34,32 +34,18 @@ def blockwise_sigmoid_loss(
     numbers = jnp.arange(num_blocks * size).reshape(num_blocks, size)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # in a scan nothing merges the two forward passes
-    def add(carry: Any, one: tuple[Array, Array]) -> tuple[Any, None]:
-        logits = scale * jnp.einsum("vbe,ce->vbc", images, one[0], precision="highest") + bias
-        return _add_block(carry, logits, one[1], index, len(texts), num_positives), None
+    def add(carry: tuple[Scalar, Array, Array], block: tuple[Array, Array]) -> tuple[Any, None]:
+        (total, peak, nearest), (text, number) = carry, block
+        z = scale * jnp.einsum("vbe,ce->vbc", images, text, precision="highest") + bias
+        y = jnp.where(number // num_positives == index[:, None], 1.0, -1.0)
+        valid = number < len(texts)  # padding has larger ones
+        total = total - jnp.where(valid, jax.nn.log_sigmoid(y * z), 0).sum()
+        z = jax.lax.stop_gradient(jnp.where(valid, z, -jnp.inf))
+        better = z.max(-1) > peak
+        nearest = jnp.where(better, number[z.argmax(-1)], nearest)
+        return (total, jnp.where(better, z.max(-1), peak), nearest), None
 
     shape = images.shape[:2]
     start = jnp.zeros(()), jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)
     (total, _, nearest), _ = jax.lax.scan(add, start, (filled, numbers))
     return total, nearest
-
-
-def _add_block(
-    carry: tuple[Scalar, Array, Array],
-    z: Float[Array, "V B C"],
-    numbers: Int[Array, "C"],
-    index: Array,
-    size: int,
-    num_positives: int,
-) -> tuple[Scalar, Array, Array]:
-    """Adds a block's terms to the sum, and updates the largest logit of each image and its text.
-
-    `numbers` are the texts' indices in the batch of `size`; padding has larger ones and is excluded.
-    """
-    total, peak, nearest = carry
-    valid = numbers < size
-    signs = jnp.where(numbers // num_positives == index[:, None], 1.0, -1.0)
-    total = total - jnp.where(valid, jax.nn.log_sigmoid(signs * z), 0).sum()
-    z = jax.lax.stop_gradient(jnp.where(valid, z, -jnp.inf))
-    better = z.max(-1) > peak
-    return total, jnp.where(better, z.max(-1), peak), jnp.where(better, numbers[z.argmax(-1)], nearest)

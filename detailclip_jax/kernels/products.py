@@ -142,13 +142,13 @@ def _kernel_gradient(x: Float[Array, "R D"], g: Float[Array, "R M"]) -> Float[Ar
     usual = lambda x, g: _dot(x, g, (0, 0), jnp.float32)  # noqa: E731
     if x.dtype != jnp.bfloat16:
         return usual(x, g)
-    gradient: Array = jax.lax.platform_dependent(x, g, cpu=_stored_product, default=usual)
+
+    def stored(x: Array, g: Array) -> Array:
+        transposed = with_layout_constraint(x.T, Layout(major_to_minor=(0, 1)))
+        return jax.lax.optimization_barrier(_dot(transposed, g, (1, 0), jnp.float32))
+
+    gradient: Array = jax.lax.platform_dependent(x, g, cpu=stored, default=usual)
     return gradient
-
-
-def _stored_product(x: Float[Array, "R D"], g: Float[Array, "R M"]) -> Float[Array, "D M"]:
-    stored = with_layout_constraint(x.T, Layout(major_to_minor=(0, 1)))
-    return jax.lax.optimization_barrier(_dot(stored, g, (1, 0), jnp.float32))
 
 
 def _dot(a: Array, b: Array, axes: tuple[int, int], out: Any) -> Array:

@@ -34,29 +34,29 @@ def beta_loss(
     are exact. `block` rows of logits are computed at a time; 0 = automatic (`kernels.global_softmax`).
     """
     num_captions, _, width = pooled.shape
-    own = jnp.stack([l2_normalise(pooled), l2_normalise(texts)], 2).swapaxes(0, 1).reshape(-1, 2, width)
+    local = jnp.stack([l2_normalise(pooled), l2_normalise(texts)], 2).swapaxes(0, 1).reshape(-1, 2, width)
     known = valid.T.reshape(-1).astype(jnp.float32)
-    every, numbers = gather(own, axis), own_rows(len(own), axis)
+    every, numbers = gather(local, axis), own_rows(len(local), axis)
     count = jax.lax.pmean(known.sum(), axis) if axis else known.sum()
     columns = gather(known[:, None, None], axis)[:, 0, 0], jnp.arange(len(every)) // num_captions, jnp.float32(beta)
-    most = block_size(block, len(every), len(own))
-    given = numbers, numbers // num_captions, known / jnp.maximum(count, 1)
+    most = block_size(block, len(every), len(local))
+    of_row = numbers, numbers // num_captions, known / jnp.maximum(count, 1)
 
     def of_rows(kind: int) -> tuple[Scalar, dict[str, Scalar]]:
-        rows, *others = chunks.split((own[:, kind], *given), most)
-        found: Any = chunks.total(_term, (every[:, 1 - kind], jnp.float32(scale)), columns, rows, tuple(others))
-        return found
+        rows, *items = chunks.split((local[:, kind], *of_row), most)
+        sums: Any = chunks.total(_term, (every[:, 1 - kind], jnp.float32(scale)), columns, rows, tuple(items))
+        return sums
 
     (to_text, metrics), (to_image, _) = of_rows(0), of_rows(1)
     return (to_text + to_image) / 2, metrics["accuracy"]
 
 
-def _term(given: PyTree, columns: PyTree, rows: Array, items: PyTree) -> tuple[Scalar, dict[str, Scalar]]:
+def _term(factors: PyTree, columns: PyTree, rows: Array, items: PyTree) -> tuple[Scalar, dict[str, Scalar]]:
     """Computes the weighted sum of the cross-entropies of some rows, one direction."""
-    (others, scale), (known, image, beta), (number, image_of_row, share) = given, columns, items
+    (others, scale), (known, image, beta), (number, image_of_row, share) = factors, columns, items
     logits = scale * jnp.einsum("re,ce->rc", rows, others, precision="highest")
-    own = number[:, None] == jnp.arange(len(others))
-    target = jnp.where(own, 1.0, beta * (image_of_row[:, None] == image)) * known
+    is_pair = number[:, None] == jnp.arange(len(others))
+    target = jnp.where(is_pair, 1.0, beta * (image_of_row[:, None] == image)) * known
     target = target / jnp.maximum(target.sum(-1, keepdims=True), 1e-12)
     total = jax.nn.logsumexp(jnp.where(known > 0, logits, LEAST), -1)
     right = jnp.where(known > 0, logits, LEAST).argmax(-1) == number

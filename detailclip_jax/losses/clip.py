@@ -27,7 +27,7 @@ def clip_loss(
 
     The paper prints one view and one caption; here the loss is averaged over the pairs of V views and C captions of an
     image: over "all" of them, or over each view v with caption v ("same", V = C). Other embeddings, as of two views,
-    may be given instead of those of images and texts.
+    may take the place of those of images and texts.
 
     With `axis`, each device holds B of the N examples; one all-gather of the stacked embeddings collects the others,
     and its transpose gives exact gradients (SLIP's published code gathers without gradients). The value is the mean
@@ -36,13 +36,13 @@ def clip_loss(
     """
     views = len(image)
     matches = _matches(views, len(text), pairs)
-    own = jnp.stack([*l2_normalise(image), *l2_normalise(text)], 1)
-    every, pair = gather(own, axis), own_rows(len(own), axis)
-    if not fits(block, len(own), len(every), len(matches)):
+    local = jnp.stack([*l2_normalise(image), *l2_normalise(text)], 1)
+    every, pair = gather(local, axis), own_rows(len(local), axis)
+    if not fits(block, len(local), len(every), len(matches)):
         to_text, to_image = ((v, (views + c,)) for v, c in matches), ((views + c, (v,)) for v, c in matches)
-        losses, nearest = blockwise_cross_entropies(own, every, scale, pair, (*to_text, *to_image), block)
+        losses, nearest = blockwise_cross_entropies(local, every, scale, pair, (*to_text, *to_image), block)
         return losses.mean(), (nearest[: len(matches)] == pair).mean()
-    (u, t), (every_u, every_t) = (_embeddings(stack, views, pairs) for stack in (own, every))
+    (u, t), (every_u, every_t) = (_embeddings(stack, views, pairs) for stack in (local, every))
     losses = (image_to_text_loss(u, every_t, scale, pair) + text_to_image_loss(t, every_u, scale, pair)) / 2
     return losses.mean(), (similarity(u, every_t, scale).argmax(-1) == pair).mean()
 
@@ -67,7 +67,7 @@ def _embeddings(
 def image_to_text_loss(
     u: Float[Array, "*V B E"], t: Float[Array, "*C N E"], scale: Scalar | float, pair: Int[Array, "B"]
 ) -> Float[Array, "*X B"]:
-    """Computes the loss of each image, whose caption t[pair[i]] is to be found among all captions.
+    """Computes the loss of each image, whose caption t[pair[i]] is searched among all captions.
 
     L_I2T(i) = - log( exp(s u_i . t_i) / sum_j exp(s u_i . t_j) )
     """
@@ -77,7 +77,7 @@ def image_to_text_loss(
 def text_to_image_loss(
     t: Float[Array, "*C B E"], u: Float[Array, "*V N E"], scale: Scalar | float, pair: Int[Array, "B"]
 ) -> Float[Array, "*X B"]:
-    """Computes the loss of each caption, whose image u[pair[i]] is to be found among all images.
+    """Computes the loss of each caption, whose image u[pair[i]] is searched among all images.
 
     L_T2I(i) = - log( exp(s t_i . u_i) / sum_j exp(s t_i . u_j) )
     """

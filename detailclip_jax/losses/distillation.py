@@ -176,13 +176,13 @@ def cls_loss(
     def of_images(student: Array, teacher: Array, sharpening: Sharpening) -> dict[str, Array]:
         """Computes the loss and the metrics of each image, from logits [V, m, C] and [W, m, C]."""
         student_log, teacher_log = how.log_probabilities(student, teacher, sharpening)
-        found = {
+        values = {
             "loss": cls_divergence(student_log, teacher_log, divergence, same_views),
             "teacher_entropy": entropy(teacher_log).mean(0),
         }
         if len(teacher_log) > 1:  # of one view it would be 0, as after a collapse
-            found["teacher_view_kl"] = kl_teacher_student(teacher_log[-1], teacher_log[0])
-        return found
+            values["teacher_view_kl"] = kl_teacher_student(teacher_log[-1], teacher_log[0])
+        return values
 
     if how.fits(student):
         values = {name: value.mean() for name, value in of_images(student[...], teacher[...], sharpening).items()}
@@ -203,7 +203,7 @@ def patch_loss(
     """Computes the mean of eq. 7 over images and views, from logits [V, B, N, C] of student and teacher.
 
     `hidden` is None if all N patches are hidden. Every view of an image counts as one image. Returns the loss and, as
-    a metric, the teacher's mean entropy over all given patches.
+    a metric, the teacher's mean entropy over all patches of the logits.
     """
     divergence = DIVERGENCES[how.divergence]
     hidden = jnp.ones(student.shape[:-1], bool) if hidden is None else hidden

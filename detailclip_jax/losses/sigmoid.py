@@ -32,19 +32,19 @@ def sigmoid_loss(
         sigmoid_loss(images, captions[None], scale=10.0, bias=-10.0)  # one caption for each image
     """
     u, texts = l2_normalise(image), gather(jnp.moveaxis(l2_normalise(text), 0, 1), axis)
-    own = own_rows(image.shape[1], axis)
-    found = [_of_one_caption(u, texts[:, caption], scale, bias, own, block) for caption in range(len(text))]
-    losses, right = zip(*found)
+    pair = own_rows(image.shape[1], axis)
+    of_captions = [_of_one_caption(u, texts[:, caption], scale, bias, pair, block) for caption in range(len(text))]
+    losses, right = zip(*of_captions)
     return jnp.stack(losses).mean(), jnp.stack(right).mean()
 
 
 def _of_one_caption(
-    u: Float[Array, "V B E"], t: Float[Array, "G E"], scale: Any, bias: Any, own: Int[Array, "B"], block: int
+    u: Float[Array, "V B E"], t: Float[Array, "G E"], scale: Any, bias: Any, pair: Int[Array, "B"], block: int
 ) -> tuple[Scalar, Scalar]:
     """Computes loss and accuracy with one caption of each image of the global batch."""
-    if not fits(block, len(own), len(t), len(u)):
-        total, nearest = blockwise_sigmoid_loss(u, t, scale, bias, own, block)
-        return total / nearest.size, (nearest == own).mean()
+    if not fits(block, len(pair), len(t), len(u)):
+        total, nearest = blockwise_sigmoid_loss(u, t, scale, bias, pair, block)
+        return total / nearest.size, (nearest == pair).mean()
     z = similarity(u, t, scale) + bias
-    y = jnp.where(jnp.arange(len(t)) == own[:, None], 1.0, -1.0)
-    return -jax.nn.log_sigmoid(y * z).sum(-1).mean(), (z.argmax(-1) == own).mean()
+    y = jnp.where(jnp.arange(len(t)) == pair[:, None], 1.0, -1.0)
+    return -jax.nn.log_sigmoid(y * z).sum(-1).mean(), (z.argmax(-1) == pair).mean()

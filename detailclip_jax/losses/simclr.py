@@ -18,13 +18,13 @@ def simclr_loss(
     this device's images, and gradients are exact. `block` columns of logits are computed at a time (0 = automatic),
     see `kernels.global_softmax`.
     """
-    own = jnp.moveaxis(l2_normalise(views), 0, 1)
-    every, pair = gather(own, axis), own_rows(len(own), axis)
-    if not fits(block, len(own), len(every), num_pairs=4):  # each view with itself and with the other
+    local = jnp.moveaxis(l2_normalise(views), 0, 1)
+    every, pair = gather(local, axis), own_rows(len(local), axis)
+    if not fits(block, len(local), len(every), num_pairs=4):  # each view with itself and with the other
         contrasts = (0, (1, 0)), (1, (0, 1))
-        losses, nearest = blockwise_cross_entropies(own, every, 1 / temperature, pair, contrasts, block)
+        losses, nearest = blockwise_cross_entropies(local, every, 1 / temperature, pair, contrasts, block)
         return losses.mean(), (nearest == pair).mean()
-    (a, b), (every_a, every_b) = jnp.moveaxis(own, 1, 0), jnp.moveaxis(every, 1, 0)
+    (a, b), (every_a, every_b) = jnp.moveaxis(local, 1, 0), jnp.moveaxis(every, 1, 0)
     of_a = simclr_logits(a, every_b, every_a, temperature, pair)
     of_b = simclr_logits(b, every_a, every_b, temperature, pair)
     logits = jnp.stack([of_a, of_b])

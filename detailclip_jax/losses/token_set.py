@@ -40,12 +40,12 @@ def token_set_loss(
     most = max(1, most_logits // kernel.shape[1]) if most_logits else 0
     items, every, share = chunks.split((flat, every, share), most)
     weights = jax.lax.stop_gradient(weights)
-    found: Any = chunks.total(_term, (kernel, bias), weights, items, (every, share))  # no checker knows a custom_vjp
-    return found[0], found[1]["accuracy"]
+    sums: Any = chunks.total(_term, (kernel, bias), weights, items, (every, share))  # no checker knows a custom_vjp
+    return sums[0], sums[1]["accuracy"]
 
 
-def _term(layer: PyTree, weights: Array, features: Array, given: PyTree) -> tuple[Scalar, dict[str, Scalar]]:
-    (kernel, bias), (tokens, share) = layer, given
+def _term(layer: PyTree, weights: Array, features: Array, items: PyTree) -> tuple[Scalar, dict[str, Scalar]]:
+    (kernel, bias), (tokens, share) = layer, items
     logits = product(features, kernel, features.dtype, jnp.float32) + bias
     has = token_sets(tokens, kernel.shape[1])
     target = has * weights
@@ -79,5 +79,5 @@ def inverse_frequency(counts: UInt32[Array, "M"]) -> Float[Array, "C"]:
 
     N - f is a difference of integers, so that w is exact, and 0, for a class that nearly all images have.
     """
-    found, num_images = counts[:-1], counts[-1]
-    return jnp.log1p((num_images - found).astype(jnp.float32) / (found.astype(jnp.float32) + 1))
+    frequency, num_images = counts[:-1], counts[-1]
+    return jnp.log1p((num_images - frequency).astype(jnp.float32) / (frequency.astype(jnp.float32) + 1))

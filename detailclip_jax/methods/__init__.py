@@ -99,12 +99,12 @@ def build(config: ConfigDict) -> Method:
 
 def _check_native(method: Method, config: ConfigDict) -> None:
     """Raises ValueError for a method or a term that needs squares of patches."""
-    views, asked = config.views, f"views.native {config.views.native}"
+    views, field = config.views, f"views.native {config.views.native}"
     terms = [f"losses.weights.{name}" for name in TERMS if config.losses.weights.get(name, 0)]
     if not method.native:
-        raise ValueError(f"{asked}: method {method.name} needs squares; leave it out, or train clip or siglip")
+        raise ValueError(f"{field}: method {method.name} needs squares; leave it out, or train clip or siglip")
     if needy := [*terms, *(["views.patch_dropout"] if views.patch_dropout else [])]:
-        raise ValueError(f"{asked}: {needy[0]} needs squares; leave one of the two out")
+        raise ValueError(f"{field}: {needy[0]} needs squares; leave one of the two out")
 
 
 def check_name(name: str) -> None:
@@ -114,14 +114,15 @@ def check_name(name: str) -> None:
 
 
 def check_weights(config: ConfigDict, before: ConfigDict) -> None:
-    """Raises ValueError for a loss weight that differs from that of `before` and that no term of the method reads."""
-    own = {loss.weight_name: loss for loss in METHODS[config.method](config).losses}
-    for name, weight in config.losses.weights.items():
-        if weight != before.losses.weights.get(name) and name not in own and name not in TERMS:
-            raise ValueError(
-                f"losses.weights.{name} {weight:g}: method {config.method} has no such term; its weights are "
-                f"{', '.join(own)}, and those of terms that can be added: {', '.join(TERMS)}"
-            )
+    """Raises ValueError for a loss weight or ramp that differs from that of `before` and that the method ignores."""
+    read = {loss.weight_name: loss for loss in METHODS[config.method](config).losses}
+    for group in ("weights", "ramps"):
+        for name, value in config.losses[group].items():
+            if value != before.losses[group].get(name) and name not in read and name not in TERMS:
+                raise ValueError(
+                    f"losses.{group}.{name} {value}: method {config.method} has no such term; its weights are "
+                    f"{', '.join(read)}, and those of terms that can be added: {', '.join(TERMS)}"
+                )
 
 
 def build_networks(config: ConfigDict, axis: Axis | None = None) -> Networks:

@@ -24,19 +24,10 @@ from detailclip_jax.data.vocabularies import CLIP
 from detailclip_jax.losses.beta import beta_loss
 from detailclip_jax.methods import components
 from detailclip_jax.methods.clip import clip
-from detailclip_jax.methods.method import (
-    Context,
-    Forward,
-    Head,
-    Loss,
-    Method,
-    WholeBatch,
-    fold,
-    uses,
-)
+from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, WholeBatch, fold, uses
 from detailclip_jax.models.cross_pool import cross_pool
 from detailclip_jax.models.towers import NETWORKS, Networks
-from detailclip_jax.types import Array, Bool, Int, Scalar
+from detailclip_jax.types import Array, Scalar
 
 
 def beta(config: ConfigDict) -> Method:
@@ -100,13 +91,10 @@ def beta_term(beta: float, end: int) -> Loss:
 
     def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
         heads, scale = record.heads, jnp.exp(record.heads["beta_scale"])
-        given = heads["caption_pooled"], record.text.embedding, scale, beta, has_words(record.batch["text"], end)
-        loss, accuracy = beta_loss(*given, whole_batch.axis, whole_batch.block)
+        has_words = (record.batch["text"][..., 1] != end).T  # [C, B]
+        loss, accuracy = beta_loss(
+            heads["caption_pooled"], record.text.embedding, scale, beta, has_words, whole_batch.axis, whole_batch.block
+        )
         return loss, {"beta_accuracy": accuracy, "beta_scale": scale}
 
     return Loss("beta", ("caption_pooled", "beta_scale"), run, over="batch")
-
-
-def has_words(text: Int[Array, "B C T"], end: int) -> Bool[Array, "C B"]:
-    """Returns whether the token after a caption's start is another one than `end`."""
-    return (text[..., 1] != end).T

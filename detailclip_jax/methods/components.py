@@ -29,7 +29,7 @@ from detailclip_jax.methods.running import MEAN, Running
 from detailclip_jax.models.patches import normalise_patches, patchify, take
 from detailclip_jax.models.registry import Network
 from detailclip_jax.models.towers import NETWORKS, Networks
-from detailclip_jax.types import Array, Batch, Float, Hidden, Int, Keys, Leaf, Scalar, Texts, Tokens
+from detailclip_jax.types import Array, Batch, Float, Hidden, Keys, Leaf, Scalar, Texts, Tokens
 
 EQUATIONS = {  # of the paper, by name of its terms
     "loss": "total, eq. 10",
@@ -67,8 +67,8 @@ def mask_by(
     """Returns a mask function: `strategy` selects patches by what `attention` returns, or by random keys."""
 
     def mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> Hidden:
-        found = attention and attention(targets, views)
-        return strategy(rule, attention=found, keys=keys.image, views=num_views)
+        values = attention and attention(targets, views)
+        return strategy(rule, attention=values, keys=keys.image, views=num_views)
 
     return mask
 
@@ -84,19 +84,6 @@ def attention_at(target: str, view: str, side: int) -> Callable:
         return resample.read_at(attention_value(targets[target])[0], outer, inner, side)
 
     return attention
-
-
-def teacher_attention(views: ConfigDict, side: int) -> tuple[dict[str, str], Callable]:
-    """Returns the additional teacher passes and the source of the mask's attention, according to `views.teacher`.
-
-    "same": the attention of the pass "full" over the student's views; no additional pass. "enclosing" (paper
-    section 4.1.1): an additional pass over the enclosing crop, used for its attention only. `side` is the number of
-    patches along a side of the student's views. Raises ValueError if the crops do not fit.
-    """
-    if views.teacher == "same":
-        return {}, attention_of("full")
-    check_enclosing(views)
-    return {"enclosing": "enclosing"}, attention_at("enclosing", "large", side)
 
 
 def check_enclosing(views: ConfigDict) -> None:
@@ -117,18 +104,6 @@ def check_enclosing(views: ConfigDict) -> None:
                 f"views.crops.{name} is {value}, but with views.teacher 'enclosing' attention is resampled from one "
                 f"crop to the large ones; set it to {only}"
             )
-
-
-def mask_of_batch(view: str, most: int) -> Callable:
-    """Returns a mask function that takes the data pipeline's mask batch["hidden"][view] [B, V, N] (iBOT's blocks).
-
-    `most` is the largest number of hidden patches.
-    """
-
-    def mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> Hidden:
-        return masking.drawn(jnp.moveaxis(batch["hidden"][view], 1, 0), most)
-
-    return mask
 
 
 def mask_highest(config: ConfigDict, target: str, side: int) -> Callable:
@@ -221,7 +196,11 @@ def joint_head(*names: str, class_tokens: int = 1, **scalars: Network) -> Head:
 
     @uses("image_projection", **numbers)
     def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
-        tokens = cls_of(record, names) if class_tokens == 1 else class_tokens_of(record, names)
+        tokens = cls_of(record, names)
+        if class_tokens > 1:  # all of the first view come first
+            passes = (record.tokens[name] for name in names)
+            every = [jnp.concatenate([tokens.cls[..., None, :], tokens.extra], -2) for tokens in passes]  # [V, B, R, D]
+            tokens = jnp.concatenate([jnp.moveaxis(x, 2, 1).reshape(-1, x.shape[1], x.shape[-1]) for x in every])
         images = fold(student.image_projection, tokens)
         return {"image_embedding": images, **{number: getattr(student, number)() for number in numbers}}
 
@@ -277,13 +256,6 @@ def cls_of(record: Forward, names: Sequence[str]) -> Float[Array, "V B D"]:
     return jnp.concatenate([record.tokens[name].cls for name in names])
 
 
-def class_tokens_of(record: Forward, names: Sequence[str]) -> Float[Array, "VR B D"]:
-    """Concatenates all class tokens of the student's passes `names` along V: those of the first view come first."""
-    passes = [record.tokens[name] for name in names]
-    every = [jnp.concatenate([tokens.cls[..., None, :], tokens.extra], -2) for tokens in passes]
-    return jnp.concatenate([jnp.moveaxis(x, 2, 1).reshape(-1, *x.shape[1:2], x.shape[-1]) for x in every])
-
-
 def prototypes_of(networks: Networks, tokens: Float[Array, "V *batch D"]) -> Logits:
     """Computes the prototype logits of tokens of V views."""
     head = networks.prototype_head
@@ -318,7 +290,12 @@ def patch_head(target: str, over: str = "removed", name: str = "") -> Head:
     @uses("prototype_head")
     def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Leaf]:
         targets = prototypes_of(teacher, record.targets[target].patches)
-        tokens, places = (record.decoded, record.hidden.removed) if over == "removed" else all_patches(record, name)
+        hidden, tokens, places = record.hidden, record.decoded, record.hidden.removed
+        if over == "all":
+            tokens, places = record.tokens[name].patches, None
+            if tokens.shape[-2] < hidden.mask.shape[-1]:  # the pass dropped the removed patches
+                tokens = jnp.concatenate([tokens, record.decoded], -2)
+                places = jnp.concatenate([hidden.kept, hidden.removed], -1)
         chosen = targets if places is None else targets.replace(bottleneck=take(targets.bottleneck, places))
         return {
             "student_patches": prototypes_of(student, tokens),
@@ -327,17 +304,6 @@ def patch_head(target: str, over: str = "removed", name: str = "") -> Head:
         }
 
     return Head(("student_patches", "teacher_patches", "patch_mean"), run, reads=("decoded",))
-
-
-def all_patches(record: Forward, name: str) -> tuple[Float[Array, "V B N D"], Int[Array, "V B N"] | None]:
-    """Returns the student's tokens of all patches, and their places; None if they are in order.
-
-    Of a pass over the kept patches: the encoder's tokens of these, then the decoded tokens of the removed ones.
-    """
-    seen, hidden = record.tokens[name].patches, record.hidden
-    if seen.shape[-2] == hidden.mask.shape[-1]:
-        return seen, None
-    return jnp.concatenate([seen, record.decoded], -2), jnp.concatenate([hidden.kept, hidden.removed], -1)
 
 
 def pixel_head(view: str, patch_size: int, normalise: bool, eps: float) -> Head:

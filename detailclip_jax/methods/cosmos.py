@@ -127,12 +127,12 @@ def cross_term() -> Loss:
 
     def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
         heads, scale = record.heads, jnp.exp(record.heads["distill_scale"])
-        found = [
+        contrasts = [
             clip_loss(heads[student], heads[teacher], scale, whole_batch.axis, whole_batch.block)
             for student in STUDENTS
             for teacher in TEACHERS
         ]
-        losses, accuracies = (jnp.stack(values).mean() for values in zip(*found))
-        return losses, {"cross_accuracy": accuracies, "distill_scale": scale}
+        loss, accuracy = (jnp.stack(values).mean() for values in zip(*contrasts))
+        return loss, {"cross_accuracy": accuracy, "distill_scale": scale}
 
     return Loss("cross", (*STUDENTS, *TEACHERS, "distill_scale"), run, over="batch", weighted_by="cls")

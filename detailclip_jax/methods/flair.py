@@ -99,10 +99,10 @@ def flair_term() -> Loss:
     def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
         heads, texts = record.heads, record.text.embedding
         scale = jnp.exp(heads["logit_scale"])
-        given = scale, heads["logit_bias"], whole_batch.axis, whole_batch.block
+        options = scale, heads["logit_bias"], whole_batch.axis, whole_batch.block
         pools = (Pool(pairs, heads["pool_kernel"], heads["pool_bias"], NUM_HEADS) for pairs in heads["pool_pairs"])
-        pooled = jnp.array([text_conditioned_loss(pool, heads["pool_queries"], texts, *given) for pool in pools])
-        plain = jnp.array([multi_positive_loss(images, texts, *given) for images in heads["image_embedding"]])
+        pooled = jnp.array([text_conditioned_loss(pool, heads["pool_queries"], texts, *options) for pool in pools])
+        plain = jnp.array([multi_positive_loss(images, texts, *options) for images in heads["image_embedding"]])
         (pooled, right), (plain, _) = pooled.mean(0), plain.mean(0)
         metrics = {"text_conditioned": pooled, "multi_positive": plain, "text_conditioned_accuracy": right}
         return (pooled + plain) / 2, metrics | {"logit_scale": scale, "logit_bias": heads["logit_bias"]}

@@ -6,11 +6,13 @@ iBOT (Zhou et al., arXiv 2111.07832) hides random blocks, drawn on the host. Att
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import sizes
-from detailclip_jax.methods import components
-from detailclip_jax.methods.method import Method, Pass, masked
+from detailclip_jax.methods import components, masking
+from detailclip_jax.methods.method import Method, Pass, Targets, Views, masked
+from detailclip_jax.types import Batch, Hidden, Keys
 
 
 def ibot(config: ConfigDict) -> Method:
@@ -21,7 +23,12 @@ def ibot(config: ConfigDict) -> Method:
             f"views.crops.large.mask_grid {crop.get('mask_grid', 0)} must be {side} for method ibot: the number of "
             "patches along a side"
         )
-    return _replaced("ibot", config, components.mask_of_batch("large", int(crop.mask_ratio[1] * side**2)))
+    most = int(crop.mask_ratio[1] * side**2)  # hidden patches
+
+    def mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> Hidden:
+        return masking.drawn(jnp.moveaxis(batch["hidden"]["large"], 1, 0), most)
+
+    return _replaced("ibot", config, mask)
 
 
 def attmask(config: ConfigDict) -> Method:

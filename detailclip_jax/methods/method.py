@@ -71,15 +71,15 @@ class Part:
         return self.function(*arguments, **options)
 
 
-def uses(*names: str, **own: Network) -> Callable[[Callable], Part]:
+def uses(*names: str, **further: Network) -> Callable[[Callable], Part]:
     """Declares the networks that a function of a method runs.
 
         @uses("image_projection", logit_bias=heads.scalar(-10.0))
         def run(student, teacher, record): ...
 
-    `names` are entries of `models.towers.NETWORKS`, `own` are networks of this method.
+    `names` are entries of `models.towers.NETWORKS`, `further` are networks of this method.
     """
-    return functools.partial(Part, networks={name: NETWORKS[name] for name in names} | own)
+    return functools.partial(Part, networks={name: NETWORKS[name] for name in names} | further)
 
 
 def networks_of(parts: Iterable[Callable]) -> dict[str, Network]:
@@ -88,16 +88,16 @@ def networks_of(parts: Iterable[Callable]) -> dict[str, Network]:
     Raises TypeError for `functools.partial`, which would hide those of its function, and ValueError for two networks of
     one name and different kinds.
     """
-    found: dict[str, Network] = {}
+    joined: dict[str, Network] = {}
     for part in parts:
         if isinstance(part, functools.partial):
             raise TypeError(f"{part}: networks are declared around a partial: uses(...)(partial(...))")
         networks = part.networks if isinstance(part, Part) else {}
-        for name in networks.keys() & found.keys():
-            if networks[name].kind != found[name].kind:
+        for name in networks.keys() & joined.keys():
+            if networks[name].kind != joined[name].kind:
                 raise ValueError(f"two networks of the method have the name {name!r} and are of different kinds")
-        found |= networks
-    return found
+        joined |= networks
+    return joined
 
 
 class Pass(NamedTuple):
@@ -375,11 +375,11 @@ def build(method: Method, weights: Mapping[str, float]) -> Method:
     """
     if missing := {loss.weight_name for loss in method.losses} - set(weights):
         raise ValueError(f"losses.weights has no entry for {sorted(missing)} of {method.name}; 0 disables a term")
-    given = [loss._replace(weight=weights[loss.weight_name]) for loss in method.losses]
-    active = tuple(loss for loss in given if loss.weight)
+    losses = [loss._replace(weight=weights[loss.weight_name]) for loss in method.losses]
+    active = tuple(loss for loss in losses if loss.weight)
     if method.losses and not active:
-        used = {loss.weight_name: loss.weight for loss in given}
-        raise ValueError(f"every term of {method.name} has weight 0: {used}")
+        weights = {loss.weight_name: loss.weight for loss in losses}
+        raise ValueError(f"every term of {method.name} has weight 0: {weights}")
     outputs = {name for head in method.heads for name in head.makes}
     for loss in active:
         reads = {*loss.reads, *([loss.running.output] if loss.running else [])}
@@ -391,7 +391,7 @@ def build(method: Method, weights: Mapping[str, float]) -> Method:
 def restricted(method: Method, losses: tuple[Loss, ...], heads: tuple[Head, ...] | None = None) -> Method:
     """Returns the method with only these losses, without heads, decoder and averaged networks that they do not need.
 
-    `heads` are the heads that they need, unless given.
+    `heads` are the heads that they need; None for those whose outputs they read.
     """
     heads = method.heads_of(losses) if heads is None else heads
     decodes = any("decoded" in head.reads for head in heads)

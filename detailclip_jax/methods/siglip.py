@@ -38,8 +38,8 @@ def sigmoid_term() -> Loss:
 
     def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
         heads, scale = record.heads, jnp.exp(record.heads["logit_scale"])
-        given = heads["image_embedding"], record.text.embedding, scale, heads["logit_bias"]
-        loss, accuracy = sigmoid_loss(*given, whole_batch.axis, whole_batch.block)
-        return loss, {"sigmoid_accuracy": accuracy, "logit_scale": scale, "logit_bias": heads["logit_bias"]}
+        images, texts, bias = heads["image_embedding"], record.text.embedding, heads["logit_bias"]
+        loss, accuracy = sigmoid_loss(images, texts, scale, bias, whole_batch.axis, whole_batch.block)
+        return loss, {"sigmoid_accuracy": accuracy, "logit_scale": scale, "logit_bias": bias}
 
     return Loss("sigmoid", ("image_embedding", "logit_scale", "logit_bias"), run, over="batch", weighted_by="clip")

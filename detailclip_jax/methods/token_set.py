@@ -110,8 +110,9 @@ def token_set_term(ids: Int[np.ndarray, "C"], config: ConfigDict) -> Loss:
         tokens, counts = tokens_of(record), heads["token_set_sum"]
         counts = add_counts(context.running["token_set"], jax.lax.psum(counts, axis) if axis else counts)
         weights = inverse_frequency(counts)[ids]
-        given = heads["set_features"], heads["set_kernel"], heads["set_bias"], jnp.asarray(classes)[tokens], weights
-        loss, accuracy = token_set_loss(*given, automatic_chunk_logits() if most is None else most)
+        layer, targets = (heads["set_kernel"], heads["set_bias"]), jnp.asarray(classes)[tokens]
+        most_logits = automatic_chunk_logits() if most is None else most
+        loss, accuracy = token_set_loss(heads["set_features"], *layer, targets, weights, most_logits)
         return loss, {"token_set_accuracy": accuracy}
 
     return Loss(

@@ -139,13 +139,13 @@ def why_not_cudnn(dtype: Any, head_width: int) -> str:
         return f"the device is a {device.platform}"
     if dtype not in HALVES:
         return f"model.dtype {jnp.dtype(dtype).name} is not half precision"
-    heads = jax.ShapeDtypeStruct((1, 8, 1, head_width), dtype)
+
+    def attend(*heads: Array) -> Array:
+        return jax.nn.dot_product_attention(*heads, implementation="cudnn").astype(jnp.float32).sum()
+
+    heads = [jax.ShapeDtypeStruct((1, 8, 1, head_width), dtype)] * 3  # query, key and value
     try:
-        jax.eval_shape(jax.grad(_attend_with_cudnn), heads, heads, heads)
+        jax.eval_shape(jax.grad(attend), *heads)
     except (RuntimeError, NotImplementedError, ValueError) as error:  # jax: no cuDNN or unsupported shape
         return str(error)
     return ""
-
-
-def _attend_with_cudnn(query: Array, key: Array, value: Array) -> Array:
-    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn").astype(jnp.float32).sum()

@@ -41,7 +41,12 @@ class Decoder(nn.Module):
     def __call__(self, tokens: Tokens, hidden: Hidden) -> Float[Array, "B H D"]:
         """Decodes the removed patches; tokens are in the order of `hidden.removed`, after the norm."""
         positions = jnp.asarray(sincos_positions(self.width, self.side))
-        visible, block = self._visible(tokens, hidden, positions), self._block("blocks_0")
+        assert hidden.kept is not None  # the same number in every image
+        encoded = jnp.concatenate([tokens.cls[:, None], tokens.patches], 1)
+        bias_init = ZEROS if self.zero_bias else uniform_fan_in(encoded.shape[-1])
+        places = jnp.concatenate([jnp.zeros_like(hidden.kept[:, :1]), hidden.kept + 1], 1)
+        embed = Linear(self.width, XAVIER, self.dtype, bias_init, name="embed")
+        visible, block = embed(encoded) + positions[places].astype(self.dtype), self._block("blocks_0")
         table = block.table(self.param("mask_token", normal(0.02), (self.width,)) + positions[1:])
         first = recomputed_in_turns(lambda block, x, rows: block.with_table(x, table, rows, self.depth > 1), self.remat)
         x = first(block, visible, hidden.removed)
@@ -52,15 +57,6 @@ class Decoder(nn.Module):
             last = recomputed_in_turns(lambda block, x, queries: block.at_queries(x, queries), self.remat)
             x = last(self._block(f"blocks_{self.depth - 1}"), x, x[:, -hidden.removed.shape[1] :])
         return LayerNorm(EPS, self.dtype, name="norm")(x)
-
-    def _visible(self, tokens: Tokens, hidden: Hidden, positions: Array) -> Float[Array, "B M D"]:
-        """Embeds CLS and kept tokens in the decoder's width and adds their positions."""
-        assert hidden.kept is not None  # the same number in every image
-        encoded = jnp.concatenate([tokens.cls[:, None], tokens.patches], 1)
-        bias_init = ZEROS if self.zero_bias else uniform_fan_in(encoded.shape[-1])
-        seen = jnp.concatenate([jnp.zeros_like(hidden.kept[:, :1]), hidden.kept + 1], 1)
-        embed = Linear(self.width, XAVIER, self.dtype, bias_init, name="embed")
-        return embed(encoded) + positions[seen].astype(self.dtype)
 
     def _block(self, name: str) -> Block:
         return Block(self.width, self.num_heads, DECODER_INIT, EPS, dtype=self.dtype, kernel=self.kernel, name=name)

@@ -10,9 +10,8 @@ import functools
 import hashlib
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
@@ -175,20 +174,13 @@ def start(make: Callable[[Array], tuple[PyTree, PyTree]]) -> Start:
     """Traces `make(key)`, a function that initialises networks: see `Start`."""
 
     def traced(key: Array) -> tuple[PyTree, PyTree]:
-        with _declared():
+        token = _declaring.set(True)  # initialisers return boxes
+        try:
             return make(key)
+        finally:
+            _declaring.reset(token)
 
     return Start(make, *jax.eval_shape(traced, jax.eval_shape(jax.random.key, 0)))
-
-
-@contextmanager
-def _declared() -> Iterator[None]:
-    """Initialisers return boxes."""
-    token = _declaring.set(True)
-    try:
-        yield
-    finally:
-        _declaring.reset(token)
 
 
 def generator_of(seed: int, path: str) -> np.random.Generator:

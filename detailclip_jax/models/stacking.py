@@ -47,10 +47,6 @@ def like(params: Params, shape: Params) -> dict[str, Any]:
     return _stack(unstack(params), shape)
 
 
-def _joined(*blocks: Any) -> Any:
-    return np.stack(blocks) if isinstance(blocks[0], np.ndarray) else jnp.stack(blocks)
-
-
 def _stack(plain: Params, shape: Params) -> dict[str, Any]:
     stacked = [f"{STACKED}_{number}" for number in numbers(shape)]
     unstacked = {
@@ -60,4 +56,7 @@ def _stack(plain: Params, shape: Params) -> dict[str, Any]:
     }
     if missing := [name for name in stacked if name not in plain]:
         raise ValueError(f"parameters lack the blocks {', '.join(missing)}")
-    return {**unstacked, STACKED: jax.tree.map(_joined, *(plain[name] for name in stacked))} if stacked else unstacked
+    if stacked:
+        stack = lambda *x: (np if isinstance(x[0], np.ndarray) else jnp).stack(x)  # noqa: E731
+        unstacked[STACKED] = jax.tree.map(stack, *(plain[name] for name in stacked))
+    return unstacked

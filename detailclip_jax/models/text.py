@@ -106,7 +106,7 @@ class TextTransformer(nn.Module):
         x, end = self._before_last(tokens)
         query = jnp.take_along_axis(x, end[..., None], axis=1)
         last = recomputed(lambda block, x, queries, mask: block.at_queries(x, queries, mask), self.remat)
-        mask = causal_mask(end, tokens.shape[1]) if self.style.causal else None
+        mask = (jnp.arange(tokens.shape[1]) <= end[..., None])[:, None] if self.style.causal else None  # [B, 1, 1, T]
         x = last(getattr(self, self._last), x, query, mask)
         return self.ln_final(x)[:, 0]
 
@@ -131,7 +131,14 @@ class TextTransformer(nn.Module):
             raise ValueError(f"captions of {tokens.shape[1]} tokens exceed the context of {self.context_length}")
         last = jnp.full((tokens.shape[0], 1), tokens.shape[1] - 1)
         end = tokens.argmax(-1)[:, None] if self.style.pooling == AT_EOT else last
-        x = (self._embed(tokens, end) + self.positions[: tokens.shape[1]]).astype(self.dtype)
+        if self.style.causal:
+            # No query attends to tokens after the end token. Their embeddings are zero: the gradient of the padding
+            # token's would be zero too, but a GPU would add it to one row of the table once per token, in turn.
+            attended = jnp.where(jnp.arange(tokens.shape[1]) <= end, tokens, self.vocab_size)
+            embedded = self.token_embedding.at[attended].get(mode="fill", fill_value=0)
+        else:
+            embedded = self.token_embedding[tokens]
+        x = (embedded + self.positions[: tokens.shape[1]]).astype(self.dtype)
         depth, mask = self.depth - 1, self._mask(tokens)
         x, _ = run_blocks(self.blocks, x, remat=self.remat, depth=depth, gather=self.gather, mask=mask)
         return x, end
@@ -139,22 +146,6 @@ class TextTransformer(nn.Module):
     def _mask(self, tokens: Int[Array, "B T"]) -> Bool[Array, "B 1 1 T"] | None:
         """Returns the mask that is True at words, for the pooling that hides padding; else None."""
         return (tokens != PAD)[:, None, None] if self.style.pooling == MEAN else None
-
-    def _embed(self, tokens: Int[Array, "B T"], end: Int[Array, "B 1"]) -> Float[Array, "B T D"]:
-        """Embeds the tokens up to the end token; later positions are zero if no query attends to them.
-
-        An embedding of the padding token would have zero gradients, but a GPU would add them to one row of the table
-        one after the other.
-        """
-        if not self.style.causal:
-            return self.token_embedding[tokens]
-        attended = jnp.arange(tokens.shape[1]) <= end
-        return self.token_embedding.at[jnp.where(attended, tokens, self.vocab_size)].get(mode="fill", fill_value=0)
-
-
-def causal_mask(queries: Int[Array, "B Q"], length: int) -> Bool[Array, "B 1 Q T"]:
-    """Builds the mask that is True where a query at position `queries` may attend: at its own position and before."""
-    return (jnp.arange(length) <= queries[..., None])[:, None]
 
 
 def text_encoder(build: Build) -> TextTransformer:

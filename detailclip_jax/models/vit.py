@@ -154,7 +154,10 @@ class VisionTransformer(nn.Module):
         [B] enable drop path. `values` also returns the value read-out; it raises ValueError for an encoder without
         class tokens.
         """
-        x, scales = self.embed(images, kept, hidden, mask_token), self._scales(keys)
+        x, scales = self.embed(images, kept, hidden, mask_token), None
+        if keys is not None and self.drop_path:  # a factor for every branch of every block [L, 2, B, 1, 1]
+            rates = [self.drop_path * number / max(self.depth - 1, 1) for number in range(self.depth)]
+            scales = jnp.stack([branch_scales(fold_in(keys, number), rate) for number, rate in enumerate(rates)])
         real = images.valid if isinstance(images, Native) else None
         mask = None  # True at class tokens and real patches
         if real is not None:
@@ -183,13 +186,6 @@ class VisionTransformer(nn.Module):
             patches, extra = x[:, first:], x[:, 1:first]
             cls = x[:, 0] if self.style.pooling == "cls" else _mean(patches, real)
         return Tokens(cls, patches, maps, extra if first > 1 else None, None if read is None else read[:, first:])
-
-    def _scales(self, keys: Array | None) -> Float[Array, "L 2 B 1 1"] | None:
-        """Draws drop path's factor for every branch; None without drop path."""
-        if keys is None or not self.drop_path:
-            return None
-        rates = [self.drop_path * number / max(self.depth - 1, 1) for number in range(self.depth)]
-        return jnp.stack([branch_scales(fold_in(keys, number), rate) for number, rate in enumerate(rates)])
 
     def embed(
         self,

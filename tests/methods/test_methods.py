@@ -388,6 +388,17 @@ def test_a_new_weight_must_be_one_that_the_method_reads(method):
         methods.check_weights(config, config)  # the file itself has it
 
 
+def test_a_new_ramp_must_be_of_a_weight_that_the_method_reads():
+    written = tiny_config("clip")
+    for name in ("clip", "gram"):
+        config = ConfigDict(written.to_dict())
+        config.losses.ramps[name] = (0.1, 0.2)
+        methods.check_weights(config, written)
+    config.losses.ramps.patch = (0.1, 0.2)
+    with pytest.raises(ValueError, match=r"losses.ramps.patch \(0.1, 0.2\): method clip has no such term"):
+        methods.check_weights(config, written)
+
+
 @pytest.mark.parametrize(
     ("method", "field", "value", "valid"),
     [
