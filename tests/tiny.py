@@ -12,6 +12,7 @@ from flax import traverse_util
 from detailclip_jax import config as config_lib
 from detailclip_jax.config import sizes
 from detailclip_jax.data.caption_rules import num_captions
+from detailclip_jax.data.views import captioned_crop
 from detailclip_jax.dense.detection import cascade
 from detailclip_jax.training import experiment, mesh
 from detailclip_jax.training.train_state import TrainState
@@ -123,18 +124,44 @@ def tiny_batch(seed=0, config=None, size=BATCH):
     """Noise with the shapes of the config's pipeline."""
     rng, config = np.random.default_rng(seed), config or tiny_config()
     captions = num_captions(config.data)
-    text = rng.integers(1, config.model.vocab_size - 2, (size, captions, config.model.context_length))
-    text[..., -1] = config.model.vocab_size - 1
+    text = texts(rng, config, (size, captions))
     crops = config.views.crops
     grids = {n: (size, c.count, c.mask_grid**2) for n, c in crops.items() if c.get("mask_grid", 0)}
     drawn = {"hidden": {n: rng.random(shape) < 0.3 for n, shape in grids.items()}} if grids else {}
-    return {
+    batch = {
         **drawn,
         "image": {n: rng.integers(0, 256, (size, c.count, c.size, c.size, 3), np.uint8) for n, c in crops.items()},
         "box": {n: boxes(n, rng, size, c.count) for n, c in crops.items()},
-        "text": text.astype(np.int32),
+        "text": text,
         "label": rng.integers(0, 10, size).astype(np.int32),
     }
+    return {**batch, **stated(rng, config, batch)}
+
+
+def stated(rng, config, batch):
+    """False captions and regions with phrases, some of each missing, where the config has any."""
+    size, data, crops = len(batch["text"]), config.data, config.views.crops
+    found = {}
+    if data.negatives:
+        found["false"] = texts(rng, config, (size, data.negatives))
+        found["false_valid"] = rng.random((size, data.negatives)) < 0.6
+    if data.regions:
+        crop = crops[captioned_crop(crops)]
+        low = rng.uniform(-0.2, 0.6, (size, crop.count, data.regions, 2))
+        shares = np.concatenate([low, low + rng.uniform(0.3, 0.6, low.shape)], -1)
+        phrases = size, data.regions, 1 + data.negatives
+        found["regions"] = (shares * crop.size).astype(np.float32)
+        found["regions_valid"] = rng.random(shares.shape[:-1]) < 0.8
+        found["region_text"] = texts(rng, config, phrases)
+        found["region_text_valid"] = rng.random(phrases) < 0.8
+    return found
+
+
+def texts(rng, config, shape):
+    """Token ids of noise with an end token."""
+    found = rng.integers(1, config.model.vocab_size - 2, (*shape, config.model.context_length))
+    found[..., -1] = config.model.vocab_size - 1
+    return found.astype(np.int32)
 
 
 def boxes(crop, rng, size, count):

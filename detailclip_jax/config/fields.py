@@ -512,6 +512,13 @@ LOSSES: Group = {
         "B-CLIP",
         range=SHARE,
     ),
+    "negatives_scope": Field(
+        "image",
+        "images that a false caption is compared with; image: its own; batch: all, as further columns of the softmax "
+        "(or sigmoids) of images over captions",
+        "ours; NegCLIP: batch",
+        choices=("image", "batch"),
+    ),
     "token_ids": Field(
         (),
         "token ids that the term token_set predicts, such as those that occur in the data; (): the whole vocabulary",
@@ -559,6 +566,12 @@ WEIGHTS: Group = {
         "weight of the distance between patches pooled in the box of a local crop and the teacher's embedding of that "
         "crop, with any method that has captions",
         "CLIPSelf: 1",
+    ),
+    "negatives": weight(
+        0.0,
+        "weight of the contrast of an image's captions with its false ones (data.negatives), with any method that has "
+        "captions",
+        "NegCLIP: that of clip, with losses.negatives_scope batch",
     ),
     "distill": weight(
         0.0,

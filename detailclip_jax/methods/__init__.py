@@ -23,6 +23,7 @@ from detailclip_jax.methods.mae import mae
 from detailclip_jax.methods.maskclip import maskclip
 from detailclip_jax.methods.method import Method, Term
 from detailclip_jax.methods.method import build as build_method
+from detailclip_jax.methods.negatives import negatives
 from detailclip_jax.methods.patch_dropout import patch_dropout
 from detailclip_jax.methods.region import region
 from detailclip_jax.methods.siglip import siglip
@@ -66,6 +67,7 @@ TERMS = {  # terms that a method gets if their weight is not 0
     "beta": Term(sentence_contrast),
     "gram": Term(gram),
     "region": Term(region),
+    "negatives": Term(negatives),
     "distill": Term(distill, adopt_teacher, load_teacher, stand_in),
 }
 ENCODERS = {"image_encoder": image_encoder}  # further methods of imported checkpoints; not trainable

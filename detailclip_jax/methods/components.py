@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import sizes
+from detailclip_jax.data.caption_rules import parse
 from detailclip_jax.kernels.chunked_logits import Logits
 from detailclip_jax.losses import byol, clip, distillation, labels, reconstruction, simclr
 from detailclip_jax.methods import masking, resample
@@ -216,6 +217,14 @@ def captioned_pass(method: Method, term: str) -> str:
     if not names:
         raise ValueError(f"losses.weights.{term} needs captions, which method {method.name} does not use; set it to 0")
     return names[0]
+
+
+def compared_captions(config: ConfigDict) -> int | None:
+    """Returns the number of the first captions of an image that it is compared with; None for all.
+
+    The caption rule "parts" fills up with blank ones, and its first caption is the whole one.
+    """
+    return 1 if parse(config.data.caption).name == "parts" else None
 
 
 def with_values(method: Method, term: str) -> tuple[str, dict[str, Pass]]:
