@@ -1,6 +1,7 @@
 """The smallest experiment that is still the real thing: shared by the tests, built once per method and mesh."""
 
 import functools
+import re
 from unittest import mock
 
 import jax
@@ -220,6 +221,11 @@ def check_names(message, *words):
     """Asserts that a message names these words: the thing, the value and the way out, whatever its sentence."""
     missing = [word for word in words if word not in str(message)]
     assert not missing, f"{missing} not in: {message}"
+
+
+def cells(text):
+    """The text of a table without the spaces that align its columns."""
+    return re.sub(" +", " ", text)
 
 
 def noise(shapes, seed=0, scale=0.1):

@@ -15,14 +15,14 @@ def read(workdir: str | Path) -> tuple[str, ...]:
     if not file.exists():
         return ()
     try:
-        found = read_json(file)
+        names = read_json(file)
     except ValueError as error:
         raise ValueError(
             f"{file} is damaged: {error}; delete it, and the data of the run are opened instead"
         ) from error
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{file} is damaged: it is not a list of names; delete it, and the data of the run are opened")
-    return tuple(found)
+    return tuple(names)
 
 
 def write(workdir: str | Path, classes: Sequence[str]) -> None:
@@ -30,15 +30,15 @@ def write(workdir: str | Path, classes: Sequence[str]) -> None:
     replace_text(Path(workdir) / FILE, json.dumps(list(classes), indent=1) + "\n")
 
 
-def check(known: Sequence[str], found: Sequence[str]) -> None:
+def check(known: Sequence[str], present: Sequence[str]) -> None:
     """Raises ValueError if a run has `known` class names and its data now have others; () is not checked."""
-    if not known or tuple(known) == tuple(found):
+    if not known or tuple(known) == tuple(present):
         return
-    if len(known) != len(found):
-        raise ValueError(f"the run has {len(known)} classes, its data now {len(found)}; {WAY_OUT}")
-    label = next(number for number, pair in enumerate(zip(known, found)) if pair[0] != pair[1])
+    if len(known) != len(present):
+        raise ValueError(f"the run has {len(known)} classes, its data now {len(present)}; {WAY_OUT}")
+    label = next(number for number, pair in enumerate(zip(known, present)) if pair[0] != pair[1])
     raise ValueError(
-        f"class {label} of the run is {known[label]!r}, that of its data is now {found[label]!r}; {WAY_OUT}"
+        f"class {label} of the run is {known[label]!r}, that of its data is now {present[label]!r}; {WAY_OUT}"
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.run_config import flatten
-from detailclip_jax.dense.dense_experiment import Comparison, DenseTask
+from detailclip_jax.dense.dense_experiment import DenseTask
+from detailclip_jax.runtime import markdown
 from detailclip_jax.runtime.files import replace_text
 
 PAPER = Path(__file__).parent / "assets" / "paper_table_1.json"
@@ -17,8 +18,8 @@ PER_CLASS = "per_class.json"  # of the last evaluation; `results.json` contains 
 
 def write_per_class(workdir: Path, step: int, per_class: Any, warnings: Sequence[str] = ()) -> None:
     """Writes the scores of every class, and the warnings of the evaluation, to `per_class.json`."""
-    found = {"step": step, "per_class": per_class, "warnings": list(warnings)}
-    replace_text(workdir / PER_CLASS, json.dumps(found, indent=2) + "\n")
+    content = {"step": step, "per_class": per_class, "warnings": list(warnings)}
+    replace_text(workdir / PER_CLASS, json.dumps(content, indent=2) + "\n")
 
 
 def write_results(
@@ -32,8 +33,8 @@ def write_results(
 ) -> str:
     """Writes results.json and report.md, which ends with the line `data`; returns the report."""
     last = json.loads((workdir / PER_CLASS).read_text())
-    own = {"per_class": last["per_class"], "protocol": protocol, "config": config.to_dict()}
-    replace_text(workdir / "results.json", json.dumps({"step": step, **scores, **own}, indent=2) + "\n")
+    more = {"per_class": last["per_class"], "protocol": protocol, "config": config.to_dict()}
+    replace_text(workdir / "results.json", json.dumps({"step": step, **scores, **more}, indent=2) + "\n")
     warnings = [f"\nWarning: {line}." for line in last.get("warnings", ())]
     lines = [*report(task, config, step, scores, protocol), *warnings, *([data] if data else [])]
     text = "\n".join(lines) + "\n"
@@ -50,37 +51,31 @@ def report(
     yield f"Encoder: {protocol['init']}, {protocol['encoder']}\n"
     yield from task.table(scores)
     comparison = task.comparison(config, scores)
-    if comparison and (rows := paper_rows(*comparison.columns)):
-        yield from with_paper(comparison, rows, config, protocol["init"])
+    if comparison is not None and (rows := paper_rows(*comparison.columns)):
+        yield f"\nThis run and the paper's {comparison.what} (arXiv 2409.06809, table 1):\n"
+        lines = [["encoder", "pretraining data", "epochs", *comparison.values]]
+        lines.append([f"this run: {protocol['init']}", "", "", *comparison.values.values()])
+        for name, (data, epochs, *printed) in rows.items():
+            lines.append([name, data, str(epochs or ""), *map(str, printed)])
+        yield from markdown.table(lines, left=2)
+        recipes = comparison.recipes.items()
+        differences = {name: departures(config, recipe, comparison.protocol) for name, recipe in recipes}
+        nearest = min(differences, key=lambda name: len(differences[name]))
+        if differences[nearest]:
+            yield f"\nNot like the paper's recipe ({nearest}): " + "; ".join(differences[nearest]) + "."
+        else:
+            yield f"\nThe settings are those of the recipe ({nearest})."
         yield f"What differs from {comparison.code}'s code in any case is listed in docs/{task.name}.md."
-
-
-def with_paper(
-    comparison: Comparison, rows: Mapping[str, tuple[Any, ...]], config: ConfigDict, init: str
-) -> Iterator[str]:
-    """Yields the run as a row of the paper's table, and the fields that differ from the nearest recipe."""
-    values = comparison.values
-    yield f"\nThis run and the paper's {comparison.what} (arXiv 2409.06809, table 1):\n"
-    yield f"| encoder | pretraining data | epochs | {' | '.join(values)} |\n|---|---|---:|{'---:|' * len(values)}"
-    yield f"| this run: {init} | | | {' | '.join(values.values())} |"
-    for name, (data, epochs, *printed) in rows.items():
-        yield f"| {name} | {data} | {epochs or ''} | {' | '.join(map(str, printed))} |"
-    found = {name: departures(config, recipe, comparison.protocol) for name, recipe in comparison.recipes.items()}
-    nearest = min(found, key=lambda name: len(found[name]))
-    if found[nearest]:
-        yield f"\nNot like the paper's recipe ({nearest}): " + "; ".join(found[nearest]) + "."
-    else:
-        yield f"\nThe settings are those of the recipe ({nearest})."
 
 
 def departures(config: ConfigDict, recipe: ConfigDict, protocol: Sequence[str]) -> list[str]:
     """The fields of a protocol that differ from a recipe, as "name value (recipe: value)"."""
-    usual, given = (
+    usual, ours = (
         {name: value for name, value in flatten(fields.to_dict()).items() if value != {}} for fields in (recipe, config)
     )
-    names = [name for name in {**usual, **given} if name.startswith(tuple(protocol))]
-    pairs = {name: (given.get(name), usual.get(name)) for name in names}
-    return [f"{name} {ours!r} (recipe: {theirs!r})" for name, (ours, theirs) in pairs.items() if ours != theirs]
+    names = [name for name in usual | ours if name.startswith(tuple(protocol))]
+    pairs = ((name, ours.get(name), usual.get(name)) for name in names)
+    return [f"{name} {value!r} (recipe: {theirs!r})" for name, value, theirs in pairs if value != theirs]
 
 
 def paper_rows(*columns: str) -> dict[str, tuple[Any, ...]]:

@@ -2,7 +2,7 @@
 
 import detailclip_jax
 
-found = detailclip_jax.load("runs/coco_cascade").detect("street.jpg")          # boxes, scores, labels, masks
+objects = detailclip_jax.load("runs/coco_cascade").detect("street.jpg")          # boxes, scores, labels, masks
 labels = detailclip_jax.load("runs/ade20k_upernet").segment("street.jpg")      # int16 [H, W]
 """
 
@@ -148,14 +148,17 @@ def write(run: Detector | Segmenter, files: Files, out: Path, score: float, cons
     Raises ValueError if a file would replace one of the images.
     """
     targets = targets_of(files.names)
-    check_not_over(files, out, targets.values())
+    images = {os.path.realpath(os.path.join(files.root, name)): name for name in files.names}
+    for target in itertools.chain.from_iterable(targets.values()):
+        if (name := images.get(os.path.realpath(out / target))) is not None:
+            raise ValueError(f"--out={out}: the drawings would replace the image {name}; name another folder")
     names, described, unreadable = iter(files.names), [], 0
     scores: list[float] | None = [] if isinstance(run, Detector) else None
     for chunk in iter(lambda: list(itertools.islice(names, CHUNK)), []):
         read = [(name, pixels) for name, pixels in _read(files, chunk, console) if pixels is not None]
         unreadable += len(chunk) - len(read)
-        found = run.experiment.predict(run.state, [pixels for _, pixels in read])
-        for (name, pixels), one in zip(read, found):
+        predicted = run.experiment.predict(run.state, [pixels for _, pixels in read])
+        for (name, pixels), one in zip(read, predicted):
             drawing, label_map = targets[name]
             if scores is not None:
                 drawings = _detected(pixels, one, run.classes, out / drawing, score)
@@ -192,14 +195,6 @@ def targets_of(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     return targets
 
 
-def check_not_over(files: Files, out: Path, targets: Iterable[Sequence[str]]) -> None:
-    """Raises ValueError if a file that is written into `out` is one of the images."""
-    images = {os.path.realpath(os.path.join(files.root, name)): name for name in files.names}
-    for target in itertools.chain.from_iterable(targets):
-        if (name := images.get(os.path.realpath(out / target))) is not None:
-            raise ValueError(f"--out={out}: the drawings would replace the image {name}; name another folder")
-
-
 def _read(files: Files, names: Sequence[str], console: Console) -> Iterator[tuple[str, np.ndarray | None]]:
     """Yields names and pixels; None for an unreadable image, with a warning."""
     for name in names:
@@ -210,13 +205,15 @@ def _read(files: Files, names: Sequence[str], console: Console) -> Iterator[tupl
             yield name, None
 
 
-def _detected(pixels: np.ndarray, found: Found, classes: Sequence[str], drawing: Path, score: float) -> dict[str, Any]:
+def _detected(
+    pixels: np.ndarray, objects: Found, classes: Sequence[str], drawing: Path, score: float
+) -> dict[str, Any]:
     size = pixels.shape[0], pixels.shape[1]
     figure = detection_figure(
-        [pixels], {"": [objects_of(found, size)]}, classes, threshold=score, size=_size(pixels, detections.PANEL)
+        [pixels], {"": [objects_of(objects, size)]}, classes, threshold=score, size=_size(pixels, detections.PANEL)
     )
     plots.save(figure, drawing)
-    results = results_of(found, 0, size, range(len(classes)))
+    results = results_of(objects, 0, size, range(len(classes)))
     kept = [
         {"class": classes[one["category_id"]], **{name: one[name] for name in ("score", "bbox", "segmentation")}}
         for one in results
@@ -225,25 +222,25 @@ def _detected(pixels: np.ndarray, found: Found, classes: Sequence[str], drawing:
 
 
 def _segmented(
-    pixels: np.ndarray, found: np.ndarray, classes: Sequence[str], drawing: Path, label_map: Path
+    pixels: np.ndarray, labels: np.ndarray, classes: Sequence[str], drawing: Path, label_map: Path
 ) -> dict[str, Any]:
     size, count = _size(pixels, segmentations.PANEL), len(classes)
-    plots.save(label_figure([pixels], [], {"prediction": [found]}, count, names=classes, size=size), drawing)
+    plots.save(label_figure([pixels], [], {"prediction": [labels]}, count, names=classes, size=size), drawing)
     with written_atomically(label_map) as partial:
-        index_image(found, count).save(partial, "PNG")
-    counts = np.bincount(found.ravel(), minlength=count)
-    shares = {classes[k]: round(float(counts[k] / found.size), 5) for k in np.argsort(-counts) if counts[k]}
-    return {"height": found.shape[0], "width": found.shape[1], "shares": shares}
+        index_image(labels, count).save(partial, "PNG")
+    counts = np.bincount(labels.ravel(), minlength=count)
+    shares = {classes[k]: round(float(counts[k] / labels.size), 5) for k in np.argsort(-counts) if counts[k]}
+    return {"height": labels.shape[0], "width": labels.shape[1], "shares": shares}
 
 
-def index_image(found: np.ndarray, num_classes: int) -> Image.Image:
+def index_image(labels: np.ndarray, num_classes: int) -> Image.Image:
     """A label map whose values are the class numbers, with the colours of figures as palette.
 
     More than 256 classes need 16 bits, which have no palette.
     """
     if num_classes > 256:
-        return Image.fromarray(found.astype(np.uint16))
-    image = Image.fromarray(found.astype(np.uint8))
+        return Image.fromarray(labels.astype(np.uint16))
+    image = Image.fromarray(labels.astype(np.uint8))
     image.putpalette(palette(num_classes).tobytes())
     return image
 

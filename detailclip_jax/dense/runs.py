@@ -75,19 +75,15 @@ def adopted(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path |
     config = run_config.as_in_run(config, workdir, given)
     if not config.init:
         return ConfigDict(config.to_dict())
-    run = run_of(config, workdir)
-    return dense_encoder.adopt(config, _encoder_of(config) if run is None else run, given)
-
-
-def _encoder_of(config: ConfigDict) -> ConfigDict:
-    """Returns the config of `config.init`.  Raises ValueError if it lacks the weights that the config asks for."""
-    source = config_of(config.init)
-    if config.weights == "ema" and not methods.build(source).ema:
-        raise ValueError(
-            f"weights 'ema': the method of {config.init}, {source.method}, has no teacher; "
-            "give --config.weights=student"
-        )
-    return source
+    source = run_of(config, workdir)
+    if source is None:
+        source = config_of(config.init)
+        if config.weights == "ema" and not methods.build(source).ema:
+            raise ValueError(
+                f"weights 'ema': the method of {config.init}, {source.method}, has no teacher; "
+                "give --config.weights=student"
+            )
+    return dense_encoder.adopt(config, source, given)
 
 
 def build(

@@ -40,7 +40,8 @@ def taps(vit: VisionTransformer, images: Float[Array, "B height width 3"], keys:
     tokens_of = outputs(vit, vit.embed(images[:, : rows * size, : columns * size]), keys, angles=vit.angles(images))
 
     def features(blocks: Sequence[int], norm: bool = True) -> list[Array]:
-        _check(blocks, vit.depth)
+        if wrong := [block for block in blocks if not 0 <= block < vit.depth]:
+            raise ValueError(f"taps {wrong}: the encoder has {vit.depth} blocks, 0 to {vit.depth - 1}")
         maps = [vit.norm(tokens_of[block]) if norm else tokens_of[block] for block in blocks]
         return [tokens[:, vit.num_class_tokens :].reshape(len(tokens), rows, columns, -1) for tokens in maps]
 
@@ -65,16 +66,16 @@ def outputs(
         return attending_to_first(block, x, lengths, scale, angles)
 
     blocks: Any = vit.blocks  # a list, see `taps`
-    found, run = [], recomputed(run, vit.remat)
+    run, after = recomputed(run, vit.remat), []
     for number, block in enumerate(blocks):
         rate = vit.drop_path * number / max(vit.depth - 1, 1)
         x = run(block, x, branch_scales(fold_in(keys, number), rate) if keys is not None and vit.drop_path else None)
-        found.append(x)
+        after.append(x)
     if vit.is_initializing():  # so that the parameters that no head asks for exist
         x = vit.norm(x)
         if vit.style.pooling == "attention":
             vit.pool(x)
-    return found
+    return after
 
 
 def attending_to_first(
@@ -92,11 +93,6 @@ def attending_to_first(
     with matmul_precision(precision_of(query.dtype) if kernel == "xla" else None):
         attended = jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation=kernel)
     return block._add(x, block.attn.proj(attended[:, :length].reshape(x.shape)), scale)
-
-
-def _check(blocks: Sequence[int], depth: int) -> None:
-    if wrong := [block for block in blocks if not 0 <= block < depth]:
-        raise ValueError(f"taps {wrong}: the encoder has {depth} blocks, 0 to {depth - 1}")
 
 
 def usual_blocks(depth: int) -> tuple[int, int, int, int]:

@@ -41,69 +41,67 @@ def choice(setting: Setting, name: str) -> SetEvaluator:
     by each text (FLAIR) chooses by the cosine of each caption with the image pooled by it; the choice by class tokens
     follows as "cls_...".
     """
-    found, embedder, transform = setting.sets.choices(name), setting.embedder, setting.transform
+    choices, embedder, transform = setting.sets.choices(name), setting.embedder, setting.transform
 
     def run(params: Params) -> Measured:
-        images = embedder.images(params, found.data, transform)
-        asked = indexed(found, images.index)
-        texts = embedder.texts(params, asked.texts)
+        images = embedder.images(params, choices.data, transform)
+        items = number_choices(choices, images.index)
+        texts = embedder.texts(params, items.texts)
         if embedder.pools_images:
-            yield from measured(found.rule, asked, pooled_cosines(setting, params, found, asked, images), texts)
+            yield from measured(choices.rule, items, pooled_cosines(setting, params, choices, items, images), texts)
         prefix = "cls_" if embedder.pools_images else ""
-        for metric, value in measured(found.rule, asked, cosines(asked, images.features, texts), texts):
+        for metric, value in measured(choices.rule, items, cosines(items, images.features, texts), texts):
             if metric != "text_only" or not prefix:  # the texts alone have no class token
                 yield prefix + metric, value
 
-    return SetEvaluator(JOINT, run, found.data, found.rule)
+    return SetEvaluator(JOINT, run, choices.data, choices.rule)
 
 
-def indexed(found: ChoiceSet, readable: Int[np.ndarray, " n"]) -> Indexed:
+def number_choices(choices: ChoiceSet, readable: Int[np.ndarray, " n"]) -> Indexed:
     """Numbers the choices whose image is one of the `readable`. Raises Unmeasurable if there is none."""
     rows = {int(image): row for row, image in enumerate(readable)}
-    choices = [each for unit in found.units if all(each.image in rows for each in unit) for each in unit]
-    if not choices:
-        raise Unmeasurable(f"{found.data.name}: no choice has a readable image")
+    kept = [each for unit in choices.units if all(each.image in rows for each in unit) for each in unit]
+    if not kept:
+        raise Unmeasurable(f"{choices.data.name}: no choice has a readable image")
     numbers: dict[str, int] = {}
-    captions = np.full((len(choices), max(len(each.captions) for each in choices)), -1)
-    for row, each in enumerate(choices):
+    captions = np.full((len(kept), max(len(each.captions) for each in kept)), -1)
+    for row, each in enumerate(kept):
         captions[row, : len(each.captions)] = [numbers.setdefault(text, len(numbers)) for text in each.captions]
-    images, right = (
-        [function(each) for each in choices] for function in (lambda c: rows[c.image], lambda c: c.num_right)
-    )
-    return Indexed(choices, np.array(images), captions, np.array(right), list(numbers))
+    images, right = np.array([rows[each.image] for each in kept]), np.array([each.num_right for each in kept])
+    return Indexed(kept, images, captions, right, list(numbers))
 
 
-def cosines(asked: Indexed, images: Float[np.ndarray, "n E"], texts: Float[np.ndarray, "M E"]) -> Scores:
+def cosines(items: Indexed, images: Float[np.ndarray, "n E"], texts: Float[np.ndarray, "M E"]) -> Scores:
     """The scores by embeddings of unit length."""
-    scores = np.empty(asked.captions.shape, np.float32)
+    scores = np.empty(items.captions.shape, np.float32)
     for start in range(0, len(scores), BLOCK):
         rows = slice(start, start + BLOCK)
-        scores[rows] = np.einsum("ne,nce->nc", images[asked.images[rows]], texts[asked.captions[rows]])
-    return np.where(asked.captions < 0, -np.inf, scores)
+        scores[rows] = np.einsum("ne,nce->nc", images[items.images[rows]], texts[items.captions[rows]])
+    return np.where(items.captions < 0, -np.inf, scores)
 
 
-def pooled_cosines(setting: Setting, params: Params, found: ChoiceSet, asked: Indexed, images: Embedded) -> Scores:
-    """The scores of a method that pools an image by each text; a batch of images meets only its own captions."""
+def pooled_cosines(setting: Setting, params: Params, choices: ChoiceSet, items: Indexed, images: Embedded) -> Scores:
+    """The scores of a method that pools an image by each text; a batch of images meets only its captions."""
     embedder = setting.embedder
-    texts, scores = embedder.raw_texts(params, asked.texts), np.full(asked.captions.shape, -np.inf, np.float32)
+    texts, scores = embedder.raw_texts(params, items.texts), np.full(items.captions.shape, -np.inf, np.float32)
     batches = [range(start, start + embedder.batch_size) for start in range(0, len(images.index), embedder.batch_size)]
-    rows = [np.flatnonzero((asked.images >= batch.start) & (asked.images < batch.stop)) for batch in batches]
-    used = [np.setdiff1d(asked.captions[own], [-1]) for own in rows]
-    for batch, own, numbers in zip(batches, rows, used):
-        if len(own):
+    rows = [np.flatnonzero((items.images >= batch.start) & (items.images < batch.stop)) for batch in batches]
+    used = [np.setdiff1d(items.captions[of_batch], [-1]) for of_batch in rows]
+    for batch, of_batch, numbers in zip(batches, rows, used):
+        if len(of_batch):
             index = images.index[batch.start : batch.stop]
-            marks = f"{found.data.fingerprint}, images {index.tolist()}"
-            part = found.data._replace(source=Picked(found.data.source, index.tolist()), fingerprint=marks)
+            marks = f"{choices.data.fingerprint}, images {index.tolist()}"
+            part = choices.data._replace(source=Picked(choices.data.source, index.tolist()), fingerprint=marks)
             here = Embedded(images.features[batch.start : batch.stop], images.labels, np.arange(len(index)), ())
             padded = np.pad(numbers, (0, max(map(len, used)) - len(numbers)))  # one shape, so one program
             matrix = embedder.pooled(params, part, setting.transform, texts[padded], here)
-            columns = np.searchsorted(numbers, np.maximum(asked.captions[own], 0)).clip(max=len(numbers) - 1)
-            scores[own] = matrix[(asked.images[own] - batch.start)[:, None], columns]
-    return np.where(asked.captions < 0, -np.inf, scores)
+            columns = np.searchsorted(numbers, np.maximum(items.captions[of_batch], 0)).clip(max=len(numbers) - 1)
+            scores[of_batch] = matrix[(items.images[of_batch] - batch.start)[:, None], columns]
+    return np.where(items.captions < 0, -np.inf, scores)
 
 
 def measured(
-    rule: str, asked: Indexed, scores: Scores, texts: Float[np.ndarray, "M E"]
+    rule: str, items: Indexed, scores: Scores, texts: Float[np.ndarray, "M E"]
 ) -> Iterator[tuple[str, Metric]]:
     """Yields the metrics of a set's rule; `data.labelled.choices.ChoiceSet` defines the rules.
 
@@ -112,22 +110,27 @@ def measured(
     "text_score", "image_score" and "group_score". PAIRED_IMAGES: "accuracy" of pairs, then that of each group.
     Intervals resample images, boxes of images (FG-OVD, ARO), or pairs of images.
     """
-    groups = [each.group for each in asked.choices]
+    groups = [each.group for each in items.choices]
     if rule == PAIRS:
-        yield from pair_scores(scores)
+        # Winoground (arXiv 2204.03162, eqs. 1-3): rows 2i and 2i + 1 have the same captions, the right one first
+        text = np.logical_and(*hits(scores, items.num_right).reshape(-1, 2).T)
+        image = image_hits(scores)
+        yield "text_score", mean_metric(text, 1 / 4)
+        yield "image_score", mean_metric(image, 1 / 4)
+        yield "group_score", mean_metric(text & image, 1 / 6)
     elif rule == PAIRED_IMAGES:
         right = image_hits(scores)
         yield from _by_group(right, np.full(len(right), 1 / 4), np.arange(len(right)), groups[::2])
     elif rule == MEAN_OF_GROUPS:
-        right, numbers = hits(scores, asked.num_right), ids_of(groups)
+        right, numbers = hits(scores, items.num_right), ids_of(groups)
         low, high = bootstrap_interval(mean_per_class, right, numbers)
-        chance = float(mean_per_class(chances(asked), numbers))
+        chance = float(mean_per_class(chances(items), numbers))
         value = mean_per_class(right, numbers)
         yield "mean_of_groups", Metric(value, n=len(right), chance=chance, low=low, high=high)
     else:
-        yield from _by_group(hits(scores, asked.num_right), chances(asked), asked.images, groups)
-        if asked.captions.shape[1] == 3 and (asked.num_right == 2).all():
-            between = np.einsum("nae,nbe->nab", texts[asked.captions], texts[asked.captions])
+        yield from _by_group(hits(scores, items.num_right), chances(items), items.images, groups)
+        if items.captions.shape[1] == 3 and (items.num_right == 2).all():
+            between = np.einsum("nae,nbe->nab", texts[items.captions], texts[items.captions])
             nearest = (between[:, 0, 1] > between[:, 0, 2]) & (between[:, 0, 1] > between[:, 1, 2])
             yield "text_only", mean_metric(nearest, 1 / 3)
 
@@ -139,28 +142,16 @@ def hits(scores: Scores, num_right: Int[np.ndarray, " N"]) -> Bool[np.ndarray, "
     return lowest > np.where(right, -np.inf, scores).max(1)
 
 
-def chances(asked: Indexed) -> Float[np.ndarray, " N"]:
+def chances(items: Indexed) -> Float[np.ndarray, " N"]:
     """The probability of a hit by random scores: 1 / C(captions, right captions)."""
-    sizes = (asked.captions >= 0).sum(1)
-    return np.array([1 / math.comb(size, right) for size, right in zip(sizes.tolist(), asked.num_right.tolist())])
-
-
-def pair_scores(scores: Float[np.ndarray, "N 2"]) -> Iterator[tuple[str, Metric]]:
-    """Winoground's scores (arXiv 2204.03162, eqs. 1-3): rows 2i and 2i + 1 have the same captions, the own one first.
-
-    Text: both images are nearer to their own caption; image: both captions to their own image; group: both.
-    """
-    text = np.logical_and(*hits(scores, np.ones(len(scores), int)).reshape(-1, 2).T)
-    image = image_hits(scores)
-    yield "text_score", mean_metric(text, 1 / 4)
-    yield "image_score", mean_metric(image, 1 / 4)
-    yield "group_score", mean_metric(text & image, 1 / 6)
+    sizes = (items.captions >= 0).sum(1)
+    return np.array([1 / math.comb(size, right) for size, right in zip(sizes.tolist(), items.num_right.tolist())])
 
 
 def image_hits(scores: Float[np.ndarray, "N 2"]) -> Bool[np.ndarray, " P"]:
-    """Whether each caption of a pair scores higher with its own image than with the other."""
-    own, others = scores[:, 0].reshape(-1, 2), scores[:, 1].reshape(-1, 2)[:, ::-1]
-    return np.logical_and(*(own > others).T)
+    """Whether each caption of a pair scores higher with its image than with the other."""
+    right, wrong = scores[:, 0].reshape(-1, 2), scores[:, 1].reshape(-1, 2)[:, ::-1]
+    return np.logical_and(*(right > wrong).T)
 
 
 def _by_group(

@@ -39,10 +39,10 @@ def zero_shot_metrics(
     0 and needs exactly two classes. Raises ValueError for other metrics.
     """
     images = normalise(images)
-    found = class_ranks(similarity_blocks(images, classes), labels)
+    before = class_ranks(similarity_blocks(images, classes), labels)
     if metric == "roc_auc":
         yield "roc_auc", roc_auc_metric(images @ (classes[1] - classes[0]), labels, len(classes))
-    yield from rank_metrics(found, labels, len(classes), metric, top)
+    yield from rank_metrics(before, labels, len(classes), metric, top)
 
 
 def matrix_metrics(
@@ -56,39 +56,39 @@ def matrix_metrics(
 
 def class_ranks(blocks: Blocks, labels: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
     """For each example, the number of classes ranked before the true one, from scores in blocks; see `ranks`."""
-    found = np.empty(len(labels), np.int64)
+    before = np.empty(len(labels), np.int64)
     for rows, scores in blocks:
         pause_point()
-        found[rows] = ranks(scores, labels[rows, None] == np.arange(scores.shape[1]))
-    return found
+        before[rows] = ranks(scores, labels[rows, None] == np.arange(scores.shape[1]))
+    return before
 
 
 def rank_metrics(
-    found: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"], num_classes: int, metric: str, top: Sequence[int] = TOP
+    before: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"], num_classes: int, metric: str, top: Sequence[int] = TOP
 ) -> Iterator[tuple[str, Metric]]:
     """Yields mean per class or the mean of top-1 and top-5 if `metric` names it, then top-k."""
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
     if metric == "mean_per_class":
-        low, high = bootstrap_interval(mean_per_class, found < 1, labels)
-        value = mean_per_class(found < 1, labels)
+        low, high = bootstrap_interval(mean_per_class, before < 1, labels)
+        value = mean_per_class(before < 1, labels)
         yield metric, Metric(value, n=len(labels), chance=1 / num_classes, low=low, high=high)
     if metric == "mean_of_top1_and_top5":
         chance = (1 + min(5, num_classes)) / 2 / num_classes
-        yield metric, mean_metric(((found < 1) * 1.0 + (found < 5)) / 2, chance)
+        yield metric, mean_metric(((before < 1) * 1.0 + (before < 5)) / 2, chance)
     for k in top:
-        yield f"top{k}", mean_metric(found < k, min(k / num_classes, 1.0))
+        yield f"top{k}", mean_metric(before < k, min(k / num_classes, 1.0))
 
 
 def class_accuracies(
-    found: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"], classes: Sequence[str]
+    before: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"], classes: Sequence[str]
 ) -> Iterator[tuple[str, Metric]]:
     """Yields the top-1 accuracy of each class with examples, "top1_of_NAME"; nothing for over MOST_CLASSES classes.
 
     A slash in a name becomes a hyphen, as it separates the parts of a result's name.
     """
     for label in np.unique(labels) if len(classes) <= MOST_CLASSES else ():
-        hits = found[labels == label] < 1
+        hits = before[labels == label] < 1
         yield f"{OF_CLASS}{classes[int(label)].replace('/', '-')}", mean_metric(hits, 1 / len(classes))
 
 
@@ -128,11 +128,7 @@ def roc_auc_metric(margins: Float[np.ndarray, "n"], labels: Int[np.ndarray, "n"]
         raise Unmeasurable(f"roc_auc needs two classes, not {num_classes}")
     if len(np.unique(labels)) < 2:
         raise Unmeasurable(f"roc_auc needs examples of both classes; these {len(labels)} are all of one")
-    low, high = bootstrap_interval(_finite_auc, margins, labels)
+    # a small resample may lack a class, and counts as chance
+    auc = lambda margins, labels: float(np.nan_to_num(roc_auc(margins, labels == 1), nan=0.5))  # noqa: E731
+    low, high = bootstrap_interval(auc, margins, labels)
     return Metric(roc_auc(margins, labels == 1), n=len(labels), chance=0.5, low=low, high=high)
-
-
-def _finite_auc(margins: np.ndarray, labels: np.ndarray) -> float:
-    """The ROC AUC, or 0.5 if a small resample lacks one of the classes."""
-    value = roc_auc(margins, labels == 1)
-    return value if np.isfinite(value) else 0.5

@@ -22,6 +22,7 @@ from detailclip_jax.evaluation.metrics import split_name
 from detailclip_jax.evaluation.tasks import plan
 from detailclip_jax.figures import style
 from detailclip_jax.models.patches import patchify
+from detailclip_jax.runtime import markdown as markdown_table
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.terminal import complain
 from detailclip_jax.training import experiment
@@ -113,14 +114,14 @@ def columns(table: Table) -> dict[str, str]:
     METRICS are left out if none of them was measured, as on data without scenes.
     """
     measured = dict.fromkeys(name for values in table.values() for name in values)
-    own = {
+    of_user = {
         name: f"{task}: {tables.NAMES.get(metric, metric)}"
         for name in measured
         for task, _, metric in [name.rpartition("/")]
         if (task.startswith("held_out") or ":" in task) and not metric.endswith(("5", "10"))
         if not metric.startswith(OF_CLASS)
     }
-    return (METRICS if not own or METRICS.keys() & measured.keys() else {}) | own
+    return (METRICS if not of_user or METRICS.keys() & measured.keys() else {}) | of_user
 
 
 def legend(table: Table) -> str:
@@ -144,12 +145,11 @@ def detail(table: Table) -> str:
 
 
 def _lines(rows: Table, metrics: Mapping[str, str], costs: Sequence[str] | None = None) -> str:
-    head, marks = ["method", "weights", *metrics.values()], ["---", "---", *("---:" for _ in metrics)]
-    lines = [[*key, *(str(values.get(name, "")) for name in metrics)] for key, values in rows.items()]
+    lines = [["method", "weights", *metrics.values()]]
+    lines += [[*key, *(str(values.get(name, "")) for name in metrics)] for key, values in rows.items()]
     if costs is not None:
-        head, marks = [*head, "cost"], [*marks, "---:"]
-        lines = [[*line, cost] for line, cost in zip(lines, costs)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in (head, marks, *lines))
+        lines = [[*line, cost] for line, cost in zip(lines, ("cost", *costs))]
+    return "".join(f"{line}\n" for line in markdown_table.table(lines, left=2))
 
 
 def as_json(table: Table) -> list[dict[str, Any]]:
@@ -213,12 +213,12 @@ def floors(config: ConfigDict, num_seeds: int) -> dict[str, list[dict[str, float
     built = experiment.build(config)
     evaluators = run_evaluators.of_run(built.encode, config)
     untrained = [{"student": built.init(seed).params} for seed in range(num_seeds)]
-    found = {"untrained": [run_evaluators.run(evaluators, params, step=0) for params in untrained]}
+    measured = {"untrained": [run_evaluators.run(evaluators, params, step=0) for params in untrained]}
     if "segmentation" in options:
         config.evaluators = {"segmentation": options["segmentation"]}
         pixels = run_evaluators.of_run(PixelEncoder(config.model), config)
-        found["raw pixels"] = [run_evaluators.run(pixels, {"student": {"image": {}}}, step=0)]
+        measured["raw pixels"] = [run_evaluators.run(pixels, {"student": {"image": {}}}, step=0)]
     if "choice" in options:
         pairs = SceneChoices(config.model.image_size * 5 // 4, FEW_PAIRS)
-        found[BAG] = [{f"choice/best/{name}": share for name, share in bag_of_words(pairs).items()}]
-    return found
+        measured[BAG] = [{f"choice/best/{name}": share for name, share in bag_of_words(pairs).items()}]
+    return measured

@@ -90,7 +90,7 @@ class Embedder:
     def begin(self, watch: Watch = lambda total, what: lambda count: None) -> None:
         """Begins a measurement: the counts start again. `watch` shows progress, see `run_evaluators.watching`."""
         self.watch = watch
-        self.unreadable: list[str] = []  # of all sets; each process lists only its own
+        self.unreadable: list[str] = []  # of all sets; each process lists those that it reads
         self.num_unreadable = 0  # over all processes
         self._truncated: dict[tuple[str, ...], int] = {}
 
@@ -137,10 +137,7 @@ class Embedder:
 
     @property
     def pools_images(self) -> bool:
-        """Whether the method has a score of its own (`Method.score`), as FLAIR, which pools an image by each text.
-
-        `pooled` computes it.
-        """
+        """Whether `pooled` computes another score than the cosine (`Method.score`): FLAIR pools an image by each text."""
         return getattr(self.encode, "pooled", None) is not None
 
     def pooled(
@@ -157,15 +154,15 @@ class Embedder:
         """
         mesh = mesh_of(params)
         placed = jax.device_put(texts, None if mesh is None else meshes.replicated(mesh))  # once for all batches
-        found = self._embed_images(params, data, transform, "pooled", placed)
-        if not np.array_equal(found["index"], images.index):
-            changed = sorted(set(found["index"].tolist()) ^ set(images.index.tolist()))
+        embedded = self._embed_images(params, data, transform, "pooled", placed)
+        if not np.array_equal(embedded["index"], images.index):
+            changed = sorted(set(embedded["index"].tolist()) ^ set(images.index.tolist()))
             raise Unmeasurable(
                 f"{data.name}: {len(changed)} of {len(data.source)} images, first number {changed[0]}, were readable "
                 "in only one of two passes over the set; repeat the command when all can be read, or give --no-cache, "
                 "which leaves out what cannot be read"
             )
-        return found["features"]
+        return embedded["features"]
 
     def raw_texts(self, params: Params, texts: Sequence[str]) -> Float[np.ndarray, "M E"]:
         """`encode.raw_text` of all texts, in their order."""
@@ -305,13 +302,13 @@ class Store:
         """Returns the arrays stored under `key`; calls `make` and stores its result if there are none or old ones."""
         text = json.dumps(key, sort_keys=True)
         file = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
-        found: Arrays = {}
+        arrays: Arrays = {}
         # A file that is missing, truncated or damaged, or that has another key: compute its arrays again.
         with contextlib.suppress(Exception), file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            found = {name: stored[name] for name in stored.files}
-        is_there = str(found.pop("key", "")) == text
-        if all_processes(is_there and not outdated(found)):
-            return found
+            arrays = {name: stored[name] for name in stored.files}
+        is_there = str(arrays.pop("key", "")) == text
+        if all_processes(is_there and not outdated(arrays)):
+            return arrays
         arrays = make()
         if jax.process_index() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -57,8 +57,19 @@ class Sets(NamedTuple):
 
     def labelled(self, name: str, split: str = "test") -> LabelledSet:
         """Images with classes. Raises MissingData, and ValueError for a set that has captions instead."""
-        if name in STICKERS:
-            return self.limited(self._single_stickers(name, split), split)
+        if name in (NEW_PAIRS, LONG):
+            raise ValueError(f"the scenes of {name} have several objects, for retrieval only; use stickers")
+        if (
+            name in STICKERS
+        ):  # scenes of one object; another artist's drawings and a white ground only in the test split
+            kind, count, options = "held_out_scenes", self.num_scenes or NUM_SCENES["test"], {}
+            if split == "train":
+                kind, count = "train", NUM_SCENES["train"]
+            elif name == STYLE:
+                options = {"style": self.style}
+            elif name == ON_WHITE:
+                options = {"scenes": scene_source.ON_WHITE}
+            return self.limited(self._stickers(name, kind, count, single_object=True, **options), split)
         data = labelled.open_set(name, self.data_dir, split)
         if not data.classes:
             raise ValueError(f"{name} has captions and no classes: use it for retrieval")
@@ -84,10 +95,28 @@ class Sets(NamedTuple):
         return self.limited(data)
 
     def choices(self, name: str) -> ChoiceSet:
-        """Images with captions of which some fit. Raises MissingData, also for a damaged set."""
+        """Images with captions of which some fit. Raises MissingData, also for a damaged set.
+
+        With `num_examples` they are that many choices, or pairs of them, evenly spaced; of stickers an equal number of
+        pairs for every exchange.
+        """
         if name == "stickers":
-            return self._sticker_choices()
-        return self._some_choices(labelled.open_choices(name, self.data_dir))
+            num_scenes = min(self.num_scenes or NUM_SCENES["choices"], self.num_examples or sys.maxsize)
+            num_pairs = max(num_scenes // (2 * len(EXCHANGES)), 1)
+            scenes = drawn(lambda: SceneChoices(self._canvas, num_pairs))
+            data = LabelledSet("stickers", Kept(scenes), (), fingerprint(scenes), len(scenes))
+            choices = [Choice(index, scenes.captions(index), group=exchange_of(index)) for index in range(len(scenes))]
+            return ChoiceSet(data, choices)
+        every = labelled.open_choices(name, self.data_dir)
+        units, count = every.units, self.num_examples
+        if count is None or count >= len(units):
+            return every
+        choices = [each for i in range(count) for each in units[i * len(units) // count]]
+        images = list(dict.fromkeys(each.image for each in choices))
+        places = {image: place for place, image in enumerate(images)}
+        source, marks = Picked(every.data.source, images), f"{every.data.fingerprint}{LIMITED}{count}"
+        data = every.data._replace(source=source, fingerprint=marks, expected=None)
+        return every._replace(data=data, choices=[each._replace(image=places[each.image]) for each in choices])
 
     def check(self, name: str) -> None:
         """Raises ValueError with the nearest names if `name` is neither a known set nor an existing folder."""
@@ -106,42 +135,11 @@ class Sets(NamedTuple):
         marks = f"{data.fingerprint}{LIMITED}{count}"
         return data._replace(source=Subset(data.source, count), fingerprint=marks, expected=None)
 
-    def _single_stickers(self, name: str, split: str) -> LabelledSet:
-        """Scenes of one object. Another artist's drawings and a white ground are for the test split only."""
-        if name in (NEW_PAIRS, LONG):
-            raise ValueError(f"the scenes of {name} have several objects, for retrieval only; use stickers")
-        if split == "train":
-            return self._stickers(name, "train", NUM_SCENES["train"], single_object=True)
-        options = {STYLE: {"style": self.style}, ON_WHITE: {"scenes": scene_source.ON_WHITE}}.get(name, {})
-        count = self.num_scenes or NUM_SCENES["test"]
-        return self._stickers(name, "held_out_scenes", count, single_object=True, **options)
-
     def _stickers(self, name: str, kind: str, count: int, **options: Any) -> LabelledSet:
         source = drawn(lambda: Stickers(kind, self._canvas, count, **options))
         classes = noun_names() if source.single_object else ()
         marks = f"long-{fingerprint(source)}" if name == LONG else fingerprint(source)
         return LabelledSet(name, Kept(source, long=name == LONG), classes, marks, count)
-
-    def _sticker_choices(self) -> ChoiceSet:
-        """Pairs of scenes, an equal number for every exchange, also with `num_examples`."""
-        num_scenes = min(self.num_scenes or NUM_SCENES["choices"], self.num_examples or sys.maxsize)
-        num_pairs = max(num_scenes // (2 * len(EXCHANGES)), 1)
-        source = drawn(lambda: SceneChoices(self._canvas, num_pairs))
-        kept = Kept(source)
-        choices = [Choice(index, source.captions(index), group=exchange_of(index)) for index in range(len(source))]
-        return ChoiceSet(LabelledSet("stickers", kept, (), fingerprint(source), len(source)), choices)
-
-    def _some_choices(self, found: ChoiceSet) -> ChoiceSet:
-        """At most `num_examples` choices, or pairs of them, evenly spaced; only their images."""
-        units, count = found.units, self.num_examples
-        if count is None or count >= len(units):
-            return found
-        choices = [each for i in range(count) for each in units[i * len(units) // count]]
-        images = list(dict.fromkeys(each.image for each in choices))
-        places = {image: place for place, image in enumerate(images)}
-        source, marks = Picked(found.data.source, images), f"{found.data.fingerprint}{LIMITED}{count}"
-        data = found.data._replace(source=source, fingerprint=marks, expected=None)
-        return found._replace(data=data, choices=[each._replace(image=places[each.image]) for each in choices])
 
     @property
     def _canvas(self) -> int:
@@ -175,7 +173,7 @@ def with_classes(kind: str, name: str, sets: Sets) -> Sequence[str]:
     Raises ValueError for a set that does not exist or has captions instead.
     """
     if name == "paper":
-        return paper.zero_shot_sets()
+        return [dataset for task, dataset, _ in paper.measurements() if task == "zero_shot"]
     if name in (NEW_PAIRS, LONG):
         raise ValueError(f"{kind}:{name}: its scenes have several objects, for retrieval only; write {kind}:stickers")
     return _known(kind, name, sets, captioned=False)
@@ -184,7 +182,7 @@ def with_classes(kind: str, name: str, sets: Sets) -> Sequence[str]:
 def with_captions(kind: str, name: str, sets: Sets) -> Sequence[str]:
     """The sets with captions that a name stands for, as `with_classes`."""
     if name == "paper":
-        return paper.retrieval_sets()
+        return list(dict.fromkeys(dataset for task, dataset, _ in paper.measurements() if task == "retrieval"))
     if name == ON_WHITE:
         raise ValueError(f"{kind}:{name}: its scenes are for classification; write {kind}:stickers")
     return _known(kind, name, sets, captioned=True)
@@ -218,11 +216,6 @@ def _known(kind: str, name: str, sets: Sets, captioned: bool) -> Sequence[str]:
     return [name]
 
 
-def is_limited(fingerprint: str) -> bool:
-    """Whether the fingerprint is that of `num_examples` of a set, as `Sets` gives it."""
-    return LIMITED in fingerprint
-
-
 def drawn(make: Callable[[], Any]) -> Any:
     """Returns `make()`; raises MissingData with install instructions if the artwork of the scenes is missing."""
     try:
@@ -233,6 +226,6 @@ def drawn(make: Callable[[], Any]) -> Any:
 
 def fingerprint(source: Stickers | SceneChoices) -> str:
     """Twelve hexadecimal digits of a hash of the scenes' description, the first image and all drawings."""
-    said = data_fingerprint(source).encode()
+    described = data_fingerprint(source).encode()
     drawings = sprites(source.style).levels[max(LEVELS)]
-    return hashlib.sha256(said + source[0]["image"].tobytes() + drawings.tobytes()).hexdigest()[:12]
+    return hashlib.sha256(described + source[0]["image"].tobytes() + drawings.tobytes()).hexdigest()[:12]

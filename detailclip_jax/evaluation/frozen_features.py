@@ -33,8 +33,8 @@ def _on_features(setting: Setting, name: str, judge: Callable[..., Measured], pr
         raise ValueError(f"{name}: its train and test splits have different classes: {odd}")
 
     def run(params: Params) -> Measured:
-        known, asked = (embedder.images(params, data, transform, "cls") for data in (train, test))
-        arrays = (known.features, known.labels, asked.features, asked.labels)
+        known, judged = (embedder.images(params, data, transform, "cls") for data in (train, test))
+        arrays = (known.features, known.labels, judged.features, judged.labels)
         for name, value in judge(*arrays, len(test.classes), metric=metric):
             value.n_train = len(known.features)
             value.remark = "; ".join(filter(None, (value.remark, part)))

@@ -42,13 +42,13 @@ def find(config: ConfigDict) -> HeldOut | None:
 def none_because(config: ConfigDict) -> str:
     """Why a run has no held-out examples, and how to have some."""
     try:
-        found = mixture.open_source(config.data, image_size=config.model.image_size)
+        source = mixture.open_source(config.data, image_size=config.model.image_size)
         held_out.own_split(config.data, config.model.image_size)
     except MissingData as error:
         return str(error)
     if not config.data.held_out:
         return WAY_OUT
-    return f"too few examples ({len(found):,}) to hold any out; {SPLIT}"
+    return f"too few examples ({len(source):,}) to hold any out; {SPLIT}"
 
 
 def retrieval(setting: Setting, name: str = "held_out") -> SetEvaluator:
@@ -71,9 +71,9 @@ def classification(setting: Setting, name: str = "held_out_classes") -> SetEvalu
 
     def run(params: Params) -> Measured:
         images = setting.embedder.images(params, data, setting.transform, "class_logits")
-        found = class_ranks(matrix_blocks(images.features), images.labels)
-        yield from rank_metrics(found, images.labels, len(classes), "accuracy", usual_top(len(classes)))
-        yield from class_accuracies(found, images.labels, classes)
+        ranks = class_ranks(matrix_blocks(images.features), images.labels)
+        yield from rank_metrics(ranks, images.labels, len(classes), "accuracy", usual_top(len(classes)))
+        yield from class_accuracies(ranks, images.labels, classes)
 
     return SetEvaluator(("image", "class_head"), run if len(source) else nothing, data, "the classification head")
 
@@ -89,12 +89,12 @@ def class_names(config: ConfigDict) -> tuple[str, ...]:
 def _examples(setting: Setting, name: str) -> tuple[ConfigDict, Source]:
     """The config of the run and at most `setting.sets.num_examples` of its held-out examples, evenly spaced."""
     config = setting.config
-    found = None if config is None else find(config)
-    if config is None or found is None:
+    held = None if config is None else find(config)
+    if config is None or held is None:
         why = none_because(config) if config else "they are those of a run"
         raise ValueError(f"evaluator {name}: the data have no held-out examples; {why}")
     count = setting.sets.num_examples
-    return config, found.source if count is None else Subset(found.source, count)
+    return config, held.source if count is None else Subset(held.source, count)
 
 
 def nothing(params: Params) -> Measured:
@@ -120,10 +120,10 @@ def images(config: ConfigDict, count: int) -> UInt8[np.ndarray, "B S S 3"] | Non
 
     The place of one that cannot be decoded is taken by the next one.
     """
-    found, transform = find(config), transform_of(on_squares(config))
-    if found is None:
+    held, transform = find(config), transform_of(on_squares(config))
+    if held is None:
         return None
-    parts = (_readable(found.source, part, transform.decoding) for part in evenly(len(found.source), count))
+    parts = (_readable(held.source, part, transform.decoding) for part in evenly(len(held.source), count))
     views = [transform.view(image) for part in parts for image in itertools.islice(part, 1)]
     return np.stack(views) if views else None
 

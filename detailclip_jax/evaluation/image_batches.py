@@ -128,9 +128,9 @@ def pairs_at(source: Source, indices: Sequence[int]) -> tuple[Int[np.ndarray, "n
     digests, captions = [], []
     for index in indices:
         example = source[int(index)]
-        own = tuple(not_blank(example["captions"]))
-        if not own:
+        of_image = tuple(not_blank(example["captions"]))
+        if not of_image:
             raise Unmeasurable(f"example {index} has no caption, which retrieval needs")
         digests.append(hashlib.sha256(_bytes_of(example["image"])).digest())
-        captions.append(own)
+        captions.append(of_image)
     return ids_of(digests), captions

@@ -61,8 +61,8 @@ def nearest(
         rows, known = (jnp.asarray(block_of(array, i, length)) for array in (gallery, labels.astype(np.int32)))
         real = jnp.arange(i, i + length) < len(gallery)
         best = [merge(*old, block, rows, known, real, k) for old, block in zip(best, blocks)]
-    cosines, found = (np.concatenate([np.asarray(pair[j]) for pair in best])[: len(queries)] for j in (0, 1))
-    return cosines, found
+    cosines, nearest_labels = (np.concatenate(list(map(np.asarray, each)))[: len(queries)] for each in zip(*best))
+    return cosines, nearest_labels
 
 
 def block_of(rows: np.ndarray, start: int, length: int) -> np.ndarray:
@@ -81,7 +81,7 @@ def merge(
     real: Array,
     k: int,
 ) -> tuple[Float[Array, "q k"], Int[Array, "q k"]]:
-    """The best k among those found so far and those of another block of the gallery."""
+    """The best k among those so far and those of another block of the gallery."""
     new = jnp.where(real, jnp.matmul(queries, gallery.T, precision="highest"), -jnp.inf)
     every = jnp.concatenate([cosines, new], 1)
     names = jnp.concatenate([labels, jnp.broadcast_to(known, new.shape)], 1)

@@ -96,47 +96,29 @@ def fit(
 
     The bias is not penalised. `start` is the initial point of the search: another fit, or zeros. Scores of all examples
     and classes need not fit in memory, see `summed_loss`. Logs a warning if the steps take so long that the search may
-    take a day.
+    take a day. L-BFGS runs on the objective per example, until the largest absolute entry of its gradient is at most
+    TOLERANCE, or for MAX_STEPS. A signal stops it within about two seconds, or after the step that is running.
     """
     start = start or Linear(np.zeros((features.shape[1], num_classes)), np.zeros(num_classes))
     first = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (start.weights, start.bias))
     arrays = jnp.asarray(features, jnp.float32), jnp.asarray(labels), jnp.float32(strength)
-    (weights, bias), gradient = _minimise(first, *arrays, max_steps=MAX_STEPS)
-    return Linear(np.asarray(weights), np.asarray(bias), float(gradient))
-
-
-def _minimise(first: Any, features: Array, labels: Array, strength: Array, max_steps: int) -> Any:
-    """Runs L-BFGS on the objective per example; returns the solution and the largest absolute entry of its gradient.
-
-    Stops when that entry is at most TOLERANCE, or after `max_steps`.  A signal stops it within about two seconds, or
-    after the step that is running (`pause_point`). Dividing the steps into calls changes no number.
-    """
     state = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), SOLVER.init(first))  # weak types would compile twice
     search = first, state, jnp.int32(0), jnp.float32(jnp.inf)
     until, steps, calls = 0, 1, 0
-    while until < max_steps and float(search[3]) > TOLERANCE:
+    while until < MAX_STEPS and float(search[3]) > TOLERANCE:  # dividing the steps into calls changes no number
         pause_point()
-        until, began = min(until + steps, max_steps), time.monotonic()
-        search = jax.block_until_ready(_search(search, features, labels, strength, jnp.int32(until)))
+        until, began = min(until + steps, MAX_STEPS), time.monotonic()
+        search = jax.block_until_ready(_search(search, *arrays, jnp.int32(until)))
         seconds, calls = time.monotonic() - began, calls + 1
-        if calls == 2:  # the first one compiles
-            warn_of_slow_steps(seconds / steps, features.shape, len(first[1]))
+        if calls == 2 and seconds / steps > MAX_STEP_SECONDS:  # the first call compiles
+            logging.warning(
+                f"the linear probe takes {seconds / steps:.0f} s per step, on {len(features):,} features of width "
+                f"{features.shape[1]} and {num_classes:,} classes, and each of its searches may take {MAX_STEPS:,} "
+                "steps: fit it on fewer examples with --num-train-examples, or on a GPU"
+            )
         steps = 2 * steps if seconds < CALL_SECONDS else steps
-    return search[0], search[3]
-
-
-def warn_of_slow_steps(seconds: float, shape: Sequence[int], num_classes: int) -> None:
-    """Logs the time of a step of the search, and the way out, if it is above MAX_STEP_SECONDS."""
-    if seconds > MAX_STEP_SECONDS:
-        logging.warning(
-            "the linear probe takes %.0f s per step, on %s features of width %d and %s classes, and each of its "
-            "searches may take %s steps: fit it on fewer examples with --num-train-examples, or on a GPU",
-            seconds,
-            f"{shape[0]:,}",
-            shape[1],
-            f"{num_classes:,}",
-            f"{MAX_STEPS:,}",
-        )
+    (weights, bias), gradient = search[0], search[3]
+    return Linear(np.asarray(weights), np.asarray(bias), float(gradient))
 
 
 @jax.jit

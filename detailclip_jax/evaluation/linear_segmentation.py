@@ -84,8 +84,8 @@ def measure(train: Patches, test: Patches) -> Measured:
 def over_foreground(train: Patches, test: Patches) -> Metric:
     """Fits the share of any object on all patches; IoU of the object pixels of the `test` scenes."""
     matrix = fit(train.features, 1 - train.shares[..., :1], np.ones(train.features.shape[:2]))
-    shown, found = (enlarge(with_one(p.features) @ matrix, p.pixels.shape[1])[..., 0] for p in (train, test))
-    return iou(found >= best_threshold(shown, train.pixels > 0), test.pixels > 0)
+    known, judged = (enlarge(with_one(p.features) @ matrix, p.pixels.shape[1])[..., 0] for p in (train, test))
+    return iou(judged >= best_threshold(known, train.pixels > 0), test.pixels > 0)
 
 
 def over_pixels(train: Patches, test: Patches, weight: Float[np.ndarray, "M N"]) -> Metric:
@@ -154,8 +154,7 @@ def mean_iou(
 
     def counted(classes: Any, where: Any) -> Int[np.ndarray, "M C"]:
         """Places of every class in every scene."""
-        found = np.bincount((first + classes)[where], minlength=len(truth) * num_classes)
-        return found.reshape(len(truth), num_classes)
+        return np.bincount((first + classes)[where], minlength=len(truth) * num_classes).reshape(-1, num_classes)
 
     intersections = counted(truth, valid & (predicted == truth))
     unions = counted(truth, valid) + counted(predicted, valid) - intersections

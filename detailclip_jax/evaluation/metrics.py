@@ -131,7 +131,7 @@ def block_ranks(
 
     The blocks hold the scores of images with all texts, and of texts with all images. Caption m describes image
     `owners[m]`; captions with equal `text_ids` are the same text. An image's right entries are all captions with the
-    text of one of its own. A caption's right entries are all images that have a caption with the same text.
+    text of one that describes it. A caption's right entries are all images that have a caption with the same text.
     """
     image_ranks = np.empty(num_images, np.int64)
     for rows, scores in of_images:
@@ -143,11 +143,11 @@ def block_ranks(
 
 
 def right_texts(images: slice, owners: Int[np.ndarray, "M"], text_ids: Int[np.ndarray, "M"]) -> Bool[np.ndarray, "b M"]:
-    """For each image of the slice, True for the captions that have the text of one of its own."""
-    own = np.flatnonzero((owners >= images.start) & (owners < images.stop))
-    which, same = np.nonzero(text_ids[own][:, None] == text_ids)
+    """For each image of the slice, True for the captions that have the text of one that describes it."""
+    captions = np.flatnonzero((owners >= images.start) & (owners < images.stop))
+    which, same = np.nonzero(text_ids[captions][:, None] == text_ids)
     right = np.zeros((images.stop - images.start, len(owners)), bool)
-    right[owners[own][which] - images.start, same] = True
+    right[owners[captions][which] - images.start, same] = True
     return right
 
 

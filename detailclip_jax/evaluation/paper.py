@@ -56,22 +56,12 @@ def measurements() -> list[Measurement]:
     return [measurement for table in TITLES for measurement in columns(table).values()]
 
 
-def zero_shot_sets() -> list[str]:
-    """The 14 zero-shot sets: ImageNet of table 2, then those of table 3."""
-    return [dataset for task, dataset, _ in measurements() if task == "zero_shot"]
-
-
-def retrieval_sets() -> list[str]:
-    """The two retrieval sets of table 2."""
-    return list(dict.fromkeys(dataset for task, dataset, _ in measurements() if task == "retrieval"))
-
-
 def results_of(method: str) -> dict[str, dict[Measurement, float]]:
     """The paper's results of a method, by label ("DetailCLIP, 25 epochs"): `Measurement` -> fraction of 1.
 
     Empty for methods that the paper does not list.
     """
-    found: dict[str, dict[Measurement, float]] = {}
+    results: dict[str, dict[Measurement, float]] = {}
     for table in TITLES:
         head = tables()[table]["columns"]
         for name, values in tables()[table]["rows"].items():
@@ -79,8 +69,8 @@ def results_of(method: str) -> dict[str, dict[Measurement, float]]:
                 row = dict(zip(head, values))
                 label = f"{PRINTED_NAMES[method]}, {row['epochs']} epochs"
                 known = {ours: row[column] / 100 for column, ours in columns(table).items() if row[column] is not None}
-                found.setdefault(label, {}).update(known)
-    return found
+                results.setdefault(label, {}).update(known)
+    return results
 
 
 def published_results() -> dict[str, dict[Measurement, float]]:

@@ -15,7 +15,7 @@ import json
 import pathlib
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from detailclip_jax.data.labelled.contents import fingerprint
@@ -84,9 +84,9 @@ def slip_words(name: str, classes: tuple[str, ...], templates: tuple[str, ...]) 
     """The synonyms of each class, the templates (with {}), the metric and the templates' origin, as in SLIP."""
     entry = slip().get(name)
     if entry is None:
-        own = [template.replace("{c}", "{}") for template in templates]
-        patterns, origin = (own, DATA) if own else (slip()[GENERIC]["templates"], BORROWED)
-        return own_names(name, classes, bool(templates)), patterns, "accuracy", origin
+        of_data = [template.replace("{c}", "{}") for template in templates]
+        patterns, origin = (of_data, DATA) if of_data else (slip()[GENERIC]["templates"], BORROWED)
+        return names_in_data(name, classes, bool(templates)), patterns, "accuracy", origin
     synonyms = [each if isinstance(each, list) else [each] for each in entry["classes"]]
     places = match(classes, known_names(name))
     return [synonyms[place] for place in places], entry["templates"], entry["metric"], PUBLISHED
@@ -99,12 +99,16 @@ def package_words(name: str, classes: tuple[str, ...], templates: tuple[str, ...
     patterns = [each.replace("{c}", "{}") for each in templates or published.get(key, published["imagenet1k"])]
     stated = package("classes").get(key)
     if templates or stated is None:
-        return own_names(name, classes, origin != BORROWED), patterns, "accuracy", origin
-    places = match(classes, package_names(name))
+        return names_in_data(name, classes, origin != BORROWED), patterns, "accuracy", origin
+    names = [[stated_name] for stated_name in stated]
+    if name in slip():  # the names of the matching class in SLIP count too
+        known = known_names(name)
+        names = [[stated_name, *known[place]] for stated_name, place in zip(stated, match(stated, known))]
+    places = match(classes, names)
     return [[stated[place]] for place in places], patterns, "accuracy", origin
 
 
-def own_names(name: str, classes: tuple[str, ...], verbatim: bool) -> list[Sequence[str]]:
+def names_in_data(name: str, classes: tuple[str, ...], verbatim: bool) -> list[Sequence[str]]:
     """The class names of the data set, with the characters that stand for spaces replaced by spaces."""
     marks = SPACED.get(name, "" if verbatim else "_")
     return [[each.translate(dict.fromkeys(map(ord, marks), " "))] for each in classes]
@@ -119,16 +123,7 @@ def known_names(name: str) -> list[list[str]]:
     """All names of each of SLIP's classes: its synonyms and the spellings used by publishers of the data."""
     entry, aliases = slip()[name], read("aliases").get(name)
     synonyms = [each if isinstance(each, list) else [each] for each in entry["classes"]]
-    return [own + other for own, other in zip(synonyms, aliases or [[]] * len(synonyms))]
-
-
-def package_names(name: str) -> list[list[str]]:
-    """All names of each of the package's classes, including those of the matching class in SLIP."""
-    stated = package("classes")[PACKAGE_NAMES.get(name, name)]
-    if name not in slip():
-        return [[own] for own in stated]
-    known = known_names(name)
-    return [[own, *known[place]] for own, place in zip(stated, match(stated, known))]
+    return [ours + others for ours, others in zip(synonyms, aliases or [[]] * len(synonyms))]
 
 
 def slip() -> dict[str, Any]:
@@ -171,27 +166,20 @@ def match(classes: Sequence[str], known: Names) -> list[int]:
     for index, names in enumerate(known):
         for name in dict.fromkeys(map(plain, names)):
             places.setdefault(name, []).append(index)
-    found = [places[plain(name)].pop(0) if places.get(plain(name)) else None for name in classes]
-    unmatched = [name for name, index in zip(classes, found) if index is None]
-    lacking = [names[0] for index, names in enumerate(known) if index not in found]
-    if unmatched or lacking or len(set(found)) < len(found):
-        raise ValueError("; ".join(complaints(unmatched, lacking, classes, found)))
-    return [index for index in found if index is not None]
-
-
-def complaints(
-    unmatched: Sequence[str], lacking: Sequence[str], classes: Sequence[str], found: Sequence[int | None]
-) -> Iterator[str]:
-    """Yields the error messages of a failed match, and what the user can do."""
-    if unmatched:
-        yield f"{len(unmatched)} classes of the data have an unknown name: " + listed(
-            [near(n, lacking) for n in unmatched]
-        )
+    indices = [places[plain(name)].pop(0) if places.get(plain(name)) else None for name in classes]
+    problems = []
+    lacking = [names[0] for index, names in enumerate(known) if index not in indices]
+    if unmatched := [name for name, index in zip(classes, indices) if index is None]:
+        near_ones = listed([near(name, lacking) for name in unmatched])
+        problems.append(f"{len(unmatched)} classes of the data have an unknown name: {near_ones}")
     if lacking:
-        yield f"{len(lacking)} known classes are not in the data: {listed([repr(name) for name in lacking])}"
-    if twice := [name for name, index in zip(classes, found) if index is not None and found.count(index) > 1]:
-        yield f"several classes of the data match the same known class: {listed([repr(name) for name in twice])}"
-    yield 'rename the folders or the lines of classnames.txt, or evaluate "folder:PATH" with its own class names'
+        problems.append(f"{len(lacking)} known classes are not in the data: {listed(list(map(repr, lacking)))}")
+    if twice := [name for name, index in zip(classes, indices) if index is not None and indices.count(index) > 1]:
+        problems.append(f"several classes of the data match the same known class: {listed(list(map(repr, twice)))}")
+    if problems:
+        way_out = 'rename the folders or the lines of classnames.txt, or evaluate "folder:PATH" with its class names'
+        raise ValueError("; ".join([*problems, way_out]))
+    return [index for index in indices if index is not None]
 
 
 def near(name: str, candidates: Sequence[str]) -> str:

@@ -31,20 +31,20 @@ def sets_of(records: Sequence[Record], weights: str) -> tuple[str, ...]:
 
 def means(records: Sequence[Record], weights: str, metric: str) -> dict[str, float]:
     """The mean of a metric over these sets, of the read-outs that all of them have."""
-    found = by_set(records, weights, metric)
-    sets = [found.get(name, {}) for name in sets_of(records, weights)]
+    measured = by_set(records, weights, metric)
+    sets = [measured.get(name, {}) for name in sets_of(records, weights)]
     common = [name for name in (sets[0] if sets else ()) if all(name in values for values in sets)]
     return {name: sum(values[name] for values in sets) / len(sets) for name in common}
 
 
 def by_set(records: Sequence[Record], weights: str, metric: str) -> Mapping[str, dict[str, float]]:
     """The values of a metric by set and read-out."""
-    found: dict[str, dict[str, float]] = {}
+    values: dict[str, dict[str, float]] = {}
     for one in records:
         if (one["task"], one["weights"], one["metric"]) == ("dense", weights, metric):
             dataset, readout = split_name(one["dataset"])
-            found.setdefault(dataset, {})[str(readout)] = one["value"]
-    return found
+            values.setdefault(dataset, {})[str(readout)] = one["value"]
+    return values
 
 
 def keep(outcome: Outcome) -> Iterator[str]:

@@ -78,13 +78,15 @@ def readout(setting: Setting, name: str) -> SetEvaluator:
         raise ValueError(f"dense:{name} changes the last block of a run of this package: give it a checkpoint")
     data, config = open_readout_set(dataset, setting.sets), setting.config
     chosen = chosen or default_readout(config)
-    found = setup(dataset, chosen, data.classes)
-    function = functools.cache(lambda: encoder_of(config, chosen))  # compiled once for all sets of weights
+    how = setup(dataset, chosen, data.classes)
+    function = functools.cache(  # compiled once for all sets of weights
+        lambda: readout_encoder(build_networks(config).only(*PARTS), config, chosen)
+    )
 
     def run(params: Params) -> Measured:
-        return measure(setting.embedder, params, config, data, found, function())
+        return measure(setting.embedder, params, config, data, how, function())
 
-    return SetEvaluator(JOINT, run, data, found.description(config.model))
+    return SetEvaluator(JOINT, run, data, how.description(config.model))
 
 
 def measure(
@@ -98,7 +100,15 @@ def measure(
     """
     class_of, prompts = queries(data, setup)
     texts = np.asarray(embedder.classes(params, prompts), np.float32)
-    encode, shapes = on_own_devices(function, params)
+    networks, mesh = {name: params[name] for name in PARTS}, mesh_of(params)
+    if jax.process_count() > 1:  # each process computes on its devices alone
+        mesh = meshes.make_mesh(jax.local_devices())
+        networks = meshes.replicate(jax.tree.map(fetch, networks), mesh)
+
+    def encode(windows: np.ndarray) -> jax.Array:
+        return function(networks, place({"image": windows, "valid": np.ones(len(windows), bool)}, mesh)["image"])
+
+    shapes = shapes_up_to(SHAPES[-1], mesh)
     rows = range(jax.process_index(), len(data.source), jax.process_count())
     counts, ignored = np.zeros((len(rows), 3, len(data.classes)), np.int32), np.zeros(len(rows), np.int32)
     pairs = np.zeros((len(rows), 2), np.int32)
@@ -107,9 +117,9 @@ def measure(
     with contextlib.closing(Prefetched(Cuts(data.source, rows, setup, config.model), prefetch=ahead)) as cuts:
         for row, (cut, features) in enumerate(streamed(encode, cuts, shapes)):
             maps = maps_of(cut.layout, features, texts, setup)
-            found = predicted(maps, class_of, len(data.classes), setup)
+            classes = predicted(maps, class_of, len(data.classes), setup)
             pairs[row] = inverted_pairs(maps, class_of, cut.mask)
-            counts[row] = counted_pixels(confusion(cut.mask, found, len(data.classes)))
+            counts[row] = counted_pixels(confusion(cut.mask, classes, len(data.classes)))
             ignored[row] = cut.mask.size - counts[row, 1].sum()
             done(jax.process_count())
     counts, ignored, pairs = (gathered(each, len(data.source)) for each in (counts, ignored, pairs))
@@ -137,26 +147,8 @@ def queries(data: LabelledSet, setup: Setup) -> tuple[Int[np.ndarray, " T"], Seq
     class_of = owners(setup.names)
     if data.name == STICKERS:
         return class_of, zero_shot_prompts()
-    every = [name for own in setup.names for name in own]
-    return class_of, [[template.replace("{}", name) for template in setup.templates] for name in every]
-
-
-def encoder_of(config: ConfigDict, readout: str) -> Wrapped:
-    """The `readout_encoder` of a run's networks, built from its config."""
-    return readout_encoder(build_networks(config).only(*PARTS), config, readout)
-
-
-def on_own_devices(function: Wrapped, params: Params) -> tuple[Callable[[np.ndarray], jax.Array], tuple[int, ...]]:
-    """Applies a `readout_encoder` to batches of windows on the devices of this process; and the sizes of batches."""
-    own, mesh = {name: params[name] for name in PARTS}, mesh_of(params)
-    if jax.process_count() > 1:
-        mesh = meshes.make_mesh(jax.local_devices())
-        own = meshes.replicate(jax.tree.map(fetch, own), mesh)
-
-    def encode(windows: np.ndarray) -> jax.Array:
-        return function(own, place({"image": windows, "valid": np.ones(len(windows), bool)}, mesh)["image"])
-
-    return encode, shapes_up_to(SHAPES[-1], mesh)
+    names = [name for of_class in setup.names for name in of_class]
+    return class_of, [[template.replace("{}", name) for template in setup.templates] for name in names]
 
 
 def streamed(
@@ -205,14 +197,16 @@ def predicted(
 ) -> Int[np.ndarray, "H W"]:
     """The class of every pixel: the one with the highest share of the softmax over names, or class 0 below a threshold.
 
-    A class has the share of its best name. Without a threshold the softmax changes no argmax and is not computed; the
+    A class has the share of its best name. A class but 0 whose pixels are at most the `smallest_share` of all that are
+    not class 0 is dropped. Without a threshold the softmax changes no argmax and is not computed; the
     maps may be shares already (`window_softmax`).
     """
     if not setup.threshold and not setup.smallest_share:
         return class_of[maps.argmax(0)]
     shares = class_shares(maps, class_of, num_classes, setup.pipeline.scale)
     if setup.smallest_share:
-        drop_small(shares, setup.smallest_share)
+        pixels = np.bincount(shares.argmax(0).reshape(-1), minlength=num_classes)[1:]
+        shares[1:][pixels <= setup.smallest_share * pixels.sum()] = 0
     return np.where(shares.max(0) < setup.threshold, 0, shares.argmax(0))
 
 
@@ -250,12 +244,6 @@ def class_shares(
     return shares
 
 
-def drop_small(shares: Float32[np.ndarray, "C H W"], smallest: float) -> None:
-    """Sets classes but 0 to zero, in place, if their pixels are at most the share `smallest` of all but class 0's."""
-    pixels = np.bincount(shares.argmax(0).reshape(-1), minlength=len(shares))[1:]
-    shares[1:][pixels <= smallest * pixels.sum()] = 0
-
-
 def counted_pixels(confusion: Int[np.ndarray, "C C"]) -> Int[np.ndarray, "3 C"]:
     """Of each class: the pixels that are right, true and predicted."""
     return np.stack([np.diag(confusion), confusion.sum(1), confusion.sum(0)])
@@ -290,8 +278,8 @@ def metrics(counts: Int[np.ndarray, "M 3 C"]) -> Iterator[tuple[str, Metric]]:
 
 def mean_iou(counts: Int[np.ndarray, "M 3 C"]) -> float:
     """Mean of summed intersection / summed union over the classes that occur in truth or prediction."""
-    right, true, found = counts.sum(0, dtype=np.int64)
-    return _mean_ratio(right, true + found - right)
+    right, true, positive = counts.sum(0, dtype=np.int64)
+    return _mean_ratio(right, true + positive - right)
 
 
 def mean_accuracy(counts: Int[np.ndarray, "M 3 C"]) -> float:

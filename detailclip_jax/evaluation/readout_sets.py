@@ -30,16 +30,6 @@ def without_background(mask: Labels) -> Labels:
     return np.maximum(mask - 1, IGNORE)
 
 
-def objects_alone(mask: Labels) -> Labels:
-    """COCO-Object from COCO-Stuff's labels: the 80 things count from 1; stuff and unlabelled pixels are background."""
-    return np.where((mask >= 0) & (mask < 80), mask + 1, 0)
-
-
-def unchanged(mask: Labels) -> Labels:
-    """The labels as they are."""
-    return mask
-
-
 class Kind(NamedTuple):
     """A set of the evaluation: a layout on disk, its usual folders, and how its labels and classes change.
 
@@ -49,7 +39,7 @@ class Kind(NamedTuple):
     layout: str
     folders: tuple[str, ...]
     expected: int
-    relabel: Callable[[Labels], Labels] = unchanged
+    relabel: Callable[[Labels], Labels] = lambda mask: mask
     classes: Callable[[Sequence[str]], Sequence[str]] = tuple
 
 
@@ -60,7 +50,13 @@ KINDS = {
     "voc21": Kind("voc", VOC, 1449),
     "context59": Kind("context", CONTEXT, 5104),
     "context60": Kind("context60", CONTEXT, 5104),
-    "coco_object": Kind("coco_stuff", COCO, 5000, objects_alone, lambda names: ("background", *names[:80])),
+    "coco_object": Kind(  # the 80 things count from 1; stuff and unlabelled pixels are background
+        "coco_stuff",
+        COCO,
+        5000,
+        lambda mask: np.where((mask >= 0) & (mask < 80), mask + 1, 0),
+        lambda names: ("background", *names[:80]),
+    ),
     "coco_stuff171": Kind("coco_stuff", COCO, 5000),
     "ade150": Kind("ade20k", ("ade20k", "ADEChallengeData2016", "ade/ADEChallengeData2016"), 2000),
     "cityscapes": Kind("cityscapes", ("cityscapes",), 500),
@@ -116,8 +112,10 @@ def open_readout_set(name: str, sets: Sets) -> LabelledSet:
 
     Raises MissingData that lists the folders in which the set was looked for.
     """
-    if name == STICKERS:
-        opened, expected = stickers(sets.image_size), NUM_SCENES
+    if name == STICKERS:  # classes are the nouns; background is ignored, since captions do not name it
+        scenes = drawn(lambda: open_stickers("nouns", "val", sets.image_size * 5 // 4, NUM_SCENES))
+        opened = scenes._replace(source=Relabelled(scenes.source, without_background), classes=scenes.classes[1:])
+        expected = NUM_SCENES
         identity = [
             f"stickers nouns {sets.image_size}",
             hashlib.sha256(opened.source[0]["image"].tobytes()).hexdigest(),
@@ -127,28 +125,18 @@ def open_readout_set(name: str, sets: Sets) -> LabelledSet:
         identity = _file_names(opened.source)
     else:
         kind = KINDS[name]
-        found = open_set(kind.layout, str(_folder(name, kind, sets)), "val")
-        opened = SemanticSet(name, Relabelled(found.source, kind.relabel), tuple(kind.classes(found.classes)))
-        expected, identity = kind.expected, _file_names(found.source)
+        places = [Path(sets.data_dir) / folder for folder in kind.folders]
+        folder = next((place for place in places if place.is_dir()), None)
+        if folder is None:
+            raise MissingData(
+                f"{name} is not in {', '.join(map(str, places))}; put the set there, with the folders that "
+                "docs/evaluation.md lists, or give another --data-dir"
+            )
+        stored = open_set(kind.layout, str(folder), "val")
+        opened = SemanticSet(name, Relabelled(stored.source, kind.relabel), tuple(kind.classes(stored.classes)))
+        expected, identity = kind.expected, _file_names(stored.source)
     digest = fingerprint([*identity, *opened.classes])
     return sets.limited(LabelledSet(name, opened.source, opened.classes, digest, expected))
-
-
-def stickers(image_size: int) -> SemanticSet:
-    """Held-out scenes whose classes are the nouns; background is ignored, since captions do not name it."""
-    found = drawn(lambda: open_stickers("nouns", "val", image_size * 5 // 4, NUM_SCENES))
-    return found._replace(source=Relabelled(found.source, without_background), classes=found.classes[1:])
-
-
-def _folder(name: str, kind: Kind, sets: Sets) -> Path:
-    places = [Path(sets.data_dir) / folder for folder in kind.folders]
-    if found := next((folder for folder in places if folder.is_dir()), None):
-        return found
-    listed = ", ".join(map(str, places))
-    raise MissingData(
-        f"{name} is not in {listed}; put the set there, with the folders that docs/evaluation.md lists, or give "
-        "another --data-dir"
-    )
 
 
 def _file_names(source: Any) -> list[str]:

@@ -1,8 +1,8 @@
 """What the published training-free read-outs do on each set: class names, prompts, image sizes and thresholds.
 
-    found = setup("voc21", "sclip", classes)
-    found.pipeline.scale, found.threshold       # 65.0, 0.1
-    found.names[0]                              # ("sky", "wall", ...), the words for background
+    how = setup("voc21", "sclip", classes)
+    how.pipeline.scale, how.threshold       # 65.0, 0.1
+    how.names[0]                            # ("sky", "wall", ...), the words for background
 
 Read from the public code of each method: wangf3014/SCLIP b56bd30, sinahmr/NACLIP 0cac3a6, mc-lan/ClearCLIP ad68a40,
 WalBouss/GEM 5fa677c, google-deepmind/tips 0c65fb7; name lists from SCLIP 57fa9aa and ClearCLIP fd05ce4. plain, maskclip
@@ -106,22 +106,18 @@ class Setup(NamedTuple):
 def setup(dataset: str, readout: str, classes: Sequence[str]) -> Setup:
     """The setup of a read-out on a set with these class names; for a folder of the user's, the method's usual one."""
     method = readout if readout in CHANGES else SCLIP
+    templates = [template.replace("{c}", "{}") for template in package("templates")["imagenet1k"]]  # CLIP's 80
+    if dataset == "stickers":
+        templates = ()
+    elif method in (GEM, TIPS):
+        templates = GEM_TEMPLATES if method == GEM else TIPS_TEMPLATES
     return Setup(
         PIPELINES[readout]._replace(**CHANGES[method].get(dataset, {})),
         names_of(dataset, method, classes),
-        templates_of(dataset, method),
+        tuple(templates),
         THRESHOLDS.get(method, {}).get(dataset, 0.0),
         SMALLEST_SHARES.get(method, {}).get(dataset, 0.0),
     )
-
-
-def templates_of(dataset: str, method: str) -> tuple[str, ...]:
-    """CLIP's 80 prompts for ImageNet; one for gem, nine for tips, none for stickers."""
-    if dataset == "stickers":
-        return ()
-    if method in (GEM, TIPS):
-        return GEM_TEMPLATES if method == GEM else TIPS_TEMPLATES
-    return tuple(template.replace("{c}", "{}") for template in package("templates")["imagenet1k"])
 
 
 def names_of(dataset: str, method: str, classes: Sequence[str]) -> Names:

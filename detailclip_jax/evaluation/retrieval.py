@@ -55,7 +55,7 @@ def on_pairs(setting: Setting, data: LabelledSet, protocol: str) -> SetEvaluator
     def run(params: Params) -> Measured:
         images = embedder.images(params, data, transform)
         rows, captions = pairs(tuple(images.index.tolist()))
-        texts = [caption for own in captions for caption in own]
+        texts = [caption for of_image in captions for caption in of_image]
         prefix, plain = "", retrieval_metrics(images.features[rows], embedder.texts(params, texts), captions, top)
         if embedder.pools_images:
             scores = embedder.pooled(params, data, transform, embedder.raw_texts(params, texts), images)
@@ -71,10 +71,10 @@ def merged(
 ) -> tuple[Int[np.ndarray, "I"], list[tuple[str, ...]]]:
     """The first row of each image, and the captions of all its rows; `ids` number the images from 0."""
     _, rows = np.unique(ids, return_index=True)
-    found: list[tuple[str, ...]] = [()] * len(rows)
-    for number, own in zip(ids, captions):
-        found[number] += own
-    return rows, found
+    of_image: list[tuple[str, ...]] = [()] * len(rows)
+    for number, texts in zip(ids, captions):
+        of_image[number] += texts
+    return rows, of_image
 
 
 def retrieval_metrics(
@@ -104,8 +104,8 @@ def _recalls(
 ) -> Iterator[tuple[str, Metric]]:
     if num_images != len(captions):
         raise ValueError(f"{num_images} images, but captions for {len(captions)}")
-    text_ids = ids_of([caption for own in captions for caption in own])
-    counts = np.array([len(own) for own in captions])
+    text_ids = ids_of([caption for of_image in captions for caption in of_image])
+    counts = np.array([len(of_image) for of_image in captions])
     owners = np.repeat(np.arange(len(captions)), counts)
     image_ranks, text_ranks = block_ranks(of_images, of_texts, num_images, owners, text_ids)
     texts_right, images_right = num_right(owners, text_ids, num_images)

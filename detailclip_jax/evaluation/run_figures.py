@@ -1,7 +1,7 @@
 """The figures of a run, computed from its experiment and state (`figures.plots` draws them)."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -37,7 +37,16 @@ def write(workdir: str | Path, experiment: Experiment, state: TrainState) -> lis
         figures["loss_curves"] = plots.loss_curves(
             read_lines(metrics), [loss.name for loss in experiment.method.losses]
         )
-    figures |= of_held_out(experiment, state)
+    shown = held_out_images(experiment.config)
+    if shown is not None:
+        pause_point()
+        figures["attention"] = attention(experiment, state, shown)
+        if "pixel_head" in experiment.method.networks:
+            pause_point()
+            hidden, drawn = reconstruct(experiment, state, shown.images)
+            figures["reconstructions"] = plots.reconstruction_figure(
+                shown.images, hidden, drawn, shown.credit, shown.name
+            )
     pause_point()
     if jax.process_index():
         return []
@@ -62,19 +71,6 @@ def held_out_images(config: ConfigDict) -> Shown | None:
     return None if images is None else Shown(images)
 
 
-def of_held_out(experiment: Experiment, state: TrainState) -> dict[str, Any]:
-    """The figures that show held-out images."""
-    shown = held_out_images(experiment.config)
-    if shown is None:
-        return {}
-    pause_point()
-    figures = {"attention": attention(experiment, state, shown)}
-    if "pixel_head" in experiment.method.networks:
-        pause_point()
-        figures["reconstructions"] = reconstructions(experiment, state, shown)
-    return figures
-
-
 def images(experiment: Experiment, state: TrainState) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
     """The attention figure of held-out images as an array; empty if there are none.  All processes must call it.
 
@@ -85,17 +81,11 @@ def images(experiment: Experiment, state: TrainState) -> dict[str, UInt8[np.ndar
 
 
 def attention(experiment: Experiment, state: TrainState, shown: Shown):
-    """Figure 1 of the paper on the given images, for the student and, if there is one, the teacher."""
+    """Figure 1 of the paper on these images, for the student and, if there is one, the teacher."""
     rule, images = removal_rule(experiment.config), shown.images
     values = {name: experiment.encode.attention(params, images) for name, params in all_weights(state).items()}
     hidden = {name: np.asarray(lowest(value, rule)) for name, value in values.items()}
     return plots.attention_figure(images, jax.tree.map(np.asarray, values), hidden, shown.credit, shown.name)
-
-
-def reconstructions(experiment: Experiment, state: TrainState, shown: Shown):
-    """A figure of the pixels that the student's decoder predicts for patches removed by the teacher's attention."""
-    hidden, drawn = reconstruct(experiment, state, shown.images)
-    return plots.reconstruction_figure(shown.images, hidden, drawn, shown.credit, shown.name)
 
 
 def reconstruct(
@@ -103,27 +93,21 @@ def reconstruct(
 ) -> tuple[Bool[np.ndarray, "B N"], UInt8[np.ndarray, "B S S 3"]]:
     """The mask of removed patches of each image, and the image with the decoder's predictions in these patches.
 
-    Runs the forward pass of training, without the update, with the images as views.
+    The patches are those that the teacher's attention removes, the predictions the student's. Runs the forward pass of
+    training, without the update: all views show the uncropped images, padded to divide over the devices.
     """
-    config = experiment.config
-    record = experiment.forward(state, experiment.put(_as_batch(experiment, images)))
-    wanted = record.hidden.mask[0], record.hidden.removed[0], record.heads["predicted_pixels"][0]
-    mask, removed, predicted = (
-        np.asarray(array)[: len(images)] for array in multihost_utils.process_allgather(wanted, tiled=True)
-    )
-    drawn = [paste(*row, **paste_options(config)) for row in zip(images, predicted, removed)]
-    return mask, np.stack(drawn)
-
-
-def _as_batch(experiment: Experiment, images: UInt8[np.ndarray, "B S S 3"]):
-    """A training batch whose views all show the uncropped images, padded to divide over the devices."""
-    devices = experiment.mesh.devices.size
-    count = -(-len(images) // devices) * devices
-    shapes = jax.eval_shape(lambda: dummy_batch(experiment.config, count))
+    config, devices = experiment.config, experiment.mesh.devices.size
+    shapes = jax.eval_shape(lambda: dummy_batch(config, -(-len(images) // devices) * devices))
     batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     size = images.shape[1]
     for name, crops in batch["image"].items():
         batch["box"][name][:] = (0, 0, size, size)
         side = crops.shape[-2]
         crops[: len(images)] = np.stack([resize(image, side, side) for image in images])[:, None]
-    return batch
+    record = experiment.forward(state, experiment.put(batch))
+    wanted = record.hidden.mask[0], record.hidden.removed[0], record.heads["predicted_pixels"][0]
+    mask, removed, predicted = (
+        np.asarray(array)[: len(images)] for array in multihost_utils.process_allgather(wanted, tiled=True)
+    )
+    drawn = [paste(*row, **paste_options(config)) for row in zip(images, predicted, removed)]
+    return mask, np.stack(drawn)

@@ -102,30 +102,28 @@ def config_digest(config: ConfigDict) -> str:
 
 
 def markdown(results: Mapping[str, float], config: ConfigDict, step: int) -> str:
-    """The table: one line per metric, with a column for each set of weights, chance and the number of examples."""
-    about = _left_out(results, config)
+    """The table: one line per metric, with a column for each set of weights, chance and the number of examples.
+
+    Lines below it name the evaluators without a result, with the reason.
+    """
+    about = []
     if not is_endless(config.data):
-        found = held_out_pairs.find(config)
-        text = found.origin if found else f"none; {none_because(config)}"
-        about = [textwrap.fill(f"Held out: {text}.", 110), *about]
+        held = held_out_pairs.find(config)
+        text = held.origin if held else f"none; {none_because(config)}"
+        about.append(textwrap.fill(f"Held out: {text}.", 110))
+    measured = {split_name(name)[0] for name in results}
+    unmade = {name: reason for name, reason in absent(config).items() if name not in measured}
+    if missing := [name for name in plan(config) if name not in measured and name not in unmade]:
+        without_captions = " or the data have no captions" if "held_out" in missing else ""
+        why = f"because {config.method} lacks their networks{without_captions}"
+        about.append(f"Not measured, {why}: {', '.join(missing)}.")
+    about += [f"Not measured: {LABELS[f'{name}/top1']}: {reason}." for name, reason in unmade.items()]
     if not results:
         return "\n\n".join([f"{_title(config, step)}: no evaluator has a result.", *about]) + "\n"
     records = [_record(name, value) for name, value in results.items()]
     explained = [NOTES[task] for task in dict.fromkeys(r["task"] for r in records) if task in NOTES]
     notes = "\n\n".join([textwrap.fill(" ".join([ALWAYS, *explained]), 110), *about])
     return "\n".join([_title(config, step), "", *table(records, label=_label), "", notes]) + "\n"
-
-
-def _left_out(results: Mapping[str, float], config: ConfigDict) -> list[str]:
-    """Lines that name the evaluators without a result, with the reason."""
-    measured = {split_name(name)[0] for name in results}
-    unmade = {name: reason for name, reason in absent(config).items() if name not in measured}
-    missing = [name for name in plan(config) if name not in measured and name not in unmade]
-    why = f"because {config.method} lacks their networks" + (
-        " or the data have no captions" if "held_out" in missing else ""
-    )
-    lines = [f"Not measured, {why}: {', '.join(missing)}."] if missing else []
-    return lines + [f"Not measured: {LABELS[f'{name}/top1']}: {reason}." for name, reason in unmade.items()]
 
 
 def _title(config: ConfigDict, step: int) -> str:

@@ -55,7 +55,7 @@ class Subject(NamedTuple):
 
     def digest_of(self, params: Params) -> str | None:
         """The digest of one of the sets of weights; None for others."""
-        return next((self.digests[name] for name, own in self.weights.items() if own is params), None)
+        return next((self.digests[name] for name, weights in self.weights.items() if weights is params), None)
 
 
 def from_checkpoint(
@@ -67,7 +67,7 @@ def from_checkpoint(
     """The subject of a workdir written by `main` or `import_torch`, with its weights replicated on all devices.
 
     `which` selects from "student" and "ema"; the default is all of `weights_of`. `step` defaults to the newest
-    checkpoint. `preprocess` overrides fields of this group of the config. Its `readouts` are those that were found best
+    checkpoint. `preprocess` overrides fields of this group of the config. Its `readouts` are those that were the best
     for its weights, all if they were not compared for each of them. Raises FileNotFoundError, ValueError for
     missing weights, and CheckpointError for an unreadable checkpoint.
     """
@@ -95,9 +95,9 @@ def from_checkpoint(
 
 
 def weights_of(student: Params, teacher: Params) -> dict[str, Params]:
-    """The sets of weights by name: "student" and, if the teacher has an encoder or a projection of its own, "ema".
+    """The sets of weights by name: "student" and, if the teacher has an encoder or a projection, "ema".
 
-    A teacher whose own network is a prototype head alone (TIPSv2) encodes as the student does.
+    A teacher that is a prototype head alone (TIPSv2) encodes as the student does.
     """
     if not set(teacher) & set(JOINT):
         return {"student": student}
@@ -105,7 +105,7 @@ def weights_of(student: Params, teacher: Params) -> dict[str, Params]:
 
 
 def all_weights(state: TrainState) -> dict[str, Params]:
-    """Every set of weights of a training state: "student" and, if the teacher has encoders of its own, "ema"."""
+    """Every set of weights of a training state: "student" and, if the teacher has encoders, "ema"."""
     return weights_of(state.params, state.ema_params)
 
 

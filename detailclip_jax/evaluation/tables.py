@@ -8,10 +8,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from detailclip_jax.data.stickers.scene_choices import EXCHANGES
 from detailclip_jax.data.stickers.scene_source import WHITE_SIDES
 from detailclip_jax.evaluation import paper
-from detailclip_jax.evaluation.evaluation_sets import is_limited
+from detailclip_jax.evaluation.evaluation_sets import LIMITED
 from detailclip_jax.evaluation.results import ALL_FIELDS, Outcome, PaperResults, Record, Results
 from detailclip_jax.evaluation.tasks import KINDS
 from detailclip_jax.evaluation.zero_shot import top1_at
+from detailclip_jax.runtime import markdown as markdown_table
 from detailclip_jax.runtime.files import replace_text
 
 LABELS = {  # metric, or task/metric -> label
@@ -88,10 +89,10 @@ def in_order(records: Sequence[Record]) -> list[Record]:
 
 def by_measurement(records: Sequence[Record]) -> dict[paper.Measurement, dict[str, Record]]:
     """(task, data set, metric) -> weights -> record, in order."""
-    found: dict[paper.Measurement, dict[str, Record]] = {}
+    measured: dict[paper.Measurement, dict[str, Record]] = {}
     for r in in_order(records):
-        found.setdefault((r["task"], r["dataset"], r["metric"]), {})[r["weights"]] = r
-    return found
+        measured.setdefault((r["task"], r["dataset"], r["metric"]), {})[r["weights"]] = r
+    return measured
 
 
 def table(
@@ -101,20 +102,20 @@ def table(
 
     `label` names a (task, data set, metric); by default `name_of`.
     """
-    found, theirs, label = by_measurement(records), paper_results or {}, label or name_of
+    measured, theirs, label = by_measurement(records), paper_results or {}, label or name_of
     weights = list(dict.fromkeys(r["weights"] for r in records))
-    shown = [title for title, row in theirs.items() if any(key in row for key in found)]
+    shown = [title for title, row in theirs.items() if any(key in row for key in measured)]
     head = ["", *(WEIGHTS.get(w, w) for w in weights), *(f"paper: {title}" for title in shown), "chance", "n"]
     lines = [
         [
-            label(key) + pooling_of(key[2], {metric for *task, metric in found if tuple(task) == key[:2]}),
+            label(key) + pooling_of(key[2], {metric for *task, metric in measured if tuple(task) == key[:2]}),
             *(percent(of[w]) if w in of else "" for w in weights),
             *(_percent_or_blank(theirs[title].get(key)) for title in shown),
             *_judged(next(iter(of.values()))),
         ]
-        for key, of in found.items()
+        for key, of in measured.items()
     ]
-    return aligned([head, *lines])
+    return markdown_table.table([head, *lines])
 
 
 def name_of(key: paper.Measurement) -> str:
@@ -158,28 +159,15 @@ def pooling_of(metric: str, metrics: Collection[str]) -> str:
     return ", image pooled by text" if f"cls_{metric}" in metrics else ""
 
 
-def aligned(table: list[list[str]]) -> list[str]:
-    """Markdown lines of a table with columns of equal width, so that it is also readable in a terminal.
-
-    The first column is left-aligned, the others are right-aligned.
-    """
-    widths = [max(2, *(len(cell) for cell in column)) for column in zip(*table)]  # "-:" is the shortest separator
-    lines = [
-        [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))] for row in table
-    ]
-    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-    return ["| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:])]
-
-
 def paper_table(name: str, records: Sequence[Record], paper_results: PaperResults) -> list[str]:
     """Table 2 or 3 in the paper's layout: a line per set of weights and per result of the paper.
 
     Results that do not compare with the paper's are left out: those of a part of a set, and of other prompts. Empty if
     no column of the table is left.
     """
-    columns, found = paper.columns(name), by_measurement(like_the_paper(records))
-    weights = list(dict.fromkeys(w for key in columns.values() for w in found.get(key, {})))
-    ours = {WEIGHTS.get(w, w): {key: of[w]["value"] for key, of in found.items() if w in of} for w in weights}
+    columns, measured = paper.columns(name), by_measurement(like_the_paper(records))
+    weights = list(dict.fromkeys(w for key in columns.values() for w in measured.get(key, {})))
+    ours = {WEIGHTS.get(w, w): {key: of[w]["value"] for key, of in measured.items() if w in of} for w in weights}
     theirs = {f"paper: {label}": row for label, row in paper_results.items()}
     if not ours:
         return []
@@ -192,14 +180,14 @@ def paper_table(name: str, records: Sequence[Record], paper_results: PaperResult
         ]
         for label, row in (ours | theirs).items()
     ]
-    return [f"## {paper.TITLES[name]}", "", *aligned([["", *columns, *means], *lines]), ""]
+    return [f"## {paper.TITLES[name]}", "", *markdown_table.table([["", *columns, *means], *lines]), ""]
 
 
 def like_the_paper(records: Sequence[Record]) -> list[Record]:
     """The records with the paper's prompts and metrics (the protocol "slip"), of all images of the set."""
     of_set = lambda r: (r["task"], r["dataset"], r["weights"])  # noqa: E731
     in_part = {of_set(r) for r in records if counts_images(r) and r["expected"] not in (None, r["n"])}
-    in_part |= {of_set(r) for r in records if is_limited(str(r["fingerprint"]))}
+    in_part |= {of_set(r) for r in records if LIMITED in str(r["fingerprint"])}
     return [r for r in records if str(r["protocol"]).startswith("slip") and of_set(r) not in in_part]
 
 
@@ -226,7 +214,7 @@ def details(records: Sequence[Record]) -> list[str]:
         ]
         for r in in_order(records)
     ]
-    return aligned([head, *lines])
+    return markdown_table.table([head, *lines])
 
 
 def notes(records: Sequence[Record]) -> list[str]:

@@ -133,11 +133,11 @@ def parse(text: str, sets: Sets) -> list[Task]:
 
 def with_readouts(tasks: Iterable[Task], readouts: Sequence[str]) -> list[Task]:
     """The same tasks, each once; one of "dense" without a read-out becomes one for each of `readouts`."""
-    found: list[Task] = []
+    every: list[Task] = []
     for task in tasks:
         is_whole = task.kind != "dense" or not readouts or split_name(task.dataset)[1]
-        found += [task] if is_whole else [task._replace(dataset=f"{task.dataset}:{readout}") for readout in readouts]
-    return list(dict.fromkeys(found))
+        every += [task] if is_whole else [task._replace(dataset=f"{task.dataset}:{readout}") for readout in readouts]
+    return list(dict.fromkeys(every))
 
 
 def _parse_entry(entry: str, sets: Sets) -> Iterator[Task]:
@@ -267,9 +267,9 @@ def present(config: ConfigDict) -> dict[str, dict[str, Any]]:
 
 def limited(config: ConfigDict, most: int) -> dict[str, dict[str, Any]]:
     """The evaluators of `plan(config)` with at most `most` scenes or examples, also to be fitted on."""
-    found = present(config)
-    counts = {name: [option for option in named(name).options if option.startswith("num_")] for name in found}
+    chosen = present(config)
+    counts = {name: [option for option in named(name).options if option.startswith("num_")] for name in chosen}
     return {
         name: {**options, **{count: min(most, options.get(count) or most) for count in counts[name]}}
-        for name, options in found.items()
+        for name, options in chosen.items()
     }

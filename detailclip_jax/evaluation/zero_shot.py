@@ -46,8 +46,8 @@ def zero_shot(setting: Setting, name: str) -> SetEvaluator:
             if len(labels):
                 yield metric, dict(zero_shot_metrics(features, classes, labels, top=(1,)))["top1"]
         if name not in (*STICKERS, *KNOWN):
-            found = class_ranks(similarity_blocks(normalise(images.features), classes), images.labels)
-            yield from class_accuracies(found, images.labels, data.classes)
+            ranks = class_ranks(similarity_blocks(normalise(images.features), classes), images.labels)
+            yield from class_accuracies(ranks, images.labels, data.classes)
 
     used = "stickers" if name in STICKERS else ", ".join(filter(None, (setting.protocol, task.origin)))
     with_prompts = data._replace(fingerprint=f"{data.fingerprint}+{task.digest}")

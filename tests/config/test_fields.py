@@ -17,7 +17,7 @@ from detailclip_jax.config.declarations import (
 )
 from detailclip_jax.data import decoding, resizing, views
 from detailclip_jax.data.stickers import scenes
-from detailclip_jax.dense.detection import coco_scores, detection_task, sticker_instances
+from detailclip_jax.dense.detection import coco_scores, sticker_instances
 from detailclip_jax.dense.segmentation import (
     confusion,
     label_maps,
@@ -59,7 +59,7 @@ SEGMENTATION = {
 }
 DETECTION = {
     "best_metric": ("", *coco_scores.METRICS),
-    "data.source": detection_task.SOURCES,
+    "data.source": ("coco", "coco_format", "stickers"),
     "data.labels": sticker_instances.LABELS,
     "encoder.other_sizes": positions.RECIPES,
 }

@@ -147,7 +147,9 @@ def test_anchors_take_part_inside_the_content_only():
     ours = np.asarray(inside(made, size))
     for (x1, y1, x2, y2), found in zip(made, ours):
         assert found == (x1 >= 0 and y1 >= 0 and x2 < 15 and y2 < 20)
-    stand = np.asarray(jax.jit(lambda extent: anchors.placed([level, level], extent, 2))(extent)).reshape(2, 8, 8, 2)
+    stand = np.asarray(jax.jit(lambda extent: anchors.within_extent([level, level], extent, 2))(extent)).reshape(
+        2, 8, 8, 2
+    )
     assert stand[:, :6, :4].all() and stand.sum() == 2 * 6 * 4 * 2
     placed = np.asarray(jax.jit(lambda extent: anchors.places(level, extent))(np.array([[24, 16], [0, 32], [21, 13]])))
     assert [x.sum() for x in placed] == [6 * 4, 0, 6 * 4]

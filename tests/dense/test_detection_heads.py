@@ -166,7 +166,7 @@ def test_positions_may_lie_on_a_grid_that_is_not_square():
 
 
 def test_wrong_encoders_and_sizes_are_named():
-    with pytest.raises(ValueError, match="height 20 is not a multiple of 2 x patch size = 8; nearest: 16 and 24"):
+    with pytest.raises(ValueError, match="a side of 20 pixels, which is no multiple of 2 x patch size = 8"):
         maps_of(encoder(), jnp.zeros((1, 20, 16, 3)), [(20, 16)])
     with pytest.raises(ValueError, match="blocks \\[3\\]: the encoder has 3 blocks, 0 to 2"):
         maps_of(encoder(), jnp.zeros((1, 16, 16, 3)), [(16, 16)], (3,))

@@ -436,5 +436,3 @@ def test_options_and_encoders_that_cannot_work_are_named():
         Options(roi_positive_ratio=0.0)
     with pytest.raises(ValueError, match="needs four encoder blocks"):
         Options(blocks=(0, 1))
-    with pytest.raises(ValueError, match="scan=False"):
-        detector.build(encoder(scan=True), TINY, K)

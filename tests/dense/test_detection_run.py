@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import empty_state, looped, noise_state, on_one_device, tiny_config
+from tiny import cells, empty_state, looped, noise_state, on_one_device, tiny_config
 
 import detailclip_jax
 from detailclip_jax import transfer as command
@@ -248,7 +248,7 @@ def test_the_report_of_coco_has_the_run_as_a_row_of_the_paper_s_table_and_says_w
     protocol = {"set": "coco", "images": 5000, "classes": 80, "encoder": "trained end to end", "init": "runs/x"}
     scores = dict.fromkeys(("bbox_AP", "segm_AP"), 41.25) | {"bbox_APs": -1.0, "segm_APs": -1.0}
     three = run_config.load("configs/transfer/coco_cascade.py:schedule=3x")
-    text = "\n".join(report(detection_task.DETECTION, three, 263_880, scores, protocol))
+    text = cells("\n".join(report(detection_task.DETECTION, three, 263_880, scores, protocol)))
     assert "| APs | no objects | no objects |" in text and "| this run: runs/x | | | 41.25 | 41.25 |\n| " in text
     *_, boxes, masks = paper_rows("coco_box_ap", "coco_mask_ap")["DetailCLIP"]
     assert f"| DetailCLIP | YFCC-15M | 25 | {boxes} | {masks} |" in text
@@ -421,7 +421,7 @@ def test_a_run_writes_24_scores_results_and_a_figure(finished):
     assert all(set(one) == {"image_id", "category_id", "bbox", "score", "segmentation"} for one in results)
     assert (finished / "figures/detection.png").stat().st_size > 1000
     report = (finished / "report.md").read_text()
-    assert "| AP |" in report and f"with the true classes: AP {found['ceiling_AP']:.2f}" in report
+    assert "| AP |" in cells(report) and f"with the true classes: AP {found['ceiling_AP']:.2f}" in report
     assert [line["step"] for line in read_lines(finished / "evaluations.jsonl")] == [4, 6]
     lines = read_lines(finished / "metrics.jsonl")
     terms = {"rpn_class", "rpn_box", "class_1", "box_3", "mask_2", "crowded_images", "learning_rate"}

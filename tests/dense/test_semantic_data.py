@@ -14,7 +14,7 @@ from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.dense import set_examples
 from detailclip_jax.dense.detection import sticker_instances as detection_stickers
 from detailclip_jax.dense.segmentation import segmentation_sets
-from detailclip_jax.dense.segmentation.index_masks import IGNORE, check_size, stored_values, table
+from detailclip_jax.dense.segmentation.index_masks import IGNORE, stored_values, table
 from detailclip_jax.dense.segmentation.label_augment import (
     Recipe,
     augment,
@@ -87,11 +87,6 @@ def test_unknown_labels_are_refused_by_number_or_ignored():
         table(values, (0,), "drop")
     with pytest.raises(ValueError, match="70000"):
         table({70000: 0})
-
-
-def test_image_and_mask_of_different_sizes_are_refused():
-    with pytest.raises(BadRecord, match="m: image and mask have different sizes, 6 x 4 and 4 x 6 pixels"):
-        check_size((4, 6, 3), (6, 4), "m")
 
 
 # --- layouts

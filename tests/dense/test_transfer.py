@@ -18,7 +18,7 @@ from launching import environment, free_port, losses, started
 from PIL import Image
 from test_detection_run import tiny as tiny_detection
 from test_segmentation_step import tiny
-from tiny import empty_state, noise_state, on_devices, on_one_device, tiny_config
+from tiny import cells, empty_state, noise_state, on_devices, on_one_device, tiny_config
 
 import detailclip_jax
 from detailclip_jax import transfer as transfer_command
@@ -408,9 +408,9 @@ def test_the_report_has_the_run_as_a_row_of_the_paper_s_table_and_says_what_depa
         "encoder": "frozen",
         "init": "runs/x",
     }
-    text = "\n".join(report(SEGMENTATION, config, 160_000, {"mIoU": 36.25}, protocol))
+    text = cells("\n".join(report(SEGMENTATION, config, 160_000, {"mIoU": 36.25}, protocol)))
     assert "| this run: runs/x | | | 36.2 |\n| MAE | IN-1K | 800 | 34.3 |" in text
-    assert "| CLIP | 400M pairs |  | 34.2 |" in text and "The settings are those of the recipe (linear)." in text
+    assert "| CLIP | 400M pairs | | 34.2 |" in text and "The settings are those of the recipe (linear)." in text
     config.batch_size, config.encoder.frozen, config.views.jitter = 8, False, (0.8, 1.6)
     text = "\n".join(report(SEGMENTATION, config, 100, {"mIoU": 1.0}, protocol))
     assert (

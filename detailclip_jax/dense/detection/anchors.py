@@ -18,18 +18,17 @@ class Level(NamedTuple):
     width: int
 
 
-def base_anchors(stride: float | int, scale: float, ratios: Sequence[float]) -> Float32[np.ndarray, "A 4"]:
-    """Computes the anchors around (0, 0): area (scale stride)^2, one per ratio height / width."""
-    root = np.sqrt(np.asarray(ratios, np.float64))
-    width, height = scale * stride / root, scale * stride * root
-    return (np.stack([-width, -height, width, height], 1) / 2).astype(np.float32)
-
-
 def level_anchors(level: Level, scale: float, ratios: Sequence[float]) -> Float32[np.ndarray, "N 4"]:
-    """Computes the anchors of one level, at multiples of its stride; order: row, column, ratio."""
+    """Computes the anchors of one level, at multiples of its stride; order: row, column, ratio height / width.
+
+    Each has the area (scale stride)^2.
+    """
+    root = np.sqrt(np.asarray(ratios, np.float64))
+    width, height = scale * level.stride / root, scale * level.stride * root
+    around_zero = (np.stack([-width, -height, width, height], 1) / 2).astype(np.float32)
     y, x = np.meshgrid(np.arange(level.height), np.arange(level.width), indexing="ij")
     shift = np.stack([x, y, x, y], -1).reshape(-1, 1, 4).astype(np.float32) * level.stride
-    return (shift + base_anchors(level.stride, scale, ratios)).reshape(-1, 4)
+    return (shift + around_zero).reshape(-1, 4)
 
 
 def inside(anchors: Float[Array, "N 4"], size: Int[Array, "2"]) -> Bool[Array, "N"]:
@@ -39,7 +38,7 @@ def inside(anchors: Float[Array, "N 4"], size: Int[Array, "2"]) -> Bool[Array, "
     return (x1 >= 0) & (y1 >= 0) & (x2 < width) & (y2 < height)
 
 
-def placed(levels: Sequence[Level], extent: Int[Array, "2"], ratios: int) -> Bool[Array, "N"]:
+def within_extent(levels: Sequence[Level], extent: Int[Array, "2"], ratios: int) -> Bool[Array, "N"]:
     """Which anchors of all levels stand at a place of an image of `extent` (height, width), see `backbone`."""
     used = jnp.concatenate([places(level, extent).reshape(-1) for level in levels])
     return jnp.repeat(used, ratios)

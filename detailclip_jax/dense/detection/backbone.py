@@ -34,16 +34,6 @@ def extents(size: Int[Array, "B 2"], patch_size: int) -> Int[Array, "B 2"]:
     return -(-size // (2 * patch_size)) * 2 * patch_size
 
 
-def check_shape(height: int, width: int, patch_size: int) -> None:
-    """Raises ValueError, with the nearest sizes, if an image's sides are not multiples of 2 x patch size."""
-    unit = 2 * patch_size
-    for name, side in (("height", height), ("width", width)):
-        if side % unit or not side:
-            below = side // unit * unit
-            sizes = f"{below} and {below + unit}" if below else f"{unit}"
-            raise ValueError(f"image {name} {side} is not a multiple of 2 x patch size = {unit}; nearest: {sizes}")
-
-
 def backbone(
     vit: VisionTransformer,
     images: Float[Array, "B H W 3"],
@@ -64,7 +54,10 @@ def backbone(
         )
     if wrong := [block for block in blocks if not 0 <= block < vit.depth]:
         raise ValueError(f"blocks {wrong}: the encoder has {vit.depth} blocks, 0 to {vit.depth - 1}")
-    check_shape(images.shape[1], images.shape[2], vit.patch_size)
+    unit = 2 * vit.patch_size
+    for side in images.shape[1:3]:
+        if side % unit or not side:
+            raise ValueError(f"an image has a side of {side} pixels, which is no multiple of 2 x patch size = {unit}")
     rows, columns = images.shape[1] // vit.patch_size, images.shape[2] // vit.patch_size
     counts = extent // vit.patch_size
     valid = (jnp.arange(rows) < counts[:, :1])[:, :, None] & (jnp.arange(columns) < counts[:, 1:])[:, None]
@@ -80,12 +73,8 @@ def backbone(
     x = vit.pre_norm(x) if vit.style.pre_norm else x
     lengths = vit.num_class_tokens + valid.sum((1, 2), dtype=jnp.int32)
     maps = outputs(vit, x, keys, lengths, vit.angles(images, order, counts))
-
-    def as_map(tokens: Array) -> Array:
-        tokens = take(vit.norm(tokens) if norm else tokens, vit.num_class_tokens + back)
-        return jnp.where(valid[..., None], tokens.reshape(*valid.shape, -1), 0)
-
-    return [as_map(maps[block]) for block in blocks], valid
+    taps = [take(vit.norm(maps[block]) if norm else maps[block], vit.num_class_tokens + back) for block in blocks]
+    return [jnp.where(valid[..., None], tokens.reshape(*valid.shape, -1), 0) for tokens in taps], valid
 
 
 class WideVit(VisionTransformer):

@@ -4,6 +4,7 @@ The stages run in a loop over stacked parameters (leading axis 3), which compile
 the loop is unrolled.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -229,30 +230,23 @@ def _losses(
     boxes: Array,
     axis: Axis | None,
 ) -> tuple[Scalar, Scalar, Scalar]:
-    """Losses of classes and boxes, per sampled RoI, and of masks, per entry of a positive RoI's mask."""
-    drawn = chosen.drawn
-    number = jnp.maximum(detection_losses.total(drawn.valid, axis), 1)
+    """Losses of classes and boxes, per sampled RoI, and of masks, per entry of the label's mask of a positive RoI."""
+    total = functools.partial(detection_losses.total, axis=axis)
+    drawn, options = chosen.drawn, stage.options
+    number = jnp.maximum(total(drawn.valid), 1)
     classes = jnp.where(drawn.valid, detection_losses.cross_entropy(logits, chosen.label), 0)
     moved = jnp.where(drawn.positive, detection_losses.giou_loss(boxes, chosen.target), 0)
-    masks = _mask_loss(stage, features, levels, chosen, truth, axis)
-    return detection_losses.total(classes, axis) / number, detection_losses.total(moved, axis) / number, masks
 
-
-def _mask_loss(
-    stage: Stage, features: Maps, levels: Sequence[Level], chosen: Chosen, truth: Truth, axis: Axis | None
-) -> Scalar:
-    """Cross-entropy of the label's mask of positive RoIs, which are in the first slots of a sample."""
-    options = stage.options
-    first = jax.tree.map(lambda x: x[:, : options.positives], chosen)
+    first = jax.tree.map(lambda x: x[:, : options.positives], chosen)  # positive RoIs are in the first slots
     pooled, _ = _pool(features, levels, first.rois, options.mask_roi_size, options)
-    logits = stage.masks(pooled.reshape(-1, *pooled.shape[2:]))
-    size, positive = logits.shape[1], first.drawn.positive
+    drawings = stage.masks(pooled.reshape(-1, *pooled.shape[2:]))
+    size, positive = drawings.shape[1], first.drawn.positive
     index = jnp.where(positive, first.label, 0).reshape(-1, 1, 1, 1)
-    logits = jnp.take_along_axis(logits, index, axis=-1)[..., 0].reshape(*positive.shape, size, size)
+    drawings = jnp.take_along_axis(drawings, index, axis=-1)[..., 0].reshape(*positive.shape, size, size)
     crop = jax.vmap(lambda masks, target, rois, of: mask_targets(masks[of], target, rois, size))
     targets = crop(truth.masks, first.target, first.rois, first.object)
-    entries = jnp.where(positive[..., None, None], detection_losses.binary_cross_entropy(logits, targets), 0)
-    return detection_losses.total(entries, axis) / (jnp.maximum(detection_losses.total(positive, axis), 1) * size**2)
+    entries = jnp.where(positive[..., None, None], detection_losses.binary_cross_entropy(drawings, targets), 0)
+    return total(classes) / number, total(moved) / number, total(entries) / (jnp.maximum(total(positive), 1) * size**2)
 
 
 def _of_class(offsets: Float[Array, "B R K 4"], label: Int[Array, "B R"]) -> Float[Array, "B R 4"]:

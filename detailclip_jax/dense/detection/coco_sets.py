@@ -35,7 +35,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
-from detailclip_jax.dense.detection.instance_sets import MOST, DetectionSet, is_number
+from detailclip_jax.dense.detection.instance_sets import MOST, DetectionSet, image_of, is_box, is_number
 from detailclip_jax.dense.detection.instance_shapes import Shape, read_shape
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.files import read_bytes
@@ -135,24 +135,20 @@ def _images(content: Mapping[str, Any], file: pathlib.Path) -> list[ListedImage]
     except (KeyError, TypeError) as error:
         raise MissingData(f"{file} has an image without id, file_name, height or width: {error!r}") from error
     for image in images:
-        _check_image(image, file)
+        if not isinstance(image.id, int | str):
+            raise MissingData(f"{file} has the image id {image.id!r:.60}; a number or a text is required")
+        where = f"{file}: image {image.id!r:.60} has the"
+        if not isinstance(image.name, str):
+            raise MissingData(f"{where} file_name {image.name!r:.60}; a text is required")
+        for name, side in (("height", image.height), ("width", image.width)):
+            if not isinstance(side, int) or not 0 < side < MOST:
+                raise MissingData(f"{where} {name} {side!r:.60}; whole numbers above 0 are required")
     if len({isinstance(image.id, str) for image in images}) > 1:
         raise MissingData(
             f"{file} has image ids that are numbers and others that are texts; pycocotools needs one kind"
         )
     _check_unique([image.id for image in images], "image id", file)
     return images
-
-
-def _check_image(image: ListedImage, file: pathlib.Path) -> None:
-    if not isinstance(image.id, int | str):
-        raise MissingData(f"{file} has the image id {image.id!r:.60}; a number or a text is required")
-    where = f"{file}: image {image.id!r:.60} has the"
-    if not isinstance(image.name, str):
-        raise MissingData(f"{where} file_name {image.name!r:.60}; a text is required")
-    for name, side in (("height", image.height), ("width", image.width)):
-        if not isinstance(side, int) or not 0 < side < MOST:
-            raise MissingData(f"{where} {name} {side!r:.60}; whole numbers above 0 are required")
 
 
 def _categories(content: Mapping[str, Any], file: pathlib.Path) -> dict[int, str]:
@@ -184,8 +180,8 @@ def _group(annotations: Iterable[Any], known: set[int]) -> tuple[dict[int, list[
     grouped: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
     lost = 0
     for annotation in annotations:
-        image = annotation.get("image_id") if isinstance(annotation, dict) else None
-        if isinstance(image, int | str) and image in known:
+        image = image_of(annotation)
+        if image in known:
             grouped[image].append(annotation)
         else:
             lost += 1
@@ -202,7 +198,7 @@ def instances_of(
         if annotation.get("ignore"):
             continue
         box = annotation.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+        if not is_box(box):
             return f"{where} has no valid box: {box!r:.60}"
         if annotation.get("category_id") is None:
             return f"{where} has no category"
@@ -241,7 +237,7 @@ class CocoImages:
         identity: str = "",
     ):
         self.name, self.root, self.images, self.identity = name, root, images, identity
-        self.instances = [instances_of(own, image, numbers) for own, image in zip(annotations, images)]
+        self.instances = [instances_of(of_image, image, numbers) for of_image, image in zip(annotations, images)]
         self._sizes = np.array([(image.height, image.width) for image in images], np.int32)
 
     def __len__(self) -> int:

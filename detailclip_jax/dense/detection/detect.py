@@ -1,16 +1,16 @@
 """Detections of whole images of any size: resize, pad to a fixed shape, detect in batches of one shape, scale back."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, Int32
 
 from detailclip_jax.dense.detection.buckets import Bucket, assign
 from detailclip_jax.dense.detection.instance_augment import fitted
 from detailclip_jax.dense.detection.instance_batches import padded
 from detailclip_jax.dense.segmentation.label_augment import resize_image
+from detailclip_jax.dense.shape_batches import Part, in_batches
 
 
 class Test(NamedTuple):
@@ -48,24 +48,6 @@ class Boxes(NamedTuple):
     labels: Int32[np.ndarray, " G"]
 
 
-class _Pending:
-    """An image that waits for its detections."""
-
-    def __init__(self, image: UInt8[np.ndarray, "_h _w 3"], boxes: Boxes | None, test: Test):
-        size = fitted(np.array([image.shape[:2]]), test.short, test.long)
-        self.bucket = int(assign(size, test.buckets)[0])
-        self.size = size[0].astype(np.int32)
-        self.pixels = padded(resize_image(image, (int(size[0, 0]), int(size[0, 1]))), test.buckets[self.bucket])
-        self.scale = np.tile(self.size[::-1] / np.array(image.shape[1::-1]), 2)
-        self.boxes = () if boxes is None else ((boxes.boxes * self.scale).astype(np.float32), boxes.labels)
-        self.detections: Found | None = None
-
-    def take(self, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, masks: np.ndarray) -> None:
-        kept = labels >= 0
-        scaled = (boxes[kept] / self.scale).astype(np.float32)
-        self.detections = Found(scaled, scores[kept], labels[kept], masks[kept])
-
-
 def predict(detect: Callable[..., Any], images: Iterable[np.ndarray], test: Test) -> Iterator[Found]:
     """Yields the detections of every image, uint8 [H, W, 3], in order.
 
@@ -86,40 +68,16 @@ def draw(masks_in: Callable[..., Any], images: Iterable[tuple[np.ndarray, Boxes]
 def _in_batches(
     compute: Callable[..., Any], images: Iterable[tuple[np.ndarray, Boxes | None]], test: Test
 ) -> Iterator[Found]:
-    waiting: deque[_Pending] = deque()
-    queues: dict[int, list[_Pending]] = {}
-    for image, boxes in images:
-        pending = _Pending(image, boxes, test)
-        waiting.append(pending)
-        queue = queues.setdefault(pending.bucket, [])
-        queue.append(pending)
-        if len(queue) == test.batch_size:
-            _compute(compute, queue, test)
-        if len(waiting) > 4 * test.batch_size:  # a rare shape holds the others up
-            _flush(compute, queues, test)
-        yield from _done(waiting)
-    _flush(compute, queues, test)
-    yield from _done(waiting)
+    def resized() -> Iterator[tuple[np.ndarray, list[Part]]]:
+        for image, boxes in images:
+            sizes = fitted(np.array([image.shape[:2]]), test.short, test.long)
+            bucket = test.buckets[int(assign(sizes, test.buckets)[0])]
+            size = sizes[0].astype(np.int32)
+            pixels = padded(resize_image(image, (int(size[0]), int(size[1]))), bucket)
+            scale = np.tile(size[::-1] / np.array(image.shape[1::-1]), 2)
+            more = () if boxes is None else ((boxes.boxes * scale).astype(np.float32), boxes.labels)
+            yield scale, [(pixels, size, *more)]
 
-
-def _done(waiting: deque[_Pending]) -> Iterator[Found]:
-    while waiting and waiting[0].detections is not None:
-        yield waiting.popleft().detections  # type: ignore[misc]
-
-
-def _flush(compute: Callable[..., Any], queues: dict[int, list[_Pending]], test: Test) -> None:
-    for queue in queues.values():
-        if queue:
-            _compute(compute, queue, test)
-
-
-def _compute(compute: Callable[..., Any], queue: list[_Pending], test: Test) -> None:
-    """Computes the images of a queue, in a batch padded with black images, and empties it."""
-    missing = test.batch_size - len(queue)
-    pixels = np.stack([pending.pixels for pending in queue] + [np.zeros_like(queue[0].pixels)] * missing)
-    sizes = np.stack([pending.size for pending in queue] + [queue[0].size] * missing)
-    boxes = map(np.stack, zip(*(pending.boxes for pending in [*queue, *[queue[0]] * missing])))
-    outputs = [np.asarray(values) for values in compute(pixels, sizes, *boxes)]
-    for number, pending in enumerate(queue):
-        pending.take(*(values[number] for values in outputs))
-    queue.clear()
+    for scale, ((boxes, scores, labels, masks),) in in_batches(compute, resized(), test.batch_size):
+        kept = labels >= 0
+        yield Found((boxes[kept] / scale).astype(np.float32), scores[kept], labels[kept], masks[kept])

@@ -35,7 +35,7 @@ from detailclip_jax.dense.detection.masks import paste
 from detailclip_jax.dense.set_examples import Example
 from detailclip_jax.figures.detections import Objects, detection_figure
 from detailclip_jax.models import towers
-from detailclip_jax.runtime import extras
+from detailclip_jax.runtime import extras, markdown
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.training import dense_encoder
 from detailclip_jax.training.train_state import TrainState
@@ -84,40 +84,18 @@ def open_sets(config: ConfigDict) -> Sets:
     The scenes of stickers do not depend on the run's seed, so that runs of several seeds have the same evaluation set.
     """
     data = config.data
-    sets = SOURCES[data.source](data)
-    if sets.train.classes != sets.val.classes:
-        raise ValueError(
-            f"the training set has the classes {sets.train.classes}, the evaluation set {sets.val.classes}"
-        )
-    return sets
-
-
-def _coco(data: ConfigDict) -> Sets:
-    return Sets(
-        coco_sets.open_coco(data.path, "train", data.num_train, True),
-        coco_sets.open_coco(data.path, "val", data.num_val),
-    )
-
-
-def _coco_format(data: ConfigDict) -> Sets:
-    return Sets(
-        coco_sets.open_format(data.train_json, data.train_images, num=data.num_train, training=True),
-        coco_sets.open_format(data.val_json, data.val_images, num=data.num_val),
-    )
-
-
-def _stickers(data: ConfigDict) -> Sets:
-    return Sets(
-        sticker_instances.open_stickers(data.labels, "train", data.canvas, data.num_train or 2**24),
-        sticker_instances.open_stickers(data.labels, "val", data.canvas, data.num_val or 500),
-    )
-
-
-SOURCES: dict[str, Callable[[ConfigDict], Sets]] = {
-    "coco": _coco,
-    "coco_format": _coco_format,
-    "stickers": _stickers,
-}
+    if data.source == "coco":
+        train = coco_sets.open_coco(data.path, "train", data.num_train, True)
+        val = coco_sets.open_coco(data.path, "val", data.num_val)
+    elif data.source == "coco_format":
+        train = coco_sets.open_format(data.train_json, data.train_images, num=data.num_train, training=True)
+        val = coco_sets.open_format(data.val_json, data.val_images, num=data.num_val)
+    else:
+        train = sticker_instances.open_stickers(data.labels, "train", data.canvas, data.num_train or 2**24)
+        val = sticker_instances.open_stickers(data.labels, "val", data.canvas, data.num_val or 500)
+    if train.classes != val.classes:
+        raise ValueError(f"the training set has the classes {train.classes}, the evaluation set {val.classes}")
+    return Sets(train, val)
 
 
 def stream(config: ConfigDict, data_set: DetectionSet) -> DetectionStream:
@@ -291,9 +269,9 @@ def protocol(config: ConfigDict) -> dict[str, Any]:
 
 def table(scores: Mapping[str, float]) -> Iterator[str]:
     """The lines of the scores in the report."""
-    yield "| metric | boxes | masks |\n|---|---|---|"
     names = [name.removeprefix("bbox_") for name in scores if name.startswith("bbox_")]
-    yield from (f"| {name} | {_number(scores[f'bbox_{name}'])} | {_number(scores[f'segm_{name}'])} |" for name in names)
+    rows = ((name, _number(scores[f"bbox_{name}"]), _number(scores[f"segm_{name}"])) for name in names)
+    yield from markdown.table([("metric", "boxes", "masks"), *rows])
     if "ceiling_AP" in scores:
         reached = _number(scores["ceiling_AP"])
         yield f"\nMasks drawn in the true boxes with the true classes: AP {reached}, the most the mask heads allow."
@@ -324,35 +302,28 @@ def figure(
     classes: Sequence[str],
     credit: str,
 ) -> Any:
-    """Draws boxes and masks; the first row shows the true ones if there are any."""
-    sizes = [image.shape[:2] for image in images]
-    rows = {"ground truth": [truth_of(example, size) for example, size in zip(truth, sizes)]} if truth else {}
+    """Draws boxes and masks; the first row shows the true ones, without crowds, if there are any."""
+    sizes = [(image.shape[0], image.shape[1]) for image in images]
+    rows: dict[str, list[Objects]] = {"ground truth": []} if truth else {}
+    for example, size in zip(truth, sizes):
+        kept = np.flatnonzero(~example["crowd"])
+        boxes, shapes = example["boxes"][kept], [example["shapes"][number] for number in kept]
+        masks = np.array([sample(shape, box, FINE).astype(np.float32) for shape, box in zip(shapes, boxes)])
+        rows["ground truth"].append(Objects(boxes, example["classes"][kept], None, pasted(masks, boxes, size)))
     rows |= {name: [objects_of(one, size) for one, size in zip(each, sizes)] for name, each in predicted.items()}
     return detection_figure(images, rows, classes, credit)
 
 
-def objects_of(detections: Found, size: tuple[int, ...]) -> Objects:
+def objects_of(detections: Found, size: tuple[int, int]) -> Objects:
     """Detections with masks of an image of `size` (height, width), for figures."""
-    return Objects(
-        detections.boxes,
-        detections.labels,
-        detections.scores,
-        pasted(detections.masks, detections.boxes, (size[0], size[1])),
-    )
+    boxes, scores, labels, masks = detections
+    return Objects(boxes, labels, scores, pasted(masks, boxes, size))
 
 
 def pasted(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Masks in boxes as bool [n, H, W] of the image."""
     whole = [paste(mask, box, size) != 0 for mask, box in zip(masks, boxes)]
     return np.stack(whole) if whole else np.zeros((0, *size), bool)
-
-
-def truth_of(example: Mapping[str, Any], size: tuple[int, ...]) -> Objects:
-    """Returns the true objects of an example. Annotations of crowds are left out."""
-    kept = np.flatnonzero(~example["crowd"])
-    boxes = example["boxes"][kept]
-    masks = [sample(example["shapes"][number], box, FINE).astype(np.float32) for number, box in zip(kept, boxes)]
-    return Objects(boxes, example["classes"][kept], None, pasted(np.array(masks), boxes, (size[0], size[1])))
 
 
 DETECTION = DenseTask(

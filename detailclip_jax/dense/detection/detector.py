@@ -124,7 +124,8 @@ class DetectionModel(nn.Module):
         stages = self.cascade.train_losses(pooled, levels[:4], rois, truth, fold_in(keys, CASCADE), train)
         weights = jnp.asarray(options.stage_weights)
         terms = stages.classes * weights, stages.boxes * weights * options.box_weight, stages.masks * weights
-        missed = jax.vmap(_missed, (0, 0, None))(rois, objects, options.stage_ious[0])
+        overlaps = jnp.where(rois.valid[..., None], jax.vmap(box.iou)(rois.boxes, objects.boxes), 0)
+        missed = objects.valid & (overlaps.max(1, initial=0.0) < options.stage_ious[0])
         devices = jax.lax.axis_size(axis) if axis else 1
         counts = objects.valid, missed, rois.valid, stages.moved_rois.sum() / devices
         return Losses(*first, *jnp.concatenate(terms), *(detection_losses.total(count, axis) for count in counts))
@@ -176,14 +177,7 @@ class DetectionModel(nn.Module):
 
 
 def build(encoder: VisionTransformer, options: Options, num_classes: int, axis: Axis | None = None) -> DetectionModel:
-    """Builds a detector on an encoder with separate blocks (scan=False); `axis` is the mesh axis of the batch.
-
-    Raises ValueError if the encoder's blocks are stacked.
-    """
-    if encoder.scan:
-        raise ValueError(
-            "detection needs separate blocks; clone the encoder with scan=False and unstack its parameters"
-        )
+    """Builds a detector on an encoder with separate blocks (scan=False); `axis` is the mesh axis of the batch."""
     vit = encoder if options.positions is None else widened(encoder, options.positions)
     return DetectionModel(vit, options, num_classes, axis)
 
@@ -203,12 +197,6 @@ def prepared(images: UInt8[Array, "B H W 3"], size: Int[Array, "B 2"], options: 
     normalised = normalise_pixels(images, options.mean, options.std)
     inside = places(Level(1, *images.shape[1:3]), size)
     return jnp.where(inside[..., None], normalised, 0)
-
-
-def _missed(rois: Proposals, objects: Objects, iou: float) -> Array:
-    """Which objects of one image no proposal overlaps enough."""
-    overlaps = jnp.where(rois.valid[:, None], box.iou(rois.boxes, objects.boxes), 0)
-    return objects.valid & (overlaps.max(0, initial=0.0) < iou)
 
 
 class Selected(NamedTuple):

@@ -36,24 +36,24 @@ class DetectionSet(NamedTuple):
             return self.source.ground_truth()  # type: ignore[attr-defined]
         content = json.loads(pathlib.Path(self.file).read_bytes())
         kept = {image.id: image for image in self.source.images}  # type: ignore[attr-defined]
-        annotations = [a for a in content["annotations"] if _image_id(a) in kept and _has_box(a)]
-        sizes = ((kept[a["image_id"]].height, kept[a["image_id"]].width) for a in annotations)
-        return {
-            **content,
-            "images": [image for image in content["images"] if image["id"] in kept],
-            "annotations": [_complete(a, number, *size) for number, (a, size) in enumerate(zip(annotations, sizes), 1)],
-        }
+        annotations = []
+        for each in content["annotations"]:
+            number = image_of(each)
+            if number in kept and is_box(each.get("bbox")) and each.get("category_id") is not None:
+                annotations.append(_complete(each, len(annotations) + 1, kept[number].height, kept[number].width))
+        images = [image for image in content["images"] if image["id"] in kept]
+        return {**content, "images": images, "annotations": annotations}
 
 
-def _image_id(annotation: Any) -> int | str | None:
+def image_of(annotation: Any) -> int | str | None:
+    """The id of an annotation's image; None for an annotation without a valid one."""
     number = annotation.get("image_id") if isinstance(annotation, dict) else None
     return number if isinstance(number, int | str) else None
 
 
-def _has_box(annotation: dict[str, Any]) -> bool:
-    box = annotation.get("bbox")
-    is_box = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
-    return is_box and annotation.get("category_id") is not None
+def is_box(value: Any) -> bool:
+    """Whether a value is a box of COCO: a list of four numbers."""
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
 
 
 def is_number(value: Any) -> bool:

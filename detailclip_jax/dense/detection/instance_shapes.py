@@ -128,12 +128,9 @@ def area_of(shape: Shape) -> float:
     """The area in pixels: of run lengths, or the sum of the polygons' (overlaps count twice, as in COCO's tools)."""
     if isinstance(shape, Runs):
         return float(shape.lengths[1::2].sum())
-    return sum(_polygon_area(*polygon.astype(np.float64).T) for polygon in shape)
-
-
-def _polygon_area(x: Float[np.ndarray, " K"], y: Float[np.ndarray, " K"]) -> float:
-    """The shoelace formula, |sum_i x_i (y_(i+1) - y_(i-1))| / 2."""
-    return float(abs((x * (np.roll(y, -1) - np.roll(y, 1))).sum()) / 2)
+    corners = (polygon.astype(np.float64).T for polygon in shape)
+    # the shoelace formula, |sum_i x_i (y_(i+1) - y_(i-1))| / 2
+    return sum(float(abs((x * (np.roll(y, -1) - np.roll(y, 1))).sum()) / 2) for x, y in corners)
 
 
 def sample(shape: Shape, box: Box, side: int) -> UInt8[np.ndarray, "M M"]:
@@ -145,20 +142,17 @@ def sample(shape: Shape, box: Box, side: int) -> UInt8[np.ndarray, "M M"]:
     if right <= left or bottom <= top:
         return np.zeros((side, side), np.uint8)
     if isinstance(shape, Runs):
-        return _at_centres(shape, left, top, (right - left) / side, (bottom - top) / side, side)
+        centres = np.arange(side) + 0.5
+        rows = np.floor(top + centres * ((bottom - top) / side)).astype(int)
+        columns = np.floor(left + centres * ((right - left) / side)).astype(int)
+        inside = ((rows >= 0) & (rows < shape.height))[:, None] & ((columns >= 0) & (columns < shape.width))
+        run = np.searchsorted(shape.lengths.cumsum(), rows[:, None] + columns * shape.height, side="right")
+        return (inside & (run % 2 == 1)).astype(np.uint8)
     inside = np.zeros((side, side), bool)
     scale = side / np.array([right - left, bottom - top])
     for polygon in shape:
         inside |= _filled((polygon - (left, top)) * scale, side)
     return inside.astype(np.uint8)
-
-
-def _at_centres(mask: Runs, left: float, top: float, wide: float, high: float, side: int) -> UInt8[np.ndarray, "M M"]:
-    centres = np.arange(side) + 0.5
-    rows, columns = np.floor(top + centres * high).astype(int), np.floor(left + centres * wide).astype(int)
-    inside = ((rows >= 0) & (rows < mask.height))[:, None] & ((columns >= 0) & (columns < mask.width))
-    run = np.searchsorted(mask.lengths.cumsum(), rows[:, None] + columns * mask.height, side="right")
-    return (inside & (run % 2 == 1)).astype(np.uint8)
 
 
 def _filled(polygon: Float[np.ndarray, "K 2"], side: int) -> Bool[np.ndarray, "M M"]:
@@ -167,17 +161,12 @@ def _filled(polygon: Float[np.ndarray, "K 2"], side: int) -> Bool[np.ndarray, "M
     An edge crosses the row of centres y if exactly one of its ends is above y.
     """
     edges = np.concatenate([polygon, np.roll(polygon, -1, 0)], 1)
-    turns = np.zeros((side, side + 1), np.int32)
-    for start in range(0, len(edges), EDGES):
-        np.add.at(turns, _crossings(edges[start : start + EDGES], side), 1)
-    return turns[:, :side].cumsum(1) % 2 == 1
-
-
-def _crossings(edges: Float[np.ndarray, "K 4"], side: int) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
-    """Rows of centres that edges (x0, y0, x1, y1) cross, and the first centre that is not before the crossing."""
-    x0, y0, x1, y1 = edges.T
     centres = (np.arange(side) + 0.5)[:, None]
-    rows, which = np.nonzero((y0 <= centres) != (y1 <= centres))
-    slope = (x1[which] - x0[which]) / (y1[which] - y0[which])
-    crossing = x0[which] + (rows + 0.5 - y0[which]) * slope
-    return rows, np.clip(np.ceil(crossing - 0.5), 0, side).astype(int)
+    turns = np.zeros((side, side + 1), np.int32)  # edges that cross a row just before each centre
+    for start in range(0, len(edges), EDGES):
+        x0, y0, x1, y1 = edges[start : start + EDGES].T
+        rows, which = np.nonzero((y0 <= centres) != (y1 <= centres))
+        slope = (x1[which] - x0[which]) / (y1[which] - y0[which])
+        crossing = x0[which] + (rows + 0.5 - y0[which]) * slope
+        np.add.at(turns, (rows, np.clip(np.ceil(crossing - 0.5), 0, side).astype(int)), 1)
+    return turns[:, :side].cumsum(1) % 2 == 1

@@ -64,7 +64,13 @@ def roi_align(
     cells = max(cells, levels[-1].height * levels[-1].width)
     flat = jnp.concatenate([each.reshape(-1, each.shape[-1]) for each in maps])
     rois = jax.lax.stop_gradient(rois.astype(jnp.float32))
-    windows = _windows(rois, levels, extent)
+    stride = jnp.asarray([level.stride for level in levels], jnp.float32)[:, None]
+    counts = jnp.maximum(jnp.stack([num_places(extent, level) for level in levels]), 1)
+    counts = jnp.broadcast_to(counts, (len(rois), len(levels), 2))
+    low, high = rois[:, None, 1::-1] / stride - 0.5, rois[:, None, :1:-1] / stride - 0.5
+    first = jnp.clip(jnp.floor(low).astype(jnp.int32), 0, counts - 1)
+    last = jnp.clip(jnp.floor(high).astype(jnp.int32) + 1, first, counts - 1)
+    windows = Window(first, last - first + 1, low, high, counts)  # of every RoI on every level: [R, L, 2]
     target = target_levels(rois, len(levels), finest)
     fits = windows.spans.prod(-1) <= cells
     chosen = (fits & (jnp.arange(len(levels)) >= target[:, None])).argmax(1)
@@ -92,17 +98,6 @@ def _chunked(function, inputs, chunk: int) -> Array:
 
     outputs = jax.lax.map(function, jax.tree.map(cut, inputs))
     return outputs.reshape(groups * chunk, *outputs.shape[2:])[:number]
-
-
-def _windows(rois: Float[Array, "R 4"], levels: Sequence[Level], extent: Int[Array, "2"]) -> Window:
-    """The places of every level that each RoI covers: arrays [R, L, 2]."""
-    stride = jnp.asarray([level.stride for level in levels], jnp.float32)[:, None]
-    counts = jnp.stack([num_places(extent, level) for level in levels])
-    counts = jnp.broadcast_to(jnp.maximum(counts, 1), (len(rois), len(levels), 2))
-    low, high = rois[:, None, 1::-1] / stride - 0.5, rois[:, None, :1:-1] / stride - 0.5
-    first = jnp.clip(jnp.floor(low).astype(jnp.int32), 0, counts - 1)
-    last = jnp.clip(jnp.floor(high).astype(jnp.int32) + 1, first, counts - 1)
-    return Window(first, last - first + 1, low, high, counts)
 
 
 def _pool(flat: Float[Array, "P C"], window: Window, start: Array, width: Array, size: int, cells: int) -> Array:

@@ -69,8 +69,15 @@ def proposals(
     candidates = options.candidates_train if train else options.candidates_test
     number = options.proposals_train if train else options.proposals_test
     most = min(candidates, max(len(each) for each in logits))
-    best = [_best(*each, size, extent, options, most) for each in zip(logits, offsets, levels)]
-    boxes, scores, valid = (jnp.stack(x) for x in zip(*best))
+    ratios, best = options.anchor_ratios, []
+    for of_level, moves, level in zip(logits, offsets, levels):
+        used = anchoring.within_extent([level], extent, len(ratios))
+        top, index = jax.lax.top_k(jnp.where(used, of_level, -jnp.inf), min(most, len(of_level)))
+        anchors = jnp.asarray(anchoring.level_anchors(level, options.anchor_scale, ratios))
+        boxes = box.clip(box.decode(anchors[index], moves[index]), size)
+        valid, free = (top > -jnp.inf) & (box.area(boxes) > 0), (0, most - len(index))
+        best.append((jnp.pad(boxes, (free, (0, 0))), jnp.pad(top, free), jnp.pad(valid, free)))
+    boxes, scores, valid = (jnp.stack(each) for each in zip(*best))
     kept = jax.vmap(nms, (0, 0, 0, None))(boxes, scores, valid, options.rpn_nms)
     ranked = jnp.where(kept, scores, -jnp.inf).reshape(-1)
     top, index = jax.lax.top_k(ranked, min(number, len(ranked)))
@@ -78,18 +85,6 @@ def proposals(
     chosen, valid = boxes.reshape(-1, 4)[index], top > -jnp.inf
     chosen = jnp.where(valid[:, None], chosen, 0)
     return jax.lax.stop_gradient(Proposals(jnp.pad(chosen, ((0, free), (0, 0))), jnp.pad(valid, (0, free))))
-
-
-def _best(logits, offsets, level: Level, size, extent, options: Options, most: int) -> tuple[Array, Array, Array]:
-    """Boxes, logits and validity of the `most` anchors of a level with the largest logits."""
-    ratios = options.anchor_ratios
-    placed = anchoring.placed([level], extent, len(ratios))
-    top, index = jax.lax.top_k(jnp.where(placed, logits, -jnp.inf), min(most, len(logits)))
-    anchors = jnp.asarray(anchoring.level_anchors(level, options.anchor_scale, ratios))
-    boxes = box.clip(box.decode(anchors[index], offsets[index]), size)
-    valid = (top > -jnp.inf) & (box.area(boxes) > 0)
-    free = most - len(index)
-    return jnp.pad(boxes, ((0, free), (0, 0))), jnp.pad(top, (0, free)), jnp.pad(valid, (0, free))
 
 
 class RpnLoss(NamedTuple):
@@ -119,7 +114,7 @@ def rpn_loss(
     anchors = jnp.concatenate([anchoring.level_anchors(level, options.anchor_scale, ratios) for level in levels])
 
     def image(logits: Array, offsets: Array, size: Array, extent: Array, objects: Objects, key: Array) -> Any:
-        inside = anchoring.inside(anchors, size) & anchoring.placed(levels, extent, len(ratios))
+        inside = anchoring.inside(anchors, size) & anchoring.within_extent(levels, extent, len(ratios))
         assigned = assign(
             anchors,
             inside,

@@ -19,7 +19,7 @@ because a metric on other images than the set's is another metric.
 
 import io
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int16, Integer
@@ -79,28 +79,20 @@ def table(classes: Mapping[int, int], ignored: tuple[int, ...] = (255,), unknown
 
 def stored_values(data: bytes, key: str) -> Integer[np.ndarray, "H W"]:
     """Decodes an index mask.  Raises BadRecord, with the reason, for anything else (see the table above)."""
-    try:
-        with _opened(data, key) as mask:
-            return _indices(np.asarray(mask), mask.mode, key)
-    except BadRecord:
-        raise
-    except Exception as error:  # on damaged bytes, Pillow's decoders can raise any exception
-        raise BadRecord(f"{key}: the mask is truncated or damaged: {error}") from error
-
-
-def _opened(data: bytes, key: str) -> Any:
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        mask = PngImagePlugin.PngImageFile(io.BytesIO(data))
+        read = PngImagePlugin.PngImageFile
     elif data[:4] in (b"II*\0", b"MM\0*"):
-        mask = TiffImagePlugin.TiffImageFile(io.BytesIO(data))
+        read = TiffImagePlugin.TiffImageFile
     else:
         raise BadRecord(f"{key}: the mask is neither a PNG nor a TIFF, the formats that keep class numbers as they are")
-    if mask.width * mask.height > MAX_PIXELS:
-        raise BadRecord(f"{key}: a mask of {mask.width} x {mask.height} pixels is too large")
-    return mask
-
-
-def _indices(pixels: np.ndarray, mode: str, key: str) -> Integer[np.ndarray, "H W"]:
+    try:
+        with read(io.BytesIO(data)) as mask:
+            width, height, mode = mask.width, mask.height, mask.mode
+            pixels = np.asarray(mask) if width * height <= MAX_PIXELS else None
+    except Exception as error:  # on damaged bytes, Pillow's decoders can raise any exception
+        raise BadRecord(f"{key}: the mask is truncated or damaged: {error}") from error
+    if pixels is None:
+        raise BadRecord(f"{key}: a mask of {width} x {height} pixels is too large")
     if mode == "RGB" and (pixels == pixels[..., :1]).all():
         return pixels[..., 0]
     if mode == "1":
@@ -110,10 +102,3 @@ def _indices(pixels: np.ndarray, mode: str, key: str) -> Integer[np.ndarray, "H 
     raise BadRecord(
         f"{key}: a mask of mode {mode} holds colours, not one class number per pixel; convert it to an index PNG"
     )
-
-
-def check_size(image: tuple[int, ...], mask: tuple[int, ...], key: str) -> None:
-    """Raises BadRecord if image and mask differ in height or width."""
-    if image[:2] != mask[:2]:
-        shown = " and ".join(f"{shape[1]} x {shape[0]}" for shape in (image, mask))
-        raise BadRecord(f"{key}: image and mask have different sizes, {shown} pixels")

@@ -6,19 +6,18 @@ are one matrix per axis from the logits' cells to the original pixels, applied i
 scores per window exists, and the result is the average's to float32 rounding.
 """
 
-import functools
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int16, UInt8
+from jaxtyping import UInt8
 
 from detailclip_jax.dense.segmentation.label_augment import resize_image, scaled_size
+from detailclip_jax.dense.shape_batches import Part, in_batches
 from detailclip_jax.inference.windows import assembly, places
-from detailclip_jax.types import Array, Float
+from detailclip_jax.types import Array
 
 MODES = ("slide", "whole")
 BLOCK = 64  # rows of scores that exist at one time
@@ -55,43 +54,6 @@ def best_class(logits: Array, rows: Array, columns: Array) -> Array:
     return jax.lax.map(block, rows.reshape(-1, BLOCK, rows.shape[-1])).reshape(len(rows), -1)
 
 
-def at_least_a_patch(pixels: Float[Array, "B h w 3"], patch_size: int) -> Float[Array, "B height width 3"]:
-    """Pads axes shorter than a patch to one patch, with zeros (the mean colour) equally at both ends."""
-    missing = [max(patch_size - side, 0) for side in pixels.shape[1:3]]
-    return jnp.pad(pixels, [(0, 0), *((number // 2, number - number // 2) for number in missing), (0, 0)])
-
-
-def _pad_rows(matrix: np.ndarray) -> np.ndarray:
-    return np.pad(matrix, ((0, -len(matrix) % PAD), (0, 0)))
-
-
-class _Pending:
-    """An image whose windows are not all computed yet."""
-
-    def __init__(self, image: UInt8[np.ndarray, "H W 3"], test: Inference, patch_size: int):
-        size = scaled_size(image.shape[:2], test.scale)
-        window, stride = (test.window, test.stride) if test.mode == "slide" else (max(size), 1)
-        self.original = image.shape[:2]
-        self.places = [places(side, patch_size, window, stride, False) for side in size]
-        resized, (rows, columns) = resize_image(image, size), self.places
-        self.parts = [resized[y : y + rows.extent, x : x + columns.extent] for y in rows.starts for x in columns.starts]
-        self.logits: list[Any] = [None] * len(self.parts)
-
-    def complete(self) -> bool:
-        return all(part is not None for part in self.logits)
-
-    def labels(self) -> Int16[np.ndarray, "H W"]:
-        logits = np.stack(self.logits)
-        (ny, nx), (h, w, k) = (len(placed.starts) for placed in self.places), logits.shape[1:]
-        side_by_side = logits.reshape(ny, nx, h, w, k).swapaxes(1, 2).reshape(ny * h, nx * w, k)
-        rows, columns = (
-            _pad_rows(assembly(placed, cells, side, np.float64))
-            for placed, cells, side in zip(self.places, (h, w), self.original)
-        )
-        height, width = self.original
-        return np.asarray(best_class(side_by_side, rows, columns))[:height, :width]
-
-
 def predict(
     logits_of: Callable[[UInt8[np.ndarray, "B h w 3"]], Any],
     images: Iterable[np.ndarray],
@@ -103,42 +65,28 @@ def predict(
 
     `logits_of` takes uint8 windows and returns logits [B, rows, columns, K].  Windows of one shape, also of several
     images, are computed in batches of exactly `batch_size`, so that it is compiled once per shape of window.  A
-    window's axis that is shorter than `patch_size` is padded to it by `logits_of`, see `at_least_a_patch`.
+    window's axis that is shorter than `patch_size` is padded to it by `logits_of`.
 
     Raises ValueError for an unknown mode.
     """
     if test.mode not in MODES:
         raise ValueError(f"inference.mode {test.mode!r} is unknown; known: {', '.join(MODES)}")
-    waiting: deque[_Pending] = deque()
-    queues: dict[tuple[int, ...], list[tuple[_Pending, int]]] = {}
-    compute = functools.partial(_compute, logits_of, batch_size)
-    for image in images:
-        pending = _Pending(image, test, patch_size)
-        waiting.append(pending)
-        queue = queues.setdefault(pending.parts[0].shape, [])
-        queue += [(pending, number) for number in range(len(pending.parts))]
-        while len(queue) >= batch_size:
-            compute([queue.pop(0) for _ in range(batch_size)])
-        if len(waiting) > 4 * batch_size:  # a rare shape holds the others up
-            _flush(queues, compute, batch_size)
-        while waiting and waiting[0].complete():
-            yield waiting.popleft().labels()
-    _flush(queues, compute, batch_size)
-    while waiting:
-        yield waiting.popleft().labels()
 
+    def cut() -> Iterator[tuple[Any, list[Part]]]:
+        for image in images:
+            size = scaled_size(image.shape[:2], test.scale)
+            window, stride = (test.window, test.stride) if test.mode == "slide" else (max(size), 1)
+            rows, columns = grid = [places(side, patch_size, window, stride, False) for side in size]
+            resized = resize_image(image, size)
+            corners = ((y, x) for y in rows.starts for x in columns.starts)
+            yield (image.shape[:2], grid), [(resized[y : y + rows.extent, x : x + columns.extent],) for y, x in corners]
 
-def _flush(queues: dict[Any, list[tuple[_Pending, int]]], compute: Callable[[Any], None], batch_size: int) -> None:
-    for queue in queues.values():
-        for start in range(0, len(queue), batch_size):
-            compute(queue[start : start + batch_size])
-        queue.clear()
+    def compute(windows: np.ndarray) -> np.ndarray:
+        return np.asarray(logits_of(windows), np.float32)
 
-
-def _compute(logits_of: Callable[[Any], Any], batch_size: int, windows: Sequence[tuple[_Pending, int]]) -> None:
-    """Computes the logits of some windows, in a batch padded with zeros."""
-    parts = [pending.parts[number] for pending, number in windows]
-    blank = [np.zeros_like(parts[0])] * (batch_size - len(parts))
-    computed = np.asarray(logits_of(np.stack(parts + blank)), np.float32)
-    for (pending, number), logits in zip(windows, computed):
-        pending.logits[number] = logits
+    for (size, grid), logits in in_batches(compute, cut(), batch_size):
+        (ny, nx), (h, w, k) = (len(axis.starts) for axis in grid), logits[0].shape
+        side_by_side = np.stack(logits).reshape(ny, nx, h, w, k).swapaxes(1, 2).reshape(ny * h, nx * w, k)
+        matrices = (assembly(axis, cells, side, np.float64) for axis, cells, side in zip(grid, (h, w), size))
+        rows, columns = (np.pad(matrix, ((0, -len(matrix) % PAD), (0, 0))) for matrix in matrices)
+        yield np.asarray(best_class(side_by_side, rows, columns))[: size[0], : size[1]]

@@ -79,11 +79,6 @@ def build(name: str, options: dict[str, Any], **common: Any) -> Any:
         if option not in known:
             raise ValueError(unknown(f"option of head {name}:", option, known or ["none"]))
     head = HEADS[name](**common, **options)
-    _check_blocks(name, head)
-    return head
-
-
-def _check_blocks(name: str, head: Any) -> None:
     count = len(head.blocks)
     if isinstance(head, UperNetHead) and count != NUM_LEVELS:
         raise ValueError(f"encoder.blocks has {count} blocks; the head {name} reads {NUM_LEVELS}: give {NUM_LEVELS}")
@@ -92,6 +87,7 @@ def _check_blocks(name: str, head: Any) -> None:
             f"encoder.blocks has {count} blocks; the head {name} reads number {head.tap + 1} of them: give more, or a "
             "smaller `tap` among its options"
         )
+    return head
 
 
 __all__ = ["HEADS", "FcnHead", "LinearHead", "UperNetHead", "build"]

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from detailclip_jax.dense.segmentation.bilinear import resize
 from detailclip_jax.dense.segmentation.index_masks import IGNORE
-from detailclip_jax.dense.segmentation.label_maps import at_least_a_patch
 from detailclip_jax.dense.taps import taps
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.vit import VisionTransformer, fold_in
@@ -46,16 +45,22 @@ class SegmentationModel(nn.Module):
         """
         features = taps(self.image, images, None if self.frozen else keys)
         if self.frozen:
-            features = _without_gradient(features)
+            of_encoder = features
+            features = lambda *blocks, **options: jax.lax.stop_gradient(of_encoder(*blocks, **options))  # noqa: E731
         head = self.head(features, train, None if keys is None else fold_in(keys, HEAD))
         if self.auxiliary is None or not (train or self.is_initializing()):
             return HeadLogits(head, None)
         return HeadLogits(head, self.auxiliary(features, train, None if keys is None else fold_in(keys, AUXILIARY)))
 
     def segment(self, windows: UInt8[Array, "B height width 3"]) -> Float[Array, "B h w K"]:
-        """Computes the logits of windows of any shape, with the running statistics."""
+        """Computes the logits of windows of any shape, with the running statistics.
+
+        Axes shorter than a patch are padded to one patch, with zeros (the mean colour) equally at both ends.
+        """
         pixels = normalise_pixels(windows, self.mean, self.std)
-        return self(at_least_a_patch(pixels, self.image.patch_size)).head
+        missing = [max(self.image.patch_size - side, 0) for side in pixels.shape[1:3]]
+        pixels = jnp.pad(pixels, [(0, 0), *((number // 2, number - number // 2) for number in missing), (0, 0)])
+        return self(pixels).head
 
 
 def normalised(
@@ -65,10 +70,6 @@ def normalised(
     side = jnp.arange(images.shape[1])
     inside = (side[None, :, None] < size[:, :1, None]) & (side[None, None] < size[:, 1:, None])
     return jnp.where(inside[..., None], normalise_pixels(images, mean, std), 0)
-
-
-def _without_gradient(features: Any) -> Any:
-    return lambda *args, **options: jax.lax.stop_gradient(features(*args, **options))
 
 
 def cross_entropy(logits: Float[Array, "B h w K"], labels: Int[Array, "B height width"]) -> Scalar:

@@ -32,7 +32,7 @@ import numpy as np
 from detailclip_jax.data.decoding import BadImage, opened
 from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
-from detailclip_jax.dense.segmentation.index_masks import IGNORE, LabelTable, check_size, stored_values, table
+from detailclip_jax.dense.segmentation.index_masks import IGNORE, LabelTable, stored_values, table
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.files import TooLarge, read_bytes
 from detailclip_jax.runtime.folders import inside, is_hidden
@@ -41,6 +41,7 @@ SPLITS = ("train", "val")
 MAX_CLASSES = 2**15  # class numbers are int16
 MAX_LIST_BYTES = 2**24  # of a class list
 NUM_HASHED = 8  # masks whose bytes are in `Pairs.identity`, and that `black_and_white` looks at
+FILE = "classes.txt"  # of "folders": the class list
 PAIRS = "pairs"  # the name of `open_pairs` as a source
 TFDS = (
     "data.source 'tfds': TFDS's scene_parse150 holds instance maps, not the 150 class labels of the benchmark, so a "
@@ -106,7 +107,9 @@ class Pairs:
             size = header.height, header.width  # of a PNG these may read all of it
         except (OSError, BadImage) as error:
             raise BadRecord(f"{key}: {error}") from error
-        check_size(size, stored.shape, key)
+        if size != stored.shape:
+            shown = " and ".join(f"{columns} x {rows}" for rows, columns in (size, stored.shape))
+            raise BadRecord(f"{key}: image and mask have different sizes, {shown} pixels")
         mask = self.labels(stored, key)
         return {"image": image, "mask": mask, "key": key, "captions": (), "label": -1}
 
@@ -196,25 +199,17 @@ def _ade20k(root: pathlib.Path, split: str) -> Layout:
     return files, ADE20K, {k + 1: k for k in range(150)}, (0,)
 
 
-def _voc(root: pathlib.Path, split: str, masks: str = "SegmentationClass", train: str = "train") -> Layout:
-    listed = train if split == "train" else "val"
-    folder = masks if split == "train" else "SegmentationClass"
-    files = _listed(root, f"ImageSets/Segmentation/{listed}.txt", folder)
+def _voc(root: pathlib.Path, split: str, more: str = "") -> Layout:
+    more = more if split == "train" else ""  # validation is that of voc in any case
+    files = _listed(root, f"ImageSets/Segmentation/{split}{more.lower()}.txt", f"SegmentationClass{more}")
     return files, VOC, {k: k for k in range(21)}, (255,)
 
 
-def _voc_aug(root: pathlib.Path, split: str) -> Layout:
-    return _voc(root, split, "SegmentationClassAug", "trainaug")
-
-
-def _context(root: pathlib.Path, split: str) -> Layout:
+def _context(root: pathlib.Path, split: str, background: bool = False) -> Layout:
     files = _listed(root, f"ImageSets/SegmentationContext/{split}.txt", "SegmentationClassContext")
+    if background:
+        return files, ("background", *CONTEXT), {k: k for k in range(60)}, (255,)
     return files, CONTEXT, {k + 1: k for k in range(59)}, (0, 255)
-
-
-def _context60(root: pathlib.Path, split: str) -> Layout:
-    files = _context(root, split)[0]
-    return files, ("background", *CONTEXT), {k: k for k in range(60)}, (255,)
 
 
 def _coco_stuff(root: pathlib.Path, split: str) -> Layout:
@@ -237,10 +232,6 @@ def _cityscapes(root: pathlib.Path, split: str) -> Layout:
     if prepared:
         return files, CITYSCAPES, {k: k for k in range(19)}, (255,)
     return files, CITYSCAPES, {v: k for k, v in enumerate(CITYSCAPES_IDS)}, CITYSCAPES_VOID
-
-
-def _folders(root: pathlib.Path, split: str) -> Layout:
-    return _pairs(root / "images" / split, root / "masks" / split, read_classes(root / "classes.txt"))
 
 
 def _pairs(images: pathlib.Path, masks: pathlib.Path, classes: tuple[str, ...]) -> Layout:
@@ -283,12 +274,12 @@ def read_classes(file: str | pathlib.Path) -> tuple[str, ...]:
 LAYOUTS: dict[str, Callable[[pathlib.Path, str], Layout]] = {
     "ade20k": _ade20k,
     "voc": _voc,
-    "voc_aug": _voc_aug,
+    "voc_aug": functools.partial(_voc, more="Aug"),
     "context": _context,
-    "context60": _context60,
+    "context60": functools.partial(_context, background=True),
     "coco_stuff": _coco_stuff,
     "cityscapes": _cityscapes,
-    "folders": _folders,
+    "folders": lambda root, split: _pairs(root / "images" / split, root / "masks" / split, read_classes(root / FILE)),
 }
 
 

@@ -47,7 +47,7 @@ from detailclip_jax.dense.set_examples import Example, examples
 from detailclip_jax.dense.taps import usual_blocks
 from detailclip_jax.figures.segmentations import label_figure
 from detailclip_jax.models import towers
-from detailclip_jax.runtime import processes
+from detailclip_jax.runtime import markdown, processes
 from detailclip_jax.training import dense_encoder
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.training.train_step import Inputs, Outputs
@@ -88,30 +88,24 @@ def open_sets(config: ConfigDict) -> Sets:
         train = open_stickers(data.labels, data.train_split, data.canvas, data.num_train or 2**24)
         return Sets(train, open_stickers(data.labels, data.val_split, data.canvas, data.num_val or 500))
     if data.source == PAIRS:
-        return _open_folders(data)
-    try:
-        train, val = (
-            open_set(data.source, data.path, split, data.unknown_labels) for split in (data.train_split, data.val_split)
-        )
-    except MissingData as error:
-        raise MissingData(f"{error}; --config.data.path=DIR names the folder") from error
-    return Sets(_first(train, data.num_train), _first(val, data.num_val))
-
-
-def _open_folders(data: ConfigDict) -> Sets:
-    """The sets of two pairs of folders.  Raises MissingData that names the field of a missing folder or class list."""
-    for field in ("train_images", "train_masks", "val_images", "val_masks"):
-        if not data[field] or not Path(data[field]).is_dir():
-            raise MissingData(
-                f"data.{field} {data[field]!r} is not a folder (data.source=pairs); give --config.data.{field}=DIR"
-            )
-    try:
-        classes = read_classes(data.classes)
-    except MissingData as error:
-        raise MissingData(f"{error} (data.source=pairs); give --config.data.classes=FILE") from error
-    train = open_pairs(data.train_images, data.train_masks, classes, data.unknown_labels)
-    val = open_pairs(data.val_images, data.val_masks, classes, data.unknown_labels)
-    return Sets(_first(train, data.num_train), _first(val, data.num_val))
+        for field in ("train_images", "train_masks", "val_images", "val_masks"):
+            if not data[field] or not Path(data[field]).is_dir():
+                raise MissingData(
+                    f"data.{field} {data[field]!r} is not a folder (data.source=pairs); give --config.data.{field}=DIR"
+                )
+        try:
+            classes = read_classes(data.classes)
+        except MissingData as error:
+            raise MissingData(f"{error} (data.source=pairs); give --config.data.classes=FILE") from error
+        folders = (data.train_images, data.train_masks), (data.val_images, data.val_masks)
+        opened = [open_pairs(*pair, classes, data.unknown_labels) for pair in folders]
+    else:
+        splits = data.train_split, data.val_split
+        try:
+            opened = [open_set(data.source, data.path, split, data.unknown_labels) for split in splits]
+        except MissingData as error:
+            raise MissingData(f"{error}; --config.data.path=DIR names the folder") from error
+    return Sets(*(_first(one, num) for one, num in zip(opened, (data.num_train, data.num_val))))
 
 
 def _first(data_set: SemanticSet, num: int) -> SemanticSet:
@@ -227,8 +221,7 @@ def introduction(built: Experiment) -> tuple[list[str], list[str]]:
 
 def table(scores: Mapping[str, float]) -> Iterator[str]:
     """The lines of the scores in the report."""
-    yield "| metric | % |\n|---|---|"
-    yield from (f"| {name} | {value:.2f} |" for name, value in scores.items())
+    yield from markdown.table([("metric", "%"), *((name, f"{value:.2f}") for name, value in scores.items())])
 
 
 def comparison(config: ConfigDict, scores: Mapping[str, float]) -> Comparison | None:

@@ -15,7 +15,7 @@ from detailclip_jax.models.initial_values import uniform_fan_in
 from detailclip_jax.models.layers import exact_gelu
 from detailclip_jax.types import Array, Axis, Bool, Float
 
-SCALES = (1, 2, 3, 6)  # of the pyramid pooling module: bins per side
+SCALES = (1, 2, 3, 6)  # of the pyramid pooling module: bins per side of its averages
 
 
 class Doubling(nn.Module):
@@ -87,18 +87,14 @@ class UperNetHead(nn.Module):
         maps = Pyramid(self.axis, self.dtype, name="pyramid")(features(self.blocks, norm=self.norm), train)
         conv = lambda name, size, x: ConvNormRelu(self.width, size, self.axis, self.dtype, name=name)(x, train)  # noqa: E731
         laterals = [conv(f"lateral_{number}", 1, level) for number, level in enumerate(maps[:-1])]
-        laterals.append(conv("bottleneck", 3, self._pyramid_pooling(maps[-1], conv)))
+        pooled = [_at(conv(f"pool_{scale}", 1, pool(maps[-1], scale)), maps[-1]) for scale in SCALES]
+        laterals.append(conv("bottleneck", 3, jnp.concatenate([maps[-1], *pooled], -1)))
         for number in (2, 1, 0):
             laterals[number] = laterals[number] + _at(laterals[number + 1], laterals[number])
         levels = [conv(f"output_{number}", 3, level) for number, level in enumerate(laterals[:-1])]
         levels = [levels[0], *(_at(level, levels[0]) for level in (*levels[1:], laterals[-1]))]
         fused = drop_channels(conv("fusion", 3, jnp.concatenate(levels, -1)), keys if train else None, self.dropout)
         return Classifier(self.num_classes, self.dtype, name="classifier")(fused)
-
-    def _pyramid_pooling(self, coarsest: Array, conv: Any) -> Array:
-        """The coarsest level concatenated with its averages over grids of 1, 2, 3 and 6 bins per side."""
-        bins = [conv(f"pool_{scale}", 1, pool(coarsest, scale)) for scale in SCALES]
-        return jnp.concatenate([coarsest, *(_at(each, coarsest) for each in bins)], -1)
 
 
 def _at(maps: Array, other: Array) -> Array:
