@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ KEPT_BYTES = 2**30  # of decoded images, and of the embeddings of an evaluation,
 Watch = Callable[[int, str], Callable[[int], None]]  # total and name of items -> what is called for finished ones
 Tokenize = Callable[[Sequence[str]], np.ndarray]
 Arrays = dict[str, np.ndarray]
+Feature = str | Callable[..., Any]  # a name of `Encode`, or a function of (networks, batch)
 
 
 class Embedded(NamedTuple):
@@ -108,11 +110,12 @@ class Embedder:
         finally:
             self._embedded = None
 
-    def images(self, params: Params, data: LabelledSet, transform: Transform, encoder: str = "image") -> Embedded:
-        """`encode.<encoder>` of all images of a set.
+    def images(self, params: Params, data: LabelledSet, transform: Transform, encoder: Feature = "image") -> Embedded:
+        """`encode.<encoder>` of all images of a set, or a function of (networks, {"image": ...}), see `encode.jit`.
 
-        Images that were unreadable when the features were stored are read again: if one is readable now, all features
-        are computed again. Raises Unmeasurable if no image can be read or a label is not a class.
+        Features of a function are stored by its name and its source; a change of what it calls is not noticed. Images
+        that were unreadable when the features were stored are read again: if one is readable now, all features are
+        computed again. Raises Unmeasurable if no image can be read or a label is not a class.
         """
         batches = self._batches(params, data, transform)
         stored = self._stored(
@@ -121,7 +124,7 @@ class Embedder:
                 "data": data.fingerprint,
                 "sample": sample_digest(data.source),
                 "transform": list(transform),
-                "part": encoder,
+                "part": encoder if isinstance(encoder, str) else _name_and_source(encoder),
             },
             lambda: self._embed_images(params, data, transform, encoder),
             lambda arrays: any(map(batches.is_readable, left_out(data, arrays))),
@@ -137,7 +140,7 @@ class Embedder:
 
     @property
     def pools_images(self) -> bool:
-        """Whether `pooled` computes another score than the cosine (`Method.score`): FLAIR pools an image by each text."""
+        """Whether `pooled` computes another score than the cosine (`Method.score`), as of FLAIR."""
         return getattr(self.encode, "pooled", None) is not None
 
     def pooled(
@@ -221,14 +224,16 @@ class Embedder:
         return arrays
 
     def _embed_images(
-        self, params: Params, data: LabelledSet, transform: Transform, encoder: str, *more: Any
+        self, params: Params, data: LabelledSet, transform: Transform, encoder: Feature, *more: Any
     ) -> Arrays:
-        batches, function = self._batches(params, data, transform), getattr(self.encode, encoder)
+        batches, named = self._batches(params, data, transform), isinstance(encoder, str)
+        function = getattr(self.encode, encoder) if named else self.encode.jit(encoder)
         key = data.name, data.fingerprint, transform, tuple(batches.sizes), mesh_of(params)
         decoded = self.decoded and self.decoded.get(key)
 
         def look(batch: Any) -> tuple[Any, Any, Any]:
-            features = jnp.asarray(function(params, batch["image"], *more), jnp.float32)
+            images = batch["image"] if named else {"image": batch["image"]}
+            features = jnp.asarray(function(params, images, *more), jnp.float32)
             return features, batch["label"], batch["index"]
 
         done = self.watch(len(data.source), "images")
@@ -274,6 +279,11 @@ def check_labels(data: LabelledSet, labels: Int[np.ndarray, "n"], index: Int[np.
         raise Unmeasurable(
             f"{data.name} has {len(data.classes)} classes, but {first}: the class names belong to another set"
         )
+
+
+def _name_and_source(function: Callable[..., Any]) -> str:
+    source = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:20]
+    return f"{function.__module__}.{function.__qualname__} {source}"
 
 
 def _digest(array: np.ndarray) -> str:

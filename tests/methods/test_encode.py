@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 from evaluation_data import variables_of
 
+from detailclip_jax.data.labelled import LabelledSet
+from detailclip_jax.data.preprocessing import Transform
+from detailclip_jax.evaluation.embedder import Embedder, Store
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.patches import normalise_pixels
 
@@ -40,6 +43,26 @@ def test_what_evaluation_computes_is_such_a_function_too():
     scores = built.encode.jit(lambda networks, pixels, words: networks.embed_image(pixels) @ words.T)
     found = scores(params, images, np.asarray(texts(params, tokens)))
     assert found.shape == (3, 2) and np.isfinite(found).all()
+
+
+def test_an_embedder_stores_the_features_of_a_function_by_its_name_and_source(tmp_path):
+    built, variables, _ = variables_of("detailclip")
+    params, images = variables["params"], example()["image"]
+
+    def variance(networks, batch):
+        return networks.image(batch["image"]).patches.var(1)
+
+    source = [{"image": image, "label": 0, "captions": (), "key": ""} for image in images]
+    data = LabelledSet("noise", source, (), "f", None)
+    embedders = [
+        Embedder(built.encode, lambda texts: texts, digest_of=lambda params: "d", store=Store(tmp_path)) for _ in "ab"
+    ]
+    first, again = (one.images(params, data, Transform(32, 32), variance).features for one in embedders)
+    expected = built.encode.jit(variance)(params, {"image": images})
+    np.testing.assert_allclose(first, expected, rtol=1e-5)
+    np.testing.assert_array_equal(first, again)
+    embedders[0].images(params, data, Transform(32, 32), "cls")
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_function_is_compiled_once_for_a_model_and_its_pixels():

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from detailclip_jax.data.sources import Source
 from detailclip_jax.dense.detection.instance_shapes import area_of, read_shape
@@ -51,7 +51,7 @@ def image_of(annotation: Any) -> int | str | None:
     return number if isinstance(number, int | str) else None
 
 
-def is_box(value: Any) -> bool:
+def is_box(value: Any) -> TypeGuard[list[float]]:
     """Whether a value is a box of COCO: a list of four numbers."""
     return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
 
