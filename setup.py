@@ -23,6 +23,7 @@ TORCH = [
     "transformers>=5",
 ]
 DATA = ["importlib_resources>=6", "pyarrow>=17", "tensorflow-datasets>=4.9.9,<5"]
+HUB = ["huggingface_hub>=1"]  # models by name
 BEAM = ["apache-beam>=2.77"]
 DETECTION = ["pycocotools>=2.0.8,<3"]  # scores of detection
 DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30,<2"]
@@ -116,8 +117,9 @@ setup(
         "torch": TORCH,
         "data": DATA,
         "detection": DETECTION,
+        "hub": HUB,
         "docs": DOCS,
         "wandb": ["wandb>=0.19,<1"],
-        "dev": DEV + DEMO + DATA + DETECTION + DOCS,
+        "dev": DEV + DEMO + DATA + DETECTION + DOCS + HUB,
     },
 )

@@ -212,7 +212,7 @@ def parser() -> argparse.ArgumentParser:
     add("--flop-of", default="", metavar="ENTRY", help=equal)
     workdir = "folder of all runs and of the comparison (default: runs/compare)"
     add("--workdir", default="runs/compare", metavar="DIR", help=workdir)
-    add("--init", default="", metavar="DIR", help="a run or checkpoint that every run continues from")
+    add("--init", default="", metavar=flags.MODEL, help=f"{flags.A_MODEL}, that every run continues from")
     config = "config of every run; it must accept the argument method=NAME (default: configs/stickers.py)"
     add("--config", default="configs/stickers.py", metavar="FILE", help=config)
     few = "evaluate on at most N scenes or examples of each set, for a trial (default: those of the config)"
@@ -246,6 +246,10 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         raise ValueError("nothing to compare: give --methods or --sweep")
     fields = dict(map(parse_setting, arguments.set))
     workdir, budget = Path(arguments.workdir), arguments.budget
+    if arguments.init:
+        from detailclip_jax.interop import published  # imports jax: only after the flags are parsed
+
+        published.fetch(arguments.init)
     more = {"init": arguments.init, "fields": fields, "num_examples": arguments.num_examples}
     plan = Plan(entries, arguments.config, workdir, arguments.seeds, budget, **more)
     return with_equal_flop(plan, arguments.flop_of) if arguments.flop_of else plan

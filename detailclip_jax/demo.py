@@ -39,8 +39,7 @@ def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
     command = flags.parser("demo", __doc__, usage="%(prog)s --checkpoint DIR [flags]")
     add = command.add_argument
-    what = "workdir of a run, or of `import_torch`; may be repeated"
-    add("--checkpoint", action="append", default=[], metavar="DIR", help=what)
+    add("--checkpoint", action="append", default=[], metavar=flags.MODEL, help=f"{flags.A_MODEL}; may be repeated")
     add("--step", type=int, metavar="N", help="step of the checkpoints (default: the last)")
     add("--embeddings", type=Path, metavar="FILE", help="search this file, which `embed --out=FILE` wrote")
     flags.add_follow_links(command)
@@ -69,11 +68,13 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     with listening(arguments.port) as at:
         from detailclip_jax.inference import model as inference
         from detailclip_jax.inference.readout_maps import check_readout
+        from detailclip_jax.interop import published
         from detailclip_jax.page import app
 
         if arguments.readout:
             check_readout(arguments.readout)
-        loaded = [inference.load(path, arguments.weights, arguments.step) for path in arguments.checkpoint]
+        workdirs = [published.fetch(name, console.say) for name in arguments.checkpoint]
+        loaded = [inference.load(workdir, arguments.weights, arguments.step) for workdir in workdirs]
         models = [each.on_squares() for each in loaded]
         for model in models:
             console.say(f"{model.path}: {model.config.method}, step {model.step}, {model.weights} weights")

@@ -119,8 +119,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 def load(arguments: argparse.Namespace) -> "Model":
     """Loads the model.  Raises ValueError if it has no encoder for the requested images or texts."""
     from detailclip_jax.inference import model as inference
+    from detailclip_jax.interop import published
 
-    model = inference.load(arguments.checkpoint, arguments.weights, arguments.step)
+    model = inference.load(published.fetch(arguments.checkpoint), arguments.weights, arguments.step)
     model = model.preprocessed(flags.preprocessing_of(arguments))
     if arguments.images or arguments.source:
         model.require("encode_image")

@@ -112,12 +112,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     import jax
 
     from detailclip_jax.evaluation import Sets, from_checkpoint, parse, readout_comparison, results, run_tasks, tables
+    from detailclip_jax.interop import published
     from detailclip_jax.runtime.progress import Console
     from detailclip_jax.training.workdirs import pick_step
 
     limits = arguments.num_examples, arguments.num_train_examples
     sets = Sets(arguments.data_dir, 224, arguments.style, *limits)
     tasks = processes.agreed(lambda: parse(arguments.tasks, sets))
+    arguments.checkpoint = processes.agreed(lambda: published.fetch(arguments.checkpoint))
     step = processes.agreed(lambda: pick_step(arguments.checkpoint, arguments.step))
     which, preprocess = arguments.weights and arguments.weights.split(","), flags.preprocessing_of(arguments)
     subject = processes.agreed(lambda: from_checkpoint(arguments.checkpoint, step, which, preprocess))

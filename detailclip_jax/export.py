@@ -57,11 +57,15 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Loads and writes the model and prints a summary; returns 0.  Removes an incomplete output after an error."""
-    from detailclip_jax.interop import exported_model, formats
+    from detailclip_jax.interop import exported_model, formats, published
 
     fmt, path = formats.named(arguments.to), Path(arguments.out)
     export = exported_model.load(
-        arguments.checkpoint, arguments.step, arguments.weights, arguments.image_size, arguments.interpolation
+        published.fetch(arguments.checkpoint),
+        arguments.step,
+        arguments.weights,
+        arguments.image_size,
+        arguments.interpolation,
     )
     _check_out(path, fmt.is_directory)
     if arguments.to != "safetensors":

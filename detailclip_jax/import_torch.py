@@ -3,6 +3,7 @@ r"""Imports a PyTorch checkpoint as a workdir for evaluation, notebooks and trai
     python -m detailclip_jax.import_torch --from=openai ViT-B-16.pt --out=runs/openai
     python -m detailclip_jax.import_torch --from=reference detailclip_vitb16.pt --out=runs/detailclip
     python -m detailclip_jax.import_torch --from=mae mae_pretrain_vit_base.pth --out=runs/mae --image-size=512
+    python -m detailclip_jax.import_torch timm:vit_base_patch16_clip_224.openai --out=runs/clip_image
     python -m detailclip_jax.import_torch --from=tips tips_oss_b14_highres_distilled_vision.npz --out=runs/tips \
         --image-size=448
 
@@ -29,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
-from detailclip_jax.runtime.files import nothing_left
 
 if TYPE_CHECKING:
     from detailclip_jax.types import Params
@@ -66,21 +66,16 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Loads, checks and converts the checkpoint, writes the workdir and prints a summary; returns 0."""
-    from detailclip_jax import interop
-    from detailclip_jax.inference import readout_choice
-    from detailclip_jax.interop import own
-    from detailclip_jax.training import checkpoint
+    from detailclip_jax.interop import own, published
+    from detailclip_jax.training import published_names
 
     options = {name: value for name, value in vars(arguments).items() if name not in OF_COMMAND}
-    _, variables, config = interop.load(arguments.file, arguments.layout, **options)
-    published_code = not own.is_own_format(Path(arguments.file))
-    choice = None if published_code else own.choice_of(Path(arguments.file))
-    with nothing_left(Path(arguments.out)):
-        checkpoint.save_weights(arguments.out, variables, config, f"imported from {Path(arguments.file).name}")
-        if choice:
-            for weights in ("student", "ema"):  # the teacher is a copy
-                readout_choice.write(arguments.out, 0, weights, choice)
-    print("\n".join(summary(variables, config, published_code)))
+    file, name = Path(arguments.file), Path(arguments.file).name
+    if published_names.is_remote(arguments.file):
+        name = arguments.file
+        file, _ = published.download(published.repository_of(name))
+    variables, config = published.convert(file, Path(arguments.out), name, arguments.layout, **options)
+    print("\n".join(summary(variables, config, published_code=not own.is_own_format(file))))
     print(f"written to {arguments.out}")
     return 0
 

@@ -26,6 +26,7 @@ from detailclip_jax.data.views import LARGE, check_reducing_gap, crops_from_conf
 from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.data.workers import usable_workers
 from detailclip_jax.evaluation import held_out_pairs, run_figures, run_report
+from detailclip_jax.interop import published
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.runtime import provenance, wandb_writer
 from detailclip_jax.runtime.interrupt import Interrupt
@@ -37,6 +38,7 @@ from detailclip_jax.training.mesh import make_mesh, put, replicated, sharded
 from detailclip_jax.training.schedules import clamp_warmup
 from detailclip_jax.training.session import RUN_AHEAD, Contrast, Finding, Run, Task, slower
 from detailclip_jax.training.train_state import TrainState
+from detailclip_jax.training.workdirs import is_run
 from detailclip_jax.types import Array, Batch, PyTree
 
 LESS_MEMORY = (
@@ -63,6 +65,8 @@ def prepare(
     workdir belongs to a run with another config.
     """
     given = list(given)
+    if not is_run(Path(workdir)):  # one that goes on needs no other checkpoint
+        published.fetch_all(config)
     config = adopted_config.adopt(with_own_number(config, given), given, workdir)
     validate(config)
     if written is not None:

@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
     command = flags.parser("visualize", __doc__)
     add = command.add_argument
-    add("--checkpoint", action="append", required=True, metavar="DIR", help="workdir of a run; may be repeated")
+    add("--checkpoint", action="append", required=True, metavar=flags.MODEL, help=f"{flags.A_MODEL}; may be repeated")
     add("--step", type=int, metavar="N", help="step of the checkpoints (default: the last)")
     flags.add_weights(command)
     labels = "names of the checkpoints in the figures, comma-separated (default: their folders)"
@@ -165,7 +165,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
     It prints the paths of the files, and which figures and checkpoints are left out.
     """
+    from detailclip_jax.interop import published
+
     check(arguments)
+    arguments.checkpoint = [str(published.fetch(name, console.say)) for name in arguments.checkpoint]
     workdir = Path(arguments.checkpoint[0])
     if arguments.out or (workdir / "checkpoints").is_dir():  # nothing is made in a folder that has no run
         arguments.out = arguments.out or workdir / FOLDER

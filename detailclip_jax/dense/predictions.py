@@ -29,6 +29,7 @@ from detailclip_jax.figures.detections import detection_figure
 from detailclip_jax.figures.segmentations import label_figure, palette
 from detailclip_jax.figures.style import own_size
 from detailclip_jax.inference import model as inference
+from detailclip_jax.interop import published
 from detailclip_jax.runtime.files import read_bytes, replace_text, written_atomically
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.terminal import counted
@@ -108,14 +109,17 @@ def load(
     """Loads the model of a workdir: a `Model` after `train` or `import`, a Detector or Segmenter after `transfer`.
 
         detailclip_jax.load("runs/stickers").encode_image([image])
+        detailclip_jax.load("hf://openai/clip-vit-base-patch16").encode_image([image])
         detailclip_jax.load("runs/coco_cascade").detect(image)
         detailclip_jax.load("runs/ade20k_upernet").segment(image)
         detailclip_jax.load("runs/ade20k_upernet").encoder().features([image])
 
-    `step` is by default the newest checkpoint.  `weights` and `preprocess` choose for a `Model`, see
-    `inference.model.load`; a run of `transfer` has one set of weights and its own preprocessing.  Raises as that
-    function, and ValueError for `weights` or `preprocess` with a run of `transfer`.
+    A published model by name, or a file of another library, is downloaded and converted first, see
+    `interop.published`.  `step` is by default the newest checkpoint.  `weights` and `preprocess` choose for a `Model`,
+    see `inference.model.load`; a run of `transfer` has one set of weights and its own preprocessing.  Raises as that
+    function and `published.fetch`, and ValueError for `weights` or `preprocess` with a run of `transfer`.
     """
+    path = published.fetch(path)
     if not is_of_dense_task(path, step):
         return inference.load(path, weights, step, preprocess)
     if weights or preprocess:

@@ -21,6 +21,7 @@ from detailclip_jax.dense import class_names, dense_experiment, dense_loop
 from detailclip_jax.dense.dense_experiment import DenseTask, Experiment, Sets
 from detailclip_jax.dense.detection.detection_task import DETECTION
 from detailclip_jax.dense.segmentation.segmentation_task import SEGMENTATION
+from detailclip_jax.interop import published
 from detailclip_jax.runtime import wandb_writer
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import dense_encoder
@@ -77,6 +78,7 @@ def adopted(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path |
         return ConfigDict(config.to_dict())
     source = run_of(config, workdir)
     if source is None:
+        published.fetch_all(config)
         source = config_of(config.init)
         if config.weights == "ema" and not methods.build(source).ema:
             raise ValueError(

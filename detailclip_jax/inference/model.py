@@ -60,6 +60,7 @@ from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.files import read_bytes
 from detailclip_jax.training import checkpoint, ema
+from detailclip_jax.training.published_names import workdir_of
 from detailclip_jax.training.workdirs import pick_step
 from detailclip_jax.types import Params
 
@@ -508,6 +509,7 @@ def load(
     Raises FileNotFoundError for a folder without checkpoints, ValueError for missing weights or a damaged file of
     read-outs, and CheckpointError for an unreadable checkpoint.
     """
+    path = workdir_of(path)
     step = pick_step(path, step)
     networks, variables, config = checkpoint.load(path, step)
     which, params = choose_weights(variables, weights, methods.build(config).weights)

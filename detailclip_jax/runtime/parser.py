@@ -14,6 +14,8 @@ from detailclip_jax.runtime.errors import USAGE_ERROR, Meant, near, unknown
 from detailclip_jax.runtime.files import with_home
 from detailclip_jax.runtime.terminal import complain
 
+MODEL = "DIR_OR_NAME"
+A_MODEL = "workdir of a run, a file of weights, or a name such as hf://OWNER/NAME or timm:NAME.TAG"
 EITHER = "DIR_OR_FILE"  # the value of a flag that takes a folder or a file; other flags take DIR or FILE
 RENAMED = {"--workdir": "--checkpoint", "--texts": "--text"}  # old spellings, refused by commands that have the new one
 WEIGHTS = ("ema", "student")
@@ -120,7 +122,7 @@ def positive(text: str) -> int:
 
 def add_checkpoint(to: Parser) -> None:
     """Adds --checkpoint and --step."""
-    to.add_argument("--checkpoint", required=True, metavar="DIR", help="workdir of a run, or of `import_torch`")
+    to.add_argument("--checkpoint", required=True, metavar=MODEL, help=A_MODEL)
     to.add_argument("--step", type=int, metavar="N", help="step of the checkpoint (default: the last)")
 
 

@@ -22,7 +22,7 @@ from collections.abc import MutableMapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from detailclip_jax.runtime import signals
+from detailclip_jax.runtime import caches, signals
 
 NEEDED = ("jax", "grain", "absl")
 OUTSIDE = """error: {python} does not have {missing}, which detailclip_jax needs. In the checkout, make the
@@ -75,8 +75,7 @@ def keep_programs(environ: MutableMapping[str, str]) -> None:
 
 def programs_folder(environ: MutableMapping[str, str]) -> Path:
     """The folder of this machine's compiled programs: a program for a CPU runs on CPUs with the same instructions."""
-    caches = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return caches / "detailclip_jax" / f"programs-{hashlib.sha256(_instructions().encode()).hexdigest()[:12]}"
+    return caches.folder(environ) / f"programs-{hashlib.sha256(_instructions().encode()).hexdigest()[:12]}"
 
 
 def _instructions() -> str:

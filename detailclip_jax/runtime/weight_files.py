@@ -15,6 +15,7 @@ SHARD = re.compile(r"-\d+(-of-(\d+)\.(safetensors|bin))$")  # the end of the nam
 VISION, TEXT = "vision", "text"
 PARTS = (VISION, TEXT)  # of a TIPS model, which has one file for each
 PART_SUFFIXES = (".npz", ".pt", ".pth", ".safetensors")
+SUFFIXES = (*PART_SUFFIXES, ".bin")
 
 
 def model_in(folder: Path) -> Path | None:

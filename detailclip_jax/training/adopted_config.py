@@ -20,6 +20,7 @@ from detailclip_jax.models import positions
 from detailclip_jax.models.registry import Network
 from detailclip_jax.models.towers import NETWORKS
 from detailclip_jax.training import dense_encoder
+from detailclip_jax.training.published_names import workdir_of
 from detailclip_jax.training.workdirs import FOLDER, has_config, is_run, no_run
 
 OF_IMAGES, OF_TEXT, OF_DECODER = (NETWORKS[name].adopted for name in ("image", "text", "decoder"))
@@ -112,8 +113,9 @@ def config_of(workdir: str, field: str = "config.init") -> ConfigDict:
 
     Raises FileNotFoundError if there is none; `field` names the workdir.
     """
-    file = Path(workdir) / "config.json"
-    if not file.is_file() or not any((Path(workdir) / FOLDER).glob("*")):
+    folder = workdir_of(workdir)
+    file = folder / "config.json"
+    if not file.is_file() or not any((folder / FOLDER).glob("*")):
         raise FileNotFoundError(
             f"{field} {workdir!r} is not a workdir with a config.json and a checkpoint: {no_run(workdir)}"
         )

@@ -52,6 +52,7 @@ from detailclip_jax.runtime.processes import all_processes
 from detailclip_jax.runtime.provenance import git_revision, versions
 from detailclip_jax.training import dense_encoder, manifest
 from detailclip_jax.training.checksums import checksums
+from detailclip_jax.training.published_names import workdir_of
 from detailclip_jax.training.saved_shapes import other_version, saved_tree, shapes
 from detailclip_jax.training.sharding import of_one_replica, total_bytes
 from detailclip_jax.training.train_state import TrainState
@@ -461,8 +462,9 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
         encode = encoders(model, config)
         encode.image(variables["params"], images)
 
-    `path` is a workdir; without `step` its newest checkpoint is loaded.  `variables` holds "params" (the student),
-    "ema_params" (the teacher's networks; `ema.overlay` adds the student's others), "batch_stats" and "running".
+    `path` is a workdir, or the name of a fetched model; without `step` its newest checkpoint is loaded.  `variables`
+    holds "params" (the student), "ema_params" (the teacher's networks; `ema.overlay` adds the student's others),
+    "batch_stats" and "running".
     Of a run of a dense task this is the fine-tuned image encoder, see `dense_encoder.config_alone`; it logs that.
     Raises FileNotFoundError that lists the existing steps, and CheckpointError for an unreadable checkpoint.
     """
@@ -475,7 +477,7 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
 
 def load_saved(path: str | Path, step: int | None = None) -> Saved:
     """Loads the weights of a checkpoint on one device; as `load`, but no positions are interpolated."""
-    folder, step = Path(path).absolute() / FOLDER, pick_step(path, step)
+    folder, step = workdir_of(path).absolute() / FOLDER, pick_step(path, step)
     device = first_device()
     with _reading(folder, step, "--step="):
         return _load_saved(folder / str(step), device)
@@ -513,7 +515,7 @@ def is_of_dense_task(path: str | Path, step: int | None = None) -> bool:
 
     Raises FileNotFoundError as `pick_step`.
     """
-    folder = Path(path).absolute() / FOLDER / str(pick_step(path, step))
+    folder = workdir_of(path).absolute() / FOLDER / str(pick_step(path, step))
     try:
         run = _record(folder)
         return is_dense(from_json(run["config"]))

@@ -6,10 +6,9 @@ import shlex
 import uuid
 from pathlib import Path
 
-from detailclip_jax.runtime import weight_files
 from detailclip_jax.runtime.errors import near, near_folder
 from detailclip_jax.runtime.files import read_json, replace_text
-from detailclip_jax.training import manifest
+from detailclip_jax.training import manifest, published_names
 
 FOLDER = "checkpoints"  # in a workdir
 CONFIG = "config.json"
@@ -47,12 +46,13 @@ def pick_step(path: str | Path, step: int | None = None) -> int:
 
     Raises FileNotFoundError that lists the existing steps, or says as `no_run` what the path is instead.
     """
-    steps = steps_in(Path(path) / FOLDER)
+    folder = published_names.workdir_of(path) / FOLDER
+    steps = steps_in(folder)
     if not steps:
         raise FileNotFoundError(no_run(path))
     if step not in (None, *steps):
         known = ", ".join(map(str, steps))
-        raise FileNotFoundError(f"no checkpoint of step {step} in {Path(path) / FOLDER}; its steps are {known}")
+        raise FileNotFoundError(f"no checkpoint of step {step} in {folder}; its steps are {known}")
     return steps[-1] if step is None else step
 
 
@@ -61,6 +61,9 @@ def no_run(path: str | Path) -> str:
 
     no_run("runs/sticker") == "folder runs/sticker does not exist; did you mean 'runs/stickers'?"
     """
+    if published_names.is_remote(str(path)) or published_names.is_local(path):
+        command = f"python -m detailclip_jax.import_torch {shlex.quote(str(path))} --out=DIR"
+        return f"{path} is not converted to a workdir yet; detailclip_jax.load converts it, and so does {command}"
     path = Path(path)
     if path.is_file():
         return f"{path} is a file; python -m detailclip_jax.import_torch converts a PyTorch checkpoint to a workdir"
@@ -76,21 +79,13 @@ def no_run(path: str | Path) -> str:
         return _inside(path, run)
     if not path.exists():
         return f"folder {path} does not exist{neighbours(path)}"
-    return _weights(path) or f"{path} is not the workdir of a run: {_lacks(path)}; {SOURCES}"
+    return f"{path} is not the workdir of a run: {_lacks(path)}; {SOURCES}"
 
 
 def _lacks(path: Path) -> str:
     if (path / CONFIG).exists():
         return f"its {CONFIG} names no method"
     return f"it has no {CONFIG}" + ("" if steps_in(path / FOLDER) else " and no checkpoint")
-
-
-def _weights(path: Path) -> str:
-    """Says how a folder of weights becomes a workdir; "" for another folder."""
-    if not weight_files.is_model(path):
-        return ""
-    command = f"python -m detailclip_jax.import_torch {shlex.quote(str(path))} --out=DIR"
-    return f"{path} is a folder of weights, not the workdir of a run; convert them to one: {command}"
 
 
 def _inside(path: Path, run: Path) -> str:

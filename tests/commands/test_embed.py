@@ -55,7 +55,9 @@ def loaded(monkeypatch, request):
     if "workdir" in request.fixturenames:
         return
     models = {"runs/clip": ("clip", 0), "runs/other": ("clip", 1), "runs/mae": ("mae", 0)}
-    monkeypatch.setattr(inference, "load", lambda path, weights=None, step=None: model_of(path, *models[path]))
+    monkeypatch.setattr(
+        inference, "load", lambda path, weights=None, step=None: model_of(str(path), *models[str(path)])
+    )
     monkeypatch.setattr(embed_folder, "BATCH_SIZE", 2)
 
 
@@ -363,10 +365,10 @@ def test_a_damaged_checkpoint_is_one_message(photos, workdir, tmp_path, capsys):
     assert "error: the checkpoint of step" in capsys.readouterr().err
 
 
-def test_a_file_as_checkpoint_is_told_how_to_become_one(photos, workdir, capsys):
+def test_a_file_of_another_kind_is_no_checkpoint(photos, workdir, capsys):
     Path("clip.pt").write_bytes(b"weights")
     assert embed.main(["--checkpoint=clip.pt", "--images=photos", "--out=out.npz"]) == errors.USAGE_ERROR
-    assert "error: clip.pt is a file; python -m detailclip_jax.import_torch converts" in capsys.readouterr().err
+    assert "error: clip.pt is neither a PyTorch file nor a safetensors file" in capsys.readouterr().err
 
 
 def test_a_foreign_file_is_not_overwritten(photos, capsys):

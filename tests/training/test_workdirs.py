@@ -103,7 +103,7 @@ def test_what_else_a_path_may_be(tmp_path):
     make_run(tmp_path / "begun")
     check_names(said(tmp_path / "begun"), "not saved any checkpoint", "if it is running")
     (tmp_path / "vit.pth").write_text("weights")
-    check_names(said(tmp_path / "vit.pth"), "is a file", "import_torch")
+    check_names(said(tmp_path / "vit.pth"), "not converted", "import_torch")
     make_run(tmp_path / "several/one", 3)
     check_names(said(tmp_path / "several"), str(tmp_path / "several/one"))
 

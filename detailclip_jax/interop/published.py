@@ -1,0 +1,229 @@
+"""Models by name: `fetch` downloads what another library published, converts it once and keeps the workdir.
+
+    fetch("hf://openai/clip-vit-base-patch16")      # ~/.cache/detailclip_jax/models/hf--openai--clip-vit-base-patch16
+    fetch("ViT-B-16.pt")                            # a file or folder of weights on this disk
+    fetch("runs/stickers")                          # a workdir is returned as it is
+
+`training.published_names` lists the forms of names.  Files are downloaded with huggingface_hub, whose variables apply:
+HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE.  Only weights, configs and vocabularies are downloaded, and no code of a
+repository is run.  `origin.json` in the workdir has the repository, its revision and licence, and the checksums.
+"""
+
+import contextlib
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from detailclip_jax.inference import readout_choice
+from detailclip_jax.interop import own, state_dicts
+from detailclip_jax.runtime import extras, weight_files
+from detailclip_jax.runtime.errors import first_line
+from detailclip_jax.runtime.files import nothing_left, replace_text
+from detailclip_jax.training import checkpoint, published_names
+from detailclip_jax.types import Params
+
+ORIGIN = "origin.json"  # in a workdir of the cache
+SIDECARS = (".json", ".txt", ".model")  # configs and vocabularies
+MAX_SIDECAR = 64 * 2**20  # bytes; the largest tokenizer.json known, Gemma's, has 34 MB
+PAGE = "https://huggingface.co"
+NO_REVISION = "give another after @, or leave it out for the main branch"
+
+
+class Repository(NamedTuple):
+    """A repository of the hub at one revision.  By file name: sizes in bytes, and the SHA-256 of large files."""
+
+    name: str
+    revision: str
+    licence: str
+    sizes: Mapping[str, int]
+    checksums: Mapping[str, str]
+
+
+def fetch(name: str | Path, say: Callable[[str], Any] = print) -> Path:
+    """Returns the workdir of a model; one that is not a workdir yet is downloaded and converted first.
+
+    `say` prints what is downloaded and where the workdir is.
+
+    Raises FileNotFoundError for an unknown repository or revision and for one without weights, PermissionError for a
+    gated one, ConnectionError if the hub cannot be reached, ModuleNotFoundError if huggingface_hub is missing, and
+    ValueError for damaged files and for tensors that fit no layout, see `interop.load`.
+    """
+    workdir = published_names.workdir_of(name)
+    if workdir == Path(name) or (workdir / ORIGIN).is_file():
+        return workdir
+    if published_names.is_remote(str(name)):
+        source, origin = download(repository_of(str(name)), say)
+    else:
+        source, origin = Path(name), {"file": str(Path(name).absolute())}
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=workdir.parent, prefix=".partial-") as folder:
+        partial = Path(folder) / workdir.name
+        convert(source, partial, str(name))
+        replace_text(partial / ORIGIN, json.dumps({"name": str(name), **origin}, indent=1) + "\n")
+        with contextlib.suppress(FileExistsError, NotADirectoryError):  # another process has converted it meanwhile
+            partial.rename(workdir)
+    say(f"{name}: converted to {workdir}")
+    return workdir
+
+
+def fetch_all(config: ConfigDict, say: Callable[[str], Any] = print) -> None:
+    """Fetches every model that a field of the config names; the config keeps the name.  Raises as `fetch`."""
+    for value in config.values():
+        if isinstance(value, ConfigDict):
+            fetch_all(value, say)
+        elif isinstance(value, str) and value and (published_names.is_remote(value) or published_names.is_local(value)):
+            fetch(value, say)
+
+
+def convert(
+    source: Path, workdir: Path, name: str, layout: str | None = None, **options: Any
+) -> tuple[dict[str, Params], ConfigDict]:
+    """Converts weights to a workdir with one checkpoint of step 0; returns variables and config.
+
+    `name` is noted in the checkpoint.  `layout` and `options` are those of `interop.load`, and so are the errors.
+    """
+    _, variables, config = state_dicts.load(source, layout, **options)
+    choice = own.choice_of(source) if own.is_own_format(source) else None
+    with nothing_left(workdir):
+        checkpoint.save_weights(workdir, variables, config, f"imported from {name}")
+        if choice:
+            for weights in ("student", "ema"):  # the teacher is a copy
+                readout_choice.write(workdir, 0, weights, choice)
+    return variables, config
+
+
+def repository_of(name: str) -> str:
+    """Returns the repository, with @REVISION if one is named, of a name of the hub, open_clip or timm.
+
+    repository_of("timm:vit_base_patch14_dinov2.lvd142m") == "timm/vit_base_patch14_dinov2.lvd142m"
+
+    Raises ValueError for a model or tag that open_clip lacks or does not keep on the hub, and ModuleNotFoundError if
+    open_clip is missing, which alone knows where its weights are.
+    """
+    if match := published_names.TIMM.fullmatch(name):
+        return f"timm/{match['model']}"
+    if match := published_names.OPEN_CLIP.fullmatch(name):
+        needs = f"open_clip_torch knows where {name} is"
+        pretrained = extras.load("open_clip.pretrained", needs, package="open_clip_torch")
+        model, tag = match["model"].replace("/", "-"), match["tag"]
+        if tag not in (tags := pretrained.list_pretrained_tags_by_model(model)):
+            known = ", ".join(tags) or "none; its models are listed by open_clip.list_pretrained()"
+            raise ValueError(f"{name}: open_clip has no tag {tag!r} of {model!r}; its tags are {known}")
+        entry = pretrained.get_pretrained_cfg(model, tag)
+        if not entry.get("hf_hub"):
+            raise ValueError(f"{name} is not on the hub; download {entry.get('url')} and give the file")
+        return entry["hf_hub"].strip("/")
+    return name.removeprefix("hf://")
+
+
+def download(repository: str, say: Callable[[str], Any] = print) -> tuple[Path, dict[str, Any]]:
+    """Downloads weights, configs and vocabularies of a repository; returns their folder or file, and their origin.
+
+    `repository` is OWNER/NAME or OWNER/NAME@REVISION.  A download that was interrupted continues.  The SHA-256 of the
+    weights is compared with the hub's.  With HF_HUB_OFFLINE the files of an earlier download are taken.  Raises as
+    `fetch`.
+    """
+    hub = extras.load("huggingface_hub", f"downloading {repository} needs huggingface_hub", "hub")
+    name, _, revision = repository.partition("@")
+    with _hub_errors(repository):
+        if hub.is_offline_mode():
+            # Without patterns it would ask for all files of the repository.
+            folder = Path(hub.snapshot_download(name, revision=revision or None, allow_patterns=[]))
+            return _weights(folder), {"repository": name, "revision": folder.name}
+        about = describe(hub.HfApi().model_info(name, revision=revision or None, files_metadata=True))
+    files = files_of(about)
+    size = sum(about.sizes[file] for file in files) / 1e6
+    say(f"{name}: revision {about.revision[:12]}, licence {about.licence}, {size:,.1f} MB")
+    with _hub_errors(repository):
+        folder = Path(hub.snapshot_download(name, revision=about.revision, allow_patterns=files))
+    checksums = {file: about.checksums[file] for file in files if file in about.checksums}
+    for file, expected in checksums.items():
+        check(folder / file, expected)
+    origin = {"repository": name, "revision": about.revision, "licence": about.licence, "sha256": checksums}
+    return _weights(folder), origin
+
+
+def describe(info: Any) -> Repository:
+    """Returns what is read of huggingface_hub's `ModelInfo` with metadata of files."""
+    licence = (info.card_data or {}).get("license") or "not stated"
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings}
+    checksums = {file.rfilename: file.lfs.sha256 for file in info.siblings if file.lfs}
+    return Repository(info.id, info.sha, str(licence), sizes, checksums)
+
+
+def files_of(repository: Repository) -> list[str]:
+    """Returns the files of a repository that are downloaded: one model's weights, configs and vocabularies.
+
+    Raises FileNotFoundError that lists the files if there are no weights, or weights of several models.
+    """
+    top = sorted(name for name in repository.sizes if "/" not in name)
+    weights = [name for name in weight_files.NAMES if name in top][:1]
+    weights = weights or [name for name in top if weight_files.SHARD.search(name)]
+    weights = weights or [name for name in top if name.endswith(weight_files.SUFFIXES)]
+    parts = {part for part in weight_files.PARTS for name in weights if Path(name).stem.endswith(f"_{part}")}
+    if not weights or (len(weights) > 1 and not weight_files.SHARD.search(weights[0]) and len(parts) != len(weights)):
+        what = f"the weights of several models, {', '.join(weights)}" if weights else "no weights at its top"
+        raise FileNotFoundError(
+            f"{repository.name} has {what}; download one model yourself and give its file. The files are "
+            f"{', '.join(list(repository.sizes)[:20])}"
+        )
+    shards = [f"{name}.index.json" for name in weight_files.NAMES if f"{name}.index.json" in top]
+    small = [name for name in top if name.endswith(SIDECARS) and repository.sizes[name] <= MAX_SIDECAR]
+    return sorted({*weights, *shards, *small})
+
+
+def check(file: Path, expected: str) -> None:
+    """Raises ValueError, and removes the file, if its SHA-256 is another than expected."""
+    with file.open("rb") as stream:
+        actual = hashlib.file_digest(stream, "sha256").hexdigest()
+    if actual != expected:
+        file.resolve().unlink()  # the link points to the content
+        file.unlink(missing_ok=True)
+        raise ValueError(
+            f"{file.name} was damaged in the download: its SHA-256 is {actual}, the hub's {expected}; it was removed, "
+            "so repeat the command"
+        )
+
+
+def _weights(folder: Path) -> Path:
+    """The folder of a known kind of model, else its only file of weights."""
+    if weight_files.is_model(folder):
+        return folder
+    files = [file for file in folder.iterdir() if file.suffix in weight_files.SUFFIXES]
+    return files[0] if len(files) == 1 else folder
+
+
+@contextlib.contextmanager
+def _hub_errors(repository: str) -> Iterator[None]:
+    """Context in which errors of huggingface_hub become those that `fetch` lists."""
+    from huggingface_hub import errors  # installed, as `hub` is
+
+    page = f"{PAGE}/{repository.partition('@')[0]}"
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise PermissionError(
+            f"{repository} is gated: accept its terms at {page}, and log in with `hf auth login` or HF_TOKEN"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise FileNotFoundError(f"{repository} has no such revision; {NO_REVISION}") from error
+    except errors.RepositoryNotFoundError as error:
+        private = "if it is private, log in with `hf auth login` or HF_TOKEN"
+        raise FileNotFoundError(f"the hub has no model {repository}; {private}") from error
+    except errors.HFValidationError as error:
+        raise ValueError(f"{repository!r} is not the name of a repository: {error}") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{repository} was not downloaded before, and HF_HUB_OFFLINE forbids to download it now; files are looked "
+            "for in HF_HOME, by default ~/.cache/huggingface"
+        ) from error
+    except Exception as error:  # of the HTTP library, which is another one in other versions of huggingface_hub
+        raise ConnectionError(
+            f"{repository} could not be downloaded: {first_line(error)}; repeat the command to continue, or set "
+            "HF_HUB_OFFLINE=1 to take files that were downloaded before"
+        ) from error

@@ -1,0 +1,160 @@
+"""Models by name, from a hub on this machine: what is downloaded, kept, refused, and where names may stand."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hub_server import REVISION, serving
+from test_export import GELU_FIELDS, save_noise
+
+from detailclip_jax import config, interop
+from detailclip_jax.inference import model as inference
+from detailclip_jax.interop import formats, published
+from detailclip_jax.interop.exported_model import load as load_export
+from detailclip_jax.training import adopted_config, published_names
+
+pytest.importorskip("huggingface_hub")
+NAME = "hf://someone/tiny-clip"
+# Calls `fetch` for each name, in one process, and prints what it returns, says or raises.
+CALLS = """
+import json, pathlib, sys
+from detailclip_jax.interop import published
+for name in json.loads(sys.argv[1]):
+    said = []
+    try:
+        outcome = {"workdir": str(published.fetch(name, said.append))}
+    except Exception as error:
+        outcome = {"error": type(error).__name__, "message": str(error)}
+    print("outcome " + json.dumps(outcome | {"said": said}))
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The files of a tiny model in open_clip's layout, as its repository has them."""
+    workdir = save_noise(tmp_path_factory.mktemp("run"), "clip", **GELU_FIELDS)
+    folder = tmp_path_factory.mktemp("open_clip") / "model"
+    formats.named("open_clip").write(load_export(workdir, None, "student"), folder)
+    return folder
+
+
+@pytest.fixture
+def hub(files):
+    with serving() as (hub, address):
+        content = {path.name: path.read_bytes() for path in files.iterdir() if path.is_file()}
+        hub.add("someone/tiny-clip", content | {"train.py": b"raise SystemExit", "big.bin": b"x"})
+        hub.address = address
+        yield hub
+
+
+def fetch(hub, home, *names, **variables):
+    """The outcomes of `fetch` in a new process with a home of its own."""
+    environ = {"HF_ENDPOINT": hub.address, "HF_HOME": f"{home}/hub", "XDG_CACHE_HOME": f"{home}/cache"}
+    environ = os.environ | environ | {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_ETAG_TIMEOUT": "2"} | variables
+    command = [sys.executable, "-c", CALLS, json.dumps(names)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line.partition(" ")[2]) for line in done.stdout.splitlines() if line.startswith("outcome ")]
+
+
+def test_a_name_becomes_a_workdir_once_and_is_then_read_without_the_hub(hub, files, tmp_path):
+    (first,) = fetch(hub, tmp_path, NAME)
+    assert "revision 0123456789ab, licence mit" in first["said"][0]
+    workdir = first["workdir"]
+    origin = json.loads(pathlib.Path(workdir, published.ORIGIN).read_text())
+    assert (origin["name"], origin["repository"], origin["revision"]) == (NAME, "someone/tiny-clip", REVISION)
+    assert origin["licence"] == "mit" and list(origin["sha256"]) == ["open_clip_model.safetensors"]
+    downloaded = {path.rpartition("/")[2] for _, path in hub.requests if "/resolve/" in path}
+    assert "open_clip_config.json" in downloaded and not downloaded & {"train.py", "big.bin", "README.md"}
+    hub.requests.clear()
+    second, pinned = fetch(hub, tmp_path, NAME, f"{NAME}@{REVISION}", HF_HUB_OFFLINE="1")
+    assert second == {"workdir": workdir, "said": []} and not hub.requests
+    assert pinned["workdir"] != workdir  # converted from the files that the hub's library has kept
+    model, (_, variables, stated) = inference.load(workdir), interop.load(files)
+    np.testing.assert_array_equal(model.params["text"]["positions"], variables["params"]["text"]["positions"])
+    assert model.config.preprocess == stated.preprocess
+
+
+def test_each_failure_says_the_way_out(hub, tmp_path):
+    content = hub.files["someone/tiny-clip"]
+    hub.add("someone/gated", content)
+    hub.gated.add("someone/gated")
+    hub.add("someone/no-weights", {"README.md": b"", "config.json": b"{}"})
+    hub.add("someone/two", {"a.safetensors": b"1", "b.safetensors": b"2"})
+    names = "someone/gated", "someone/none", "someone/tiny-clip@old", "someone/no-weights", "someone/two"
+    outcomes = fetch(hub, tmp_path, *(f"hf://{name}" for name in names), "hf:someone", "timm:vit.tag")
+    said = [(outcome["error"], outcome["message"]) for outcome in outcomes]
+    for (error, message), (expected, words) in zip(
+        said,
+        [
+            ("PermissionError", "accept its terms at https://huggingface.co/someone/gated, and log in"),
+            ("FileNotFoundError", "the hub has no model someone/none; if it is private, log in"),
+            ("FileNotFoundError", "someone/tiny-clip@old has no such revision; give another"),
+            ("FileNotFoundError", "no weights at its top; download one model yourself"),
+            ("FileNotFoundError", "the weights of several models, a.safetensors, b.safetensors"),
+            ("ValueError", "the forms are hf://OWNER/NAME, hf://OWNER/NAME@REVISION, open_clip:MODEL/TAG or timm"),
+            ("FileNotFoundError", "the hub has no model timm/vit.tag"),
+        ],
+    ):
+        assert error == expected and words in message, (error, message)
+    assert not list((tmp_path / "cache").rglob("*origin.json"))
+    (offline,) = fetch(hub, tmp_path, NAME, HF_HUB_OFFLINE="1")
+    assert offline["error"] == "FileNotFoundError" and "HF_HUB_OFFLINE forbids" in offline["message"]
+    hub.address = "http://127.0.0.1:9"
+    (unreachable,) = fetch(hub, tmp_path, NAME)
+    assert unreachable["error"] == "ConnectionError" and "HF_HUB_OFFLINE=1" in unreachable["message"]
+
+
+def test_a_wrong_checksum_is_refused_and_a_repetition_downloads_again(hub, tmp_path):
+    hub.wrong.add("open_clip_model.safetensors")
+    (damaged,) = fetch(hub, tmp_path, NAME)
+    assert damaged["error"] == "ValueError" and "it was removed, so repeat the command" in damaged["message"]
+    hub.wrong.clear()
+    (again,) = fetch(hub, tmp_path, NAME)
+    assert "workdir" in again
+
+
+def test_an_interrupted_download_is_continued(hub, tmp_path):
+    hub.cut["open_clip_model.safetensors"] = 1000
+    (outcome,) = fetch(hub, tmp_path, NAME)  # the hub's library tries again by itself
+    if "error" in outcome:
+        (outcome,) = fetch(hub, tmp_path, NAME)
+    assert "workdir" in outcome
+
+
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [
+        ("hf://openai/clip-vit-base-patch16@57c2164", "openai/clip-vit-base-patch16@57c2164"),
+        ("timm:vit_base_patch14_dinov2.lvd142m", "timm/vit_base_patch14_dinov2.lvd142m"),
+        ("open_clip:ViT-B-16/laion2b_s34b_b88k", "laion/CLIP-ViT-B-16-laion2B-s34B-b88K"),
+    ],
+)
+def test_names_of_other_libraries_are_repositories_of_the_hub(name, repository):
+    if name.startswith("open_clip"):
+        pytest.importorskip("open_clip")
+    assert published_names.is_remote(name) and published.repository_of(name) == repository
+
+
+def test_an_unknown_tag_of_open_clip_names_the_known_ones():
+    pytest.importorskip("open_clip")
+    with pytest.raises(ValueError, match=r"no tag 'laion' of 'ViT-B-16'; its tags are openai, "):
+        published.repository_of("open_clip:ViT-B-16/laion")
+
+
+def test_a_file_of_weights_is_converted_once_and_again_after_a_change(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    workdir = published.fetch(files)
+    assert published.fetch(files) == workdir and published.fetch(workdir) == workdir
+    assert inference.load(files).step == 0  # the folder itself names the model
+    assert adopted_config.config_of(str(files)).method == "clip"
+    made = config.default()
+    made.init = str(files)
+    published.fetch_all(made)
+    assert made.init == str(files)  # the config keeps the name
+    os.utime(files / "open_clip_model.safetensors", ns=(0, 1))
+    assert published_names.workdir_of(files) != workdir
