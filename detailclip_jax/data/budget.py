@@ -23,7 +23,7 @@ class Budget:
         self._free = total
         self._changed = threading.Condition()
         self._turn = threading.Lock()
-        self._own = threading.local()
+        self._local = threading.local()
 
     @property
     def free(self) -> int:
@@ -34,7 +34,7 @@ class Budget:
     def taken(self, amount: int) -> Iterator[None]:
         """Holds `amount` during the body, or until the end of this thread's scope if it is in one."""
         with contextlib.ExitStack() as stack:
-            keeper = getattr(self._own, "scope", None) or stack
+            keeper = getattr(self._local, "scope", None) or stack
             amount = min(amount, self.total)
             self._take(amount)
             keeper.callback(self._give_back, amount)
@@ -43,18 +43,18 @@ class Budget:
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
         """Keeps all amounts taken inside until the end of the body, or of the outermost scope if scopes are nested."""
-        if getattr(self._own, "scope", None):
+        if getattr(self._local, "scope", None):
             yield
             return
-        with contextlib.ExitStack() as self._own.scope:
+        with contextlib.ExitStack() as self._local.scope:
             try:
                 yield
             finally:
-                stack, self._own.scope = self._own.scope, None
+                stack, self._local.scope = self._local.scope, None
                 stack.close()
 
     def _take(self, amount: int) -> None:
-        held = getattr(self._own, "held", 0)
+        held = getattr(self._local, "held", 0)
         if held:
             with self._changed:
                 self._free -= amount
@@ -62,10 +62,10 @@ class Budget:
             with self._turn, self._changed:
                 self._changed.wait_for(lambda: self._free >= amount)
                 self._free -= amount
-        self._own.held = held + amount
+        self._local.held = held + amount
 
     def _give_back(self, amount: int) -> None:
-        self._own.held -= amount
+        self._local.held -= amount
         with self._changed:
             self._free += amount
             self._changed.notify_all()

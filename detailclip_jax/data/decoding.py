@@ -159,16 +159,13 @@ class Encoded:
         reduction = max((n for n in self.reductions if n <= at_most), default=self.reductions[0])
         with BUDGET.scope():
             orientation = self.orientation
-            with self._room(reduction), _damage_is_refused():
-                pixels = turned(self._as_stored(reduction), orientation)
+            # images other than JPEG have reserved theirs for the orientation
+            is_jpeg = isinstance(self.header, JpegImagePlugin.JpegImageFile)
+            with BUDGET.taken(self._cost(reduction) if is_jpeg else 0), _damage_is_refused():
+                pixels = turn_upright(self._as_stored(reduction), orientation)
         left = self.width - reduction * pixels.shape[1] if orientation in MIRRORED else 0
         top = self.height - reduction * pixels.shape[0] if orientation in UPSIDE_DOWN else 0
         return Decoded(pixels, self.height, self.width, reduction, left, top)
-
-    def _room(self, reduction: int) -> contextlib.AbstractContextManager[None]:
-        """Reserves the budget for decoding; images other than JPEG have already reserved theirs in `orientation`."""
-        is_jpeg = isinstance(self.header, JpegImagePlugin.JpegImageFile)
-        return BUDGET.taken(self._cost(reduction) if is_jpeg else 0)
 
     def _cost(self, reduction: int) -> int:
         """Returns the pixels to reserve: those held at once, twice for what takes 11 to 15 bytes each to decode."""
@@ -180,8 +177,11 @@ class Encoded:
         """Decodes without turning upright; on damaged bytes it raises any exception of Pillow or OpenCV."""
         (width, height), header = self.header.size, self.header
         reduced = _ceil(width, reduction), _ceil(height, reduction)
-        if _is_plain_jpeg(self.data, header.mode):
-            image = _by_opencv(self.data, reduction)
+        # OpenCV is faster than Pillow.  It may fill up a truncated JPEG silently, so bytes that do not end in the end
+        # marker go to Pillow, which rejects truncated files and accepts extra bytes after the marker
+        if self.data[:2] == b"\xff\xd8" and self.data[-2:] == b"\xff\xd9" and header.mode in ("RGB", "L"):
+            flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | REDUCED.get(reduction, 0)
+            image = cv2.imdecode(np.frombuffer(self.data, np.uint8), flags)  # None for what it cannot decode
             if image is not None and image.shape[1::-1] == reduced:
                 return image
         if reduction > 1:
@@ -289,25 +289,10 @@ def _in_strips(data: bytes, header: JpegImagePlugin.JpegImageFile) -> bool:
     return "progressive" not in header.info and data[: header.fp.tell()][-size:][:3] == bytes([0, size, header.layers])
 
 
-def _is_plain_jpeg(data: bytes, mode: str) -> bool:
-    """Returns whether OpenCV decodes the bytes to the same pixels as Pillow; OpenCV is faster.
-
-    OpenCV may fill up a truncated JPEG silently.  So bytes that do not end in the end marker go to Pillow, which
-    rejects truncated files and accepts extra bytes after the marker.
-    """
-    return data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9" and mode in ("RGB", "L")
-
-
-def _by_opencv(data: bytes, reduction: int) -> UInt8[np.ndarray, "h w 3"] | None:
-    """Decodes without turning upright; returns None for bytes that OpenCV cannot decode."""
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | REDUCED.get(reduction, 0)
-    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-
-
 def rgb_of(image: Image.Image, decoding: str = UPRIGHT) -> UInt8[np.ndarray, "H W 3"]:
     """Returns a Pillow image as `decode` would; on damaged bytes it raises any exception of Pillow."""
     image.load()
-    return turned(_rgb(image, decoding), orientation_of(image) if decoding == UPRIGHT else 1)
+    return turn_upright(_rgb(image, decoding), orientation_of(image) if decoding == UPRIGHT else 1)
 
 
 def _rgb(image: Image.Image, decoding: str) -> UInt8[np.ndarray, "H W 3"]:
@@ -336,13 +321,13 @@ def _over_white(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
 def orientation_of(image: Image.Image) -> int:
     """Returns the EXIF orientation of a loaded image; 1 (upright) if it is missing or damaged."""
     try:
-        found = image.getexif().get(ORIENTATION, 1)
+        orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:  # as in `_header`; the pixels may be intact
         return 1
-    return found if found in range(1, 9) else 1
+    return orientation if orientation in range(1, 9) else 1
 
 
-def turned(image: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "H W 3"]:
+def turn_upright(image: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "H W 3"]:
     """Turns a stored image upright: transposed for orientations 5 to 8, then mirrored (TIFF 6.0, tag 274)."""
     if orientation >= 5:
         image = cv2.transpose(image)

@@ -21,7 +21,7 @@ from detailclip_jax.data.mixture import Member, Mixture, members_of
 from detailclip_jax.data.sources import BadRecord, Example, NoSplit, Source
 
 SPLITS = ("val", "validation", "test", "dev")
-SHARE, FEW, MOST = 0.02, 8, 0.1  # per set: usual share, smallest number, largest share
+SHARE, FEW, MAX_SHARE = 0.02, 8, 0.1  # per set: usual share, smallest number, largest share
 NUM_PROBES = 32  # drawn examples whose neighbours are read in any set
 
 
@@ -33,7 +33,7 @@ class HeldOut(NamedTuple):
 
 
 class Picked:
-    """The examples of a source at the given indices, in this order."""
+    """The examples of a source at some indices, in this order."""
 
     def __init__(self, source: Source, indices: Sequence[int] | Int[np.ndarray, "n"]):
         self.source, self.indices = source, indices
@@ -51,7 +51,7 @@ class Picked:
 
 
 class Rest:
-    """A source without the examples at the given sorted indices."""
+    """A source without the examples at some sorted indices."""
 
     def __init__(self, source: Source, without: Int[np.ndarray, "n"]):
         self.source, self.name = source, getattr(source, "name", "")
@@ -67,13 +67,13 @@ class Rest:
         return self.source[index + int(np.searchsorted(self._kept_before, index, side="right"))]
 
 
-def number(asked: int, num_examples: int) -> int:
-    """Returns how many of `num_examples` are held out: 2 % but at least 8; at most `asked` and a tenth of the examples.
+def number(most: int, num_examples: int) -> int:
+    """Returns how many of `num_examples` are held out: 2 % but at least 8; at most `most` and a tenth of the examples.
 
     number(1000, 14_689_580) == 1000; number(1000, 5_000) == 100; number(1000, 200) == 8; number(1000, 30) == 3
     """
     usual = max(FEW, round(SHARE * num_examples))
-    return min(asked, usual, int(MOST * num_examples))
+    return min(most, usual, int(MAX_SHARE * num_examples))
 
 
 def choose(source: Source, count: int) -> Int[np.ndarray, "n"]:
@@ -121,7 +121,7 @@ def sample_indices(num_examples: int, count: int) -> list[int]:
     return list(taken)
 
 
-def own_split(data: ConfigDict, image_size: int = 64) -> tuple[str, Source] | None:
+def evaluation_split(data: ConfigDict, image_size: int = 64) -> tuple[str, Source] | None:
     """Returns the first of SPLITS, with its source, that all sets of a run have and do not train on; else None.
 
     Raises MissingData if such a split is there but damaged, unfinished or out of reach: without it another part of the
@@ -139,33 +139,33 @@ def own_split(data: ConfigDict, image_size: int = 64) -> tuple[str, Source] | No
 def rest(source: Source, data: ConfigDict, image_size: int = 64) -> Source:
     """Returns the training source without the held-out examples; the source itself if none are held out of it.
 
-    Raises MissingData as `own_split` does.
+    Raises MissingData as `evaluation_split` does.
     """
-    if is_endless(data) or not data.held_out or own_split(data, image_size):
+    if is_endless(data) or not data.held_out or evaluation_split(data, image_size):
         return source
-    kept = [member._replace(source=_without(member.source, held)) for member, held in _shares(source, data.held_out)]
+    kept = [
+        member._replace(source=Rest(member.source, held)) if len(held) else member
+        for member, held in _shares(source, data.held_out)
+    ]
     return Mixture(kept) if isinstance(source, Mixture) else kept[0].source
 
 
-def _without(source: Source, held: Int[np.ndarray, "n"]) -> Source:
-    return Rest(source, held) if len(held) else source
-
-
-def _shares(source: Source, asked: int) -> list[tuple[Member, Int[np.ndarray, "n"]]]:
+def _shares(source: Source, most: int) -> list[tuple[Member, Int[np.ndarray, "n"]]]:
     """Returns each set with the indices of its held-out examples; their number is proportional to the set's size."""
     sizes = [(member, len(member.source)) for member in members_of(source)]
-    return [(member, choose(member.source, number(asked * size // len(source), size))) for member, size in sizes]
+    return [(member, choose(member.source, number(most * size // len(source), size))) for member, size in sizes]
 
 
 def open_held_out(data: ConfigDict, image_size: int = 64) -> HeldOut | None:
     """Returns the examples that a run on these data does not train on; None if there are none.
 
-    Raises MissingData as `mixture.open_source` and `own_split` do.
+    Raises MissingData as `mixture.open_source` and `evaluation_split` do.
     """
     if is_endless(data):
         return None
-    if found := own_split(data, image_size):
-        return HeldOut(found[1], f"{len(found[1]):,} examples, split {found[0]}")
+    if split := evaluation_split(data, image_size):
+        name, source = split
+        return HeldOut(source, f"{len(source):,} examples, split {name}")
     if not data.held_out:
         return None
     source = mixture.open_source(data, image_size=image_size)

@@ -21,8 +21,8 @@ def named_sets(data: ConfigDict) -> list[dict[str, str]]:
     A set has a name if its folder has a dataset.json with the name of the split `data.split`.  Sets of other kinds than
     "records" have none.  A dataset.json that does not have the form that `prepare` writes is logged.
     """
-    found = components(data) if data.source in KINDS else ()
-    folders = [each.path for each in found if each.kind == "records" and each.path]
+    sets = components(data) if data.source in KINDS else ()
+    folders = [each.path for each in sets if each.kind == "records" and each.path]
     return [{"path": folder, **name} for folder in folders if (name := _name(folder, str(data.split)))]
 
 

@@ -65,13 +65,13 @@ def on_squares(config: ConfigDict) -> ConfigDict:
     return changed(config, {"resize": "squash", "crop_ratio": 1.0}) if is_native else config
 
 
-def changed(config: ConfigDict, given: Mapping[str, Any]) -> ConfigDict:
-    """Returns a copy with the given fields of `preprocess` changed; None leaves a field as it is.
+def changed(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
+    """Returns a copy with these `fields` of `preprocess` changed; None leaves a field as it is.
 
     Raises ValueError for an unknown field or an invalid value.
     """
     config = ConfigDict(config.to_dict())
-    for name, value in given.items():
+    for name, value in fields.items():
         if name not in PREPROCESS:
             raise ValueError(unknown("field of preprocess", name, PREPROCESS))
         if value is not None:
@@ -80,13 +80,13 @@ def changed(config: ConfigDict, given: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-def check_used(fields: ConfigDict, given: Mapping[str, Any]) -> None:
-    """Raises ValueError for a given field that `fields.resize` does not use."""
-    unused = "crop_ratio" if fields.resize == NATIVE else "max_patches"
-    if given.get(unused) is not None:
+def check_used(preprocess: ConfigDict, fields: Mapping[str, Any]) -> None:
+    """Raises ValueError if `fields` has one that `preprocess.resize` does not use."""
+    unused = "crop_ratio" if preprocess.resize == NATIVE else "max_patches"
+    if fields.get(unused) is not None:
         raise ValueError(
-            f"preprocess.{unused} {given[unused]} has no effect with preprocess.resize {fields.resize!r}; leave one of "
-            "the two out"
+            f"preprocess.{unused} {fields[unused]} has no effect with preprocess.resize {preprocess.resize!r}; leave "
+            "one of the two out"
         )
 
 
@@ -98,13 +98,13 @@ def check(fields: ConfigDict) -> None:
 
 def description(config: ConfigDict) -> str:
     """Returns one line that describes the preprocessing."""
-    own, fields = transform_of(config), config.preprocess
+    view, fields = transform_of(config), config.preprocess
     mean, std = (" ".join(f"{number:.4g}" for number in fields[name]) for name in ("mean", "std"))
-    cut = f" ({own.filter}), center crop {own.size} px"
+    cut = f" ({view.filter}), center crop {view.size} px"
     scaled = {
-        "shorter_side": f"shorter side to {own.shorter_side} px{cut}",
-        "squash": f"both sides to {own.shorter_side} px{cut}",
-        NATIVE: f"native aspect, at most {own.max_patches} patches of {own.patch_size} px ({own.filter})",
+        "shorter_side": f"shorter side to {view.shorter_side} px{cut}",
+        "squash": f"both sides to {view.shorter_side} px{cut}",
+        NATIVE: f"native aspect, at most {view.max_patches} patches of {view.patch_size} px ({view.filter})",
     }
-    stored = "decoded by Pillow's convert('RGB'), " if own.decoding == PILLOW else ""
-    return f"{stored}{scaled[own.resize]}, mean {mean}, std {std}"
+    stored = "decoded by Pillow's convert('RGB'), " if view.decoding == PILLOW else ""
+    return f"{stored}{scaled[view.resize]}, mean {mean}, std {std}"

@@ -19,10 +19,8 @@ from jaxtyping import Float64, Int32, UInt8
 FIXED_POINT_BITS = 22
 # Block sizes that bound the 32-bit intermediate values for any image size: rows at once, then values per row
 BLOCK_ROWS, BLOCK_VALUES = 128, 1024
-KEPT_TAPS, KEPT_SIDE = (
-    1024,
-    1024,
-)  # cached matrices, for sides up to KEPT_SIDE pixels: at most 40 MB for views of 224 pixels
+# Cached matrices, for sides up to KEPT_SIDE pixels: at most 40 MB for views of 224 pixels
+KEPT_TAPS, KEPT_SIDE = 1024, 1024
 
 Number = int | float
 Box = tuple[Number, Number, Number, Number]
@@ -72,20 +70,16 @@ def resize(
     x0, y0, x1, y1 = window or (0, 0, width, height)
     columns = taps(image.shape[1], width, filter, left, right, x0, x1)
     rows = taps(image.shape[0], height, filter, top, bottom, y0, y1)
-    return _summed(rows, _narrowed(columns, image[rows.first : rows.last, columns.first : columns.last]))
+    narrow = image = image[rows.first : rows.last, columns.first : columns.last]
+    if columns.matrix is not None:
+        narrow = np.empty((len(image), columns.matrix.shape[0], 3), np.uint8)
+        for start in range(0, len(image), BLOCK_ROWS):
+            strip = image[start : start + BLOCK_ROWS]
+            narrow[start : start + BLOCK_ROWS] = cv2.transpose(_weighted_sums(columns, cv2.transpose(strip)))
+    return _weighted_sums(rows, narrow)
 
 
-def _narrowed(columns: Taps, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H w 3"]:
-    if columns.matrix is None:
-        return image
-    narrowed = np.empty((len(image), columns.matrix.shape[0], 3), np.uint8)
-    for start in range(0, len(image), BLOCK_ROWS):
-        strip = image[start : start + BLOCK_ROWS]
-        narrowed[start : start + BLOCK_ROWS] = cv2.transpose(_summed(columns, cv2.transpose(strip)))
-    return narrowed
-
-
-def _summed(rows: Taps, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h W 3"]:
+def _weighted_sums(rows: Taps, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h W 3"]:
     if rows.matrix is None:
         return image
     values = image.reshape(len(image), -1)

@@ -4,6 +4,7 @@ An example is a dict: "image" bytes (encoded) or uint8 [H, W, 3], "captions" tup
 and "key", a text that names it in logs; a source may add further fields.
 """
 
+import contextlib
 import itertools
 import json
 import numbers
@@ -94,7 +95,7 @@ def label_of(example: Mapping[str, Any], num_classes: int | None = None) -> np.i
 
 
 def open_set(component: Component, data: ConfigDict, split: str | None = None, image_size: int = 64) -> Source:
-    """Opens one set of a run; `data` is `config.data`, and `split` replaces its split if given.
+    """Opens one set of a run; `data` is `config.data`, and `split` replaces its split.
 
     "stickers": scenes on a canvas a quarter larger than `image_size`; "records": ArrayRecord shards in the folder
     `path` (see `write_records`); "tfds": `path` is "name", "name:version" or a builder's directory.
@@ -121,7 +122,7 @@ class Records:
         paths = shards_of(path, split) if path else []
         if not paths:
             raise NoSplit(_missing_records(path, split))
-        self._shards = _opened(paths)
+        self._shards = _open(paths)
         if not len(self._shards):
             raise MissingData(f"{len(paths)} shards {self.name}-*.arrayrecord contain no record; write them again")
 
@@ -133,7 +134,7 @@ class Records:
             raise IndexError(f"example {index} of {len(self)}")
         try:
             fields = msgpack.unpackb(self._shards[index])
-            return _checked(fields, key=f"{self.name}#{index}")
+            return _complete(fields, key=f"{self.name}#{index}")
         except (RuntimeError, ValueError, TypeError, msgpack.UnpackException) as error:
             raise BadRecord(f"{self.name}#{index}: {error}") from error
 
@@ -159,19 +160,15 @@ def check_finished(path: str | os.PathLike, split: str) -> None:
         is_begun = bool(path) and (work / PLAN).exists()
     except OSError as error:
         raise MissingData(f"{work} cannot be read: {error.strerror or error}") from error
-    if is_begun and not _is_described(work.parent / DATASET, split):
+    described = ()  # the splits that `prepare` has finished
+    if is_begun:
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
+            described = json.loads((work.parent / DATASET).read_text())["splits"]
+    if is_begun and split not in described:
         raise MissingData(
             f"the split {split} of {path} is not complete: prepare has not finished it; repeat its command, or "
             f"remove {work} and {split}-*.arrayrecord"
         )
-
-
-def _is_described(file: Any, split: str) -> bool:
-    """Whether a dataset.json describes the split, which `prepare` does at its end."""
-    try:
-        return split in json.loads(file.read_text())["splits"]
-    except (OSError, ValueError, TypeError, LookupError):
-        return False
 
 
 def _folder(path: str | os.PathLike) -> Any:
@@ -223,50 +220,39 @@ def _write_shard(path: pathlib.Path, numbered: Iterable[tuple[int, Mapping[str, 
         writer = ArrayRecordWriter(str(partial), "group_size:1")  # one record per block: random access
         try:
             for number, example in numbered:
-                writer.write(msgpack.packb(_plain(_checked(example, key=str(number)))))
+                complete = _complete(example, key=str(number))
+                writer.write(msgpack.packb({**complete, "captions": list(complete["captions"])}))
                 count += 1
         finally:
             writer.close()
     return count
 
 
-def _plain(example: Example) -> Example:
-    return {**example, "captions": list(example["captions"])}
-
-
-def _checked(fields: Mapping[str, Any], key: str) -> Example:
+def _complete(fields: Mapping[str, Any], key: str) -> Example:
     """Returns the example with defaults for omitted fields; ValueError that names the first invalid field."""
     example = {"captions": (), "label": -1, "key": key, **fields}
     for name, kind in (("image", bytes), ("label", numbers.Integral), ("key", str)):
         if not isinstance(example.get(name), kind):
             raise ValueError(f"field {name!r} is {example.get(name)!r:.40}; expected {SCHEMA}")
-    example["label"], example["captions"] = int(label_of(example)), _texts(example["captions"])
-    return example
-
-
-def _texts(captions: Any) -> tuple[str, ...]:
-    """Returns the captions as a tuple; ValueError for one text, whose items would be letters, and for other types."""
+    captions = example["captions"]  # one text is no list, although its letters are texts
     is_list = isinstance(captions, Iterable) and not isinstance(captions, str | bytes | Mapping)
     texts: tuple[Any, ...] = tuple(captions) if is_list else (None,)
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"captions {captions!r:.80} are not a list of texts; expected {SCHEMA}")
-    return texts
+    return {**example, "label": int(label_of(example)), "captions": texts}
 
 
-def _opened(paths: Sequence[pathlib.PurePath]) -> ArrayRecordDataSource:
+def _open(paths: Sequence[pathlib.PurePath]) -> ArrayRecordDataSource:
     try:
         return ArrayRecordDataSource([str(path) for path in paths])
     except RuntimeError as error:
-        broken = [str(path) for path in paths if not _opens(path)]
+        broken = []
+        for path in map(str, paths):
+            try:
+                ArrayRecordDataSource(path)
+            except RuntimeError:
+                broken.append(path)
         raise MissingData(f"{', '.join(broken)}: not readable as ArrayRecord ({error}); write them again") from error
-
-
-def _opens(path: pathlib.PurePath) -> bool:
-    try:
-        ArrayRecordDataSource(str(path))
-    except RuntimeError:
-        return False
-    return True
 
 
 def _missing_records(path: str | os.PathLike, split: str) -> str:
@@ -361,7 +347,8 @@ class TfdsRecords:
         if "image" not in builder.info.features:
             raise MissingData(f"tfds {path!r} has no field 'image'; it has {', '.join(builder.info.features)}")
         self.name = f"{path}/{split}"
-        self.text_fields = _text_fields(builder.info.features)
+        features = builder.info.features.items()
+        self.text_fields = [name for name, feature in features if name not in KEY_FIELDS and _is_text(feature)]
         self._split = TfdsSplit(builder, split, self.name)
 
     def __len__(self) -> int:
@@ -402,12 +389,8 @@ def tensorflow_datasets() -> Any:
     return extras.load("tensorflow_datasets", needs, "data", error=MissingData)
 
 
-def _text_fields(features: Any) -> list[str]:
-    """Returns the names of fields, other than keys, that hold a text, texts, or dicts with a "text"."""
-    return [name for name, feature in features.items() if name not in KEY_FIELDS and _is_text(feature)]
-
-
 def _is_text(feature: Any) -> bool:
+    """Returns whether a field holds a text, texts, or dicts with a "text"."""
     if isinstance(feature, tensorflow_datasets().features.Sequence):
         return _is_text(feature.feature)
     if isinstance(feature, tensorflow_datasets().features.FeaturesDict):

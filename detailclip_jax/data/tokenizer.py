@@ -127,10 +127,10 @@ class _Merging:
 
     def places(self, rank: int) -> list[int]:
         """Removes all places of a rank from the heap and returns them, before a merge can add a lower rank."""
-        found: list[int] = []
+        places: list[int] = []
         while self.heap and self.heap[0][0] == rank:
-            found.append(heapq.heappop(self.heap)[1])
-        return found
+            places.append(heapq.heappop(self.heap)[1])
+        return places
 
     def join(self, at: int) -> None:
         """Merges the piece at a place with the next one."""
@@ -156,21 +156,6 @@ def _ids(word: str) -> tuple[int, ...]:
 
 
 _kept_ids = functools.lru_cache(maxsize=2**16)(_ids)
-
-
-def _word_ids(word: str) -> tuple[int, ...]:
-    """Returns the ids of one word, cached for short words; long words would fill the cache."""
-    return _kept_ids(word) if len(word) <= MAX_CACHED else _ids(word)
-
-
-def check_vocabulary(vocab_size: int) -> None:
-    """Raises ValueError if a model with this vocabulary cannot read CLIP's token ids."""
-    if vocab_size != VOCAB_SIZE:
-        raise ValueError(
-            f"this model was trained on a vocabulary of {vocab_size} tokens, but texts are tokenized with CLIP's "
-            f"{VOCAB_SIZE}; give the file of its own tokenizer (import_torch --tokenizer=FILE, or "
-            "--config.data.tokenizer=FILE), as docs/pytorch.md shows"
-        )
 
 
 class Tokenizer:
@@ -199,13 +184,19 @@ class Tokenizer:
 
     def check(self) -> None:
         """Raises ValueError if the model has another vocabulary, as the first text does."""
-        check_vocabulary(self.vocab_size)
+        if self.vocab_size != VOCAB_SIZE:
+            raise ValueError(
+                f"this model was trained on a vocabulary of {self.vocab_size} tokens, but texts are tokenized with "
+                f"CLIP's {VOCAB_SIZE}; give the file of its own tokenizer (import_torch --tokenizer=FILE, or "
+                "--config.data.tokenizer=FILE), as docs/pytorch.md shows"
+            )
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of the first MAX_CHARACTERS of a text, between SOT and EOT, neither cut nor padded."""
         self.check()
         words = WORDS.findall(clean(text[:MAX_CHARACTERS]))
-        return [SOT, *(token for word in words for token in _word_ids(word)), EOT]
+        ids = ((_kept_ids if len(word) <= MAX_CACHED else _ids)(word) for word in words)  # long ones fill the cache
+        return [SOT, *itertools.chain.from_iterable(ids), EOT]
 
     def fit(self, ids: Sequence[int]) -> Int32[np.ndarray, " T"]:
         """Cuts or zero-pads ids to the context length, and counts cuts."""

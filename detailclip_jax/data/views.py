@@ -79,15 +79,15 @@ def crops_from_config(crops: ConfigDict | Mapping[str, Any]) -> dict[str, Crop]:
     Raises ValueError for an unknown field (with the nearest known one), and for an enclosing or inside crop without
     "large" crops.
     """
-    found = {name: _crop(name, {**fields}) for name, fields in crops.items()}
-    independent = LARGE in found and found[LARGE].kind in ("random", "whole")
+    checked = {name: _crop(name, {**fields}) for name, fields in crops.items()}
+    independent = LARGE in checked and checked[LARGE].kind in ("random", "whole")
     for kind, use in (("enclosing", "to enclose"), ("inside", "to lie in")):
-        if not independent and any(crop.kind == kind for crop in found.values()):
+        if not independent and any(crop.kind == kind for crop in checked.values()):
             raise ValueError(
                 f"a crop of kind {kind} needs crops named {LARGE!r} {use}, of kind random or whole; the crops are "
-                f"{', '.join(f'{name} ({crop.kind})' for name, crop in sorted(found.items()))}"
+                f"{', '.join(f'{name} ({crop.kind})' for name, crop in sorted(checked.items()))}"
             )
-    return found
+    return checked
 
 
 def captioned_crop(crops: Container[str]) -> str:
@@ -123,10 +123,6 @@ def random_resized_crop_box(
             top = int(rng.integers(0, height - h + 1))
             left = int(rng.integers(0, width - w + 1))
             return left, top, left + w, top + h
-    return _central_box(height, width, ratio)
-
-
-def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
     w, h = width, height
     if width / height < ratio[0]:
         h = round(width / ratio[0])
@@ -187,15 +183,14 @@ def _of_view(probability: float | tuple[float, ...], view: int) -> float:
 
 def make_masks(crops: Mapping[str, Crop], rng: np.random.Generator) -> dict[str, Bool[np.ndarray, "V N"]]:
     """Draws iBOT's block masks (True = hidden) for the views of all crops with a `mask_grid`, by crop name."""
-    asking = {name: crops[name] for name in sorted(crops) if crops[name].mask_grid}
-    return {
-        name: np.stack([_draw_mask(crop, rng).reshape(-1) for _ in range(crop.count)]) for name, crop in asking.items()
-    }
-
-
-def _draw_mask(crop: Crop, rng: np.random.Generator) -> Bool[np.ndarray, "side side"]:
-    ratio = rng.uniform(*crop.mask_ratio) if rng.random() < crop.mask_p else 0.0
-    return block_mask(crop.mask_grid, ratio, rng)
+    masks: dict[str, Bool[np.ndarray, "V N"]] = {}
+    for name in sorted(crops):
+        crop, drawn = crops[name], []
+        for _ in range(crop.count if crop.mask_grid else 0):
+            ratio = rng.uniform(*crop.mask_ratio) if rng.random() < crop.mask_p else 0.0
+            drawn.append(block_mask(crop.mask_grid, ratio, rng).reshape(-1))
+        masks |= {name: np.stack(drawn)} if drawn else {}
+    return masks
 
 
 Views = dict[str, tuple[Any, Float32[np.ndarray, "V 4"]]]  # pixels, uint8 [V, S, S, 3] or `Native`, and boxes
@@ -230,19 +225,18 @@ def draw_boxes(height: int, width: int, crops: Mapping[str, Crop], rng: np.rando
     """Draws the boxes of all crops by name, those that depend on the large ones last."""
     boxes: dict[str, list[Box]] = {}
     for name in sorted(crops, key=lambda name: (KINDS.index(crops[name].kind), name)):
-        large = boxes.get(LARGE, [])
-        boxes[name] = [_draw_box(height, width, crops[name], large, rng) for _ in range(crops[name].count)]
+        crop, large, drawn = crops[name], boxes.get(LARGE, []), []
+        for _ in range(crop.count):
+            if crop.kind == "enclosing":
+                drawn.append(enclosing_box(height, width, large, rng))
+            elif crop.kind == "whole":
+                drawn.append((0, 0, width, height))
+            else:
+                left, top, right, bottom = large[0] if crop.kind == "inside" else (0, 0, width, height)
+                x0, y0, x1, y1 = random_resized_crop_box(bottom - top, right - left, crop.scale, crop.ratio, rng)
+                drawn.append((left + x0, top + y0, left + x1, top + y1))
+        boxes[name] = drawn
     return boxes
-
-
-def _draw_box(height: int, width: int, crop: Crop, large: list[Box], rng: np.random.Generator) -> Box:
-    if crop.kind == "enclosing":
-        return enclosing_box(height, width, large, rng)
-    if crop.kind == "whole":
-        return 0, 0, width, height
-    left, top, right, bottom = large[0] if crop.kind == "inside" else (0, 0, width, height)
-    x0, y0, x1, y1 = random_resized_crop_box(bottom - top, right - left, crop.scale, crop.ratio, rng)
-    return left + x0, top + y0, left + x1, top + y1
 
 
 def reduction_for(
@@ -282,8 +276,8 @@ def _views(
 ) -> tuple[UInt8[np.ndarray, "V S S 3"] | Native, Float32[np.ndarray, "V 4"]]:
     cuts = (cut(image, crop, box, native) for box in boxes)
     pixels, mirrored = zip(*(augment(part, crop, view, rng) for view, part in enumerate(cuts)))
-    turned = [(x1, y0, x0, y1) if turn else (x0, y0, x1, y1) for (x0, y0, x1, y1), turn in zip(boxes, mirrored)]
-    return stack(pixels, native), np.array(turned, np.float32)
+    facing = [(x1, y0, x0, y1) if turn else (x0, y0, x1, y1) for (x0, y0, x1, y1), turn in zip(boxes, mirrored)]
+    return stack(pixels, native), np.array(facing, np.float32)
 
 
 def stack(pixels: Sequence[UInt8[np.ndarray, "h w 3"]], native: Budget | None) -> Any:

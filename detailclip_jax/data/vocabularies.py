@@ -60,10 +60,10 @@ class FileTokenizer(Tokenizer):
 
     def check(self) -> None:
         """Raises FileNotFoundError without the file, ValueError if it does not fit or its library is missing."""
-        if self.digest and (found := digest_of(self.file)) != self.digest:
+        if self.digest and (digest := digest_of(self.file)) != self.digest:
             raise ValueError(
                 f"data.tokenizer: the file at {self.file} is not the one this model was trained with (its digest is "
-                f"{found}, not {self.digest}); put that file there, or import the model again with --tokenizer=FILE"
+                f"{digest}, not {self.digest}); put that file there, or import the model again with --tokenizer=FILE"
             )
         pieces = pieces_of(self.file)
         if pieces.size > self.vocab_size:
@@ -76,7 +76,20 @@ class FileTokenizer(Tokenizer):
                 f"data.tokenizer {self.file} puts {num_around:,} tokens around a text, which leave no room for a word "
                 f"in {self.context_length}; give the file of the model's own tokenizer"
             )
-        check_pooling(self.file, pieces, self.pooling)
+        # the pooling "eot" takes the first of the largest ids of a text for its end token, "mean" masks the id PAD
+        end = pieces.size - 1
+        if self.pooling == AT_EOT and (end not in pieces.after or end in pieces.before or pieces.padding > end):
+            raise ValueError(
+                f"data.tokenizer {self.file}: text pooling 'eot' takes the largest id of a text for its end token, but "
+                f"here the largest is {end}, the end {pieces.after or 'none'}, the start {pieces.before or 'none'} and "
+                f"the padding {pieces.padding}; give the file of the model's own tokenizer, or another "
+                "model.text_style.pooling"
+            )
+        if self.pooling == MEAN and pieces.padding != PAD:
+            raise ValueError(
+                f"data.tokenizer {self.file} fills a text with id {pieces.padding}, but text pooling 'mean' hides id "
+                f"{PAD}; give the file of the model's own tokenizer, or another model.text_style.pooling"
+            )
 
     @functools.cached_property
     def _pieces(self) -> Pieces:
@@ -210,25 +223,6 @@ def _content(path: Path, limit: int) -> bytes:
         raise ValueError(f"data.tokenizer: {error}; give the file of the model's own tokenizer") from None
 
 
-def check_pooling(file: str, pieces: Pieces, pooling: str) -> None:
-    """Raises ValueError if the text encoder would not find the end token, or would not tell padding from words.
-
-    With the pooling "eot" it takes the first of the largest ids of a text, with "mean" it masks the id PAD.
-    """
-    end = pieces.size - 1
-    if pooling == AT_EOT and (end not in pieces.after or end in pieces.before or pieces.padding > end):
-        raise ValueError(
-            f"data.tokenizer {file}: text pooling 'eot' takes the largest id of a text for its end token, but here the "
-            f"largest is {end}, the end {pieces.after or 'none'}, the start {pieces.before or 'none'} and the padding "
-            f"{pieces.padding}; give the file of the model's own tokenizer, or another model.text_style.pooling"
-        )
-    if pooling == MEAN and pieces.padding != PAD:
-        raise ValueError(
-            f"data.tokenizer {file} fills a text with id {pieces.padding}, but text pooling 'mean' hides id {PAD}; "
-            "give the file of the model's own tokenizer, or another model.text_style.pooling"
-        )
-
-
 def from_json(path: Path) -> Pieces:
     """A file of the library `tokenizers`.
 
@@ -257,13 +251,13 @@ def from_json(path: Path) -> Pieces:
         )
     with _damage_is_named(path):
         refused = refused or refusal(words, UNKNOWN)
-        found = None if refused else around(tokenizer.encode("a").ids, letter)
+        special = None if refused else around(tokenizer.encode("a").ids, letter)
     if refused:
         raise ValueError(
             f"data.tokenizer {path} has no token for unknown words, so a text with one is an error of its library "
             f'({refused}); set "unk_token" of the "model" in that file to one of its tokens ("unk_id" of a Unigram)'
         )
-    if found is None:
+    if special is None:
         raise ValueError(
             f"data.tokenizer {path} does not keep the words of the text 'a' in one piece between its start and end "
             "tokens; give the file of the model's own tokenizer"
@@ -271,7 +265,7 @@ def from_json(path: Path) -> Pieces:
     padding = stored["pad_id"] if stored else padding_beside(path, tokenizer)
     size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     named = _damage_is_named(path)  # a text may be the first that the library panics at
-    return Pieces(named(words), named(tokenizer.decode), size, *found, padding)
+    return Pieces(named(words), named(tokenizer.decode), size, *special, padding)
 
 
 @contextlib.contextmanager
@@ -305,30 +299,26 @@ def around(ids: Sequence[int], words: Sequence[int]) -> tuple[tuple[int, ...], t
 
 def padding_beside(path: Path, tokenizer: Any) -> int:
     """Returns the id that fills a text by the `tokenizer_config.json` beside the file."""
-    beside = path.parent / "tokenizer_config.json"
-    token = _pad_token(beside) if beside.is_file() else None
-    found = tokenizer.token_to_id(token) if isinstance(token, str) else None
-    if found is None:
+    file, token = path.parent / "tokenizer_config.json", None
+    if file.is_file():
+        try:
+            fields = json.loads(_content(file, MAX_CONFIG_BYTES))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"data.tokenizer: {file} is damaged: {error}; copy it again from its source") from None
+        if not isinstance(fields, Mapping):
+            raise ValueError(
+                f"data.tokenizer: {file} is damaged: it contains a {type(fields).__name__}, not an object; copy it "
+                "again from its source"
+            )
+        token = fields.get("pad_token")
+        token = token.get("content") if isinstance(token, Mapping) else token
+    padding = tokenizer.token_to_id(token) if isinstance(token, str) else None
+    if padding is None:
         raise ValueError(
             f"data.tokenizer {path} does not say which token fills a text; put the tokenizer_config.json of the model, "
             "which has its pad_token, beside it"
         )
-    return found
-
-
-def _pad_token(file: Path) -> Any:
-    """Returns the `pad_token` of a tokenizer_config.json as it stands there: a text in a valid file."""
-    try:
-        fields = json.loads(_content(file, MAX_CONFIG_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"data.tokenizer: {file} is damaged: {error}; copy it again from its source") from None
-    if not isinstance(fields, Mapping):
-        raise ValueError(
-            f"data.tokenizer: {file} is damaged: it contains a {type(fields).__name__}, not an object; copy it again "
-            "from its source"
-        )
-    token = fields.get("pad_token")
-    return token.get("content") if isinstance(token, Mapping) else token
+    return padding
 
 
 def from_model(path: Path) -> Pieces:

@@ -23,10 +23,10 @@ LAST_STEPS = 60.0  # seconds that a worker goes on after SIGTERM
 KILLED = re.compile(r"Worker process was terminated unexpectedly with exit code -(\d+)")  # grain's words
 
 
-def usable_workers(asked: int) -> int:
+def usable_workers(most: int) -> int:
     """Returns at most one worker per core, minus one core for this process; 0 (threads) with at most two cores."""
     cores = usable_cores()
-    return min(asked, cores - 1) if cores > 2 else 0
+    return min(most, cores - 1) if cores > 2 else 0
 
 
 class Prefetched:
@@ -56,7 +56,7 @@ class Prefetched:
         return self
 
     def __next__(self) -> Any:
-        with killed_workers_named():
+        with name_killed_workers():
             item = next(self._held[0])
         return _copied(item) if self._in_shared_memory else item
 
@@ -66,15 +66,15 @@ class Prefetched:
 
 
 @contextlib.contextmanager
-def killed_workers_named() -> Iterator[None]:
+def name_killed_workers() -> Iterator[None]:
     """Turns grain's error about a worker that a signal ended into RunError; all other errors stay as they are."""
     try:
         yield
     except RuntimeError as error:
-        if not (found := KILLED.match(str(error))):
+        if not (killed := KILLED.match(str(error))):
             raise
         raise RunError(
-            f"a data worker was killed (signal {found[1]}), perhaps for its memory; the same command continues from "
+            f"a data worker was killed (signal {killed[1]}), perhaps for its memory; the same command continues from "
             "the last checkpoint; try fewer --config.data.num_workers or a smaller --config.data.prefetch"
         ) from error
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from detailclip_jax.data.decoding import BadImage, decode_whole
-from detailclip_jax.data.image_files import Found as Files
+from detailclip_jax.data.image_files import ImageFiles as Files
 from detailclip_jax.dense import runs
 from detailclip_jax.dense.dense_experiment import Experiment
 from detailclip_jax.dense.detection.coco_scores import results_of

@@ -43,7 +43,7 @@ def none_because(config: ConfigDict) -> str:
     """Why a run has no held-out examples, and how to have some."""
     try:
         source = mixture.open_source(config.data, image_size=config.model.image_size)
-        held_out.own_split(config.data, config.model.image_size)
+        held_out.evaluation_split(config.data, config.model.image_size)
     except MissingData as error:
         return str(error)
     if not config.data.held_out:

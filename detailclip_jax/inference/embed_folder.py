@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from detailclip_jax.data.image_files import Found, ImageFileBatches
+from detailclip_jax.data.image_files import ImageFileBatches, ImageFiles
 from detailclip_jax.inference import embeddings
 from detailclip_jax.inference.embeddings import IMAGE, TEXT, Key, Origin, Table
 from detailclip_jax.runtime.devices import usable_cores
@@ -34,7 +34,7 @@ EmbeddedBatch = tuple[Sequence[Key], np.ndarray, Sequence[str]]
 class Request(NamedTuple):
     """The validated request of the command line."""
 
-    files: Found | None
+    files: ImageFiles | None
     texts: list[str]
     out: Path | None
 
@@ -48,7 +48,7 @@ def read_texts(file: str | Path | None, more: Sequence[str] = ()) -> list[str]:
     return [text.strip() for text in [*lines, *more] if text.strip()]
 
 
-def embed_images(model: "Model", files: Found, keys: Sequence[Key]) -> Iterator[EmbeddedBatch]:
+def embed_images(model: "Model", files: ImageFiles, keys: Sequence[Key]) -> Iterator[EmbeddedBatch]:
     """Embeds images batch by batch, while threads read the next ones."""
     from detailclip_jax.data.workers import Prefetched
     from detailclip_jax.inference.batching import in_shapes, in_turn, shapes_up_to
@@ -104,7 +104,7 @@ def collect(
             saved = time.perf_counter()
 
 
-def image_keys(files: Found) -> list[Key]:
+def image_keys(files: ImageFiles) -> list[Key]:
     """Keys of the image files, with their current modification times."""
     return [Key(IMAGE, name, _modified(files.root / name)) for name in files.names]
 

@@ -182,8 +182,14 @@ def test_a_thread_that_holds_a_part_does_not_wait_for_itself():
 def test_sixteen_threads_do_not_decode_sixteen_large_images_at_once(monkeypatch):
     budget = Budget(2 * 64 * 96)
     monkeypatch.setattr(decoding, "BUDGET", budget)
-    free, original = [], decoding.turned
-    monkeypatch.setattr(decoding, "turned", lambda *a: (free.append(budget.free), time.sleep(0.01), original(*a))[2])
+    free, original = [], decoding.turn_upright
+
+    def turn_slowly(*arguments):
+        free.append(budget.free)
+        time.sleep(0.01)
+        return original(*arguments)
+
+    monkeypatch.setattr(decoding, "turn_upright", turn_slowly)
     data = [encoded(make_image(64, 96), format) for format in ("PNG", "JPEG", "BMP", "WEBP")] * 4
     threads = [threading.Thread(target=decoding.decode, args=(one,)) for one in data]
     for thread in threads:

@@ -19,7 +19,7 @@ from detailclip_jax.data.pipeline import BadRecords, BatchOptions, Pipeline, Str
 from detailclip_jax.data.sources import BadRecord
 from detailclip_jax.data.tokenizer import EOT, Tokenizer
 from detailclip_jax.data.views import Crop
-from detailclip_jax.data.workers import killed_workers_named
+from detailclip_jax.data.workers import name_killed_workers
 from detailclip_jax.runtime.errors import RunError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -359,10 +359,10 @@ if __name__ == "__main__":
 def test_a_worker_that_the_kernel_has_killed_is_a_message():
     said = "Worker process was terminated unexpectedly with exit code -9. Search the logs above"
     told = r"worker was killed \(signal 9\).*continues.*fewer --config\.data\.num_workers"
-    with pytest.raises(RunError, match=told), killed_workers_named():
+    with pytest.raises(RunError, match=told), name_killed_workers():
         raise RuntimeError(said)
     for other in (RuntimeError(said.replace("-9", "1")), RuntimeError("a fault"), TooManyBadRecords("several")):
-        with pytest.raises(type(other)) as raised, killed_workers_named():
+        with pytest.raises(type(other)) as raised, name_killed_workers():
             raise other
         assert raised.value is other
 

@@ -53,7 +53,7 @@ class ImageFile(NamedTuple):
     label: int = -1
 
 
-class ImageFiles:
+class ImageFileSource:
     """A source of image files below `root`."""
 
     def __init__(self, root: pathlib.Path, files: Sequence[ImageFile]):

@@ -4,7 +4,7 @@ import os
 import pathlib
 
 from detailclip_jax.data.images import NOT_READ, SUFFIXES
-from detailclip_jax.data.labelled.contents import Contents, ImageFile, ImageFiles, file_identity, split_names
+from detailclip_jax.data.labelled.contents import Contents, ImageFile, ImageFileSource, file_identity, split_names
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.runtime.folders import Walk, is_folder, is_hidden
 
@@ -29,7 +29,7 @@ def read(folder: pathlib.Path, split: str) -> Contents | None:
             f"{root}: {len(classes)} folders, but no image in any of them; supported names end in {' '.join(SUFFIXES)}"
         )
     sizes = file_identity(root, [file.path for file in files])
-    return Contents(ImageFiles(root, files), classes, ("folders", *classes, *sizes))
+    return Contents(ImageFileSource(root, files), classes, ("folders", *classes, *sizes))
 
 
 def splits_in(folder: pathlib.Path) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ Format: {"images": [{"filename": ..., "filepath": folder (COCO), "split": "test"
 import json
 import pathlib
 
-from detailclip_jax.data.labelled.contents import Contents, ImageFile, ImageFiles, root_with, sizes_of
+from detailclip_jax.data.labelled.contents import Contents, ImageFile, ImageFileSource, root_with, sizes_of
 from detailclip_jax.data.sources import MissingData
 
 FOLDERS = ("", "images", "flickr30k-images", "flickr30k_images")
@@ -31,7 +31,7 @@ def read(folder: pathlib.Path, split: str) -> Contents | None:
     paths = [each.path for each in files]
     root = root_with(paths, [folder / name for name in FOLDERS], f"the split file {file}")
     lines = ["\t".join((each.path, *each.captions, size)) for each, size in zip(files, sizes_of(root, paths))]
-    return Contents(ImageFiles(root, files), (), ("karpathy", split, *lines))
+    return Contents(ImageFileSource(root, files), (), ("karpathy", split, *lines))
 
 
 def rows_of(file: pathlib.Path) -> list[tuple[str, str, tuple[str, ...]]]:

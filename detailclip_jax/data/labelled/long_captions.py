@@ -18,7 +18,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from detailclip_jax.data.labelled.contents import Contents, ImageFile, ImageFiles, reading, root_with, sizes_of, text_of
+from detailclip_jax.data.labelled.contents import (
+    Contents,
+    ImageFile,
+    ImageFileSource,
+    reading,
+    root_with,
+    sizes_of,
+    text_of,
+)
 from detailclip_jax.runtime.files import read_bytes
 from detailclip_jax.runtime.folders import inside
 
@@ -42,7 +50,7 @@ def read(folder: pathlib.Path, name: str) -> Contents | None:
     root = root_with((path for path, _ in entries), roots, f"{name} in {folder}")
     lines = ["\t".join((path, *texts, size)) for (path, texts), size in zip(entries, sizes_of(root, dict(entries)))]
     files = [ImageFile(path, texts) for path, texts in entries]
-    return Contents(ImageFiles(root, files), (), ("long captions", name, *lines))
+    return Contents(ImageFileSource(root, files), (), ("long captions", name, *lines))
 
 
 def json_rows(path: pathlib.Path) -> list[Any]:
