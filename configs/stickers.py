@@ -6,6 +6,7 @@
     python -m detailclip_jax.main --config=configs/stickers.py:method=clip,region=1
     python -m detailclip_jax.main --config=configs/stickers.py:method=detailclip,token_set=1
     python -m detailclip_jax.main --config=configs/stickers.py:method=cosmos,local=False
+    python -m detailclip_jax.main --config=configs/stickers.py:method=clip,states=True --config.data.negatives=2
     python -m detailclip_jax.main --config=configs/stickers.py:method=clip,size=small --workdir=runs/small
     python -m detailclip_jax.main --config=configs/stickers.py:method=dinotxt --config.init=runs/small
 
@@ -14,13 +15,16 @@ Results on these scenes cannot be compared with other benchmarks.  Comments expl
 
 from detailclip_jax import config as base
 from detailclip_jax.config import sizes
+from detailclip_jax.data.stickers import statements
 from detailclip_jax.data.stickers.scene_captions import words
 from detailclip_jax.data.stickers.scene_source import noun_names
 from detailclip_jax.data.tokenizer import Tokenizer
 
 
 def get_config(arg=None):
-    arg = base.parse_arg(arg, method="detailclip", teacher="same", region=0.0, token_set=0.0, local=True, size="tiny")
+    arg = base.parse_arg(
+        arg, method="detailclip", teacher="same", region=0.0, token_set=0.0, local=True, size="tiny", states=False
+    )
     if (arg.method, arg.teacher) not in ((arg.method, "same"), ("detailclip", "enclosing")):
         raise ValueError(f"config argument teacher={arg.teacher}: known are same and, for detailclip, enclosing")
     if arg.size not in ("tiny", "small"):
@@ -55,6 +59,8 @@ def get_config(arg=None):
     c.losses.pixel_eps = 1e-2  # patches of plain ground have no variance; with 1e-6 the target would be their noise
 
     CHANGES.get(c.method, paper)(c)
+    if arg.states:
+        states(c)
     if arg.teacher == "enclosing":
         enclosing(c)
     if not arg.local:
@@ -95,7 +101,22 @@ def superclip(c):
 def token_set(c, weight):
     """The term token_set, over the tokens of these captions; with --config.data.source of other data over all."""
     c.losses.weights.token_set = weight
-    c.losses.token_ids = tuple(sorted({id for text in words() for id in Tokenizer().encode(text)[1:-1]}))
+    c.losses.token_ids = ids_of(words())
+
+
+def states(c):
+    """Captions that state one fact, scenes that are drawn for it, and views of the whole scene, of which it is true."""
+    c.data.caption, c.data.stickers.scenes = "states", "stated"
+    c.model.context_length = 48
+    crop = c.views.crops.get("clean", c.views.crops.large)
+    crop.kind, crop.flip = "whole", 0.0
+    if c.losses.token_ids:
+        c.losses.token_ids = ids_of((*words(), *statements.words()))
+
+
+def ids_of(texts):
+    """The ids of the tokens of texts."""
+    return tuple(sorted({id for text in texts for id in Tokenizer().encode(text)[1:-1]}))
 
 
 def slip(c):

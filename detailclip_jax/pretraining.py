@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 from detailclip_jax import evaluation, methods
 from detailclip_jax.config import run_config, sizes
 from detailclip_jax.config.data_path import components, is_endless
-from detailclip_jax.data import pipeline
+from detailclip_jax.data import false_texts, pipeline
 from detailclip_jax.data.bad_records import bad_list
 from detailclip_jax.data.caption_rules import num_captions, with_own_number
 from detailclip_jax.data.caption_warnings import check_some_caption, sample_of, warnings_of
-from detailclip_jax.data.lengths import caption_lengths, lengths_within, trimmed
+from detailclip_jax.data.lengths import TEXTS, lengths_within, longest_text, trimmed
 from detailclip_jax.data.mixture import members_of, summary
 from detailclip_jax.data.preprocessing import NATIVE, transform_of
 from detailclip_jax.data.views import LARGE, check_reducing_gap, crops_from_config
@@ -104,6 +104,7 @@ def validate(config: ConfigDict) -> None:
     _check_labels(config, method)
     _check_masking_view(config, method)
     num_captions(config.data)
+    false_texts.check(config)
 
 
 def check_weights(config: ConfigDict, written: ConfigDict, workdir: str | Path) -> None:
@@ -322,7 +323,7 @@ class SameLength:
         """Returns a batch, or the error of reading it, which is raised when the run comes to this batch."""
         try:
             batch = next(self._batches)
-            length = caption_lengths(batch["text"]).max()
+            length = longest_text(batch)
         except Exception as error:
             batch, length = error, 0
         here = np.full(len(self._mesh.local_devices), length, np.int32)
@@ -366,8 +367,10 @@ def batch_shapes(run: Run) -> list[PyTree]:
     for num_patches in run.config.views.native or (0,):
         batch = jax.eval_shape(lambda num=num_patches: dummy_batch(run.config, run.config.batch_size, num))
         batch = jax.tree.map(lambda x: x.update(sharding=sharded(run.experiment.mesh)), batch)
-        text = batch["text"]
-        shapes += [{**batch, "text": text.update(shape=(*text.shape[:-1], length))} for length in text_lengths(run)]
+        texts = {name: batch[name] for name in TEXTS if name in batch}
+        for length in text_lengths(run):
+            cut = {name: text.update(shape=(*text.shape[:-1], length)) for name, text in texts.items()}
+            shapes.append({**batch, **cut})
     return shapes
 
 

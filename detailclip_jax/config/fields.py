@@ -121,7 +121,7 @@ DATA: Group = {
         "sentences, then one sentence each), diverse (FLAIR: 1 to 3 sentences each), parts (B-CLIP: several "
         "sentences, then each of them) or debias (DeBias-CLIP: all sentences, then some without the first, their "
         "words at drawn positions), of all captions or of named fields (crops:NAME,...); sources:A,B/C (TIPS: one "
-        "caption of field A, one of field B or C)",
+        "caption of field A, one of field B or C).  Of stickers also states (a fact of a scene that was drawn for it)",
         "paper: a random valid caption",
     ),
     "num_captions": Field(
@@ -138,6 +138,20 @@ DATA: Group = {
     ),
     "regions": Field(
         0, "boxes of an example with a phrase each, drawn from those of its record; 0: none", "FG-CLIP: 4", range=FROM_0
+    ),
+    "relations": Field(
+        (0.0, 0.0),
+        "caption rule states, shares of the run: statements of a side are unary (a frog at the top) before the first, "
+        "relations (a frog above a camera) from the second on; in between the share of relations rises linearly",
+        OURS,
+        range=SHARE,
+        ascending=True,
+    ),
+    "shuffled": Field(
+        "",
+        "for control experiments: negatives or images; each example has those of another one",
+        OURS,
+        choices=("", "negatives", "images"),
     ),
     "keep_eot": Field(
         True,
@@ -177,9 +191,10 @@ STICKERS: Group = {
     "seed": Field(0, "seed of the content of the scenes", OURS),
     "scenes": Field(
         "mixed",
-        "mixed: also plain backgrounds and objects of any size; textured: neither of them",
+        "mixed: also plain backgrounds and objects of any size; textured: neither of them; stated: as mixed, with "
+        "objects for one fact that captions can state (data.caption=states)",
         OURS,
-        choices=("mixed", "textured"),
+        choices=("mixed", "textured", "stated"),
     ),
 }
 VIEWS: Group = {

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-CAPTION_RULES = ("random", "first", "concat")  # of one caption; they use all captions of an example
+STATES = "states"
+CAPTION_RULES = ("random", "first", "concat", STATES)  # of one caption; they use all captions of an example
 FIELD = "field:"
 ANY_NUMBER = ("crops", "diverse", "parts")  # of as many captions as asked for
 SENTENCE_RULES = (*ANY_NUMBER, "debias")  # of several captions
 SOURCES = "sources:"
-NO_CAPTIONS = ("key",)  # fields of an example that hold text but no caption
+NO_CAPTIONS = ("key", "negatives")  # fields of an example that hold text but no caption
 FORM = (
     f"{', '.join(CAPTION_RULES)}, {FIELD}NAME,... (by name, the first that is not blank), "
     f"{', '.join(SENTENCE_RULES)} (of all captions, or of the fields NAME,... after a colon), "
@@ -67,6 +68,7 @@ def caption_of(example: Mapping[str, Any], rule: str, rng: np.random.Generator) 
 
     "random": one of the captions that are not blank (the paper draws title or description).
     "first": the first caption that is not blank.
+    "states": the first, which `false_texts.stated` has made of a fact of a scene of stickers.
     "concat": all captions that are not blank, joined by spaces (title + " " + description in the reference code).
     "field:title": that field; "field:title,description": the second field if the first is blank, and so on.  If a field
         holds several texts, one is drawn.
@@ -258,4 +260,5 @@ def parse(rule: str) -> CaptionRule:
 
 def text_fields(example: Mapping[str, Any]) -> list[str]:
     """Returns the fields of an example that a rule can name."""
-    return [name for name, value in example.items() if name not in NO_CAPTIONS and texts(value)]
+    others = (*NO_CAPTIONS, *(("phrases",) if "boxes" in example else ()))
+    return [name for name, value in example.items() if name not in others and texts(value)]

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+TEXTS = ("text", "false", "region_text")  # arrays of a batch that hold tokens, all of one length
+
 
 def caption_lengths(tokens: Int[np.ndarray, "*batch T"]) -> Int[np.ndarray, "*batch"]:
     """Returns the number of tokens of each caption, up to and including its end token.
@@ -22,12 +24,18 @@ def lengths_within(buckets: Sequence[int], context_length: int) -> tuple[int, ..
     return (*sorted({length for length in buckets if length < context_length}), context_length)
 
 
+def longest_text(batch: Mapping[str, Any]) -> int:
+    """Returns the number of tokens of the longest text of a batch."""
+    return int(max(caption_lengths(batch[name]).max() for name in TEXTS if name in batch))
+
+
 def trimmed(batch: Mapping[str, Any], lengths: Sequence[int], longest: int = 0) -> dict[str, Any]:
-    """Returns the batch with its captions cut to the first of the increasing `lengths` that holds the longest caption.
+    """Returns the batch with its texts cut to the first of the increasing `lengths` that holds the longest text.
 
     `longest` is the number of its tokens, by default that of this part of the batch.
 
     trimmed({"text": np.array([[[1, 9, 0, 0]]])}, (2, 4))["text"].shape == (1, 1, 2)
     """
-    needed = longest or caption_lengths(batch["text"]).max()
-    return {**batch, "text": batch["text"][..., : next(length for length in lengths if length >= needed)]}
+    needed = longest or longest_text(batch)
+    length = next(length for length in lengths if length >= needed)
+    return {**batch, **{name: batch[name][..., :length] for name in TEXTS if name in batch}}

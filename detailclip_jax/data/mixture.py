@@ -169,7 +169,7 @@ def check_captions(source: Source, rule: str) -> None:
 def check_labels(source: Source, num_classes: int) -> None:
     """Raises ValueError if the checked examples of a set have no label, or a label that is not below `num_classes`."""
     for member in members_of(source):
-        labels = [example["label"] for example in _asked(member.source)]
+        labels = [example["label"] for example in asked(member.source)]
         if labels and max(labels) < 0:
             raise ValueError(
                 f"{member.name} has no labels, and this method trains on labels only; choose labelled data"
@@ -193,8 +193,8 @@ def _fields(source: Source, wanted: Collection[str]) -> _Fields:
 
     If a `wanted` field is blank in the first examples, more are checked.
     """
-    found = _fields_in(_asked(source))
-    return _fields_in(_asked(source, NUM_FOR_BLANK)) if {*wanted} & {*found.blank} else found
+    found = _fields_in(asked(source))
+    return _fields_in(asked(source, NUM_FOR_BLANK)) if {*wanted} & {*found.blank} else found
 
 
 def _fields_in(examples: Iterable[Example]) -> _Fields:
@@ -203,7 +203,7 @@ def _fields_in(examples: Iterable[Example]) -> _Fields:
     return _Fields(sorted(filled), sorted({name for name, _ in found} - filled))
 
 
-def _asked(source: Source, num: int = NUM_ASKED) -> Iterator[Example]:
+def asked(source: Source, num: int = NUM_ASKED) -> Iterator[Example]:
     """Yields up to `num` readable examples, evenly spaced over the set."""
     for index in sorted({len(source) * number // num for number in range(num)}):
         with contextlib.suppress(BadRecord):

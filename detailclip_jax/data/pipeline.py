@@ -20,11 +20,13 @@ from jaxtyping import Int32
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.sizes import size_of
-from detailclip_jax.data import held_out, mixture
+from detailclip_jax.data import false_texts, held_out, mixture
 from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
-from detailclip_jax.data.caption_rules import captions_by, captions_of, is_shifted, num_captions
+from detailclip_jax.data.caption_rules import STATES, captions_by, captions_of, is_shifted, num_captions
 from detailclip_jax.data.decoding import BUDGET, UPRIGHT, BadImage, image_of
+from detailclip_jax.data.false_texts import RELATIONS, Ramp
 from detailclip_jax.data.native import Lengths
+from detailclip_jax.data.regions import Regions, check_regions, regions_of
 from detailclip_jax.data.sources import BadRecord, Example, Source, label_of
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import REDUCING_GAP, Crop, check_reducing_gap, crops_from_config, make_masks, make_views
@@ -40,6 +42,12 @@ ARRAYS = (
     "box",
     "hidden",
     "text",
+    "false",
+    "false_valid",
+    "regions",
+    "regions_valid",
+    "region_text",
+    "region_text_valid",
     "label",
     "labels",
     "size",
@@ -59,6 +67,8 @@ def open_source(config: ConfigDict, split: str | None = None) -> Source:
     if split is None:
         source = held_out.rest(source, config.data, config.model.image_size)
     mixture.check_captions(source, config.data.caption)
+    false_texts.check_source(source, config.data)
+    check_regions(source, config.data.regions)
     if config.model.num_classes is not None:
         mixture.check_labels(source, config.model.num_classes)
     return source
@@ -91,6 +101,10 @@ def stream_of(config: ConfigDict, source: Source) -> "Stream":
         num_captions=num_captions(config.data),
         native=native_lengths(config),
         num_classes=config.model.num_classes,
+        num_false=config.data.negatives,
+        regions=regions_of(config),
+        ramp=false_texts.ramp_of(config),
+        shuffled=config.data.shuffled,
     )
 
 
@@ -165,6 +179,12 @@ class Stream:
         `caption_rules.captions_by`.
     native: numbers of patches of images that keep their aspect; None for squares of the crops' sizes.
     num_classes: a record whose label is not below it counts as unreadable, as it would train another class.
+    num_false: false texts K of each example: with it a batch also has "false": int32 [B, K, T] and "false_valid".
+    regions: how regions are drawn; with it a batch also has "regions": float32 [B, V, R, 4], xyxy in pixels of each
+        view, "regions_valid", and "region_text": int32 [B, R, 1 + K, T], the true phrase first, "region_text_valid".
+        A mask is False where a box or a text is missing.
+    ramp: the share of statements that are relations, for the caption rule "states".
+    shuffled: "negatives" or "images": every example has those of the next one, for control experiments.
     """
 
     source: Source
@@ -176,6 +196,10 @@ class Stream:
     num_captions: int | None = None
     native: Lengths | None = None
     num_classes: int | None = None
+    num_false: int = 0
+    regions: Regions | None = None
+    ramp: Ramp = RELATIONS
+    shuffled: str = ""
 
     def __post_init__(self):
         self._num_captions = captions_by(self.caption, self.num_captions)
@@ -204,23 +228,47 @@ class Stream:
 
     def _example(self, index: int, position: int) -> dict[str, Any]:
         """Returns record `index` with the random draws of a position; raises BadRecord if it is unreadable."""
-        example = self.source[index]
-        label = label_of(example, self.num_classes)
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, position))))
+        example = self._stated(self.source[index], position, rng)
+        if self.shuffled:
+            other = self._stated(self.source[int(self._order[position + 1])], position, np.random.default_rng(position))
+            example = false_texts.with_parts_of(example, other, self.shuffled)
+        label = label_of(example, self.num_classes)
         text, num_cut = self.text_of(example, rng)
         native = self.native.at(position) if self.native else None
         with _bad_images_are_bad_records(example), BUDGET.scope():
             views = make_views(image_of(example["image"]), self.crops, rng, self.reducing_gap, native)
         masks, pixels = make_masks(self.crops, rng), {name: pixels for name, (pixels, _) in views.items()}
+        false, num_cut_false = self._false_and_regions(
+            example, {name: boxes for name, (_, boxes) in views.items()}, rng
+        )
         return {
+            **false,
             **({"hidden": masks} if masks else {}),
             **({"grid": {name: own.grid for name, own in pixels.items()}} if native else {}),
             "image": {name: own.patches for name, own in pixels.items()} if native else pixels,
             "box": {name: boxes for name, (_, boxes) in views.items()},
             "text": text,
             "label": label,
-            "truncated": num_cut,
+            "truncated": num_cut + num_cut_false,
         }
+
+    def _stated(self, example: Example, position: int, rng: np.random.Generator) -> Example:
+        if self.caption != STATES:
+            return example
+        return false_texts.stated(example, self.ramp.at(position), rng)
+
+    def _false_and_regions(
+        self, example: Example, views: Mapping[str, Any], rng: np.random.Generator
+    ) -> tuple[dict[str, np.ndarray], int]:
+        """Returns the arrays of false texts and regions, with what was cut of their texts."""
+        arrays, num_cut = {}, 0
+        if self.num_false:
+            arrays, num_cut = false_texts.arrays_of(example, self.num_false, self.tokenizer, rng)
+        if self.regions:
+            boxes, of_phrases = self.regions.of(example, views, self.tokenizer, self.num_false, rng)
+            arrays, num_cut = {**arrays, **boxes}, num_cut + of_phrases
+        return arrays, num_cut
 
     def text_of(self, example: Example, rng: np.random.Generator) -> tuple[Int32[np.ndarray, "C T"], int]:
         """Returns the token ids of an example's captions, drawn by `rng`, and how many of them were cut."""

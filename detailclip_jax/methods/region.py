@@ -20,16 +20,16 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import sizes
+from detailclip_jax.data.regions import usable
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.losses.region import region_loss
 from detailclip_jax.methods import components
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, WholeBatch, fold, uses
 from detailclip_jax.methods.resample import box_weights, boxes_in
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.types import Array, Bool, Float, Scalar
+from detailclip_jax.types import Array, Scalar
 
 CROPS = "local"  # the teacher's crops
-LEAST_SHARE, LEAST_SPAN = 0.9, 1.5  # of a box's area in the large crop; of its sides, in patches
 AVERAGED = ("image", "image_projection")  # networks of the teacher of a method without one
 
 
@@ -86,13 +86,6 @@ def region_head(name: str, view: str, config: ConfigDict) -> Head:
 
 
 MADE = ("region_pooled", "region_crops", "region_counts")
-
-
-def usable(boxes: Float[Array, "*n 4"], side: int) -> tuple[Float[Array, "*n 4"], Bool[Array, "*n"]]:
-    """Cuts boxes (shares of a map of `side` x `side` patches) to the map, and returns which of them count."""
-    cut = jnp.clip(boxes, 0, 1)
-    sides, whole = (x[..., 2:] - x[..., :2] for x in (cut, boxes))
-    return cut, (sides.prod(-1) >= LEAST_SHARE * whole.prod(-1)) & (sides.min(-1) * side >= LEAST_SPAN)
 
 
 def region_term() -> Loss:

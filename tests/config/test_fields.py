@@ -17,6 +17,7 @@ from detailclip_jax.config.declarations import (
 )
 from detailclip_jax.data import decoding, resizing, views
 from detailclip_jax.data.stickers import scenes
+from detailclip_jax.data.stickers.scene_source import STATED
 from detailclip_jax.dense.detection import coco_scores, sticker_instances
 from detailclip_jax.dense.segmentation import (
     confusion,
@@ -31,7 +32,7 @@ from detailclip_jax.models import attention, block, layers, positions, vit
 
 TABLES = {  # name of a field -> the table of another room whose names it takes
     "data.source": KINDS,
-    "data.stickers.scenes": scenes.VARIETIES,
+    "data.stickers.scenes": (*scenes.VARIETIES, STATED),
     "preprocess.filter": resizing.FILTERS,
     "preprocess.decoding": decoding.DECODINGS,
     "views.crops.large.filter": resizing.FILTERS,

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from detailclip_jax.config import run_config
 from detailclip_jax.data.caption_rules import captions_of, sentences_of
 from detailclip_jax.data.pipeline import open_source
-from detailclip_jax.data.stickers import scene_source, scenes, sprites
+from detailclip_jax.data.stickers import hold_outs, scene_source, scenes, sprites
 from detailclip_jax.data.stickers.nouns import CLASS_OF_NOUN, CLASSES, NOUNS
 from detailclip_jax.data.stickers.scene_captions import (
     OPPOSITE,
@@ -480,7 +480,7 @@ def test_held_out_pairs_are_a_tenth_by_the_hash_of_their_names():
 
 
 def test_the_choice_of_pairs_does_not_depend_on_the_order_of_the_table(monkeypatch):
-    monkeypatch.setattr(scene_source, "NOUNS", NOUNS[::-1])
+    monkeypatch.setattr(hold_outs, "NOUNS", NOUNS[::-1])
     np.testing.assert_array_equal(held_out_pairs.__wrapped__(), held_out_pairs()[::-1, ::-1])
 
 
@@ -618,7 +618,7 @@ def test_not_a_font_is_refused(tmp_path):
         ({"split": "held_out_pairs", "single_object": True}, "has two objects per scene"),
         (
             {"scenes": "mixd"},
-            "unknown scenes of stickers 'mixd'; did you mean 'mixed'? Known: textured, mixed, on_white",
+            "unknown scenes of stickers 'mixd'; did you mean 'mixed'? Known: textured, mixed, stated, on_white",
         ),
         ({"scenes": "on_white"}, "have one object each: use them with single_object=True"),
     ],

@@ -16,6 +16,7 @@ PLAIN_SHARE = 0.5  # share of captions that are the bare phrase, TEMPLATES[0]
 RELATION_SHARE = 0.7  # of the captions whose first two groups have a clear relation
 MARGIN = 0.1  # of the canvas: smallest distance of centres at which a relation is stated
 LARGER = 2.0  # smallest ratio of the areas of two boxes at which one object is called larger
+TOTALS = {**NUMBERS, 5: "five"}  # scenes with a stated fact have up to five objects
 OPPOSITE = {"above": "below", "to the left of": "to the right of", "larger than": "smaller than"}
 OPPOSITE |= {after: before for before, after in OPPOSITE.items()}
 
@@ -59,7 +60,7 @@ def long_caption(nouns: Int[np.ndarray, " n"], boxes: Float[np.ndarray, "n 4"], 
     groups = _groups(nouns, boxes)
     total = sum(map(len, groups.values()))
     phrases = {noun: NOUNS[noun].counted(len(boxes)) for noun, boxes in groups.items()}
-    sentences = [f"there are {NUMBERS[total]} objects" if total > 1 else "there is one object", *phrases.values()]
+    sentences = [f"there are {TOTALS[total]} objects" if total > 1 else "there is one object", *phrases.values()]
     if len(groups) == 1:
         sentences += [f"only {phrase}" for phrase in phrases.values()]
     for first, second in itertools.combinations(groups, 2):

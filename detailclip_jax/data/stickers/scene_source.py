@@ -8,27 +8,27 @@ drawings; to test on new drawings, use another artist's (`style`).
 """
 
 import dataclasses
-import functools
-import hashlib
-import itertools
 import operator
 from typing import Any, SupportsIndex
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
+from detailclip_jax.data.stickers.hold_outs import held_out_pairs
 from detailclip_jax.data.stickers.nouns import CLASS_OF_NOUN, CLASSES, NOUNS
 from detailclip_jax.data.stickers.scene_captions import captions, long_caption, prompts
-from detailclip_jax.data.stickers.scenes import VARIETIES, Scene, alone_on_white, compose
+from detailclip_jax.data.stickers.scenes import MIXED, VARIETIES, Scene, alone_on_white, compose
 from detailclip_jax.data.stickers.sprites import sprites
+from detailclip_jax.data.stickers.statements import Statement, draw, texts
 from detailclip_jax.runtime.errors import unknown
 
 SPLITS = ("train", "held_out_scenes", "held_out_pairs")
 NUM_OBJECTS = (0.4, 0.3, 0.2, 0.1)  # probability of 1, 2, 3 and 4 objects
 COPY_SHARE = 0.2  # of the objects after the first: a copy of a noun already chosen
-HELD_OUT_EVERY = 10  # one of this many pairs of nouns is held out from training
 MIN_SIZE = 32
+NUM_FALSE = 2  # texts of a stated fact, and phrases of an object
 ON_WHITE = "on_white"  # in addition to the names of `VARIETIES`
+STATED = "stated"
 WHITE_SIDES = (0.25, 0.5, 0.75, 0.95)  # of the canvas: the longer side of scene i is entry i modulo 4
 
 
@@ -42,7 +42,8 @@ class Stickers:
     single_object: one object per scene, for zero-shot classification.
     style: source of the drawings; see `sprites`.
     scenes: "textured" (large objects on textured grounds, used in evaluation), "mixed" (used in training: adds plain
-        grounds, mostly white, and objects of any size), or "on_white" (one unchanged drawing on plain white; its longer
+        grounds, mostly white, and objects of any size), "stated" (grounds and sizes as in "mixed"; the objects are
+        chosen for a stated fact, see `statements`), or "on_white" (one unchanged drawing on plain white; its longer
         side takes the shares `WHITE_SIDES` of the canvas in turn).
 
     An example holds:
@@ -52,6 +53,8 @@ class Stickers:
     "segmentation" uint8 [H, W]: 0 = background, 1 + index into `CLASSES`
     "instances" uint8 [H, W]: 0 = background, 1 + i for object i
     "boxes" float32 [n, 4] (xyxy, pixels), "classes" int32 [n] and "nouns" int32 [n]: one entry per object
+    "phrases": the noun of each object, and "phrase_negatives": for each two nouns that the scene does not show
+    "states", of "stated" scenes: for each form of the stated fact a true text and two false ones, see `texts`
 
     Raises ValueError for an unknown split, a canvas that is too small, or an invalid combination of options (such as
     single objects of held-out pairs), and whatever `sprites` raises.
@@ -72,8 +75,13 @@ class Stickers:
             raise ValueError(f"stickers need a canvas of at least {MIN_SIZE} pixels, not size={self.size}")
         if self.single_object and self.split == "held_out_pairs":
             raise ValueError("split 'held_out_pairs' has two objects per scene: use it with single_object=False")
-        if self.scenes not in (*VARIETIES, ON_WHITE):
-            raise ValueError(unknown("scenes of stickers", self.scenes, (*VARIETIES, ON_WHITE)))
+        if self.scenes not in (known := (*VARIETIES, STATED, ON_WHITE)):
+            raise ValueError(unknown("scenes of stickers", self.scenes, known))
+        if self.scenes == STATED and (self.single_object or self.split == "held_out_pairs"):
+            raise ValueError(
+                f"scenes {STATED!r} have objects of their own choice: use them without single_object, and with a split "
+                "other than 'held_out_pairs'"
+            )
         if self.scenes == ON_WHITE and not self.single_object:
             raise ValueError(f"scenes {ON_WHITE!r} have one object each: use them with single_object=True")
         sprites(self.style)  # raises here what would otherwise fail in a worker
@@ -91,11 +99,14 @@ class Stickers:
         if not 0 <= index < self.num_scenes:
             raise IndexError(f"scene {index} of {self.num_scenes}")
         rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
-        if self.split == "held_out_pairs":
+        statement = draw(rng, self.style) if self.scenes == STATED else None
+        if statement:
+            nouns = np.array(statement.objects, np.int32)
+        elif self.split == "held_out_pairs":
             nouns = draw_held_out(rng)
         else:
             nouns = draw_nouns(rng, 1 if self.single_object else draw_count(rng))
-        scene = self._scene(rng, nouns.tolist(), index)
+        scene = self._scene(rng, nouns.tolist(), index, statement)
         classes = np.array(CLASS_OF_NOUN, np.int32)[nouns]
         return {
             "image": scene.image,
@@ -108,13 +119,25 @@ class Stickers:
             "boxes": scene.boxes,
             "classes": classes,
             "nouns": nouns,
+            **({"states": texts(rng, statement, scene.boxes, self.size, self.style)} if statement else {}),
+            "phrases": tuple(NOUNS[noun].counted(1) for noun in nouns),
+            "phrase_negatives": tuple(_other_nouns(rng, nouns) for _ in nouns),
         }
 
-    def _scene(self, rng: np.random.Generator, nouns: list[int], index: int) -> Scene:
+    def _scene(self, rng: np.random.Generator, nouns: list[int], index: int, statement: Statement | None) -> Scene:
         drawings = sprites(self.style)
         if self.scenes == ON_WHITE:
             return alone_on_white(rng, drawings, nouns[0], self.size, WHITE_SIDES[index % len(WHITE_SIDES)])
-        return compose(rng, drawings, nouns, self.size, VARIETIES[self.scenes])
+        if statement is None:
+            return compose(rng, drawings, nouns, self.size, VARIETIES[self.scenes])
+        fits = lambda boxes: statement.holds(boxes, self.size)  # noqa: E731
+        return compose(rng, drawings, nouns, self.size, MIXED, statement.shares, fits, statement.within)
+
+
+def _other_nouns(rng: np.random.Generator, nouns: Int[np.ndarray, " n"]) -> tuple[str, ...]:
+    """Returns the phrases of `NUM_FALSE` nouns that a scene does not show."""
+    others = np.setdiff1d(np.arange(len(NOUNS)), nouns)
+    return tuple(NOUNS[noun].counted(1) for noun in rng.choice(others, NUM_FALSE, replace=False))
 
 
 def draw_count(rng: np.random.Generator, least: int = 1) -> int:
@@ -143,20 +166,6 @@ def draw_held_out(rng: np.random.Generator) -> Int[np.ndarray, " n"]:
 
 def _next(rng: np.random.Generator, chosen: list[int], allowed: Int[np.ndarray, " allowed"]) -> int:
     return int(rng.choice(chosen if rng.random() < COPY_SHARE else allowed))
-
-
-@functools.cache
-def held_out_pairs() -> Bool[np.ndarray, "nouns nouns"]:
-    """Returns which pairs of nouns are held out: symmetric, False on the diagonal; shared, do not write to it.
-
-    A pair is held out by a hash of its two names (SHA-256 of "camera|frog", sorted, divisible by `HELD_OUT_EVERY`), so
-    the choice does not depend on the order of the table or on other nouns.
-    """
-    pairs = np.zeros((len(NOUNS), len(NOUNS)), bool)
-    for (i, first), (j, second) in itertools.combinations(enumerate(noun.name for noun in NOUNS), 2):
-        digest = hashlib.sha256("|".join(sorted((first, second))).encode()).digest()
-        pairs[i, j] = pairs[j, i] = int.from_bytes(digest, "big") % HELD_OUT_EVERY == 0
-    return pairs
 
 
 def zero_shot_prompts() -> tuple[tuple[str, ...], ...]:

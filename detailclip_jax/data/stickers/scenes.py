@@ -53,7 +53,8 @@ class Variety(NamedTuple):
 
 
 TEXTURED = Variety()
-VARIETIES = {"textured": TEXTURED, "mixed": Variety(plain=0.3, any_size=0.4)}
+MIXED = Variety(plain=0.3, any_size=0.4)
+VARIETIES = {"textured": TEXTURED, "mixed": MIXED}
 
 
 class Look(NamedTuple):
@@ -88,18 +89,21 @@ def compose(
     variety: Variety = TEXTURED,
     shares: Sequence[float] | None = None,
     fits: Callable[[Float[np.ndarray, "n 4"]], bool] | None = None,
+    within: Callable[[np.random.Generator], Float[np.ndarray, "n 4"]] | None = None,
 ) -> Scene:
     """Composes a scene of the `nouns`, later ones in front, on a random ground.
 
     Masks hold the visible pixels: where two objects overlap, the front one.  A pixel belongs to an object that covers
     at least half of it.  Boxes are the tight boxes of these pixels.  At least `MIN_VISIBLE` of every object is visible.
     `shares` are the relative areas of the objects, by default random ones.  With `fits`, layouts are drawn until it is
-    true of their boxes.
+    true of their boxes; `within` draws for each of them the boxes (xyxy, shares of the canvas) that have the centres of
+    the objects.
     """
     look = draw_look(rng, variety)
-    layers, instances = arrange(rng, drawings, nouns, size, look.any_size, shares)
+    draw = lambda: arrange(rng, drawings, nouns, size, look.any_size, shares, within and within(rng))  # noqa: E731
+    layers, instances = draw()
     while fits is not None and not fits(_boxes(instances, len(layers))):
-        layers, instances = arrange(rng, drawings, nouns, size, look.any_size, shares)
+        layers, instances = draw()
     image = (plain_ground if look.plain else background)(rng, size).astype(np.float32)
     for layer in layers:
         _paint(rng, image, layer)
@@ -144,6 +148,7 @@ def arrange(
     size: int,
     any_size: bool = False,
     shares: Sequence[float] | None = None,
+    within: Float[np.ndarray, "n 4"] | None = None,
 ) -> tuple[list[Layer], UInt8[np.ndarray, "h w"]]:
     """Returns the layers, back to front, and their instance map.
 
@@ -151,7 +156,7 @@ def arrange(
     """
     scale = 1.0
     while True:
-        placements = layout(rng, drawings, nouns, size, scale, any_size, shares)
+        placements = layout(rng, drawings, nouns, size, scale, any_size, shares, within)
         layers = [draw_layer(drawings, placement, size) for placement in placements]
         instances = instance_map(layers, size)
         areas = [np.count_nonzero(layer.drawing[..., 3] > 127) for layer in layers]
@@ -168,18 +173,21 @@ def layout(
     scale: float = 1.0,
     any_size: bool = False,
     shares: Sequence[float] | None = None,
+    within: Float[np.ndarray, "n 4"] | None = None,
 ) -> list[Placement]:
     """Draws sizes, rotations and positions for the `nouns`, all inside the canvas and with little overlap.
 
     Together the objects cover a share of the canvas drawn from `COVER`, so a single object is larger than each of four;
     with `any_size` the share is drawn from `ANY_COVER`, and a single object has any side from small to the whole
-    canvas.  `scale` shrinks all objects.  `shares` are the relative areas of the objects, by default random ones.
+    canvas.  `scale` shrinks all objects.  `shares` are the relative areas of the objects, by default random ones, and
+    `within` boxes in shares of the canvas, in which their centres lie.
     """
     relative = rng.uniform(0.6, 1.4, len(nouns)) if shares is None else np.asarray(shares, np.float64)
     areas = rng.uniform(*(ANY_COVER if any_size else COVER)) * relative / relative.sum() * size**2
     largest = WHOLE if any_size else MAX_EXTENT
     placements, boxes = [], np.zeros((0, 4))
-    for noun, area in zip(nouns, areas):
+    centres = np.tile((0.0, 0.0, 1.0, 1.0), (len(nouns), 1)) if within is None else within
+    for noun, area, centre in zip(nouns, areas, centres):
         side, angle = scale * np.sqrt(area / drawings.fill[noun]), rng.uniform(-MAX_ANGLE, MAX_ANGLE)
         cos, sin = abs(np.cos(np.radians(angle))), abs(np.sin(np.radians(angle)))
         half = np.array([[cos, sin], [sin, cos]]) @ drawings.extent[noun] / 2  # of the box around it, for side 1
@@ -187,7 +195,7 @@ def layout(
         if any_size and len(nouns) == 1:
             side = max(fitting * rng.uniform(*ANY_SIDE), MIN_SIDE)
         side = min(side, fitting)
-        box = _place(rng, boxes, side * half, size)
+        box = _place(rng, boxes, side * half, size, size * centre)
         x, y = (box[:2] + box[2:]) / 2
         placements.append(Placement(noun, x, y, side, angle, rng.random() < 0.5))
         boxes = np.concatenate([boxes, box[None]])
@@ -195,10 +203,18 @@ def layout(
 
 
 def _place(
-    rng: np.random.Generator, boxes: Float[np.ndarray, "n 4"], half: Float[np.ndarray, "2"], size: int
+    rng: np.random.Generator,
+    boxes: Float[np.ndarray, "n 4"],
+    half: Float[np.ndarray, "2"],
+    size: int,
+    within: Float[np.ndarray, "4"],
 ) -> Float[np.ndarray, "4"]:
-    """Returns the first of several random boxes with little overlap with `boxes`, else the one with least."""
-    centres = rng.uniform(half, size - half, (NUM_CANDIDATES, 2))
+    """Returns the first of several random boxes with little overlap with `boxes`, else the one with least.
+
+    Their centres are `within` a box, as far as they then lie in the canvas.
+    """
+    low, high = (np.clip(corner, half, size - half) for corner in (within[:2], within[2:]))
+    centres = rng.uniform(low, high, (NUM_CANDIDATES, 2))
     candidates = np.concatenate([centres - half, centres + half], 1)
     if not len(boxes):
         return candidates[0]

@@ -1,0 +1,119 @@
+"""Captions that state one fact of a scene, and false captions of an image, for training (`data.negatives`).
+
+A record's field "negatives" has texts that are false of the image. Scenes with a stated fact (`stickers.statements`)
+have two for each true text: the fact exchanged, and a noun. False texts are in arrays of their own, "false" and
+"false_valid": what reads captions reads true ones only.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int32
+from ml_collections import ConfigDict
+
+from detailclip_jax.config.data_path import components
+from detailclip_jax.data.caption_rules import STATES, not_blank, texts
+from detailclip_jax.data.mixture import asked, members_of
+from detailclip_jax.data.sources import Source
+from detailclip_jax.data.stickers.scene_source import NUM_FALSE, STATED
+from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.data.views import captioned_crop
+
+FIELD = "negatives"
+PARTS = {"negatives": FIELD, "images": "image"}  # data.shuffled: the field that an example gets from another one
+
+
+class Ramp(NamedTuple):
+    """The share of statements of a side that are relations, by the position in the stream.
+
+    It rises linearly between two positions; scenes without a unary form always state the relation.
+    """
+
+    first: float = 0.0
+    last: float = 0.0
+
+    def at(self, position: int) -> float:
+        """Returns the share at a position."""
+        if position >= self.last:
+            return 1.0
+        return max(position - self.first, 0.0) / (self.last - self.first)
+
+
+RELATIONS = Ramp()  # from the first position on
+
+
+def ramp_of(config: ConfigDict) -> Ramp:
+    """Returns the ramp of a run's config; all are relations if the length of the run is not known."""
+    num = (config.total_steps or 0) * config.batch_size
+    return Ramp(*(share * num for share in config.data.relations))
+
+
+def stated(example: Mapping[str, Any], relations: float, rng: np.random.Generator) -> dict[str, Any]:
+    """Returns an example with one of its statements as the only caption, and with its false texts.
+
+    `relations` is the probability of the last form, where there are two.
+    """
+    forms = example["states"]
+    true, *false = forms[0 if len(forms) > 1 and rng.random() >= relations else -1]
+    return {**example, "captions": (true,), FIELD: tuple(false)}
+
+
+def with_parts_of(example: Mapping[str, Any], other: Mapping[str, Any], which: str) -> dict[str, Any]:
+    """Returns an example with the false texts or the image of another one, for control experiments."""
+    return {**example, PARTS[which]: other.get(PARTS[which], ())}
+
+
+def first_or_drawn(found: Sequence[str], num: int, rng: np.random.Generator) -> list[str]:
+    """Returns `num` texts: all in their order and "" for those that lack, or drawn ones where there are more."""
+    if len(found) > num:
+        filled = not_blank(found)
+        found = [filled[at] for at in rng.permutation(len(filled))[:num]]
+    return [*found, *[""] * (num - len(found))]
+
+
+def arrays_of(
+    example: Mapping[str, Any], num: int, tokenizer: Tokenizer, rng: np.random.Generator
+) -> tuple[dict[str, np.ndarray], int]:
+    """Returns the arrays of `num` false texts of an example, and how many of these were cut."""
+    rows, filled, num_cut = rows_of(first_or_drawn(texts(example.get(FIELD)), num, rng), tokenizer)
+    return {"false": rows, "false_valid": filled}, num_cut
+
+
+def rows_of(words: Sequence[str], tokenizer: Tokenizer) -> tuple[Int32[np.ndarray, "K T"], Bool[np.ndarray, " K"], int]:
+    """Returns the token ids of texts, which of them are not blank, and how many were cut."""
+    rows, cut = zip(*(tokenizer.row(text) for text in words))
+    return np.stack(rows), np.array([bool(text.strip()) for text in words]), sum(cut)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ValueError, with the fields to set, for statements that would not stay true, and for too many texts."""
+    data, crop = config.data, captioned_crop(config.views.crops)
+    stickers = [one.kind == "stickers" for one in components(data)]
+    if data.caption == STATES:
+        if not all(stickers) or data.stickers.scenes != STATED:
+            raise ValueError(
+                f"data.caption {STATES!r} is for stickers whose scenes are drawn for a stated fact: set "
+                f"--config.data.source=stickers --config.data.stickers.scenes={STATED}"
+            )
+        seen = config.views.crops[crop]
+        if seen.kind != "whole" or seen.flip:
+            raise ValueError(
+                f"data.caption {STATES!r} states numbers and sides, which are true of the whole scene alone: set "
+                f"--config.views.crops.{crop}.kind=whole --config.views.crops.{crop}.flip=0 (now {seen.kind!r} and "
+                f"{seen.flip:g})"
+            )
+    if any(stickers) and data.negatives > NUM_FALSE:
+        raise ValueError(f"data.negatives {data.negatives}: a scene of stickers has at most {NUM_FALSE} false texts")
+
+
+def check_source(source: Source, data: ConfigDict) -> None:
+    """Raises ValueError if no checked example of any set has false texts, and the run asks for them."""
+    if data.negatives and data.caption != STATES:
+        examples = (each for member in members_of(source) for each in asked(member.source))
+        if not any(not_blank(texts(each.get(FIELD))) for each in examples):
+            raise ValueError(
+                f"data.negatives {data.negatives}: no checked example has the field {FIELD!r}, a list of texts that "
+                "are false of its image; prepare the set with it (docs/records.md), or set data.negatives to 0.  "
+                f"Stickers have false texts with --config.data.caption={STATES}"
+            )

@@ -1,0 +1,132 @@
+"""Boxes of an example with phrases: where they lie in its views, and which of them count (`data.regions`).
+
+A record has "boxes" (xyxy, pixels of its image), "phrases" (one text for each box, or several of which one is drawn)
+and perhaps "phrase_negatives" (false texts for each box).
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32
+from ml_collections import ConfigDict
+
+from detailclip_jax.config import sizes
+from detailclip_jax.data.caption_rules import not_blank, texts
+from detailclip_jax.data.false_texts import first_or_drawn, rows_of
+from detailclip_jax.data.mixture import asked, members_of
+from detailclip_jax.data.sources import BadRecord, Source
+from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.data.views import captioned_crop
+
+LEAST_SHARE, LEAST_SPAN = 0.9, 1.5  # of a box's area in the view; of its sides, in patches
+FORM = '"boxes": [[x0, y0, x1, y1], ...] in pixels, "phrases": [text, ...], "phrase_negatives": [[text, ...], ...]'
+
+Boxes = Float32[np.ndarray, "n 4"]
+
+
+class Records(NamedTuple):
+    """The boxes of a record with their phrases and false phrases."""
+
+    boxes: Boxes
+    phrases: list[list[str]]
+    negatives: list[list[str]]
+
+
+class Regions(NamedTuple):
+    """How regions are drawn: `number` of an example, from views of `size` pixels and `side` patches along a side."""
+
+    number: int
+    crop: str
+    size: int
+    side: int
+
+    def of(
+        self,
+        example: Mapping[str, Any],
+        views: Mapping[str, Float32[np.ndarray, "V 4"]],
+        tokenizer: Tokenizer,
+        num_false: int,
+        rng: np.random.Generator,
+    ) -> tuple[dict[str, np.ndarray], int]:
+        """Returns the arrays of an example's regions, and how many of their texts were cut.
+
+        `views` are the boxes of its views by name. The regions are drawn from the boxes that count in at least one
+        view. Raises BadRecord for fields of another form.
+        """
+        found = read(example)
+        cut, counts = usable(in_views(found.boxes, views[self.crop]), self.side)
+        drawn = rng.permutation(np.flatnonzero(counts.any(0)))[: self.number]
+        shape = len(cut), self.number
+        boxes, valid = np.zeros((*shape, 4), np.float32), np.zeros(shape, bool)
+        boxes[:, : len(drawn)] = np.where(counts[..., None], cut * self.size, 0)[:, drawn]
+        valid[:, : len(drawn)] = counts[:, drawn]
+        words = [_phrases(found, at, num_false, rng) for at in drawn]
+        words += [[""] * (1 + num_false)] * (self.number - len(drawn))
+        rows, filled, num_cut = rows_of([text for each in words for text in each], tokenizer)
+        arrays = {
+            "regions": boxes,
+            "regions_valid": valid,
+            "region_text": rows.reshape(self.number, 1 + num_false, -1),
+            "region_text_valid": filled.reshape(self.number, 1 + num_false),
+        }
+        return arrays, num_cut
+
+
+def regions_of(config: ConfigDict) -> Regions | None:
+    """Returns how the regions of a run's config are drawn; None without them."""
+    crop, patch = captioned_crop(config.views.crops), sizes.size_of(config.model).patch_size
+    size = config.views.crops[crop].size
+    return Regions(config.data.regions, crop, size, size // patch) if config.data.regions else None
+
+
+def read(example: Mapping[str, Any]) -> Records:
+    """Returns the boxes of an example that have a phrase; raises BadRecord for fields of another form."""
+    phrases = [list(texts(each)) for each in example.get("phrases", ())]
+    boxes = example.get("boxes", ()) if phrases else ()
+    negatives = [list(texts(each)) for each in example.get("phrase_negatives") or [()] * len(phrases)]
+    try:
+        array = np.asarray(boxes, np.float32).reshape(len(boxes), 4)
+        fits = len(array) == len(phrases) == len(negatives) and bool(np.isfinite(array).all())
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise BadRecord(f"{example['key']}: boxes and phrases do not fit together; expected {FORM}")
+    is_box = np.all(array[:, 2:] > array[:, :2], axis=-1)
+    kept = [at for at in np.flatnonzero(is_box) if not_blank(phrases[at])]
+    return Records(array[kept], [not_blank(phrases[at]) for at in kept], [not_blank(negatives[at]) for at in kept])
+
+
+def in_views(boxes: Boxes, views: Float32[np.ndarray, "V 4"]) -> Float32[np.ndarray, "V n 4"]:
+    """Returns the places of boxes in views, xyxy in shares of the views' sides: (0, 0, 1, 1) is all of a view.
+
+    Both are in pixels of the image. The box of a mirrored view has x0 > x1, and a box lies mirrored in it.
+    """
+    corner, far = views[:, None, :2], views[:, None, 2:]
+    ends = (boxes[:, :2] - corner) / (far - corner), (boxes[:, 2:] - corner) / (far - corner)
+    return np.concatenate([np.minimum(*ends), np.maximum(*ends)], -1)
+
+
+def usable(boxes: Float[Any, "*n 4"], side: int) -> tuple[Float[Any, "*n 4"], Bool[Any, "*n"]]:
+    """Cuts boxes (shares of a map of `side` x `side` patches) to the map, and returns which of them count.
+
+    A box counts if 90 % of its area are on the map and it spans 1.5 patches in both directions.
+    """
+    cut = boxes.clip(0, 1)
+    sides, whole = (x[..., 2:] - x[..., :2] for x in (cut, boxes))
+    return cut, (sides.prod(-1) >= LEAST_SHARE * whole.prod(-1)) & (sides.min(-1) * side >= LEAST_SPAN)
+
+
+def check_regions(source: Source, number: int) -> None:
+    """Raises ValueError if no checked example of any set has boxes with phrases, and the run asks for regions."""
+    examples = (each for member in members_of(source) for each in asked(member.source))
+    if number and not any(each.get("phrases") for each in examples):
+        raise ValueError(
+            f"data.regions {number}: no checked example has boxes with phrases; prepare the set with them ({FORM}; "
+            "docs/records.md), or set data.regions to 0"
+        )
+
+
+def _phrases(found: Records, at: int, num_false: int, rng: np.random.Generator) -> list[str]:
+    """Returns the phrase of a box, drawn if it has several, and `num_false` false ones."""
+    return [*first_or_drawn(found.phrases[at], 1, rng), *first_or_drawn(found.negatives[at], num_false, rng)]
