@@ -187,7 +187,7 @@ def open_source(config: ConfigDict) -> pipeline.Source:
 def introduce(run: Run, caption_warnings: Sequence[str] = ()) -> None:
     """Prints what is about to run: method, devices, data, length, schedules, parameters, and warnings of captions."""
     config, say = run.config, run.console.say
-    devices = jax.devices()
+    devices = run.experiment.mesh.devices.flat
     say(f"{config.method} {config.model.size} on {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
     num_seen = config.total_steps * config.batch_size
     say("\n".join([f"data {config.data.source}: {len(run.source):,} examples", *summary(run.source, num_seen)]))
@@ -457,7 +457,7 @@ def _share(run: Run) -> tuple[Any, PyTree]:
     config.accumulation, config.losses.clip_block = 1, 0  # small: all logits at once
     if run.experiment.forward_pass.model.gathers and run.config.model.remat == "none":
         config.model.remat = "dots"  # see `models.block.gathered`
-    alone = experiment.build(config, make_mesh(jax.local_devices()[:1]))
+    alone = experiment.build(config, make_mesh(run.experiment.mesh.devices.flat[:1]))
     return alone, jax.eval_shape(lambda: dummy_batch(run.config, config.batch_size))
 
 

@@ -186,7 +186,7 @@ def tiny_state(method="detailclip", devices=1):
 
 def looped(function):
     """The function, with a detector's stages in a loop, as on accelerators: a third as much to compile as on CPUs."""
-    return mock.patch.object(cascade, "unrolled", lambda: False)(function)
+    return mock.patch.object(cascade, "unrolled", lambda platform: False)(function)
 
 
 def on_devices(count):

@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,24 +11,11 @@ from detailclip_jax.benchmarks import cost_table, counting, timing
 from detailclip_jax.benchmarks.counting import Compiled
 from detailclip_jax.benchmarks.timing import MedianRange
 from detailclip_jax.benchmarks.variants import Variant
+from detailclip_jax.runtime import accelerators
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import experiment as experiments
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training.experiment import Experiment
-
-# Dense peaks in TFLOP/s of a chip, from the vendors' data sheets: for bfloat16, and for float32 at jax's default
-# precision (TF32 on NVIDIA, bfloat16 passes on TPU).  The first pattern that is found in jax's `device_kind` counts.
-PEAKS = {
-    r"H[12]00 NVL": {"bfloat16": 835, "float32": 417},
-    r"H100 PCIe": {"bfloat16": 756, "float32": 378},
-    r"H[12]00": {"bfloat16": 989, "float32": 494},
-    r"A100": {"bfloat16": 312, "float32": 156},
-    r"\bL4\b": {"bfloat16": 121, "float32": 60},
-    r"TPU v4$": {"bfloat16": 275, "float32": 275},
-    r"TPU v5 ?(lite|e)": {"bfloat16": 197, "float32": 197},
-    r"TPU v5(p|$)": {"bfloat16": 459, "float32": 459},
-    r"TPU v6 ?(lite|e)": {"bfloat16": 918, "float32": 918},
-}
 
 
 class Result(NamedTuple):
@@ -95,9 +81,10 @@ def peak_flops(kind: str, dtype: str, given: int | float | None = None) -> float
     """
     if given is not None and not given > 0:
         raise ValueError(f"--peak={given} must be the device's peak in TFLOP/s, greater than 0")
-    known = next((peaks[dtype] for pattern, peaks in PEAKS.items() if re.search(pattern, kind)), None)
-    peak = known if given is None else given
-    return None if peak is None else peak * 1e12
+    if given is not None:
+        return given * 1e12
+    known = accelerators.of_kind(kind)
+    return known.peak(dtype) if known else None
 
 
 def make_mesh(variant: Variant, devices: Sequence[Any]) -> Any:

@@ -104,7 +104,7 @@ class DenseTask(NamedTuple):
 
     # network and loss
     head: Callable[[ConfigDict], str]  # its name
-    network: Callable[[ConfigDict, int], Any]  # encoder and heads for a number of classes
+    network: Callable[[ConfigDict, int, str], Any]  # encoder and heads for a number of classes, on a platform
     initial: Callable[[Any, ConfigDict, Array], Mapping[str, Any]]  # variables of a network, from a key
     loss: fine_tuning.DenseLoss
     terms: Callable[[ConfigDict], Sequence[str]]  # of the loss, by name
@@ -298,7 +298,7 @@ def build(
         meshes.check_batch_size(config.batch_size, mesh)
     sets = task.open_sets(config) if sets is None and not classes else sets
     classes = classes if sets is None else sets.train.classes
-    model = task.network(config, len(classes))
+    model = task.network(config, len(classes), meshes.platform_of(mesh))
 
     variables = functools.partial(task.initial, model, config)
     setup, layout, initial, shapes = fine_tuning.set_up(config, model, variables, task.loss, mesh)

@@ -37,7 +37,7 @@ SHOWN = 6  # images of the figure
 
 def introduce(run: Run) -> None:
     """Prints what is about to run: devices, data, heads, encoder, parameters and learning rates."""
-    config, devices = run.config, jax.devices()
+    config, devices = run.config, run.experiment.mesh.devices.flat
     lines, warnings = run.experiment.introduction()
     run.console.say(f"{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
     for line in lines:
@@ -208,7 +208,7 @@ def share_of(run: Run) -> tuple[Experiment, PyTree]:
     """Returns the experiment of a device's part of the batch, on that device, and the shapes of that part."""
     config, whole = ConfigDict(run.config.to_dict()), run.experiment
     config.batch_size = run.config.batch_size // whole.mesh.devices.size
-    alone = dense_experiment.build(whole.task, config, make_mesh(jax.local_devices()[:1]), classes=whole.classes)
+    alone = dense_experiment.build(whole.task, config, make_mesh(whole.mesh.devices.flat[:1]), classes=whole.classes)
     return alone, alone.batch_shapes()
 
 

@@ -10,7 +10,6 @@ from flax import struct
 
 from detailclip_jax.kernels import chunks
 from detailclip_jax.kernels.products import product
-from detailclip_jax.runtime.devices import device_memory
 from detailclip_jax.types import Array, Float, PyTree, Scalar
 
 Equation = Callable[[Array, Array, PyTree], Mapping[str, Float[Array, "m"]]]
@@ -22,14 +21,13 @@ LOGIT_BYTES = 20  # of one logit in a chunk: student, teacher, both softmaxes an
 MEMORY_SHARE = 75  # a chunk takes at most 1 / 75 of a device's memory
 
 
-def automatic_chunk_logits() -> int:
-    """Returns how many prototype logits of student or teacher are computed at a time on this machine's devices.
+def automatic_chunk_logits(memory: int = 0) -> int:
+    """Returns how many prototype logits of student or teacher are computed at a time on devices with so much memory.
 
     On a GPU or TPU it is the largest power of two whose arrays take at most 1 / 75 of the memory that jax may use: 2^25
-    with 80 GB, 2^23 with 16 GB. Larger chunks are larger products and fewer turns of a loop; a CPU gains nothing from
-    them.
+    with 80 GB, 2^23 with 16 GB. Larger chunks are larger products and fewer turns of a loop; a CPU, whose `memory` is
+    0, gains nothing from them.
     """
-    memory = device_memory()
     return 2 ** int(math.log2(memory / MEMORY_SHARE / LOGIT_BYTES)) if memory else CPU_CHUNK
 
 

@@ -153,6 +153,10 @@ def _kernel_gradient(x: Float[Array, "R D"], g: Float[Array, "R M"]) -> Float[Ar
 
 def _dot(a: Array, b: Array, axes: tuple[int, int], out: Any) -> Array:
     """Contracts one axis of each array. In half precision XLA's CPU backend is twice as fast with float32 outputs."""
-    computed = jnp.float32 if jax.default_backend() == "cpu" else out
     dimensions = ((axes[:1], axes[1:]), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=computed).astype(out)
+    usual = functools.partial(jax.lax.dot_general, dimension_numbers=dimensions, preferred_element_type=out)
+    if out == jnp.float32:
+        return usual(a, b)
+    single = functools.partial(usual, preferred_element_type=jnp.float32)
+    contracted: Array = jax.lax.platform_dependent(a, b, cpu=lambda a, b: single(a, b).astype(out), default=usual)
+    return contracted

@@ -125,7 +125,7 @@ class Comparison(NamedTuple):
 
     @property
     def most_logits(self) -> int:
-        """`chunk_logits`; None chooses it for the device, see `automatic_chunk_logits`."""
+        """`chunk_logits`, or for None the number of a CPU; an experiment chooses the number for its devices."""
         return automatic_chunk_logits() if self.chunk_logits is None else self.chunk_logits
 
     def fits(self, student: Logits) -> bool:

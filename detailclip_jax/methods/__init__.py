@@ -127,9 +127,9 @@ def check_weights(config: ConfigDict, before: ConfigDict) -> None:
                 )
 
 
-def build_networks(config: ConfigDict, axis: Axis | None = None) -> Networks:
-    """Builds the networks of the config's method; `axis` is the mesh axis over which BatchNorm takes its statistics."""
-    return towers.build(config.model, build(config).networks, axis)
+def build_networks(config: ConfigDict, axis: Axis | None = None, platform: str | None = None) -> Networks:
+    """Builds the networks of the config's method; `axis` and `platform` are those of `towers.build`."""
+    return towers.build(config.model, build(config).networks, axis, platform)
 
 
 def takes_decoder(method: Method, model: ConfigDict) -> bool:

@@ -114,29 +114,28 @@ def cls_attention(
     return jax.nn.softmax(logits.astype(jnp.float32) * query.shape[-1] ** -0.5).mean(1)
 
 
-def choose_kernel(wanted: str, dtype: Any, head_width: int) -> Kernel:
-    """Chooses the attention kernel for this machine: `wanted`; for "auto" cuDNN's fused kernel if it can run.
+def choose_kernel(wanted: str, dtype: Any, head_width: int, platform: str) -> Kernel:
+    """Chooses the attention kernel for devices of a platform: `wanted`; for "auto" cuDNN's fused kernel if it can run.
 
     The choice is made when networks are built, and is logged; a fallback from "auto" to "xla" on a GPU is logged as
     a warning. Raises ValueError for an unknown kernel, and for "cudnn" if it cannot run.
     """
     if wanted not in KERNELS:
         raise ValueError(f"model.attention {wanted!r} is unknown; known: {', '.join(KERNELS)}")
-    reason = "selected by model.attention" if wanted == "xla" else why_not_cudnn(dtype, head_width)
+    reason = "selected by model.attention" if wanted == "xla" else why_not_cudnn(dtype, head_width, platform)
     if reason and wanted == "cudnn":
-        raise ValueError(f"model.attention 'cudnn' cannot run here: {reason}; 'auto' falls back to 'xla'")
+        raise ValueError(f"model.attention 'cudnn' cannot run: {reason}; 'auto' falls back to 'xla'")
     kernel: Kernel = "xla" if reason else "cudnn"
-    fell_back = reason and wanted == "auto" and jax.devices()[0].platform == "gpu"
+    fell_back = reason and wanted == "auto" and platform == "gpu"
     log = logging.warning if fell_back else logging.info
     log("attention of heads %d wide: %s%s", head_width, kernel, f" ({reason})" if reason else "")
     return kernel
 
 
-def why_not_cudnn(dtype: Any, head_width: int) -> str:
+def why_not_cudnn(dtype: Any, head_width: int, platform: str) -> str:
     """Returns the reason why cuDNN's attention cannot be used, or an empty string if it can."""
-    device = jax.devices()[0]
-    if device.platform != "gpu":
-        return f"the device is a {device.platform}"
+    if platform != "gpu":
+        return f"the device is a {platform}"
     if dtype not in HALVES:
         return f"model.dtype {jnp.dtype(dtype).name} is not half precision"
 

@@ -23,12 +23,13 @@ class Build(NamedTuple):
     size: Size
     dtype: Any
     axis: Axis | None = None  # mesh axis over which BatchNorm averages; None if each device has the whole batch
+    platform: str = "cpu"  # of the devices that will compute
 
     def kernel(self, width: int, num_heads: int) -> Kernel:
         """Returns the attention kernel for `num_heads` heads of a network of this width, which they must divide."""
         if width % num_heads:
             raise ValueError(f"a network of width {width} cannot have {num_heads} attention heads of equal width")
-        return choose_kernel(self.model.attention, self.dtype, width // num_heads)
+        return choose_kernel(self.model.attention, self.dtype, width // num_heads, self.platform)
 
 
 class ParameterRule(NamedTuple):

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from detailclip_jax.runtime import accelerators
+
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # of XLA's log; jax sets it to USUAL when it is imported
 USUAL, FATAL = 1, 3
 
@@ -19,10 +21,13 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def device_memory() -> int:
-    """Returns the bytes that jax may use on a device of this process; 0 if unknown (CPU)."""
-    statistics = first_device().memory_stats() or {}
-    return int(statistics.get("bytes_limit", 0))
+def memory_of(device: Any) -> int:
+    """Returns the bytes that jax may use on a device, or has on a device that is only described; 0 if unknown (CPU)."""
+    try:
+        return int((device.memory_stats() or {}).get("bytes_limit", 0))
+    except RuntimeError:  # no device of this process
+        found = accelerators.of_kind(device.device_kind)
+        return found.memory if found else 0
 
 
 class NoDevice(ValueError):

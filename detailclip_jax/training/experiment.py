@@ -15,6 +15,7 @@ from detailclip_jax import methods
 from detailclip_jax.config import run_config, sizes
 from detailclip_jax.data.caption_rules import num_captions
 from detailclip_jax.data.views import captioned_crop
+from detailclip_jax.kernels.chunked_logits import automatic_chunk_logits
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods.encode import Encode, encoders
 from detailclip_jax.methods.method import Forward, Loss, Method
@@ -172,8 +173,10 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     mesh = meshes.make_mesh(fsdp=config.mesh.fsdp) if mesh is None else mesh
     config = settled(config, mesh)
     meshes.check_batch_size(config.batch_size, mesh, config.accumulation)
-    method, weights = methods.build(config), weight_shapes(config)
-    model, on_mesh = (methods.build_networks(config, axis) for axis in (None, meshes.batch_axis(mesh)))
+    chunked = with_chunk_logits(config, mesh)
+    method, weights = methods.build(chunked), weight_shapes(config)
+    axes, platform = (None, meshes.batch_axis(mesh)), meshes.platform_of(mesh)
+    model, on_mesh = (methods.build_networks(config, axis, platform) for axis in axes)
     if mesh.shape[meshes.FSDP] > 1:
         on_mesh = on_mesh.gathering(sharding.gather_layer)
     on_mesh = forward_of(config, method, on_mesh)
@@ -185,7 +188,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     step = unmasked = compiled(setup, layout, shapes, precision)
     values = unmasked_values = step_values(setup, model, layout, precision)
     if config.views.patch_dropout:
-        whole = ConfigDict(config.to_dict())
+        whole = ConfigDict(chunked.to_dict())
         whole.views.patch_dropout = 0.0
         end = setup._replace(loss=loss_of(config, on_mesh._replace(method=methods.build(whole))))
         unmasked = compiled(end, layout, shapes, precision)
@@ -206,7 +209,7 @@ def settled(config: ConfigDict, mesh: Mesh) -> ConfigDict:
     model = config.model
     if model.remat != "auto" and model.scan is not None:
         return config
-    faster = mesh.devices.flat[0].platform == "cpu" and sizes.size_of(model).width >= WIDE_ON_CPU
+    faster = meshes.platform_of(mesh) == "cpu" and sizes.size_of(model).width >= WIDE_ON_CPU
     scan = model.scan
     if scan is None:
         scan = faster and model.remat in ("auto", "dots") and ":" not in config.optimizer.frozen
@@ -215,6 +218,14 @@ def settled(config: ConfigDict, mesh: Mesh) -> ConfigDict:
     if model.remat == "auto":
         config.model.remat = "dots" if faster and scan else "none"  # without a loop XLA does not recompute on a CPU
     return config.lock()
+
+
+def with_chunk_logits(config: ConfigDict, mesh: Mesh) -> ConfigDict:
+    """Returns the config with `losses.chunk_logits` chosen for the memory of a mesh's devices where it is open."""
+    config = ConfigDict(config.to_dict())
+    if config.losses.chunk_logits is None:
+        config.losses.chunk_logits = automatic_chunk_logits(meshes.device_memory(mesh))
+    return config
 
 
 def group_rules(config: ConfigDict, networks: Mapping[str, Network]) -> tuple[optimizer.DecayRule, ...]:

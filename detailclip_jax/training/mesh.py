@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from detailclip_jax.runtime.devices import first_device
+from detailclip_jax.runtime.devices import first_device, memory_of
 from detailclip_jax.types import BATCH, DATA, FSDP, Axis, Batch, PyTree
 
 
@@ -27,6 +27,17 @@ def make_mesh(devices: Sequence[Any] | None = None, fsdp: int = 1) -> Mesh:
     # jax.make_mesh aligns axes with a TPU's torus, across hosts, and raises for shapes that do not fit the torus.
     by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(by_host).reshape(-1, fsdp), (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
+
+
+def platform_of(mesh: Mesh) -> str:
+    """Returns the platform of the mesh's devices, "cpu", "gpu" or "tpu", which need not be that of this process."""
+    platform: str = mesh.devices.flat[0].platform
+    return platform
+
+
+def device_memory(mesh: Mesh) -> int:
+    """Returns the bytes that jax may use on each device of a mesh; 0 if unknown (CPU)."""
+    return memory_of((mesh.local_devices or mesh.devices.flat)[0])
 
 
 def fsdp_hosts(mesh: Mesh) -> int:

@@ -12,10 +12,9 @@ import jax
 import numpy as np
 
 from detailclip_jax.runtime import processes as several
-from detailclip_jax.runtime.devices import device_memory
 from detailclip_jax.runtime.terminal import LINES, complain, printable
 from detailclip_jax.training import checkpoint, optimizer, sharding
-from detailclip_jax.training.mesh import fsdp_hosts
+from detailclip_jax.training.mesh import device_memory, fsdp_hosts
 from detailclip_jax.training.session import Finding, Run
 from detailclip_jax.training.workdirs import FOLDER
 
@@ -73,7 +72,7 @@ def mesh(plan: Run) -> Finding:
 
 def memory(plan: Run) -> Finding:
     """Compares the memory that a device needs at least with its memory.  Raises ValueError if it has too little."""
-    estimated, has = estimate(plan), device_memory()
+    estimated, has = estimate(plan), device_memory(plan.experiment.mesh)
     needed = sum(estimated.values())
     shown = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in estimated.items() if size)
     text = f"at least {needed / 2**30:.2f} GiB per device ({shown})"

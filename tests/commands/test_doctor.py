@@ -321,7 +321,7 @@ def test_a_workdir_of_another_run_is_refused_as_main_refuses_it(tmp_path):
 def test_each_check_that_fails_is_named(capsys, tmp_path, monkeypatch):
     config = smallest()
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(preflight, "device_memory", lambda: 1000)
+    monkeypatch.setattr(preflight, "device_memory", lambda mesh: 1000)
     assert preflight.run(lambda: pretraining.prepare(config, tmp_path / "file")) == 1
     said = capsys.readouterr()
     failed = [line.split()[1] for line in said.out.splitlines() if line.startswith("FAILED")]

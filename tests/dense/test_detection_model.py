@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
-from tiny import looped, noise
+from tiny import noise
 
 from detailclip_jax.dense.detection import boxes as box
 from detailclip_jax.dense.detection import cascade, detector, rpn
@@ -70,7 +70,7 @@ def batch(number=8, height=SIDE, width=SIDE, seed=0):
 @functools.cache
 def variables():
     """Weights large enough for boxes to move and classes to differ, and running statistics that are not 0 and 1."""
-    shapes = jax.eval_shape(looped(detector.build(encoder(), TINY, K).init), jax.random.key(0), batch(2))
+    shapes = jax.eval_shape(detector.build(encoder(), TINY, K).init, jax.random.key(0), batch(2))
     rng = np.random.default_rng(1)
 
     def draw(path, leaf):
@@ -89,7 +89,6 @@ def step(devices=0, gradients=True):
     axis = "data" if devices else None
     made, stats = detector.build(encoder(drop_path=0.3), TINY, K, axis), variables()["batch_stats"]
 
-    @looped
     def run(params, batch, keys):
         given = {"params": params, "batch_stats": stats}
         losses, changed = made.apply(given, batch, train=True, keys=keys, mutable=["batch_stats"])
@@ -267,7 +266,6 @@ def test_losses_are_those_of_pytorch_when_every_candidate_is_sampled():
         return maps, m.rpn(maps.maps)
 
     @jax.jit
-    @looped
     def run(values):
         losses, _ = made.apply(values, given, train=True, keys=keys(3), mutable=["batch_stats"])
         found, _ = made.apply(values, method=features, mutable=["batch_stats"])
@@ -406,7 +404,6 @@ def test_an_encoder_of_patch_size_14_detects_and_has_finite_losses():
     variables = {"params": noise(shapes["params"]), "batch_stats": jax.tree.map(jnp.abs, noise(shapes["batch_stats"]))}
 
     @jax.jit
-    @looped
     def both(variables, given):
         found = made.apply(variables, given["image"], given["size"], method="detect")
         return found, made.apply(variables, given, train=True, mutable=["batch_stats"])[0]

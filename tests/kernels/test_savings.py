@@ -371,21 +371,16 @@ def test_lengths_filled_up_to_even_ones_change_nothing(length, causal):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 if a.ndim else 3e-5)  # the loss sums 336 terms or more
 
 
-class Device:
-    platform, compute_capability = "gpu", "9.0"
-
-
 def test_the_attention_kernel_is_chosen_when_networks_are_built(monkeypatch, caplog):
-    assert attention.choose_kernel("auto", jnp.bfloat16, 64) == "xla"
+    assert attention.choose_kernel("auto", jnp.bfloat16, 64, "cpu") == "xla"
     with pytest.raises(ValueError, match=r"'cudnn' .*cpu.*'auto'"):
-        attention.choose_kernel("cudnn", jnp.bfloat16, 64)
+        attention.choose_kernel("cudnn", jnp.bfloat16, 64, "cpu")
     with pytest.raises(ValueError, match="'flash' is unknown; known: auto, xla, cudnn"):
-        attention.choose_kernel("flash", jnp.bfloat16, 64)
-    monkeypatch.setattr(jax, "devices", lambda: [Device])
-    assert attention.why_not_cudnn(jnp.float32, 64) == "model.dtype float32 is not half precision"
+        attention.choose_kernel("flash", jnp.bfloat16, 64, "cpu")
+    assert attention.why_not_cudnn(jnp.float32, 64, "gpu") == "model.dtype float32 is not half precision"
     monkeypatch.setattr(pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo"), "cuda_versions", None)
-    assert attention.why_not_cudnn(jnp.bfloat16, 64) == "cuDNN is not detected."
-    assert attention.choose_kernel("auto", jnp.float32, 64) == "xla"
+    assert attention.why_not_cudnn(jnp.bfloat16, 64, "gpu") == "cuDNN is not detected."
+    assert attention.choose_kernel("auto", jnp.float32, 64, "gpu") == "xla"
     assert "attention of heads 64 wide: xla (model.dtype float32 is not half precision)" in caplog.text
 
 
@@ -399,11 +394,8 @@ def test_cudnn_s_attention_lowers_for_cuda(monkeypatch):
             return 91000
 
     monkeypatch.setattr(cudnn, "cuda_versions", Versions)
-    monkeypatch.setattr(jax, "devices", lambda: [Device])
-    assert attention.choose_kernel("auto", jnp.bfloat16, 64) == "cudnn"
-    assert "multiple of 8" in attention.why_not_cudnn(jnp.bfloat16, 60)
-    monkeypatch.undo()
-    monkeypatch.setattr(cudnn, "cuda_versions", Versions)
+    assert attention.choose_kernel("auto", jnp.bfloat16, 64, "gpu") == "cudnn"
+    assert "multiple of 8" in attention.why_not_cudnn(jnp.bfloat16, 60, "gpu")
     inits = block.BlockInit(*[jax.nn.initializers.normal(0.1)] * 4)
     part = block.Block(64, 1, inits, 1e-6, dtype=jnp.bfloat16, kernel="cudnn", causal=True)
     params = jax.eval_shape(part.init, jax.random.key(0), jnp.zeros((2, 7, 64)))

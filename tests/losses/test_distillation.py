@@ -211,11 +211,9 @@ def test_distillation_errors():
 
 
 @pytest.mark.parametrize(("gigabytes", "exponent"), [(60, 25), (30, 24), (16.9, 23)])
-def test_chunks_follow_the_memory_of_the_device(monkeypatch, gigabytes, exponent):
+def test_chunks_follow_the_memory_of_the_device(gigabytes, exponent):
     """Of an 80 GB GPU three quarters are jax's; a TPU v5e has 16.9 GB."""
-    monkeypatch.setattr(chunked_logits, "device_memory", lambda: int(gigabytes * 1e9))
-    assert chunked_logits.automatic_chunk_logits() == 2**exponent
-    assert Comparison(chunk_logits=None).most_logits == 2**exponent
+    assert chunked_logits.automatic_chunk_logits(int(gigabytes * 1e9)) == 2**exponent
     assert 20 * 2**exponent <= gigabytes * 1e9 / 75 < 20 * 2 ** (exponent + 1)
 
 

@@ -97,12 +97,11 @@ def test_weights_of_other_rows_do_not_concern_this_one():
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_lowering_for_accelerators(platform, monkeypatch):
     """The whole step of the paper's run as that platform takes it: 224 px, 77 words, on a GPU cuDNN's attention."""
-    monkeypatch.setattr(jax, "default_backend", lambda: {"cuda": "gpu"}.get(platform, platform))
+    monkeypatch.setattr(mesh, "platform_of", lambda _: {"cuda": "gpu"}.get(platform, platform))
     checks = []
     if platform == "cuda":
         cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
         monkeypatch.setattr(cudnn, "cuda_versions", types.SimpleNamespace(cudnn_get_version=lambda: 91000))
-        monkeypatch.setattr("detailclip_jax.models.registry.choose_kernel", lambda *_: "cudnn")
         calls = ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")
         checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in calls]
     config = run_config.load(str(ROOT / "configs/vitb16_yfcc.py"))

@@ -23,7 +23,7 @@ from detailclip_jax.benchmarks import cost_table, counting, data_rate, step, tim
 from detailclip_jax.benchmarks.step import Stepper
 from detailclip_jax.benchmarks.variants import Variant
 from detailclip_jax.config import sizes
-from detailclip_jax.runtime.devices import device_memory, usable_cores
+from detailclip_jax.runtime.devices import memory_of, usable_cores
 from detailclip_jax.runtime.errors import first_line
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.progress import Console
@@ -150,7 +150,7 @@ def _shown(value: Any) -> str:
 
 def machine(target: Target) -> Values:
     """Devices, their memory and the host."""
-    peak, memory = step.peak_flops(target.devices[0].device_kind, "bfloat16"), device_memory()
+    peak, memory = step.peak_flops(target.devices[0].device_kind, "bfloat16"), memory_of(target.devices[0])
     return {
         "device": target.devices[0].device_kind,
         "devices": len(target.devices),

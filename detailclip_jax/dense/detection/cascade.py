@@ -167,17 +167,16 @@ class Cascade(nn.Module):
 
     def _loop(self, run: Callable[..., Any]) -> Callable[..., Any]:
         stages = len(self.options.stage_ious)
-        unroll = unrolled() if self.options.unroll is None else self.options.unroll
-        return nn.scan(run, length=stages, unroll=stages if unroll else 1, **LIFTED)
+        return nn.scan(run, length=stages, unroll=stages if self.options.unroll else 1, **LIFTED)
 
     def _numbers(self) -> Numbers:
         ious, stds = self.options.stage_ious, self.options.stage_stds
         return Numbers(jnp.arange(len(ious)), jnp.asarray(ious), jnp.asarray(stds))
 
 
-def unrolled() -> bool:
+def unrolled(platform: str) -> bool:
     """Whether stages are compiled one after the other: on CPUs, whose convolutions in loops are five times slower."""
-    return jax.default_backend() == "cpu"
+    return platform == "cpu"
 
 
 def choose(

@@ -42,7 +42,7 @@ class Options:
         (0.05, 0.05, 0.1, 0.1),
         (0.033, 0.033, 0.067, 0.067),
     )
-    unroll: bool | None = None  # whether the stages run one by one, not in a loop over one; None: on CPUs
+    unroll: bool | None = None  # whether the stages run one by one, not in a loop over one; None: on CPUs (a loop here)
     roi_samples: int = 512  # RoIs per image in the loss
     roi_positive_ratio: float = 0.25
     ignore_iof: float = -1.0  # a candidate with more of its area in a crowd box is left out; -1 keeps all, as mmdet

@@ -24,7 +24,7 @@ from detailclip_jax.dense.dense_experiment import (
     Sets,
     Sides,
 )
-from detailclip_jax.dense.detection import buckets, coco_scores, coco_sets, detect, detector, sticker_instances
+from detailclip_jax.dense.detection import buckets, cascade, coco_scores, coco_sets, detect, detector, sticker_instances
 from detailclip_jax.dense.detection.cascade_options import Options
 from detailclip_jax.dense.detection.detect import Boxes, Found
 from detailclip_jax.dense.detection.instance_augment import Recipe
@@ -131,12 +131,15 @@ examples = functools.partial(set_examples.examples, pixels_of=checked_pixels)
 # --- network and loss
 
 
-def network(config: ConfigDict, num_classes: int) -> detector.DetectionModel:
+def network(config: ConfigDict, num_classes: int, platform: str) -> detector.DetectionModel:
     """Builds encoder and detector.  Raises ValueError for unknown options."""
-    built = dense_encoder.image_encoder(towers.build(config.model, ("image",)))
+    built = dense_encoder.image_encoder(towers.build(config.model, ("image",), platform=platform))
     vit = dense_encoder.fitted(built, config, config.model.image_size)
     vit = vit.clone(drop_path=0.0) if config.encoder.frozen else vit
-    return detector.build(vit, options_of(config), num_classes, BATCH)
+    options = options_of(config)
+    if options.unroll is None:
+        options = dataclasses.replace(options, unroll=cascade.unrolled(platform))
+    return detector.build(vit, options, num_classes, BATCH)
 
 
 def options_of(config: ConfigDict) -> Options:

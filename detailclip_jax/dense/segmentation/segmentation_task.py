@@ -134,9 +134,9 @@ def example(config: ConfigDict, sides: Sides) -> dict[str, tuple[tuple[int, ...]
 # --- network and loss
 
 
-def network(config: ConfigDict, num_classes: int) -> SegmentationModel:
+def network(config: ConfigDict, num_classes: int, platform: str) -> SegmentationModel:
     """Builds encoder and heads.  Raises ValueError for unknown heads, options and blocks."""
-    built = dense_encoder.image_encoder(towers.build(config.model, ("image",)))
+    built = dense_encoder.image_encoder(towers.build(config.model, ("image",), platform=platform))
     vit = dense_encoder.fitted(built, config, config.views.crop)
     common = {
         "num_classes": num_classes,
