@@ -21,8 +21,8 @@
     detection       boxes and masks of workdirs of `transfer`; without --images on their evaluation set
 
 Without --what it draws every figure above `segmentation`. A checkpoint that cannot have a figure is left out of it, and
-a figure that none can have is left out, with the reason; it is an error if none is drawn. Without --out the files are
-in `visualize` of the first checkpoint's workdir.
+a figure that none can have is left out, with the reason; it is an error if none is drawn. Unreadable images are left
+out, and the exit status is then 1. Without --out the files are in `visualize` of the first checkpoint's workdir.
 """
 
 from detailclip_jax.runtime import start
@@ -35,7 +35,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from detailclip_jax.runtime import errors, files
 from detailclip_jax.runtime import parser as flags
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 MODEL_FIGURES = ("overview", "attention", "removal", "reconstruction", "similarity", "pca", "words")
 PREDICTIONS = ("segmentation", "detection")
 FORMATS = ("png", "svg")
-FOLDER = "visualize"  # in a workdir, for figures without --out; a run's own are in figures/
+FOLDER = "visualize"  # in a workdir, for figures without --out; those of its training are in figures/
 USED_BY_PREDICTIONS = (
     "checkpoint",
     "step",
@@ -145,25 +145,19 @@ def check(arguments: argparse.Namespace) -> None:
     for message, so in wrong.items():
         if so:
             raise ValueError(message)
-    if {*what} & {*PREDICTIONS}:
-        check_unused(arguments)
-
-
-def check_unused(arguments: argparse.Namespace) -> None:
-    """Raises ValueError for a flag that figures of predictions do not use."""
     usual = parser().parse_args(["--checkpoint=unused"])
-    for name in vars(arguments):
+    for name in vars(arguments) if {*what} & {*PREDICTIONS} else ():
         if name not in USED_BY_PREDICTIONS and getattr(arguments, name) != getattr(usual, name):
-            flag, task = f"--{name.replace('_', '-')}", arguments.what[0]
+            flag = f"--{name.replace('_', '-')}"
             raise ValueError(
-                f"{flag} has no effect on --what={task}: the run's own settings are used; leave {flag} out"
+                f"{flag} has no effect on --what={what[0]}: the settings of the run are used; leave {flag} out"
             )
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Checks the arguments, loads the checkpoints and writes the figures; returns the exit code.
+    """Checks the arguments, loads the checkpoints and writes the figures; returns 1 if an image is unreadable, else 0.
 
-    It prints the paths of the files, and which figures and checkpoints are left out.
+    It prints the paths of the files, and which images, figures and checkpoints are left out.
     """
     from detailclip_jax.interop import published
 
@@ -174,10 +168,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         arguments.out = arguments.out or workdir / FOLDER
         files.check_writable(arguments.out)
     paths = dict(zip(arguments.labels or names_of(arguments.checkpoint), arguments.checkpoint))
+    shown = shown_of(arguments, console) if arguments.images and arguments.images != [STICKERS] else None
     draw = of_predictions if {*(arguments.what or ())} & {*PREDICTIONS} else of_models
-    for figures in draw(paths, arguments, console):
+    for figures in draw(paths, shown, arguments, console):
         save(figures, arguments, console)
-    return 0
+    return errors.RUN_ERROR if shown and shown.unreadable else 0
 
 
 def names_of(checkpoints: Sequence[str]) -> list[str]:
@@ -191,8 +186,13 @@ def names_of(checkpoints: Sequence[str]) -> list[str]:
     raise ValueError(f"two paths are the same folder: {twice}")
 
 
-def of_predictions(paths: Mapping[str, str], arguments: argparse.Namespace, console: Console) -> "Iterator[Figures]":
-    """Draws the predictions of runs of a dense task, by their names in the figure."""
+def of_predictions(
+    paths: Mapping[str, str], shown: "Shown | None", arguments: argparse.Namespace, console: Console
+) -> "Iterator[Figures]":
+    """Draws the predictions of runs of a dense task, by their names in the figure.
+
+    `shown` are the images; None for scenes of stickers if --images names them, else those of the evaluation set.
+    """
     from detailclip_jax.dense import prediction_figures  # imports jax, as below: only after the flags are checked
 
     (what,), count, first, step = arguments.what, arguments.num_images, arguments.first, arguments.step
@@ -201,32 +201,30 @@ def of_predictions(paths: Mapping[str, str], arguments: argparse.Namespace, cons
         raise ValueError(
             f"--what={what} shows {what} runs, but {arguments.checkpoint[0]} is one of {task}; --what={task} shows it"
         )
-    images, credit = images_of(arguments, console) if arguments.images else ((), "")
+    images, credit = (shown.images, "") if shown else ((), "")
+    if arguments.images and not shown:
+        from detailclip_jax.data.stickers.scene_source import Stickers
+        from detailclip_jax.data.stickers.sprites import ATTRIBUTION
+        from detailclip_jax.figures.model_figures import SPLIT
+
+        numbers = range(first or 0, (first or 0) + count)
+        scenes = Stickers(SPLIT, size=CANVAS, num_scenes=numbers.stop)
+        images, credit = [scenes[number]["image"] for number in numbers], ATTRIBUTION
     yield {task: prediction_figures.draw(paths, count, images, credit, first, step)}
 
 
-def images_of(arguments: argparse.Namespace, console: Console) -> tuple[Sequence[Any], str]:
-    """Opens the images that predictions are drawn over; returns them and the line below the figure."""
-    if arguments.images != [STICKERS]:
-        return shown_of(arguments, console).images, ""
-    from detailclip_jax.data.stickers.scene_source import Stickers
-    from detailclip_jax.data.stickers.sprites import ATTRIBUTION
-    from detailclip_jax.figures.model_figures import SPLIT
+def of_models(
+    paths: Mapping[str, str], shown: "Shown | None", arguments: argparse.Namespace, console: Console
+) -> "Iterator[Figures]":
+    """Draws the figures of models; says which it leaves out.  Raises ValueError if none of them can be drawn.
 
-    first, count = arguments.first or 0, arguments.num_images
-    found = Stickers(SPLIT, size=CANVAS, num_scenes=first + count)
-    return [found[number]["image"] for number in range(first, first + count)], ATTRIBUTION
-
-
-def of_models(paths: Mapping[str, str], arguments: argparse.Namespace, console: Console) -> "Iterator[Figures]":
-    """Draws the figures of models; says which it leaves out.  Raises ValueError if none of them can be drawn."""
+    `shown` are the images; None for scenes of stickers.
+    """
     from detailclip_jax.figures import model_figures as drawing
 
     models = load(paths, arguments, console)
     drawing.check_same_view(models)
-    if arguments.images and arguments.images != [STICKERS]:
-        shown = shown_of(arguments, console)
-    else:
+    if not shown:
         config = next(iter(models.values())).config
         shown = drawing.scenes(config, arguments.num_images, arguments.first or 0, arguments.text)
     reasons = {what: drawing.refusal(what, models, shown) for what in arguments.what or drawing.FIGURES}
@@ -235,8 +233,8 @@ def of_models(paths: Mapping[str, str], arguments: argparse.Namespace, console: 
     for what, reason in reasons.items():
         if reason:
             console.say(f"left out: {reason}")
-        elif told := drawing.left_out(what, models):
-            console.say(told)
+        elif note := drawing.left_out(what, models):
+            console.say(note)
     for note in dict.fromkeys(note for what in reasons for note in drawing.notes(what, models)):
         console.say(note)
     options = drawing.Options(arguments.layers, arguments.patch, arguments.ratio, arguments.readout)
@@ -258,11 +256,14 @@ def load(paths: Mapping[str, str], arguments: argparse.Namespace, console: Conso
 
 
 def shown_of(arguments: argparse.Namespace, console: Console) -> "Shown":
-    """Opens the images of --images; says which folders are left out."""
+    """Opens the images of --images; says which folders are left out, and which images are unreadable."""
     from detailclip_jax.figures import model_figures as drawing
 
-    given = arguments
-    return drawing.files(given.images, given.num_images, given.first, given.text, console.say)
+    places, count, first = arguments.images, arguments.num_images, arguments.first
+    shown = drawing.files(places, count, first, arguments.text, console.say)
+    for line in shown.unreadable:
+        console.warn(f"left out: {line}")
+    return shown
 
 
 def save(figures: "Figures", arguments: argparse.Namespace, console: Console) -> None:

@@ -6,7 +6,6 @@ draw("similarity", models, shown, Options())      # {"similarity": a matplotlib 
 """
 
 import itertools
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -27,7 +26,9 @@ from detailclip_jax.figures.maps import Overview, Words
 from detailclip_jax.inference.model import Model, pixels
 from detailclip_jax.inference.similar_patches import pca_colours, similarity
 from detailclip_jax.models.readouts import READOUTS
+from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.files import read_bytes
+from detailclip_jax.runtime.terminal import counted
 
 SPLIT = "held_out_pairs"  # scenes of nouns that training never shows together
 LONGEST = 640  # pixels; larger images are reduced before maps of words and predictions are drawn over them
@@ -41,14 +42,16 @@ class Shown(NamedTuple):
 
     images: as `Model` takes them, one per image.
     texts: the texts of each image's maps; () where the user gives them.
-    contrast: further texts that a map is relative to; () for the image's own alone.
+    contrast: further texts that a map is relative to; () for those of the image alone.
     credit: the line below the figures.
+    unreadable: the images that are left out, each with its path and the reason.
     """
 
     images: Sequence[UInt8[np.ndarray, "_h _w 3"]]
     texts: Sequence[Sequence[str]]
     contrast: Sequence[str] = ()
     credit: str = ""
+    unreadable: Sequence[str] = ()
 
 
 class Options(NamedTuple):
@@ -85,7 +88,7 @@ def files(
 
     With `first` they are those from this number on.
     `say` receives a line for every folder that is left out because it cannot be listed.
-    Raises FileNotFoundError for a place without images, and BadImage that names an unreadable one.
+    Raises FileNotFoundError for a place without images, and RunError if all images are unreadable.
     """
     folders = [find(place) for place in places]
     for _, reason in itertools.chain.from_iterable(folder.left_out for folder in folders):
@@ -93,16 +96,15 @@ def files(
     every = [(folder, name) for folder in folders for name in folder.names]
     if first is not None and first >= len(every):
         raise ValueError(f"--first={first}, but there are only {len(every)} images")
-    shown = [every[number] for number in indices_to_show(len(every), count, first)]
-    images = [_opened(folder.root / name) for folder, name in shown]
-    return Shown(images, [texts] * len(images))
-
-
-def _opened(path: pathlib.Path) -> UInt8[np.ndarray, "H W 3"]:
-    try:
-        return pixels(read_bytes(path))
-    except BadImage as error:
-        raise BadImage(f"{path}: {error}") from error
+    images, unreadable = [], []
+    for folder, name in (every[number] for number in indices_to_show(len(every), count, first)):
+        try:
+            images.append(pixels(read_bytes(folder.root / name)))
+        except (BadImage, OSError) as error:
+            unreadable.append(f"{folder.root / name}: {error}")
+    if not images:
+        raise RunError("\n".join([f"none of the {counted(len(unreadable), 'image')} is readable:", *unreadable]))
+    return Shown(images, [texts] * len(images), unreadable=unreadable)
 
 
 def draw(what: str, models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
@@ -231,7 +233,7 @@ def _enlarged(model: Model, images: UInt8[np.ndarray, "B S S 3"]) -> list[UInt8[
 def similar(models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
     """The cosine of patch features with the chosen patch; by default the one that the first model attends to most.
 
-    All models show the same place: each takes the patch of its own grid that has the centre of the chosen one.
+    All models show the same place: each takes the patch of its grid that has the centre of the chosen one.
     """
     first = next(iter(models.values()))
     if options.patch:

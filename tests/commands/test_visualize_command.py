@@ -16,7 +16,6 @@ from tiny import looped, noise_state, on_one_device
 
 from detailclip_jax import visualize
 from detailclip_jax.config import run_config
-from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.dense import prediction_figures, runs
 from detailclip_jax.figures import model_figures as drawing
 from detailclip_jax.inference.model import Features, Model, load
@@ -62,7 +61,7 @@ def test_a_checkpoint_with_decoder_and_text_has_every_figure(workdirs, tmp_path,
 
 
 def test_without_out_the_figures_are_in_the_workdir_of_the_first_checkpoint(workdirs, tmp_path, monkeypatch):
-    def draw(paths, arguments, console):
+    def draw(paths, shown, arguments, console):
         assert list(paths) == ["clip", "mae"] and not files(arguments.out)
         return ()
 
@@ -293,10 +292,16 @@ def test_a_patch_of_another_grid_has_the_centre_of_the_chosen_one():
     assert all(drawing.on_grid((n, n), side, side) == (n, n) for side in (3, 14, 37) for n in range(side))
 
 
-def test_an_unreadable_image_is_named(photo, tmp_path):
+def test_an_unreadable_image_is_named_and_the_others_are_drawn(photo, tmp_path, monkeypatch, capsys):
     (tmp_path / "broken.png").write_bytes((Path(photo) / "0.png").read_bytes()[:200])
-    with pytest.raises(BadImage, match=r"broken\.png: truncated or damaged"):
-        drawing.files([photo, str(tmp_path)], 9)
+    drawn = []
+    monkeypatch.setattr(visualize, "of_models", lambda paths, shown, *_: drawn.extend(shown.images) or ())
+    flags = "--checkpoint=unused", f"--out={tmp_path / 'out'}", f"--images={photo}"
+    assert run(*flags) == 0 and len(drawn) == 3 and "left out" not in capsys.readouterr().out
+    assert run(*flags, f"--images={tmp_path}") == 1 and len(drawn) == 6
+    assert f"{tmp_path / 'broken.png'}: truncated or damaged" in capsys.readouterr().out
+    assert run(*flags[:2], f"--images={tmp_path}") == 1 and len(drawn) == 6
+    assert "none of the 1 image is readable" in capsys.readouterr().err
 
 
 def test_links_are_followed_and_the_flag_of_earlier_versions_warns(photo, tmp_path, capsys):
