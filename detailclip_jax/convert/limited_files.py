@@ -18,6 +18,7 @@ from detailclip_jax.convert import remote_files
 from detailclip_jax.convert.examples import Rejected
 from detailclip_jax.convert.remote_files import RemoteFile, is_remote
 from detailclip_jax.data.sources import DATASET
+from detailclip_jax.runtime.errors import near_path
 from detailclip_jax.runtime.files import MAX_BYTES, written_atomically
 from detailclip_jax.runtime.folders import Walk
 from detailclip_jax.runtime.terminal import json_escaped
@@ -154,7 +155,8 @@ def expand(paths: Sequence[str], suffixes: Iterable[str]) -> list[str]:
             files.add(path)
         else:
             for pattern in remote_files.numbered(path):
-                files.update(glob.glob(pattern) or _missing(f"{pattern!r} does not exist"))
+                near = near_path(pathlib.Path(pattern), is_meant=pathlib.Path.is_file)
+                files.update(glob.glob(pattern) or _missing(f"{pattern!r} does not exist{near}"))
     return sorted(files)
 
 

@@ -170,14 +170,15 @@ def near(
     return f"; did you mean {' or '.join(repr(shown(each)) for each in names)}?" if names else ""
 
 
-def near_folder(path: Path, tried: Iterable[Path] = ()) -> str:
+def near_path(path: Path, tried: Iterable[Path] = (), is_meant: Callable[[Path], bool] = Path.is_dir) -> str:
     """Returns "; did you mean 'runs/stickers'?" for a missing folder beside one of a similar name, or "" without one.
 
-    Folders in `tried` are not named.  A parent that cannot be listed has none.
+    Folders in `tried` are not named.  A parent that cannot be listed has none.  For a missing file `is_meant` is
+    Path.is_file.
     """
     names: list[str] = []
     with contextlib.suppress(OSError):
-        names = [each.name for each in path.parent.iterdir() if each.is_dir() and each not in {*tried}]
+        names = [each.name for each in path.parent.iterdir() if is_meant(each) and each not in {*tried}]
     return near(path.name, names, cutoff=0.7, shown=lambda name: str(path.parent / name))
 
 

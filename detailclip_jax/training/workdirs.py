@@ -6,7 +6,7 @@ import shlex
 import uuid
 from pathlib import Path
 
-from detailclip_jax.runtime.errors import near, near_folder
+from detailclip_jax.runtime.errors import near, near_path
 from detailclip_jax.runtime.files import read_json, replace_text
 from detailclip_jax.training import manifest, published_names
 
@@ -119,7 +119,7 @@ def neighbours(path: Path) -> str:
     folder = path.parent
     if not folder.exists():
         missing = next(parent for parent in path.parents if parent.parent.exists())
-        return near_folder(missing) or f"; {SOURCES}"
+        return near_path(missing) or f"; {SOURCES}"
     runs = runs_in(folder)
     if hint := near(path.name, runs, cutoff=0.6, shown=lambda name: str(folder / name)):
         return hint

@@ -491,7 +491,8 @@ def test_a_set_of_an_earlier_version_with_an_option_that_is_gone_is_the_same_set
     [
         (["webdatasets", "x"], "unknown source 'webdatasets'; did you mean 'webdataset'? Known: webdataset,"),
         (["webdataset"], "webdataset needs a PATH"),
-        (["webdataset", "nowhere.tar"], "nowhere.tar' does not exist"),
+        (["webdataset", "nowhere.tar"], "nowhere.tar' does not exist\n"),
+        (["csv", "captoins.csv"], "captoins.csv' does not exist; did you mean "),
         (["coco", "x.json"], "coco needs --images"),
         (["csv", "x.csv", "--dataset", "cc4m"], "unknown known set 'cc4m'; did you mean"),
         (["coco", "nowhere.json", "--images", __file__], "nowhere.json"),
@@ -500,6 +501,7 @@ def test_a_set_of_an_earlier_version_with_an_option_that_is_gone_is_the_same_set
 )
 def test_a_mistake_ends_in_a_message(command, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "captions.csv").touch()
     assert main([*command, "--out", str(tmp_path / "out")]) == 2
     captured = capsys.readouterr()
     assert message in captured.err

@@ -13,7 +13,7 @@ from detailclip_jax.data.labelled import builders, folders, karpathy, labelled_t
 from detailclip_jax.data.labelled.contents import Contents, LabelledSet, fingerprint
 from detailclip_jax.data.labelled.known_sets import KNOWN, Known, ways_to_get
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source, beside, splits_of
-from detailclip_jax.runtime.errors import near_folder
+from detailclip_jax.runtime.errors import near_path
 
 NUM_CAPTIONS = 5  # per image, if a set has more
 PATH = "folder:"
@@ -161,7 +161,7 @@ def missing(name: str, split: str, data_dir: pathlib.Path, tried: list[pathlib.P
         if others := splits_of(path):
             lacks += f" (its records have {', '.join(others)}: prepare the split with --split {split})"
         seen.append(f"{path} {lacks}")
-    guesses = (near_folder(path, tried) for path in tried if known is None and not path.exists())
+    guesses = (near_path(path, tried) for path in tried if known is None and not path.exists())
     guess = next(filter(None, guesses), "")
     if captioned:
         example = captions_of_your_own(tried[0], split)
