@@ -122,9 +122,16 @@ def test_a_folder_whose_name_is_not_utf_8_is_printed(monkeypatch, capsys):
     assert r"0 of 0 sets are ready in sets\udcff" in capsys.readouterr().out
 
 
-def test_a_flag_that_does_not_exist(capsys):
-    assert doctor.main(["--lanch"]) == 2
-    assert "unknown flag --lanch; did you mean '--launch'?" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--lanch", "unknown flag --lanch; did you mean '--launch'?"),
+        ("--data-dir=elsewhere", "--data-dir=elsewhere is the folder that --data checks; add --data"),
+    ],
+)
+def test_wrong_flags_are_refused(flag, message, capsys):
+    assert doctor.main([flag]) == 2
+    assert message in capsys.readouterr().err
 
 
 def smallest():
@@ -301,11 +308,6 @@ def test_a_folder_that_was_there_before_a_launch_stays(tmp_path):
     (tmp_path / "runs").mkdir()
     assert preflight.run(lambda: pretraining.prepare(smallest(), tmp_path / "runs/more/run")) == 0
     assert list(tmp_path.rglob("*")) == [tmp_path / "runs"]
-
-
-def test_the_folder_of_sets_without_a_check_of_sets_is_refused(capsys):
-    assert doctor.main(["--data-dir=elsewhere"]) == 2
-    assert "--data-dir=elsewhere is the folder that --data checks; add --data" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("activations_are_not_counted")

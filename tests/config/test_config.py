@@ -154,14 +154,6 @@ def test_a_file_of_ones_own_may_set_any_method(tmp_path):
     assert run_config.made_for(str(file), "clip") == str(file)
 
 
-def test_a_crop_that_a_row_looks_at_must_be_there():
-    config = resolve(config_of(), YFCC15M)
-    with config.unlocked():
-        config.method = "slip"
-    with pytest.raises(ValueError, match=r"slip needs the crop 'clean', but views.crops has only large; .*slip\.py"):
-        methods.build(config)
-
-
 @pytest.mark.parametrize("spec", ["stickers.py", "stickers.py:method=slip", "stickers.py:method=aclip"])
 def test_methods_that_compare_views_need_two(spec):
     config = config_of(spec)
@@ -499,13 +491,6 @@ def test_the_views_of_a_crop_may_share_one_probability():
     validate(config)
 
 
-def test_scenes_without_end_need_total_steps():
-    config = base.default()
-    config.data.source = "stickers"
-    with pytest.raises(ValueError, match=r"total_steps is not set.*--config.total_steps=N"):
-        resolve(config, 2**24)
-
-
 @pytest.mark.parametrize(
     "fields, given, length",
     [
@@ -555,14 +540,19 @@ def test_a_file_for_own_data_keeps_its_epoch():
     assert run_config.without_overridden(other, ["data.path"], written).steps_per_epoch == 7
 
 
-def test_two_lengths_are_refused():
-    with pytest.raises(ValueError, match="both set the length of the run; give only one"):
-        run_config.without_overridden(config_of(), ["total_steps", "num_epochs"])
-
-
-def test_data_set_smaller_than_a_batch():
-    with pytest.raises(ValueError, match="10 examples, fewer than batch_size 4096; give a smaller"):
-        resolve(base.default(), 10)
+@pytest.mark.parametrize(
+    ("fields", "set_names", "examples", "message"),
+    [
+        ({}, ["total_steps", "num_epochs"], 2**24, "both set the length of the run; give only one"),
+        ({"data.source": "stickers"}, [], 2**24, r"total_steps is not set.*--config.total_steps=N"),
+        ({}, [], 10, "10 examples, fewer than batch_size 4096; give a smaller"),
+    ],
+)
+def test_an_unclear_length_is_refused(fields, set_names, examples, message):
+    config = base.default()
+    config.update_from_flattened_dict({**fields, **({"total_steps": 7} if "total_steps" in set_names else {})})
+    with pytest.raises(ValueError, match=message):
+        resolve(run_config.without_overridden(config, set_names), examples)
 
 
 def test_resolve_leaves_the_original_alone_and_keeps_what_is_given():

@@ -248,22 +248,6 @@ def test_the_teacher_is_the_default_where_there_is_one():
     assert repr(student) == f"{of} {size}, {student.config.model.image_size} pixels>"
     assert choose_weights(variables, None, usual="student")[0] == "student"  # a method may say so
     assert choose_weights(variables, "ema", usual="student")[0] == "ema"
-    with pytest.raises(ValueError, match="weights=ema: this method has no teacher; use student"):
-        choose_weights(made("clip")[1], "ema")
-    with pytest.raises(ValueError, match="weights 'teacher' are unknown; known: ema, student"):
-        choose_weights(variables, "teacher")
-
-
-def test_a_row_without_a_text_tower_says_what_it_lacks():
-    model = model_of("mae")
-    alone = (
-        r"it embeds images only \(encode_image, features, embed --images\); use a checkpoint of a method with captions"
-    )
-    with pytest.raises(
-        ValueError, match=f"the method of runs/tiny is mae, which has no text and no text_projection; {alone}"
-    ):
-        model.encode_text(["a frog"])
-    assert model.attention(make_images(1)[0]).shape == (4, 4)
 
 
 @pytest.mark.parametrize(
@@ -295,8 +279,6 @@ def test_features_are_float32_tokens_on_the_grid(method):
     for row, column in ((0, 0), (1, 3), (3, 2)):
         np.testing.assert_allclose(features.patches[8, row, column], patches[4 * row + column], atol=2e-5)
     assert [array.shape for array in model.features([])] == [(0, 96), (0, 4, 4, 96)]
-    with pytest.raises(TypeError, match=r"write \[image\]"):
-        model.features(given[0])
 
 
 def test_features_are_float32_whatever_the_run_computes_in():
@@ -305,11 +287,6 @@ def test_features_are_float32_whatever_the_run_computes_in():
     half = dataclasses.replace(model_of("mae"), networks=networks)
     assert {array.dtype for array in half.features(make_images(1))} == {np.dtype(np.float32)}
     assert half.encode_image(make_images(1)).dtype == np.float32
-
-
-def test_another_vocabulary_is_refused():
-    with pytest.raises(ValueError, match=r"64 tokens.*encode_text.*49408"):
-        changed(**{"model.vocab_size": 64}).encode_text(["a frog"])
 
 
 @pytest.fixture(scope="module")
@@ -462,18 +439,6 @@ def test_a_class_is_the_mean_of_its_prompts():
     np.testing.assert_allclose(one, model.encode_image(images) @ model.encode_text(["a cat", "a dog"]).T, atol=2e-6)
 
 
-def test_classes_that_are_no_lists_of_names_are_refused():
-    model, images = model_of(), make_images(1)
-    with pytest.raises(TypeError, match=r"classes is a list.*'cat'"):
-        model.classify(images, "cat")
-    with pytest.raises(ValueError, match=r"classes \[1\] of 2 have no name"):
-        model.classify(images, ["cat", []])
-    with pytest.raises(ValueError, match="a photo"):
-        model.classify(images, ["cat"], ["a photo"])
-    with pytest.raises(ValueError, match="classify runs image"):
-        model_of("mae").classify(images, ["cat"])
-
-
 @pytest.mark.parametrize("readout", [None, "plain", "maskclip"])
 def test_patch_embeddings_are_those_of_the_map_of_texts(readout):
     model, (image,) = model_of(), make_images(1)
@@ -487,9 +452,5 @@ def test_patch_embeddings_are_those_of_the_map_of_texts(readout):
         np.testing.assert_allclose(patches[0], unit(projected[0]), atol=2e-5)
 
 
-def test_patch_embeddings_need_a_joint_space_and_a_known_readout():
+def test_patch_embeddings_of_no_image_have_their_shape():
     assert model_of().patch_embeddings([]).shape == (0, 4, 4, 64)
-    with pytest.raises(ValueError, match="patch_embeddings runs image and image_projection"):
-        model_of("mae").patch_embeddings(make_images(1))
-    with pytest.raises(ValueError, match="naclip"):
-        model_of().patch_embeddings(make_images(1), "nacliip")

@@ -1,7 +1,6 @@
 """Attention by head, removed patches, reconstructions, similarity and PCA: against loops and plain linear algebra."""
 
 import dataclasses
-import re
 
 import jax
 import numpy as np
@@ -105,17 +104,6 @@ def test_the_student_reconstructs_also_for_the_teacher_s_weights():
     removed = model_of(weights="ema").removed(images)
     both = [model_of(weights=name).reconstruct(images, removed) for name in ("ema", "student")]
     np.testing.assert_array_equal(*both)
-
-
-def test_what_cannot_be_reconstructed_is_refused():
-    clip = model_of("clip")
-    wanted = "the method of runs/tiny is clip, which has no decoder and no pixel_head; use .* a pixel loss, such as mae"
-    with pytest.raises(ValueError, match=wanted):
-        clip.reconstruct(make_images(1), np.zeros((1, 4, 4), bool))
-    mask = np.zeros((2, 4, 4), bool)
-    mask[0, 0, 0] = True
-    with pytest.raises(ValueError, match=re.escape("removed has [0, 1] patches per image")):
-        model_of().reconstruct(make_images(2), mask)
 
 
 def test_a_model_with_stacked_blocks_gives_the_same_heads():

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from tiny import TWO_BLOCKS, check_names, noise_state, program_of, tiny_batch, tiny_config, tiny_experiment
+from tiny import TWO_BLOCKS, noise_state, program_of, tiny_batch, tiny_config, tiny_experiment
 
-from detailclip_jax import methods
 from detailclip_jax.data.caption_rules import captions_of
 from detailclip_jax.losses.beta import beta_loss
 from detailclip_jax.losses.clip import clip_loss
@@ -160,30 +159,7 @@ def test_parts_are_a_caption_and_its_sentences():
     assert rest[3:] == ["", ""] and sorted(rest[:3]) == ["A cat", "A dog", "A red boat"]
 
 
-@pytest.mark.parametrize(
-    ("method", "fields", "named"),
-    [
-        ("beta", {"data.caption": "random", "data.num_captions": None}, ("data.caption 'random'", "'parts'")),
-        ("clip", {}, ("data.caption 'random'", "'crops'")),  # which has no blank captions
-        ("dino", {}, ("dino", "captions", "losses.weights.beta")),
-    ],
-)
-def test_what_does_not_fit_is_refused(method, fields, named):
-    config = tiny_config(method)
-    config.update_from_flattened_dict({"losses.weights.beta": 1.0, **fields})
-    with pytest.raises(ValueError) as refused:
-        methods.build(config)
-    check_names(refused.value, *named)
-
-
 @pytest.mark.check
 def test_weight_0_is_clip_bit_for_bit():
     one_caption = {"data.caption": "random", "data.num_captions": None}
     assert program_of("beta", {**one_caption, "losses.weights.beta": 0.0}) == program_of("clip", {})
-
-
-def test_captions_that_may_be_blank_are_for_the_method_that_leaves_them_out():
-    config = tiny_config("siglip")
-    config.update_from_flattened_dict({"losses.weights.beta": 1.0, "data.caption": "parts", "data.num_captions": 3})
-    with pytest.raises(ValueError, match=r"fills up with blank captions, .* set it to 'crops'"):
-        methods.build(config)

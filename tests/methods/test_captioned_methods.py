@@ -6,7 +6,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from tiny import check_names, noise_state, tiny_batch, tiny_config, tiny_experiment
+from tiny import noise_state, tiny_batch, tiny_config, tiny_experiment
 
 from detailclip_jax import methods
 from detailclip_jax.methods.method import Context, WholeBatch
@@ -44,42 +44,6 @@ def value(exp, term, record):
 def computed(exp, params, function, *given):
     """function(networks, *given) as one program."""
     return jax.jit(lambda params, *given: function(exp.model.bind({"params": params}), *given))(params, *given)
-
-
-@pytest.mark.parametrize("caption", ["random", "diverse", "sources:a,b", "field:a"])
-def test_cosmos_takes_no_captions_but_those_of_the_rule_crops(caption):
-    config = tiny_config("cosmos")
-    config.data.caption, config.data.num_captions = caption, None
-    with pytest.raises(ValueError) as refused:
-        methods.build(config)
-    check_names(refused.value, "cosmos", f"data.caption is {caption!r}", "set it to 'crops'")
-
-
-def test_cosmos_needs_two_large_crops():
-    config = tiny_config("cosmos")
-    config.views.crops.large.update(count=1, blur_p=(0.5,), solarize_p=(0.0,))
-    with pytest.raises(ValueError) as refused:
-        methods.build(config)
-    check_names(refused.value, "cosmos", "views.crops.large.count is 1", "set it to 2")
-
-
-@pytest.mark.parametrize(("caption", "num"), [("random", None), ("sources:a", None), ("diverse", 1)])
-def test_flair_needs_several_captions(caption, num):
-    config = tiny_config("flair")
-    config.data.caption, config.data.num_captions = caption, num
-    with pytest.raises(ValueError) as refused:
-        methods.build(config)
-    check_names(refused.value, "flair", f"data.caption {caption!r} gives 1")
-
-
-@pytest.mark.parametrize(("caption", "num"), [("crops", 8), ("sources:raw,long", 2)])
-def test_flair_needs_captions_of_one_kind(caption, num):
-    """The first caption of each other image is the negative: with these rules it would always be of the same kind."""
-    config = tiny_config("flair")
-    config.data.caption, config.data.num_captions = caption, num
-    with pytest.raises(ValueError) as refused:
-        methods.build(config)
-    check_names(refused.value, "flair", f"data.caption is {caption!r}", "set it to 'diverse'")
 
 
 def test_cosmos_compares_every_crop_and_text_with_the_teacher_s():

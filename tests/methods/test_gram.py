@@ -73,14 +73,6 @@ def test_the_anchor_of_a_method_with_a_teacher_is_the_teacher_s_encoder():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_a_method_whose_passes_replace_patches_is_refused():
-    config = tiny_config("ibot")
-    config.losses.weights.gram = 2.0
-    with pytest.raises(ValueError) as refused:
-        methods.build(config)
-    check_names(refused.value, "losses.weights.gram", "ibot", "0")
-
-
 def test_a_weight_that_never_rises_is_refused():
     config = tiny_config("clip")
     config.losses.weights.gram = 1.0

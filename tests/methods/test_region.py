@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import check_names, noise_state, tiny_batch, tiny_config
+from tiny import noise_state, tiny_batch, tiny_config
 
 from detailclip_jax import methods
 from detailclip_jax.data.views import Crop, make_views
@@ -204,21 +204,6 @@ def test_the_loss_is_that_of_the_regions_and_the_share_that_counts_is_logged():
     cosine = (pooled * crops).sum(-1) / np.linalg.norm(pooled, axis=-1) / np.linalg.norm(crops, axis=-1)
     np.testing.assert_allclose(loss, (1 - cosine)[counts > 0].mean(), rtol=1e-5)
     assert metrics["region_boxes"] == pytest.approx(counts.mean())
-
-
-@pytest.mark.parametrize(
-    ("method", "named"),
-    [
-        ("dino", ("losses.weights.region", "dino", "captions", "0")),
-        ("clip", ("losses.weights.region", "local", "continue_region.py", "stickers.py:method=clip,region=1", "0")),
-    ],
-)
-def test_a_method_that_cannot_have_the_term_is_refused(method, named):
-    config = tiny_config(method)
-    config.losses.weights.region = 1.0
-    with pytest.raises(ValueError) as refused:
-        methods.build(config)
-    check_names(refused.value, *named)
 
 
 @pytest.mark.parametrize(

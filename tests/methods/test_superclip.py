@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import BATCH, check_names, noise_state, program_of, tiny_batch, tiny_config, tiny_experiment
+from tiny import BATCH, noise_state, program_of, tiny_batch, tiny_config, tiny_experiment
 
-from detailclip_jax import methods
 from detailclip_jax.data.tokenizer import EOT, PAD, SOT, VOCAB_SIZE
 from detailclip_jax.losses.token_set import document_counts, inverse_frequency, token_set_loss
 from detailclip_jax.methods.running import SUM, add_counts
@@ -158,31 +157,6 @@ def test_chosen_ids_are_the_classes_of_the_head():
     assert shapes.running["token_set"].shape == (config.model.vocab_size + 1,)
     classes = classes_of(np.array([5, 9, 7]), 12)
     assert classes[[5, 9, 7]].tolist() == [0, 1, 2] and (classes >= 0).sum() == 3
-
-
-@pytest.mark.parametrize(("ids", "named"), [((3, 3), "has 3 twice"), ((64,), "63")])
-def test_ids_that_do_not_fit_are_refused(ids, named):
-    config = tiny_config("superclip")
-    config.losses.token_ids = ids
-    with pytest.raises(ValueError) as refused:
-        methods.build(config)
-    check_names(refused.value, "losses.token_ids", named)
-
-
-def test_another_vocabulary_needs_ids():
-    config = tiny_config("superclip")
-    config.data.tokenizer = "/models/tokenizer.json"
-    with pytest.raises(ValueError) as refused:
-        methods.build(config)
-    check_names(refused.value, "losses.token_ids", "/models/tokenizer.json")
-
-
-def test_a_method_without_captions_cannot_have_the_term():
-    config = tiny_config("mae")
-    config.losses.weights.token_set = 1.0
-    with pytest.raises(ValueError) as refused:
-        methods.build(config)
-    check_names(refused.value, "losses.weights.token_set", "mae", "0")
 
 
 @pytest.mark.check

@@ -1,9 +1,7 @@
 """Training-free dense read-outs: formulas against PyTorch, windows against a naive loop, and maps of a model."""
 
-import dataclasses
 import functools
 import itertools
-import re
 
 import cv2
 import jax
@@ -13,7 +11,6 @@ import pytest
 import tiny
 from PIL import Image
 
-from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.figures.plots import text_maps
 from detailclip_jax.inference import readout_maps, windows
 from detailclip_jax.inference.model import Model
@@ -435,26 +432,6 @@ def test_windows_of_one_shape_are_compiled_once_for_each_size_of_a_batch():
     for height in (60, 75, 90):
         model_of(True).dense(make_image(height, 90), TEXTS, readout="sclip")
     assert encoder._cache_size() == 2  # batches of 1 and 4
-
-
-def test_wrong_calls_say_the_way_out(tmp_path):
-    model, image = model_of(), make_image(40, 40)
-    with pytest.raises(ValueError, match="unknown read-out 'naclp'; did you mean 'naclip'"):
-        model.dense(image, TEXTS, readout="naclp")
-    with pytest.raises(TypeError, match=re.escape("write ['a frog']")):
-        model.dense(image, "a frog")
-    with pytest.raises(ValueError, match=re.escape("templates ['a photo'] have no {}")):
-        model.dense(image, TEXTS, templates=["a photo"])
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(BadImage):
-        model.dense(tmp_path / "broken.png", TEXTS)
-
-
-def test_an_image_encoder_alone_is_refused():
-    model = model_of()
-    alone = dataclasses.replace(model, params={"image": model.params["image"]})
-    with pytest.raises(ValueError, match="dense runs image and image_projection and text"):
-        alone.dense(make_image(40, 40), TEXTS)
 
 
 NAMES = ("plain", "naclip", "gem")  # no formula, one for the last block, one for several blocks
