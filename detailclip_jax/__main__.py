@@ -61,17 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     start.check()
     if name not in COMMANDS:
-        return _unknown(name)
+        from detailclip_jax.runtime import errors  # imports absl: only after `start.check`
+        from detailclip_jax.runtime.terminal import complain
+
+        kind, known = ("flag", ("--help", "--version")) if name.startswith("-") else ("command", COMMANDS)
+        complain(f"error: {errors.unknown(kind, name, known)}")
+        return errors.USAGE_ERROR
     return run(name, others)
-
-
-def _unknown(name: str) -> int:
-    from detailclip_jax.runtime import errors  # imports absl: only after `start.check`
-    from detailclip_jax.runtime.terminal import complain
-
-    kind, known = ("flag", ("--help", "--version")) if name.startswith("-") else ("command", COMMANDS)
-    complain(f"error: {errors.unknown(kind, name, known)}")
-    return errors.USAGE_ERROR
 
 
 def run(name: str, arguments: Sequence[str]) -> int:

@@ -95,10 +95,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def parse_with(command: flags.Parser, table: Commands, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the arguments of a command with these subcommands."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    if given and not given[0].startswith("-") and given[0] not in table:
-        command.error(errors.unknown("benchmark", given[0], table))
-    return command.parse_args(given)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and not words[0].startswith("-") and words[0] not in table:
+        command.error(errors.unknown("benchmark", words[0], table))
+    return command.parse_args(words)
 
 
 def add_model(add: Callable[..., object], batch: str = "32") -> None:
@@ -185,8 +185,8 @@ COMMANDS: Commands = {
 
 def settings(arguments: argparse.Namespace, batch: int = BATCH) -> dict[str, Any]:
     """Returns the changes of the config by flags and --set: short name or dotted field -> value."""
-    given = {name: value for name in FLAGS if (value := getattr(arguments, name)) is not None}
-    return {"batch": batch, **given, **dict(map(parse_setting, arguments.set))}
+    by_flags = {name: value for name in FLAGS if (value := getattr(arguments, name)) is not None}
+    return {"batch": batch, **by_flags, **dict(map(parse_setting, arguments.set))}
 
 
 def check_named(
@@ -254,7 +254,10 @@ def write(arguments: argparse.Namespace, measure: Callable[[argparse.Namespace],
         with compiling_anew():
             cost_table.write_json(arguments.json, measure(arguments))
     except RuntimeError as error:
-        raise errors.RunError(_explained(error)) from error
+        text = str(error)
+        if "RESOURCE_EXHAUSTED" in text:
+            text = f"out of memory: take a smaller --batch, or --remat=full ({text.splitlines()[0]})"
+        raise errors.RunError(text) from error
     return 0
 
 
@@ -269,13 +272,6 @@ def compiling_anew() -> Iterator[None]:
         yield
     finally:
         jax.config.update(CACHE, before)
-
-
-def _explained(error: RuntimeError) -> str:
-    text = str(error)
-    if "RESOURCE_EXHAUSTED" not in text:
-        return text
-    return f"out of memory: take a smaller --batch, or --remat=full ({text.splitlines()[0]})"
 
 
 if __name__ == "__main__":

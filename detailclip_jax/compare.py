@@ -24,7 +24,7 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ COUNTED = "steps_per_epoch"  # `run_config.resolve` writes it to config.json if 
 SCALED = (COUNTED, "optimizer.warmup_steps")  # fields of schedules that count steps; --flop-of scales them
 RESULTS, COST = "results.json", "cost.json"  # of a run
 MEASURED = ("evaluators", "preprocess")  # groups of fields that may differ when a run goes on, and change its scores
-OWN = {  # fields that the comparison itself sets for every run, and what to do instead
+FIXED = {  # fields that the comparison itself sets for every run, and what to do instead
     "method": "name it in --methods",
     "init": "give --init=DIR",
     "seed": "give --seeds=N, for the seeds 0 to N - 1",
@@ -64,8 +64,8 @@ class Entry(NamedTuple):
     name: str
     method: str  # "" for a config file
     change: Change
-    given: tuple[str, ...] = ()  # dotted names of the fields that its text sets
-    config: str = ""  # its own config file
+    fields: tuple[str, ...] = ()  # dotted names of those that its text sets
+    config: str = ""  # its config file
 
 
 class Plan(NamedTuple):
@@ -98,13 +98,13 @@ def entry_texts(text: str) -> list[str]:
 
     entry_texts("clip,a.py:method=clip,region=1") == ["clip", "a.py:method=clip,region=1"]
     """
-    found: list[str] = []
+    entries: list[str] = []
     for piece in split_list(text):
-        if found and ".py:" in found[-1] and "=" in piece.partition("+")[0] and ".py" not in piece:
-            found[-1] += f",{piece}"
+        if entries and ".py:" in entries[-1] and "=" in piece.partition("+")[0] and ".py" not in piece:
+            entries[-1] += f",{piece}"
         else:
-            found.append(piece)
-    return found
+            entries.append(piece)
+    return entries
 
 
 def parse_entry(text: str) -> Entry:
@@ -140,9 +140,9 @@ def sweep_entries(path: str) -> list[Entry]:
         ) from error
 
 
-def given_fields(plan: Plan, entry: Entry) -> list[str]:
+def fields_of(plan: Plan, entry: Entry) -> list[str]:
     """Returns the dotted names of the fields that the plan and `entry` set; `init` does not replace their values."""
-    return [*plan.fields, *entry.given]
+    return [*plan.fields, *entry.fields]
 
 
 def written_config(plan: Plan, entry: Entry) -> ConfigDict:
@@ -153,32 +153,26 @@ def written_config(plan: Plan, entry: Entry) -> ConfigDict:
 def config_of(plan: Plan, entry: Entry, seed: int) -> ConfigDict:
     """Returns the config of one run: that of `entry`, with the plan's fields and budget.
 
-    A run whose steps are not the budget has steps_per_epoch and the warm-up scaled, unless they are given.
-    Raises ValueError for an unknown field, an invalid value or a field in OWN, and FileNotFoundError for a missing
+    A run whose steps are not the budget has steps_per_epoch and the warm-up scaled, unless they are set.
+    Raises ValueError for an unknown field, an invalid value or a field in FIXED, and FileNotFoundError for a missing
     config file.
     """
     from detailclip_jax.evaluation.tasks import limited  # imports jax: only after the flags are parsed
 
-    given = given_fields(plan, entry)
-    check_not_own(given)
+    names = fields_of(plan, entry)
+    if fixed := next((name for name in names if name in FIXED), ""):
+        raise ValueError(f"{fixed} is not set for single runs of a comparison; {FIXED[fixed]}")
     config = written_config(plan, entry)
     set_fields(plan.fields)(config)
     entry.change(config)
     config.seed, config.init, config.evaluate_at_end = seed, plan.init, True
     config.total_steps = plan.steps.get(entry.name, plan.budget)
     longer, known = config.total_steps / plan.budget, run_config.flatten(config)
-    counts = {name: known[name] for name in SCALED if known.get(name) and name not in given}
+    counts = {name: known[name] for name in SCALED if known.get(name) and name not in names}
     config.update_from_flattened_dict({name: max(1, round(count * longer)) for name, count in counts.items()})
     if plan.num_examples:
         config.evaluators = limited(config, plan.num_examples)
-    return with_own_number(config, given)
-
-
-def check_not_own(given: Iterable[str]) -> None:
-    """Raises ValueError for a field that the comparison itself sets, as the value that is given would be ignored."""
-    for name in given:
-        if name in OWN:
-            raise ValueError(f"{name} is not set for single runs of a comparison; {OWN[name]}")
+    return with_own_number(config, names)
 
 
 def workdirs_of(plan: Plan) -> dict[str, list[Path]]:
@@ -227,7 +221,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(plan: Plan) -> int:
-    """Checks all runs, then trains and compares them."""
     check(plan)
     if plan.steps:
         print("\n".join(lengths(plan)))
@@ -268,7 +261,7 @@ def with_equal_flop(plan: Plan, name: str) -> Plan:
     check_methods(plan)
     costs = {}
     for entry in plan.entries:
-        config = adopted_config.adopt(config_of(plan, entry, 0), given_fields(plan, entry), workdirs[entry.name][0])
+        config = adopted_config.adopt(config_of(plan, entry, 0), fields_of(plan, entry), workdirs[entry.name][0])
         costs[entry.name] = gflop_per_image(config) * config.batch_size
     steps = {entry: max(1, round(plan.budget * costs[name] / cost)) for entry, cost in costs.items()}
     return plan._replace(steps=steps)
@@ -291,13 +284,13 @@ def gflop_per_image(config: ConfigDict) -> float:
     from detailclip_jax.benchmarks import counting, variants
 
     def count(config: ConfigDict) -> float:
-        each = [{"views.native": (number,)} for number in config.views.native] or [{}]
-        return sum(count_one(config, changes) for changes in each) / len(each)
-
-    def count_one(config: ConfigDict, changes: dict[str, Any]) -> float:
-        config = ConfigDict(config.to_dict())
-        config.update_from_flattened_dict(changes)
-        return counting.count_flops(variants.Variant(config.method, config, config.model.context_length)) / 1e9
+        flops = []
+        for changes in [{"views.native": (number,)} for number in config.views.native] or [{}]:
+            changed = ConfigDict(config.to_dict())
+            changed.update_from_flattened_dict(changes)
+            variant = variants.Variant(changed.method, changed, changed.model.context_length)
+            flops.append(counting.count_flops(variant))
+        return sum(flops) / len(flops) / 1e9
 
     share = config.views.patch_dropout_until if config.views.patch_dropout else 1.0
     if share == 1:
@@ -330,41 +323,39 @@ def check(plan: Plan) -> None:
     adopted: list[Adopted] = []
     for entry in plan.entries:
         for seed, workdir in enumerate(workdirs[entry.name]):
-            asked, given = config_of(plan, entry, seed), given_fields(plan, entry)
-            check_path_is_read(asked.data, given, flag="--set=")
-            config = adopted_config.adopt(asked, given, workdir)
+            config, names = config_of(plan, entry, seed), fields_of(plan, entry)
+            check_path_is_read(config.data, names, flag="--set=")
+            config = adopted_config.adopt(config, names, workdir)
             validate(config)
             check_weights(config, written_config(plan, entry), workdir)
             check_same_run(config, workdir)
-            adopted.append(Adopted(workdir, config.preprocess.to_dict(), given))
+            adopted.append(Adopted(workdir, config.preprocess.to_dict(), names))
     if plan.init:
         check_same_preprocessing(adopted)
 
 
 class Adopted(NamedTuple):
-    """What a run takes from `init`, or from its own folder if it has begun, and the fields that the user has given."""
+    """What a run takes from `init`, or from its folder if it has begun, and the fields that the user has set."""
 
     workdir: Path
     preprocess: dict[str, Any]
-    given: Sequence[str]
+    fields: Sequence[str]
 
 
 def check_same_preprocessing(runs: Sequence[Adopted]) -> None:
     """Raises ValueError if runs from one `init` would be evaluated on images that are preprocessed in different ways.
 
-    Runs that have begun keep their own preprocessing, and new ones take that of `init`.  Fields that a row sets itself
-    may differ.
+    Runs that have begun keep their preprocessing, and new ones take that of `init`.  Fields that a row sets may differ.
     """
     first, *others = runs
     for run in others:
-        own = {*first.given, *run.given}
-        told = [
+        differing = [
             f"  preprocess.{name}: {before!r} there, {run.preprocess[name]!r} in {run.workdir}"
             for name, before in first.preprocess.items()
-            if before != run.preprocess[name] and f"preprocess.{name}" not in own
+            if before != run.preprocess[name] and f"preprocess.{name}" not in {*first.fields, *run.fields}
         ]
-        if told:
-            lines = "\n".join(told)
+        if differing:
+            lines = "\n".join(differing)
             raise ValueError(
                 f"{first.workdir} has a run with another preprocessing:\n{lines}\nSet one value with --set."
             )
@@ -381,9 +372,9 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
         differing.pop(COUNTED, None)
     if there.total_steps != config.total_steps:
         differing["total_steps"] = there.total_steps, config.total_steps
-    if lines := [f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in differing.items()]:
-        told = "\n".join(lines)
-        raise ValueError(f"{workdir} has a run of other settings:\n{told}\nChoose another --workdir.")
+    if differing:
+        lines = "\n".join(f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in differing.items())
+        raise ValueError(f"{workdir} has a run of other settings:\n{lines}\nChoose another --workdir.")
 
 
 def train(plan: Plan) -> int:
@@ -395,10 +386,10 @@ def train(plan: Plan) -> int:
     workdirs, diverged = workdirs_of(plan), dict[Path, str]()
     for seed in range(plan.num_seeds):  # seeds outside, so that a stopped comparison has equally many runs per entry
         for entry in plan.entries:
-            config, given = config_of(plan, entry, seed), given_fields(plan, entry)
+            config, names = config_of(plan, entry, seed), fields_of(plan, entry)
             workdir = workdirs[entry.name][seed]
             try:
-                if code := train_one(config, workdir, given):
+                if code := train_one(config, workdir, names):
                     return code
             except NonFiniteError as error:
                 diverged[workdir] = entry.name
@@ -419,7 +410,10 @@ def write(plan: Plan) -> str:
     from detailclip_jax.evaluation import comparison
 
     workdirs = workdirs_of(plan)
-    results = {name: [read_results(workdir) for workdir in runs] for name, runs in workdirs.items()}
+    results = {}
+    for name, runs in workdirs.items():
+        records = [json.loads((workdir / RESULTS).read_text())["results"] for workdir in runs]
+        results[name] = [{f"{r['task']}/{r['weights']}/{r['metric']}": r["value"] for r in each} for each in records]
     results |= comparison.floors(config_of_floors(plan), plan.num_seeds)
     return comparison.write(plan.workdir, results, {name: cost_text(runs) for name, runs in workdirs.items()})
 
@@ -435,17 +429,17 @@ def config_of_floors(plan: Plan) -> ConfigDict:
     return next((config for config in configs if methods.build(config).has_text), configs[0])
 
 
-def train_one(config: ConfigDict, workdir: Path, given: Sequence[str]) -> int:
+def train_one(config: ConfigDict, workdir: Path, names: Sequence[str]) -> int:
     """Trains and evaluates one run unless its scores are there; returns the exit code of `training.train`.
 
-    A finished run is only evaluated.
+    A finished run is only evaluated. `names` are those of the fields that the user has set.
     """
     from detailclip_jax import pretraining
     from detailclip_jax.training.train import train as train_run
 
-    if not is_measured(config, workdir, given):
+    if not is_measured(config, workdir, names):
         try:
-            run = pretraining.prepare(config, workdir, given)
+            run = pretraining.prepare(config, workdir, names)
         except (ValueError, OSError) as error:
             raise CannotBegin(f"{workdir}: {error}") from error
         for name in (RESULTS, COST):  # of another evaluation or length; if this one is stopped, it is repeated
@@ -453,27 +447,22 @@ def train_one(config: ConfigDict, workdir: Path, given: Sequence[str]) -> int:
         if code := train_run(run):
             return code
     if not (workdir / COST).exists():  # also of a run that was ended between its results and this
-        own = run_config.read(workdir / "config.json")
-        spent = {"seconds": training_seconds(workdir), "gflop_per_image": gflop_per_image(own)}
+        gflop = gflop_per_image(run_config.read(workdir / "config.json"))
+        spent = {"seconds": training_seconds(workdir), "gflop_per_image": gflop}
         replace_text(workdir / COST, json.dumps(spent) + "\n")
     return 0
 
 
-def is_measured(config: ConfigDict, workdir: Path, given: Sequence[str]) -> bool:
+def is_measured(config: ConfigDict, workdir: Path, names: Sequence[str]) -> bool:
     """Whether the run is finished and has scores of the same evaluators and preprocessing as `config`."""
     from detailclip_jax.training import adopted_config
 
-    if finished_steps(workdir) < config.total_steps:
+    results = workdir / RESULTS
+    if not results.exists() or json.loads(results.read_text())["step"] < config.total_steps:
         return False
-    configs = run_config.read(workdir / "config.json"), adopted_config.adopt(config, given, workdir)
+    configs = run_config.read(workdir / "config.json"), adopted_config.adopt(config, names, workdir)
     there, now = (json.loads(json.dumps(each.to_dict())) for each in configs)
     return all(there[group] == now[group] for group in MEASURED)
-
-
-def finished_steps(workdir: Path) -> int:
-    """Returns the number of steps of a finished run; 0 if the folder has no results."""
-    results = workdir / RESULTS
-    return json.loads(results.read_text())["step"] if results.exists() else 0
 
 
 def training_seconds(workdir: Path) -> float:
@@ -482,12 +471,6 @@ def training_seconds(workdir: Path) -> float:
     speeds = {line["step"]: line["images_per_second"] for line in read_lines(workdir / "metrics.jsonl")}
     steps = sorted(speeds)
     return sum((to - since) * config.batch_size / speeds[to] for since, to in itertools.pairwise([0, *steps]))
-
-
-def read_results(workdir: Path) -> dict[str, float]:
-    """Reads "task/weights/metric" -> value of a finished run."""
-    records = json.loads((workdir / RESULTS).read_text())["results"]
-    return {f"{r['task']}/{r['weights']}/{r['metric']}": r["value"] for r in records}
 
 
 def cost_text(workdirs: Sequence[Path]) -> str:

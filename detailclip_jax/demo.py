@@ -64,7 +64,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     """Loads the models, compiles, and serves the page until Ctrl-C."""
     if not arguments.checkpoint:
         raise ValueError(NO_CHECKPOINT)
-    check_installed()
+    for name in ("starlette", "uvicorn"):
+        extras.load(name, f"the page needs {name}", "demo")
     with listening(arguments.port) as at:
         from detailclip_jax.inference import model as inference
         from detailclip_jax.inference.readout_maps import check_readout
@@ -90,12 +91,6 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def check_installed() -> None:
-    """Raises ImportError that says what to install if a package of the page is missing."""
-    for name in ("starlette", "uvicorn"):
-        extras.load(name, f"the page needs {name}", "demo")
-
-
 def listening(number: int) -> socket.socket:
     """Opens the port on this machine; raises OSError that says how to choose another."""
     at = socket.socket()
@@ -117,7 +112,7 @@ def serve(application, at: socket.socket, console: Console) -> None:
     options = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none", "http": "h11"}
     config = uvicorn.Config(application, timeout_graceful_shutdown=SHUTDOWN, **options)
     server = uvicorn.Server(config)
-    # In a thread of its own, uvicorn leaves the signals alone.
+    # In another thread than the main one, uvicorn leaves the signals alone.
     thread = threading.Thread(target=server.run, kwargs={"sockets": [at]}, daemon=True)
     thread.start()
     try:

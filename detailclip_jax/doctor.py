@@ -20,7 +20,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -81,31 +81,25 @@ def description() -> Iterator[tuple[str, str]]:
 
     from detailclip_jax.runtime import provenance
 
-    found = provenance.versions()
-    yield "versions", ", ".join(f"{name} {version}" for name, version in found.items())
+    yield "versions", ", ".join(f"{name} {version}" for name, version in provenance.versions().items())
     yield "code", f"git {provenance.git_revision()}"
-    yield "devices", _usable(jax.local_devices)
+    try:
+        yield "devices", devices(jax.local_devices(), shutil.which("nvidia-smi") is not None)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: jax has none of the requested platforms
+        reason = str(error).splitlines()[0] if str(error) else "none of the platforms that it was asked for is here"
+        yield "devices", f"{NONE} {reason} (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')})"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield "host", f"{counted(usable_cores(), 'core')}, {memory / 2**30:.0f} GiB of memory"
     yield "disk", disk(shutil.disk_usage(".").free)
     yield "programs", programs(os.environ.get(start.CACHE))
 
 
-def _usable(find: Callable[[], Sequence[Any]]) -> str:
-    """Describes the devices that jax finds, or why it finds none."""
-    try:
-        return devices(find(), shutil.which("nvidia-smi") is not None)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: jax has none of the requested platforms
-        reason = str(error).splitlines()[0] if str(error) else "none of the platforms that it was asked for is here"
-        return f"{NONE} {reason} (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')})"
-
-
-def devices(found: Sequence[Any], has_driver: bool) -> str:
+def devices(used: Sequence[Any], has_driver: bool) -> str:
     """Describes the devices that jax uses, and whether it does not see an installed NVIDIA GPU."""
-    statistics = found[0].memory_stats() or {}
+    statistics = used[0].memory_stats() or {}
     memory = f", {statistics['bytes_limit'] / 2**30:.0f} GiB each" if "bytes_limit" in statistics else ""
-    text = f"{len(found)} x {found[0].device_kind}{memory}"
-    if found[0].platform != "cpu":
+    text = f"{len(used)} x {used[0].device_kind}{memory}"
+    if used[0].platform != "cpu":
         return text
     if has_driver:
         return f'{text}: there is an NVIDIA driver, but this jax only sees the CPU; pip install -U "jax[cuda12]"'
@@ -158,27 +152,24 @@ def check_data(data_dir: str) -> int:
     from detailclip_jax.data import labelled
 
     sets = labelled.ready(data_dir) + labelled.ready_choices(data_dir)
-    for name, ready, found, expected, how in sets:
+    for name, ready, count, expected, how in sets:
         note = printable(how, LINES)
-        print(f"{'ready  ' if ready else 'missing'} {name:<20} {found or 0:>8,} of {expected or 0:>8,}  {note}")
+        print(f"{'ready  ' if ready else 'missing'} {name:<20} {count or 0:>8,} of {expected or 0:>8,}  {note}")
     number = sum(entry[1] for entry in sets)
     print(f"{number} of {len(sets)} sets are ready in {printable(data_dir)}")
     return 0 if number else 1
 
 
-def check_launch(given: Sequence[str]) -> NoReturn:
-    """Runs the preflight checks of --launch and the flags of a run in this process, and exits with their exit code."""
+def check_launch(words: Sequence[str]) -> NoReturn:
+    """Runs the preflight checks of --launch and the flags of a run in this process, and exits with their exit code.
+
+    The last --launch=COMMAND or --launch COMMAND names the command; --launch alone leaves it to the config.
+    """
     from absl import app
 
     from detailclip_jax import main as training
 
-    command, sys.argv[1:] = launch_of(given)
-    app.run(lambda argv: training.preflight(argv, command=command), flags_parser=training.parse_flags)
-
-
-def launch_of(given: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Returns the command of the last --launch=COMMAND or --launch COMMAND, None for --launch alone, and the rest."""
-    command, rest, words = None, [], list(given)
+    command, rest, words = None, [], list(words)
     while words:
         flag, *words = words
         if not is_launch(flag):
@@ -187,7 +178,8 @@ def launch_of(given: Sequence[str]) -> tuple[str | None, list[str]]:
             command = flag.partition("=")[2]
         else:
             command = words.pop(0) if words and not words[0].startswith("-") else None
-    return command, rest
+    sys.argv[1:] = rest
+    app.run(lambda argv: training.preflight(argv, command=command), flags_parser=training.parse_flags)
 
 
 def is_launch(flag: str) -> bool:
@@ -197,10 +189,10 @@ def is_launch(flag: str) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0 if nothing is missing, 1 if something is missing, 2 for invalid usage."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    if any(map(is_launch, given)) and not {"-h", "--help"} & {*given}:
-        check_launch(given)
-    return errors.run(lambda: _report(parser().parse_args(given)))
+    words = list(sys.argv[1:] if argv is None else argv)
+    if any(map(is_launch, words)) and not {"-h", "--help"} & {*words}:
+        check_launch(words)
+    return errors.run(lambda: _report(parser().parse_args(words)))
 
 
 def _report(arguments: argparse.Namespace) -> int:

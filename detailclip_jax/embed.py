@@ -74,30 +74,29 @@ def parser() -> argparse.ArgumentParser:
 
 def check(arguments: argparse.Namespace) -> None:
     """Raises ValueError for flags that cannot be combined, ImportError if pyarrow is needed and missing."""
-    given, images = arguments, arguments.images or arguments.source
-    texts = given.texts or given.text
+    images, texts = arguments.images or arguments.source, arguments.texts or arguments.text
+    out, sheet, source, query = arguments.out, arguments.sheet, arguments.source, arguments.query
     wrong = {
         "nothing to embed: give --images, --texts or --text, or --from=FILE to search": not (images or texts),
-        "nothing to do: give --out=FILE to keep embeddings, or --query=TEXT to search": not (given.out or given.query),
-        "--from=FILE is searched, not written: leave out --out, --texts and --text": given.source
-        and (given.out or texts),
-        "--query searches images: give --images or --from": given.query and not images,
-        "--sheet draws the images that --query finds: give --query": given.sheet and not given.query,
-        f"--sheet={given.sheet} must end in .png": given.sheet and given.sheet.suffix.lower() != ".png",
+        "nothing to do: give --out=FILE to keep embeddings, or --query=TEXT to search": not (out or query),
+        "--from=FILE is searched, not written: leave out --out, --texts and --text": source and (out or texts),
+        "--query searches images: give --images or --from": query and not images,
+        "--sheet draws the images that --query finds: give --query": sheet and not query,
+        f"--sheet={sheet} must end in .png": sheet and sheet.suffix.lower() != ".png",
     }
     for message, so in wrong.items():
         if so:
             raise ValueError(message)
-    if given.out:
-        embeddings.check_format(given.out)
+    if out:
+        embeddings.check_format(out)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Checks the arguments, embeds, and searches if there is a query; returns the exit code."""
     check(arguments)
-    found = find(arguments.images) if arguments.images and not arguments.source else None
-    request = embed_folder.Request(found, embed_folder.read_texts(arguments.texts, arguments.text), arguments.out)
-    if not (found or request.texts or arguments.source):
+    images = find(arguments.images) if arguments.images and not arguments.source else None
+    request = embed_folder.Request(images, embed_folder.read_texts(arguments.texts, arguments.text), arguments.out)
+    if not (images or request.texts or arguments.source):
         raise ValueError("nothing to embed: every text of --texts and --text is blank")
     if request.out:
         files.check_writable(request.out.parent)
@@ -108,7 +107,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if not model.has_joint_space:
         console.say("no joint space with texts: an embedding is the L2-normalised class feature of the image encoder")
     if source:
-        embeddings.check_source(arguments.source, source, model)
+        way_out = "give that --checkpoint (and --step, --weights), or embed the images with this one"
+        embeddings.check_checkpoint(arguments.source, source.origin, embeddings.origin_of(model), way_out)
+        embeddings.check_has_images(arguments.source, source)
     table, code = (source, 0) if source else embed_folder.update(model, request, console)
     if arguments.query and code == 0:
         wanted = model.encode_text([arguments.query])[0]
@@ -134,7 +135,10 @@ def show(matches: Sequence[Match], table: Table, arguments: argparse.Namespace) 
     """Prints the matches with rank and cosine; draws them if there is a file to put the sheet next to, or --sheet."""
     for rank, match in enumerate(matches, 1):
         print(f"{rank:>4}  {match.cosine:6.3f}  {printable(match.name)}")
-    sheet = arguments.sheet or sheet_file(arguments.source or arguments.out, arguments.query)
+    sheet, file = arguments.sheet, arguments.source or arguments.out
+    if not sheet and file:  # photos.npz, "a red kite": photos-a-red-kite.png
+        words = re.sub(r"\W+", "-", arguments.query.lower()).strip("-")[:60] or "query"
+        sheet = file.with_name(f"{file.stem}-{words}.png")
     if not sheet:
         print("not drawn; --sheet=FILE.png draws the images on a contact sheet")
         return
@@ -154,12 +158,6 @@ def draw(query: str, matches: Sequence[Match], root: Path, sheet: Path) -> None:
     sheet.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet.draw(query, tiles).save(sheet)
     print(printable(f"drawn in {sheet}", LINES))
-
-
-def sheet_file(file: Path | None, query: str) -> Path | None:
-    """Returns the default contact sheet, None without a file: photos.npz, "a red kite" give photos-a-red-kite.png."""
-    slug = re.sub(r"\W+", "-", query.lower()).strip("-")[:60] or "query"
-    return file.with_name(f"{file.stem}-{slug}.png") if file else None
 
 
 def thumbnail(root: Path, name: str) -> UInt8[np.ndarray, "S S 3"] | None:

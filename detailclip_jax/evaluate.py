@@ -178,8 +178,8 @@ def introduction(
     config = subject.config
     if config is not None:
         weights, usual = " and ".join(subject.weights), methods.build(config).weights
-        own = f"; published numbers of this method use the {usual} weights" if len(subject.weights) > 1 else ""
-        yield f"{subject.method}, step {subject.step:,} of {subject.name}: {weights} weights{own}"
+        note = f"; published numbers of this method use the {usual} weights" if len(subject.weights) > 1 else ""
+        yield f"{subject.method}, step {subject.step:,} of {subject.name}: {weights} weights{note}"
         yield f"preprocess: {preprocessing.description(config)}"
     count = counted(len(tasks), "task")
     yield f"{count}, protocol {arguments.protocol}, sets on disk: {arguments.data_dir}; results: {out}"

@@ -35,7 +35,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
@@ -67,30 +66,19 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.image_size,
         arguments.interpolation,
     )
-    _check_out(path, fmt.is_directory)
-    if arguments.to != "safetensors":
-        _check_squares(export.config)
+    if path.exists() and path.is_dir() != fmt.is_directory:
+        raise ValueError(f"--out={path} exists and is {'no' if fmt.is_directory else 'a'} directory")
+    if fmt.is_directory and workdirs.has_config(path):
+        raise ValueError(f"--out={path} is the workdir of a run, which an export would damage; name another --out")
+    if arguments.to != "safetensors" and export.config.preprocess.resize == "native":
+        raise ValueError(
+            "this model sees images in their own aspect (preprocess.resize 'native'), which only --to=safetensors keeps"
+        )
     with nothing_left(path):
         written = fmt.write(export, path)
     print("\n".join(formats.summary(arguments.to, export, path, written)))
     print(f"written to {path}")
     return 0
-
-
-def _check_squares(config: Any) -> None:
-    """Raises ValueError for a model of images in their own aspect, which other formats have no place for."""
-    if config.preprocess.resize == "native":
-        raise ValueError(
-            "this model sees images in their own aspect (preprocess.resize 'native'), which only --to=safetensors keeps"
-        )
-
-
-def _check_out(path: Path, directory: bool) -> None:
-    """Raises ValueError for an output of the other kind, and for a folder whose config.json is that of a run."""
-    if path.exists() and path.is_dir() != directory:
-        raise ValueError(f"--out={path} exists and is {'no' if directory else 'a'} directory")
-    if directory and workdirs.has_config(path):
-        raise ValueError(f"--out={path} is the workdir of a run, which an export would damage; name another --out")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

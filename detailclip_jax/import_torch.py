@@ -130,9 +130,9 @@ def heads(variables: "dict[str, Params]", config: Any) -> str:
 
     size = size_of(config.model)
     towers = {"image": size.num_heads, "text": size.text_heads, "decoder": size.decoder_heads}
-    found = ", ".join(f"{name} {number}" for name, number in towers.items() if name in variables["params"])
+    numbers = ", ".join(f"{name} {number}" for name, number in towers.items() if name in variables["params"])
     options = "--num-heads, --text-heads, --decoder-heads"
-    return found + (
+    return numbers + (
         f": cannot be inferred from the tensors, so check it ({options})" if size.width >= min(HEADS) else ""
     )
 

@@ -99,28 +99,25 @@ def parser(shown: str = "") -> flags.Parser:
     command = flags.parser("prepare", __doc__, usage=usage, epilog=epilog)
     command.add_argument("source", metavar="SOURCE", help="one of the sources below")
     command.add_argument("paths", metavar=flags.EITHER, nargs="*", help="what the source reads; patterns and URLs too")
-    _add_output(command)
+    add = command.add_argument
+    add("--out", required=True, metavar="DIR", help="folder of the shards")
+    split = "shards are named NAME-00000.arrayrecord (default: train)"
+    add("--split", type=split_name, default="train", metavar="NAME", help=split)
+    number = "number of shards, at most as many as the source has (default: these, at most 1024)"
+    add("--shards", type=flags.positive, default=0, metavar="N", help=number)
+    known = flags.one_of("known set", KNOWN)
+    add("--dataset", type=known, metavar="SET", help="known set, whose counts are compared at the end")
     _add_tables(command)
     _add_captions(command)
     _add_examples(command)
-    _add_engine(command)
+    add("--workers", type=flags.positive, default=usable_cores(), metavar="N", help="processes (default: all cores)")
+    add("--engine", choices=ENGINES, default="local", help="beam: run on Apache Beam, whose options follow after --")
     if shown:
         command.description, command.epilog = f"{shown}: {SOURCES[shown].what}", None
         command.usage = f"%(prog)s {shown} {flags.EITHER} ... --out DIR [flags]"
         for flag in command.arguments:
             flag.help = flag.help if shown in OF_SOURCES.get(flag.dest, SOURCES) else argparse.SUPPRESS
     return command
-
-
-def _add_output(command: flags.Parser) -> None:
-    add = command.add_argument
-    add("--out", required=True, metavar="DIR", help="folder of the shards")
-    split = "shards are named NAME-00000.arrayrecord (default: train)"
-    add("--split", type=split_name, default="train", metavar="NAME", help=split)
-    shards = "number of shards, at most as many as the source has (default: these, at most 1024)"
-    add("--shards", type=flags.positive, default=0, metavar="N", help=shards)
-    known = flags.one_of("known set", KNOWN)
-    add("--dataset", type=known, metavar="SET", help="known set, whose counts are compared at the end")
 
 
 def split_name(text: str) -> str:
@@ -222,26 +219,21 @@ def _add_examples(command: flags.Parser) -> None:
     add("--limit", type=flags.positive, default=0, metavar="N", help="read only the first N examples of the source")
 
 
-def _add_engine(command: flags.Parser) -> None:
-    add = command.add_argument
-    add("--workers", type=flags.positive, default=usable_cores(), metavar="N", help="processes (default: all cores)")
-    add("--engine", choices=ENGINES, default="local", help="beam: run on Apache Beam, whose options follow after --")
-
-
 def prepare(argv: Sequence[str]) -> int:
     """Runs `prepare SOURCE PATH ... --out DIR`; returns the exit code."""
-    own, beam_options = _divided(argv)
-    name = own[0].partition(":")[0] if own else ""
+    end = argv.index("--") if "--" in argv else len(argv)
+    words, beam_options = argv[:end], argv[end + 1 :]
+    name = words[0].partition(":")[0] if words else ""
     command = parser(name if name in SOURCES else "")
-    if not own:
+    if not words:
         command.error("SOURCE is missing, for example: prepare webdataset /data/cc3m --out /data/records/cc3m")
-    given = command.parse_intermixed_args(own)
+    arguments = command.parse_intermixed_args(words)
     console = Console()
-    request = request_of(given)
+    request = request_of(arguments)
     try:
         refuse_finished(request)  # before the lock, as the folder of a finished set may be read-only
         with alone(request.lock):
-            part = _made(request, given, beam_options, console)
+            part = _convert(request, arguments, beam_options, console)
     except AlreadyThere as there:
         console.say(str(there))
         return 0
@@ -253,7 +245,7 @@ def prepare(argv: Sequence[str]) -> int:
     console.say("\n".join(set_report.summary(part)))
     for warning in _warnings(request, part):
         console.warn(warning)
-    console.say(f"written to {given.out}; peak memory of a process {local.peak_memory():.0f} MiB")
+    console.say(f"written to {arguments.out}; peak memory of a process {local.peak_memory():.0f} MiB")
     return 0
 
 
@@ -275,39 +267,31 @@ def request_of(arguments: argparse.Namespace) -> Request:
         raise FileNotFoundError(f"--images {arguments.images}: this folder or zip does not exist")
     if arguments.caption_template and arguments.source != "imagefolder":
         raise ValueError("--caption-template: only the classes of an imagefolder have names; leave it out")
-    out, paths, options = (
-        os.path.abspath(arguments.out),
-        located(arguments.source, arguments.paths),
-        _options(arguments),
-    )
-    check_beside(out, (*paths, *folders_of_images(arguments.source, paths, options.images)))
+    out, paths = os.path.abspath(arguments.out), located(arguments.source, arguments.paths)
+    options = _options(arguments)
+    check_beside(out, arguments.source, paths, options.images)
     joined_captions.check_options(options)
-    check_key(arguments.source, options.joined_by)
+    joined_by, always = options.joined_by, ("key",) if arguments.source.startswith("tfds") else columns.MATCHED_BY
+    if joined_by and joined_by not in always and arguments.source not in WITH_FIELDS:
+        raise ValueError(
+            f"--captions-key {joined_by}: {arguments.source} has only {', '.join(always)}, fields are of "
+            f"{', '.join(WITH_FIELDS)}"
+        )
     request = Request(arguments.source, paths, out, arguments.split, "", options)
     return dataclasses.replace(request, dataset=arguments.dataset or source.dataset(request))
 
 
-def check_key(kind: str, by: str) -> None:
-    """Raises ValueError if a source has nothing by which captions are to be joined."""
-    there = ("key",) if kind.startswith("tfds") else columns.MATCHED_BY
-    if by and by not in there and kind not in WITH_FIELDS:
-        raise ValueError(
-            f"--captions-key {by}: {kind} has only {', '.join(there)}, fields are of {', '.join(WITH_FIELDS)}"
-        )
+def check_beside(out: str, kind: str, paths: Sequence[str], images: str) -> None:
+    """Raises ValueError if the output is one of the source's folders or in it, where a next run would read it.
 
-
-def folders_of_images(kind: str, paths: Iterable[str], images: str) -> list[str]:
-    """Returns the folder of the images that a table names: `images`, or that of a table with images next to it."""
-    if images or kind not in TABLES:
-        return [images]
-    folders = {os.path.dirname(path) for path in filter(os.path.isfile, paths)}
-    return sorted(folder for folder in folders if any(name.lower().endswith(SUFFIXES) for name in os.listdir(folder)))
-
-
-def check_beside(out: str, paths: Iterable[str]) -> None:
-    """Raises ValueError if the output is one of the source's folders or in it, where a next run would read it."""
+    The folders are those of `paths`, and that of the images: `images`, or that of a table with images next to it.
+    """
+    folders = {images}
+    if not images and kind in TABLES:
+        tables = {os.path.dirname(path) for path in filter(os.path.isfile, paths)}
+        folders = {each for each in tables if any(name.lower().endswith(SUFFIXES) for name in os.listdir(each))}
     real = os.path.realpath(out)
-    for path in filter(os.path.isdir, paths):
+    for path in filter(os.path.isdir, (*paths, *sorted(folders))):
         if os.path.commonpath([real, os.path.realpath(path)]) == os.path.realpath(path):
             raise ValueError(f"--out {out} is in the source {path}; choose another --out, such as {path}-records")
 
@@ -346,19 +330,21 @@ def _options(arguments: argparse.Namespace) -> Options:
     return Options(**named, clean=clean, **{name: getattr(arguments, name) for name in others})
 
 
-def _made(request: Request, given: argparse.Namespace, beam_options: Sequence[str], console: Console) -> dict[str, Any]:
+def _convert(
+    request: Request, arguments: argparse.Namespace, beam_options: Sequence[str], console: Console
+) -> dict[str, Any]:
     """Plans or resumes the job, converts its shards and finishes it; returns the description of the split."""
     with local.planning(request, console):
-        job = begin(request, given.shards)
+        job = begin(request, arguments.shards)
     if request.options.captions:
-        _index_captions(job, given.captions_min_matched, console)
-    if given.engine == "beam":
+        _index_captions(job, arguments.captions_min_matched, console)
+    if arguments.engine == "beam":
         from detailclip_jax.convert import beam
 
         beam.run(job, beam_options)
     else:
-        local.run(job, given.workers, console)
-    return finish(job, given.captions_min_matched)
+        local.run(job, arguments.workers, console)
+    return finish(job, arguments.captions_min_matched)
 
 
 def _index_captions(job: Job, min_matched: float, console: Console) -> None:
@@ -405,12 +391,6 @@ def _hint(request: Request, rejected: Mapping[str, int]) -> str:
     return "; paths are relative to the folder of the table that names them, unless --images ROOT names another"
 
 
-def _divided(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments before and after "--"."""
-    at = argv.index("--") if "--" in argv else len(argv)
-    return list(argv[:at]), list(argv[at + 1 :])
-
-
 def verify(argv: Sequence[str]) -> int:
     """Runs `prepare verify DIR`; returns 0 if all shards are as they were written, else 1."""
     folder = _folder_parser("verify", "Reads every shard again and compares size, checksum and number of records.")
@@ -436,8 +416,8 @@ def tfds(argv: Sequence[str]) -> int:
         "--name", required=True, metavar="NAME", help="name of the config of the builder: letters, digits and _"
     )
     command.add_argument("--data-dir", metavar="DIR", help="folder of TensorFlow Datasets (default: its own)")
-    given = command.parse_args(argv)
-    Console().say(f"written to {to_tfds.write(given.folder, given.name, given.data_dir)}")
+    arguments = command.parse_args(argv)
+    Console().say(f"written to {to_tfds.write(arguments.folder, arguments.name, arguments.data_dir)}")
     return 0
 
 

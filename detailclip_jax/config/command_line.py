@@ -94,16 +94,18 @@ def checked(argv: Sequence[str], spec: str) -> list[str]:
     Raises ValueError for an unknown field, for a value of a group, for None in place of a number, and for a method that
     has a config file of its own; FileNotFoundError for a missing file.
     """
-    argv = with_file(with_recipe(argv, spec))
+    argv = with_recipe(argv, spec)
+    spec = spec_of(argv) or spec
+    name, colon, argument = spec.partition(":")
+    argv = _with_spec(argv, spec, f"{find(name)}{colon}{argument}")  # config_flags needs a path
     config = run_config.load(spec_of(argv) or spec)
     run_config.check_overrides(config, override_names(argv))
-    check_fields(config, argv)
-    check_unset(config, argv)
+    check_values(config, argv)
     return argv
 
 
 def with_recipe(argv: Sequence[str], spec: str) -> list[str]:
-    """Replaces the config by that of the given method, with the method's own crops and learning rates.
+    """Replaces the config by that of --config.method, with the method's crops and learning rates.
 
     --config=stickers.py --config.method=clip becomes --config=stickers.py:method=clip --config.method=clip
     """
@@ -113,52 +115,36 @@ def with_recipe(argv: Sequence[str], spec: str) -> list[str]:
     return _with_spec(argv, spec, run_config.made_for(spec, method))
 
 
-def with_file(argv: Sequence[str]) -> list[str]:
-    """Replaces --config=stickers:ARG by --config=PATH/stickers.py:ARG, because config_flags needs a path."""
-    spec = spec_of(argv) or ""
-    name, colon, argument = spec.partition(":")
-    return _with_spec(argv, spec, f"{find(name)}{colon}{argument}")
-
-
 def _with_spec(argv: Sequence[str], old: str, new: str) -> list[str]:
     spelled = old, f"--config={old}", f"-config={old}"
     return [new.join(argument.rsplit(old, 1)) if argument in spelled else argument for argument in argv]
 
 
-def check_fields(config: ConfigDict, argv: Sequence[str]) -> None:
-    """Raises ValueError for --config.NAME=VALUE of a group of fields, such as data.
+def check_values(config: ConfigDict, argv: Sequence[str]) -> None:
+    """Raises ValueError for --config.NAME=VALUE of a group of fields, and for None as a number that has a default.
 
-    Those of DICTIONARIES may be given as a dictionary.
+    A group of DICTIONARIES takes a dictionary.
     """
-    for name in override_names(argv):
-        group = functools.reduce(lambda group, part: group[part], name.split("."), config)
-        if not isinstance(group, ConfigDict):
-            continue
-        value, takes_any = value_of(f"config.{name}", argv), name in DICTIONARIES
-        if takes_any and settings.is_dictionary(settings.literal(value or "")):
-            continue
-        known = f"; known: {', '.join(group)}" if group else ""
-        whole = "; or a dictionary: \"{'FIELD': VALUE}\"" if takes_any else ""
-        raise ValueError(f"{settings.is_a_group(f'--config.{name}', value)}{known}{whole}")
-
-
-def check_unset(config: ConfigDict, argv: Sequence[str]) -> None:
-    """Raises ValueError for --config.NAME=None of a number that has a default, such as batch_size."""
     declaration = run_config.declaration_of(config)
     for name in override_names(argv):
         *groups, last = name.split(".")
-        kind = KINDS.get(functools.reduce(lambda group, part: group[part], groups, config).get_type(last))
-        declared = declaration(name)
-        if kind and value_of(f"config.{name}", argv) == UNSET and not (declared and declared.kind):
+        group = functools.reduce(lambda group, part: group[part], groups, config)
+        old, value, takes_any = group[last], value_of(f"config.{name}", argv), name in DICTIONARIES
+        if isinstance(old, ConfigDict) and not (takes_any and settings.is_dictionary(settings.literal(value or ""))):
+            known = f"; known: {', '.join(old)}" if old else ""
+            whole = "; or a dictionary: \"{'FIELD': VALUE}\"" if takes_any else ""
+            raise ValueError(f"{settings.is_a_group(f'--config.{name}', value)}{known}{whole}")
+        kind, declared = KINDS.get(group.get_type(last)), declaration(name)
+        if kind and value == UNSET and not (declared and declared.kind):
             raise ValueError(f"--config.{name}={UNSET}: expected {kind}")
 
 
 def invalid_value(error: flags.Error, argv: Sequence[str]) -> str:
     """Returns the message for a value that a config field does not accept; "" for another error of absl."""
-    found = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
-    if not found:
+    match = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
+    if not match:
         return ""
-    *groups, name = found[1].split(".")
+    *groups, name = match[1].split(".")
     config = functools.reduce(lambda group, part: group[part], groups, run_config.load(spec_of(argv) or ""))
     kind = KINDS.get(config.get_type(name) or object)
-    return f"--config.{found[1]}={found[2]}: expected {kind}" if kind else ""
+    return f"--config.{match[1]}={match[2]}: expected {kind}" if kind else ""

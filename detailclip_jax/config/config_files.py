@@ -33,7 +33,9 @@ def find(name: str) -> Path:
     for candidate in (Path(name), Path(FOLDER) / stem, bundled_folder() / stem):
         if candidate.is_file():
             return candidate
-    raise FileNotFoundError(_no_file(name))
+    stems = {Path(file).stem: file for file in known()}
+    hint = near(Path(name).stem, stems, cutoff=0.6, shown=lambda stem: stems[stem])
+    raise FileNotFoundError(f"unknown config file {name!r}{hint or '; known: ' + ', '.join(known())}")
 
 
 def known() -> list[str]:
@@ -41,12 +43,6 @@ def known() -> list[str]:
     folders = [Path(FOLDER), bundled_folder()]
     files = {str(Path(FOLDER) / file.relative_to(folder)) for folder in folders for file in folder.glob("**/*.py")}
     return sorted(files)
-
-
-def _no_file(name: str) -> str:
-    stems = {Path(file).stem: file for file in known()}
-    hint = near(Path(name).stem, stems, cutoff=0.6, shown=lambda stem: stems[stem])
-    return f"unknown config file {name!r}{hint or '; known: ' + ', '.join(known())}"
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
@@ -62,16 +58,10 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
         name = name or next(iter(defaults))
         if name not in defaults:
             raise ValueError(f"unknown config argument {name!r}; known: {', '.join(defaults)}")
-        parsed[name] = _cast(name, value, type(defaults[name]))
+        kind = type(defaults[name])
+        try:
+            parsed[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        except (KeyError, ValueError):
+            expected = "True or False" if kind is bool else kind.__name__
+            raise ValueError(f"config argument {name}={value}: expected {expected}") from None
     return parsed
-
-
-def _cast(name: str, value: str, kind: type) -> Any:
-    if kind is bool:
-        if value.lower() not in ("true", "false"):
-            raise ValueError(f"config argument {name}={value}: expected True or False")
-        return value.lower() == "true"
-    try:
-        return kind(value)
-    except ValueError:
-        raise ValueError(f"config argument {name}={value}: expected {kind.__name__}") from None

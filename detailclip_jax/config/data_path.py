@@ -24,7 +24,7 @@ class Component(NamedTuple):
 
     kind: str
     path: str
-    weight: Fraction | None = None  # None: no weight is given
+    weight: Fraction | None = None  # None: its size
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.path}"
@@ -46,40 +46,34 @@ def components(data: ConfigDict) -> tuple[Component, ...]:
     """
     if data.source not in KINDS:
         raise ValueError(f"unknown data.source {data.source!r}; known: {', '.join(KINDS)}")
-    found = tuple(_component(item, data.source) for item in _items(str(data.path)))
-    if len(found) > 1:
-        _check(found, data.path)
-    return found
-
-
-def _items(path: str) -> list[str]:
-    """Splits at commas, unless the whole text is the path of a folder."""
-    return [path] if os.path.isdir(_split_kind(path, "")[1]) else [item.strip() for item in path.split(",")]
-
-
-def _component(item: str, kind: str) -> Component:
-    kind, path = _split_kind(item, kind)
-    match = None if os.path.isdir(path) else WEIGHT.fullmatch(path)
-    return Component(kind, match.group(1), Fraction(match.group(2))) if match else Component(kind, path)
+    text, sets = str(data.path), []
+    is_folder = os.path.isdir(_split_kind(text, "")[1])
+    for item in [text] if is_folder else [item.strip() for item in text.split(",")]:
+        kind, path = _split_kind(item, data.source)
+        match = None if os.path.isdir(path) else WEIGHT.fullmatch(path)
+        sets.append(Component(kind, match[1], Fraction(match[2])) if match else Component(kind, path))
+    if len(sets) > 1:
+        _check(sets, text)
+    return tuple(sets)
 
 
 def _split_kind(item: str, kind: str) -> tuple[str, str]:
-    """The item's own kind (or `kind` if it has none), and its path."""
+    """The kind that the item names, else `kind`, and its path."""
     named, colon, rest = item.partition(":")
     return (named, rest) if colon and named in KINDS and not rest.startswith("//") else (kind, item)
 
 
-def _check(found: tuple[Component, ...], path: str) -> None:
-    if any(not component.path and component.kind != "stickers" for component in found):
+def _check(sets: Sequence[Component], path: str) -> None:
+    if any(not component.path and component.kind != "stickers" for component in sets):
         raise ValueError(f"data.path {path!r} has an empty path between commas; expected {FORM}")
-    without = [str(component) for component in found if component.weight is None]
-    if 0 < len(without) < len(found):
+    without = [str(component) for component in sets if component.weight is None]
+    if 0 < len(without) < len(sets):
         raise ValueError(
             f"data.path {path!r} has no weight for {', '.join(without)}; give all sets a weight, or none: {FORM}"
         )
-    if any(component.weight == 0 for component in found):
+    if any(component.weight == 0 for component in sets):
         raise ValueError(f"data.path {path!r} has a weight of 0; remove that set")
-    if without and any(component.kind == "stickers" for component in found):
+    if without and any(component.kind == "stickers" for component in sets):
         raise ValueError(f"data.path {path!r}: the set stickers is infinite, so every set needs a weight: {FORM}")
 
 
@@ -96,8 +90,8 @@ def ratios(data: ConfigDict) -> list[int] | list[None]:
     weights = [component.weight for component in components(data)]
     if len(weights) == 1:
         return [1]
-    given = [weight for weight in weights if weight is not None]  # all weights or none
-    return whole_numbers(given) if given else [None] * len(weights)
+    numbers = [weight for weight in weights if weight is not None]  # of all sets or of none
+    return whole_numbers(numbers) if numbers else [None] * len(weights)
 
 
 def is_endless(data: ConfigDict) -> bool:
@@ -106,15 +100,16 @@ def is_endless(data: ConfigDict) -> bool:
 
 
 def check_path_is_read(
-    data: ConfigDict, given: Sequence[str], reader: str = "records", flag: str = "--config."
+    data: ConfigDict, set_names: Sequence[str], reader: str = "records", flag: str = "--config."
 ) -> None:
-    """Raises ValueError for a data.path among the `given` fields that stickers, which draw their scenes, would ignore.
+    """Raises ValueError for a data.path that the user has set and that stickers, which draw their scenes, would ignore.
 
-    `reader`: a data.source that reads a path, and `flag`: how the command spells a field, for the message.
+    `set_names`: the fields that the user has set. `reader`: a data.source that reads a path, and `flag`: how the
+    command spells a field, for the message.
     """
-    if "data.path" not in given or data.source != "stickers":
+    if "data.path" not in set_names or data.source != "stickers":
         return
-    if any(found.kind == "stickers" and found.path for found in components(data)):
+    if any(component.kind == "stickers" and component.path for component in components(data)):
         raise ValueError(
             f"data.path {data.path!r} is not read with data.source 'stickers'; add {flag}data.source={reader}"
         )

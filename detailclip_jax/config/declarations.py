@@ -118,8 +118,12 @@ class Field(NamedTuple):
 
     def _problem(self, value: Any) -> str:
         """What the value lacks, as it follows "must"; "" if it is allowed."""
-        if not self.takes(value) or not self._has_length(value):
+        if not self.takes(value):
             return self._shape()
+        if isinstance(value, tuple) and not self.per_view:
+            least = self.min_length
+            if len(value) != len(self.usual) if least is None else len(value) < least:
+                return self._shape()
         numbers = [number for number in _leaves(value) if isinstance(number, int | float)]
         if any(number not in self.range for number in numbers):
             return f"be {str(self.range) or 'a number'}"
@@ -128,13 +132,6 @@ class Field(NamedTuple):
         if self.ascending and sorted(numbers) != numbers:
             return f"be in ascending order: write {tuple(sorted(numbers))}"
         return ""
-
-    def _has_length(self, value: Any) -> bool:
-        if not isinstance(value, tuple) or self.per_view:
-            return True
-        if self.min_length is not None:
-            return len(value) >= self.min_length
-        return len(value) == len(self.usual)
 
     def _shape(self) -> str:
         """The type of the field's values, as it follows "must"."""
@@ -202,7 +199,7 @@ class Fields(ConfigDict):
         config.totl_steps = 5       # ValueError: unknown config field 'totl_steps'; did you mean 'total_steps'? ...
 
     Home folders in texts are written in full (see `with_home`).  Its subgroups are `Fields` too, except those in OPEN.
-    To add fields of your own: `with config.unlocked():`.
+    To add your fields: `with config.unlocked():`.
     """
 
     def __setitem__(self, key: str, value: Any) -> None:

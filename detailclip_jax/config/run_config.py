@@ -49,7 +49,7 @@ def check_fields(config: ConfigDict) -> None:
             declared.check(name, value)
         elif isinstance(value, int | float) and (problem := not_computable(value)):
             of_group = any(declaration(name.rsplit(".", depth)[0]) for depth in range(1, name.count(".") + 1))
-            if of_group or isinstance(value, int):  # a number of a user's own field may be infinite
+            if of_group or isinstance(value, int):  # a number of a user's field may be infinite
                 raise ValueError(f"{name} {value} must {problem}")
 
 
@@ -76,7 +76,7 @@ def load(spec: str) -> ConfigDict:
 
 
 def made_for(spec: str, method: str) -> str:
-    """Returns the spec of the config for `method`, with the method's own crops, networks and learning rates.
+    """Returns the spec of the config for `method`, with the method's crops, networks and learning rates.
 
         made_for("configs/stickers.py", "clip") == "configs/stickers.py:method=clip"
 
@@ -91,7 +91,11 @@ def made_for(spec: str, method: str) -> str:
         load(changed)
         return changed
     except ValueError:
-        _check_no_own_file(find(path), method)
+        if file := file_of_method(find(path), method):
+            raise ValueError(
+                f"{find(path)} is a config of another method than {method}; its crops, networks and learning rates do "
+                f"not fit; write --config={file}"
+            ) from None
         return spec
 
 
@@ -103,14 +107,6 @@ def file_of_method(path: Path, method: str) -> Path | None:
     root = path.parent.parent if path.parent.name in METHOD_FOLDERS else path.parent
     files = (root / folder / f"{method}.py" for folder in METHOD_FOLDERS)
     return next((file for file in files if file.is_file()), None)
-
-
-def _check_no_own_file(path: Path, method: str) -> None:
-    if file := file_of_method(path, method):
-        raise ValueError(
-            f"{path} is a config of another method than {method}; its crops, networks and learning rates do not fit; "
-            f"write --config={file}"
-        )
 
 
 def module(path: str) -> Any:
@@ -136,8 +132,16 @@ def check_overrides(config: ConfigDict, names: Iterable[str]) -> None:
 
 
 def _unknown_field(config: ConfigDict, name: str, node: ConfigDict, above: str) -> str:
-    """The message for an unknown field: the nearest name, and the fields of the group that was reached or suggested."""
-    guess = _nearest_field(config, name, node, above)
+    """The message for an unknown field: the nearest name, and the fields of the group that was reached or suggested.
+
+    The nearest name is that of the whole name, of the last part in any group, or of the part in the group reached.
+    """
+    leaves = {field: field.rsplit(".", 1)[-1] for field in flatten(config)}
+    leaf, part = name.rsplit(".", 1)[-1], name.removeprefix(f"{above}.").split(".")[0]
+    alike = nearest(leaf, leaves.values(), cutoff=0.85)
+    in_group = [f"{above}.{field}" if above else field for field in nearest(part, node)]
+    guesses = nearest(name, leaves, cutoff=0.85) + [field for field in leaves if leaves[field] in alike] + in_group
+    guess = guesses[0] if guesses else ""
     if guess and not above and "." in name:
         above = guess if isinstance(_at(config, guess), ConfigDict) else guess.rpartition(".")[0]
         node = _at(config, above)
@@ -148,16 +152,6 @@ def _unknown_field(config: ConfigDict, name: str, node: ConfigDict, above: str) 
 
 def _at(config: ConfigDict | dict[str, Any], name: str) -> Any:
     return functools.reduce(lambda group, part: group[part], name.split(".") if name else [], config)
-
-
-def _nearest_field(config: ConfigDict, name: str, node: ConfigDict, above: str) -> str:
-    """The nearest field: by the whole name, by the last part in any group, or in the group reached; "" if none."""
-    leaves = {field: field.rsplit(".", 1)[-1] for field in flatten(config)}
-    leaf, part = name.rsplit(".", 1)[-1], name.removeprefix(f"{above}.").split(".")[0]
-    alike = nearest(leaf, leaves.values(), cutoff=0.85)
-    at_level = [f"{above}.{field}" if above else field for field in nearest(part, node)]
-    found = nearest(name, leaves, cutoff=0.85) + [field for field in leaves if leaves[field] in alike] + at_level
-    return found[0] if found else ""
 
 
 def flatten(config: Mapping[str, Any] | ConfigDict, above: str = "") -> dict[str, Any]:
@@ -187,7 +181,7 @@ def help_text(config: ConfigDict, methods: Iterable[str] = ()) -> str:
 
 
 def _named(config: ConfigDict, above: str, declaration: Callable[[str], Field | None]) -> Iterator[tuple[str, Any]]:
-    """Yields dotted names and values.  An empty group, or one with the user's own fields, is yielded as one value."""
+    """Yields dotted names and values.  An empty group, or one with the user's fields, is yielded as one value."""
     for name, value in config.items():
         if isinstance(value, ConfigDict) and len(value) and declaration(above + name) is None:
             yield from _named(value, f"{above}{name}.", declaration)
@@ -231,13 +225,13 @@ def _of_fields(stored: Any, origin: str) -> tuple[ConfigDict, dict[str, Any]]:
     if not isinstance(stored, dict):
         raise ValueError(f"it contains a {type(stored).__name__}, not an object with all fields of a config")
     stored = _tuples(stored)
-    schema, own = stored_fields.take_marks(stored)
+    schema, users = stored_fields.take_marks(stored)
     stored_fields.rename(stored, schema)
     kind, declaration = DENSE.get(str(stored.get("method"))), declaration_of(stored)
     missing = stored_fields.complete(stored, (kind or fields).GROUPS)
     _check_types(stored, declaration)
-    if own is not None:
-        stored_fields.check_known(flatten(stored), declaration, own)
+    if users is not None:
+        stored_fields.check_known(flatten(stored), declaration, users)
     if missing:
         stored_fields.warn(missing, origin)
     return ConfigDict(stored), missing | ({} if kind else stored_fields.missing_in_crops(stored, fields.CROP))
@@ -268,16 +262,16 @@ def _read(file: Path) -> tuple[ConfigDict, dict[str, Any]]:
         raise ValueError(f"{file} is damaged: {error}; {way_out}") from error
 
 
-def as_in_run(config: ConfigDict, workdir: str | Path | None, given: Iterable[str] = ()) -> ConfigDict:
+def as_in_run(config: ConfigDict, workdir: str | Path | None, set_names: Iterable[str] = ()) -> ConfigDict:
     """Returns the config with the neutral values of the fields that the run in `workdir` lacks, so that it can go on.
 
-    Fields that the user has set, whose dotted names are in `given`, keep their values, and so does a field that may
+    Fields that the user has set, whose dotted names are `set_names`, keep their values, and so does a field that may
     change and is not at its default.  Without a run in `workdir` the config is returned unchanged.
     """
     file = Path(workdir or "") / "config.json"
     if workdir is None or not file.exists():
         return config
-    config, set_by_user = ConfigDict(config.to_dict()), {name.partition("[")[0] for name in given}
+    config, set_by_user = ConfigDict(config.to_dict()), {name.partition("[")[0] for name in set_names}
     for name, neutral in _read(file)[1].items():
         *groups, last = name.split(".")
         group = config
@@ -297,40 +291,30 @@ def _tuples(value: Any) -> Any:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Returns dotted name -> (old, new) of the fields that differ, without those that may change on resume."""
+    """Returns dotted name -> (old, new) of the fields that differ, without those that may change on resume.
+
+    A field that one of the two lacks does not differ from its neutral value.
+    """
     before, after = (flatten(json.loads(json.dumps(config.to_dict()))) for config in (old, new))
-    pairs = {name: (before.get(name, ABSENT), after.get(name, ABSENT)) for name in before | after}
-    pairs = {name: pair for name, pair in pairs.items() if not _is_neutral(name, pair, new)}
-    changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and not _may_change(name, new)}
+    declaration, changed = declaration_of(new), {}
+    for name in before | after:
+        pair, parts = (before.get(name, ABSENT), after.get(name, ABSENT)), name.split(".")
+        # an option of a field such as evaluators may change if the field may
+        above = filter(None, (declaration(".".join(parts[: 1 + end])) for end in range(len(parts))))
+        if pair[0] == pair[1] or any(field.may_change for field in above):
+            continue
+        declared = declaration(name)
+        if ABSENT in pair and declared and json.loads(json.dumps(declared.neutral_value)) in pair:
+            continue
+        changed[name] = pair
     if is_dense(old) or is_dense(new):  # one set, read in whole epochs
         return changed
     if all(is_endless(config.data) for config in (old, new)):
         changed.pop("data.held_out", None)  # unused: scenes without end have no held-out part
-    return changed if "data.source" in changed else changed | _other_order(old, new)
-
-
-def _is_neutral(name: str, pair: tuple[Any, Any], config: ConfigDict) -> bool:
-    """Whether one of two configs lacks a field that has its neutral value in the other one."""
-    declared = declaration_of(config)(name)
-    neutral = declared and json.loads(json.dumps(declared.neutral_value))
-    return declared is not None and ABSENT in pair and neutral in pair
-
-
-def _may_change(name: str, config: ConfigDict) -> bool:
-    """Whether a field may change when a run is resumed; an option of a field such as evaluators as the field itself."""
-    declaration, parts = declaration_of(config), name.split(".")
-    declared = (declaration(".".join(parts[: 1 + end])) for end in range(len(parts)))
-    return any(field.may_change for field in declared if field)
-
-
-def _other_order(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[str, str]]:
-    """A difference in the weights of the data sets; their paths may differ.
-
-    With other weights the same number of examples is another position in each set.
-    """
-    if ratios(old.data) == ratios(new.data):
-        return {}
-    return {"data.path (its weights, which give the order of examples)": (old.data.path, new.data.path)}
+    # paths may differ, but with other weights the same number of examples is another position in each set
+    if "data.source" not in changed and ratios(old.data) != ratios(new.data):
+        changed["data.path (its weights, which give the order of examples)"] = old.data.path, new.data.path
+    return changed
 
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> None:
@@ -366,32 +350,32 @@ def listed(changed: Mapping[str, tuple[Any, Any]], old: str, new: str) -> str:
     return "\n".join(lines + more)
 
 
-def without_overridden(config: ConfigDict, given: Iterable[str], written: ConfigDict | None = None) -> ConfigDict:
+def without_overridden(config: ConfigDict, set_names: Iterable[str], written: ConfigDict | None = None) -> ConfigDict:
     """Returns the config without the fields of the file that the command line overrides, or that are not for its data.
 
-    `given` holds the dotted names that the command line sets, `written` the config of the file.  A `num_epochs` on the
-    command line replaces the file's `total_steps`.  The file's `steps_per_epoch` applies to the file's data only.  It
+    `set_names` are the dotted names that the command line sets, `written` is the config of the file.  A `num_epochs`
+    on the command line replaces the file's `total_steps`.  The file's `steps_per_epoch` applies to its data only.  It
     is cleared if the data have a known size, the command line does not set it, and either the command line sets
-    `num_epochs` or the file's own data are scenes without end.  In the latter case the other fields that describe the
+    `num_epochs` or the file's data are scenes without end.  In the latter case the other fields that describe the
     file's data (`Field.of_data`) get their defaults.  Raises ValueError if the command line sets both `num_epochs` and
     `total_steps`.
     """
-    given, counted = list(given), ConfigDict(config.to_dict())
-    if "num_epochs" in given:
-        if "total_steps" in given and config.total_steps is not None:
+    set_names, counted = list(set_names), ConfigDict(config.to_dict())
+    if "num_epochs" in set_names:
+        if "total_steps" in set_names and config.total_steps is not None:
             raise ValueError(
                 "--config.num_epochs and --config.total_steps both set the length of the run; give only one of them"
             )
         counted.total_steps = None
     other_data = written is not None and is_endless(written.data)
     sized = not is_endless(config.data)
-    if sized and ("num_epochs" in given or other_data) and "steps_per_epoch" not in given:
+    if sized and ("num_epochs" in set_names or other_data) and "steps_per_epoch" not in set_names:
         counted.steps_per_epoch = None
     of_data = {
         f"{group}.{name}": field.value
         for group, table in fields.GROUPS.items()
         for name, field in table.items()
-        if field.of_data and f"{group}.{name}" not in given
+        if field.of_data and f"{group}.{name}" not in set_names
     }
     if sized and other_data:
         counted.update_from_flattened_dict(of_data)

@@ -20,25 +20,21 @@ def set_fields(fields: Mapping[str, Any]) -> Change:
 
     def change(config: ConfigDict) -> None:
         run_config.check_overrides(config, fields)
-        for name, value in fields.items():
-            _check_kind(name, functools.reduce(lambda group, part: group[part], name.split("."), config), value)
+        for name, new in fields.items():
+            old = functools.reduce(lambda group, part: group[part], name.split("."), config)
+            if isinstance(old, Fields) or (isinstance(old, ConfigDict) and not isinstance(new, Mapping)):
+                raise ValueError(is_a_group(name, new))
+            if isinstance(old, str) and new is None:
+                raise ValueError(f"{name} is a text; None is not")
+            declared = field_of(name)
+            if isinstance(old, int | float) and new is None and declared and declared.default is not None:
+                raise ValueError(f"{name} is a number, {old!r} now; None is not")
         try:
             config.update_from_flattened_dict(dict(fields))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{', '.join(fields)}: {error}") from error
 
     return change
-
-
-def _check_kind(name: str, old: Any, new: Any) -> None:
-    """Raises ValueError for a value in place of a group of fields, and for None in place of a text or a number."""
-    if isinstance(old, Fields) or (isinstance(old, ConfigDict) and not isinstance(new, Mapping)):
-        raise ValueError(is_a_group(name, new))
-    if isinstance(old, str) and new is None:
-        raise ValueError(f"{name} is a text; None is not")
-    declared = field_of(name)
-    if isinstance(old, int | float) and new is None and declared and declared.default is not None:
-        raise ValueError(f"{name} is a number, {old!r} now; None is not")
 
 
 def is_a_group(name: str, value: Any) -> str:

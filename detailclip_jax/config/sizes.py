@@ -48,7 +48,7 @@ MAY_BE_0 = ("decoder_depth", "mlp_width", "text_mlp_width")
 
 
 def size_of(model: ConfigDict) -> Size:
-    """Returns the size of `config.model`: one of the table, or one with the fields given in `model.custom`.
+    """Returns the size of `config.model`: one of the table, or one with the fields of `model.custom`.
 
         model.size, model.custom = "custom", {"patch_size": 14, "width": 1024, "depth": 24, "num_heads": 16}
 
@@ -62,11 +62,11 @@ def size_of(model: ConfigDict) -> Size:
 
 
 def _custom_size(model: ConfigDict) -> Size:
-    given, known = set(model.custom), set(Size._fields)
-    missing = known - given - set(Size._field_defaults)
-    if missing or given - known:
+    fields, known = set(model.custom), set(Size._fields)
+    missing, unknown = known - fields - set(Size._field_defaults), fields - known
+    if missing or unknown:
         raise ValueError(
-            f"model.custom lacks {sorted(missing)} and has unknown {sorted(given - known)}; its fields are "
+            f"model.custom lacks {sorted(missing)} and has unknown {sorted(unknown)}; its fields are "
             f"{', '.join(Size._fields)}"
         )
     for name, value in model.custom.items():

@@ -15,7 +15,7 @@ from detailclip_jax.config.declarations import OPEN, Field, Group
 
 SCHEMA = 1  # of what this version writes; 0 is a config without a number, of a commit before version 0.1
 MIGRATIONS: dict[int, dict[str, str]] = {}  # schema -> {old dotted name: new one} of the fields renamed after it
-SCHEMA_KEY, OWN_KEY = "schema", "own_fields"
+SCHEMA_KEY, USERS_KEY = "schema", "own_fields"
 CROPS = "views.crops."
 _WARNED: set[str] = set()
 
@@ -27,18 +27,18 @@ class OtherVersion(ValueError):
 
 
 def marks(fields: Mapping[str, Any], declaration: Declaration) -> dict[str, Any]:
-    """Returns what a stored config has besides its fields: the schema, and the names of the user's own fields."""
-    own = [name for name in fields if _is_unknown(name, declaration)]
-    return {SCHEMA_KEY: SCHEMA} | ({OWN_KEY: own} if own else {})
+    """Returns what a stored config has besides its fields: the schema, and the names of the user's fields."""
+    users = [name for name in fields if _is_unknown(name, declaration)]
+    return {SCHEMA_KEY: SCHEMA} | ({USERS_KEY: users} if users else {})
 
 
 def take_marks(stored: dict[str, Any]) -> tuple[int, frozenset[str] | None]:
     """Removes these marks from a stored config and returns them.
 
-    The user's own fields are None in a config without a number, which does not name them.  Raises OtherVersion for a
+    The user's fields are None in a config without a number, which does not name them.  Raises OtherVersion for a
     schema of the future.
     """
-    schema, own = stored.pop(SCHEMA_KEY, 0), stored.pop(OWN_KEY, ())
+    schema, users = stored.pop(SCHEMA_KEY, 0), stored.pop(USERS_KEY, ())
     if not isinstance(schema, int):
         raise ValueError(f"its schema {schema!r:.40} is not a whole number")
     if schema > SCHEMA:
@@ -46,7 +46,7 @@ def take_marks(stored: dict[str, Any]) -> tuple[int, frozenset[str] | None]:
             f"has the schema {schema}; this version of detailclip_jax reads schemas up to {SCHEMA}: use the version "
             "that wrote it, or a newer one"
         )
-    return schema, frozenset(map(str, own)) if schema else None
+    return schema, frozenset(map(str, users)) if schema else None
 
 
 def rename(stored: dict[str, Any], schema: int, migrations: Mapping[int, Mapping[str, str]] = MIGRATIONS) -> None:
@@ -102,10 +102,10 @@ def _group(stored: dict[str, Any], parts: Sequence[str], table: Group | None = N
     return stored
 
 
-def check_known(names: Iterable[str], declaration: Declaration, own: frozenset[str]) -> None:
-    """Raises OtherVersion for the first dotted name that is neither declared nor one of the user's own fields."""
+def check_known(names: Iterable[str], declaration: Declaration, users: frozenset[str]) -> None:
+    """Raises OtherVersion for the first dotted name that is neither declared nor one of the user's fields."""
     for name in names:
-        if name not in own and _is_unknown(name, declaration):
+        if name not in users and _is_unknown(name, declaration):
             raise OtherVersion(
                 f"has the field {name}, which this version of detailclip_jax does not know: use the version that "
                 "wrote it, or a newer one"

@@ -27,7 +27,7 @@ from detailclip_jax.dense.detection.detection_task import DETECTION, objects_of
 from detailclip_jax.figures import detections, plots, segmentations
 from detailclip_jax.figures.detections import detection_figure
 from detailclip_jax.figures.segmentations import label_figure, palette
-from detailclip_jax.figures.style import own_size
+from detailclip_jax.figures.style import panel_width
 from detailclip_jax.inference import model as inference
 from detailclip_jax.interop import published
 from detailclip_jax.runtime.files import read_bytes, replace_text, written_atomically
@@ -250,4 +250,4 @@ def index_image(labels: np.ndarray, num_classes: int) -> Image.Image:
 
 
 def _size(pixels: np.ndarray, least: float) -> float:
-    return own_size(pixels.shape[0], pixels.shape[1], least)
+    return panel_width(pixels.shape[0], pixels.shape[1], least)

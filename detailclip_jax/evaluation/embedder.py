@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.evaluation.image_batches import ImageBatches, Transform, sample_digest
-from detailclip_jax.inference.batching import Batches, embed_texts, gather, mesh_of, own_rows, shapes_up_to
+from detailclip_jax.inference.batching import Batches, embed_texts, gather, local_rows, mesh_of, shapes_up_to
 from detailclip_jax.inference.class_embeddings import class_embeddings, class_texts, owners
 from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.runtime.files import written_atomically
@@ -254,7 +254,7 @@ class Embedder:
     def _batches(self, params: Params, data: LabelledSet, transform: Transform) -> ImageBatches:
         mesh = mesh_of(params)
         shapes = shapes_up_to(self.batch_size, mesh)
-        return ImageBatches(data.source, transform, shapes, lambda size: own_rows(size, mesh))
+        return ImageBatches(data.source, transform, shapes, lambda size: local_rows(size, mesh))
 
     def _embed_texts(
         self, params: Params, tokens: Int[np.ndarray, "M T"], encoder: str = "text"

@@ -32,17 +32,14 @@ def draw(title: str, tiles: Sequence[Tile]) -> Image.Image:
     pen.text((GAP, GAP), cut(title, 16, sheet.width - 2 * GAP), INK, _font(16))
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
-        _draw(sheet, pen, tile, GAP + column * (SIDE + GAP), 2 * GAP + LINE + row * height)
+        left, top = GAP + column * (SIDE + GAP), 2 * GAP + LINE + row * height
+        if tile.image is None:
+            pen.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), EMPTY)
+        else:
+            sheet.paste(Image.fromarray(tile.image).resize((SIDE, SIDE)), (left, top))
+        pen.text((left, top + SIDE + 2), cut(tile.line, 13, SIDE), INK, _font(13))
+        pen.text((left, top + SIDE + 2 + LINE), cut(tile.small, 11, SIDE), FAINT, _font(11))
     return sheet
-
-
-def _draw(sheet: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, left: int, top: int) -> None:
-    if tile.image is None:
-        pen.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), EMPTY)
-    else:
-        sheet.paste(Image.fromarray(tile.image).resize((SIDE, SIDE)), (left, top))
-    pen.text((left, top + SIDE + 2), cut(tile.line, 13, SIDE), INK, _font(13))
-    pen.text((left, top + SIDE + 2 + LINE), cut(tile.small, 11, SIDE), FAINT, _font(11))
 
 
 def cut(text: str, size: int, width: int) -> str:

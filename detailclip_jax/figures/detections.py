@@ -62,8 +62,10 @@ def draw_objects(
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.6))
         style = {"boxstyle": "square,pad=0.12", "facecolor": colour, "edgecolor": "none", "alpha": 0.9}
         where = "bottom" if top > 0.1 * len(image) else "top"  # above the box, or inside of it at the upper border
-        text, colour = caption(objects, int(i), names), text_colour(colour)
-        axes.text(left, top, text, fontsize=7, color=colour, va=where, bbox=style, clip_on=False)
+        red, green, blue = rgb(colour)
+        ink = INK if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else "white"  # dark on light colours
+        text = caption(objects, int(i), names)
+        axes.text(left, top, text, fontsize=7, color=ink, va=where, bbox=style, clip_on=False)
     spread(axes)
     if not len(indices) and objects.scores is not None:
         style = {"facecolor": "white", "edgecolor": "none", "alpha": 0.9}
@@ -96,12 +98,6 @@ def caption(objects: Objects, index: int, names: Sequence[str]) -> str:
     label = int(objects.labels[index])
     name = names[label] if label < len(names) else str(label)
     return name if objects.scores is None else f"{name} {objects.scores[index]:.2f}"
-
-
-def text_colour(colour: str) -> str:
-    """White on dark colours, dark on light ones."""
-    red, green, blue = rgb(colour)
-    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else "white"
 
 
 def detection_figure(

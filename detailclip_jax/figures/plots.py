@@ -142,23 +142,20 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]], terms: Sequence[str] = tup
     figure = blank(9.2, 2.1)
     panels = figure.subplots(1, max(len(terms), 1), squeeze=False)[0]
     for axes, term in zip(panels, terms):
-        _curve(axes, [(line["step"], line[term]) for line in metrics if term in line])
+        steps, values = zip(*((line["step"], line[term]) for line in metrics if term in line))
+        axes.plot(steps, values, color=BLUE, linewidth=1.4)
+        axes.plot(steps[-1], values[-1], "o", color=BLUE, markersize=3)
+        last = steps[-1], values[-1]
+        axes.annotate(f"{values[-1]:.3g}", last, (5, 0), textcoords="offset points", fontsize=8, va="center")
+        axes.margins(x=0.05)
+        axes.set_xlim(right=steps[-1] + 0.3 * (steps[-1] - steps[0]) + 1)  # space for the printed value
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(FAINT)
+        axes.tick_params(labelsize=7, color=FAINT, labelcolor="#555555")
+        axes.locator_params(nbins=4)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.ticklabel_format(style="plain", useOffset=False)
+        axes.set_xlabel("step", fontsize=7, color="#555555")
         axes.set_title(f"{term}\n{EQUATIONS.get(term, '')}", fontsize=8, color=INK, loc="left", linespacing=1.4)
     figure.tight_layout(w_pad=1.2)
     return figure
-
-
-def _curve(axes, points: Sequence[tuple[Any, ...]]) -> None:
-    steps, values = zip(*points)
-    axes.plot(steps, values, color=BLUE, linewidth=1.4)
-    axes.plot(steps[-1], values[-1], "o", color=BLUE, markersize=3)
-    axes.annotate(f"{values[-1]:.3g}", points[-1], (5, 0), textcoords="offset points", fontsize=8, va="center")
-    axes.margins(x=0.05)
-    axes.set_xlim(right=steps[-1] + 0.3 * (steps[-1] - steps[0]) + 1)  # space for the printed value
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(labelsize=7, color=FAINT, labelcolor="#555555")
-    axes.locator_params(nbins=4)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.ticklabel_format(style="plain", useOffset=False)
-    axes.set_xlabel("step", fontsize=7, color="#555555")

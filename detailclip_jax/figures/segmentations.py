@@ -75,7 +75,14 @@ def label_figure(
         for panel, labels in zip(line, row):
             show(panel, coloured(labels, num_classes))
     if classes:
-        _legend(figure, classes, num_classes, names, columns)
+        from matplotlib.patches import Patch
+
+        colours = palette(num_classes) / 255
+        handles = [Patch(facecolor=colours[k], edgecolor=FAINT, label=names[k]) for k in classes]
+        place = {"loc": "lower left", "bbox_to_anchor": (0.0, 0.2 / figure.get_figheight()), "ncols": columns}
+        figure.legend(
+            handles=handles, fontsize=8, frameon=False, labelcolor=INK, handlelength=1, handleheight=1, **place
+        )
     return figure
 
 
@@ -84,12 +91,3 @@ def frequent(maps: Sequence[Integer[np.ndarray, "_h _w"]]) -> list[int]:
     values, counts = np.unique(np.concatenate([labels.ravel() for labels in maps]), return_counts=True)
     order = values[np.argsort(-counts, kind="stable")]
     return [int(value) for value in order if value >= 0][:LEGEND]
-
-
-def _legend(figure, classes: Sequence[int], num_classes: int, names: Sequence[str], columns: int) -> None:
-    from matplotlib.patches import Patch
-
-    colours = palette(num_classes) / 255
-    handles = [Patch(facecolor=colours[k], edgecolor=FAINT, label=names[k]) for k in classes]
-    place = {"loc": "lower left", "bbox_to_anchor": (0.0, 0.2 / figure.get_figheight()), "ncols": columns}
-    figure.legend(handles=handles, fontsize=8, frameon=False, labelcolor=INK, handlelength=1, handleheight=1, **place)

@@ -90,7 +90,7 @@ def panels(
     return figure, axes
 
 
-def own_size(height: int, width: int, least: float) -> float:
+def panel_width(height: int, width: int, least: float) -> float:
     """Inches of `panels(size=..., ratio=height / width)` for panels of at least the pixels of an image.
 
     The longer side of a panel has at most LARGEST pixels, and at least `least` inches.
@@ -100,7 +100,7 @@ def own_size(height: int, width: int, least: float) -> float:
 
 
 def wrapped(name: str) -> str:
-    """A label in lines of at most WRAP letters; its own line breaks stay."""
+    """A label in lines of at most WRAP letters; line breaks in it stay."""
     return "\n".join(textwrap.fill(line, WRAP) for line in name.split("\n"))
 
 

@@ -116,17 +116,12 @@ def gather(
     """
     placed, gathered = (place(batch, mesh) for batch in batches), []
     for output, valid in in_turn((function(rows), rows["valid"]) for rows in placed):
-        gathered.append(select_valid(output, valid))
+        rows = fetch(valid)
+        gathered.append(jax.tree.map(lambda array, rows=rows: fetch(array)[rows], output))
         done(len(valid))
     if not gathered:
         raise Unmeasurable("nothing to evaluate: the data set has no examples")
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *gathered)
-
-
-def select_valid(output: Any, valid: Any) -> Any:
-    """The valid rows of each array, on the host."""
-    rows = fetch(valid)
-    return jax.tree.map(lambda array: fetch(array)[rows], output)
 
 
 def fetch(array: Any) -> np.ndarray:
@@ -146,7 +141,7 @@ def place(batch: PaddedBatch, mesh: Mesh | None) -> Mapping[str, Any]:
     """The batch, padded to a multiple of the number of devices and sharded over the mesh; unchanged without a mesh.
 
     The devices of a process take their rows from the arrays of that process, so the other rows may hold wrong values
-    there; see `own_rows`.
+    there; see `local_rows`.
     """
     if mesh is None:
         return batch
@@ -165,15 +160,15 @@ def fill(array: np.ndarray, missing: int) -> np.ndarray:
     return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
 
 
-def own_rows(batch_size: int, mesh: Mesh | None) -> Bool[np.ndarray, "B"]:
+def local_rows(batch_size: int, mesh: Mesh | None) -> Bool[np.ndarray, "B"]:
     """True for the rows of a batch that go to devices of this process; the process need not read the other rows."""
     rows = np.ones(batch_size, bool)
     if mesh is None or jax.process_count() == 1:
         return rows
     length = batch_size + -batch_size % mesh.devices.size
     rows = np.zeros(length, bool)
-    for own in meshes.sharded(mesh).addressable_devices_indices_map((length,)).values():
-        rows[own] = True
+    for of_device in meshes.sharded(mesh).addressable_devices_indices_map((length,)).values():
+        rows[of_device] = True
     return rows[:batch_size]
 
 
@@ -206,14 +201,14 @@ def cut_lengths(tokens: Int[np.ndarray, "M T"], lengths: Sequence[int], batch_si
     """The length that each text is cut to: the first sufficient one of `lengths`, else T.
 
     Texts of a length that would not fill a batch join those of the next longer one that occurs: each length compiles
-    its own program.
+    a program.
     """
     known = np.array(lengths_within(lengths, tokens.shape[1]))
-    own = known[np.searchsorted(known, caption_lengths(tokens))]
-    for short, longer in itertools.pairwise(np.unique(own)):
-        if np.count_nonzero(own == short) < batch_size:
-            own[own == short] = longer
-    return own
+    cut = known[np.searchsorted(known, caption_lengths(tokens))]
+    for short, longer in itertools.pairwise(np.unique(cut)):
+        if np.count_nonzero(cut == short) < batch_size:
+            cut[cut == short] = longer
+    return cut
 
 
 def text_batches(tokens: Int[np.ndarray, "M T"], shapes: Sequence[int]) -> Iterator[PaddedBatch]:

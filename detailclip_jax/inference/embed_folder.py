@@ -1,6 +1,7 @@
 """Embeds a folder of images and a list of texts into a file; what the file already holds is not computed again."""
 
 import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -106,14 +107,14 @@ def collect(
 
 def image_keys(files: ImageFiles) -> list[Key]:
     """Keys of the image files, with their current modification times."""
-    return [Key(IMAGE, name, _modified(files.root / name)) for name in files.names]
-
-
-def _modified(file: Path) -> int:
-    try:
-        return file.stat().st_mtime_ns
-    except OSError:  # a broken link; the reader reports it
-        return 0
+    keys = []
+    for name in files.names:
+        try:
+            modified = (files.root / name).stat().st_mtime_ns
+        except OSError:  # a broken link; the reader reports it
+            modified = 0
+        keys.append(Key(IMAGE, name, modified))
+    return keys
 
 
 def wanted(request: Request, kept: Sequence[Key]) -> list[Key]:
@@ -164,10 +165,19 @@ def update(model: "Model", request: Request, console: Console) -> tuple[Table, i
     for _, reason in request.files.left_out if request.files else ():
         console.say(f"left out: {printable(reason)}")
     keys, collected = wanted(request, list(known.rows)), Collected(dict(known.rows), {})
+    images, texts = ([k for k in keys if k.kind == kind and k not in collected.rows] for kind in (IMAGE, TEXT))
+    stages: list[tuple[str, Any, int]] = []
+    if images and request.files:
+        stages.append(("images", embed_images(model, request.files, images), len(images)))
+    if texts:
+        stages.append(("texts", embed_texts(model, texts), len(texts)))
+    keep = functools.partial(save, request.out, known.origin, collected)
     with Saving("saving after this batch") as saving:
-        embed_missing(
-            model, request, keys, collected, saving, console, lambda: save(request.out, known.origin, collected)
-        )
+        for noun, batches, total in stages:
+            with contextlib.closing(batches):
+                if not saving.received:
+                    collect(batches, Meter(console, noun, total), collected, lambda: bool(saving.received), keep)
+        console.end_live()
     table = Table(known.origin, {key: collected.rows[key] for key in keys if key in collected.rows})
     warn_of_bad(collected.bad, console)
     if saving.received:
@@ -179,29 +189,6 @@ def update(model: "Model", request: Request, console: Console) -> tuple[Table, i
     if request.out:
         finish(request.out, table, known, console)
     return table, 0
-
-
-def embed_missing(
-    model: "Model",
-    request: Request,
-    keys: Sequence[Key],
-    collected: Collected,
-    saving: Saving,
-    console: Console,
-    save: Callable[[], None],
-) -> None:
-    """Embeds the images and texts that have no row yet."""
-    images, texts = ([k for k in keys if k.kind == kind and k not in collected.rows] for kind in (IMAGE, TEXT))
-    stages: list[tuple[str, Any, int]] = []
-    if images and request.files:
-        stages.append(("images", embed_images(model, request.files, images), len(images)))
-    if texts:
-        stages.append(("texts", embed_texts(model, texts), len(texts)))
-    for noun, batches, total in stages:
-        with contextlib.closing(batches):
-            if not saving.received:
-                collect(batches, Meter(console, noun, total), collected, lambda: bool(saving.received), save)
-    console.end_live()
 
 
 def save(out: Path | None, origin: Origin, collected: Collected) -> None:

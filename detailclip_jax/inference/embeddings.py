@@ -101,22 +101,17 @@ def read(file: Path) -> Table:
     try:
         columns, about = FORMATS[file.suffix][1](file)
         origin = Origin(**json.loads(about))
-        rows = _checked(columns["name"], np.asarray(columns["embedding"], np.float32))
+        names, rows = columns["name"], np.asarray(columns["embedding"], np.float32)
+        for name in names:
+            name.encode()  # an error for a name that is not Unicode
+        if (bad := np.flatnonzero(~np.isfinite(np.einsum("me,me->m", rows, rows)))).size:  # no cosine is then finite
+            raise ValueError(f"the embedding of {names[bad[0]]} is not finite")
         keys = map(Key, columns["kind"].tolist(), columns["name"], columns["modified"].tolist())
         return Table(origin, dict(zip(keys, rows, strict=True)))
     except Exception as error:  # a damaged or unsupported file can cause any error in the readers
         raise ValueError(
             f"{file} is not a file of embeddings of this package, or is damaged ({type(error).__name__}: {error})"
         ) from error
-
-
-def _checked(names: list[str], rows: Float32[np.ndarray, "M E"]) -> Float32[np.ndarray, "M E"]:
-    """The rows; ValueError for a name that is not Unicode, or a row with which a cosine is not a finite number."""
-    for name in names:
-        name.encode()
-    if (bad := np.flatnonzero(~np.isfinite(np.einsum("me,me->m", rows, rows)))).size:
-        raise ValueError(f"the embedding of {names[bad[0]]} is not finite")
-    return rows
 
 
 def origin_of(model: "Model") -> Origin:
@@ -128,13 +123,6 @@ def check_checkpoint(file: Path, theirs: Origin, ours: Origin, way_out: str) -> 
     """Raises ValueError unless the embeddings are from exactly these weights."""
     if theirs.fingerprint != ours.fingerprint:
         raise ValueError(f"{file} was computed with another model ({theirs}) than this one ({ours}); {way_out}")
-
-
-def check_source(file: Path, table: Table, model: "Model") -> None:
-    """Raises ValueError if another model computed the embeddings of `file`, or if it has no image embeddings."""
-    way_out = "give that --checkpoint (and --step, --weights), or embed the images with this one"
-    check_checkpoint(file, table.origin, origin_of(model), way_out)
-    check_has_images(file, table)
 
 
 def check_has_images(file: Path, table: Table) -> None:

@@ -107,19 +107,7 @@ class Square:
     pixels: np.ndarray  # uint8 [S, S, 3]
 
 
-@functools.cache
-def _say_no_joint_space(path: str) -> None:
-    """Logs, once for each path, that the model there has no joint space."""
-    logging.warning("%s has no joint space: encode_image gives the L2-normalised class feature", path)
-
-
-@functools.cache
-def _say_own_score(path: str, method: str) -> None:
-    """Logs, once for each path, that cosines are not the score by which the method ranks."""
-    logging.warning(
-        "%s: %s ranks images and texts by a score of pairs, as in evaluate; cosines of embeddings rank otherwise",
-        *(path, method),
-    )
+_warn_once = functools.cache(logging.warning)  # once for each text and its values
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -164,7 +152,7 @@ class Model:
         """
         self.require("encode_image")
         if not self.has_joint_space:
-            _say_no_joint_space(self.path)
+            _warn_once("%s has no joint space: encode_image gives the L2-normalised class feature", self.path)
         return self._encoded(self.encode.image, self._views(images, "encode_image"), self.embedding_width)
 
     def features(self, images: Any) -> Features:
@@ -223,7 +211,8 @@ class Model:
         """
         self.require("encode_text")
         if methods.build(self.config).score:
-            _say_own_score(self.path, self.config.method)
+            way = "by a score of pairs, as in evaluate; cosines of embeddings rank otherwise"
+            _warn_once("%s: %s ranks images and texts %s", self.path, self.config.method, way)
         tokenizer = tokenizer_of(self.config)
         tokens = tokenizer(texts)
         if tokenizer.num_truncated:
@@ -314,20 +303,12 @@ class Model:
         counts = sorted(set(mask.sum(1).tolist()))
         if len(counts) != 1 or not 0 < counts[0] < mask.shape[1]:
             raise ValueError(f"removed has {counts} patches per image; it must be one number from 1 to all but one")
-        options = paste_options(self.config)
-        return np.stack(
-            [
-                paste(image, values, np.flatnonzero(hidden), **options)
-                for image, hidden, values in zip(views, mask, self._predicted(views, mask, counts[0]))
-            ]
-        )
-
-    def _predicted(
-        self, views: UInt8[np.ndarray, "B S S 3"], mask: Bool[np.ndarray, "B N"], num_removed: int
-    ) -> Iterator[Float32[np.ndarray, "H P"]]:
-        params = self.variables["params"]
-        for (images, count), (hidden, _) in zip(in_shapes(views), in_shapes(mask)):
-            yield from np.asarray(self._pixel_predictor(params, images, hidden, num_removed))[:count]
+        params, options, drawn = self.variables["params"], paste_options(self.config), []
+        for (batch, count), (hidden, _) in zip(in_shapes(views), in_shapes(mask)):
+            predicted = np.asarray(self._pixel_predictor(params, batch, hidden, counts[0]))
+            rows = zip(batch[:count], predicted, hidden)  # without the padding of the batch
+            drawn += [paste(image, values, np.flatnonzero(patches), **options) for image, values, patches in rows]
+        return np.stack(drawn)
 
     @functools.cached_property
     def _head_attention(self) -> jax.stages.Wrapped:
@@ -389,18 +370,15 @@ class Model:
         Raises ValueError for a `Square` of another size than the model's, or of another type than uint8.
         """
         if isinstance(image, Square):
-            return self._checked(image)
+            size, square = self.config.model.image_size, image.pixels
+            if square.shape != (size, size, 3) or square.dtype != np.uint8:
+                raise ValueError(
+                    f"a square of {square.dtype} {list(square.shape)}, but {self.path} sees uint8 [{size}, {size}, 3]; "
+                    "make it with Square(model.view(image))"
+                )
+            return square
         with BUDGET.scope():
             return self.transform.view(pixels(image, self.transform.decoding))
-
-    def _checked(self, square: Square) -> UInt8[np.ndarray, "S S 3"]:
-        size = self.config.model.image_size
-        if square.pixels.shape != (size, size, 3) or square.pixels.dtype != np.uint8:
-            raise ValueError(
-                f"a square of {square.pixels.dtype} {list(square.pixels.shape)}, but {self.path} sees uint8 "
-                f"[{size}, {size}, 3]; make it with Square(model.view(image))"
-            )
-        return square.pixels
 
     @functools.cached_property
     def transform(self) -> Transform:
@@ -548,25 +526,18 @@ def pixels(image: Any, decoding: str = UPRIGHT) -> UInt8[np.ndarray, "H W 3"]:
     if isinstance(image, list | tuple):
         raise TypeError(f"expected one image, got a {type(image).__name__} of {len(image)}; write image, not [image]")
     if not isinstance(image, Image.Image):
-        return pixels(_as_pil(np.asarray(image)), decoding)
+        array = np.asarray(image)
+        channels = array.shape[2] if array.ndim == 3 else 1
+        if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):  # it would look wrong
+            raise TypeError(
+                f"{array.dtype} {list(array.shape)} is not an image; give a PIL image, a path, or uint8 [height, "
+                "width, 3] with values from 0 to 255"
+            )
+        image = Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
     try:
         return rgb_of(image, decoding)
     except Exception as error:  # on damaged bytes, Pillow's decoders can raise any exception
         raise BadImage(f"truncated or damaged: {error}") from error
-
-
-def _as_pil(array: np.ndarray) -> Image.Image:
-    """Converts an array to a PIL image.
-
-    Raises TypeError for values of another range or order, which would show a wrong image.
-    """
-    channels = array.shape[2] if array.ndim == 3 else 1
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
-        raise TypeError(
-            f"{array.dtype} {list(array.shape)} is not an image; give a PIL image, a path, or uint8 [height, width, 3] "
-            "with values from 0 to 255"
-        )
-    return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
 
 
 def _reading(config: ConfigDict) -> list[Any]:
@@ -577,14 +548,7 @@ def _reading(config: ConfigDict) -> list[Any]:
     kinds = model.image_size, model.context_length, model.text_activation, model.dtype
     geometry = fields.filter, fields.resize, fields.crop_ratio, fields.decoding, tuple(fields.mean), tuple(fields.std)
     geometry += preprocessing.transform_of(config)[-2:] if fields.resize == NATIVE else ()
-    tokenizer = _tokenizer_digest(config) if config.data.tokenizer != CLIP else CLIP
+    tokenizer = config.data.tokenizer
+    if tokenizer != CLIP:  # without the file there are no embeddings of texts, and those of images do not depend on it
+        tokenizer = config.data.tokenizer_digest or (digest_of(tokenizer) if Path(tokenizer).is_file() else "")
     return [heads, style, *kinds, *geometry, model.matmul_precision, TextStyle(**model.text_style), tokenizer]
-
-
-def _tokenizer_digest(config: ConfigDict) -> str:
-    """The digest of the tokenizer's file: that of the record, else that of the file; "" if it is in neither place.
-
-    Without the file there are no embeddings of texts, and those of images do not depend on it.
-    """
-    file = config.data.tokenizer
-    return config.data.tokenizer_digest or (digest_of(file) if Path(file).is_file() else "")

@@ -34,21 +34,21 @@ def read(workdir: str | Path, step: int, weights: str) -> Choice | None:
     if not (file := Path(workdir) / FILE).exists():
         return None
     try:
-        found = read_json(file).get(str(step), {}).get(weights)
-        return None if found is None else parsed(found)
+        choice = read_json(file).get(str(step), {}).get(weights)
+        return None if choice is None else parsed(choice)
     except (ValueError, AttributeError) as error:
         raise ValueError(
             f"{file}: {error}; remove the file, and compare the read-outs again with evaluate --tasks=dense:SET:all"
         ) from error
 
 
-def parsed(found: Any) -> Choice:
+def parsed(stored: Any) -> Choice:
     """The choice of a JSON object. Raises ValueError for another object and for an unknown read-out."""
     try:
-        choice = Choice(found["readout"], tuple(found["sets"]), dict(found["mean_iou"]), dict(found["inverted"]))
+        choice = Choice(stored["readout"], tuple(stored["sets"]), dict(stored["mean_iou"]), dict(stored["inverted"]))
         check_readout(choice.readout)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"no read-out is stored in {str(found)[:100]!r}") from error
+        raise ValueError(f"no read-out is stored in {str(stored)[:100]!r}") from error
     return choice
 
 

@@ -169,16 +169,12 @@ def readout_encoder(networks: Networks, config: ConfigDict, readout: str) -> jax
     def features(params: Params, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B h w E"]:
         net = networks.bind({"params": {name: unstack(params[name]) for name in ("image", "image_projection")}})
         with matmul_precision(config.model.matmul_precision):
-            pixels = pad_to_patches(normalise_pixels(images, mean, std), net.image.patch_size)
+            pixels = normalise_pixels(images, mean, std)
+            missing = [-side % net.image.patch_size for side in pixels.shape[1:3]]
+            pixels = jnp.pad(pixels, [(0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)])
             return l2_normalise(readouts.read_out(net.image, pixels, chosen, net.image_projection))
 
     return jax.jit(features)
-
-
-def pad_to_patches(pixels: Float[Array, "B H W 3"], patch_size: int) -> Float[Array, "B H2 W2 3"]:
-    """Normalised images with zeros around them, so that patches divide both sides."""
-    missing = [-side % patch_size for side in pixels.shape[1:3]]
-    return jnp.pad(pixels, [(0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)])
 
 
 def prompts(texts: Sequence[str], templates: Sequence[str]) -> list[str]:

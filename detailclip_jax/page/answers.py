@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
-from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.inference import embeddings
 from detailclip_jax.inference.embeddings import Named
 from detailclip_jax.inference.model import Model, Square
@@ -38,21 +37,16 @@ def look(models: Sequence[Model], pixels: UInt8[np.ndarray, "H W 3"]) -> tuple[S
 
     The image is resized once for each preprocessing, since resizing a photo takes longer than running a small network.
     """
-    view = functools.cache(lambda transform: transform.view(pixels))
-    return tuple(_seen(model, Square(view(model.transform)), view(shown_transform(model))) for model in models)
-
-
-def _seen(model: Model, square: Square, shown: UInt8[np.ndarray, "S S 3"]) -> Seen:
-    patches = model.features([square]).patches[0]
-    patches = patches.reshape(-1, patches.shape[-1])
-    patches = patches / np.maximum(np.linalg.norm(patches, axis=1, keepdims=True), 1e-12)
-    return Seen(shown, model.encode_image([square])[0], model.attention(square), patches)
-
-
-def shown_transform(model: Model) -> Transform:
-    """The geometry of the model's preprocessing, at SHOWN_SIDE pixels."""
-    transform = model.transform
-    return transform._replace(size=SHOWN_SIDE, shorter_side=round(SHOWN_SIDE * transform.shorter_side / transform.size))
+    view, seen = functools.cache(lambda transform: transform.view(pixels)), []
+    for model in models:
+        size, shorter_side = model.transform.size, model.transform.shorter_side
+        shown = model.transform._replace(size=SHOWN_SIDE, shorter_side=round(SHOWN_SIDE * shorter_side / size))
+        square = Square(view(model.transform))
+        patches = model.features([square]).patches[0]
+        patches = patches.reshape(-1, patches.shape[-1])
+        patches = patches / np.maximum(np.linalg.norm(patches, axis=1, keepdims=True), 1e-12)
+        seen.append(Seen(view(shown), model.encode_image([square])[0], model.attention(square), patches))
+    return tuple(seen)
 
 
 def reduced(pixels: UInt8[np.ndarray, "H W 3"], side: int = MAX_SIDE) -> UInt8[np.ndarray, "h w 3"]:
@@ -120,7 +114,7 @@ def neighbours(seen: Seen, x: float, y: float) -> dict[str, Any]:
     return {"row": row, "column": column, "cosines": rounded(seen.patches @ seen.patches[row * side + column])}
 
 
-def found(images: Named, wanted: Float32[np.ndarray, "E"], top: int) -> list[dict[str, Any]]:
+def nearest(images: Named, wanted: Float32[np.ndarray, "E"], top: int) -> list[dict[str, Any]]:
     """The nearest images of a file of embeddings: number in the file, name and cosine, best first."""
     return [
         {"number": match.number, "name": match.name, "cosine": round(match.cosine, DIGITS)}

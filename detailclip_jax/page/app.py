@@ -56,7 +56,7 @@ MAX_UPLOAD = 32 * 2**20  # bytes of an image file; pixels are limited as in trai
 MAX_TEXTS, MAX_LETTERS = 16, 500
 NUM_HELD = 32  # images that the server remembers
 NUM_SCENES, SCENE_SIDE = 12, 320
-NUM_FOUND, FOUND_SIDE = 24, 240
+NUM_MATCHES, MATCH_SIDE = 24, 240
 NUM_OTHERS = 3  # captions of objects that a scene lacks, which it is offered with
 FILES = {
     "": ("page.html", "text/html"),
@@ -98,7 +98,20 @@ class Page:
     def about(self) -> dict[str, Any]:
         """What the page needs to know at its start."""
         return {
-            "models": [about_model(model) for model in self.models],
+            "models": [
+                {
+                    "path": printable(model.path),
+                    "method": model.config.method,
+                    "step": model.step,
+                    "weights": model.weights,
+                    "size": model.config.model.size,
+                    "image_size": model.config.model.image_size,
+                    "ratio": float(model.config.masking.ratio),
+                    "removes": methods.build(model.config).hides_patches,
+                    "reason": no_texts(model),
+                }
+                for model in self.models
+            ],
             "scenes": [about_scene(scene) for scene in self.scenes],
             "credit": ATTRIBUTION if self.scenes else "",
             "readouts": list(READOUTS),
@@ -133,12 +146,14 @@ class Page:
     def texts(self, body: dict[str, Any]) -> dict[str, Any]:
         """Compares an image with texts; a model without a text encoder gives the reason instead."""
         held, texts = self.held(body.get("image")), checked_texts(body.get("texts"))
-        readout = checked_readout(body.get("readout", ""))
+        readout = body.get("readout", "")
+        if not isinstance(readout, str) or readout not in ("", *READOUTS):
+            raise Refused(400, f"readout is one of {', '.join(READOUTS)}, or empty for that of each model")
         with self._alone:
             compared = [
                 {"reason": reason}
                 if (reason := no_texts(model))
-                else answers.compared(model, seen, held.pixels, texts, readout)
+                else answers.compared(model, seen, held.pixels, texts, readout or None)
                 for model, seen in zip(self.models, held.seen)
             ]
         return {"texts": texts, "models": compared}
@@ -148,7 +163,7 @@ class Page:
         held, x, y = self.held(body.get("image")), checked_share(body.get("x")), checked_share(body.get("y"))
         return {"models": [answers.neighbours(seen, x, y) for seen in held.seen]}
 
-    def found(self, body: dict[str, Any]) -> dict[str, Any]:
+    def nearest(self, body: dict[str, Any]) -> dict[str, Any]:
         """Searches the embedded folder for a text or an image."""
         if self.search is None:
             raise Refused(404, "no folder is embedded; start with --embeddings=FILE, which embed --out=FILE writes")
@@ -161,7 +176,7 @@ class Page:
                 raise Refused(400, reason)
             with self._alone:
                 wanted = self.models[number].encode_text([text])[0]
-        return {"found": answers.found(self.search.images, wanted, NUM_FOUND)}
+        return {"found": answers.nearest(self.search.images, wanted, NUM_MATCHES)}
 
     def thumbnail(self, number: int) -> UInt8[np.ndarray, "h w 3"]:
         """Image `number` of the embedded folder, reduced; raises Refused if it cannot be read any more."""
@@ -170,7 +185,7 @@ class Page:
         try:
             path = inside(self.search.root, self.search.images.names[number])
             with decoded_for_use(read_bytes(path)) as pixels:
-                return answers.reduced(pixels, FOUND_SIDE)
+                return answers.reduced(pixels, MATCH_SIDE)
         except (BadImage, OSError) as error:
             raise Refused(404, f"cannot be read any more: {printable(str(error))}") from error
 
@@ -192,22 +207,6 @@ def no_texts(model: Model) -> str:
         return ""
     except ValueError as error:
         return str(error)
-
-
-def about_model(model: Model) -> dict[str, Any]:
-    """Name and properties of a model."""
-    config = model.config
-    return {
-        "path": printable(model.path),
-        "method": config.method,
-        "step": model.step,
-        "weights": model.weights,
-        "size": config.model.size,
-        "image_size": config.model.image_size,
-        "ratio": float(config.masking.ratio),
-        "removes": methods.build(config).hides_patches,
-        "reason": no_texts(model),
-    }
 
 
 def about_scene(scene: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,13 +241,6 @@ def checked_texts(texts: Any) -> list[str]:
     return texts
 
 
-def checked_readout(readout: Any) -> str | None:
-    """The name of a read-out, None for "". Raises Refused for another value."""
-    if not isinstance(readout, str) or readout not in ("", *READOUTS):
-        raise Refused(400, f"readout is one of {', '.join(READOUTS)}, or empty for that of each model")
-    return readout or None
-
-
 class Number(IntegerConvertor):
     """A number in an address, of so few digits that `int` takes them; an address with more does not exist."""
 
@@ -265,10 +257,10 @@ def build(page: Page) -> Starlette:
             Route("/api/scenes/{number:number}.png", answered(partial(_scene, page))),
             Route("/api/image", posted(MAX_UPLOAD, page.image), methods=["POST"]),
             Route("/api/image/{name}-{number:number}.png", answered(partial(_square, page))),
-            Route("/api/image/{name}.png", answered(partial(_whole, page))),
+            Route("/api/image/{name}.png", answered(lambda r: png(page.held(r.path_params["name"]).pixels))),
             Route("/api/texts", posted(None, page.texts), methods=["POST"]),
             Route("/api/neighbours", posted(None, page.neighbours), methods=["POST"]),
-            Route("/api/search", posted(None, page.found), methods=["POST"]),
+            Route("/api/search", posted(None, page.nearest), methods=["POST"]),
             Route("/api/found/{number:number}.png", answered(lambda r: png(page.thumbnail(r.path_params["number"])))),
         ],
         middleware=[Middleware(Guard)],
@@ -349,10 +341,6 @@ def _scene(page: Page, request: Request) -> Response:
     if number >= len(page.scenes):
         raise Refused(404, "there is no such scene")
     return png(page.scenes[number]["image"])
-
-
-def _whole(page: Page, request: Request) -> Response:
-    return png(page.held(request.path_params["name"]).pixels)
 
 
 def _square(page: Page, request: Request) -> Response:

@@ -1,7 +1,7 @@
 """What the page refuses: other hosts and origins, and requests above its limits.
 
 The server listens on this machine only, but any site that is open in the same browser can send requests to it. A
-request must therefore name this machine in its Host header (a site whose name was rebound to 127.0.0.1 names its own),
+request must therefore name this machine in its Host header (a site whose name was rebound to 127.0.0.1 names itself),
 and a request with an Origin, or with Sec-Fetch-Site, must come from the page itself.
 """
 
@@ -47,7 +47,7 @@ def foreign(headers: Mapping[str, str]) -> str:
         return "this page answers requests to localhost only"
     if origin is not None and origin != f"http://{host}":
         return "requests of other sites are refused"
-    follows_link = origin is None and headers.get("sec-fetch-mode") == "navigate"  # in a tab of its own
+    follows_link = origin is None and headers.get("sec-fetch-mode") == "navigate"  # in a new tab
     if not follows_link and headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
         return "requests of other sites are refused"
     return ""

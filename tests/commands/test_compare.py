@@ -342,8 +342,8 @@ def test_the_floors_are_of_a_run_of_the_comparison(tmp_path):
 
 def test_fields_of_a_row_and_of_set_are_those_that_a_checkpoint_does_not_replace():
     row = compare.parse_entry("detailclip_random_mask+preprocess.filter=bicubic+preprocess.mean=(.1,.2,.3)")
-    assert compare.given_fields(plan("--set=log_every=9"), row) == ["log_every", "preprocess.filter", "preprocess.mean"]
-    assert compare.given_fields(plan(), compare.parse_entry("clip")) == []
+    assert compare.fields_of(plan("--set=log_every=9"), row) == ["log_every", "preprocess.filter", "preprocess.mean"]
+    assert compare.fields_of(plan(), compare.parse_entry("clip")) == []
 
 
 def test_controls_change_what_they_say():

@@ -37,7 +37,7 @@ def test_a_run_goes_on_after_a_field_was_added(tmp_path, monkeypatch, caplog, ta
         assert run_config.flatten(going_on)[name] == 0
         claim_workdir(tmp_path, going_on)
     with pytest.raises(ValueError, match=rf"{name}: 0 in the workdir, 3 now"):
-        claim_workdir(tmp_path, as_in_run(now, tmp_path, given=[name]))
+        claim_workdir(tmp_path, as_in_run(now, tmp_path, [name]))
 
 
 def test_a_field_without_a_neutral_value_has_its_default(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from detailclip_jax.dense.segmentation.segmentation_task import SEGMENTATION
 from detailclip_jax.dense.segmentation.sticker_labels import open_stickers
 from detailclip_jax.figures.detections import Objects, detection_figure
 from detailclip_jax.figures.segmentations import coloured, label_figure
-from detailclip_jax.figures.style import own_size
+from detailclip_jax.figures.style import panel_width
 from detailclip_jax.training.train_state import TrainState
 
 pytest.importorskip("matplotlib")
@@ -91,7 +91,7 @@ def test_drawings_have_the_size_of_their_image_up_to_a_thousand_pixels(tmp_path,
         "labels": lambda size: label_figure([image], [], {"": [image[:, :, 0]]}, 2, size=size),
         "boxes": lambda size: detection_figure([image], {"": [none]}, size=size),
     }.items():
-        made = figure(own_size(height, width, 1.0))
+        made = figure(panel_width(height, width, 1.0))
         place = made.axes[0].get_window_extent()
         assert place.width >= scale * width - 1e-6 and place.height >= scale * height - 1e-6, kind
         assert max(place.width, place.height) < 1100

@@ -102,7 +102,7 @@ def test_rows_over_eight_devices_come_back_in_order(size):
     assert traces == [(size + -size % 8,)]  # compiled once, for a shape that divides
     whole = batching.place(next(numbered(21, size)), mesh)["row"]
     assert len(whole.sharding.device_set) == 8 and not whole.is_fully_replicated
-    assert batching.own_rows(size, mesh).all()  # one process works on every row
+    assert batching.local_rows(size, mesh).all()  # one process works on every row
 
 
 def test_the_mesh_is_where_the_parameters_lie():

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import re
 import socket
 import struct
 import threading
@@ -407,21 +406,6 @@ def test_found_images_that_are_links_are_shown(models, photos, tmp_path):
         assert client.get("/api/found/0.png").status_code == 200
 
 
-def test_a_square_of_another_size_is_refused(models):
-    with pytest.raises(ValueError, match=r"a square of uint8 \[8, 8, 3\], but runs/.* sees uint8 \[32, 32, 3\]; make"):
-        models[0].features([inference.Square(np.zeros((8, 8, 3), np.uint8))])
-
-
-def test_a_square_is_one_image_of_bytes(models):
-    square = inference.Square(np.zeros((32, 32, 3), np.uint8))
-    with pytest.raises(TypeError, match=re.escape("features takes a list of images, got one Square; write [image]")):
-        models[0].features(square)
-    with pytest.raises(ValueError, match=r"a square of float64 \[32, 32, 3\]"):
-        models[0].attention(inference.Square(np.zeros((32, 32, 3))))
-    with pytest.raises(TypeError, match="dense cuts the whole image itself; give the image"):
-        models[0].dense(square, ["a"])
-
-
 def test_a_fault_of_the_program_is_one_line_and_a_traceback_in_the_terminal(client, page, monkeypatch, capsys):
     monkeypatch.setattr(answers, "neighbours", lambda *_: 1 / 0)
     answer = ok(client.post("/api/image", content=encoded(PIXELS)))
@@ -511,7 +495,7 @@ def test_requests_do_not_copy_the_embeddings(models, photos, tmp_path, monkeypat
     monkeypatch.setattr(embeddings, "_stacked", lambda rows: pytest.fail("the rows were copied"))
     assert page.thumbnail(0).shape == (40, 50, 3) and page.about()["search"] == 6
     wanted = photos.rows[Key("image", "2.png")]
-    assert answers.found(page.search.images, wanted, 1)[0]["name"] == "2.png"
+    assert answers.nearest(page.search.images, wanted, 1)[0]["name"] == "2.png"
 
 
 def test_embeddings_of_another_model_are_refused(models, photos, tmp_path):
