@@ -31,6 +31,7 @@ COMMANDS = {
     "export": Command("export", "write a checkpoint in a PyTorch, StableHLO or ONNX format"),
     "import": Command("import_torch", "read a PyTorch checkpoint"),
     "compare": Command("compare", "train several methods at one budget and compare them"),
+    "look": Command("look", "show what one or more models see in a picture, and which caption fits"),
     "visualize": Command("visualize", "draw attention, removal, reconstructions, features and predictions"),
     "demo": Command("demo", "open a local page: captions, heat maps, attention, similar patches, search"),
     "benchmark": Command("benchmark", "measure the training step, its data and its start"),

@@ -22,6 +22,7 @@ COMMANDS = (
         "export",
         "import_torch",
         "compare",
+        "look",
         "visualize",
         "demo",
         "benchmark",

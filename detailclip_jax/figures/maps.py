@@ -4,6 +4,7 @@ Every function takes arrays and returns a matplotlib figure. Images are square, 
 a map [h, w] covers the whole image, and its values are constant within a patch.
 """
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from detailclip_jax.figures.plots import grey_out
+from detailclip_jax.figures.plots import grey_out, relative
 from detailclip_jax.figures.style import INK, panels, show
 
 CHOSEN = "#D55E00"  # the outline of a chosen patch
@@ -191,6 +192,40 @@ def veil(
     show(axes, np.asarray(Image.fromarray(image).convert("L")), cmap="gray", vmin=0, vmax=255)
     height, width = image.shape[:2]
     show(axes, values, extent=(0, width, height, 0), alpha=VEIL, vmin=-limit if low is None else low, vmax=limit)
+
+
+class Seen(NamedTuple):
+    """What `seen_figure` shows of one model: the square [S, S, 3] that it sees and the map [h, w] of its attention.
+
+    shares: of the captions, which sum to 1.
+    maps: of the captions, over the whole image.
+    """
+
+    square: UInt8[np.ndarray, "S S 3"]
+    attention: Float[np.ndarray, "h w"]
+    shares: Float[np.ndarray, " T"]
+    maps: Float[np.ndarray, "T H W"]
+
+
+def seen_figure(image: UInt8[np.ndarray, "H W 3"], captions: Sequence[str], rows: Mapping[str, Seen]) -> Any:
+    """The image, and for each model a row: its CLS attention, and the map and the share of each caption.
+
+    Maps are shown as `relative` gives them; those of a row share one colour range, which is symmetric around 0.
+    """
+    titles = [textwrap.fill(caption, 26) for caption in captions]
+    lines = 1 + max(title.count("\n") + 1 for title in titles)
+    title, size, ratio = WORDS_TITLE if len(captions) > 1 else ONE_WORD_TITLE, 1.9, image.shape[0] / image.shape[1]
+    names = list(rows) if len(rows) > 1 else [""]
+    figure, axes = panels(names, 2 + len(captions), title, size=size, ratio=ratio, headroom=0.16 * lines)
+    for line, seen in zip(axes, rows.values()):
+        show(line[0], image)
+        veil(line[1], seen.square, seen.attention, float(seen.attention.max()), float(seen.attention.min()))
+        line[1].set_title("CLS attention", fontsize=9, color=INK, pad=3)
+        words = Words(captions, relative(seen.maps))
+        for panel, name, share, values in zip(line[2:], titles, seen.shares, words.maps):
+            veil(panel, image, values, limit_of([words]))
+            panel.set_title(f"{share:.1%}\n{name}", fontsize=9, color=INK, pad=3)
+    return figure
 
 
 class Overview(NamedTuple):

@@ -245,6 +245,18 @@ class Model:
         means = class_embeddings(embeddings, owners(texts), len(texts)).astype(np.float32)
         return self.encode_image(images) @ means.T
 
+    def shares(self, cosines: Float32[np.ndarray, "*batch T"]) -> Float32[np.ndarray, "*batch T"]:
+        """The probability of each of T texts for an image: softmax(s cosines), s the trained scale of the contrast.
+
+            model.shares(model.encode_image(["park.jpg"]) @ model.encode_text(["a dog", "a cat"]).T)     # [1, 2]
+
+        Without a trained scale s = 1 / 0.07, CLIP's initial value.
+        """
+        scale = self.params["logit_scale"]["value"] if "logit_scale" in self.params else np.log(1 / 0.07)
+        logits = float(np.exp(np.ravel(scale)[0])) * cosines
+        powers = np.exp(logits - logits.max(-1, keepdims=True))
+        return powers / powers.sum(-1, keepdims=True)
+
     def attention(self, image: Any) -> Float32[np.ndarray, "side side"]:
         """The CLS attention of one image (eq. 9), averaged over heads and layers, per patch.
 

@@ -91,20 +91,12 @@ def compared(
     maps = model.dense(pixels, texts, readout, size=(height, width))
     return {
         "cosines": rounded(cosines),
-        "shares": rounded(shares(model, cosines)),
+        "shares": rounded(model.shares(cosines)),
         "readout": readout or model.readout,
         "height": height,
         "width": width,
         "maps": [rounded(values) for values in maps],
     }
-
-
-def shares(model: Model, cosines: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
-    """softmax(s cosines) with the model's trained scale s of the contrastive loss; 1 / 0.07 if it has none."""
-    scale = model.params["logit_scale"]["value"] if "logit_scale" in model.params else np.log(1 / 0.07)
-    logits = np.exp(float(np.ravel(scale)[0])) * cosines
-    powers = np.exp(logits - logits.max())
-    return powers / powers.sum()
 
 
 def neighbours(seen: Seen, x: float, y: float) -> dict[str, Any]:
