@@ -151,7 +151,7 @@ def stated(rng, config, batch):
         low = rng.uniform(-0.2, 0.6, (size, crop.count, data.regions, 2))
         shares = np.concatenate([low, low + rng.uniform(0.3, 0.6, low.shape)], -1)
         phrases = size, data.regions, 1 + data.negatives
-        found["regions"] = (shares * crop.size).astype(np.float32)
+        found["regions"] = (shares.clip(0, 1) * crop.size).astype(np.float32)
         found["regions_valid"] = rng.random(shares.shape[:-1]) < 0.8
         found["region_text"] = texts(rng, config, phrases)
         found["region_text_valid"] = rng.random(phrases) < 0.8

@@ -534,6 +534,19 @@ LOSSES: Group = {
         "ours; NegCLIP: batch",
         choices=("image", "batch"),
     ),
+    "region_scale": Field(
+        1 / 0.07,
+        "scale of the logits of regions and phrases at the start",
+        "CLIP; FG-CLIP: that of the loaded run; FG-CLIP 2: 100",
+        range=Range(1, 100),
+    ),
+    "region_negatives": Field(
+        (1.0, 0.0),
+        "weights within the term region_text of two contrasts with false phrases (data.negatives): of a region with "
+        "its own, and of the regions of the batch with those of all",
+        "ours; FG-CLIP: 5, 0; FG-CLIP 2: 7.5, 1.5",
+        range=FROM_0,
+    ),
     "token_ids": Field(
         (),
         "token ids that the term token_set predicts, such as those that occur in the data; (): the whole vocabulary",
@@ -587,6 +600,23 @@ WEIGHTS: Group = {
         "weight of the contrast of an image's captions with its false ones (data.negatives), with any method that has "
         "captions",
         "NegCLIP: that of clip, with losses.negatives_scope batch",
+    ),
+    "region_text": weight(
+        0.0,
+        "weight of the contrast of patches pooled in the boxes of regions (data.regions) with their phrases, with any "
+        "method that has captions",
+        "FG-CLIP: .1, FG-CLIP 2: .2",
+    ),
+    "text_contrast": weight(
+        0.0,
+        "weight of the contrast between the phrases of regions (data.regions), with any method that has captions",
+        "FG-CLIP 2: .1",
+    ),
+    "rank": weight(
+        0.0,
+        "weight of the margin between true and false captions, and phrases (data.negatives), with any method that has "
+        "captions",
+        "CE-CLIP and FG-CLIP 2: .2",
     ),
     "distill": weight(
         0.0,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Shaped
 
 from detailclip_jax.types import Array, Axis, Bool, Float, Int, Scalar
 
@@ -24,7 +25,7 @@ LOGITS = 2**20  # largest number of logits in a block of automatic size: 4 MB in
 Contrast = tuple[int, tuple[int, ...]]
 
 
-def gather(rows: Float[Array, "B K E"], axis: Axis | None) -> Float[Array, "G K E"]:
+def gather(rows: Shaped[Array, "B ..."], axis: Axis | None) -> Shaped[Array, "G ..."]:
     """All-gathers the rows of all devices in one collective; its transpose is one reduce-scatter."""
     return jax.lax.all_gather(rows, axis, axis=0, tiled=True) if axis else rows
 

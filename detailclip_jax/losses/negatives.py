@@ -84,7 +84,7 @@ def joined_loss(
     """
     num_captions, width = len(texts), images.shape[-1]
     every = gather(jnp.stack([*l2_normalise(texts), *l2_normalise(false)], 1), axis)
-    known = gather(valid.T[..., None].astype(jnp.float32), axis).reshape(-1) > 0
+    known = gather(valid.T, axis).reshape(-1)
     columns = jnp.moveaxis(every[:, :num_captions], 1, 0), every[:, num_captions:].reshape(-1, width)
     rows = l2_normalise(images).reshape(-1, width)
     most = block_size(block, every.shape[0] * every.shape[1], len(rows))

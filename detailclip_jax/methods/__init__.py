@@ -25,13 +25,16 @@ from detailclip_jax.methods.method import Method, Term
 from detailclip_jax.methods.method import build as build_method
 from detailclip_jax.methods.negatives import negatives
 from detailclip_jax.methods.patch_dropout import patch_dropout
+from detailclip_jax.methods.rank import rank
 from detailclip_jax.methods.region import region
+from detailclip_jax.methods.region_text import region_text
 from detailclip_jax.methods.siglip import siglip
 from detailclip_jax.methods.siglip2 import siglip2
 from detailclip_jax.methods.silc import silc
 from detailclip_jax.methods.slip import slip
 from detailclip_jax.methods.superclip import superclip
 from detailclip_jax.methods.supervised import supervised
+from detailclip_jax.methods.text_contrast import text_contrast
 from detailclip_jax.methods.tips import tips
 from detailclip_jax.methods.tipsv2 import tipsv2
 from detailclip_jax.methods.token_set import token_set
@@ -68,6 +71,9 @@ TERMS = {  # terms that a method gets if their weight is not 0
     "gram": Term(gram),
     "region": Term(region),
     "negatives": Term(negatives),
+    "region_text": Term(region_text),
+    "text_contrast": Term(text_contrast),
+    "rank": Term(rank),
     "distill": Term(distill, adopt_teacher, load_teacher, stand_in),
 }
 ENCODERS = {"image_encoder": image_encoder}  # further methods of imported checkpoints; not trainable

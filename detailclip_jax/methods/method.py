@@ -266,8 +266,13 @@ class Method:
         return "decoder" in networks_of([self.decode]) and any("prototype_head" in networks_of([h.run]) for h in heads)
 
     def plus(self, heads: tuple[Head, ...], loss: Loss, **changes: Any) -> "Method":
-        """Returns the method with one more term and its heads; `changes` are other fields."""
-        return dataclasses.replace(self, heads=self.heads + heads, losses=(*self.losses, loss), **changes)
+        """Returns the method with one more term and those of its heads that no other term has brought.
+
+        `changes` are other fields.
+        """
+        made = {name for head in self.heads for name in head.makes}
+        new = tuple(head for head in heads if not made.issuperset(head.makes))
+        return dataclasses.replace(self, heads=self.heads + new, losses=(*self.losses, loss), **changes)
 
     def heads_of(self, losses: Iterable[Loss]) -> tuple[Head, ...]:
         """Returns the heads whose outputs these losses read."""
@@ -296,9 +301,10 @@ def forward(
 
 
 def run_heads(method: Method, student: Networks, teacher: Networks, record: Forward) -> Forward:
-    """Runs the method's heads on the record and returns it with their outputs added to `heads`."""
-    outputs = [head.run(student, teacher, record) for head in method.heads]
-    return record.replace(heads={**record.heads, **{name: x for output in outputs for name, x in output.items()}})
+    """Runs the method's heads on the record, one after the other, each with the outputs of those before in `heads`."""
+    for head in method.heads:
+        record = record.replace(heads={**record.heads, **head.run(student, teacher, record)})
+    return record
 
 
 def encode_target(teacher: Networks, view: View) -> Tokens:

@@ -28,12 +28,17 @@ def negatives(method: Method, config: ConfigDict) -> Method:
     Raises ValueError for a method without captions, and for a config without false captions.
     """
     components.captioned_pass(method, "negatives")
+    check_false(config, "negatives")
+    return method.plus((false_head(method),), negatives_term(method, config))
+
+
+def check_false(config: ConfigDict, term: str) -> None:
+    """Raises ValueError that names the `term` for a config without false captions."""
     if not config.data.negatives:
         raise ValueError(
-            f"losses.weights.negatives {config.losses.weights.negatives:g} compares images with false captions, but "
+            f"losses.weights.{term} {config.losses.weights[term]:g} compares images with false captions, but "
             "data.negatives is 0; set it to the number of false captions of an example, or the weight to 0"
         )
-    return method.plus((false_head(method),), negatives_term(method, config))
 
 
 def false_head(method: Method) -> Head:

@@ -27,7 +27,7 @@ from detailclip_jax.methods import components
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, WholeBatch, fold, uses
 from detailclip_jax.methods.resample import box_weights, boxes_in
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.types import Array, Scalar
+from detailclip_jax.types import Array, Bool, Float, Scalar
 
 CROPS = "local"  # the teacher's crops
 AVERAGED = ("image", "image_projection")  # networks of the teacher of a method without one
@@ -70,22 +70,29 @@ def region_head(name: str, view: str, config: ConfigDict) -> Head:
         maps = l2_normalise(fold(student.image_projection, record.tokens[name].values))
         boxes = boxes_in(record.views[CROPS].box, record.views[view].box[:, None])
         boxes, counts = usable(boxes, side)
-        weights = box_weights(boxes, side)
-        if maps.shape[-2] != side**2:  # the pass drops the others; the loss reads directions, so no sum has to be 1
-            weights = jnp.take_along_axis(weights, record.hidden.kept[:, None], -1)
-            counts &= weights.any(-1)
+        pooled, seen = pooled_in(maps, boxes, side, record)
         crops = jax.lax.stop_gradient(fold(teacher.image_projection, record.targets[CROPS].cls))
-        regions = (
-            jnp.einsum("gvbn,gbnd->gvbd", weights, maps, precision="highest"),
-            jnp.broadcast_to(crops, (len(maps), *crops.shape)),
-            counts.astype(jnp.float32),
-        )
+        regions = pooled, jnp.broadcast_to(crops, (len(maps), *crops.shape)), (counts & seen).astype(jnp.float32)
         return {made: x.reshape(-1, *x.shape[2:]) for made, x in zip(MADE, regions, strict=True)}
 
     return Head(MADE, run, per_image=True)
 
 
 MADE = ("region_pooled", "region_crops", "region_counts")
+
+
+def pooled_in(
+    maps: Float[Array, "G B K D"], boxes: Float[Array, "G V B 4"], side: int, record: Forward
+) -> tuple[Float[Array, "G V B D"], Bool[Array, "G V B"]]:
+    """Pools maps of `side` x `side` patches in boxes, shares of their sides; returns also which see a patch.
+
+    Of a pass that drops patches, the visible ones are pooled by their own weights, whose sum is then below 1: for
+    losses that read directions.
+    """
+    weights = box_weights(boxes, side)
+    if maps.shape[-2] != side**2:
+        weights = jnp.take_along_axis(weights, record.hidden.kept[:, None], -1)
+    return jnp.einsum("gvbn,gbnd->gvbd", weights, maps, precision="highest"), weights.any(-1)
 
 
 def region_term() -> Loss:

@@ -1,0 +1,85 @@
+"""False texts by a margin as a term of other methods: `losses.weights.rank`, `data.negatives` (CE-CLIP, FG-CLIP 2).
+
+The logit of an image's caption is to exceed those of its false ones by a threshold, and with `data.regions` also that
+of a region's phrase those of its false ones; the term is the sum of both means. Equation: `losses.rank`. A threshold is
+the mean of what the margins were in the step before, over the whole batch: one for each of the K places of a false
+caption (a record that lists its false captions by kind has one for each kind) and one for all phrases. They are part
+of the training state.
+
+Differences from the published codes: thresholds are those of the global batch, not averaged over devices; they are
+saved, while CE-CLIP's start at 0 in each epoch and FG-CLIP 2's when a run is resumed; missing false texts are left out
+of the mean, while CE-CLIP counts them as 0; CE-CLIP subtracts the means of true and false logits, of which the first
+counts images without false captions, too.
+"""
+
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from detailclip_jax.losses.clip import l2_normalise
+from detailclip_jax.losses.rank import margin_sums, rank_loss, thresholds_of
+from detailclip_jax.methods import components
+from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, WholeBatch
+from detailclip_jax.methods.negatives import FALSE, check_false, false_head
+from detailclip_jax.methods.region_text import PHRASES, POOLED, SCALES, region_heads, regions_of
+from detailclip_jax.methods.running import LATEST, Running
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.types import Array, Bool, Float, Scalar
+
+SUM = "rank_sum"
+Margins = tuple[Float[Array, "K N"], Bool[Array, "K N"]]  # with which of them are valid
+
+
+def rank(method: Method, config: ConfigDict) -> Method:
+    """Adds the term for the images that captions are compared with, and for the regions of a config that has them.
+
+    Raises ValueError for a method without captions, for a config without false texts, and for one with regions whose
+    method replaces patches.
+    """
+    components.captioned_pass(method, "rank")
+    check_false(config, "rank")
+    of_regions, passes = region_heads(method, config, "rank") if config.data.regions else ((), method.passes)
+    read = "image_embedding", "logit_scale", *FALSE, *((*POOLED, *PHRASES, *SCALES) if of_regions else ())
+    heads = false_head(method), *of_regions, sum_head(config)
+    return method.plus(heads, rank_term(config, (*read, SUM)), passes=passes)
+
+
+def margins_of(record: Forward, config: ConfigDict) -> list[Margins]:
+    """Returns the margins of the captions, each of the K false ones a kind, and those of the phrases, all one kind."""
+    captions, heads = components.compared_captions(config), record.heads
+    images, texts, false = (
+        l2_normalise(x) for x in (heads["image_embedding"], record.text.embedding[:captions], heads[FALSE[0]])
+    )
+    true = jnp.einsum("vbe,cbe->vcb", images, texts, precision="highest")
+    wrong = jnp.einsum("vbe,kbe->kvb", images, false, precision="highest")
+    margins = jnp.exp(heads["logit_scale"]) * (true - wrong[:, :, None])
+    valid = jnp.broadcast_to((heads[FALSE[1]] > 0)[:, None, None], margins.shape)
+    found = [(margins.reshape(len(false), -1), valid.reshape(len(false), -1))]
+    if config.data.regions:
+        pooled, texts, false, valid = regions_of(record).own()
+        cosines = jnp.einsum("me,kme->km", l2_normalise(pooled[0]), l2_normalise(jnp.concatenate([texts, false])))
+        margins = jnp.exp(heads[SCALES[1]]) * (cosines[:1] - cosines[1:])
+        found.append((margins.reshape(1, -1), valid.reshape(1, -1)))
+    return found
+
+
+def sum_head(config: ConfigDict) -> Head:
+    """Head of the sums and numbers of the margins of each kind, from the embeddings of the heads before it."""
+
+    def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
+        return {SUM: jnp.concatenate([margin_sums(*each) for each in margins_of(record, config)], 1)}
+
+    return Head((SUM,), run)
+
+
+def rank_term(config: ConfigDict, reads: tuple[str, ...]) -> Loss:
+    """Term of the margins; it logs the mean of the thresholds."""
+
+    def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
+        thresholds, first, loss = thresholds_of(context.running["rank"]), 0, jnp.zeros(())
+        for margins, valid in margins_of(record, config):
+            loss += rank_loss(margins, valid, thresholds[first : first + len(margins)], whole_batch.axis)
+            first += len(margins)
+        return loss, {"rank_threshold": thresholds.mean()}
+
+    return Loss("rank", reads, run, over="batch", running=Running(SUM, LATEST, P()))
