@@ -107,7 +107,7 @@ def test_data_knows_no_jax():
     assert not known
 
 
-TERMS = ("token_set", "gram", "region", "distill", "beta", "text_contrast", "rank")  # of methods.TERMS
+TERMS = ("token_set", "gram", "region", "distill", "beta", "text_contrast")  # of methods.TERMS
 OWNERS = ("methods", "losses", "config", "interop")  # interop: tensors of published code have such names
 
 
