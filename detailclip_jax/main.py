@@ -24,6 +24,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -227,7 +228,7 @@ def preflight(argv: Sequence[str], command: str | None = None) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; errors that a user can correct are printed without a traceback."""
-    return run(argv, "main", next_commands)
+    return errors.run(partial(run, argv, "main", next_commands))
 
 
 def run(argv: Sequence[str], command: str, following: Callable[[Sequence[str], Path, int], str]) -> int:
@@ -235,22 +236,20 @@ def run(argv: Sequence[str], command: str, following: Callable[[Sequence[str], P
 
     `following` gives the commands to print when the run has ended, from the flags, the workdir and the number of steps.
     """
+    gc.set_threshold(NEW_OBJECTS)
+    check_no_others(argv)
+    if processes.is_first(_PROCESS_ID.value):
+        Console().say(f"{command_line.spec_of(sys.argv)}: importing jax and opening the data ...")
+    join_processes()
+    from detailclip_jax.training.train import prepare_on_all, train  # imports jax: --help needs none
 
-    def prepared_and_trained() -> int:
-        gc.set_threshold(NEW_OBJECTS)
-        check_no_others(argv)
-        if processes.is_first(_PROCESS_ID.value):
-            Console().say(f"{command_line.spec_of(sys.argv)}: importing jax and opening the data ...")
-        join_processes()
-        from detailclip_jax.training.train import prepare_and_train  # imports jax: --help needs none
-
-        prepare = prepare_of(command)
-        part_ended("imports")
-        return prepare_and_train(
-            lambda: asked(command), prepare, lambda run: following(sys.argv[1:], run.workdir, run.config.total_steps)
-        )
-
-    return errors.run(prepared_and_trained)
+    prepare = prepare_of(command)
+    part_ended("imports")
+    prepared = prepare_on_all(lambda: asked(command), prepare)
+    with processes.leaving_at_once(), errors.at_work():
+        if (code := train(prepared)) == 0:
+            prepared.console.say(following(sys.argv[1:], prepared.workdir, prepared.config.total_steps))
+        return code
 
 
 def prepare_of(command: str) -> Callable[..., Any]:

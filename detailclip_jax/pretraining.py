@@ -330,10 +330,8 @@ class SameLength:
         longest = self._largest(put({"longest": here}, self._mesh)["longest"])
         return batch, self._batches.num_bad, self._batches.num_truncated, longest
 
-    def __enter__(self) -> "SameLength":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def close(self) -> None:
+        """Closes the Pipeline."""
         self._batches.close()
 
 

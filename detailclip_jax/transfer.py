@@ -28,6 +28,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -130,7 +131,7 @@ def predict(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    return train.run(argv, "transfer", following)
+    return errors.run(partial(train.run, argv, "transfer", following))
 
 
 def command() -> None:

@@ -22,7 +22,7 @@ from detailclip_jax.benchmarks import timing
 from detailclip_jax.data import lengths
 from detailclip_jax.methods import running
 from detailclip_jax.training import ema, experiment, mesh, optimizer
-from detailclip_jax.training.schedules import ScheduledStep
+from detailclip_jax.training.train_step import ScheduledStep
 
 START, END = 49406, 49407
 

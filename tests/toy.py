@@ -17,13 +17,13 @@ from absl import flags
 from detailclip_jax import pretraining
 from detailclip_jax.config import run_config
 from detailclip_jax.methods.encode import Encode
-from detailclip_jax.runtime import errors
+from detailclip_jax.runtime import errors, processes
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import train as training
 from detailclip_jax.training.mesh import make_mesh, put, replicated
-from detailclip_jax.training.schedules import ScheduledStep
 from detailclip_jax.training.session import Run
 from detailclip_jax.training.train_state import TrainState
+from detailclip_jax.training.train_step import ScheduledStep
 
 SMALLEST = Path(__file__).parent / "configs/smallest.py"
 NEVER = 10**6
@@ -96,11 +96,12 @@ def toy_run(workdir, bad_step=NEVER, stream=None, **fields):
 def train(make_run):
     """The exit code of the command for a run, with the messages of its errors."""
 
-    def asked():
+    def command():
         run = make_run()
-        return run, run.workdir
+        with processes.leaving_at_once(), errors.at_work():
+            return training.train(run)
 
-    return errors.run(lambda: training.prepare_and_train(asked, lambda run, workdir: run, lambda run: "complete"))
+    return errors.run(command)
 
 
 if __name__ == "__main__":

@@ -34,10 +34,9 @@ from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training import optimizer as groups_of
 from detailclip_jax.training.forward_pass import STATS
 from detailclip_jax.training.initial_state import InitialState
-from detailclip_jax.training.schedules import ScheduledStep
 from detailclip_jax.training.session import COUNTS
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.training.train_step import StepLayout, StepSetup, combined_loss, compiled
+from detailclip_jax.training.train_step import ScheduledStep, StepLayout, StepSetup, combined_loss, compiled
 from detailclip_jax.types import Array, Batch, Params
 
 Sides = tuple[int, int]  # height and width in pixels

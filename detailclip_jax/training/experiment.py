@@ -27,10 +27,9 @@ from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training.accumulation import PretrainingLoss
 from detailclip_jax.training.forward_pass import ForwardPass, make_keys
 from detailclip_jax.training.initial_state import InitialState
-from detailclip_jax.training.schedules import ScheduledStep
 from detailclip_jax.training.step_values import Removal, StepValues, step_values, with_removed
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.training.train_step import Schedules, StepLayout, StepSetup, combined_loss, compiled
+from detailclip_jax.training.train_step import ScheduledStep, Schedules, StepLayout, StepSetup, combined_loss, compiled
 from detailclip_jax.types import Array, Batch, Keys, Leaf, Params, Scalar
 
 # The width from which `settled` takes dots and a loop on a CPU.  A step of ViT-B/16 is then 1.28 times as fast (8.05

@@ -14,9 +14,10 @@ from detailclip_jax.types import Array, PyTree
 
 
 class Programs:
-    """The training step; compiled at once if all batches have one shape, else when the first batch of a shape comes.
+    """The training step, compiled when the first batch of a shape comes, or before by `compile`.
 
-    A run with another step for its end (`Experiment.step_after`) compiles again when it comes there.
+    `shapes` are those of all kinds of batches. A run with another step for its end (`Experiment.step_after`) compiles
+    again when it comes there.
     """
 
     def __init__(self, run: Run, clock: Clock, state: TrainState, num_done: int):
@@ -24,9 +25,7 @@ class Programs:
         self._run, self._clock, self._num_done = run, clock, num_done
         self._state, self._step = shapes_of(state), run.experiment.step_after(num_done)
         self._programs: dict[Any, Callable[..., Any]] = {}
-        self._shapes = run.task.batch_shapes(run)
-        if len(self._shapes) == 1:
-            self._program(self._shapes[0])
+        self.shapes = run.task.batch_shapes(run)
 
     def __call__(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, Array]]:
         """Computes the next state and the scalars of the step from this process's part of a batch."""
@@ -35,9 +34,10 @@ class Programs:
             self._step, self._programs = step, {}
         self._num_done += 1
         batch = run.experiment.put(run.task.trim(run, batch))
-        return self._program(shapes_of(batch))(state, batch)
+        return self.compile(shapes_of(batch))(state, batch)
 
-    def _program(self, batch: PyTree) -> Callable[..., Any]:
+    def compile(self, batch: PyTree) -> Callable[..., Any]:
+        """Returns the program for a batch of these shapes; compiles it the first time."""
         key = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
         if key not in self._programs:
             run, began = self._run, time.perf_counter()
@@ -47,7 +47,7 @@ class Programs:
                 run.console.live(say)
                 self._programs[key] = self._step.compile(self._state, batch)
                 part_ended("compiled step")
-                several = f" (program {len(self._programs)} of {len(self._shapes)})" if len(self._shapes) > 1 else ""
+                several = f" (program {len(self._programs)} of {len(self.shapes)})" if len(self.shapes) > 1 else ""
                 took = time.perf_counter() - began
                 run.console.say(f"compiled the training step{about} in {took:.1f} s{several}")
         return self._programs[key]

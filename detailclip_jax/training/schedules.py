@@ -1,19 +1,17 @@
 """Schedules over steps, with the reference's exact formulas: step t from 0, T steps in total, W warm-up steps.
 
-A schedule is a pytree of its numbers, so that they are arguments of the compiled training step (`ScheduledStep`) and a
+A schedule is a pytree of its numbers: they are arguments of the compiled step (`train_step.ScheduledStep`), so a
 run of another length or another rate compiles nothing.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from detailclip_jax.runtime.devices import without_alarm
-from detailclip_jax.types import Array, Batch, Int, PyTree, Scalar
+from detailclip_jax.types import Array, Int, Scalar
 
 Step: TypeAlias = Int[Array, ""] | np.int32 | int
 Schedule: TypeAlias = Callable[[Any], Any]  # step -> float32 scalar
@@ -95,30 +93,6 @@ def of_numbers(function: Callable[..., Scalar], *numbers: Any) -> Schedule:
 def per_step(value: float | int, num_steps: int) -> np.float32:
     """Returns value / num_steps as value times the reciprocal, both rounded to float32."""
     return np.float32(value) * (np.float32(1) / np.float32(num_steps))
-
-
-class ScheduledStep(NamedTuple):
-    """A jitted step (state, batch, schedules) -> (state, metrics), with the schedules of a run.
-
-    The schedules are arguments of the program: runs with other numbers in them share one compiled program.
-    """
-
-    program: jax.stages.Wrapped
-    schedules: PyTree
-
-    def __call__(self, state: PyTree, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
-        """Computes the next state and the scalars of the step."""
-        return self.program(state, batch, self.schedules)
-
-    def lower(self, state: PyTree, batch: Batch) -> jax.stages.Lowered:
-        """Lowers the step for these arrays or their shapes; the result takes the schedules as third argument."""
-        return self.program.lower(state, batch, self.schedules)
-
-    def compile(self, state: PyTree, batch: Batch) -> Callable[[PyTree, Batch], tuple[PyTree, dict[str, Array]]]:
-        """Compiles the step for these arrays or their shapes; returns a function of (state, batch)."""
-        with without_alarm():
-            compiled = self.lower(state, batch).compile()
-        return lambda state, batch: compiled(state, batch, self.schedules)
 
 
 def clamp_warmup(warmup_steps: int, total_steps: int) -> int:

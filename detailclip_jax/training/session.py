@@ -95,12 +95,20 @@ class Session:
     step although no step waits for the device, and no state after a non-finite step is saved.
     """
 
-    def __init__(self, run: Run, checkpoints: Checkpoints, start: int, interrupt: Interrupt | None = None):
-        """Opens the metric writer for a run that continues after step `start`."""
+    def __init__(
+        self,
+        run: Run,
+        checkpoints: Checkpoints,
+        start: int,
+        interrupt: Interrupt | None = None,
+        counted: Mapping[str, int] = {},
+    ):
+        """Opens the metric writer for a run that continues after step `start`; `counted`: the counts until there."""
         self.run, self.checkpoints, self.interrupt = run, checkpoints, interrupt or Interrupt()
         self.clock = Clock()
         self.scores: tuple[int, Mapping[str, float]] | None = None  # of the last evaluation, and its step
-        self.counts: Callable[[], dict[str, int]] = dict  # of the data, over all processes; see `count_data`
+        self.batches: Any = None  # of the task's `open_batches`; None if no step is left
+        self._counted = counted
         self._warned = False
         self._contrast = run.task.contrast(run)  # None once it has learnt, or was warned of
         self._num_near = 0  # logged values of it near ln(batch size)
@@ -117,7 +125,9 @@ class Session:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Stops a profile, closes the writer and makes the last progress line permanent."""
+        """Stops the data pipeline and a profile, closes the writer and makes the last progress line permanent."""
+        if self.batches is not None:
+            self.batches.close()
         self.run.console.end_live()
         self._stop_trace()
         self._writer.close()
@@ -275,8 +285,18 @@ class Session:
         with self.interrupt.once_saved("stopping after this figure"):
             run.task.finish(run, state, self.step, scores, data)
 
-    def summarise_data(self) -> None:
-        """Says how many records were unreadable and how many captions or images were cut; all processes call it."""
+    def counts(self) -> dict[str, int]:
+        """Returns the counts of `count_data` since step 0; all processes call it."""
+        return count_data(self.batches, self._counted, self.run.task.counts)
+
+    def end_data(self) -> None:
+        """Stops the data pipeline; says how many records were unreadable and how many captions or images were cut.
+
+        All processes call it.
+        """
+        if self.batches is None:
+            return
+        self.batches.close()
         counts = self.counts()
         if line := data_summary(self.run.config, counts):
             (self.run.console.warn if counts["bad_records"] else self.run.console.say)(line)
@@ -359,21 +379,16 @@ def open_writer(run: Run, start: int) -> MetricWriter:
     return MetricWriter(run.workdir, start, settings, warn, others, enabled=first)
 
 
-def count_data(
-    batches: Pipeline, before: Mapping[str, int], names: tuple[str, str] = COUNTS
-) -> Callable[[], dict[str, int]]:
-    """Returns a function that counts bad records and shortened examples since step 0 over all processes.
+def count_data(batches: Any, before: Mapping[str, int], names: tuple[str, str] = COUNTS) -> dict[str, int]:
+    """Returns the numbers of unreadable records and of shortened examples over all processes, which must all call it.
 
-    `names` are those of the two counts.  All processes must call it together.  `before` holds the counts stored in the
-    checkpoint.
+    `before` holds those stored in the checkpoint; `batches` counts those since then, None: there are no batches.
     """
-
-    def counts() -> dict[str, int]:
+    counts = [before.get(name, 0) for name in names]
+    if batches is not None:
         here = np.array([batches.num_bad, batches.num_truncated])
-        everywhere = multihost_utils.process_allgather(here).reshape(-1, len(names)).sum(0)
-        return {name: before.get(name, 0) + int(count) for name, count in zip(names, everywhere)}
-
-    return counts
+        counts += multihost_utils.process_allgather(here).reshape(-1, len(names)).sum(0)
+    return {name: int(count) for name, count in zip(names, counts)}
 
 
 def run_record(run: Run) -> dict[str, Any]:

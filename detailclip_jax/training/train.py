@@ -12,7 +12,6 @@ import jax
 
 from detailclip_jax.runtime import processes
 from detailclip_jax.runtime.devices import without_alarm
-from detailclip_jax.runtime.errors import at_work
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.metric_files import read_scores
 from detailclip_jax.runtime.progress import Clock
@@ -21,7 +20,7 @@ from detailclip_jax.runtime.start import part_ended
 from detailclip_jax.training.checkpoint import Checkpoints
 from detailclip_jax.training.failures import claim, enough_memory, explained, workdir_alone, writable
 from detailclip_jax.training.programs import Programs
-from detailclip_jax.training.session import Run, Session, changes_of_data, count_data
+from detailclip_jax.training.session import Run, Session, changes_of_data
 from detailclip_jax.training.train_state import TrainState
 
 
@@ -40,28 +39,22 @@ class Action(NamedTuple):
         return (self.at_last and last) or bool(self.every and step % self.every == 0)
 
 
-def prepare_and_train(
-    asked: Callable[[], tuple[Any, ...]], prepare: Callable[..., Run], following: Callable[[Run], str]
-) -> int:
-    """Prepares a run on all processes and trains it; prints `following` of a finished run; returns the exit code.
+def prepare_on_all(arguments: Callable[[], tuple[Any, ...]], prepare: Callable[..., Run]) -> Run:
+    """Prepares a run on all processes; `arguments` returns those of `prepare`: config, workdir, and others.
 
-    `asked` gives the arguments of `prepare`: the config, the workdir, and others.
-    Raises the error of `prepare` on all processes if one of them refuses the run, and the errors of `train`.
+    Raises Busy and StorageError as `workdir_alone`, and the error of `prepare` on all processes if one of them refuses
+    the run.
     """
 
     def prepared() -> Run:
-        config, workdir, *others = asked()
+        config, workdir, *others = arguments()
         with workdir_alone(Path(workdir)):  # refused before the model is built, which can take minutes
             pass
         return prepare(config, workdir, *others)
 
     run = processes.agreed(prepared)
     part_ended("data and shapes")
-    with processes.leaving_at_once(), at_work():
-        code = train(run)
-        if code == 0:
-            run.console.say(following(run))
-        return code
+    return run
 
 
 def train(run: Run) -> int:
@@ -98,12 +91,9 @@ def train(run: Run) -> int:
             console.live("computing the initial state ...")
             with without_alarm():
                 state, start, counted = task.fresh(run), 0, {"examples": 0}
-        if start < total:
-            checkpoints.check_room(state)
         part_ended("initial state")
 
-        session = enter(Session(run, checkpoints, start, interrupt))
-        session.counts = lambda: {name: counted.get(name, 0) for name in task.counts}
+        session = enter(Session(run, checkpoints, start, interrupt, counted))
         evaluation = Action(config.evaluate_every, session.save_and_evaluate, at_last=session.ranks_last, at_stop=False)
         actions = (  # in this order: what is logged and checked is saved, and what is saved is evaluated
             Action(config.log_every, lambda step, _: session.log(step), at_last=True),
@@ -112,33 +102,32 @@ def train(run: Run) -> int:
             Action(config.checkpoint_every, session.save, at_last=True, at_stop=True),
             evaluation,
         )
-        batches = None
         if start < total:
-            batches = enter(task.open_batches(run, counted["examples"]))  # prepared while the step is compiled
+            checkpoints.check_room(state)
+            session.batches = task.open_batches(run, counted["examples"])  # prepared while the step is compiled
             session.clock = Clock()
             train_step = Programs(run, session.clock, state, start)
+            if len(train_step.shapes) == 1:
+                train_step.compile(train_step.shapes[0])
         # Only now: a signal during the compilation ends the run at once, as there is nothing to save.
         with interrupt, if_ended(checkpoints.abandon):
             try:
                 if start and evaluation.due(start, start == total, stop=False) and not checkpoints.scored(start):
                     session.evaluate(start, state)  # the run was stopped after saving this step, before its evaluation
-                if batches is None:
+                if start == total:
                     console.say(f"all {total} steps are done; --config.total_steps=N continues up to step N")
-                else:
-                    with batches:
-                        session.counts = count_data(batches, counted, task.counts)
-                        for step in range(start + 1, total + 1):
-                            with session.clock.waiting():
-                                batch = next(batches)
-                            state, metrics = train_step(state, batch)  # does not wait for the device
-                            session.add(step, metrics)
-                            stop = interrupt.reached()
-                            for action in actions:
-                                if action.due(step, step == total, stop):
-                                    action.run(step, state)
-                            if stop:
-                                break
-                        session.summarise_data()
+                for step in range(start + 1, total + 1):
+                    with session.clock.waiting():
+                        batch = next(session.batches)
+                    state, metrics = train_step(state, batch)  # does not wait for the device
+                    session.add(step, metrics)
+                    stop = interrupt.reached()
+                    for action in actions:
+                        if action.due(step, step == total, stop):
+                            action.run(step, state)
+                    if stop:
+                        break
+                session.end_data()
                 if not interrupt.received:
                     session.finish(state)
             except Stopped:  # raised in an evaluation or the figures; their step was saved before

@@ -17,10 +17,11 @@ from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods.method import ANCHOR
 from detailclip_jax.methods.running import Running
 from detailclip_jax.models.registry import Network
+from detailclip_jax.runtime.devices import without_alarm
 from detailclip_jax.training import ema, optimizer, sharding
 from detailclip_jax.training.forward_pass import Stats, make_keys
 from detailclip_jax.training.mesh import replicated
-from detailclip_jax.training.schedules import Schedule, ScheduledStep
+from detailclip_jax.training.schedules import Schedule
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import BATCH, Array, Axis, Batch, Keys, Params, PyTree, Scalar
 
@@ -86,6 +87,30 @@ class StepLayout(NamedTuple):
     mesh: Mesh
     specs: TrainState  # a PartitionSpec for every array of the state, see `sharding`
     axis: Axis | None  # mesh axes that divide the batch; None: the loss is computed without `shard_map`
+
+
+class ScheduledStep(NamedTuple):
+    """A jitted step (state, batch, schedules) -> (state, metrics), with the schedules of a run.
+
+    The schedules are arguments of the program: runs with other numbers in them share one compiled program.
+    """
+
+    program: jax.stages.Wrapped
+    schedules: PyTree
+
+    def __call__(self, state: PyTree, batch: Batch) -> tuple[PyTree, Metrics]:
+        """Computes the next state and the scalars of the step."""
+        return self.program(state, batch, self.schedules)
+
+    def lower(self, state: PyTree, batch: Batch) -> jax.stages.Lowered:
+        """Lowers the step for these arrays or their shapes; the result takes the schedules as third argument."""
+        return self.program.lower(state, batch, self.schedules)
+
+    def compile(self, state: PyTree, batch: Batch) -> Callable[[PyTree, Batch], tuple[PyTree, Metrics]]:
+        """Compiles the step for these arrays or their shapes; returns a function of (state, batch)."""
+        with without_alarm():
+            compiled = self.program.lower(state, batch, self.schedules).compile()
+        return lambda state, batch: compiled(state, batch, self.schedules)
 
 
 def compiled(setup: StepSetup, layout: StepLayout, shapes: TrainState, precision: str | None) -> ScheduledStep:

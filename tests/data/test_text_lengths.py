@@ -3,6 +3,7 @@
 import functools
 import pathlib
 import types
+from contextlib import closing
 
 import jax
 import numpy as np
@@ -89,7 +90,7 @@ class Counted:
 def test_batches_of_several_processes_have_one_length():
     """That of the longest caption anywhere; the counts do not run ahead with the batches."""
     words, inner = (7, 3, 8, 12, 5, 2, 2), Counted((7, 3, 8, 12, 5, 2, 2))
-    with pretraining.SameLength(inner, (4, 8, 12), make_mesh()) as batches:
+    with closing(pretraining.SameLength(inner, (4, 8, 12), make_mesh())) as batches:
         for number, expected in enumerate((8, 4, 8, 12, 8), 1):
             batch = next(batches)
             assert batch["text"].shape == (8, 1, expected)

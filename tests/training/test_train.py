@@ -192,12 +192,12 @@ def test_a_workdir_in_use_or_that_cannot_be_written_is_refused_before_the_run_is
 
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"/file/run cannot be written"):
-        training.prepare_and_train(lambda: ("config", tmp_path / "file/run"), no_prepare, str)
+        training.prepare_on_all(lambda: ("config", tmp_path / "file/run"), no_prepare)
     with alone(tmp_path / "run" / failures.LOCK), pytest.raises(Busy, match="is writing to"):
-        training.prepare_and_train(lambda: ("config", str(tmp_path / "run")), no_prepare, str)
+        training.prepare_on_all(lambda: ("config", str(tmp_path / "run")), no_prepare)
     found = []
     with pytest.raises(ValueError, match="of the config"):
-        training.prepare_and_train(lambda: ("config", str(tmp_path / "new"), ["seed"]), refuse(found), str)
+        training.prepare_on_all(lambda: ("config", str(tmp_path / "new"), ["seed"]), refuse(found))
     assert found == [("config", str(tmp_path / "new"), ["seed"])] and not (tmp_path / "new").exists()
 
 
@@ -239,9 +239,9 @@ class Counted(pretraining.pipeline.Pipeline):
 
 def test_what_the_data_cost_is_summed_over_processes_and_kept(run_of, monkeypatch):
     alone = session.count_data(Counted(), {"bad_records": 10, "examples": 8})
-    assert alone() == {"bad_records": 12, "truncated_captions": 5}
+    assert alone == {"bad_records": 12, "truncated_captions": 5}
     monkeypatch.setattr(session.multihost_utils, "process_allgather", lambda counts: np.stack([counts, counts]))
-    assert session.count_data(Counted(), {})() == {"bad_records": 4, "truncated_captions": 10}
+    assert session.count_data(Counted(), {}) == {"bad_records": 4, "truncated_captions": 10}
 
 
 @pytest.mark.check
@@ -533,7 +533,7 @@ def test_too_little_memory_ends_with_a_message_and_other_errors_as_they_are(run_
         (MemoryError("Unable to allocate 23.8 GiB"), failures.OutOfMemory, rf"{less}\(Unable to allocate 23.8 GiB\)$"),
         (of_jax("INTERNAL: odd"), of_jax, "^INTERNAL: odd$"),
     ):
-        monkeypatch.setattr(training, "count_data", lambda *_, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(session, "count_data", lambda *_, error=error: (_ for _ in ()).throw(error))
         with pytest.raises(kind, match=message):
             training.train(run_of())
     assert issubclass(failures.OutOfMemory, RunError)
