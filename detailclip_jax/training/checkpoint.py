@@ -10,14 +10,10 @@ checkpoints under their own names.  Before a checkpoint is read, it is compared 
 import contextlib
 import dataclasses
 import errno
-import functools
 import math
 import os
 import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from logging import ERROR, Filter, LogRecord, getLogger
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,10 +26,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
-from orbax.checkpoint.path import atomicity
 
 from detailclip_jax import methods
 from detailclip_jax.config.run_config import (
+    ABSENT,
     OtherVersion,
     claim_workdir,
     differences,
@@ -53,16 +49,12 @@ from detailclip_jax.runtime.provenance import git_revision, versions
 from detailclip_jax.training import dense_encoder, manifest
 from detailclip_jax.training.checksums import checksums
 from detailclip_jax.training.published_names import workdir_of
-from detailclip_jax.training.saved_shapes import other_version, saved_tree, shapes
-from detailclip_jax.training.sharding import of_one_replica, total_bytes
+from detailclip_jax.training.sharding import of_one_replica, path_name, total_bytes
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.training.workdirs import CONFIG, FOLDER, give_run_id, pick_step, run_id, steps_in
 from detailclip_jax.types import Params, PyTree
 
-ABANDONING = 0.3  # seconds
 _UNFINISHED = ".orbax-checkpoint-tmp"
-_COMPLETE = f"{_UNFINISHED}-complete"  # ends the name of a complete folder that gets its manifest
-_UNREADABLE = "unreadable-"
 
 
 class CheckpointError(RunError):
@@ -73,34 +65,6 @@ class StorageError(RunError):
     """A file of the run cannot be written: disk full, or folder missing.  The message says how to continue."""
 
 
-class Sealed(atomicity.AtomicRenameTemporaryPath):
-    """Orbax's writer for a temporary folder that is renamed at the end; adds the manifest before the last renaming.
-
-    Orbax writes a step into a folder with a name of its own. Then the manifest is added, and the folder gets its final
-    name. The folders of items in a step are written as Orbax does.
-    """
-
-    @classmethod
-    def from_final(cls, final_path: epath.Path, **options: Any) -> atomicity.AtomicRenameTemporaryPath:
-        """Returns the writer of a folder; Orbax calls it with the folder's final path."""
-        if final_path.name.isdecimal():
-            final_path = final_path.with_name(f"{final_path.name}{_COMPLETE}")
-        return super().from_final(final_path, **options)
-
-    def get_final(self) -> epath.Path:
-        """Returns the final path of the folder."""
-        complete = super().get_final()
-        return complete.with_name(complete.name.removesuffix(_COMPLETE))
-
-    async def finalize(self) -> None:
-        """Writes the manifest and renames the folder; Orbax calls it on one process when all items are written."""
-        await super().finalize()
-        complete, final = super().get_final(), self.get_final()
-        if complete != final:
-            manifest.write(Path(complete), final.name, run_id(Path(final).parents[1]))
-            complete.rename(final)
-
-
 class Restored(NamedTuple):
     """A restored checkpoint; `data` and `run` are the dictionaries that were saved with it."""
 
@@ -108,12 +72,6 @@ class Restored(NamedTuple):
     state: PyTree
     data: dict[str, Any]
     run: dict[str, Any]
-
-
-def _out_of_reach(folder: Path) -> Path:
-    """Renames a folder so that its writer does not find it any more; returns where it is."""
-    prefix = "abandoned-"
-    return folder if folder.name.startswith(prefix) else folder.rename(folder.with_name(f"{prefix}{folder.name}"))
 
 
 class Checkpoints:
@@ -139,20 +97,24 @@ class Checkpoints:
     ):
         """Opens `workdir/checkpoints`, gives the workdir an id, and removes what a killed run left unfinished there."""
         self.folder = Path(workdir).absolute() / FOLDER
-        self._warn, self._failed = warn, False
-        _hush_writer()
+        self._warn, self._failed, self._saving = warn, False, 0
         self._retention = Retention(max_to_keep, best_metric, scores or {})
         if jax.process_index() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             give_run_id(self.folder.parent)
-        removed = _remove_unfinished(self.folder)
-        options = ocp.CheckpointManagerOptions(preservation_policy=self._retention, temporary_path_class=Sealed)
+        unfinished = sorted(self.folder.glob(f"*{_UNFINISHED}*")) if jax.process_index() == 0 else []
+        for folder in unfinished:
+            shutil.rmtree(folder)
+        multihost_utils.sync_global_devices("unfinished checkpoints removed")
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._retention,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
-        if removed:
+        if unfinished:
+            names = ", ".join(folder.name for folder in unfinished)
             used = f"continuing from step {self.steps()[-1]}" if self.steps() else "there is no other checkpoint"
-            self._warn(
-                f"removed {', '.join(removed)} in {self.folder}, left unfinished when the run was killed; {used}"
-            )
+            self._warn(f"removed {names} in {self.folder}, left unfinished when the run was killed; {used}")
 
     def steps(self) -> list[int]:
         """Returns the steps of the finished checkpoints, ascending."""
@@ -175,8 +137,14 @@ class Checkpoints:
         )
         self.wait()
         self.check_room(state, f"step {step} is not saved")
+        self._saving = step
         with self._writing():
             self._manager.save(step, args=args, force=True)
+
+    def _seal(self) -> None:
+        """Writes the manifest; Orbax calls it on one process, when all items are written, before the last renaming."""
+        (folder,) = self.folder.glob(f"{self._saving}{_UNFINISHED}*")
+        manifest.write(Path(folder), str(self._saving), run_id(self.folder.parent))
 
     def check_room(self, state: PyTree, failed: str = "the training does not start") -> None:
         """Raises StorageError if the disk has less free space than a checkpoint of the state takes, see `room`."""
@@ -186,7 +154,7 @@ class Checkpoints:
         if free < needed:
             raise StorageError(
                 f"{failed}: {self.folder} has {free / 2**20:,.0f} MiB free, and a checkpoint takes "
-                f"{needed / 2**20:,.0f}\n{self.way_on()}"
+                f"{needed / 2**20:,.0f}\n{self.how_to_continue()}"
             )
 
     @contextlib.contextmanager
@@ -203,9 +171,9 @@ class Checkpoints:
             self.abandon()
             full = os.strerror(errno.ENOSPC)
             reason = full if full in str(error) else first_line(error)
-            raise StorageError(f"a checkpoint cannot be written: {reason}\n{self.way_on()}") from error
+            raise StorageError(f"a checkpoint cannot be written: {reason}\n{self.how_to_continue()}") from error
 
-    def way_on(self) -> str:
+    def how_to_continue(self) -> str:
         """Says which step on the disk is the last good one, and how to continue the run."""
         if not self._failed:
             with contextlib.suppress(StorageError):
@@ -224,15 +192,10 @@ class Checkpoints:
     def abandon(self) -> None:
         """Removes the checkpoint that is being written; to be called after an error, or before the process ends.
 
-        The writer's threads go on meanwhile: they may create or rename a folder after it was looked for.  So this looks
-        again for ABANDONING seconds.
+        The writer's threads go on meanwhile. What they still write is removed when the run is started again.
         """
-        end = time.monotonic() + ABANDONING
-        while time.monotonic() < end:
-            for unfinished in self.folder.glob(f"*{_UNFINISHED}*"):
-                with contextlib.suppress(OSError):  # renamed at this moment, or a file was added
-                    shutil.rmtree(_out_of_reach(unfinished))
-            time.sleep(0.01)
+        for unfinished in self.folder.glob(f"*{_UNFINISHED}*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def score(self, step: int, scores: Mapping[str, float]) -> None:
         """Records the scores of a step, and removes checkpoints that need not be kept any more (the old best one)."""
@@ -254,13 +217,17 @@ class Checkpoints:
         for step in reversed(self.steps()):
             restored, failure = self._try(step, target)
             if all_processes(restored is not None):
-                self._set_aside(failures)
+                if failures:
+                    self._set_aside(failures)
                 self._retention.forget_after(step)
                 return restored
             failures[step] = failure
             self._warn(f"checkpoint {step} in {self.folder} cannot be read: {failure}")
         if failures:
-            raise CheckpointError(_none_readable(self.folder, failures))
+            lines = "\n".join(f"  {step}: {reason}" for step, reason in failures.items())
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} can be read:\n{lines}\nMove that folder away to start from step 0."
+            )
         self._retention.forget_after(0)
         return None
 
@@ -271,26 +238,21 @@ class Checkpoints:
             return None, broken or "process 0 found it damaged"
         _check_run(self.folder, step, resumes=True)
         _check_version(self.folder, step, target)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(_fields(target)), data=ocp.args.JsonRestore(), run=ocp.args.JsonRestore()
+        )
         try:
-            return self._read(step, target), "another process failed to read it"
+            read: Any = self._manager.restore(step, args=items)
+            state = target.replace(**read.state)
+            _compare_checksums(read.run.pop("checksums"), checksums(state))
         except Exception as error:  # any error of the reader, although the files are as they were written
             return None, first_line(error)
+        return Restored(step, state, read.data, read.run), "another process failed to read it"
 
-    def _read(self, step: int, target: PyTree) -> Restored:
-        json_item = ocp.args.JsonRestore
-        fields = ocp.args.StandardRestore(_fields(target))
-        items = ocp.args.Composite(state=fields, data=json_item(), run=json_item())
-        read: Any = self._manager.restore(step, args=items)
-        state = target.replace(**read.state)
-        _compare_checksums(read.run.pop("checksums"), checksums(state))
-        return Restored(step, state, read.data, read.run)
-
-    def _set_aside(self, failures: Mapping[int, str]) -> None:
+    def _set_aside(self, steps: Iterable[int]) -> None:
         """Renames unreadable checkpoints, so that the run can save the same steps again."""
-        if not failures:
-            return
-        for step in failures if jax.process_index() == 0 else ():
-            aside = self.folder / f"{_UNREADABLE}{step}"
+        for step in steps if jax.process_index() == 0 else ():
+            aside = self.folder / f"unreadable-{step}"
             shutil.rmtree(aside, ignore_errors=True)
             (self.folder / str(step)).rename(aside)
             self._warn(f"moved it to {aside}; continuing from the previous checkpoint")
@@ -337,14 +299,30 @@ def _record(folder: Path) -> dict[str, Any]:
 def _check_version(folder: Path, step: int, target: PyTree) -> None:
     """Raises CheckpointError if the metadata of a checkpoint can be read and lists other arrays than `target`."""
     try:
-        saved = shapes(saved_tree(folder / str(step) / "state"))
-        run = _record(folder / str(step))
+        saved, run = _shapes(_metadata(folder / str(step) / "state")), _record(folder / str(step))
     except Exception:  # reading it reports what is wrong
         return
-    wanted = shapes(_fields(target))
+    wanted = _shapes(_fields(target))
     wrong = [name for name in saved | wanted if saved.get(name) != wanted.get(name)]
+    shown = "".join(
+        f"\n  {name}: {saved.get(name, ABSENT)} in the checkpoint, {wanted.get(name, ABSENT)} now" for name in wrong[:5]
+    )
     if wrong:
-        raise CheckpointError(other_version(step, folder, run, saved, wanted, wrong))
+        raise CheckpointError(
+            f"checkpoint {step} in {folder} was written by another version (git {run.get('git_revision')}); "
+            f"{len(wrong)} of its arrays differ:{shown}\nContinue with that version, or start a new run in another "
+            f"--workdir with --config.init={folder.parent} to load the networks that fit."
+        )
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every array; a path is the names of fields, indices and keys without their kind."""
+    return {path_name(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    """The state in a checkpoint with shape and dtype in place of each array; no array is loaded."""
+    return ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree
 
 
 def room(folder: Path, state: PyTree) -> tuple[int, int]:
@@ -353,43 +331,10 @@ def room(folder: Path, state: PyTree) -> tuple[int, int]:
     They are those of the last checkpoint there, else of the arrays of a state, or of their shapes.
     """
     steps, there = steps_in(folder), next(each for each in (folder, *folder.parents) if each.exists())
-    needed = _bytes_of(folder / str(steps[-1])) if steps else total_bytes(state)
+    needed = total_bytes(state)
+    if steps:
+        needed = sum(file.stat().st_size for file in (folder / str(steps[-1])).rglob("*") if file.is_file())
     return shutil.disk_usage(there).free, needed
-
-
-def _bytes_of(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-_LOOP_CLOSED = "Event loop is closed"
-
-
-def _hush_writer() -> None:
-    """Silences the writer's own logs of the errors that `_writing` raises as one message.
-
-    If one of some hundred arrays cannot be written, each of the others prints a traceback: about itself, from asyncio,
-    or about a closed event loop.
-    """
-    logger = logging.get_absl_logger()
-    if not any(isinstance(known, _NotOrbax) for known in logger.filters):
-        for each in (logger, getLogger("asyncio")):
-            each.addFilter(_NotOrbax())
-        sys.unraisablehook = functools.partial(_show_others, sys.unraisablehook)
-
-
-class _NotOrbax(Filter):
-    """A log filter that drops errors logged by Orbax, or by asyncio about Orbax's tasks."""
-
-    def filter(self, record: LogRecord) -> bool:
-        """Whether the record is printed."""
-        about = record.getMessage() if record.name == "asyncio" else record.pathname
-        return not (record.levelno >= ERROR and "orbax" in about)
-
-
-def _show_others(show: Callable[[Any], Any], unraisable: Any) -> None:
-    error = unraisable.exc_value
-    if not (isinstance(error, RuntimeError) and str(error) == _LOOP_CLOSED):
-        show(unraisable)
 
 
 def _fields(state: PyTree) -> dict[str, PyTree]:
@@ -417,20 +362,6 @@ class Retention(policies.PreservationPolicy):
         """Whether to keep each checkpoint; called by Orbax."""
         kept = self.kept(sorted(checkpoint.step for checkpoint in checkpoints))
         return [checkpoint.step in kept for checkpoint in checkpoints]
-
-
-def _remove_unfinished(folder: Path) -> list[str]:
-    """Removes unfinished checkpoints; returns their names on process 0 (which removes them), else an empty list."""
-    unfinished = sorted(folder.glob(f"*{_UNFINISHED}*")) if jax.process_index() == 0 else []
-    for left in unfinished:
-        shutil.rmtree(left)
-    multihost_utils.sync_global_devices("unfinished checkpoints removed")
-    return [left.name for left in unfinished]
-
-
-def _none_readable(folder: Path, failures: Mapping[int, str]) -> str:
-    lines = "\n".join(f"  {step}: {reason}" for step, reason in failures.items())
-    return f"no checkpoint in {folder} can be read:\n{lines}\nMove that folder away to start from step 0."
 
 
 def _compare_checksums(saved: Mapping[str, int], read: Mapping[str, int]) -> None:
@@ -476,11 +407,34 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
 
 
 def load_saved(path: str | Path, step: int | None = None) -> Saved:
-    """Loads the weights of a checkpoint on one device; as `load`, but no positions are interpolated."""
-    folder, step = workdir_of(path).absolute() / FOLDER, pick_step(path, step)
-    device = first_device()
-    with _reading(folder, step, "--step="):
-        return _load_saved(folder / str(step), device)
+    """Loads the weights of a checkpoint on one device; as `load`, but no positions are interpolated.
+
+    Their shapes are those of the checkpoint's metadata.  If the file of the tokenizer is not at its place any more, the
+    one of this name in the workdir is taken.
+    """
+    checkpoints, step, device = workdir_of(path).absolute() / FOLDER, pick_step(path, step), first_device()
+    with _reading(checkpoints, step, "--step="):
+        folder = checkpoints / str(step)
+        run, saved = from_json(_record(folder)["config"]), _metadata(folder / "state")
+        config = dense_encoder.config_alone(run) if is_dense(run) else run
+        config.model.attention = "auto"  # chosen for this machine, not for the one that trained
+        vocabularies.find_file(config, checkpoints.parent)
+        weights = {name: saved.get(name, {}) for name in ("params", "ema_params", "batch_stats", "running")}
+        if is_dense(run):
+            weights = {"params": {"image": saved["params"]["image"]}}
+        if other := sorted(set(methods.build(config).networks) ^ set(weights["params"])):
+            raise CheckpointError(
+                f"checkpoint {step} in {checkpoints} was written by another version: in this one the method "
+                f"{config.method} has other networks (different: {', '.join(other)}); load it with that version"
+            )
+        place = SingleDeviceSharding(device)
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), weights)
+        variables = _read_part(folder / "state", target)
+    if is_dense(run):
+        nothing: dict[str, Params] = {"ema_params": {}, "batch_stats": {"student": {}, "teacher": {}}, "running": {}}
+        return Saved({**variables, **nothing}, config, dense_encoder.grid_of(run), run)
+    side = num_side_patches(config.model)
+    return Saved(variables, config, (side, side), None)
 
 
 def save_weights(workdir: str | Path, variables: Mapping[str, Params], config: ConfigDict, origin: str) -> None:
@@ -559,40 +513,6 @@ def _unreadable(folder: Path, step: int, reason: str, option: str) -> str:
     others = [other for other in steps_in(folder) if other != step]
     way_out = f"try {option}{others[-1]}" if others else "there is no other checkpoint; copy it again from its source"
     return f"the checkpoint of step {step} in {folder} cannot be read: {reason}; {way_out}"
-
-
-def _load_saved(folder: Path, device: Any) -> Saved:
-    """Loads the weights in a checkpoint's folder; their shapes are those of its own metadata.
-
-    If the file of the tokenizer is not at its place any more, that of this name in the workdir is taken.
-    """
-    run = from_json(_record(folder)["config"])
-    saved = saved_tree(folder / "state")
-    config = dense_encoder.config_alone(run) if is_dense(run) else run
-    config.model.attention = "auto"  # chosen for this machine, not for the one that trained
-    vocabularies.find_file(config, folder.parents[1])
-    weights = {name: saved.get(name, {}) for name in ("params", "ema_params", "batch_stats", "running")}
-    if is_dense(run):
-        weights = {"params": {"image": saved["params"]["image"]}}
-    _check_networks(folder, config, weights["params"])
-    target = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device)), weights
-    )
-    variables = _read_part(folder / "state", target)
-    if is_dense(run):
-        nothing: dict[str, Params] = {"ema_params": {}, "batch_stats": {"student": {}, "teacher": {}}, "running": {}}
-        return Saved({**variables, **nothing}, config, dense_encoder.grid_of(run), run)
-    side = num_side_patches(config.model)
-    return Saved(variables, config, (side, side), None)
-
-
-def _check_networks(folder: Path, config: ConfigDict, params: Params) -> None:
-    """Raises CheckpointError unless a checkpoint holds the networks of its method."""
-    if missing := sorted(set(methods.build(config).networks) ^ set(params)):
-        raise CheckpointError(
-            f"checkpoint {folder.name} in {folder.parent} was written by another version: in this one the method "
-            f"{config.method} has other networks (different: {', '.join(missing)}); load it with that version"
-        )
 
 
 def _read_part(folder: Path, target: dict[str, PyTree]) -> dict[str, PyTree]:

@@ -63,7 +63,7 @@ def explained(checkpoints: Checkpoints) -> Iterator[None]:
         yield
     except OSError as error:
         what = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
-        raise StorageError(f"{what}\n{checkpoints.way_on()}") from error
+        raise StorageError(f"{what}\n{checkpoints.how_to_continue()}") from error
 
 
 @contextmanager

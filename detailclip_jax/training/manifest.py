@@ -16,6 +16,7 @@ from typing import Any
 from detailclip_jax.runtime.files import read_json
 
 NAME = "manifest.json"
+LAST = "_CHECKPOINT_METADATA"  # of Orbax, which adds the time of the last renaming to it; nothing is read from it
 NO_MANIFEST = "the file was deleted, or this is not a checkpoint of detailclip_jax"
 
 
@@ -24,7 +25,8 @@ def write(folder: Path, name: str, run: str) -> None:
 
     `run` is the id of the run that wrote the folder.
     """
-    files = {str(file.relative_to(folder)): _entry(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+    whole = (file for file in sorted(folder.rglob("*")) if file.is_file() and file != folder / LAST)
+    files = {str(file.relative_to(folder)): _entry(file) for file in whole}
     with (folder / NAME).open("w") as stream:
         json.dump({"folder": name, "run": run, "files": files}, stream, indent=1)
         stream.flush()

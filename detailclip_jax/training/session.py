@@ -162,17 +162,12 @@ class Session:
             try:
                 check_finite(step, self._last, self.run.task.terms(self.run))
             except NonFiniteError as error:
-                raise NonFiniteError(f"{error}; {self._last_good()}.\n{self._way_on()}") from None
+                steps = self.checkpoints.steps()
+                good = f"the last good checkpoint is step {steps[-1]}" if steps else "none yet"
+                advice = self.run.task.gentler(self.run) if steps else afresh(self.run)
+                raise NonFiniteError(f"{error}; checkpoints in {self.checkpoints.folder}: {good}.\n{advice}") from None
         self._pending.clear()
         return self._last
-
-    def _last_good(self) -> str:
-        steps = self.checkpoints.steps()
-        where = f"the last good checkpoint is step {steps[-1]}" if steps else "none yet"
-        return f"checkpoints in {self.checkpoints.folder}: {where}"
-
-    def _way_on(self) -> str:
-        return self.run.task.gentler(self.run) if self.checkpoints.steps() else afresh(self.run)
 
     def log(self, step: int) -> None:
         """Writes the scalars of `step` and the speed since the last line; prints the progress line."""
