@@ -137,19 +137,15 @@ def _help_config(spec: str | None, usage: Usage) -> NoReturn:
         config = run_config.load(spec) if spec else usage.config()
         if usage.config_note and not spec:
             print(f"{usage.config_note}\n")
-        print(run_config.help_text(config, names_of_methods(config)), end="", flush=True)
+        names = [config.method]
+        if not is_dense(config):
+            from detailclip_jax.methods import METHODS  # imports jax
+
+            names = [*METHODS]
+        print(run_config.help_text(config, tuple(names)), end="", flush=True)
     except BrokenPipeError:  # `| head` has closed the pipe; the interpreter would flush to it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
-
-
-def names_of_methods(config: ConfigDict) -> tuple[str, ...]:
-    """Returns the values that the field `method` of this config takes; imports jax to list those of pretraining."""
-    if is_dense(config):
-        return (config.method,)
-    from detailclip_jax.methods import METHODS
-
-    return tuple(METHODS)
 
 
 def _example() -> str:
@@ -161,51 +157,39 @@ def join_processes() -> None:
     processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
 
 
-def asked(command: str | None = None) -> tuple[Any, ...]:
+def from_flags(command: str | None = None) -> tuple[Any, ...]:
     """Returns the config and the workdir that the flags describe, and the names of the fields that they set.
 
     Of a pretraining run also the config of the file.
 
     `command` is "main" or "transfer", by default the one that runs the config.
-    Raises ValueError for an unknown command, and for one that does not run the config.
+    Raises ValueError for an unknown command, for one that does not run the config, and for a workdir in a bucket.
     """
-    check_command(command)
-    config, workdir, given = _CONFIG.value, asked_workdir(), command_line.override_names(sys.argv)
-    check_path_is_read(config.data, given, READERS.get(config.get("method") or "", "records"))
-    if is_dense(config):  # its length is counted in steps alone
-        return ConfigDict(config.to_dict()), workdir, given
-    written = run_config.load(command_line.spec_of(sys.argv) or "")
-    return run_config.without_overridden(config, given, written), workdir, given, written
-
-
-def command_of_config() -> str:
-    """Returns the command that runs the config of the flags: "main" or "transfer"."""
-    return "transfer" if is_dense(_CONFIG.value) else "main"
-
-
-def check_command(given: str | None) -> None:
-    """Raises ValueError if a given command is unknown, or if another one runs the config of the flags."""
-    if given is None:
-        return
-    if given not in COMMANDS:
-        raise ValueError(errors.unknown("command", given, COMMANDS, {"train": ["main"]}))
-    if (command := command_of_config()) != given:
-        spec = command_line.spec_of(sys.argv)
+    config, spec, right = _CONFIG.value, command_line.spec_of(sys.argv), command_of_config()
+    if command not in (None, *COMMANDS):
+        raise ValueError(errors.unknown("command", command, COMMANDS, {"train": ["main"]}))
+    if command not in (None, right):
         raise ValueError(
-            f"{spec} is a config of the command {command} ({_CONFIG.value.get('method')}); write "
-            f"python -m detailclip_jax.{command} --config={spec}"
+            f"{spec} is a config of the command {right} ({config.get('method')}); write "
+            f"python -m detailclip_jax.{right} --config={spec}"
         )
-
-
-def asked_workdir() -> str:
-    """Returns the workdir that the flags describe.  Raises ValueError for a bucket."""
-    workdir = _WORKDIR.value or run_config.default_workdir(command_line.spec_of(sys.argv) or "run")
+    workdir = _WORKDIR.value or run_config.default_workdir(spec or "run")
     if "://" in workdir:
         raise ValueError(
             f"--workdir={workdir}: metrics grow line by line, which buckets do not allow; name a local or shared "
             "folder, and copy it when the run has ended (gcloud storage rsync -r, aws s3 sync)"
         )
-    return workdir
+    names = command_line.override_names(sys.argv)
+    check_path_is_read(config.data, names, READERS.get(config.get("method") or "", "records"))
+    if is_dense(config):  # its length is counted in steps alone
+        return ConfigDict(config.to_dict()), workdir, names
+    written = run_config.load(spec or "")
+    return run_config.without_overridden(config, names, written), workdir, names, written
+
+
+def command_of_config() -> str:
+    """Returns the command that runs the config of the flags: "main" or "transfer"."""
+    return "transfer" if is_dense(_CONFIG.value) else "main"
 
 
 def preflight(argv: Sequence[str], command: str | None = None) -> int:
@@ -216,12 +200,12 @@ def preflight(argv: Sequence[str], command: str | None = None) -> int:
 
     def check() -> int:
         check_no_others(argv)
-        given = asked(command)  # checks the command before joining the other processes, which can take minutes
+        arguments = from_flags(command)  # before joining the other processes, which can take minutes
         join_processes()
         from detailclip_jax.training import preflight
 
         prepare = prepare_of(command_of_config())
-        return preflight.run(lambda: prepare(*given))
+        return preflight.run(lambda: prepare(*arguments))
 
     return errors.run(check)
 
@@ -245,7 +229,7 @@ def run(argv: Sequence[str], command: str, following: Callable[[Sequence[str], P
 
     prepare = prepare_of(command)
     part_ended("imports")
-    prepared = prepare_on_all(lambda: asked(command), prepare)
+    prepared = prepare_on_all(lambda: from_flags(command), prepare)
     with processes.leaving_at_once(), errors.at_work():
         if (code := train(prepared)) == 0:
             prepared.console.say(following(sys.argv[1:], prepared.workdir, prepared.config.total_steps))
@@ -272,10 +256,10 @@ def next_commands(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
     length = re.compile(r"--?config\.(?:total_steps|num_epochs)(=.*)?")
     kept, skipped = [], False
     for flag in flags:
-        found = length.fullmatch(flag)
-        if not (skipped or found):
+        match = length.fullmatch(flag)
+        if not (skipped or match):
             kept.append(flag)
-        skipped = bool(found and not found.group(1))  # --config.total_steps N: the value is the next argument
+        skipped = bool(match and not match.group(1))  # --config.total_steps N: the value is the next argument
     loop = shlex.join([*kept, f"--config.total_steps={2 * total_steps}"])
     there = shlex.quote(str(workdir))
     return (

@@ -95,15 +95,29 @@ def validate(config: ConfigDict) -> None:
     components(config.data)
     check_reducing_gap(config.data.reducing_gap, "data.reducing_gap")
     _check_crops(config)
-    _check_evaluated_native(config)
-    _check_part_rates(config.optimizer.part_rates)
-    _check_best_metric(config)
-    _check_dropout(config.views)
+    transform_of(config)
+    views = config.views
+    if views.native and config.preprocess.resize != NATIVE:
+        raise ValueError(
+            f"views.native {views.native} trains on images in their own aspect, but preprocess.resize "
+            f"{config.preprocess.resize!r} evaluates on squares; give --config.preprocess.resize=native"
+        )
+    for network, rate in config.optimizer.part_rates.items():
+        if not isinstance(rate, int | float):
+            raise ValueError(f"optimizer.part_rates.{network} {rate!r} must be a number, for example 0.1")
+    if config.best_metric and not config.evaluate_every:
+        raise ValueError(
+            f"best_metric {config.best_metric!r} is only known if the run evaluates; "
+            "set evaluate_every to a number of steps, or best_metric to ''"
+        )
+    if views.patch_dropout_until < 1 and not views.patch_dropout:
+        raise ValueError(
+            f"views.patch_dropout_until {views.patch_dropout_until} is where patch dropout ends, but "
+            "views.patch_dropout is 0; set that too, or this one to 1"
+        )
     wandb_writer.check(config.logging.wandb)
-    method = methods.build(config)  # before `num_captions`: a method says which caption rules it needs
-    _check_labels(config, method)
-    _check_masking_view(config, method)
-    num_captions(config.data)
+    _check_method(config)
+    num_captions(config.data)  # after the method, which says which caption rules it needs
     false_texts.check(config)
 
 
@@ -127,52 +141,22 @@ def _check_crops(config: ConfigDict) -> None:
             )
 
 
-def _check_evaluated_native(config: ConfigDict) -> None:
-    transform_of(config)
-    if config.views.native and config.preprocess.resize != NATIVE:
-        raise ValueError(
-            f"views.native {config.views.native} trains on images in their own aspect, but preprocess.resize "
-            f"{config.preprocess.resize!r} evaluates on squares; give --config.preprocess.resize=native"
-        )
+def _check_method(config: ConfigDict) -> None:
+    """Checks the fields that the method must read: labels that are mixed or smoothed, and the masking view.
 
-
-def _check_part_rates(rates: ConfigDict) -> None:
-    for network, rate in rates.items():
-        if not isinstance(rate, int | float):
-            raise ValueError(f"optimizer.part_rates.{network} {rate!r} must be a number, for example 0.1")
-
-
-def _check_labels(config: ConfigDict, method: methods.Method) -> None:
-    """Checks that only labels are mixed or smoothed: captions would stay those of one of the two mixed images."""
-    asked = {f"views.{name}": config.views[name] for name in ("mixup", "cutmix")}
-    for name, value in (asked | {"losses.label_smoothing": config.losses.label_smoothing}).items():
+    Captions would stay those of one of the two mixed images.
+    """
+    method, views = methods.build(config), config.views
+    of_labels = {"views.mixup": views.mixup, "views.cutmix": views.cutmix}
+    for name, value in (of_labels | {"losses.label_smoothing": config.losses.label_smoothing}).items():
         if value and not any(loss.labels for loss in method.losses):
             raise ValueError(
                 f"{name} {value} changes labels, but method {config.method} has no term that reads them; set it to 0"
             )
-
-
-def _check_dropout(views: ConfigDict) -> None:
-    if views.patch_dropout_until < 1 and not views.patch_dropout:
-        raise ValueError(
-            f"views.patch_dropout_until {views.patch_dropout_until} is where patch dropout ends, but "
-            "views.patch_dropout is 0; set that too, or this one to 1"
-        )
-
-
-def _check_masking_view(config: ConfigDict, method: methods.Method) -> None:
-    if config.views.teacher == "enclosing" and "enclosing" not in method.targets:
+    if views.teacher == "enclosing" and "enclosing" not in method.targets:
         raise ValueError(
             "views.teacher 'enclosing' is for detailclip and aclip, which mask by the teacher's attention to it; set "
             f"it to 'same' for method {config.method}"
-        )
-
-
-def _check_best_metric(config: ConfigDict) -> None:
-    if config.best_metric and not config.evaluate_every:
-        raise ValueError(
-            f"best_metric {config.best_metric!r} is only known if the run evaluates; "
-            "set evaluate_every to a number of steps, or best_metric to ''"
         )
 
 
@@ -191,18 +175,18 @@ def introduce(run: Run, caption_warnings: Sequence[str] = ()) -> None:
     say(f"{config.method} {config.model.size} on {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
     num_seen = config.total_steps * config.batch_size
     say("\n".join([f"data {config.data.source}: {len(run.source):,} examples", *summary(run.source, num_seen)]))
-    if found := held_out_pairs.find(config):
-        say(f"held out from training: {found.origin}")
+    if pairs := held_out_pairs.find(config):
+        say(f"held out from training: {pairs.origin}")
     lines = [*unread_crops(run), *first_run_missing(run), *rate_of_another_batch(run)]
     lines += repeats(run.source, config.batch_size) if run.experiment.method.has_text else []
     for line in (*lines, *caption_warnings):
         run.console.warn(line)
     epochs = run_config.num_epochs(config, len(run.source))
     say(f"{counted(config.total_steps, 'step')} of {config.batch_size}, {plain(epochs)} epochs; workdir {run.workdir}")
-    asked = experiment.warmup_steps(config)
-    given = clamp_warmup(asked, config.total_steps)
-    shortened = f" ({asked:,} do not fit)" if given != asked else ""
-    warmup = f"{counted(given, 'step')} of warm-up{shortened}"
+    configured = experiment.warmup_steps(config)
+    steps = clamp_warmup(configured, config.total_steps)
+    shortened = f" ({configured:,} do not fit)" if steps != configured else ""
+    warmup = f"{counted(steps, 'step')} of warm-up{shortened}"
     say(f"{counted(config.steps_per_epoch, 'step')} per epoch in the schedules; {warmup}")
     if config.views.patch_dropout:
         say(f"patch dropout {config.views.patch_dropout:g} in the first {run.experiment.unmasked_from:,} steps")
@@ -240,8 +224,8 @@ def rate_of_another_batch(run: Run) -> list[str]:
 
     Stickers are exempt: the rates of their config are for runs of minutes, with any batch.
     """
-    config, given = run.config, run.given
-    if "batch_size" not in given or "optimizer.learning_rate" in given or is_endless(config.data):
+    config = run.config
+    if "batch_size" not in run.given or "optimizer.learning_rate" in run.given or is_endless(config.data):
         return []
     return [
         f"batch_size is set to {config.batch_size}, and optimizer.learning_rate stays "

@@ -30,7 +30,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import app
 
@@ -96,31 +96,26 @@ def score(text: str) -> float:
     return value
 
 
-def refuse_config(flag: str) -> NoReturn:
-    """Raises the ValueError of a flag of training next to --predict."""
-    raise ValueError(
-        f"--predict draws with the run of --checkpoint and its own config; leave {flag.partition('=')[0]} out, or "
-        "train the run first, without --predict"
-    )
-
-
 def predict(argv: Sequence[str]) -> int:
     """Draws predictions of a finished run; returns the exit code, 1 if an image is unreadable."""
-    if field := next((argument for argument in argv if argument.startswith("--config")), None):
-        return errors.run(lambda: refuse_config(field))
-    arguments = predict_parser().parse_args(argv)
 
     def run() -> int:
-        found = find(arguments.predict)
+        if flag := next((argument for argument in argv if argument.startswith("--config")), None):
+            raise ValueError(
+                f"--predict draws with the run of --checkpoint and its own config; leave {flag.partition('=')[0]} out, "
+                "or train the run first, without --predict"
+            )
+        arguments = predict_parser().parse_args(argv)
+        images = find(arguments.predict)
         files.check_writable(arguments.out)
         from detailclip_jax.dense import predictions  # imports jax: only after the flags are parsed
 
         console = Console()
-        for _, reason in found.left_out:
+        for _, reason in images.left_out:
             console.say(f"left out: {reason}")
         loaded = predictions.model(arguments.checkpoint, arguments.step)
         console.say(f"{arguments.checkpoint}: step {loaded.step}, {counted(len(loaded.classes), 'class', 'classes')}")
-        written = predictions.write(loaded, found, arguments.out, arguments.score, console)
+        written = predictions.write(loaded, images, arguments.out, arguments.score, console)
         console.say(f"{counted(written.drawn, 'image')} drawn in {arguments.out}, and {predictions.FILE}")
         if written.scores is not None:
             console.say(predictions.reached(written.scores, arguments.score))

@@ -222,12 +222,12 @@ class Experiment:
         `before_each` is called before every image, and may raise to stop.  `evaluation`: another one than the task's.
         """
 
-        def own() -> Pairs:
+        def pairs() -> Pairs:
             for pair in self.task.examples(self.sets.val.source, jax.process_index(), jax.process_count()):
                 before_each()
                 yield pair
 
-        return (evaluation or self.task.evaluate)(self, state, own())
+        return (evaluation or self.task.evaluate)(self, state, pairs())
 
     def predict(self, state: TrainState, images: Iterable[Any]) -> Iterator[Any]:
         """Yields the prediction for every image, at its own size, computed on this process's devices.
@@ -265,12 +265,12 @@ class Experiment:
     def introduction(self) -> tuple[list[str], list[str]]:
         """Lines to print when the run starts, and warnings."""
         config, sets = self.config, self.sets
-        own, warnings = self.task.introduction(self)
+        of_task, warnings = self.task.introduction(self)
         lines = [
             f"{self.task.name} of {config.data.source}: {len(sets.train.source):,} images to train on, "
             f"{len(sets.val.source):,} to evaluate on, {len(self.classes)} classes",
             f"head {self.task.head(config)}; encoder {config.model.size}, {mode_of(config)}",
-            *own,
+            *of_task,
             groups_of.table_text(self.state_shapes.params, fine_tuning.rules(config)),
             fine_tuning.table_text(self.state_shapes.params, config),
         ]
@@ -322,12 +322,12 @@ def arrays_of(images: Iterable[Any]) -> Iterator[UInt8[np.ndarray, "_h _w 3"]]:
     """
     if isinstance(images, str | bytes | Path | Image.Image | np.ndarray):
         raise TypeError(f"predict takes a list or an iterator of images, got one {type(images).__name__}")
-    return map(_array, images)
 
+    def array(image: Any) -> UInt8[np.ndarray, "_h _w 3"]:
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
+            return image
+        with BUDGET.scope():
+            encoded = read_bytes(image) if isinstance(image, str | Path) else image
+            return decode_whole(encoded) if isinstance(encoded, bytes) else pixels(encoded)
 
-def _array(image: Any) -> UInt8[np.ndarray, "_h _w 3"]:
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
-        return image
-    with BUDGET.scope():
-        encoded = read_bytes(image) if isinstance(image, str | Path) else image
-        return decode_whole(encoded) if isinstance(encoded, bytes) else pixels(encoded)
+    return map(array, images)

@@ -100,41 +100,20 @@ def evaluated(
 
 
 def evaluate(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Mapping[str, float]:
-    """Evaluates; writes the scores of every class, and what the evaluation has found.  Raises as `evaluated`."""
+    """Evaluates; writes the scores of every class, and all counts or detections.  Raises as `evaluated`."""
     task: DenseTask = run.experiment.task
-    found = evaluated(run, interrupt, state, step)
-    scores = dict(found.scores)
+    result = evaluated(run, interrupt, state, step)
+    scores = dict(result.scores)
     for title, evaluation in task.more(run.config).items():
         scores |= evaluated(run, interrupt, state, step, evaluation, title).scores
     if jax.process_index() == 0:
-        dense_report.write_per_class(run.workdir, step, found.per_class, found.warnings)
+        last = {"step": step, "per_class": result.per_class, "warnings": list(result.warnings)}
+        replace_text(run.workdir / dense_report.PER_CLASS, json.dumps(last, indent=2) + "\n")
         if task.found_file:
-            replace_text(run.workdir / task.found_file, json.dumps(found.found) + "\n")
-        for warning in found.warnings:
+            replace_text(run.workdir / task.found_file, json.dumps(result.found) + "\n")
+        for warning in result.warnings:
             run.console.warn(warning)
     return scores
-
-
-def protocol_of(run: Run) -> dict[str, Any]:
-    """What a reader must know to compare the scores of a run."""
-    config = run.config
-    return {
-        "set": config.data.source if config.data.source != "stickers" else f"stickers, {config.data.labels}",
-        "images": len(run.experiment.sets.val.source),
-        "classes": len(run.experiment.classes),
-        "encoder": dense_experiment.mode_of(config),
-        "inference": config.inference.to_dict(),
-        "init": config.init or "untrained",
-        "batch_size": config.batch_size,
-        "learning_rate": fine_tuning.learning_rate(config)[0],
-        "warmup_steps": fine_tuning.warmup_of(config)[0],
-        **run.experiment.task.protocol(config),
-    }
-
-
-def credit_of(config: ConfigDict) -> str:
-    """The line that figures of a run's data carry: the source of the drawings of stickers, "" for other data."""
-    return ATTRIBUTION if config.data.source == "stickers" else ""
 
 
 def figure_of(
@@ -154,7 +133,7 @@ def figure_of(
         source = built.sets.val.source
         shown = list(built.task.examples(Picked(source, indices_to_show(len(source), count, first))))
         images, truth = [pixels for _, pixels in shown], [example for example, _ in shown]
-        credit = credit_of(built.config)
+        credit = ATTRIBUTION if built.config.data.source == "stickers" else ""
     predicted = {name: list(each.predict(state, images)) for name, (each, state, _) in runs.items()}
     return built.task.figure(images, truth, predicted, built.classes, credit)
 
@@ -162,9 +141,20 @@ def figure_of(
 def finish(run: Run, state: TrainState, step: int, scores: Mapping[str, float], data: str) -> None:
     """Writes results.json, report.md, and figures/METHOD.png: predictions for images spread over the evaluation set."""
     task, config = run.experiment.task, run.config
+    protocol = {  # what a reader must know to compare the scores
+        "set": config.data.source if config.data.source != "stickers" else f"stickers, {config.data.labels}",
+        "images": len(run.experiment.sets.val.source),
+        "classes": len(run.experiment.classes),
+        "encoder": dense_experiment.mode_of(config),
+        "inference": config.inference.to_dict(),
+        "init": config.init or "untrained",
+        "batch_size": config.batch_size,
+        "learning_rate": fine_tuning.learning_rate(config)[0],
+        "warmup_steps": fine_tuning.warmup_of(config)[0],
+        **task.protocol(config),
+    }
     if jax.process_index() == 0:
-        text = dense_report.write_results(run.workdir, task, config, step, scores, protocol_of(run), data)
-        run.console.say(text)
+        run.console.say(dense_report.write_results(run.workdir, task, config, step, scores, protocol, data))
     run.console.live("drawing the figure ...")
     try:
         pause_point()

@@ -16,12 +16,6 @@ PAPER = Path(__file__).parent / "assets" / "paper_table_1.json"
 PER_CLASS = "per_class.json"  # of the last evaluation; `results.json` contains it
 
 
-def write_per_class(workdir: Path, step: int, per_class: Any, warnings: Sequence[str] = ()) -> None:
-    """Writes the scores of every class, and the warnings of the evaluation, to `per_class.json`."""
-    content = {"step": step, "per_class": per_class, "warnings": list(warnings)}
-    replace_text(workdir / PER_CLASS, json.dumps(content, indent=2) + "\n")
-
-
 def write_results(
     workdir: Path,
     task: DenseTask,

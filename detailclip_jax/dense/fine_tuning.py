@@ -74,7 +74,7 @@ def _rising(steps: Number, ratio: Number, slope: Number, t: Scalar) -> Scalar:
 
 
 def learning_rate(config: ConfigDict) -> tuple[float, str]:
-    """Returns the peak learning rate for this batch size, and a warning if it is not the recipe's own.
+    """Returns the peak learning rate for this batch size, and a warning if it is not the recipe's.
 
     learning_rate = optimizer.learning_rate * batch_size / optimizer.batch_size
     """
@@ -93,11 +93,11 @@ def warmup_of(config: ConfigDict) -> tuple[int, str]:
 
     A warm-up of half the run or more is cut to a tenth of it.
     """
-    asked, total = config.optimizer.warmup_steps, config.total_steps
-    if 2 * asked < total:
-        return asked, ""
+    steps, total = config.optimizer.warmup_steps, config.total_steps
+    if 2 * steps < total:
+        return steps, ""
     return total // 10, (
-        f"optimizer.warmup_steps {asked} is half of total_steps {total} or more: the warm-up has {total // 10} steps"
+        f"optimizer.warmup_steps {steps} is half of total_steps {total} or more: the warm-up has {total // 10} steps"
     )
 
 
@@ -112,10 +112,10 @@ def schedule_of(config: ConfigDict) -> Schedule:
     With `optimizer.decay_at`, shares of the run after which the rate falls to a tenth, it is stepwise, else polynomial.
     """
     fields, total = config.optimizer, config.total_steps
-    given = learning_rate(config)[0], warmup_of(config)[0], fields.warmup_ratio
+    peak, warmup = learning_rate(config)[0], warmup_of(config)[0]
     if "decay_at" in fields:
-        return stepwise(given[0], [round(share * total) for share in fields.decay_at], *given[1:])
-    return polynomial(given[0], total, *given[1:], fields.power)
+        return stepwise(peak, [round(share * total) for share in fields.decay_at], warmup, fields.warmup_ratio)
+    return polynomial(peak, total, warmup, fields.warmup_ratio, fields.power)
 
 
 def rules(config: ConfigDict) -> tuple[optimizer.DecayRule, ...]:
@@ -149,8 +149,8 @@ def build(params: Params, config: ConfigDict) -> tuple[Callable[[Schedules], opt
     """Returns AdamW with one factor per layer, built for schedules, and the group of every parameter."""
     groups = optimizer.labels(params, rules(config))
 
-    def adamw(given: Schedules) -> optax.GradientTransformation:
-        built = optimizer.build(config.optimizer, given.learning_rate, given.weight_decay, groups)
+    def adamw(plan: Schedules) -> optax.GradientTransformation:
+        built = optimizer.build(config.optimizer, plan.learning_rate, plan.weight_decay, groups)
         return optimizer.scaled_rates(built, params, _rates(config))
 
     return adamw, groups
@@ -159,11 +159,11 @@ def build(params: Params, config: ConfigDict) -> tuple[Callable[[Schedules], opt
 def table_text(params: Params, config: ConfigDict) -> str:
     """Formats the learning-rate factors: one line per factor, with the layers and the number of parameters."""
     flat: Any = traverse_util.flatten_dict(dict(params), sep="/")
-    found: Any = traverse_util.flatten_dict(factors(params, config), sep="/")
+    factor_of: Any = traverse_util.flatten_dict(factors(params, config), sep="/")
     lines: dict[float, dict[str, int]] = {}
     for path, leaf in flat.items():
         part = "/".join(path.split("/")[: 2 if path.startswith("image/") else 1])
-        layer = lines.setdefault(found[path], {})
+        layer = lines.setdefault(factor_of[path], {})
         layer[part] = layer.get(part, 0) + leaf.size
     shown = [(f"{factor:.4g}", f"{sum(of.values()):,}", ", ".join(of)) for factor, of in sorted(lines.items())]
     frozen = " (image is frozen)" if config.encoder.frozen else ""
@@ -202,16 +202,15 @@ def with_encoder(state: TrainState, params: Params) -> TrainState:
 
     Raises ValueError for a tensor of another shape.
     """
-    image = jax.tree.map(_placed, params, dict(state.params["image"]))
+
+    def place(new: Any, old: Array) -> Array:
+        host = np.asarray(new)
+        if host.shape != old.shape:
+            raise ValueError(f"the encoder has a tensor of shape {host.shape} where this run has {old.shape}")
+        return jax.make_array_from_callback(host.shape, old.sharding, lambda index: host[index])
+
+    image = jax.tree.map(place, params, dict(state.params["image"]))
     return state.replace(params={**state.params, "image": image})
-
-
-def _placed(new: Any, old: Array) -> Array:
-    """Copies an array to the devices of another one."""
-    host = np.asarray(new)
-    if host.shape != old.shape:
-        raise ValueError(f"the encoder has a tensor of shape {host.shape} where this run has {old.shape}")
-    return jax.make_array_from_callback(host.shape, old.sharding, lambda index: host[index])
 
 
 def local_mesh(mesh: Mesh) -> Mesh:
@@ -222,8 +221,8 @@ def local_mesh(mesh: Mesh) -> Mesh:
 
 def here(tree: PyTree, mesh: Mesh) -> PyTree:
     """Copies whole arrays to every device of a local mesh."""
-    return jax.device_put(jax.tree.map(np.asarray, jax.tree.map(_fetched, tree)), meshes.replicated(mesh))
 
+    def fetch(array: Array) -> np.ndarray:
+        return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))
 
-def _fetched(array: Array) -> Any:
-    return array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
+    return jax.device_put(jax.tree.map(fetch, tree), meshes.replicated(mesh))

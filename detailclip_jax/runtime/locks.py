@@ -60,12 +60,21 @@ def _lock(path: pathlib.Path, wait: bool) -> IO[str] | None:
             file.seek(0)
             holder = file.read()
             file.close()
-            return _refused(path, holder, error)
-        if _is_there(path, file):
-            file.truncate(0)
-            print(f"process {os.getpid()} on {socket.gethostname()}", file=file, end="", flush=True)
-            return file
-        file.close()  # the holder removed the file between open and flock
+            if isinstance(error, BlockingIOError):
+                raise Busy(
+                    f"{holder or 'another process'} is writing to {path.parent}; wait until it ends, or stop it"
+                ) from error
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+            warning = "%s: this disk has no file locks (%s); make sure that no other run writes to the folder"
+            logging.warning(warning, path.parent, error)
+            return None
+        with contextlib.suppress(FileNotFoundError):  # the holder may remove the file between open and flock
+            if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                file.truncate(0)
+                print(f"process {os.getpid()} on {socket.gethostname()}", file=file, end="", flush=True)
+                return file
+        file.close()
 
 
 def _opener(path: str, flags: int) -> int:
@@ -78,22 +87,3 @@ def _opener(path: str, flags: int) -> int:
         os.close(descriptor)
         raise RunError(NO_LOCK.format(path=path))
     return descriptor
-
-
-def _refused(path: pathlib.Path, holder: str, error: OSError) -> None:
-    if isinstance(error, BlockingIOError):
-        raise Busy(
-            f"{holder or 'another process'} is writing to {path.parent}; wait until it ends, or stop it"
-        ) from error
-    if error.errno not in WITHOUT_LOCKS:
-        raise error
-    logging.warning(
-        "%s: this disk has no file locks (%s); make sure that no other run writes to the folder", path.parent, error
-    )
-
-
-def _is_there(path: pathlib.Path, file: IO[str]) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False

@@ -123,19 +123,14 @@ class Events:
         with _torch_hidden():
             from tensorboardX.event_file_writer import EventsWriter
             from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+            from tensorboardX.summary import hparams
 
         self._event = Event
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = EventsWriter(str(folder / "events"))
         start = SessionLog(status=SessionLog.START)
         self._writer.write_event(Event(wall_time=time.time(), step=purge_step, session_log=start))
-        self._write_settings(settings)
-
-    def _write_settings(self, settings: Mapping[str, Any]) -> None:
-        """Writes hyper-parameters by name; tuples and other objects as text, None is left out."""
-        from tensorboardX.summary import hparams
-
-        plain = {
+        plain = {  # tuples and other objects as text
             n: v if isinstance(v, bool | int | float | str) else repr(v) for n, v in settings.items() if v is not None
         }
         for summary in hparams(plain, {"loss": 0.0})[:2]:  # the third one says that the run has ended

@@ -60,25 +60,18 @@ class Parser(argparse.ArgumentParser):
         All other ways to parse come here, and so does a subcommand.
         """
         arguments = [with_home(argument) for argument in (sys.argv[1:] if args is None else args)]
-        self.check_flags(arguments)
-        return super().parse_known_args(arguments, namespace)
-
-    def check_flags(self, arguments: Sequence[str]) -> None:
-        """Exits with a message for the first flag that this parser lacks; a parser of subcommands leaves it to them."""
-        if self.has_commands:
-            return
         known = {flag for argument in self.arguments for flag in argument.option_strings}
-        for argument in arguments:
+        for argument in [] if self.has_commands else arguments:  # a parser of subcommands leaves it to them
             name = argument.partition("=")[0]
             if argument == "--":
-                return
-            if name.startswith("-") and name != "-" and " " not in name and name not in known:
-                if NUMBER.fullmatch(argument):
-                    continue
-                if RENAMED.get(name) in known:
-                    self.error(f"{name} is {RENAMED[name]} here")
-                flags = [flag for flag in known if flag.startswith("--")]
-                self.error(f"unknown flag {name}{near(name.replace('_', '-').lower(), flags, cutoff=0.6)}")
+                break
+            if not name.startswith("-") or name == "-" or " " in name or name in known or NUMBER.fullmatch(argument):
+                continue
+            if RENAMED.get(name) in known:
+                self.error(f"{name} is {RENAMED[name]} here")
+            flags = [flag for flag in known if flag.startswith("--")]
+            self.error(f"unknown flag {name}{near(name.replace('_', '-').lower(), flags, cutoff=0.6)}")
+        return super().parse_known_args(arguments, namespace)
 
 
 def parser(module: str, description: str | None, **options: Any) -> Parser:

@@ -64,24 +64,18 @@ def join(
         with last_words(NOT_MET.format(who=f"process {explicit[2]} of {explicit[1]}")):
             meet(*explicit)
     elif distributed or launched_as_several(environment):
-        with last_words(NOT_MET.format(who="this process")), _unfound():
-            meet()
+        with last_words(NOT_MET.format(who="this process")):
+            try:
+                meet()
+            except ValueError as error:
+                if "should be defined" not in str(error):
+                    raise
+                raise ValueError(  # jax does not know the launcher, such as Open MPI 5
+                    "several processes were launched, but jax does not find them (of Open MPI it knows version 4): "
+                    f"give --coordinator, --num-processes and --process-id, or set {', '.join(NAMES)}"
+                ) from error
     first_device()
     check_joined(jax.process_count(), jax.distributed.is_initialized())
-
-
-@contextlib.contextmanager
-def _unfound() -> Iterator[None]:
-    """Turns jax's error about a launcher that it does not know, such as Open MPI 5, into one with the way out."""
-    try:
-        yield
-    except ValueError as error:
-        if "should be defined" not in str(error):
-            raise
-        raise ValueError(
-            "several processes were launched, but jax does not find them (of Open MPI it knows version 4): give "
-            f"--coordinator, --num-processes and --process-id, or set {', '.join(NAMES)}"
-        ) from error
 
 
 def check_joined(num_processes: int, joined: bool) -> None:
@@ -150,16 +144,13 @@ def named_processes(
             "--coordinator, --num-processes and --process-id must be given together; give all three "
             f"(or set {', '.join(NAMES)})"
         )
-    return _checked(*(str(value) for value in values))
-
-
-def _checked(coordinator: str, count: str, index: str) -> tuple[str, int, int]:
-    if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
-        raise ValueError(f"--process-id {index} of --num-processes {count}: processes are numbered from 0")
-    host, _, port = coordinator.rpartition(":")
+    address, number, total = str(values[0]), str(values[2]), str(values[1])
+    if not (total.isdecimal() and number.isdecimal() and int(number) < int(total)):
+        raise ValueError(f"--process-id {number} of --num-processes {total}: processes are numbered from 0")
+    host, _, port = address.rpartition(":")
     if not (host and port.isdecimal()):
-        raise ValueError(f"--coordinator {coordinator!r} must be HOST:PORT of process 0")
-    return coordinator, int(count), int(index)
+        raise ValueError(f"--coordinator {address!r} must be HOST:PORT of process 0")
+    return address, int(total), int(number)
 
 
 def is_first(index: int | None, environment: Mapping[str, str] = os.environ) -> bool:

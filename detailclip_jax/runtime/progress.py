@@ -120,15 +120,11 @@ class Meter:
         pause = 10.0 if self._console.width is None else 0.1
         if self._now() - self._shown >= pause or self._done == self._total:
             self._shown = self._now()
-            count_of = f"{self._done:,}/{self._total:,} {self._noun}"
-            self._console.live(" | ".join([*self._title, count_of, *self._rate(), *notes]))
-
-    def _rate(self) -> list[str]:
-        measured = self._done - self._first
-        if not measured:
-            return []
-        rate = measured / max(self._now() - self._began, 1e-9)
-        return [f"{three_digits(rate)} {self._noun}/s", f"eta {duration((self._total - self._done) / rate)}"]
+            parts = [*self._title, f"{self._done:,}/{self._total:,} {self._noun}"]
+            if measured := self._done - self._first:
+                rate = measured / max(self._now() - self._began, 1e-9)
+                parts += [f"{three_digits(rate)} {self._noun}/s", f"eta {duration((self._total - self._done) / rate)}"]
+            self._console.live(" | ".join([*parts, *notes]))
 
 
 def three_digits(number: float) -> str:

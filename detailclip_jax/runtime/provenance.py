@@ -44,15 +44,11 @@ def data_fingerprint(source: Any, num_samples: int = 8) -> str:
     if members := getattr(source, "members", ()):
         text = repr([(data_fingerprint(member.source, num_samples), member.weight) for member in members])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-    indices = sorted({len(source) * i // num_samples for i in range(num_samples)})
-    identity = [source.identity] if hasattr(source, "identity") else []
-    text = repr([len(source), *identity, *(_description(source, index) for index in indices)])
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _description(source: Any, index: int) -> tuple[Any, ...]:
-    try:
-        example = source[index]
-    except ValueError:  # an unreadable record: the data pipeline replaces and counts it
-        return ("unreadable",)
-    return example["key"], tuple(example["captions"]), int(example["label"])
+    described = [len(source), source.identity] if hasattr(source, "identity") else [len(source)]
+    for index in sorted({len(source) * i // num_samples for i in range(num_samples)}):
+        try:
+            example = source[index]
+            described.append((example["key"], tuple(example["captions"]), int(example["label"])))
+        except ValueError:  # an unreadable record: the data pipeline replaces and counts it
+            described.append(("unreadable",))
+    return hashlib.sha256(repr(described).encode()).hexdigest()[:12]

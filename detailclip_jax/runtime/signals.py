@@ -127,10 +127,10 @@ def if_ended(clean: Callable[[], str | None]) -> Iterator[None]:
 class Saving:
     """Context of work that is saved: the first signal sets `received`, a second one ends the process.
 
-        with Saving("stopping after this batch") as asked:
+        with Saving("stopping after this batch") as saving:
             for batch in batches:
                 ...
-                if asked.received: break
+                if saving.received: break
 
     Also outside of a command, such as in a notebook.
     """

@@ -23,12 +23,14 @@ def printable(text: str, keep: str = "") -> str:
 
     printable(chr(27) + "[2J.jpg") == r"\\x1b[2J.jpg"
     """
-    return _CONTROL.sub(lambda match: match[0] if match[0] in keep else _escaped(match[0]), text)
 
+    def escape(match: re.Match[str]) -> str:
+        number = ord(match[0])
+        if match[0] in keep:
+            return match[0]
+        return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
 
-def _escaped(character: str) -> str:
-    number = ord(character)
-    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
+    return _CONTROL.sub(escape, text)
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

@@ -10,7 +10,7 @@ already known.  The memory is that of one chunk; the cost is one more forward pa
 With one chunk every term is computed in it, and nothing runs twice.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
@@ -70,7 +70,12 @@ class PretrainingLoss(NamedTuple):
             return stats, ((terms, running_statistics(record, method)), embeddings(record, kept))
 
         rows = inputs.batch, inputs.keys.image
-        stats, ((terms, statistics), embedded) = in_chunks(chunk, inputs.stats, rows, self.chunks)
+        if self.chunks == 1:
+            stats, result = chunk(inputs.stats, rows)
+            (terms, statistics), embedded = jax.tree.map(lambda x: x[None], result)
+        else:  # inside a scan XLA cannot merge the two forward passes
+            again = jax.checkpoint(chunk, prevent_cse=False)
+            stats, ((terms, statistics), embedded) = jax.lax.scan(again, inputs.stats, split(rows, self.chunks))
         metrics = jax.tree.map(lambda x: x.mean(0), terms)
         statistics = {name: method.running[name].rule.of_chunks(x) for name, x in statistics.items()}
         heads = partial(run_heads, by_batch, record=rejoin(inputs.batch, embedded))
@@ -93,15 +98,6 @@ def divide(method: Method, chunks: int) -> tuple[Method, Method]:
     early = [head for head in method.heads if head in method.heads_of(by_image) or (head in late and head.per_image)]
     late = tuple(head for head in late if not head.per_image)
     return restricted(method, by_image, tuple(early)), restricted(method, by_batch, late)
-
-
-def in_chunks(function: Callable[[Any, Any], Any], carry: PyTree, rows: PyTree, chunks: int) -> tuple[PyTree, PyTree]:
-    """Calls `carry, result = function(carry, rows of a chunk)` for all chunks; results are stacked along axis 0."""
-    if chunks == 1:
-        carry, result = function(carry, rows)
-        return carry, jax.tree.map(lambda x: x[None], result)
-    again = jax.checkpoint(function, prevent_cse=False)  # inside a scan XLA cannot merge the two forward passes
-    return jax.lax.scan(again, carry, split(rows, chunks))
 
 
 def split(rows: PyTree, chunks: int) -> PyTree:

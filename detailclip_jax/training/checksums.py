@@ -49,14 +49,11 @@ def _inspected(leaf: Any) -> tuple[Any, Any]:
 def _inspect(leaf: Array) -> tuple[UInt32[Array, ""], Bool[Array, ""]]:
     bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
     is_finite = jnp.isfinite(leaf).all() if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.bool_(True)
-    return jnp.sum(_mixed(bits ^ _mixed(_places(leaf.shape))), dtype=jnp.uint32), is_finite
-
-
-def _places(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """The row-major index of each value, modulo 2^32; it makes the checksum depend on the order of the values."""
-    strides = [math.prod(shape[axis + 1 :]) % 2**32 for axis in range(len(shape))]
-    counts = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape)))
-    return sum((count * jnp.uint32(stride) for count, stride in zip(counts, strides)), jnp.zeros(shape, jnp.uint32))
+    places = jnp.zeros(leaf.shape, jnp.uint32)  # the row-major index of each value, modulo 2^32
+    for axis in range(leaf.ndim):
+        stride = math.prod(leaf.shape[axis + 1 :]) % 2**32
+        places += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride)
+    return jnp.sum(_mixed(bits ^ _mixed(places)), dtype=jnp.uint32), is_finite
 
 
 def _mixed(x: UInt32[Array, "..."] | UInt32[np.ndarray, "..."]) -> Any:

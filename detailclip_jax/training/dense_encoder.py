@@ -117,8 +117,8 @@ def grid_of(config: ConfigDict) -> tuple[int, int]:
     if config.method == segmentation_fields.METHOD:
         return config.views.crop // patch, config.views.crop // patch
     height, width = config.encoder.grid
-    own = config.detector.options.get("positions", (height // patch, width // patch))
-    return tuple(own) if own else (config.model.image_size // patch,) * 2
+    grid = config.detector.options.get("positions", (height // patch, width // patch))
+    return tuple(grid) if grid else (config.model.image_size // patch,) * 2
 
 
 def config_alone(config: ConfigDict) -> ConfigDict:

@@ -1,7 +1,5 @@
 """The teacher: exponential moving averages (EMA) of the student's networks (paper section 3.2.1)."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -22,13 +20,12 @@ def update(teacher: Params, student: Params, momentum: Scalar | float) -> Params
 
     The reference updates the teacher at the START of a step, from the student after the previous step.
     """
-    own = {name: student[name] for name in teacher}
-    return jax.tree.map(functools.partial(_move, momentum=momentum), teacher, own)
 
+    def move(teacher: Leaf, student: Leaf) -> Leaf:
+        old, new = (jnp.asarray(x, jnp.float32) for x in (teacher, student))
+        return (old + (1 - momentum) * (new - old)).astype(teacher.dtype)
 
-def _move(teacher: Leaf, student: Leaf, momentum: Scalar | float) -> Leaf:
-    old, new = (jnp.asarray(x, jnp.float32) for x in (teacher, student))
-    return (old + (1 - momentum) * (new - old)).astype(teacher.dtype)
+    return jax.tree.map(move, teacher, {name: student[name] for name in teacher})
 
 
 def anchor_of(student: Params, teacher: Params) -> Params:

@@ -1,7 +1,7 @@
 """The experiment built from a config: method, networks, optimiser, mesh and the jitted training step."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -193,9 +193,19 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
         unmasked = compiled(end, layout, shapes, precision)
         unmasked_values = step_values(end, model, layout, precision)
     if config.accumulation > 1:  # a term that chunks cannot compute exactly is refused here, not when the run starts
-        jax.eval_shape(step, shapes, _batch_shapes(config, mesh))
-    record = _compiled_forward(forward_of(config, method, model), precision)
-    functions = step, unmasked, record, encoders(model, config), values, unmasked_values
+        # with the sharding of `mesh.put`, for which the step is then not traced once more
+        batch = jax.eval_shape(lambda: dummy_batch(config, config.batch_size))
+        jax.eval_shape(step, shapes, jax.tree.map(lambda x: x.update(sharding=meshes.sharded(mesh)), batch))
+    one_device = forward_of(config, method, model)
+
+    def record(state: TrainState, batch: Batch) -> Forward:
+        weights = state.params, state.ema_params, state.running, state.batch_stats
+        with matmul_precision(precision):
+            return forward_pass.run(*weights, batch, make_keys(jax.random.wrap_key_data(state.rng), batch), one_device)[
+                0
+            ]
+
+    functions = step, unmasked, jax.jit(record), encoders(model, config), values, unmasked_values
     return Experiment(config, model, on_mesh, setup, layout, shapes, _initial(*_recipe(config)), *functions)
 
 
@@ -229,13 +239,13 @@ def with_chunk_logits(config: ConfigDict, mesh: Mesh) -> ConfigDict:
 
 def group_rules(config: ConfigDict, networks: Mapping[str, Network]) -> tuple[optimizer.DecayRule, ...]:
     """Returns the rules that assign the networks' parameters to the groups of AdamW."""
-    given = config.optimizer
-    return optimizer.rules(networks, config.model, given.decay_1d, given.decay_positions, given.frozen)
+    opt = config.optimizer
+    return optimizer.rules(networks, config.model, opt.decay_1d, opt.decay_positions, opt.frozen)
 
 
-def build_setup(config: ConfigDict, given: ForwardPass, params: Params) -> StepSetup:
+def build_setup(config: ConfigDict, on_mesh: ForwardPass, params: Params) -> StepSetup:
     """Builds what a step computes; `params` are the parameters or their shapes."""
-    networks, plan = given.method.networks, build_schedules(config, given.method)
+    networks, plan, views = on_mesh.method.networks, build_schedules(config, on_mesh.method), config.views
     groups = optimizer.labels(params, group_rules(config, networks))
     if {*jax.tree.leaves(groups)} == {optimizer.FROZEN}:
         raise ValueError(f"optimizer.frozen {config.optimizer.frozen!r} leaves nothing to train; name fewer networks")
@@ -245,21 +255,23 @@ def build_setup(config: ConfigDict, given: ForwardPass, params: Params) -> StepS
         built = optimizer.build(config.optimizer, plan.learning_rate, plan.weight_decay, groups, plan.wait, late)
         return optimizer.scaled_rates(built, params, config.optimizer)
 
-    return StepSetup(
-        loss_of(config, given),
+    setup = StepSetup(
+        loss_of(config, on_mesh),
         adamw=adamw,
         groups=groups,
         schedules=plan,
         networks=networks,
-        running=given.method.running,
+        running=on_mesh.method.running,
         center_momentum=config.losses.center_momentum,
-        mix=build_mixing(config.views),
     )
+    if views.mixup or views.cutmix:
+        setup = setup._replace(mix=functools.partial(mixing.mix, mixup=views.mixup, cutmix=views.cutmix))
+    return setup
 
 
-def loss_of(config: ConfigDict, given: ForwardPass) -> PretrainingLoss:
+def loss_of(config: ConfigDict, on_mesh: ForwardPass) -> PretrainingLoss:
     """Returns the loss of a forward pass on the mesh."""
-    return PretrainingLoss(given, config.losses.clip_block, config.accumulation)
+    return PretrainingLoss(on_mesh, config.losses.clip_block, config.accumulation)
 
 
 def forward_of(config: ConfigDict, method: Method, model: Networks) -> ForwardPass:
@@ -284,15 +296,15 @@ def _recipe(config: ConfigDict) -> tuple[str, Any]:
 @functools.lru_cache(maxsize=128)
 def _initial(config_text: str, method: Any) -> InitialState:
     config = run_config.from_json(config_text)
-    given = forward_of(config, methods.build(config), methods.build_networks(config))
+    forward = forward_of(config, methods.build(config), methods.build_networks(config))
 
     def make(key: Array) -> tuple[dict[str, Params], dict[str, Array]]:
-        variables, record = forward_pass.init(key, dummy_batch(config), given)
-        return variables, forward_pass.running_statistics(record, given.method)
+        variables, record = forward_pass.init(key, dummy_batch(config), forward)
+        return variables, forward_pass.running_statistics(record, forward.method)
 
     start = initial_values.start(make)
     running = {name: jax.ShapeDtypeStruct(each.shape, each.dtype) for name, each in start.aux.items()}
-    return InitialState(start, given.method.ema, running, has_anchor=bool(given.method.anchors))
+    return InitialState(start, forward.method.ema, running, has_anchor=bool(forward.method.anchors))
 
 
 def build_schedules(config: ConfigDict, method: Method) -> Schedules:
@@ -300,34 +312,28 @@ def build_schedules(config: ConfigDict, method: Method) -> Schedules:
 
     Raises ValueError if `total_steps` is not set.
     """
-    opt, total = config.optimizer, config.total_steps
+    opt, losses, total = config.optimizer, config.losses, config.total_steps
     if total is None:
         raise ValueError("total_steps is not set; set config.total_steps, or call run_config.resolve(config, examples)")
     warmup = schedules.clamp_warmup(warmup_steps(config), total)
     end, decay = opt.weight_decay_end, opt.weight_decay
+    temperatures = {}
+    for loss in method.losses:
+        if loss.temperature:
+            first, last = losses[loss.temperature]
+            rise = schedules.epoch_warmup(first, last, losses.temperature_epochs, steps_of_epoch(config))
+            temperatures[loss.name] = rise
     return Schedules(
         schedules.warmup_cosine(
             opt.warmup_start, opt.learning_rate, opt.learning_rate_end, warmup, total, opt.peak_twice
         ),
         np.float32(decay) if end is None else schedules.cosine(decay, end, total),
         schedules.cosine(config.ema.start, config.ema.end, total),
-        build_temperatures(config.losses, steps_of_epoch(config), method.losses),
-        build_ramps(config.losses.ramps, method.losses, total),
-        np.int32(round(config.losses.ramps.get(method.anchor_of, (0.0, 0.0))[0] * total)),
+        temperatures,
+        build_ramps(losses.ramps, method.losses, total),
+        np.int32(round(losses.ramps.get(method.anchor_of, (0.0, 0.0))[0] * total)),
         np.int32(round(opt.frozen_prototype_epochs * steps_of_epoch(config))),
     )
-
-
-def build_temperatures(
-    fields: ConfigDict, steps_per_epoch: int, losses: Iterable[Loss]
-) -> dict[str, schedules.Schedule]:
-    """Builds the schedules of the teacher's temperature in these terms, with a warm-up over the first epochs."""
-    built = {}
-    for loss in losses:
-        if loss.temperature:
-            start, end = fields[loss.temperature]
-            built[loss.name] = schedules.epoch_warmup(start, end, fields.temperature_epochs, steps_per_epoch)
-    return built
 
 
 def build_ramps(ramps: ConfigDict, losses: Iterable[Loss], total_steps: int) -> dict[str, schedules.Schedule]:
@@ -349,17 +355,10 @@ def build_ramps(ramps: ConfigDict, losses: Iterable[Loss], total_steps: int) -> 
     return built
 
 
-def build_mixing(views: ConfigDict) -> Callable[[Batch, Array], Batch]:
-    """Builds mixup and CutMix from the config's alphas; the identity if both are 0."""
-    if not (views.mixup or views.cutmix):
-        return lambda batch, key: batch
-    return functools.partial(mixing.mix, mixup=views.mixup, cutmix=views.cutmix)
-
-
 def warmup_steps(config: ConfigDict) -> int:
     """Returns the length of the configured warm-up in steps."""
-    asked = config.optimizer.warmup_steps
-    return round(config.optimizer.warmup_epochs * steps_of_epoch(config)) if asked is None else asked
+    steps = config.optimizer.warmup_steps
+    return round(config.optimizer.warmup_epochs * steps_of_epoch(config)) if steps is None else steps
 
 
 def steps_of_epoch(config: ConfigDict) -> int:
@@ -408,21 +407,3 @@ def _regions(config: ConfigDict, size: int) -> dict[str, Array]:
         "region_text": jnp.zeros((*phrases, config.model.context_length), jnp.int32),
         "region_text_valid": jnp.zeros(phrases, bool),
     }
-
-
-def _batch_shapes(config: ConfigDict, mesh: Mesh) -> Batch:
-    """The shapes of a batch as `mesh.put` places it, for which the step is then not traced once more."""
-    place, shapes = meshes.sharded(mesh), jax.eval_shape(lambda: dummy_batch(config, config.batch_size))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
-
-
-def _compiled_forward(given: ForwardPass, precision: str | None) -> jax.stages.Wrapped:
-    def forward(state: TrainState, batch: Batch) -> Forward:
-        keys = make_keys(jax.random.wrap_key_data(state.rng), batch)
-        with matmul_precision(precision):
-            record, _ = forward_pass.run(
-                state.params, state.ema_params, state.running, state.batch_stats, batch, keys, given
-            )
-        return record
-
-    return jax.jit(forward)

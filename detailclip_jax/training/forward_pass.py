@@ -28,19 +28,19 @@ class ForwardPass(NamedTuple):
 
 
 def run(
-    params: Params, teacher: Params, running: Params, stats: Stats, batch: Batch, keys: Keys, given: ForwardPass
+    params: Params, teacher: Params, running: Params, stats: Stats, batch: Batch, keys: Keys, forward_pass: ForwardPass
 ) -> tuple[Forward, Stats]:
-    """Runs the forward pass of `given.method` on a batch; returns its record and the new BatchNorm statistics.
+    """Runs the forward pass of the method on a batch; returns its record and the new BatchNorm statistics.
 
     `running` is that of the training state, which has the anchor of a method with one.
     """
-    views = normalised_views(batch, given.pixel_mean, given.pixel_std)
-    anchor = given.model.bind({"params": running.get(ANCHOR, {})})
+    views = normalised_views(batch, forward_pass.pixel_mean, forward_pass.pixel_std)
+    anchor = forward_pass.model.bind({"params": running.get(ANCHOR, {})})
 
     def record(student: Networks, teacher: Networks) -> Forward:
-        return forward(given.method, student, teacher, anchor, views, batch, keys)
+        return forward(forward_pass.method, student, teacher, anchor, views, batch, keys)
 
-    return run_networks(record, params, teacher, stats, given.model)
+    return run_networks(record, params, teacher, stats, forward_pass.model)
 
 
 def run_networks(
@@ -59,15 +59,15 @@ def run_networks(
     return record, {"student": changed.get(STATS, {}), "teacher": bound.variables.get(STATS, {})}
 
 
-def init(rng: Array, batch: Batch, given: ForwardPass) -> tuple[dict[str, Params], Forward]:
+def init(rng: Array, batch: Batch, forward_pass: ForwardPass) -> tuple[dict[str, Params], Forward]:
     """Initialises the parameters and BatchNorm statistics of exactly the networks that the forward pass uses.
 
     Returns also the record of this forward pass, in which the student is used in place of teacher and anchor.
     """
-    views = normalised_views(batch, given.pixel_mean, given.pixel_std)
+    views = normalised_views(batch, forward_pass.pixel_mean, forward_pass.pixel_std)
     keys = make_keys(rng, batch)
-    run = lambda bound: forward(given.method, bound, bound, bound, views, batch, keys)  # noqa: E731
-    record, variables = nn.init_with_output(run, given.model)(rng)
+    run = lambda bound: forward(forward_pass.method, bound, bound, bound, views, batch, keys)  # noqa: E731
+    record, variables = nn.init_with_output(run, forward_pass.model)(rng)
     return {STATS: {}, **variables}, record
 
 
@@ -90,7 +90,7 @@ def normalised_views(batch: Batch, mean: tuple[float, ...], std: tuple[float, ..
     images = batch["image"]
     if "grid" in batch:
         images = {name: Native(patches, batch["grid"][name]) for name, patches in images.items()}
-    views = {name: (normalise_pixels(own, mean, std), batch["box"][name]) for name, own in images.items()}
+    views = {name: (normalise_pixels(crops, mean, std), batch["box"][name]) for name, crops in images.items()}
     return {name: View(*jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), view)) for name, view in views.items()}
 
 

@@ -26,17 +26,16 @@ def write(folder: Path, name: str, run: str) -> None:
     `run` is the id of the run that wrote the folder.
     """
     whole = (file for file in sorted(folder.rglob("*")) if file.is_file() and file != folder / LAST)
-    files = {str(file.relative_to(folder)): _entry(file) for file in whole}
+    files = {}
+    for file in whole:
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())  # without it a power cut can leave a renamed folder with empty files
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        files[str(file.relative_to(folder))] = {"bytes": file.stat().st_size, "sha256": digest}
     with (folder / NAME).open("w") as stream:
         json.dump({"folder": name, "run": run, "files": files}, stream, indent=1)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _entry(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())  # without it a power cut can leave a renamed folder with empty files
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
 def problem(folder: Path) -> str:

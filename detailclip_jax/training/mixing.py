@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from detailclip_jax.types import Array, Batch, Float, Scalar
+from detailclip_jax.types import Array, Batch, Float
 
 
 def mix(batch: Batch, key: Array, mixup: float, cutmix: float) -> Batch:
@@ -18,7 +18,8 @@ def mix(batch: Batch, key: Array, mixup: float, cutmix: float) -> Batch:
     which, draw = jax.random.split(key)
     use_mixup = jax.random.bernoulli(which, (mixup > 0) / ((mixup > 0) + (cutmix > 0)))
     size = batch["image"]["large"].shape[-2]
-    weight = jnp.where(use_mixup, mixup_weight(draw, mixup or 1.0, size), cutmix_weight(draw, cutmix or 1.0, size))
+    of_mixup = jax.random.beta(draw, mixup or 1.0, mixup or 1.0)  # the same for all pixels
+    weight = jnp.where(use_mixup, of_mixup, cutmix_weight(draw, cutmix or 1.0, size))
     image = batch["image"]["large"].astype(jnp.float32)
     mixed = weight[..., None] * image + (1 - weight[..., None]) * image[::-1]
     labels = batch["label"]
@@ -31,19 +32,10 @@ def mix(batch: Batch, key: Array, mixup: float, cutmix: float) -> Batch:
     }
 
 
-def mixup_weight(key: Array, alpha: float, size: int) -> Float[Array, "size size"]:
-    """Draws w ~ Beta(alpha, alpha), the same for all pixels."""
-    return jnp.full((size, size), jax.random.beta(key, alpha, alpha))
-
-
 def cutmix_weight(key: Array, alpha: float, size: int) -> Float[Array, "size size"]:
     """Draws w: 0 inside a box, 1 outside; the center is uniform over the image, and the border clips the box."""
     share_key, centre_key = jax.random.split(key)
     side = size * jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha))
     centre = jax.random.uniform(centre_key, (2,), maxval=size)
-    row, column = (_within(c, side, size) for c in centre)
+    row, column = (jnp.abs(jnp.arange(size) + 0.5 - c) < side / 2 for c in centre)
     return 1 - (row[:, None] * column).astype(jnp.float32)
-
-
-def _within(centre: Scalar, side: Scalar, size: int) -> Array:
-    return jnp.abs(jnp.arange(size) + 0.5 - centre) < side / 2

@@ -64,8 +64,8 @@ def rules(
         spared = (rule.vector and not decay_1d) or (rule.pattern == POSITIONS and not decay_positions)
         return DECAYED if rule.decayed and not spared else PLAIN
 
-    own = [DecayRule(pattern, group(rule)) for pattern, rule in own_rules(networks).items()]
-    return (*named, *frozen_by_model, *own, *(DecayRule(f".*/{rule.pattern}", group(rule)) for rule in COMMON))
+    of_networks = [DecayRule(pattern, group(rule)) for pattern, rule in own_rules(networks).items()]
+    return (*named, *frozen_by_model, *of_networks, *(DecayRule(f".*/{rule.pattern}", group(rule)) for rule in COMMON))
 
 
 def frozen_pattern(name: str, networks: Mapping[str, Network], model: ConfigDict) -> str:
@@ -153,8 +153,8 @@ def later(schedule: Schedule, start: Step) -> Schedule:
 
 def late(params: Params, networks: Mapping[str, Network]) -> PyTree:
     """Returns which parameters belong to a last layer, see `build`."""
-    own = {pattern for pattern, rule in own_rules(networks).items() if rule.late}
-    return _by_path(params, lambda path, _: any(re.fullmatch(pattern, path) for pattern in own))
+    patterns = {pattern for pattern, rule in own_rules(networks).items() if rule.late}
+    return _by_path(params, lambda path, _: any(re.fullmatch(pattern, path) for pattern in patterns))
 
 
 def clamp(params: PyTree, networks: Mapping[str, Network], groups: PyTree) -> Params:
@@ -163,8 +163,8 @@ def clamp(params: PyTree, networks: Mapping[str, Network], groups: PyTree) -> Pa
     bounds = {pattern: rule.bounds for pattern, rule in own_rules(networks).items() if rule.bounds}
 
     def clip(path: str, value: Array) -> Array:
-        found = next((bound for pattern, bound in bounds.items() if re.fullmatch(pattern, path)), None)
-        return jnp.clip(value, *found) if found and group_at[path] != FROZEN else value
+        limits = next((bound for pattern, bound in bounds.items() if re.fullmatch(pattern, path)), None)
+        return jnp.clip(value, *limits) if limits and group_at[path] != FROZEN else value
 
     return _by_path(params, clip)
 
@@ -201,30 +201,22 @@ def rate_factors(params: Params, config: ConfigDict) -> PyTree:
     blocks, and L + 1 for the layers after them (as in BEiT, arXiv 2106.08254).  The factor is 1 for networks that
     `part_rates` does not name.
     """
-    flat = traverse_util.flatten_dict(dict(params), sep="/")
     stacked = {network: stacking.numbers(params[network]) for network in params}
     apart = {network: sum(name.startswith("blocks_") for name in params[network]) for network in params}
-    depths = {network: len(stacked[network]) + apart[network] for network in params}
-    found = {path: _rate_factor(path, depths, stacked, config) for path in flat}
-    return traverse_util.unflatten_dict(found, sep="/")
 
+    def factor(path: str, _: Any) -> float | tuple[float, ...]:
+        network, _, rest = path.partition("/")
+        if network not in config.part_rates:
+            return 1.0
+        last = len(stacked[network]) + apart[network] + 1
+        by_layer = [config.part_rates[network] * config.layer_decay ** (last - layer) for layer in range(last + 1)]
+        if rest.startswith(f"{stacking.STACKED}/"):
+            return tuple(by_layer[number + 1] for number in stacked[network])
+        if block := re.match(r"blocks_(\d+)/", rest):
+            return by_layer[int(block[1]) + 1]
+        return by_layer[0 if re.fullmatch(FIRST_LAYER, rest) else last]
 
-def _rate_factor(
-    path: str, depths: dict[str, int], stacked: dict[str, list[int]], config: ConfigDict
-) -> float | tuple[float, ...]:
-    network, _, rest = path.partition("/")
-    if network not in config.part_rates:
-        return 1.0
-    rate = lambda layer: config.part_rates[network] * config.layer_decay ** (depths[network] + 1 - layer)  # noqa: E731
-    if rest.startswith(f"{stacking.STACKED}/"):
-        return tuple(rate(number + 1) for number in stacked[network])
-    return rate(_layer(rest, depths[network]))
-
-
-def _layer(path: str, depth: int) -> int:
-    if block := re.match(r"blocks_(\d+)/", path):
-        return int(block[1]) + 1
-    return 0 if re.fullmatch(FIRST_LAYER, path) else depth + 1
+    return _by_path(params, factor)
 
 
 def scaled_rates(
@@ -235,17 +227,13 @@ def scaled_rates(
         return transformation
     by_parameter = rate_factors(params, config)
 
-    def scale(updates: PyTree, _: PyTree) -> PyTree:
-        return jax.tree.map(_times, updates, by_parameter)
+    def scale(update: Array, factor: float | tuple[float, ...]) -> Array:
+        if not isinstance(factor, tuple):
+            return update * factor
+        per_block = jnp.asarray(factor)  # of a tensor of stacked blocks, along axis 0
+        return update * jnp.reshape(per_block, (-1,) + (1,) * (update.ndim - 1))
 
-    return optax.chain(transformation, optax.stateless(scale))
-
-
-def _times(update: Array, factor: float | tuple[float, ...]) -> Array:
-    """Multiplies an update by its factor; a tensor of stacked blocks has one factor per block, along axis 0."""
-    if not isinstance(factor, tuple):
-        return update * factor
-    return update * jnp.reshape(jnp.asarray(factor), (-1,) + (1,) * (update.ndim - 1))
+    return optax.chain(transformation, optax.stateless(lambda updates, _: jax.tree.map(scale, updates, by_parameter)))
 
 
 def trained(params: Params, groups: PyTree) -> Params:
@@ -260,15 +248,12 @@ def stop_frozen(params: Params, groups: PyTree) -> Params:
 
 def table_text(params: Params, table: tuple[DecayRule, ...]) -> str:
     """Formats the rules that match parameters, one line per rule with its parameter count, and the totals."""
-    sizes = _sizes_by_rule(traverse_util.flatten_dict(dict(params), sep="/"), table)
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    ruled = {rule: {path: leaf for path, leaf in flat.items() if group_of(path, table) == rule} for rule in table}
+    sizes = {rule: int(parameter_overview.count_parameters(leaves)) for rule, leaves in ruled.items()}
     total, frozen = sum(sizes.values()), sum(size for rule, size in sizes.items() if rule.group == FROZEN)
     rows = [(rule.pattern, SHOWN[rule.group], f"{size:,}") for rule, size in sizes.items() if size]
     rows = [("parameters whose names match", "AdamW", "count"), *rows, ("all", "", f"{total:,}")]
     rows += [("all but the frozen ones", "", f"{total - frozen:,}")] if frozen else []
     width = max(len(name) for name, _, _ in rows)
     return "\n".join(f"{name:<{width}}  {group:<8} {count:>14}" for name, group, count in rows)
-
-
-def _sizes_by_rule(flat: Mapping[str, PyTree], table: tuple[DecayRule, ...]) -> dict[DecayRule, int]:
-    ruled = {rule: {path: leaf for path, leaf in flat.items() if group_of(path, table) == rule} for rule in table}
-    return {rule: int(parameter_overview.count_parameters(leaves)) for rule, leaves in ruled.items()}

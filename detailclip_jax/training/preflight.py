@@ -39,18 +39,18 @@ def run(prepare: Callable[[], Run]) -> int:
 
 
 def everywhere(name: str, check: Callable[[], Finding]) -> bool:
-    """Makes a check on all processes and prints the result; True if all passed and found the same number."""
+    """Makes a check on all processes and prints the result; True if all passed, with the same number."""
     try:
         finding, failure = check(), ""
     except Exception as error:  # any error here would stop the run as well
         finding, failure = Finding(""), f"{type(error).__name__}: {error}"
-    found = several.gathered(np.array([not failure, finding.number], np.int64))
-    same = len(set(found[:, 1])) == 1
-    good = bool(found[:, 0].all()) and same
+    results = several.gathered(np.array([not failure, finding.number], np.int64))
+    same = len(set(results[:, 1])) == 1
+    good = bool(results[:, 0].all()) and same
     if failure:
         complain(f"process {jax.process_index()}: {name}: {failure}")
     if jax.process_index() == 0:
-        differs = "" if same else f"; it differs between processes: {found[:, 1].tolist()}"
+        differs = "" if same else f"; it differs between processes: {results[:, 1].tolist()}"
         text = printable(f"{finding.text}{differs}", LINES)
         print(f"{'ok    ' if good else 'FAILED'}  {name:<10} {text}", flush=True)
     return good

@@ -138,15 +138,11 @@ class Session:
         self._pending.append((step, values))
         if len(self._pending) > RUN_AHEAD:
             jax.block_until_ready(self._pending[-1 - RUN_AHEAD][1])
-        self._profile(step - self._start)
-
-    def _profile(self, done: int) -> None:
-        """Traces `profile_steps` steps, the first ones after PROFILE_AFTER."""
-        steps = self.run.config.profile_steps
-        if steps and done == PROFILE_AFTER:
+        done, profiled = step - self._start, self.run.config.profile_steps
+        if profiled and done == PROFILE_AFTER:
             jax.profiler.start_trace(str(self.run.workdir / "profile"))
             self._tracing = True
-        if done == PROFILE_AFTER + steps:
+        if done == PROFILE_AFTER + profiled:
             self._stop_trace()
 
     def _stop_trace(self) -> None:
@@ -260,11 +256,6 @@ class Session:
         if images:
             self._writer.write_images(step, images)
 
-    @property
-    def ranks_last(self) -> bool:
-        """Whether the scores of the last step rank its checkpoint among the others."""
-        return bool(self.run.config.best_metric and self.run.config.evaluate_at_end)
-
     def save_and_evaluate(self, step: int, state: TrainState) -> None:
         """Saves before the evaluation, which may take longer than a scheduler waits for a run to stop."""
         self.save(step, state)
@@ -295,12 +286,6 @@ class Session:
         counts = self.counts()
         if line := data_summary(self.run.config, counts):
             (self.run.console.warn if counts["bad_records"] else self.run.console.say)(line)
-
-    def what_is_left(self) -> str:
-        """Says what the same command does after a signal has stopped the run."""
-        config = self.run.config
-        unfinished = self.step < config.total_steps or not config.evaluate_at_end
-        return f"the same command {'resumes from there' if unfinished else 'evaluates it and draws its figures'}"
 
     def save(self, step: int, state: TrainState) -> None:
         """Starts to write a checkpoint, once per step, after checking that all steps so far were finite."""

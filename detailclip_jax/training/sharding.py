@@ -37,8 +37,8 @@ LAYER = tuple(ShardingRule(rule.pattern, rule.spec) for rule in COMMON)  # the p
 def rules(networks: Mapping[str, Network], running: Mapping[str, Running] = {}) -> tuple[ShardingRule, ...]:
     """Returns the table for the state of a method that owns these networks and running statistics."""
     statistics = (ShardingRule(f"running/{name}", statistic.spec) for name, statistic in running.items())
-    own = (ShardingRule(pattern, rule.spec) for pattern, rule in own_rules(networks).items())
-    return (*STATE, *statistics, *own, *LAYER)
+    parameters = (ShardingRule(pattern, rule.spec) for pattern, rule in own_rules(networks).items())
+    return (*STATE, *statistics, *parameters, *LAYER)
 
 
 def shardings(state: PyTree, mesh: Mesh, table: tuple[ShardingRule, ...]) -> PyTree:
@@ -49,7 +49,19 @@ def shardings(state: PyTree, mesh: Mesh, table: tuple[ShardingRule, ...]) -> PyT
     rules = _match(state, table)
 
     def place(path: Any, leaf: Leaf) -> NamedSharding:
-        return NamedSharding(mesh, _divide(path_name(path), leaf.shape, rules[path_name(path)].spec, mesh.shape[FSDP]))
+        name, shape, count = path_name(path), leaf.shape, mesh.shape[FSDP]
+        spec = rules[name].spec
+        if count == 1 or FSDP not in spec:
+            return NamedSharding(mesh, P())
+        leading = (None,) * (len(shape) - len(spec))
+        axis = len(leading) + tuple(spec).index(FSDP)
+        if shape[axis] % count:
+            fitting = [str(n) for n in range(1, count) if shape[axis] % n == 0 and count % n == 0]
+            raise ValueError(
+                f"mesh.fsdp {count} does not divide axis {axis} of {name}, shape {shape}; valid values: "
+                f"{', '.join(fitting)}"
+            )
+        return NamedSharding(mesh, P(*leading, *spec))
 
     return jax.tree.map_with_path(place, state)
 
@@ -63,33 +75,15 @@ def placed(shapes: PyTree, mesh: Mesh, table: tuple[ShardingRule, ...]) -> PyTre
 def _match(state: PyTree, table: tuple[ShardingRule, ...]) -> dict[str, ShardingRule]:
     """The rule of every path.  Raises ValueError that lists the paths without a rule."""
     paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(state)]
-    matched = {path: next((rule for rule in table if _covers(rule, path)), None) for path in paths}
+    matched = {path: next((r for r in table if re.fullmatch(rf"(.*/)?{r.pattern}", path)), None) for path in paths}
     if uncovered := [path for path, rule in matched.items() if rule is None]:
         raise ValueError(f"no rule of models.registry covers {uncovered}; add one to their network's entry")
     return {path: rule for path, rule in matched.items() if rule}
 
 
-def _covers(rule: ShardingRule, path: str) -> bool:
-    return re.fullmatch(rf"(.*/)?{rule.pattern}", path) is not None
-
-
 def path_name(path: Any) -> str:
     """Formats a tree path as text: "opt_state/0/mu/image/patch_embed/kernel"."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
-
-
-def _divide(path: str, shape: tuple[int, ...], spec: P, num_shards: int) -> P:
-    """The spec of all axes of an array from the rule's `spec`; P() if the array is not divided."""
-    if num_shards == 1 or FSDP not in spec:
-        return P()
-    leading = (None,) * (len(shape) - len(spec))
-    axis = len(leading) + tuple(spec).index(FSDP)
-    if shape[axis] % num_shards:
-        raise ValueError(
-            f"mesh.fsdp {num_shards} does not divide axis {axis} of {path}, shape {shape}; valid values: "
-            f"{', '.join(str(n) for n in range(1, num_shards) if shape[axis] % n == 0 and num_shards % n == 0)}"
-        )
-    return P(*leading, *spec)
 
 
 def places(shapes: PyTree) -> PyTree:

@@ -94,7 +94,8 @@ def train(run: Run) -> int:
         part_ended("initial state")
 
         session = enter(Session(run, checkpoints, start, interrupt, counted))
-        evaluation = Action(config.evaluate_every, session.save_and_evaluate, at_last=session.ranks_last, at_stop=False)
+        ranks_last = bool(config.best_metric and config.evaluate_at_end)  # the scores rank the last checkpoint too
+        evaluation = Action(config.evaluate_every, session.save_and_evaluate, at_last=ranks_last, at_stop=False)
         actions = (  # in this order: what is logged and checked is saved, and what is saved is evaluated
             Action(config.log_every, lambda step, _: session.log(step), at_last=True),
             Action(1, lambda step, _: session.show(step)),
@@ -134,5 +135,7 @@ def train(run: Run) -> int:
                 pass
             checkpoints.wait()  # inside the context: a second signal removes an unfinished save
     if interrupt.received:
-        console.say(f"{interrupt.received.name}: saved at step {session.step} of {total}; {session.what_is_left()}")
+        unfinished = session.step < total or not config.evaluate_at_end
+        follows = "resumes from there" if unfinished else "evaluates it and draws its figures"
+        console.say(f"{interrupt.received.name}: saved at step {session.step} of {total}; the same command {follows}")
     return interrupt.exit_code

@@ -152,20 +152,12 @@ def with_moved_teacher(state: TrainState, schedules: Schedules) -> TrainState:
     """Returns the state that the forward pass of its step reads: the teacher after its EMA, and the anchor."""
     if schedules.ema_momentum is None:
         return state
-    teacher = ema.update(state.ema_params, state.params, schedules.ema_momentum(state.step))
-    return state.replace(ema_params=teacher, running=with_anchor(state, teacher, schedules.anchor))
-
-
-def with_anchor(state: TrainState, teacher: Params, copy_at: Array | np.int32) -> Mapping[str, PyTree]:
-    """Returns the running state, with a new copy of the image encoder as anchor at every step up to `copy_at`.
-
-    Only the last copy counts, but a run that resumes with fewer steps in all has an earlier `copy_at`, which is past.
-    """
-    if ANCHOR not in state.running:
-        return state.running
-    copy = ema.anchor_of(state.params, teacher)
-    anchor = jax.lax.cond(state.step <= copy_at, lambda: copy, lambda: dict(state.running[ANCHOR]))
-    return {**state.running, ANCHOR: anchor}
+    teacher, running = ema.update(state.ema_params, state.params, schedules.ema_momentum(state.step)), state.running
+    if ANCHOR in running:  # copied at every step up to `schedules.anchor`; only the last copy counts
+        copy, last = ema.anchor_of(state.params, teacher), running[ANCHOR]
+        anchor = jax.lax.cond(state.step <= schedules.anchor, lambda: copy, lambda: dict(last))
+        running = {**running, ANCHOR: anchor}
+    return state.replace(ema_params=teacher, running=running)
 
 
 def step_keys(state: TrainState, batch: Batch, setup: StepSetup) -> Keys:

@@ -33,15 +33,17 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     Raises CheckpointError that lists tensors of other shapes.
     """
     _, variables, source = checkpoint.load(config.init)
-    texts = None
-    if config.init_text:
-        variables, texts = _with_texts_of(config.init_text, variables)
-    method, saved = methods.build(config), variables.pop("running")
+    method, saved, texts = methods.build(config), variables.pop("running"), None
+    if config.init_text:  # the text encoder is that of another checkpoint; the projection is left out
+        _, other, texts = checkpoint.load(config.init_text)
+        for tree in ("params", "ema_params"):
+            rest = {name: value for name, value in variables[tree].items() if name not in ("text", "text_projection")}
+            variables[tree] = rest | {name: value for name, value in other[tree].items() if name == "text"}
     networks = method.networks
     variables = {name: _as_here(tree, state.params) for name, tree in variables.items()}
-    variables |= {name: _with_class_tokens(variables[name], state.params) for name in ("params", "ema_params")}
-    rule = config.init_text_positions
-    variables |= {name: _with_context(variables[name], state.params, rule) for name in ("params", "ema_params")}
+    for tree in ("params", "ema_params"):
+        tokens = _with_class_tokens(variables[tree], state.params)
+        variables[tree] = _with_context(tokens, state.params, config.init_text_positions)
     loaded = {name: variables["params"][name] for name in loaded_networks(config, method, source, variables["params"])}
     _check_shapes(f"config.init {config.init!r}", loaded, state.params)
     params = {
@@ -53,8 +55,8 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
         network: _like(known[network], old) if network in known else jax.tree.map(jnp.copy, params[network])
         for network, old in state.ema_params.items()
     }
-    found = {name: saved[name] for name in method.centers if name in saved and "prototype_head" in theirs}
-    running = {name: _like(found[name], old) if name in found else old for name, old in state.running.items()}
+    centers = {name: saved[name] for name in method.centers if name in saved and "prototype_head" in theirs}
+    running = {name: _like(centers[name], old) if name in centers else old for name, old in state.running.items()}
     stats = {
         "student": _statistics(state.batch_stats["student"], variables["batch_stats"]["student"], {}),
         "teacher": _statistics(
@@ -64,7 +66,7 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     fresh = [network for network in networks if network not in loaded]
     copied = {network: network in theirs for network in networks if network in teacher}
     lines = report(config, source, list(loaded), fresh, copied, texts)
-    lines += [f"  centers       {', '.join(found) or 'fresh'}"] if method.centers else []
+    lines += [f"  centers       {', '.join(centers) or 'fresh'}"] if method.centers else []
     unused = [network for network in variables["params"] if network not in loaded]
     unused += [f"teacher's {network}" for network in theirs if network not in teacher]
     lines += [f"  not used      {', '.join(unused)}"] if unused else []
@@ -93,16 +95,6 @@ def load_terms(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[
             placed = {network: _like(value, state.params[network]) for network, value in loaded.items()}
             state, lines = state.replace(params={**state.params, **placed}), lines + about
     return state, lines
-
-
-def _with_texts_of(folder: str, variables: dict[str, Params]) -> tuple[dict[str, Params], ConfigDict]:
-    """Replaces the text encoder by that of another checkpoint; returns also its config.  The projection is left out."""
-    _, other, config = checkpoint.load(folder)
-    found = dict(variables)
-    for tree in ("params", "ema_params"):
-        rest = {name: value for name, value in variables[tree].items() if name not in ("text", "text_projection")}
-        found[tree] = rest | {name: value for name, value in other[tree].items() if name == "text"}
-    return found, config
 
 
 def _with_class_tokens(tree: Params, params: Params) -> Params:
@@ -195,7 +187,7 @@ def report(
         lines.append(
             f"  context       {model[CONTEXT]} tokens: {stretched} text positions of the checkpoint, stretched ({rule})"
         )
-    along, copied = ([network for network, own in teacher.items() if own is which] for which in (True, False))
+    along, copied = ([name for name, is_loaded in teacher.items() if is_loaded is kind] for kind in (True, False))
     lines += [f"  teacher       {', '.join(along)}: loaded"] if along else []
     lines += [f"  teacher       {', '.join(copied)}: a copy of the student"] if copied else []
     lines += [] if teacher else ["  teacher       none"]

@@ -79,13 +79,10 @@ def no_run(path: str | Path) -> str:
         return _inside(path, run)
     if not path.exists():
         return f"folder {path} does not exist{neighbours(path)}"
-    return f"{path} is not the workdir of a run: {_lacks(path)}; {SOURCES}"
-
-
-def _lacks(path: Path) -> str:
+    reason = f"it has no {CONFIG}" + ("" if steps_in(path / FOLDER) else " and no checkpoint")
     if (path / CONFIG).exists():
-        return f"its {CONFIG} names no method"
-    return f"it has no {CONFIG}" + ("" if steps_in(path / FOLDER) else " and no checkpoint")
+        reason = f"its {CONFIG} names no method"
+    return f"{path} is not the workdir of a run: {reason}; {SOURCES}"
 
 
 def _inside(path: Path, run: Path) -> str:
