@@ -7,7 +7,7 @@ usage with one message and exit code 2.
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from detailclip_jax.runtime.errors import USAGE_ERROR, Meant, near, unknown
