@@ -182,7 +182,15 @@ class Experiment:
         encoder, lines = dense_encoder.weights(vit, params["image"], config, size, saved.grid)
         run = saved.config if saved.run is None else saved.run
         lines = [f"encoder of {config.init}: {run.method}, {which}, step {step}", *lines]
-        return fine_tuning.with_encoder(state, encoder), lines
+
+        def place(new: Any, old: Array) -> Array:
+            host = np.asarray(new)
+            if host.shape != old.shape:
+                raise ValueError(f"the encoder has a tensor of shape {host.shape} where this run has {old.shape}")
+            return jax.make_array_from_callback(host.shape, old.sharding, lambda index: host[index])
+
+        image = jax.tree.map(place, encoder, dict(state.params["image"]))  # every process fills its own devices
+        return state.replace(params={**state.params, "image": image}), lines
 
     def step_after(self, num_done: int) -> ScheduledStep:
         """Returns the step that follows `num_done` steps of a run: always the same."""
@@ -243,7 +251,8 @@ class Experiment:
 
         The size is `inference.batch_size`, rounded up to a multiple of the devices.
         """
-        mesh = fine_tuning.local_mesh(self.mesh)
+        devices = self.mesh.devices.flat
+        mesh = meshes.make_mesh([device for device in devices if device.process_index == jax.process_index()])
         params, stats = (fine_tuning.here(tree, mesh) for tree in (state.params, state.batch_stats["student"]))
         program, place, size = self.compiled(method), meshes.sharded(mesh), self.config.inference.batch_size
 

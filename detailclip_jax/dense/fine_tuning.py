@@ -197,28 +197,6 @@ def keys_of_images(key: Array, batch: Batch) -> Keys:
     return Keys(key, jax.random.split(key, batch["image"].shape[0]))
 
 
-def with_encoder(state: TrainState, params: Params) -> TrainState:
-    """Replaces the parameters of the encoder; every process fills its own devices.
-
-    Raises ValueError for a tensor of another shape.
-    """
-
-    def place(new: Any, old: Array) -> Array:
-        host = np.asarray(new)
-        if host.shape != old.shape:
-            raise ValueError(f"the encoder has a tensor of shape {host.shape} where this run has {old.shape}")
-        return jax.make_array_from_callback(host.shape, old.sharding, lambda index: host[index])
-
-    image = jax.tree.map(place, params, dict(state.params["image"]))
-    return state.replace(params={**state.params, "image": image})
-
-
-def local_mesh(mesh: Mesh) -> Mesh:
-    """The devices of this process, as a mesh of their own."""
-    here = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
-    return meshes.make_mesh(here)
-
-
 def here(tree: PyTree, mesh: Mesh) -> PyTree:
     """Copies whole arrays to every device of a local mesh."""
 

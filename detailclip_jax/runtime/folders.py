@@ -57,42 +57,33 @@ class Walk:
 
     def matching(self, components: Sequence[str], below: str = "") -> list[str]:
         """Returns the sorted names of files that match the path `components` of a pattern, as in `glob.glob`."""
-        found: set[str] = set()
+        names: set[str] = set()
         seen: set[tuple[str, tuple[str, ...]]] = set()
         todo = collections.deque([(below, tuple(components))])
         while todo:
-            name, rest = todo.popleft()
-            place = os.path.realpath(self.root / name), rest
-            if place not in seen:
-                seen.add(place)
-                files, folders = self._level(name, rest)
-                found.update(files)
-                todo.extend(folders)
-        return sorted(found)
-
-    def _level(self, name: str, components: tuple[str, ...]) -> tuple[list[str], list[tuple[str, tuple[str, ...]]]]:
-        """Returns the matching files of one folder, and the folders to search with the rest of the pattern."""
-        component, rest = components[0], components[1:]
-        any_depth = component == "**"
-        files, folders = [], [(name, rest)] if any_depth and rest else []
-        for entry in self._entries(name):
-            own = os.path.join(name, entry.name)
-            if is_hidden(entry.name) if any_depth else not _matches(entry.name, component):
+            folder, pattern = todo.popleft()
+            if (place := (os.path.realpath(self.root / folder), pattern)) in seen:
                 continue
-            if is_folder(entry):
-                folders += [(own, components if any_depth else rest)] if any_depth or rest else []
-            elif not rest:
-                files.append(own)
-        return files, folders
-
-    def _entries(self, name: str) -> list[os.DirEntry]:
-        """Returns entries sorted by name, links last, so that a file also reachable without a link gets that name."""
-        try:
-            with os.scandir(self.root / name) as entries:
-                return sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
-        except OSError as error:
-            self.left_out[name] = str(error)
-            return []
+            seen.add(place)
+            component, rest = pattern[0], pattern[1:]
+            if component == "**" and rest:
+                todo.append((folder, rest))
+            try:
+                with os.scandir(self.root / folder) as listed:
+                    # links last: a file that is also reachable without a link gets that name
+                    entries = sorted(listed, key=lambda entry: (entry.is_symlink(), entry.name))
+            except OSError as error:
+                self.left_out[folder] = str(error)
+                continue
+            for entry in entries:
+                name = os.path.join(folder, entry.name)
+                if is_hidden(entry.name) if component == "**" else not _matches(entry.name, component):
+                    continue
+                if is_folder(entry):
+                    todo += [(name, pattern if component == "**" else rest)] if component == "**" or rest else []
+                elif not rest:
+                    names.add(name)
+        return sorted(names)
 
 
 def is_hidden(name: str) -> bool:

@@ -13,7 +13,7 @@ import errno
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -217,19 +217,26 @@ class Checkpoints:
         for step in reversed(self.steps()):
             restored, failure = self._try(step, target)
             if all_processes(restored is not None):
-                if failures:
-                    self._set_aside(failures)
-                self._retention.forget_after(step)
-                return restored
+                break
             failures[step] = failure
             self._warn(f"checkpoint {step} in {self.folder} cannot be read: {failure}")
-        if failures:
+        else:
+            restored = None
+        if restored is None and failures:
             lines = "\n".join(f"  {step}: {reason}" for step, reason in failures.items())
             raise CheckpointError(
                 f"no checkpoint in {self.folder} can be read:\n{lines}\nMove that folder away to start from step 0."
             )
-        self._retention.forget_after(0)
-        return None
+        for step in failures if jax.process_index() == 0 else ():  # so that the run can save the same steps again
+            aside = self.folder / f"unreadable-{step}"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.folder / str(step)).rename(aside)
+            self._warn(f"moved it to {aside}; continuing from the previous checkpoint")
+        if failures:
+            multihost_utils.sync_global_devices("unreadable checkpoints set aside")
+            self._manager.reload()
+        self._retention.forget_after(restored.step if restored else 0)
+        return restored
 
     def _try(self, step: int, target: PyTree) -> tuple[Restored | None, str]:
         """Returns the checkpoint, or None and the reason why it cannot be read."""
@@ -248,16 +255,6 @@ class Checkpoints:
         except Exception as error:  # any error of the reader, although the files are as they were written
             return None, first_line(error)
         return Restored(step, state, read.data, read.run), "another process failed to read it"
-
-    def _set_aside(self, steps: Iterable[int]) -> None:
-        """Renames unreadable checkpoints, so that the run can save the same steps again."""
-        for step in steps if jax.process_index() == 0 else ():
-            aside = self.folder / f"unreadable-{step}"
-            shutil.rmtree(aside, ignore_errors=True)
-            (self.folder / str(step)).rename(aside)
-            self._warn(f"moved it to {aside}; continuing from the previous checkpoint")
-        multihost_utils.sync_global_devices("unreadable checkpoints set aside")
-        self._manager.reload()
 
     def wait(self) -> None:
         """Waits until the last save is on the disk.  Raises StorageError if it failed."""

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from detailclip_jax.runtime.files import read_json
 
@@ -45,14 +44,21 @@ def problem(folder: Path) -> str:
     try:
         listed = read_json(folder / NAME)
         name, files = str(listed["folder"]), dict(listed["files"])
-        wrong = next((text for file, entry in files.items() if (text := _difference(folder / file, entry))), "")
+        for file, entry in files.items():
+            if not (path := folder / file).is_file():
+                return f"{file} is missing"
+            if (size := path.stat().st_size) != entry["bytes"]:
+                return f"{file} has {size:,} bytes instead of {entry['bytes']:,}"
+            with path.open("rb") as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() != entry["sha256"]:
+                    return f"{file} has changed since it was written (its SHA-256 differs)"
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return f"{NAME} is damaged ({type(error).__name__}: {error})"
     except OSError as error:
         return f"{error.filename or folder}: {error.strerror}"
     if name != folder.name:
         return f"this folder was written as {name} and renamed to {folder.name}: rename it to {name}"
-    return wrong and f"{wrong.removeprefix(f'{folder}/')}"
+    return ""
 
 
 def run_of(folder: Path) -> str:
@@ -60,13 +66,3 @@ def run_of(folder: Path) -> str:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         return str(read_json(folder / NAME).get("run", ""))
     return ""
-
-
-def _difference(file: Path, entry: dict[str, Any]) -> str:
-    if not file.is_file():
-        return f"{file} is missing"
-    if (size := file.stat().st_size) != entry["bytes"]:
-        return f"{file} has {size:,} bytes instead of {entry['bytes']:,}"
-    with file.open("rb") as stream:
-        same = hashlib.file_digest(stream, "sha256").hexdigest() == entry["sha256"]
-    return "" if same else f"{file} has changed since it was written (its SHA-256 differs)"

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,7 +112,7 @@ def train(run: Run) -> int:
                 train_step.compile(train_step.shapes[0])
         # Only now: a signal during the compilation ends the run at once, as there is nothing to save.
         with interrupt, if_ended(checkpoints.abandon):
-            try:
+            with suppress(Stopped):  # raised in an evaluation or the figures; their step was saved before
                 if start and evaluation.due(start, start == total, stop=False) and not checkpoints.scored(start):
                     session.evaluate(start, state)  # the run was stopped after saving this step, before its evaluation
                 if start == total:
@@ -131,8 +131,6 @@ def train(run: Run) -> int:
                 session.end_data()
                 if not interrupt.received:
                     session.finish(state)
-            except Stopped:  # raised in an evaluation or the figures; their step was saved before
-                pass
             checkpoints.wait()  # inside the context: a second signal removes an unfinished save
     if interrupt.received:
         unfinished = session.step < total or not config.evaluate_at_end
