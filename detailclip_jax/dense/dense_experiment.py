@@ -141,7 +141,7 @@ class Experiment:
     layout: StepLayout  # where it computes it
     initial: InitialState
     classes: tuple[str, ...]
-    given: Sets | None  # None: opened when `sets` is first used
+    opened: Sets | None  # None: opened when `sets` is first used
     state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
     train_step: ScheduledStep  # (state, batch) -> (state, metrics); `state` is donated
     _programs: dict[str, jax.stages.Wrapped] = dataclasses.field(default_factory=dict)
@@ -154,8 +154,8 @@ class Experiment:
     @functools.cached_property
     def sets(self) -> Sets:
         """The training and the evaluation set.  Raises as `open_sets`, and ValueError if they have other classes."""
-        if self.given is not None:
-            return self.given
+        if self.opened is not None:
+            return self.opened
         sets = self.task.open_sets(self.config)
         class_names.check(self.classes, sets.train.classes)
         return sets

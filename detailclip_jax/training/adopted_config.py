@@ -63,12 +63,12 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     known = NETWORKS | dict(methods.build(source).networks)
     fields += [field for name in sorted({*brought} - {"image", "text", "decoder"}) for field in known[name].adopted]
     texts, brought = _text_origin(config, source, brought, workdir)
-    own_sizes = "text" not in brought and config.model.size == sizes.CUSTOM
-    if texts is source and not own_sizes:
+    sizes_stay = "text" not in brought and config.model.size == sizes.CUSTOM
+    if texts is source and not sizes_stay:
         _take(adopted, source, fields, set_by_user)
     else:
         _take(adopted, source, fields, {name for name in set_by_user if not name.startswith(OF_TEXT_SIZE)})
-        _take_text_sizes(adopted, config, config if own_sizes else texts, set_by_user)
+        _take_text_sizes(adopted, config, config if sizes_stay else texts, set_by_user)
     if "text" in brought:
         _adopt_texts(adopted, texts, set_by_user)
     adopted = _with_tokenizer(adopted)
@@ -188,15 +188,15 @@ def _text_origin(
     return texts, {*brought, "text"} - {"text_projection"}
 
 
-def _adopt_texts(config: ConfigDict, texts: ConfigDict, given: Collection[str]) -> None:
+def _adopt_texts(config: ConfigDict, texts: ConfigDict, set_by_user: Collection[str]) -> None:
     """Sets the sizes, kinds and tokenizer of the text encoder to those of the checkpoint that it comes from."""
     stretched = config.init_text_positions != KEEP
     if stretched:
         positions.check_stretch(texts.model[CONTEXT], config.model[CONTEXT], config.init_text_positions)
     fields = [name for name in OF_TEXT if name != CONTEXT or not stretched]
-    _take(config, texts, fields, given, "init_text" if config.init_text else "init")
+    _take(config, texts, fields, set_by_user, "init_text" if config.init_text else "init")
     config.data.tokenizer_digest = texts.data.tokenizer_digest
-    if "data.tokenizer" not in given:
+    if "data.tokenizer" not in set_by_user:
         config.data.tokenizer = texts.data.tokenizer
 
 
@@ -212,26 +212,26 @@ def _with_stored(config: ConfigDict, workdir: str | Path | None) -> ConfigDict:
 
 
 def _take(
-    config: ConfigDict, source: ConfigDict, names: Collection[str], given: Collection[str], origin: str = "init"
+    config: ConfigDict, source: ConfigDict, names: Collection[str], set_by_user: Collection[str], origin: str = "init"
 ) -> None:
-    """Sets these fields of `config.model` to those of `source`; ValueError if one is given with another value.
+    """Sets these fields of `config.model` to those of `source`; ValueError if the user has set one to another value.
 
     `origin` is the field that names the checkpoint.
     """
-    _check_given(config, source, names, given, origin)
+    _check_set_fields(config, source, names, set_by_user, origin)
     for name in names:
         config.model[name] = source.model[name]
 
 
-def _check_given(
-    config: ConfigDict, source: ConfigDict, names: Iterable[str], given: Collection[str], origin: str
+def _check_set_fields(
+    config: ConfigDict, source: ConfigDict, names: Iterable[str], set_by_user: Collection[str], origin: str
 ) -> None:
-    """Raises ValueError if one of these fields of `config.model` is given with another value than that of `source`."""
+    """Raises ValueError if the user has set one of these fields of `config.model` to another value than `source` has."""
     for name in names:
         ours, theirs = (run_config.flatten({name: model[name]}, "model.") for model in (config.model, source.model))
         for field in sorted(ours.keys() | theirs.keys()):
-            asked = any(f"{field}.".startswith(f"{entry}.") for entry in given)
-            if asked and ours.get(field) != theirs.get(field):
+            is_set = any(f"{field}.".startswith(f"{entry}.") for entry in set_by_user)
+            if is_set and ours.get(field) != theirs.get(field):
                 stretch = "stretch its positions with --config.init_text_positions=linear or longclip, "
                 raise ValueError(
                     f"{field} {ours.get(field)!r}: config.{origin} {config[origin]!r} has {field} "
@@ -240,17 +240,17 @@ def _check_given(
                 )
 
 
-def _take_text_sizes(adopted: ConfigDict, config: ConfigDict, texts: ConfigDict, given: Collection[str]) -> None:
-    """Sets the sizes of the text encoder to those of `texts`: the user's own ones, or those of `init_text`.
+def _take_text_sizes(adopted: ConfigDict, config: ConfigDict, texts: ConfigDict, set_by_user: Collection[str]) -> None:
+    """Sets the sizes of the text encoder to those of `texts`: the user's, or those of `init_text`.
 
-    ValueError if the user has given one in `config` with another value.
+    ValueError if the user has set one in `config` to another value.
     """
     stated = sizes.size_of(texts.model)._asdict()
     text = {name: size for name, size in stated.items() if name.startswith("text_")}
     adopted.model.custom = ConfigDict(sizes.size_of(adopted.model)._replace(**text)._asdict())
     adopted.model.size = sizes.CUSTOM
-    of_text = {name for name in given if name.startswith(OF_TEXT_SIZE)}
-    _check_given(config, adopted, ["custom"], of_text, "init_text")
+    of_text = {name for name in set_by_user if name.startswith(OF_TEXT_SIZE)}
+    _check_set_fields(config, adopted, ["custom"], of_text, "init_text")
 
 
 def _with_tokenizer(config: ConfigDict) -> ConfigDict:
@@ -293,16 +293,16 @@ def _check_locked(config: ConfigDict, loaded: Collection[str]) -> None:
             raise ValueError(f"model.drop_path {config.model.drop_path} would disturb a frozen encoder; set it to 0")
 
 
-def _fit_crops(config: ConfigDict, before: ConfigDict, given: Collection[str]) -> None:
+def _fit_crops(config: ConfigDict, before: ConfigDict, set_by_user: Collection[str]) -> None:
     """Resizes the crops in proportion to the image size, in whole patches, if the image or patch size has changed.
 
-    A size or mask_grid among the `given` fields stays.
+    A size or mask_grid that the user has set stays.
     """
     new, old = ((c.model.image_size, sizes.size_of(c.model).patch_size) for c in (config, before))
     if new == old:
         return
     for name, crop in config.views.crops.items():
-        if f"views.crops.{name}.size" not in given:
+        if f"views.crops.{name}.size" not in set_by_user:
             crop.size = max(round(crop.size * new[0] / old[0] / new[1]), 1) * new[1]
-        if crop.get("mask_grid") and f"views.crops.{name}.mask_grid" not in given:
+        if crop.get("mask_grid") and f"views.crops.{name}.mask_grid" not in set_by_user:
             crop.mask_grid = crop.size // new[1]

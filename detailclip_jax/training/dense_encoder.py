@@ -34,10 +34,10 @@ def adopt(config: ConfigDict, source: ConfigDict, given: Iterable[str] = ()) -> 
     named = {name.partition("[")[0] for name in given}
     fields = {name: value for name, value in source.model.items() if name not in OWN}
     for name, value in fields.items():
-        asked = {field for field in named if f"{field}.".startswith(f"model.{name}.")}
-        if asked and flatten({name: config.model[name]}) != flatten({name: value}):
+        flags = {field for field in named if f"{field}.".startswith(f"model.{name}.")}
+        if flags and flatten({name: config.model[name]}) != flatten({name: value}):
             raise ValueError(
-                f"{', '.join(sorted(asked))}: config.init {config.init!r} has model.{name} {value!r}, which a loaded "
+                f"{', '.join(sorted(flags))}: config.init {config.init!r} has model.{name} {value!r}, which a loaded "
                 "encoder keeps; leave that flag out, or leave out --config.init for an untrained encoder"
             )
     adopted = ConfigDict(config.to_dict())

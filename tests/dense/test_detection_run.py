@@ -573,7 +573,7 @@ def test_it_overfits_eight_scenes(tmp_path):
     """AP of boxes above 90 and of masks above 80 on the training images; 100.0 and 92.7 when it was written."""
     run = runs.prepare(overfitting(), tmp_path)
     sets = run.experiment.sets
-    same = dataclasses.replace(run.experiment, given=sets._replace(val=sets.train))
+    same = dataclasses.replace(run.experiment, opened=sets._replace(val=sets.train))
     assert training.train(run._replace(experiment=same, evaluated=sets.train.source)) == 0
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["bbox_AP"] > 90 and found["segm_AP"] > 80, (found["bbox_AP"], found["segm_AP"])
