@@ -226,7 +226,7 @@ def _take(
 def _check_set_fields(
     config: ConfigDict, source: ConfigDict, names: Iterable[str], set_by_user: Collection[str], origin: str
 ) -> None:
-    """Raises ValueError if the user has set one of these fields of `config.model` to another value than `source` has."""
+    """Raises ValueError if the user has set one of these fields of `config.model` to another value than `source`."""
     for name in names:
         ours, theirs = (run_config.flatten({name: model[name]}, "model.") for model in (config.model, source.model))
         for field in sorted(ours.keys() | theirs.keys()):
