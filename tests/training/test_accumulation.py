@@ -29,11 +29,6 @@ def test_memory_falls_with_the_chunks():
     assert found[8] < found[1] / 3
 
 
-def test_a_batch_that_does_not_divide_into_chunks():
-    with pytest.raises(ValueError, match=r"8 .*2 devices of 3 chunks.* 6 and 12"):
-        built("clip", 3, devices=2)
-
-
 def test_split_and_rejoin_keep_every_row_in_its_place():
     rows = jnp.arange(24.0).reshape(2, 6, 2)  # V, B, D
     chunks = jnp.moveaxis(accumulation.split(jnp.moveaxis(rows, 1, 0), 3), 2, 1)  # 3 chunks of [V, 2, D]

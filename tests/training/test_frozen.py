@@ -10,7 +10,7 @@ from flax import traverse_util
 from tiny import TWO_BLOCKS, check_names, noise_state, tiny_batch, tiny_config
 
 from detailclip_jax import methods, pretraining
-from detailclip_jax.training import adopted_config, experiment, mesh, optimizer, sharding
+from detailclip_jax.training import experiment, mesh, optimizer, sharding
 
 
 @functools.cache
@@ -162,24 +162,3 @@ def test_a_frozen_number_keeps_a_value_beyond_its_bounds():
     large = jax.tree.map(add_9, state.params["logit_scale"])  # trained ones are at most ln 100
     state, _ = exp.train_step(state.replace(params={**state.params, "logit_scale": large}), exp.put(tiny_batch(0)))
     assert float(state.params["logit_scale"]["value"]) > 5
-
-
-@pytest.mark.parametrize(
-    ("entry", "named"),
-    [
-        ("image", ("optimizer.frozen 'image'", "--config.init=WORKDIR")),
-        ("patch_embed,text:-1", ("optimizer.frozen 'text:-1'", "--config.init=WORKDIR")),
-    ],
-)
-def test_random_encoders_are_not_locked(entry, named):
-    config = tiny_config("clip")
-    config.optimizer.frozen = entry
-    with pytest.raises(ValueError) as refused:
-        adopted_config.adopt(config, ())
-    check_names(refused.value, *named)
-
-
-def test_something_must_be_trained():
-    every = ",".join(methods.build(tiny_config("clip")).networks)
-    with pytest.raises(ValueError, match=r"optimizer\.frozen .* leaves nothing to train"):
-        built("clip", every)

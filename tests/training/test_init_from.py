@@ -184,13 +184,6 @@ def test_without_init_nothing_changes():
     assert adopted_config.adopt(asked) is asked
 
 
-@pytest.mark.parametrize("name", ["vitb16_continue", "beyond/continue_flair"])
-def test_a_config_that_continues_a_checkpoint_needs_one(tmp_path, name):
-    with pytest.raises(ValueError, match=r"this config continues a checkpoint: give --config.init=WORKDIR"):
-        pretraining.prepare(run_config.load(f"{ROOT}/configs/{name}.py"), tmp_path / "run")
-    assert not list(tmp_path.iterdir())
-
-
 def named(text, label, end=""):
     """The networks that a report names on the line `label`."""
     (line,) = re.findall(rf"^ *{label} +(.*){end}$", text, re.M)

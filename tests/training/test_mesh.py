@@ -47,23 +47,6 @@ def test_a_host_s_devices_share_a_state_on_tpus_too(chips, fsdp, hosts):
     assert order == sorted(order)
 
 
-@pytest.mark.parametrize("fsdp", [0, 3, 16])
-def test_fsdp_divides_the_devices(fsdp):
-    with pytest.raises(ValueError, match=rf"mesh\.fsdp {fsdp} .*8 devices.* \[1, 2, 4, 8\]"):
-        mesh.make_mesh(fsdp=fsdp)
-
-
-def test_batch_size_names_the_nearest():
-    grid = mesh.make_mesh(fsdp=2)
-    mesh.check_batch_size(16, grid)
-    with pytest.raises(ValueError, match=r"batch_size 20 .*8 devices.* 16 and 24"):
-        mesh.check_batch_size(20, grid)
-    with pytest.raises(ValueError, match=r"batch_size 3 .*8 devices.* 8$"):
-        mesh.check_batch_size(3, grid)
-    with pytest.raises(ValueError, match=r"40 .*8 devices of 2 chunks.* 32"):
-        mesh.check_batch_size(40, grid, accumulation=2)
-
-
 @pytest.mark.parametrize("fsdp", [1, 2, 8])
 def test_put_shards_the_first_axis(fsdp):
     batch = mesh.put({"x": np.arange(16).reshape(16, 1)}, mesh.make_mesh(fsdp=fsdp))

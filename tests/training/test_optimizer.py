@@ -113,13 +113,6 @@ def test_the_table_has_a_line_for_each_rule_that_took_something_and_the_sums():
     ]
 
 
-def test_an_uncovered_parameter_is_refused():
-    with pytest.raises(ValueError, match=r"no rule .* covers \['image/extra'\]"):
-        optimizer.labels(
-            {"image": {"extra": jnp.zeros(2)}}, optimizer.rules(towers.NETWORKS, config_lib.default().model)
-        )
-
-
 def adamw_oracle(p, g, m, v, t, lr, decay, b1=0.9, b2=0.98, eps=1e-8):
     """PyTorch's AdamW, one step."""
     m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2

@@ -119,17 +119,6 @@ def test_the_table_covers_every_array_of_every_row(method):
     assert len(jax.tree.leaves(exp.state_shapes)) == len(jax.tree.leaves(places))
 
 
-def test_an_array_without_a_rule_is_named():
-    with pytest.raises(ValueError, match=r"no rule of models.registry covers \['params/image/gate'\]"):
-        sharding.shardings({"params": {"image": {"gate": jnp.ones(8)}}}, mesh.make_mesh(), TABLE)
-
-
-def test_an_axis_that_does_not_divide_is_named():
-    shapes = {"proj": {"kernel": jax.ShapeDtypeStruct((12, 5), jnp.float32)}}
-    with pytest.raises(ValueError, match=r"mesh.fsdp 8 does not divide axis 0 of proj/kernel, .*valid values: 1, 2, 4"):
-        sharding.shardings(shapes, mesh.make_mesh(fsdp=8), TABLE)
-
-
 def test_a_rule_speaks_of_the_last_axes():
     shapes = {"blocks": {"kernel": jax.ShapeDtypeStruct((3, 16, 5), jnp.float32)}}
     assert sharding.shardings(shapes, mesh.make_mesh(fsdp=8), TABLE)["blocks"]["kernel"].spec == P(None, "fsdp", None)
