@@ -27,17 +27,16 @@ from detailclip_jax.dense.set_examples import Example
 from detailclip_jax.inference.model import choose_weights, pixels
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.models import towers
-from detailclip_jax.models.vit import NETWORKS
 from detailclip_jax.runtime.files import read_bytes
-from detailclip_jax.training import checkpoint, dense_encoder, sharding
+from detailclip_jax.training import checkpoint, dense_encoder
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training import optimizer as groups_of
 from detailclip_jax.training.forward_pass import STATS
-from detailclip_jax.training.initial_state import InitialState
 from detailclip_jax.training.session import COUNTS
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.training.train_step import ScheduledStep, StepLayout, StepSetup, combined_loss, compiled
-from detailclip_jax.types import Array, Batch, Params
+from detailclip_jax.training.train_step import compiled
+from detailclip_jax.training.trainable import Trainable
+from detailclip_jax.types import Array, Params
 
 Sides = tuple[int, int]  # height and width in pixels
 Pairs: TypeAlias = Iterable[tuple[Example, UInt8[np.ndarray, "_h _w 3"]]]  # examples and their images
@@ -125,31 +124,19 @@ class DenseTask(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Experiment:
+class Experiment(Trainable):
     """The functions and objects of one run of a dense task.
 
     experiment = runs.build(config)
-    state = experiment.init(config.seed)
+    state = experiment.init(config.seed)  # with an untrained encoder, see `load_encoder`
     state, values = experiment.train_step(state, experiment.put(batch))
     evaluation = experiment.evaluate(state)
     """
 
-    config: ConfigDict
     task: DenseTask
-    model: Any  # encoder and heads
-    setup: StepSetup  # what a step computes
-    layout: StepLayout  # where it computes it
-    initial: InitialState
     classes: tuple[str, ...]
     opened: Sets | None  # None: opened when `sets` is first used
-    state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
-    train_step: ScheduledStep  # (state, batch) -> (state, metrics); `state` is donated
     _programs: dict[str, jax.stages.Wrapped] = dataclasses.field(default_factory=dict)
-
-    @property
-    def mesh(self) -> Mesh:
-        """The device mesh."""
-        return self.layout.mesh
 
     @functools.cached_property
     def sets(self) -> Sets:
@@ -159,10 +146,6 @@ class Experiment:
         sets = self.task.open_sets(self.config)
         class_names.check(self.classes, sets.train.classes)
         return sets
-
-    def init(self, seed: int) -> TrainState:
-        """Draws the state of step 0, with an untrained encoder (see `load_encoder`), and places it on the devices."""
-        return self.initial.put(seed, self.state_shapes)
 
     def load_encoder(self, state: TrainState) -> tuple[TrainState, list[str]]:
         """Replaces the encoder by that of `config.init`; returns the state and lines that say what was loaded.
@@ -192,14 +175,6 @@ class Experiment:
         image = jax.tree.map(place, encoder, dict(state.params["image"]))  # every process fills its own devices
         return state.replace(params={**state.params, "image": image}), lines
 
-    def step_after(self, num_done: int) -> ScheduledStep:
-        """Returns the step that follows `num_done` steps of a run: always the same."""
-        return self.train_step
-
-    def put(self, batch: Batch) -> Batch:
-        """Places this process's part of a batch on the mesh."""
-        return meshes.put(batch, self.mesh)
-
     def batch_shapes(self, sides: Sides | None = None) -> dict[str, Any]:
         """Shapes and shardings of a global batch of images of (height, width), by default the largest."""
         sides = max(self.task.shapes(self.config), key=_area) if sides is None else sides
@@ -213,14 +188,6 @@ class Experiment:
         if num_workers is not None:
             options = dataclasses.replace(options, num_workers=num_workers)
         return Pipeline(self.task.stream(self.config, self.sets.train), options)
-
-    def combined_loss(self, params: Params, state: TrainState, batch: Batch) -> Any:
-        """Computes the loss of a step, see `train_step.combined_loss`; for gradients outside of a step."""
-        return combined_loss(params, state, batch, self.setup, self.layout)
-
-    def sharding_table(self) -> str:
-        """Formats pattern, sharding and megabytes of the state's arrays."""
-        return sharding.table_text(self.state_shapes, sharding.rules(NETWORKS))
 
     def evaluate(
         self, state: TrainState, before_each: Callable[[], None] = lambda: None, evaluation: Evaluate | None = None
@@ -311,7 +278,7 @@ def build(
     variables = functools.partial(task.initial, model, config)
     setup, layout, initial, shapes = fine_tuning.set_up(config, model, variables, task.loss, mesh)
     step = compiled(setup, layout, shapes, config.model.matmul_precision)
-    return Experiment(config, task, model, setup, layout, initial, classes, sets, shapes, step)
+    return Experiment(config, model, setup, layout, shapes, initial, step, task, classes, sets)
 
 
 def mode_of(config: ConfigDict) -> str:

@@ -186,7 +186,7 @@ def set_up(
     adamw, groups = build(params, config)
     plan = Schedules(schedule_of(config), np.float32(config.optimizer.weight_decay))
     of_device = lambda inputs, axis: loss(model, config, inputs)  # noqa: E731
-    setup = StepSetup(of_device, adamw, groups, plan, {}, keys=keys_of_images)
+    setup = StepSetup(of_device, adamw, groups, plan, NETWORKS, keys=keys_of_images)
     shapes = initial.shapes.replace(opt_state=jax.eval_shape(setup.optimizer.init, params))
     shapes = sharding.placed(shapes, mesh, sharding.rules(NETWORKS))
     return setup, StepLayout(mesh, sharding.specs(sharding.places(shapes)), BATCH), initial, shapes

@@ -1,8 +1,9 @@
 """The experiment built from a config: method, networks, optimiser, mesh and the jitted training step."""
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,8 @@ from detailclip_jax.training.forward_pass import ForwardPass, make_keys
 from detailclip_jax.training.initial_state import InitialState
 from detailclip_jax.training.step_values import Removal, StepValues, step_values, with_removed
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.training.train_step import ScheduledStep, Schedules, StepLayout, StepSetup, combined_loss, compiled
+from detailclip_jax.training.train_step import ScheduledStep, Schedules, StepLayout, StepSetup, compiled
+from detailclip_jax.training.trainable import Trainable
 from detailclip_jax.types import Array, Batch, Keys, Leaf, Params, Scalar
 
 # The width from which `settled` takes dots and a loop on a CPU.  A step of ViT-B/16 is then 1.28 times as fast (8.05
@@ -37,22 +39,14 @@ from detailclip_jax.types import Array, Batch, Keys, Leaf, Params, Scalar
 WIDE_ON_CPU = 768
 
 
-class Experiment(NamedTuple):
-    """The functions and objects of one experiment, for a run, a test or a notebook.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment(Trainable):
+    """The functions and objects of one experiment of pretraining, for a run, a test or a notebook; see `Trainable`.
 
-    experiment = build(config)
-    state = experiment.init(config.seed)
-    state, metrics = experiment.train_step(state, experiment.put(batch))
+    The config is settled, and `forward_pass` has the networks for the mesh.
     """
 
-    config: ConfigDict  # settled
-    model: Networks  # for one device, with whole parameters; `forward_pass` has those for the mesh
     forward_pass: ForwardPass  # on the mesh
-    setup: StepSetup  # what a step computes
-    layout: StepLayout  # where it computes it
-    state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
-    initial: InitialState
-    train_step: ScheduledStep  # (state, batch) -> (state, metrics); `state` is donated
     unmasked_step: ScheduledStep  # that without patch dropout, for the end of a run; without dropout `train_step`
     forward: jax.stages.Wrapped  # (state, batch) -> Forward: masks, tokens, predicted pixels; for figures
     encode: Encode
@@ -65,16 +59,6 @@ class Experiment(NamedTuple):
         return self.forward_pass.method
 
     @property
-    def mesh(self) -> Mesh:
-        """The device mesh."""
-        return self.layout.mesh
-
-    @property
-    def schedules(self) -> Schedules:
-        """Learning rate, weight decay, teacher momentum and teacher temperatures as functions of the step."""
-        return self.setup.schedules
-
-    @property
     def unmasked_from(self) -> int:
         """The number of steps after which a run sees all patches, see `views.patch_dropout_until`."""
         until, total = self.config.views.patch_dropout_until, self.config.total_steps
@@ -83,10 +67,6 @@ class Experiment(NamedTuple):
     def step_after(self, num_done: int) -> ScheduledStep:
         """Returns the step that follows `num_done` steps of a run."""
         return self.train_step if num_done < self.unmasked_from else self.unmasked_step
-
-    def init(self, seed: int) -> TrainState:
-        """Draws the state of step 0 and places it on the devices."""
-        return self.initial.put(seed, self.state_shapes)
 
     def state(self, params: Params, ema_params: Params | None = None) -> TrainState:
         """Returns a state of step 0 with these weights, placed on the mesh.
@@ -142,14 +122,6 @@ class Experiment(NamedTuple):
             return values, batch, None
         return values, *with_removed(batch, mask, values.method, self.mesh)
 
-    def combined_loss(self, params: Params, state: TrainState, batch: Batch) -> Any:
-        """Computes eq. 10 of a step, see `train_step.combined_loss`; for gradients outside of a step."""
-        return combined_loss(params, state, batch, self.setup, self.layout)
-
-    def put(self, batch: Batch) -> Batch:
-        """Places this process's part of a batch on the mesh."""
-        return meshes.put(batch, self.mesh)
-
     def replicated(self, state: TrainState) -> TrainState:
         """Returns the state with whole parameters on every device, as evaluation needs them."""
         weights = meshes.replicate((state.params, state.ema_params), self.mesh)
@@ -158,10 +130,6 @@ class Experiment(NamedTuple):
     def parameter_table(self) -> str:
         """Formats pattern, group and number of the parameters, as printed when a run starts."""
         return optimizer.table_text(self.state_shapes.params, group_rules(self.config, self.method.networks))
-
-    def sharding_table(self) -> str:
-        """Formats pattern, sharding and megabytes of the state's arrays."""
-        return sharding.table_text(self.state_shapes, sharding.rules(self.method.networks, self.method.running))
 
 
 def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
@@ -205,8 +173,9 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
                 0
             ]
 
-    functions = step, unmasked, jax.jit(record), encoders(model, config), values, unmasked_values
-    return Experiment(config, model, on_mesh, setup, layout, shapes, _initial(*_recipe(config)), *functions)
+    functions = jax.jit(record), encoders(model, config), values, unmasked_values
+    common = config, model, setup, layout, shapes, _initial(*_recipe(config)), step
+    return Experiment(*common, on_mesh, unmasked, *functions)
 
 
 def settled(config: ConfigDict, mesh: Mesh) -> ConfigDict:

@@ -80,7 +80,7 @@ class Run(NamedTuple):
 
     config: ConfigDict  # resolved
     workdir: Path
-    experiment: Any  # of the task: `init`, `put`, `step_after`, `state_shapes`, `mesh`
+    experiment: Any  # of the task, a `Trainable`
     source: Any  # random access to examples
     console: Console
     task: Task

@@ -1,5 +1,6 @@
 """The training state divided over the axis "fsdp": what lies where, and that no number changes."""
 
+import dataclasses
 import functools
 from contextlib import closing
 
@@ -183,7 +184,7 @@ def test_temporaries_fall_by_the_weights_that_are_not_whole(monkeypatch):
             monkeypatch.setattr(sharding, "is_stacked", lambda path: False)
             whole = exp.forward_pass._replace(model=exp.forward_pass.model.gathering(None))
             loss = exp.setup.loss._replace(forward_pass=whole)
-            exp = exp._replace(setup=exp.setup._replace(loss=loss))
+            exp = dataclasses.replace(exp, setup=exp.setup._replace(loss=loss))
         step = jax.jit(functools.partial(train_step.train_step, setup=exp.setup, layout=exp.layout), donate_argnums=0)
         batch = exp.put(tiny_batch(0))
         counted.append(step.lower(exp.state_shapes, batch).compile().memory_analysis().temp_size_in_bytes)
