@@ -147,7 +147,7 @@ def test_a_check_that_is_interrupted_ends_without_a_traceback(monkeypatch, capsy
         raise KeyboardInterrupt
 
     monkeypatch.setattr(main, "join_processes", interrupt)
-    monkeypatch.setattr(main, "asked", lambda command: ())
+    monkeypatch.setattr(main, "from_flags", lambda command: ())
     for command in (main.preflight, main.main):
         assert command(["main"]) == 130
         assert capsys.readouterr().err == "\ninterrupted\n"
@@ -158,7 +158,7 @@ def test_a_workdir_that_cannot_be_made_is_named(monkeypatch, capsys):
         raise PermissionError(13, "Permission denied", "/runs")
 
     monkeypatch.setattr(main, "join_processes", lambda: None)
-    monkeypatch.setattr(main, "asked", refuse)
+    monkeypatch.setattr(main, "from_flags", refuse)
     for command in (main.preflight, main.main):
         assert command(["main"]) == 1
         assert capsys.readouterr().err == "error: Permission denied: /runs\n"
