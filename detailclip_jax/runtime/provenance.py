@@ -44,7 +44,7 @@ def data_fingerprint(source: Any, num_samples: int = 8) -> str:
     if members := getattr(source, "members", ()):
         text = repr([(data_fingerprint(member.source, num_samples), member.weight) for member in members])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-    described = [len(source), source.identity] if hasattr(source, "identity") else [len(source)]
+    described: list[Any] = [len(source), source.identity] if hasattr(source, "identity") else [len(source)]
     for index in sorted({len(source) * i // num_samples for i in range(num_samples)}):
         try:
             example = source[index]

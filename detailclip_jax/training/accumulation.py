@@ -48,15 +48,6 @@ class PretrainingLoss(NamedTuple):
 
     def __call__(self, inputs: Inputs, axis: Axis | None) -> Outputs:
         """Computes the loss; ValueError if a term over the whole batch reads what is only known chunk by chunk."""
-        loss, metrics, statistics, stats = self.on_device(inputs, axis)
-        if axis:
-            running = self.forward_pass.method.running
-            loss, metrics = jax.lax.pmean((loss, metrics), axis)
-            statistics = {name: running[name].rule.of_devices(x, axis) for name, x in statistics.items()}
-        return Outputs(loss, metrics, statistics, stats)
-
-    def on_device(self, inputs: Inputs, axis: Axis | None) -> Outputs:
-        """Computes the loss of a device's share of the batch."""
         method, (params, teacher) = self.forward_pass.method, (inputs.params, inputs.teacher)
         context = Context(inputs.running, inputs.temperatures, inputs.weights)
         whole_batch = WholeBatch(axis, self.clip_block)
@@ -82,7 +73,11 @@ class PretrainingLoss(NamedTuple):
         record, stats = run_networks(heads, params, teacher, stats, self.forward_pass.model)
         metrics |= values(by_batch, record, context, whole_batch)
         loss = total(method, metrics, context.weights)
-        return Outputs(loss, metrics | {"loss": loss}, statistics | running_statistics(record, method), stats)
+        metrics, statistics = metrics | {"loss": loss}, statistics | running_statistics(record, method)
+        if axis:
+            loss, metrics = jax.lax.pmean((loss, metrics), axis)
+            statistics = {name: method.running[name].rule.of_devices(x, axis) for name, x in statistics.items()}
+        return Outputs(loss, metrics, statistics, stats)
 
 
 def divide(method: Method, chunks: int) -> tuple[Method, Method]:

@@ -23,26 +23,24 @@ def checksums(state: PyTree) -> dict[str, int]:
     A checksum is a sum over the bits and positions of all values, modulo 2^32; it is the same on any number of devices.
     Raises NonFiniteError that names the arrays with nan or infinite values.
     """
-    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(state)}
+    sums, bad = {}, []
     # one after the other: hundreds of sums over devices in flight can block each other where devices share few threads
-    inspected = {name: _inspected(leaf) for name, leaf in leaves.items()}
-    if bad := [name for name, (_, finite) in inspected.items() if not finite]:
-        raise NonFiniteError(f"the state is not finite in {', '.join(bad[:5])} ({len(bad)} of {len(leaves)} arrays)")
-    return {name: int(value) for name, (value, _) in inspected.items()}
-
-
-def _inspected(leaf: Any) -> tuple[Any, Any]:
-    """The sum over the bits, and whether all values are finite; of small arrays on the host.
-
-    On the devices there is one small program per shape: a program for a whole state takes seconds to compile, for each
-    kind of state, and those of many small shapes would too.
-    """
-    if leaf.size > SMALL or not getattr(leaf, "is_fully_addressable", True):
-        return jax.device_get(_inspect(leaf))
-    values = np.asarray(leaf).ravel()
-    bits = values.view(f"uint{8 * values.itemsize}").astype(np.uint32)
-    mixed = _mixed(bits ^ _mixed(np.arange(values.size, dtype=np.uint32)))
-    return mixed.sum(dtype=np.uint32), np.isfinite(values).all()
+    for path, leaf in jax.tree.leaves_with_path(state):
+        name = jax.tree_util.keystr(path)
+        if leaf.size > SMALL or not getattr(leaf, "is_fully_addressable", True):
+            # one small program per shape: one for a whole state takes seconds to compile, as those of many shapes would
+            total, finite = jax.device_get(_inspect(leaf))
+        else:
+            values = np.asarray(leaf).ravel()
+            bits = values.view(f"uint{8 * values.itemsize}").astype(np.uint32)
+            total = _mixed(bits ^ _mixed(np.arange(values.size, dtype=np.uint32))).sum(dtype=np.uint32)
+            finite = np.isfinite(values).all()
+        sums[name] = int(total)
+        if not finite:
+            bad.append(name)
+    if bad:
+        raise NonFiniteError(f"the state is not finite in {', '.join(bad[:5])} ({len(bad)} of {len(sums)} arrays)")
+    return sums
 
 
 @jax.jit

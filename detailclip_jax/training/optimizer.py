@@ -248,7 +248,7 @@ def stop_frozen(params: Params, groups: PyTree) -> Params:
 
 def table_text(params: Params, table: tuple[DecayRule, ...]) -> str:
     """Formats the rules that match parameters, one line per rule with its parameter count, and the totals."""
-    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    flat: Any = traverse_util.flatten_dict(dict(params), sep="/")
     ruled = {rule: {path: leaf for path, leaf in flat.items() if group_of(path, table) == rule} for rule in table}
     sizes = {rule: int(parameter_overview.count_parameters(leaves)) for rule, leaves in ruled.items()}
     total, frozen = sum(sizes.values()), sum(size for rule, size in sizes.items() if rule.group == FROZEN)

@@ -43,7 +43,7 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     variables = {name: _as_here(tree, state.params) for name, tree in variables.items()}
     for tree in ("params", "ema_params"):
         tokens = _with_class_tokens(variables[tree], state.params)
-        variables[tree] = _with_context(tokens, state.params, config.init_text_positions)
+        variables[tree] = dict(_with_context(tokens, state.params, config.init_text_positions))
     loaded = {name: variables["params"][name] for name in loaded_networks(config, method, source, variables["params"])}
     _check_shapes(f"config.init {config.init!r}", loaded, state.params)
     params = {
