@@ -107,7 +107,7 @@ def token_set(c, weight):
 def states(c):
     """Captions that state one fact, scenes that are drawn for it, and views of the whole scene, of which it is true."""
     c.data.caption, c.data.stickers.scenes = "states", "stated"
-    c.model.context_length = 48
+    c.model.context_length, c.data.phrase_length = 48, 8  # nothing is cut
     crop = c.views.crops.get("clean", c.views.crops.large)
     crop.kind, crop.flip = "whole", 0.0
     if c.losses.token_ids:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import evaluation, methods
 from detailclip_jax.config import run_config, sizes
 from detailclip_jax.config.data_path import components, is_endless
-from detailclip_jax.data import false_texts, pipeline
+from detailclip_jax.data import false_texts, pipeline, regions
 from detailclip_jax.data.bad_records import bad_list
 from detailclip_jax.data.caption_rules import num_captions, with_own_number
 from detailclip_jax.data.caption_warnings import check_some_caption, sample_of, warnings_of
@@ -119,6 +119,7 @@ def validate(config: ConfigDict) -> None:
     _check_method(config)
     num_captions(config.data)  # after the method, which says which caption rules it needs
     false_texts.check(config)
+    regions.check(config)
 
 
 def check_weights(config: ConfigDict, written: ConfigDict, workdir: str | Path) -> None:
@@ -351,7 +352,9 @@ def batch_shapes(run: Run) -> list[PyTree]:
         batch = jax.tree.map(lambda x: x.update(sharding=sharded(run.experiment.mesh)), batch)
         texts = {name: batch[name] for name in TEXTS if name in batch}
         for length in text_lengths(run):
-            cut = {name: text.update(shape=(*text.shape[:-1], length)) for name, text in texts.items()}
+            cut = {
+                name: text.update(shape=(*text.shape[:-1], min(length, text.shape[-1]))) for name, text in texts.items()
+            }
             shapes.append({**batch, **cut})
     return shapes
 

@@ -139,6 +139,12 @@ DATA: Group = {
     "regions": Field(
         0, "boxes of an example with a phrase each, drawn from those of its record; 0: none", "FG-CLIP: 4", range=FROM_0
     ),
+    "phrase_length": Field(
+        0,
+        "tokens of the phrase of a region, at most; 0: model.context_length",
+        "FG-CLIP: 77, captions 248",
+        range=FROM_0,
+    ),
     "relations": Field(
         (0.0, 0.0),
         "caption rule states, shares of the run: statements of a side are unary (a frog at the top) before the first, "

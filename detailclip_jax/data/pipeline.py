@@ -266,7 +266,7 @@ class Stream:
         if self.num_false:
             arrays, num_cut = false_texts.arrays_of(example, self.num_false, self.tokenizer, rng)
         if self.regions:
-            boxes, of_phrases = self.regions.of(example, views, self.tokenizer, self.num_false, rng)
+            boxes, of_phrases = self.regions.of(example, views, self.num_false, rng)
             arrays, num_cut = {**arrays, **boxes}, num_cut + of_phrases
         return arrays, num_cut
 

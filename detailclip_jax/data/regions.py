@@ -12,14 +12,17 @@ from jaxtyping import Bool, Float, Float32
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import sizes
+from detailclip_jax.config.fields import AT_EOT
 from detailclip_jax.data.caption_rules import not_blank, texts
 from detailclip_jax.data.false_texts import first_or_drawn, rows_of
 from detailclip_jax.data.mixture import asked, members_of
 from detailclip_jax.data.sources import BadRecord, Source
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import captioned_crop
+from detailclip_jax.data.vocabularies import tokenizer_of
 
 LEAST_SHARE, LEAST_SPAN = 0.9, 1.5  # of a box's area in the view; of its sides, in patches
+LEAST_LENGTH = 3  # tokens of a phrase: start, a word and end
 FORM = '"boxes": [[x0, y0, x1, y1], ...] in pixels, "phrases": [text, ...], "phrase_negatives": [[text, ...], ...]'
 
 Boxes = Float32[np.ndarray, "n 4"]
@@ -40,12 +43,12 @@ class Regions(NamedTuple):
     crop: str
     size: int
     side: int
+    tokenizer: Tokenizer  # of phrases
 
     def of(
         self,
         example: Mapping[str, Any],
         views: Mapping[str, Float32[np.ndarray, "V 4"]],
-        tokenizer: Tokenizer,
         num_false: int,
         rng: np.random.Generator,
     ) -> tuple[dict[str, np.ndarray], int]:
@@ -63,7 +66,7 @@ class Regions(NamedTuple):
         valid[:, : len(drawn)] = counts[:, drawn]
         words = [_phrases(found, at, num_false, rng) for at in drawn]
         words += [[""] * (1 + num_false)] * (self.number - len(drawn))
-        rows, filled, num_cut = rows_of([text for each in words for text in each], tokenizer)
+        rows, filled, num_cut = rows_of([text for each in words for text in each], self.tokenizer)
         arrays = {
             "regions": boxes,
             "regions_valid": valid,
@@ -75,9 +78,33 @@ class Regions(NamedTuple):
 
 def regions_of(config: ConfigDict) -> Regions | None:
     """Returns how the regions of a run's config are drawn; None without them."""
+    if not config.data.regions:
+        return None
     crop, patch = captioned_crop(config.views.crops), sizes.size_of(config.model).patch_size
-    size = config.views.crops[crop].size
-    return Regions(config.data.regions, crop, size, size // patch) if config.data.regions else None
+    size, tokenizer = config.views.crops[crop].size, tokenizer_of(config, config.data.keep_eot)
+    tokenizer.context_length = phrase_length(config)
+    return Regions(config.data.regions, crop, size, size // patch, tokenizer)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ValueError for a length of phrases that the model does not read, and for regions of native views."""
+    length, most = config.data.phrase_length, config.model.context_length
+    if length and not LEAST_LENGTH <= length <= most:
+        raise ValueError(
+            f"data.phrase_length {length} must be 0 or from {LEAST_LENGTH} to model.context_length, {most}"
+        )
+    if length and config.model.text_style.pooling != AT_EOT:
+        raise ValueError(
+            f"data.phrase_length {length}: model.text_style.pooling {config.model.text_style.pooling!r} also reads the "
+            "padding of a text, which then has one length; set data.phrase_length to 0"
+        )
+    if config.data.regions and config.views.native:
+        raise ValueError(f"data.regions {config.data.regions} needs square views; set it to 0, or views.native to ()")
+
+
+def phrase_length(config: ConfigDict) -> int:
+    """Returns the largest number of tokens of a phrase."""
+    return config.data.phrase_length or config.model.context_length
 
 
 def read(example: Mapping[str, Any]) -> Records:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import methods
 from detailclip_jax.config import run_config, sizes
 from detailclip_jax.data.caption_rules import num_captions
+from detailclip_jax.data.regions import phrase_length
 from detailclip_jax.data.views import captioned_crop
 from detailclip_jax.kernels.chunked_logits import automatic_chunk_logits
 from detailclip_jax.kernels.products import matmul_precision
@@ -373,6 +374,6 @@ def _regions(config: ConfigDict, size: int) -> dict[str, Array]:
     return {
         "regions": jnp.zeros((*views, 4), jnp.float32),
         "regions_valid": jnp.zeros(views, bool),
-        "region_text": jnp.zeros((*phrases, config.model.context_length), jnp.int32),
+        "region_text": jnp.zeros((*phrases, phrase_length(config)), jnp.int32),
         "region_text_valid": jnp.zeros(phrases, bool),
     }

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from detailclip_jax.config import run_config
-from detailclip_jax.data import pipeline
+from detailclip_jax.data import pipeline, regions
 from detailclip_jax.data.false_texts import first_or_drawn
 from detailclip_jax.data.lengths import longest_text, trimmed
 from detailclip_jax.data.pipeline import Stream
@@ -66,15 +66,15 @@ CROPS = {
 
 def stream(crop="whole", num_false=2, regions=4, **options):
     crops = {"large": CROPS[crop]}
-    drawn = Regions(regions, "large", crops["large"].size, crops["large"].size // 4) if regions else None
+    drawn = Regions(regions, "large", crops["large"].size, crops["large"].size // 4, TOKENIZER) if regions else None
     return Stream(Marked(), crops, TOKENIZER, num_false=num_false, regions=drawn, **options)
 
 
 @pytest.mark.parametrize("method", ["clip", "silc"])
 def test_batches_have_the_shapes_of_the_programs(method):
-    config = config_of()
     config = run_config.load(f"configs/stickers.py:method={method},states=True")
     config.batch_size, config.total_steps, config.data.negatives, config.data.regions = 4, 10, 2, 4
+    config.data.phrase_length = 10
     (batch,) = batches_of(config)
     expected = dummy_batch(config, 4)
     assert batch.keys() == expected.keys()
@@ -226,16 +226,16 @@ def test_regions_are_drawn_from_the_boxes_that_count():
     ],
 )
 def test_boxes_of_another_form_are_unreadable_records(fields):
-    regions = Regions(2, "large", 16, 4)
+    regions = Regions(2, "large", 16, 4, TOKENIZER)
     with pytest.raises(BadRecord, match="7: boxes and phrases do not fit together"):
         views = {"large": np.array([[0, 0, 8, 8]], np.float32)}
-        regions.of({"key": "7", **fields}, views, TOKENIZER, 1, np.random.default_rng(0))
+        regions.of({"key": "7", **fields}, views, 1, np.random.default_rng(0))
 
 
 def test_boxes_without_phrases_and_empty_boxes_are_left_out():
-    regions, views = Regions(2, "large", 16, 4), {"large": np.array([[0, 0, 8, 8]], np.float32)}
+    regions, views = Regions(2, "large", 16, 4, TOKENIZER), {"large": np.array([[0, 0, 8, 8]], np.float32)}
     for fields in ({"boxes": [[0, 0, 8, 8]]}, {"boxes": [[0, 0, 0, 8], [0, 0, 8, 8]], "phrases": ["a", " "]}, {}):
-        arrays, _ = regions.of({"key": "7", **fields}, views, TOKENIZER, 0, np.random.default_rng(0))
+        arrays, _ = regions.of({"key": "7", **fields}, views, 0, np.random.default_rng(0))
         assert not arrays["regions_valid"].any() and arrays["region_text"].shape == (2, 1, 12)
 
 
@@ -269,3 +269,19 @@ def test_what_no_example_has_is_refused_at_the_start(field, message, monkeypatch
     monkeypatch.setattr(pipeline.mixture, "open_source", lambda *_: Bare())
     with pytest.raises(ValueError, match=message):
         pipeline.open_source(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.phrase_length": 2}, "must be 0 or from 3 to model.context_length, 48"),
+        ({"data.phrase_length": 49}, "must be 0 or from 3"),
+        ({"data.phrase_length": 8, "model.text_style.pooling": "last"}, "set data.phrase_length to 0"),
+        ({"data.regions": 4, "views.native": (16,)}, "needs square views"),
+    ],
+)
+def test_regions_that_a_model_does_not_read_are_refused(changes, message):
+    config = config_of()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        regions.check(config)
