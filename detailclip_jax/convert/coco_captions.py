@@ -1,7 +1,11 @@
-"""Reads COCO's caption files and Karpathy's split files (COCO, Flickr30K); one example holds all captions of an image.
+"""Reads COCO's files of captions and of instances, and Karpathy's split files (COCO, Flickr30K).
 
-Sources: COCO's data format (images: id, file_name; annotations: image_id, caption); Karpathy's dataset.json (images:
-filename, filepath, split, sentences with raw, cocoid).  The train split of COCO includes Karpathy's "restval".
+One example holds all captions of an image, and its boxes (xywh) with the names of their categories or their own
+captions.
+
+Sources: COCO's data format (images: id, file_name; annotations: image_id, caption, or bbox and category_id);
+Karpathy's dataset.json (images: filename, filepath, split, sentences with raw, cocoid).  The train split of COCO
+includes Karpathy's "restval".
 """
 
 import collections
@@ -15,6 +19,7 @@ from detailclip_jax.convert.examples import Rejected
 from detailclip_jax.convert.image_root import Place
 from detailclip_jax.convert.job import Request
 from detailclip_jax.convert.limited_files import open_text
+from detailclip_jax.convert.regions import Region
 from detailclip_jax.convert.rows import Row, contained
 from detailclip_jax.data.labelled.karpathy import FOLDERS, SPLITS
 
@@ -24,16 +29,49 @@ YEAR_FOLDER = re.compile(r"(train|val|test)\d{4}")
 def rows_of(request: Request) -> Iterator[Row]:
     """Yields the images of caption files or of Karpathy files; the content decides which kind a file is.
 
-    "flickr30k" has Karpathy files only.
+    Files of instances add boxes to these images; if there are no others, they give the images.  "flickr30k" has
+    Karpathy files only.
     """
+    boxes: dict[str, list[Region]] = {}
+    with_boxes: list[tuple[str, dict[str, Any]]] = []
+    others: list[tuple[str, dict[str, Any]]] = []
     for path in request.paths:
         content = load(path)
+        if has_boxes(content):
+            boxes |= instances(content, path)
+            content["annotations"] = ()
+            with_boxes.append((path, content))
+        else:
+            others.append((path, content))
+    for path, content in others or with_boxes:
         if all(isinstance(image, dict) and image.keys() >= {"sentences", "split"} for image in content["images"][:1]):
-            yield from karpathy(content, path, request)
+            rows = karpathy(content, path, request)
         elif request.kind == "flickr30k":
             raise ValueError(f"{path} is not a Karpathy file: it has no images with sentences and a split")
         else:
-            yield from captions(content, path)
+            rows = captions(content, path)
+        yield from (row._replace(regions=boxes.get(row.key, ())) for row in rows)
+
+
+def has_boxes(content: dict[str, Any]) -> bool:
+    """Whether the annotations of a file have boxes."""
+    some = content.get("annotations")
+    return isinstance(some, list) and any(isinstance(each, dict) and "bbox" in each for each in some[:1])
+
+
+def instances(content: dict[str, Any], path: str) -> dict[str, list[Region]]:
+    """Returns the boxes of a file of instances by the key of their image; crowds are marked."""
+    found: dict[str, list[Region]] = collections.defaultdict(list)
+    try:
+        names = {category["id"]: category["name"] for category in content.get("categories", ())}
+        for each in content["annotations"]:
+            x, y, width, height = map(float, each["bbox"])
+            phrase = text_of(each.get("caption")) or str(names[each["category_id"]])
+            region = Region((x, y, x + width, y + height), (phrase,), is_crowd=bool(each.get("iscrowd")))
+            found[str(each["image_id"])].append(region)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a file of instances: {error!r} in an annotation or category") from error
+    return found
 
 
 def load(path: str) -> dict[str, Any]:

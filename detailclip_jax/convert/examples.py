@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgpack
@@ -15,6 +16,10 @@ SCHEMA = {
     "label": "int, -1 without one",
     "key": "text, unique in the set",
     "NAME": "text or list of texts: captions that the source names (title, ...); also contained in captions",
+    "boxes": "list of [x0, y0, x1, y1] in pixels of the image, where the source has boxes with phrases",
+    "phrases": "list of a text, or of texts of which one is drawn, for each box",
+    "phrase_negatives": "list of lists of texts that are false of a box",
+    "negatives": "list of texts that are false of the image",
 }
 
 Named = Mapping[str, str | Sequence[str]]  # captions by the name of their source: one text, or several
@@ -25,7 +30,7 @@ class Raw:
     """One example as its source has it; `texts` are captions by name, `captions` those without.
 
     `match` is the text by which captions of other files are joined, see `columns.match_of`;
-    without one `fields` names those that the example has.
+    without one `fields` names those that the example has.  `regions` and `negatives` are those of `regions.read`.
     """
 
     key: str
@@ -35,6 +40,8 @@ class Raw:
     label: int = -1
     match: str = ""
     fields: tuple[str, ...] = ()
+    regions: tuple[Any, ...] = ()
+    negatives: tuple[str, ...] = ()
 
     @property
     def all_captions(self) -> list[str]:
@@ -72,8 +79,8 @@ def digest_of(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "backslashreplace"), digest_size=8).digest())
 
 
-def pack(raw: Raw) -> bytes:
-    """Returns the record of an example: msgpack of {"image", "captions", "label", "key"} and its named texts.
+def pack(raw: Raw, more: Mapping[str, Any] = MappingProxyType({})) -> bytes:
+    """Returns the record of an example: msgpack of {"image", "captions", "label", "key"}, its named texts and `more`.
 
     `detailclip_jax.data.sources.Records` reads it.  Raises Rejected for an invalid label.
     """
@@ -81,7 +88,7 @@ def pack(raw: Raw) -> bytes:
         raise Rejected(f"bad label: {raw.label}")
     named: dict[str, Any] = {name: text for name, text in raw.texts.items() if name not in RESERVED}
     others = {"image": raw.image, "captions": raw.all_captions, "label": raw.label, "key": raw.key}
-    packed = msgpack.packb({**named, **others})
+    packed = msgpack.packb({**named, **others, **more})
     assert packed is not None
     return packed
 

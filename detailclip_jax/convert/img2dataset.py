@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from detailclip_jax.convert import parquet, webdataset
+from detailclip_jax.convert import parquet, regions, webdataset
 from detailclip_jax.convert.columns import WrongColumns, key_text, match_of, texts_in
 from detailclip_jax.convert.examples import Named, Raw, Reject, Rejected, several
 from detailclip_jax.convert.job import Options, Plan, Request, Shard, limited, of_files
@@ -64,6 +64,7 @@ def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
 def _rows(shard: Shard, options: Options, *more: str) -> Iterator[dict[str, Any]]:
     there = parquet.column_names(shard.path)
     wanted = dict.fromkeys(("key", "status", "error_message", *_captions(options), *more, options.joined_by))
+    wanted |= dict.fromkeys(regions.names_in(there))
     names = [name for name in wanted if name in there]
     return itertools.islice(parquet.rows(shard.path, tuple(names)), shard.stop or None)
 
@@ -83,9 +84,17 @@ def _add_row(example: Raw | Reject, row: dict[str, Any], options: Options) -> Ra
     try:
         captions, texts = _texts(row, options)
         match = key_text(row[options.joined_by]) if options.joined_by in row else example.match
+        boxes, negatives = regions.read(row)
     except Rejected as refusal:
         return refusal.of(example.key)
-    return dataclasses.replace(example, captions=captions, texts=texts, match=match)
+    return dataclasses.replace(
+        example,
+        captions=captions,
+        texts=texts,
+        match=match,
+        regions=boxes or example.regions,
+        negatives=negatives or example.negatives,
+    )
 
 
 def _texts(row: dict[str, Any], options: Options) -> tuple[tuple[str, ...], Named]:

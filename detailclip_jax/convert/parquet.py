@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from detailclip_jax.convert import columns
+from detailclip_jax.convert import columns, regions
 from detailclip_jax.convert.columns import Columns
 from detailclip_jax.convert.examples import Raw, Reject, Rejected
 from detailclip_jax.convert.image_root import ImageRoot
@@ -88,8 +88,10 @@ def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
     """Yields the rows of a file with their images."""
     chosen = columns.choose(column_names(shard.path), options, shard.path)
     root = options.images or str(pathlib.Path(shard.path).parent)
+    names = regions.names_in(column_names(shard.path))
     with ImageRoot(root) as images:
-        for number, row in itertools.islice(enumerate(rows(shard.path, chosen.wanted)), shard.stop or None):
+        wanted = tuple(dict.fromkeys((*chosen.wanted, *names)))
+        for number, row in itertools.islice(enumerate(rows(shard.path, wanted)), shard.stop or None):
             yield example(row, chosen, images, f"{shard.name}#{number}")
 
 
@@ -127,7 +129,8 @@ def example(row: dict[str, Any], chosen: Columns, images: ImageRoot, place: str)
         captions, texts = columns.captions_in(row, chosen.captions)
         label = columns.cell_label(row[chosen.label]) if chosen.label else -1
         match = columns.match_of(chosen.match, key, _path(row[chosen.image]), row)
-        return Raw(key, _image(row[chosen.image], images), captions, texts, label, match)
+        boxes, negatives = regions.read(row)
+        return Raw(key, _image(row[chosen.image], images), captions, texts, label, match, (), boxes, negatives)
     except Rejected as refusal:
         return refusal.of(key)
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from detailclip_jax.convert import (
     coco_captions,
+    finehard,
     from_tfds,
     imagefolder,
     img2dataset,
@@ -101,7 +102,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             files=yfcc.files,
         ),
         "coco": _table(
-            "captions_*.json or Karpathy's dataset_coco.json: FILE --images DIR_OR_FILE",
+            "captions_*.json or Karpathy's dataset_coco.json, and instances_*.json: FILE ... --images DIR_OR_FILE",
             coco_captions.rows_of,
             images=True,
             dataset=coco_captions.dataset_of,
@@ -111,6 +112,11 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             coco_captions.rows_of,
             images=True,
             dataset=coco_captions.dataset_of,
+        ),
+        "finehard": _table(
+            "FineHARD's arrays of images with captions, boxes and false phrases: FILE ... --images DIR_OR_FILE",
+            finehard.rows_of,
+            images=True,
         ),
         "csv": _table(
             "image path and captions per row: FILE ... [--images DIR_OR_FILE]",

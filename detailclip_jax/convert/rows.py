@@ -17,6 +17,7 @@ from detailclip_jax.convert.examples import Named, Raw, Reject, Rejected, conver
 from detailclip_jax.convert.image_root import ImageRoot, Place
 from detailclip_jax.convert.job import PER_SHARD, Options, Plan, Request, Shard
 from detailclip_jax.convert.limited_files import atomic_file, is_inside
+from detailclip_jax.convert.regions import Region
 
 MAX_REFUSED = 50_000  # rows of a table that cannot be used, if they are more than the others
 NAMES = "surrogatepass"  # Python's handler that keeps names of files whose bytes are not UTF-8
@@ -26,7 +27,8 @@ class Row(NamedTuple):
     """An example without its image, which is read from the first of `places` that exists.
 
     A row that cannot be used has no places and `refused` = "reason: detail".  `root` is the folder that contains the
-    places if `--images` does not name one, `match` the cell by which captions are joined, if they are by a column.
+    places if `--images` does not name one, `match` the cell by which captions are joined, if they are by a column;
+    `regions` and `negatives` are as in `Raw`.
     """
 
     key: str
@@ -37,6 +39,8 @@ class Row(NamedTuple):
     refused: str = ""
     root: str = ""
     match: str = ""
+    regions: Sequence[Region] = ()
+    negatives: Sequence[str] = ()
 
 
 MakeRows = Callable[[Request], Iterator[Row]]
@@ -77,7 +81,8 @@ def _mostly_usable(rows: Iterable[Row], request: Request) -> Iterator[Row]:
 def _packable(row: Row) -> Row:
     """Returns the row with key, captions and texts in valid UTF-8; places and root stay the names of files."""
     texts = {valid_text(name): text for name, text in converted(row.texts, valid_text).items()}
-    return row._replace(key=escaped(row.key), captions=[valid_text(text) for text in row.captions], texts=texts)
+    captions, negatives = ([valid_text(text) for text in own] for own in (row.captions, row.negatives))
+    return row._replace(key=escaped(row.key), captions=captions, texts=texts, negatives=negatives)
 
 
 def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
@@ -96,7 +101,9 @@ def _example(row: Row, root: ImageRoot, joined_by: str) -> Raw | Reject:
             raise Rejected(row.refused)
         path = "/".join(row.places[0]) if row.places else ""  # a photo may have no known place
         match = columns.match_of(joined_by, row.key, path, {joined_by: row.match})
-        return Raw(row.key, root.read(row.places), tuple(row.captions), row.texts, row.label, match)
+        boxes = tuple(Region(*each) for each in row.regions)
+        image = root.read(row.places)
+        return Raw(row.key, image, tuple(row.captions), row.texts, row.label, match, (), boxes, tuple(row.negatives))
     except Rejected as refusal:
         return refusal.of(row.key)
 

@@ -11,6 +11,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image, ImageDraw
 
+from detailclip_jax.convert import regions
 from detailclip_jax.convert.columns import sides
 from detailclip_jax.convert.known_sizes import comparison
 from detailclip_jax.convert.limited_files import FIGURES
@@ -64,6 +65,8 @@ def summary(record: Mapping[str, Any]) -> list[str]:
         return lines
     lines += [f"{name:<12}{_quantiles(counts[name], name)}" for name in ("width", "height", "bytes")]
     lines += [f"{name:<12}{_captions(field)}" for name, field in counts["captions"].items()]
+    if boxes := counts.get("regions"):
+        lines.append(f"regions     {regions.summary(boxes)}")
     if num_cut := record.get("cut_captions"):
         lines.append(f"cut         {num_cut:,} captions, to their first {MAX_CHARACTERS:,} characters")
     return lines + ([f"no caption  {counts['without_caption']:,}"] if counts["without_caption"] else [])

@@ -23,7 +23,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import UInt64
 
-from detailclip_jax.convert import joined_captions, statistics
+from detailclip_jax.convert import joined_captions, regions, statistics
 from detailclip_jax.convert.cleaning import CLEANING
 from detailclip_jax.convert.examples import (
     Raw,
@@ -42,6 +42,7 @@ from detailclip_jax.convert.limited_files import atomic_file, partial_of, write_
 from detailclip_jax.convert.readers import source_of
 from detailclip_jax.convert.remote_files import RemoteError, is_remote
 from detailclip_jax.convert.statistics import Entry
+from detailclip_jax.data.decoding import MAX_FILE_PIXELS, opened
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS, Tokenizer
 from detailclip_jax.runtime.errors import RunError, first_line
 from detailclip_jax.runtime.files import written_atomically
@@ -125,7 +126,8 @@ class Contents:
             if options.require_caption and not any(map(any, tokens.values())):
                 raise Rejected("no caption")
             image, width, height = checked(raw.image, options)
-            record = pack(dataclasses.replace(raw, image=image))
+            more, boxes = self._regions(raw, image)
+            record = pack(dataclasses.replace(raw, image=image), more)
             digest = digest_of(raw.key)
             if digest in self.keys or digest in self._repeated:
                 raise Rejected("duplicate key")
@@ -136,7 +138,15 @@ class Contents:
         self.num_cut += sum(len(text) > MAX_CHARACTERS for text in item.all_captions)
         entry = Entry(raw.key, len(image), width, height, tokens)
         statistics.add(self.counts, statistics.of_entry(entry, options.context_length))
+        statistics.add(self.counts, {"regions": boxes} if boxes else {})
         return record
+
+    def _regions(self, raw: Raw, image: bytes) -> tuple[dict[str, Any], dict[str, int]]:
+        if not (raw.regions or raw.negatives):
+            return {}, {}
+        whole, kept = (opened(data, max_whole=MAX_FILE_PIXELS) for data in (raw.image, image))
+        sizes = (whole.width, whole.height), (kept.width, kept.height)
+        return regions.of_record(raw.regions, raw.negatives, *sizes)
 
 
 def exclude_repeated(job: Job) -> list[int]:

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from detailclip_jax.convert import columns
+from detailclip_jax.convert import columns, regions
 from detailclip_jax.convert.columns import Columns
 from detailclip_jax.convert.examples import Rejected
 from detailclip_jax.convert.job import Request
@@ -125,7 +125,7 @@ def jsonl_rows(request: Request) -> Iterator[Row]:
             if chosen is None:
                 chosen = columns.choose(list(values), request.options, path)
                 _check_name(path, tables, chosen)
-            yield _row(values, chosen, path, f"{name}#{number}")
+            yield _row(values, chosen, path, f"{name}#{number}", has_regions=True)
 
 
 def _objects(path: str) -> Iterator[tuple[str | None, dict[str, Any] | None]]:
@@ -214,7 +214,7 @@ def _folder(path: str) -> str:
     return os.path.dirname(os.path.abspath(path))
 
 
-def _row(values: dict[str, Any], chosen: Columns, path: str, place: str) -> Row:
+def _row(values: dict[str, Any], chosen: Columns, path: str, place: str, has_regions: bool = False) -> Row:
     """Returns a row of a table, whose key is `place` if it has no other; refused if it lacks a column."""
     key = place
     try:
@@ -226,6 +226,8 @@ def _row(values: dict[str, Any], chosen: Columns, path: str, place: str) -> Row:
         captions, texts = columns.captions_in(values, chosen.captions)
         label = columns.cell_label(values[chosen.label]) if chosen.label else -1
         match = columns.key_text(values.get(chosen.match))
+        boxes, negatives = regions.read(values if has_regions else {})
     except Rejected as refusal:
         return Row(key, refused=str(refusal))
-    return Row(key, [(image,)], captions, texts, label, root=_folder(path), match=match)
+    root = _folder(path)
+    return Row(key, [(image,)], captions, texts, label, "", root, match, boxes, negatives)

@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from detailclip_jax.convert import columns
+from detailclip_jax.convert import columns, regions
 from detailclip_jax.convert.examples import Named, Raw, Reject, Rejected
 from detailclip_jax.convert.job import Options, Plan, Request, Shard, limited, of_files
 from detailclip_jax.convert.limited_files import MAX_BYTES, READ_ERRORS, expand, is_inside, open_bytes
@@ -76,7 +76,7 @@ def example(sample: Sample, shard: Shard, options: Options) -> Raw | Reject:
         match = columns.match_of(options.joined_by, sample.key, sample.names[image], fields)
         label = sample_label(sample.files, fields, options)
         there = tuple(fields) if options.joined_by and not match else ()
-        return Raw(key, sample.files[image], captions, texts, label, match, there)
+        return Raw(key, sample.files[image], captions, texts, label, match, there, *regions.read(fields))
     except Rejected as refusal:
         return refusal.of(key)
 

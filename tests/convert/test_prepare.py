@@ -41,7 +41,8 @@ def tars(tmp_path):
 
 def prepared(source, out, num_shards=0, kind="webdataset", split="train", **options):
     """The split's part of dataset.json, made in this process."""
-    request = Request(kind, (str(source),), str(out), split, options=Options(**options))
+    paths = tuple(map(str, source)) if isinstance(source, list) else (str(source),)
+    request = Request(kind, paths, str(out), split, options=Options(**options))
     job = begin(request, num_shards)
     local.run(job, 1, QUIET)
     return finish(job)
