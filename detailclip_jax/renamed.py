@@ -9,6 +9,7 @@ from typing import Any
 
 PACKAGE = "detailclip_jax."
 RENAMED = {  # former name: (present name, version that no longer has the former one)
+    "dense.taps": ("models.taps", "0.3"),
     "dense.paper": ("evaluation.paper", "0.3"),
     "evaluation.metrics.class_embeddings": ("inference.class_embeddings.class_embeddings", "0.3"),
     "evaluation.metrics.class_texts": ("inference.class_embeddings.class_texts", "0.3"),

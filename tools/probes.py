@@ -24,7 +24,6 @@ from detailclip_jax.config import run_config
 from detailclip_jax.data.images import evaluation_mask, evaluation_view
 from detailclip_jax.data.stickers.scene_source import Stickers, class_names, noun_names
 from detailclip_jax.dense import runs
-from detailclip_jax.dense.taps import taps
 from detailclip_jax.evaluation.linear_segmentation import (
     Patches,
     balanced,
@@ -39,6 +38,7 @@ from detailclip_jax.evaluation.linear_segmentation import (
 from detailclip_jax.inference.model import load
 from detailclip_jax.models.patches import normalise_pixels, patchify
 from detailclip_jax.models.stacking import unstack
+from detailclip_jax.models.taps import taps
 from detailclip_jax.models.vit import VisionTransformer
 from detailclip_jax.training.checkpoint import load_state
 from detailclip_jax.types import Params

@@ -19,6 +19,7 @@ from detailclip_jax.models.block import run_blocks
 from detailclip_jax.models.patches import normalise_pixels, patchify, unpatchify
 from detailclip_jax.models.readouts import heads
 from detailclip_jax.models.stacking import unstack
+from detailclip_jax.models.taps import outputs
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.models.vit import VisionTransformer
 from detailclip_jax.types import Array, Params
@@ -46,6 +47,25 @@ def head_attention(networks: Networks, config: ConfigDict) -> jax.stages.Wrapped
         net = networks.bind({"params": {"image": unstack(params["image"])}})
         with matmul_precision(config.model.matmul_precision):
             return attention_of_heads(net.image, normalise_pixels(images, mean, std))
+
+    return jax.jit(run)
+
+
+def block_tokens(networks: Networks, config: ConfigDict, blocks: Sequence[int], normalise: bool) -> jax.stages.Wrapped:
+    """Builds the jitted function of (params, uint8 images [B, S, S, 3]) -> tokens [B, L, M, D] after L blocks, float32.
+
+    M counts class tokens and patches. `normalise` applies the encoder's final norm after each block.
+    """
+    networks = networks.unrolled()
+    mean, std = tuple(config.preprocess.mean), tuple(config.preprocess.std)
+
+    def run(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B L M D"]:
+        vit = networks.bind({"params": {"image": unstack(params["image"])}}).image
+        with matmul_precision(config.model.matmul_precision):
+            pixels = normalise_pixels(images, mean, std)
+            after = outputs(vit, vit.embed(pixels), None, angles=vit.angles(pixels))
+            layers = [vit.norm(after[block]) if normalise else after[block] for block in blocks]
+        return jnp.stack(layers, 1).astype(jnp.float32)
 
     return jax.jit(run)
 

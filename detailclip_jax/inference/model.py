@@ -18,7 +18,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, overload
 
 import jax
 import numpy as np
@@ -39,6 +39,7 @@ from detailclip_jax.inference import readout_choice
 from detailclip_jax.inference.batching import in_shapes, in_turn
 from detailclip_jax.inference.class_embeddings import class_embeddings, owners
 from detailclip_jax.inference.inspection import (
+    block_tokens,
     head_attention,
     lowest,
     paste,
@@ -155,7 +156,13 @@ class Model:
             _warn_once("%s has no joint space: encode_image gives the L2-normalised class feature", self.path)
         return self._encoded(self.encode.image, self._views(images, "encode_image"), self.embedding_width)
 
-    def features(self, images: Any) -> Features:
+    @overload
+    def features(self, images: Any) -> Features: ...
+    @overload
+    def features(self, images: Any, layers: Sequence[int], normalise: bool = True) -> list[Features]: ...
+    def features(
+        self, images: Any, layers: Sequence[int] | None = None, normalise: bool = True
+    ) -> Features | list[Features]:
         """Class feature [B, D] and patch features [B, h, w, D] of any number of images; input as for `encode_image`.
 
         Works for every model. Values are float32, after the image encoder's final norm, and not L2-normalised. B is the
@@ -164,9 +171,27 @@ class Model:
         features are not normed, as in timm's forward_features.
 
             cls, patches = model.features(["frog.png"])     # ViT-B/16 at 224 px: [1, 768] and [1, 14, 14, 768]
+            third, last = model.features(["frog.png"], layers=(3, -1))      # those after blocks 3 and 11
+
+        `layers` are blocks, counted from 0, or from the end if negative; the result then is a list with the features
+        after each of them, as timm's `forward_intermediates` gives them. `normalise` applies the encoder's final norm
+        to them. Their `cls` is the class token; for an encoder without one (SigLIP) the mean over the patches.
+
+        Raises ValueError for a block that does not exist; else as `encode_image`.
         """
         self.require("features")
         side, width = sizes.num_side_patches(self.config.model), sizes.size_of(self.config.model).width
+        if layers is not None:
+            depth = sizes.size_of(self.config.model).depth
+            if wrong := [layer for layer in layers if not -depth <= layer < depth]:
+                raise ValueError(f"layers {wrong}: the encoder has {depth} blocks, 0 to {depth - 1}")
+            first = self.networks.image.num_class_tokens
+            function = self._block_tokens(tuple(layer % depth for layer in layers), normalise)
+            empty = np.zeros((0, len(layers), first + side**2, width), np.float32)
+            tokens = np.concatenate([empty, *self._called(function, self._views(images, "features"))])
+            maps = tokens[:, :, first:].reshape(len(tokens), len(layers), side, side, width)
+            cls = tokens[:, :, 0] if first else tokens.mean(2)
+            return [Features(cls[:, number], maps[:, number]) for number in range(len(layers))]
         batches = self._called(self.encode.tokens, self._views(images, "features"))
         tokens = np.concatenate([np.zeros((0, 1 + side**2, width), np.float32), *batches])
         return Features(tokens[:, 0], tokens[:, 1:].reshape(-1, side, side, width))
@@ -325,6 +350,10 @@ class Model:
     @functools.cached_property
     def _head_attention(self) -> jax.stages.Wrapped:
         return head_attention(self.networks, self.config)
+
+    @functools.cached_property
+    def _block_tokens(self) -> Callable[[tuple[int, ...], bool], jax.stages.Wrapped]:
+        return functools.cache(lambda blocks, norm: block_tokens(self.networks, self.config, blocks, norm))
 
     @functools.cached_property
     def _pixel_predictor(self) -> jax.stages.Wrapped:

@@ -13,9 +13,9 @@ from detailclip_jax.dense.detection.backbone import axis_weights, backbone, exte
 from detailclip_jax.dense.detection.fpn import Fpn
 from detailclip_jax.dense.detection.roi_heads import BoxHead, MaskHead
 from detailclip_jax.dense.detection.rpn import RpnHead
-from detailclip_jax.dense.taps import taps
 from detailclip_jax.models.batch_norm import BatchNorm
 from detailclip_jax.models.positions import RECIPES, interpolate
+from detailclip_jax.models.taps import taps
 from detailclip_jax.models.vit import Style, VisionTransformer
 
 torch = pytest.importorskip("torch")

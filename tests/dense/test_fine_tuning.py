@@ -11,8 +11,8 @@ from detailclip_jax.config.segmentation_fields import linear, segmentation
 from detailclip_jax.dense import fine_tuning
 from detailclip_jax.dense.segmentation import segmentation_heads
 from detailclip_jax.dense.segmentation.segmentation_network import SegmentationModel
-from detailclip_jax.dense.taps import usual_blocks
 from detailclip_jax.models.initial_values import generator_of, normal
+from detailclip_jax.models.taps import usual_blocks
 from detailclip_jax.models.vit import VisionTransformer
 from detailclip_jax.training import mesh
 from detailclip_jax.training.optimizer import labels

@@ -13,8 +13,8 @@ import pytest
 from detailclip_jax.config import run_config
 from detailclip_jax.dense.segmentation import bilinear, segmentation_heads, segmentation_network
 from detailclip_jax.dense.segmentation.segmentation_network import SegmentationModel
-from detailclip_jax.dense.taps import taps, usual_blocks
 from detailclip_jax.models import positions
+from detailclip_jax.models.taps import taps, usual_blocks
 from detailclip_jax.models.vit import Style, VisionTransformer
 
 torch = pytest.importorskip("torch")

@@ -17,9 +17,9 @@ from tiny import on_one_device
 
 from detailclip_jax import import_torch
 from detailclip_jax.dense import runs
-from detailclip_jax.dense.taps import taps
 from detailclip_jax.inference.model import load
 from detailclip_jax.models import stacking
+from detailclip_jax.models.taps import taps
 from detailclip_jax.training import train as training
 
 pytestmark = pytest.mark.check

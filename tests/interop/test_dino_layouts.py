@@ -13,10 +13,10 @@ import pytest
 from detailclip_jax import import_torch, interop, load
 from detailclip_jax.config import run_config
 from detailclip_jax.dense.detection.backbone import backbone, extents
-from detailclip_jax.dense.taps import taps
 from detailclip_jax.inference.inspection import attention_of_heads
 from detailclip_jax.interop import hub
 from detailclip_jax.models import readouts, stacking
+from detailclip_jax.models.taps import taps
 from detailclip_jax.models.vit import Style, VisionTransformer
 from detailclip_jax.training import adopted_config, experiment, mesh
 

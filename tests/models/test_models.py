@@ -11,10 +11,9 @@ from tiny import noise, tiny_state
 
 from detailclip_jax import config as config_lib
 from detailclip_jax.config import sizes
-from detailclip_jax.dense import taps
 from detailclip_jax.dense.detection import backbone
 from detailclip_jax.inference import inspection
-from detailclip_jax.models import block, patches, positions, readouts, registry, towers
+from detailclip_jax.models import block, patches, positions, readouts, registry, taps, towers
 from detailclip_jax.models import vit as vit_module
 from detailclip_jax.models.decoder import Decoder
 from detailclip_jax.models.heads import PrototypeHead

@@ -20,9 +20,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from detailclip_jax.dense.taps import outputs
 from detailclip_jax.models.patches import patchify, take
 from detailclip_jax.models.positions import SHARPNESS
+from detailclip_jax.models.taps import outputs
 from detailclip_jax.models.vit import VisionTransformer
 from detailclip_jax.types import Array, Bool, Float, Int
 

@@ -14,7 +14,7 @@ class Options:
     # pixels and encoder
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of pixels in 0..1
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    blocks: tuple[int, ...] = ()  # four encoder blocks for the pyramid; empty: `dense.taps.usual_blocks`
+    blocks: tuple[int, ...] = ()  # four encoder blocks for the pyramid; empty: `models.taps.usual_blocks`
     positions: tuple[int, int] | None = None  # grid of the encoder's learnt positions; None: the encoder's
     norm: bool = False  # the encoder's final norm on every tap
     width: int = 256  # of the pyramid and of all convolutions

@@ -40,8 +40,8 @@ from detailclip_jax.dense.detection.fpn import Fpn
 from detailclip_jax.dense.detection.nms import class_wise_nms
 from detailclip_jax.dense.detection.rpn import Proposals, RpnHead, proposals, rpn_loss
 from detailclip_jax.dense.segmentation.upernet import Pyramid
-from detailclip_jax.dense.taps import usual_blocks
 from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.models.taps import usual_blocks
 from detailclip_jax.models.vit import VisionTransformer, fold_in
 from detailclip_jax.types import Array, Axis, Batch, Float, Int, Scalar, UInt8
 

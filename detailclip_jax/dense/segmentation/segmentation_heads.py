@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from detailclip_jax.dense.segmentation.convolution import Classifier, ConvNormRelu, drop_channels
 from detailclip_jax.dense.segmentation.upernet import UperNetHead
-from detailclip_jax.dense.taps import Features
+from detailclip_jax.models.taps import Features
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.types import Array, Axis, Float
 

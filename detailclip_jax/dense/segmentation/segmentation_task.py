@@ -44,9 +44,9 @@ from detailclip_jax.dense.segmentation.segmentation_sets import (
 )
 from detailclip_jax.dense.segmentation.sticker_labels import open_stickers
 from detailclip_jax.dense.set_examples import Example, examples
-from detailclip_jax.dense.taps import usual_blocks
 from detailclip_jax.figures.segmentations import label_figure
 from detailclip_jax.models import towers
+from detailclip_jax.models.taps import usual_blocks
 from detailclip_jax.runtime import markdown, processes
 from detailclip_jax.training import dense_encoder
 from detailclip_jax.training.train_state import TrainState

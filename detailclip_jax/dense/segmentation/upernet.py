@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from detailclip_jax.dense.segmentation.bilinear import pool, resize
 from detailclip_jax.dense.segmentation.convolution import Classifier, ConvNormRelu, drop_channels, norm_over_maps
-from detailclip_jax.dense.taps import Features
 from detailclip_jax.kernels.products import plus, product
 from detailclip_jax.models.batch_norm import BatchNorm
 from detailclip_jax.models.initial_values import uniform_fan_in
 from detailclip_jax.models.layers import exact_gelu
+from detailclip_jax.models.taps import Features
 from detailclip_jax.types import Array, Axis, Bool, Float
 
 SCALES = (1, 2, 3, 6)  # of the pyramid pooling module: bins per side of its averages
