@@ -57,23 +57,20 @@ def size_of(model: ConfigDict) -> Size:
     """
     if model.size not in (*SIZES, CUSTOM):
         raise ValueError(f"model.size {model.size!r} is unknown; known: {', '.join(SIZES)}, {CUSTOM}")
-    size = _custom_size(model) if model.size == CUSTOM else SIZES[model.size]
+    if model.size == CUSTOM:
+        fields, known = set(model.custom), set(Size._fields)
+        missing, unknown = known - fields - set(Size._field_defaults), fields - known
+        if missing or unknown:
+            raise ValueError(
+                f"model.custom lacks {sorted(missing)} and has unknown {sorted(unknown)}; its fields are "
+                f"{', '.join(Size._fields)}"
+            )
+        for name, value in model.custom.items():
+            least, most = int(name not in MAY_BE_0), MAX_DEPTH if name.endswith("depth") else LARGEST
+            if not isinstance(value, int) or not least <= value <= most:
+                raise ValueError(f"model.custom.{name} {value!r} must be a whole number from {least} to {most}")
+    size = Size(**model.custom.to_dict()) if model.size == CUSTOM else SIZES[model.size]
     return size._replace(joint_width=size.width) if model.image_is_embedding else size
-
-
-def _custom_size(model: ConfigDict) -> Size:
-    fields, known = set(model.custom), set(Size._fields)
-    missing, unknown = known - fields - set(Size._field_defaults), fields - known
-    if missing or unknown:
-        raise ValueError(
-            f"model.custom lacks {sorted(missing)} and has unknown {sorted(unknown)}; its fields are "
-            f"{', '.join(Size._fields)}"
-        )
-    for name, value in model.custom.items():
-        least, most = int(name not in MAY_BE_0), MAX_DEPTH if name.endswith("depth") else LARGEST
-        if not isinstance(value, int) or not least <= value <= most:
-            raise ValueError(f"model.custom.{name} {value!r} must be a whole number from {least} to {most}")
-    return Size(**model.custom.to_dict())
 
 
 def num_side_patches(model: ConfigDict) -> int:

@@ -226,7 +226,8 @@ class Embedder:
     def _embed_images(
         self, params: Params, data: LabelledSet, transform: Transform, encoder: Feature, *more: Any
     ) -> Arrays:
-        batches, named = self._batches(params, data, transform), isinstance(encoder, str)
+        batches = self._batches(params, data, transform)
+        named = isinstance(encoder, str)
         function = getattr(self.encode, encoder) if named else self.encode.jit(encoder)
         key = data.name, data.fingerprint, transform, tuple(batches.sizes), mesh_of(params)
         decoded = self.decoded and self.decoded.get(key)

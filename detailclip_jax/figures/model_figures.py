@@ -304,25 +304,23 @@ def words_of(model: Model, shown: Shown, readout: str) -> list[Words]:
 
 def overview(models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
     """Image, attention, kept patches, reconstruction and words side by side; a row per image and checkpoint."""
-    names = labels(models, options)
-    parts = {name: _overview(model, shown, options, names[name][0]) for name, model in models.items()}
+    names, parts = labels(models, options), {}
+    for name, model in models.items():
+        images, removed = views({"": model}, shown), model.removed(shown.images, options.ratio)
+        drawn: Sequence[Any] = [None] * len(images)
+        if can(model, "reconstruct"):
+            drawn = _enlarged(model, model.reconstruct(shown.images, removed))
+        word_maps: Sequence[Words | None] = [None] * len(images)
+        if can(model, "dense") and all(shown.texts):
+            squares = shown._replace(images=[model.view(image) for image in shown.images])
+            word_maps = words_of(model, squares, names[name][0])
+        attended = [model.attention(image) for image in shown.images]
+        parts[name] = [Overview(*each) for each in zip(images, attended, removed, drawn, word_maps)]
     rows = [parts[name][i] for i in range(len(shown.images)) for name in models]
     labelled = [names[name][1] if parts[name][0].words else name for name in models]
     size = 1.5 if len(models) == 1 else 1.12  # inches
     figure = maps.overview_figure(rows, credit=shown.credit, rows=labelled * len(shown.images), size=size)
     return {"overview": figure}
-
-
-def _overview(model: Model, shown: Shown, options: Options, readout: str) -> list[Overview]:
-    images, removed = views({"": model}, shown), model.removed(shown.images, options.ratio)
-    drawn: Sequence[Any] = [None] * len(images)
-    if can(model, "reconstruct"):
-        drawn = _enlarged(model, model.reconstruct(shown.images, removed))
-    word_maps: Sequence[Words | None] = [None] * len(images)
-    if can(model, "dense") and all(shown.texts):
-        word_maps = words_of(model, shown._replace(images=[model.view(image) for image in shown.images]), readout)
-    attended = [model.attention(image) for image in shown.images]
-    return [Overview(*each) for each in zip(images, attended, removed, drawn, word_maps)]
 
 
 def can(model: Model, call: str) -> bool:
