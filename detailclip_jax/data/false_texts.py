@@ -108,10 +108,14 @@ def check(config: ConfigDict) -> None:
 
 
 def check_source(source: Source, data: ConfigDict) -> None:
-    """Raises ValueError if no checked example of any set has false texts, and the run asks for them."""
+    """Raises ValueError if no checked example of any set has false texts, and the run asks for them.
+
+    A run with regions may have those of phrases alone.
+    """
     if data.negatives and data.caption != STATES:
-        examples = (each for member in members_of(source) for each in asked(member.source))
-        if not any(not_blank(texts(each.get(FIELD))) for each in examples):
+        examples = [each for member in members_of(source) for each in asked(member.source)]
+        of_phrases = data.regions and any(any(each.get("phrase_negatives") or ()) for each in examples)
+        if not of_phrases and not any(not_blank(texts(each.get(FIELD))) for each in examples):
             raise ValueError(
                 f"data.negatives {data.negatives}: no checked example has the field {FIELD!r}, a list of texts that "
                 "are false of its image; prepare the set with it (docs/records.md), or set data.negatives to 0.  "

@@ -24,7 +24,7 @@ GOLDEN = Path(__file__).parents[1] / "golden/configs"
 YFCC15M = 14_689_580
 TRANSFER = sorted((ROOT / "configs/transfer").glob("*.py"))
 FILES = {folder: sorted(file.stem for file in (ROOT / "configs" / folder).glob("*.py")) for folder in METHOD_FOLDERS}
-RECIPES = ("debias", "distill", "flip", "lit")  # of clip, and of siglip
+RECIPES = ("debias", "distill", "fgclip", "fgclip2", "flip", "lit", "negclip")  # of clip, and of siglip
 BEYOND = [name for name in FILES["beyond"] if not name.startswith("continue_") and name not in RECIPES]
 CASES = {
     "stickers": "stickers.py",
