@@ -1,5 +1,6 @@
 """Patch dropout: which patches an image encoder sees, and runs that end without it."""
 
+import dataclasses
 import functools
 import types
 from contextlib import closing
@@ -208,7 +209,7 @@ def test_a_run_that_was_stopped_around_the_switch_gives_the_same_bits(stop, tmp_
 def test_a_short_run_ends_with_all_patches_too(until, first):
     config = ConfigDict(built().config.to_dict())
     config.views.patch_dropout_until = until
-    assert built()._replace(config=config).unmasked_from == first
+    assert dataclasses.replace(built(), config=config).unmasked_from == first
 
 
 @pytest.mark.parametrize(("until", "expected"), [(0.15, 0.0), (1.0, 0.5)])
