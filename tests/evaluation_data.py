@@ -6,6 +6,7 @@ import io
 import jax
 import numpy as np
 import tiny
+from ml_collections import ConfigDict
 from PIL import Image
 
 from detailclip_jax.training import checkpoint, experiment
@@ -24,6 +25,14 @@ def variables_of(method):
     noise = functools.partial(jax.tree.map, lambda x: jax.device_put(np.asarray(rng.normal(0, 0.2, x.shape), x.dtype)))
     variables = {"params": noise(shapes.params), "ema_params": noise(shapes.ema_params)}
     return built, variables | {"batch_stats": noise(shapes.batch_stats)}, config
+
+
+def config_with(evaluators, **fields):
+    """That config with these evaluators, and other fields by their dotted names."""
+    config = variables_of("detailclip")[2].copy_and_resolve_references()
+    config.evaluators = ConfigDict(evaluators)
+    config.update_from_flattened_dict(fields)
+    return config
 
 
 def write_checkpoint(workdir, method="detailclip"):

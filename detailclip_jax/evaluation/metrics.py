@@ -135,30 +135,18 @@ def block_ranks(
     """
     image_ranks = np.empty(num_images, np.int64)
     for rows, scores in of_images:
-        image_ranks[rows] = ranks(scores, right_texts(rows, owners, text_ids))
+        captions = np.flatnonzero((owners >= rows.start) & (owners < rows.stop))
+        which, same = np.nonzero(text_ids[captions][:, None] == text_ids)
+        right = np.zeros(scores.shape, bool)
+        right[owners[captions][which] - rows.start, same] = True
+        image_ranks[rows] = ranks(scores, right)
     text_ranks = np.empty(len(owners), np.int64)
     for rows, scores in of_texts:
-        text_ranks[rows] = ranks(scores, right_images(rows, owners, text_ids, num_images))
+        which, same = np.nonzero(text_ids[rows][:, None] == text_ids)
+        right = np.zeros(scores.shape, bool)
+        right[which, owners[same]] = True
+        text_ranks[rows] = ranks(scores, right)
     return image_ranks, text_ranks
-
-
-def right_texts(images: slice, owners: Int[np.ndarray, "M"], text_ids: Int[np.ndarray, "M"]) -> Bool[np.ndarray, "b M"]:
-    """For each image of the slice, True for the captions that have the text of one that describes it."""
-    captions = np.flatnonzero((owners >= images.start) & (owners < images.stop))
-    which, same = np.nonzero(text_ids[captions][:, None] == text_ids)
-    right = np.zeros((images.stop - images.start, len(owners)), bool)
-    right[owners[captions][which] - images.start, same] = True
-    return right
-
-
-def right_images(
-    texts: slice, owners: Int[np.ndarray, "M"], text_ids: Int[np.ndarray, "M"], num_images: int
-) -> Bool[np.ndarray, "b I"]:
-    """For each caption of the slice, True for the images that have a caption with the same text."""
-    which, same = np.nonzero(text_ids[texts][:, None] == text_ids)
-    right = np.zeros((texts.stop - texts.start, num_images), bool)
-    right[which, owners[same]] = True
-    return right
 
 
 def num_right(

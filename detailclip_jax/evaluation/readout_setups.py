@@ -128,14 +128,16 @@ def names_of(dataset: str, method: str, classes: Sequence[str]) -> Names:
     set writes it; only its list for ADE20K is published.
     """
     several = {} if method in (CLEARCLIP, GEM, TIPS) else SEVERAL.get(dataset, {})
-    return tuple(several.get(name) or _single(dataset, method, name) for name in classes)
-
-
-def _single(dataset: str, method: str, name: str) -> tuple[str, ...]:
-    if method == GEM and name == "background" and dataset in BACKGROUND_SETS:
-        return ()
-    if method == TIPS:
-        return (name,)
-    if dataset in ("voc20", "voc21"):
-        return (VOC_NAMES.get(name, name),)
-    return (name.replace(" ", "") if dataset in JOINED else name,)
+    names: list[tuple[str, ...]] = []
+    for name in classes:
+        if name in several:
+            names.append(several[name])
+        elif method == GEM and name == "background" and dataset in BACKGROUND_SETS:
+            names.append(())
+        elif method == TIPS:
+            names.append((name,))
+        elif dataset in ("voc20", "voc21"):
+            names.append((VOC_NAMES.get(name, name),))
+        else:
+            names.append((name.replace(" ", "") if dataset in JOINED else name,))
+    return tuple(names)

@@ -165,15 +165,6 @@ def test_positions_may_lie_on_a_grid_that_is_not_square():
     close(maps_of(square, images, [(16, 16)])[0][1], maps_of(encoder(), images, [(16, 16)])[0][1], 1e-6)
 
 
-def test_wrong_encoders_and_sizes_are_named():
-    with pytest.raises(ValueError, match="a side of 20 pixels, which is no multiple of 2 x patch size = 8"):
-        maps_of(encoder(), jnp.zeros((1, 20, 16, 3)), [(20, 16)])
-    with pytest.raises(ValueError, match="blocks \\[3\\]: the encoder has 3 blocks, 0 to 2"):
-        maps_of(encoder(), jnp.zeros((1, 16, 16, 3)), [(16, 16)], (3,))
-    with pytest.raises(ValueError, match="scan=False"):
-        maps_of(encoder(scan=True), jnp.zeros((1, 16, 16, 3)), [(16, 16)], params={})
-
-
 # --- BatchNorm of valid entries
 
 

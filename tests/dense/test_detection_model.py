@@ -424,12 +424,3 @@ def test_the_network_lowers_for_gpus_and_tpus():
     ):
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)
         assert jax.export.export(function, platforms=platforms)(*shapes).platforms == platforms
-
-
-def test_options_and_encoders_that_cannot_work_are_named():
-    with pytest.raises(ValueError, match=r"stage_ious \(0\.5,\): the cascade has three stages"):
-        Options(stage_ious=(0.5,))
-    with pytest.raises(ValueError, match=r"roi_positive_ratio .* must be greater than 0"):
-        Options(roi_positive_ratio=0.0)
-    with pytest.raises(ValueError, match="needs four encoder blocks"):
-        Options(blocks=(0, 1))

@@ -117,19 +117,6 @@ def test_an_evaluation_does_not_depend_on_the_number_of_devices():
     assert found.scores["mIoU"] == pytest.approx(other.scores["mIoU"], abs=0.05)
 
 
-def test_sizes_that_patches_do_not_fill_and_unknown_recipes_are_named():
-    with pytest.raises(ValueError, match=r"views\.crop 30 is not a multiple of the patch size 8; .* 24 and 32"):
-        runs.build(tiny(**{"views.crop": 30}))
-    with pytest.raises(ValueError, match=r"inference\.window 4 is not a multiple of the patch size 8; .* are 8$"):
-        runs.build(tiny(**{"inference.window": 4, "inference.stride": 4}))
-    with pytest.raises(ValueError, match=r"unknown encoder\.positions 'cubic'.* Known: bicubic"):
-        runs.build(tiny(**{"encoder.positions": "cubic"}))
-    with pytest.raises(ValueError, match="taps \\[9\\]: the encoder has 2 blocks"):
-        runs.build(tiny(**{"encoder.blocks": (0, 9, 1, 1)}))
-    with pytest.raises(ValueError, match="instance maps, not the 150 class labels"):
-        runs.build(tiny(**{"data.source": "tfds", "data.path": "scene_parse150"}))
-
-
 def test_the_example_stream_resumes_at_any_position():
     with built().batches(8) as late, built().batches(0) as early:
         next(early)

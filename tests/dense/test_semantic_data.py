@@ -23,7 +23,7 @@ from detailclip_jax.dense.segmentation.label_augment import (
     resize_image,
     scaled_size,
 )
-from detailclip_jax.dense.segmentation.segmentation_sets import black_and_white, open_pairs, open_set, read_classes
+from detailclip_jax.dense.segmentation.segmentation_sets import black_and_white, open_pairs, open_set
 from detailclip_jax.dense.segmentation.sticker_labels import LABELS, open_stickers
 from detailclip_jax.runtime.provenance import data_fingerprint
 
@@ -55,38 +55,15 @@ def test_a_16_bit_mask_keeps_values_above_255():
     np.testing.assert_array_equal(classes, [[0, 1], [IGNORE, 2]])
 
 
-def test_gray_in_three_channels_is_read_and_colours_are_refused():
+def test_gray_in_three_channels_is_read():
     gray = RNG.integers(0, 9, (4, 4, 1)).astype(np.uint8).repeat(3, -1)
     np.testing.assert_array_equal(stored_values(encoded(gray), "m"), gray[..., 0])
-    gray[0, 0, 1] += 1
-    with pytest.raises(BadRecord, match="m: a mask of mode RGB holds colours"):
-        stored_values(encoded(gray), "m")
-    with pytest.raises(BadRecord, match="mode RGBA holds colours"):
-        stored_values(encoded(np.zeros((4, 4, 4), np.uint8)), "m")
 
 
-@pytest.mark.parametrize("data", [encoded(np.zeros((4, 4), np.uint8), kind="JPEG"), b"", b"<html>"])
-def test_a_mask_in_another_format_is_refused(data):
-    with pytest.raises(BadRecord, match="m: the mask is neither a PNG nor a TIFF"):
-        stored_values(data, "m")
-
-
-def test_a_damaged_mask_is_refused():
-    data = encoded(RNG.integers(0, 255, (64, 64)).astype(np.uint8))
-    with pytest.raises(BadRecord, match="m: the mask is truncated or damaged"):
-        stored_values(data[: len(data) // 2], "m")
-
-
-def test_unknown_labels_are_refused_by_number_or_ignored():
+def test_unknown_labels_are_ignored_on_request():
     stored = np.array([[0, 1, 150, 151]], np.uint8)
     values = {k + 1: k for k in range(150)}
-    with pytest.raises(BadRecord, match=r"m: 25\.0% of the mask have the values 151, .*unknown_labels=ignore"):
-        table(values, (0,))(stored, "m")
     np.testing.assert_array_equal(table(values, (0,), "ignore")(stored, "m"), [[IGNORE, 0, 149, IGNORE]])
-    with pytest.raises(ValueError, match=r"data\.unknown_labels 'drop' is unknown; known: refuse, ignore"):
-        table(values, (0,), "drop")
-    with pytest.raises(ValueError, match="70000"):
-        table({70000: 0})
 
 
 # --- layouts
@@ -232,30 +209,6 @@ def test_a_class_list_is_read_line_by_line(tmp_path):
     put(tmp_path / "masks/train/b.png", mask(0, 1, 255))
     put(tmp_path / "classes.txt", "\ufeffsea\r\nl\u00e4nd\r\n\r\n".encode())
     assert open_set("folders", str(tmp_path), "train").classes == ("sea", "l\u00e4nd")
-    for text in (b"sea\n\nland\n", b"\nsea\nland\n", b""):
-        put(tmp_path / "classes.txt", text)
-        with pytest.raises(ValueError, match=r"classes\.txt has no name in line [12]: line k names"):
-            open_set("folders", str(tmp_path), "train")
-    put(tmp_path / "classes.txt", b"sea\nland\nsea\n")
-    with pytest.raises(ValueError, match=r"classes\.txt has the name 'sea' in several lines"):
-        open_set("folders", str(tmp_path), "train")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("\n".join(map(str, range(32_769))).encode(), r"has 32,769 lines; a set can have 32,768 classes"),
-        ("l\u00e4nd".encode("latin-1"), "cannot be read: 'utf-8' codec can't decode byte 0xe4"),
-        (
-            b"a" * (2**24 + 1),
-            r"cannot be read: too large: .*classes\.txt: the limit is 16,777,216 bytes",
-        ),
-    ],
-)
-def test_what_is_no_class_list_is_refused(content, message, tmp_path):
-    put(tmp_path / "classes.txt", content)
-    with pytest.raises(ValueError, match=rf"classes\.txt {message}"):
-        read_classes(tmp_path / "classes.txt")
 
 
 def test_a_class_list_may_have_as_many_names_as_int16_has_numbers(tmp_path):
@@ -312,22 +265,6 @@ def test_links_are_followed_and_listed_names_stay_in_the_folders_of_images_and_m
     assert open_set("voc", str(tmp_path / "alias"), "train").source[0]["key"] == "voc/a.jpg"
 
 
-def test_tfds_is_refused_with_the_reason_and_missing_data_are_named(tmp_path):
-    with pytest.raises(ValueError, match="instance maps, not the 150 class labels"):
-        open_set("tfds", "scene_parse150", "train")
-    with pytest.raises(ValueError, match="did you mean 'ade20k'"):
-        open_set("ade20", str(tmp_path), "train")
-    with pytest.raises(MissingData, match="'', the path of voc, is not a folder"):
-        open_set("voc", "", "train")
-    with pytest.raises(MissingData, match="no image of split val"):
-        open_set("ade20k", str(tmp_path), "val")
-    put(tmp_path / "images/training/a.jpg", make_image())
-    with pytest.raises(MissingData, match=r"1 of 1 images .* have no mask; the first is .*a\.jpg"):
-        open_set("ade20k", str(tmp_path), "train")
-    with pytest.raises(ValueError, match="unknown split 'test'"):
-        open_set("ade20k", str(tmp_path), "test")
-
-
 def test_the_name_lists_have_the_published_lengths_and_no_doubles():
     lists = {"VOC": 21, "CONTEXT": 59, "CITYSCAPES": 19, "COCO_STUFF": 171, "ADE20K": 150}
     for name, count in lists.items():
@@ -377,11 +314,6 @@ def scene(height=60, width=80):
 )
 def test_images_are_resized_into_the_scale(size, expected):
     assert scaled_size(size, (2048, 512)) == expected
-
-
-def test_an_empty_image_is_refused():
-    with pytest.raises(ValueError, match="0 x 5 pixels is empty"):
-        scaled_size((0, 5), (2048, 512))
 
 
 def test_an_example_depends_on_its_seed_alone_and_has_the_crop_s_size():

@@ -208,23 +208,6 @@ def parse_names():
     )
 
 
-@pytest.mark.parametrize(
-    ("tasks", "message"),
-    [
-        ("choice:winogrand", "unknown set of choices 'winogrand'; did you mean 'winoground'"),
-        ("choice:coco", "unknown set of choices 'coco'"),
-        ("winoground", "write for example choice:winoground"),
-        ("choice", "choice names no set; write for example choice:sugarcrepe"),
-        ("zero_shot:stickers_long", "for retrieval only; write zero_shot:stickers"),
-        ("zero_shot:docci", "docci has captions and no classes"),
-        ("detail:dci", "detail stands for several tasks"),
-    ],
-)
-def test_wrong_names_are_answered_with_the_right_ones(tmp_path, tasks, message):
-    with pytest.raises(ValueError, match=message):
-        parse(tasks, Sets(tmp_path))
-
-
 def test_choices_and_long_captions_of_stickers():
     sets = Sets(image_size=48, num_scenes=20)
     found = sets.choices("stickers")

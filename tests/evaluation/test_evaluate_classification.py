@@ -6,7 +6,6 @@ from sklearn import metrics as sklearn_metrics
 
 from detailclip_jax.evaluation import classification
 from detailclip_jax.inference.class_embeddings import class_embeddings
-from detailclip_jax.runtime.errors import Unmeasurable
 
 
 def rng(seed=0):
@@ -71,19 +70,6 @@ def test_roc_auc_counts_pairs_and_a_tie_half(seed):
 
 def test_roc_auc_of_one_kind_is_not_a_number():
     assert np.isnan(classification.roc_auc(np.arange(3.0), np.ones(3, bool)))
-
-
-def test_roc_auc_needs_two_classes():
-    images, classes, labels = drawn(classes=3)
-    with pytest.raises(Unmeasurable, match="two classes, not 3"):
-        list(classification.zero_shot_metrics(images, classes, labels, "roc_auc"))
-    with pytest.raises(Unmeasurable, match="examples of both classes; these 60 are all of one"):
-        list(classification.zero_shot_metrics(images, classes[:2], np.ones_like(labels), "roc_auc"))
-
-
-def test_an_unknown_metric_lists_the_known():
-    with pytest.raises(ValueError, match="unknown metric 'f1'; known: accuracy, mean_per_class"):
-        list(classification.zero_shot_metrics(*drawn(), "f1"))
 
 
 def test_embeddings_need_not_be_normalised():

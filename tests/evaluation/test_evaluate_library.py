@@ -18,9 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from evaluation_data import CLASSES, variables_of, write_folders
+from evaluation_data import CLASSES, config_with, variables_of, write_folders
 from launching import QUICK
-from ml_collections import ConfigDict
 from PIL import Image
 from tiny import noise, tiny_config, tiny_experiment
 
@@ -29,7 +28,7 @@ from detailclip_jax.config import default
 from detailclip_jax.data import labelled
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.preprocessing import Transform, transform_of
-from detailclip_jax.data.sources import BadRecord, MissingData
+from detailclip_jax.data.sources import BadRecord
 from detailclip_jax.data.stickers import sprites
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import (
@@ -39,7 +38,6 @@ from detailclip_jax.evaluation import (
     image_batches,
     metrics,
     paper,
-    plan,
     results,
     run_all,
     run_evaluators,
@@ -298,16 +296,9 @@ def test_a_subset_is_evenly_spaced():
         subset[4]
 
 
-def test_an_image_without_captions_is_named():
-    with pytest.raises(Unmeasurable, match="example 2 has no caption"):
-        image_batches.pairs_at(Images(), [2])
-
-
 def test_blank_captions_are_neither_queries_nor_answers():
     source = [{"image": b"", "captions": given} for given in (("one", ""), ("two", " "), ("", "\t"))]
     assert image_batches.pairs_at(source, [0, 1])[1] == [("one",), ("two",)]
-    with pytest.raises(Unmeasurable, match="example 2 has no caption"):
-        image_batches.pairs_at(source, [0, 1, 2])
 
 
 def test_splits_whose_files_have_the_same_names_and_sizes_are_told_apart(tmp_path):
@@ -593,13 +584,6 @@ def open_clip_accuracy(open_clip, torch, network, folder):
 # the evaluators of a run
 
 
-def config_with(asked, **fields):
-    config = variables_of("detailclip")[2].copy_and_resolve_references()
-    config.evaluators = ConfigDict(asked)
-    config.update_from_flattened_dict(fields)
-    return config
-
-
 @pytest.mark.check
 def test_a_run_evaluates_any_task_without_compiling_again(tmp_path):
     write_folders(tmp_path / "toys")
@@ -637,25 +621,8 @@ def test_the_documented_evaluator_runs_on_a_real_method():
     assert found == {"mine/student/attention": pytest.approx(expected)}
 
 
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ({"zero_shot:imagenett": {}}, "unknown set 'imagenett'; did you mean 'imagenet'?"),
-        ({"zeroshot:pets": {}}, "unknown task 'zeroshot'; did you mean 'zero_shot'?"),
-        ({"knn:pets": {"num_scenes": 3}}, "unknown option of evaluator knn:pets: 'num_scenes'"),
-        ({"pets": {}}, "unknown evaluator 'pets'"),
-    ],
-)
-def test_a_wrong_evaluator_is_named_before_the_run(asked, message):
-    with pytest.raises(ValueError) as caught:
-        plan(config_with(asked))
-    assert message in str(caught.value)
-
-
-def test_missing_data_of_an_evaluator_are_named_before_the_run():
+def test_a_run_that_never_evaluates_needs_no_data():
     config = config_with({"zero_shot:pets": {"data_dir": "nowhere"}})
-    with pytest.raises(MissingData, match="no data of 'pets'"):
-        check(None, config)
     config.evaluate_at_end = False  # and evaluate_every is 0: nobody will look
     check(None, config)
 

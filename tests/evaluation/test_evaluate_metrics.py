@@ -62,11 +62,6 @@ def test_class_embeddings_equal_a_loop_in_any_order():
     np.testing.assert_allclose(class_embeddings(scaled, classes, 3), expected, atol=1e-6)
 
 
-def test_a_class_without_a_prompt_is_named():
-    with pytest.raises(Unmeasurable, match=r"classes \[1, 3\] of 4"):
-        class_embeddings(np.ones((2, 3), np.float32), np.array([0, 2]), 4)
-
-
 def test_similarity_blocks_cover_the_matrix_and_stay_small():
     a, b = rng().normal(size=(10, 4)), rng(1).normal(size=(7, 4))
     blocks = list(metrics.similarity_blocks(a, b, block=4))
@@ -109,11 +104,6 @@ def test_duplicate_captions_are_right_for_both_images():
     for words, expected in ((["a frog", "a frog"], 0), (["a frog", "a bus"], 1)):
         found = dict(retrieval_metrics(vectors, swapped, [[word] for word in words], (1,)))
         assert found == {"image_to_text_r1": 1 - expected, "text_to_image_r1": 1 - expected}
-
-
-def test_an_image_without_a_caption_is_refused():
-    with pytest.raises(Unmeasurable, match="query 1 has no correct entry"):
-        ranks_of(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), np.zeros(2, int), np.arange(2))
 
 
 def test_recall_chance_equals_counting_all_draws():

@@ -93,7 +93,16 @@ def open_format(
     `training` leaves out images without annotations.  Raises MissingData that names the file and the reason.
     """
     file, root = pathlib.Path(file), pathlib.Path(images)
-    content, identity = _load(file)
+    if not file.is_file():
+        raise MissingData(f"{file} is missing: it holds the images, annotations and categories of the set")
+    data = file.read_bytes()
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise MissingData(f"{file} is not readable as JSON: {error}") from error
+    lists = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
+        raise MissingData(f"{file} is not in COCO's format: it needs the lists {', '.join(lists)}")
     listed, categories = _images(content, file), _categories(content, file)
     grouped, lost = _group(content["annotations"], {image.id for image in listed})
     kept = [image for image in listed if grouped[image.id] or not training]
@@ -108,23 +117,10 @@ def open_format(
             f"{len(missing)} of {len(kept)} images of {file} are not in {root}; the first is {missing[0]}"
         )
     numbers = {category: number for number, category in enumerate(categories)}
-    source = CocoImages(name, root, kept, [grouped[image.id] for image in kept], numbers, identity)
+    source = CocoImages(
+        name, root, kept, [grouped[image.id] for image in kept], numbers, hashlib.sha256(data).hexdigest()
+    )
     return DetectionSet(name, source, tuple(categories.values()), tuple(categories), tuple(notes), str(file))
-
-
-def _load(file: pathlib.Path) -> tuple[dict[str, Any], str]:
-    """The content of the json, and the hash of its bytes."""
-    if not file.is_file():
-        raise MissingData(f"{file} is missing: it holds the images, annotations and categories of the set")
-    try:
-        data = file.read_bytes()
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise MissingData(f"{file} is not readable as JSON: {error}") from error
-    names = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in names):
-        raise MissingData(f"{file} is not in COCO's format: it needs the lists {', '.join(names)}")
-    return content, hashlib.sha256(data).hexdigest()
 
 
 def _images(content: Mapping[str, Any], file: pathlib.Path) -> list[ListedImage]:

@@ -8,22 +8,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32
 
 from detailclip_jax.inference.windows import bilinear_matrix
 from detailclip_jax.types import Array, Float
-
-
-def pooling_matrix(old: int, new: int) -> Float32[np.ndarray, "new old"]:
-    """Builds the matrix of PyTorch's adaptive average pooling of one axis.
-
-    Bin i is the mean of the pixels floor(i old / new) to ceil((i + 1) old / new) - 1; bins may overlap.
-    """
-    matrix = np.zeros((new, old), np.float32)
-    for i in range(new):
-        first, last = i * old // new, -(-(i + 1) * old // new)
-        matrix[i, first:last] = 1 / (last - first)
-    return matrix
 
 
 def resize(maps: Float[Array, "B h w C"], size: Sequence[int]) -> Float[Array, "B height width C"]:
@@ -33,8 +20,17 @@ def resize(maps: Float[Array, "B h w C"], size: Sequence[int]) -> Float[Array, "
 
 
 def pool(maps: Float[Array, "B h w C"], bins: int) -> Float[Array, "B bins bins C"]:
-    """Averages maps over a grid of `bins` x `bins`."""
-    return _apply(maps, *(pooling_matrix(old, bins) for old in maps.shape[1:3]))
+    """Averages maps over a grid of `bins` x `bins`, as PyTorch's adaptive average pooling does.
+
+    Of n places along an axis, bin i is the mean of floor(i n / bins) to ceil((i + 1) n / bins) - 1; bins may overlap.
+    """
+    matrices = [np.zeros((bins, places), np.float32) for places in maps.shape[1:3]]
+    for matrix in matrices:
+        places = matrix.shape[1]
+        for i in range(bins):
+            first, last = i * places // bins, -(-(i + 1) * places // bins)
+            matrix[i, first:last] = 1 / (last - first)
+    return _apply(maps, *matrices)
 
 
 def _apply(maps: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
