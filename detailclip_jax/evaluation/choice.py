@@ -35,7 +35,7 @@ class Indexed(NamedTuple):
 
 
 def choice(setting: Setting, name: str) -> SetEvaluator:
-    """The accuracy of choices by the cosine of image and caption; `measured` has the metrics.
+    """The accuracy of choices by the cosine of image and caption; `measure` has the metrics.
 
     A choice whose image cannot be read is left out, in sets of pairs with its other half. A method that pools an image
     by each text (FLAIR) chooses by the cosine of each caption with the image pooled by it; the choice by class tokens
@@ -48,9 +48,9 @@ def choice(setting: Setting, name: str) -> SetEvaluator:
         items = number_choices(choices, images.index)
         texts = embedder.texts(params, items.texts)
         if embedder.pools_images:
-            yield from measured(choices.rule, items, pooled_cosines(setting, params, choices, items, images), texts)
+            yield from measure(choices.rule, items, pooled_cosines(setting, params, choices, items, images), texts)
         prefix = "cls_" if embedder.pools_images else ""
-        for metric, value in measured(choices.rule, items, cosines(items, images.features, texts), texts):
+        for metric, value in measure(choices.rule, items, cosines(items, images.features, texts), texts):
             if metric != "text_only" or not prefix:  # the texts alone have no class token
                 yield prefix + metric, value
 
@@ -100,9 +100,7 @@ def pooled_cosines(setting: Setting, params: Params, choices: ChoiceSet, items: 
     return np.where(items.captions < 0, -np.inf, scores)
 
 
-def measured(
-    rule: str, items: Indexed, scores: Scores, texts: Float[np.ndarray, "M E"]
-) -> Iterator[tuple[str, Metric]]:
+def measure(rule: str, items: Indexed, scores: Scores, texts: Float[np.ndarray, "M E"]) -> Iterator[tuple[str, Metric]]:
     """Yields the metrics of a set's rule; `data.labelled.choices.ChoiceSet` defines the rules.
 
     EACH: "accuracy", then that of each group by its name; with two right captions and a wrong one also "text_only", the

@@ -103,7 +103,7 @@ class Sets(NamedTuple):
         if name == "stickers":
             num_scenes = min(self.num_scenes or NUM_SCENES["choices"], self.num_examples or sys.maxsize)
             num_pairs = max(num_scenes // (2 * len(EXCHANGES)), 1)
-            scenes = drawn(lambda: SceneChoices(self._canvas, num_pairs))
+            scenes = draw_scenes(lambda: SceneChoices(self._canvas, num_pairs))
             data = LabelledSet("stickers", Kept(scenes), (), fingerprint(scenes), len(scenes))
             choices = [Choice(index, scenes.captions(index), group=exchange_of(index)) for index in range(len(scenes))]
             return ChoiceSet(data, choices)
@@ -136,7 +136,7 @@ class Sets(NamedTuple):
         return data._replace(source=Subset(data.source, count), fingerprint=marks, expected=None)
 
     def _stickers(self, name: str, kind: str, count: int, **options: Any) -> LabelledSet:
-        source = drawn(lambda: Stickers(kind, self._canvas, count, **options))
+        source = draw_scenes(lambda: Stickers(kind, self._canvas, count, **options))
         classes = noun_names() if source.single_object else ()
         marks = f"long-{fingerprint(source)}" if name == LONG else fingerprint(source)
         return LabelledSet(name, Kept(source, long=name == LONG), classes, marks, count)
@@ -216,7 +216,7 @@ def _known(kind: str, name: str, sets: Sets, captioned: bool) -> Sequence[str]:
     return [name]
 
 
-def drawn(make: Callable[[], Any]) -> Any:
+def draw_scenes(make: Callable[[], Any]) -> Any:
     """Returns `make()`; raises MissingData with install instructions if the artwork of the scenes is missing."""
     try:
         return make()

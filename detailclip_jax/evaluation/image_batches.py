@@ -25,7 +25,7 @@ from detailclip_jax.runtime.errors import Unmeasurable
 MAX_AHEAD = 8  # maximum of prefetched batches, and of threads that read them
 
 
-def cropped(transform: Transform) -> Transform:
+def resize_and_crop(transform: Transform) -> Transform:
     """The transform with a resize to 8/7 of the size before the crop (256 and 224), for k-NN and linear probes.
 
     DINO, iBOT and SLIP use this preprocessing. A transform that already resizes to a larger size is kept.

@@ -8,7 +8,7 @@ from jaxtyping import Shaped
 
 from detailclip_jax.evaluation.evaluator import Measured, SetEvaluator, Setting
 from detailclip_jax.evaluation.metrics import mean_metric
-from detailclip_jax.evaluation.sticker_scenes import open_with_masks, remarked
+from detailclip_jax.evaluation.sticker_scenes import add_remark, open_with_masks
 from detailclip_jax.inference.batching import Batches, gather, mesh_of
 from detailclip_jax.inference.inspection import lowest
 from detailclip_jax.methods.masking import RemovalRule
@@ -17,7 +17,7 @@ from detailclip_jax.types import Bool, Params
 NUM_SCENES = 1000
 
 
-def touched(segmentation: Shaped[np.ndarray, "B S S"], side: int) -> Bool[np.ndarray, "B N"]:
+def touching_patches(segmentation: Shaped[np.ndarray, "B S S"], side: int) -> Bool[np.ndarray, "B N"]:
     """True for patches of a `side` x `side` grid that contain at least one pixel that is not background."""
     patch = segmentation.shape[1] // side
     return (segmentation > 0).reshape(-1, side, patch, side, patch).any((2, 4)).reshape(-1, side**2)
@@ -28,7 +28,7 @@ def kept_objects(setting: Setting, name: str) -> SetEvaluator:
     sets, encode = setting.sets, setting.embedder.encode
     counts = {"held_out_scenes": sets.num_scenes or sets.num_examples or NUM_SCENES}
     data, (batches,) = open_with_masks(setting, "kept_objects", name, **counts)
-    return SetEvaluator(("image",), lambda params: remarked(shares(encode, params, batches()), setting), data, name)
+    return SetEvaluator(("image",), lambda params: add_remark(shares(encode, params, batches()), setting), data, name)
 
 
 def shares(encode: Any, params: Params, batches: Batches) -> Measured:
@@ -45,7 +45,7 @@ def shares(encode: Any, params: Params, batches: Batches) -> Measured:
 
     hidden, segmentation = gather(look, batches, mesh_of(params))
     rule = half_of(hidden.shape[1])
-    touches = touched(segmentation, rule.side)
+    touches = touching_patches(segmentation, rule.side)
     yield "share", mean_metric((touches & ~hidden).sum(1) / rule.num_kept, chance=float(touches.mean()))
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from detailclip_jax.data.stickers.scene_source import class_names
 from detailclip_jax.evaluation.evaluator import Measured, SetEvaluator, Setting
 from detailclip_jax.evaluation.metrics import Metric, bootstrap_interval
-from detailclip_jax.evaluation.sticker_scenes import open_with_masks, remarked
+from detailclip_jax.evaluation.sticker_scenes import add_remark, open_with_masks
 from detailclip_jax.inference.batching import Batches, gather, mesh_of
 from detailclip_jax.types import Params
 
@@ -36,7 +36,7 @@ def segmentation(setting: Setting, name: str) -> SetEvaluator:
 
     def run(params: Params) -> Measured:
         parts = (patches_of(setting.embedder.encode, params, part(), len(class_names())) for part in (train, test))
-        yield from remarked(measure(*parts), setting)
+        yield from add_remark(measure(*parts), setting)
 
     return SetEvaluator(("image",), run, data, name)
 

@@ -74,7 +74,7 @@ def zero_shot_task(protocol: str, name: str, classes: Sequence[str], templates: 
         names, patterns, metric, origin = words(name, tuple(classes), tuple(templates))
     except ValueError as error:
         raise ValueError(f"{name}, protocol {protocol}: {error}") from error
-    return ZeroShotTask(name, tuple(filled(patterns, synonyms) for synonyms in names), metric, origin)
+    return ZeroShotTask(name, tuple(fill_templates(patterns, synonyms) for synonyms in names), metric, origin)
 
 
 Words = tuple[list[Sequence[str]], Sequence[str], str, str]
@@ -114,7 +114,7 @@ def names_in_data(name: str, classes: tuple[str, ...], verbatim: bool) -> list[S
     return [[each.translate(dict.fromkeys(map(ord, marks), " "))] for each in classes]
 
 
-def filled(patterns: Sequence[str], synonyms: Sequence[str]) -> tuple[str, ...]:
+def fill_templates(patterns: Sequence[str], synonyms: Sequence[str]) -> tuple[str, ...]:
     """Every template with every synonym. Names are inserted as they are, including braces."""
     return tuple(pattern.replace("{}", name) for pattern in patterns for name in synonyms)
 

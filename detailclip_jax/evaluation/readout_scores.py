@@ -115,21 +115,21 @@ def measure(
     done = embedder.watch(len(data.source), "images")
     ahead = min(MAX_AHEAD, max(2, usable_cores()))
     with contextlib.closing(Prefetched(Cuts(data.source, rows, setup, config.model), prefetch=ahead)) as cuts:
-        for row, (cut, features) in enumerate(streamed(encode, cuts, shapes)):
+        for row, (cut, features) in enumerate(stream_features(encode, cuts, shapes)):
             maps = maps_of(cut.layout, features, texts, setup)
-            classes = predicted(maps, class_of, len(data.classes), setup)
+            classes = predict_classes(maps, class_of, len(data.classes), setup)
             pairs[row] = inverted_pairs(maps, class_of, cut.mask)
-            counts[row] = counted_pixels(confusion(cut.mask, classes, len(data.classes)))
+            counts[row] = count_pixels(confusion(cut.mask, classes, len(data.classes)))
             ignored[row] = cut.mask.size - counts[row, 1].sum()
             done(jax.process_count())
-    counts, ignored, pairs = (gathered(each, len(data.source)) for each in (counts, ignored, pairs))
+    counts, ignored, pairs = (gather_counts(each, len(data.source)) for each in (counts, ignored, pairs))
     remark = "; ".join(gaps(data, counts, ignored))
     for name, value in metrics(counts):
         value.remark = remark
         yield name, value
     if pairs[:, 1].any():
-        low, high = bootstrap_interval(inverted, pairs, num_resamples=NUM_RESAMPLES)
-        yield "inverted", Metric(inverted(pairs), n=len(pairs), low=low, high=high)
+        low, high = bootstrap_interval(inverted_share, pairs, num_resamples=NUM_RESAMPLES)
+        yield "inverted", Metric(inverted_share(pairs), n=len(pairs), low=low, high=high)
 
 
 def gaps(data: LabelledSet, counts: Int[np.ndarray, "M 3 C"], ignored: Int[np.ndarray, " M"]) -> list[str]:
@@ -151,7 +151,7 @@ def queries(data: LabelledSet, setup: Setup) -> tuple[Int[np.ndarray, " T"], Seq
     return class_of, [[template.replace("{}", name) for template in setup.templates] for name in names]
 
 
-def streamed(
+def stream_features(
     encode: Callable[[np.ndarray], jax.Array], cuts: Iterable[Cut], shapes: Sequence[int] = SHAPES
 ) -> Iterator[tuple[Cut, Float32[np.ndarray, "n h w E"]]]:
     """Yields every image with the features of its windows, in order; windows of several images share a batch."""
@@ -192,7 +192,7 @@ def maps_of(
     return layout.shares(features, texts) if setup.pipeline.window_softmax else layout.maps(features, texts)
 
 
-def predicted(
+def predict_classes(
     maps: Float32[np.ndarray, "T H W"], class_of: Int[np.ndarray, " T"], num_classes: int, setup: Setup
 ) -> Int[np.ndarray, "H W"]:
     """The class of every pixel: the one with the highest share of the softmax over names, or class 0 below a threshold.
@@ -226,7 +226,7 @@ def inverted_pairs(
     return num, total
 
 
-def inverted(pairs: Int[np.ndarray, "M 2"]) -> float:
+def inverted_share(pairs: Int[np.ndarray, "M 2"]) -> float:
     """The share of inverted pairs of an image and a class."""
     num, total = pairs.sum(0)
     return float(num / total) if total else 0.0
@@ -244,12 +244,12 @@ def class_shares(
     return shares
 
 
-def counted_pixels(confusion: Int[np.ndarray, "C C"]) -> Int[np.ndarray, "3 C"]:
+def count_pixels(confusion: Int[np.ndarray, "C C"]) -> Int[np.ndarray, "3 C"]:
     """Of each class: the pixels that are right, true and predicted."""
     return np.stack([np.diag(confusion), confusion.sum(1), confusion.sum(0)])
 
 
-def gathered(counts: Int[np.ndarray, "m ..."], total: int) -> Int[np.ndarray, "M ..."]:
+def gather_counts(counts: Int[np.ndarray, "m ..."], total: int) -> Int[np.ndarray, "M ..."]:
     """The counts of all images, in their order, from processes that each have every n-th image."""
     num_processes = jax.process_count()
     if num_processes == 1:

@@ -14,7 +14,7 @@ from detailclip_jax.data.sources import MissingData, Source
 from detailclip_jax.dense.segmentation.index_masks import IGNORE
 from detailclip_jax.dense.segmentation.segmentation_sets import SemanticSet, open_set
 from detailclip_jax.dense.segmentation.sticker_labels import open_stickers
-from detailclip_jax.evaluation.evaluation_sets import Sets, drawn
+from detailclip_jax.evaluation.evaluation_sets import Sets, draw_scenes
 from detailclip_jax.inference.readout_maps import check_readout
 from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.runtime.errors import unknown
@@ -113,7 +113,7 @@ def open_readout_set(name: str, sets: Sets) -> LabelledSet:
     Raises MissingData that lists the folders in which the set was looked for.
     """
     if name == STICKERS:  # classes are the nouns; background is ignored, since captions do not name it
-        scenes = drawn(lambda: open_stickers("nouns", "val", sets.image_size * 5 // 4, NUM_SCENES))
+        scenes = draw_scenes(lambda: open_stickers("nouns", "val", sets.image_size * 5 // 4, NUM_SCENES))
         opened = scenes._replace(source=Relabelled(scenes.source, without_background), classes=scenes.classes[1:])
         expected = NUM_SCENES
         identity = [

@@ -50,7 +50,7 @@ def on_pairs(setting: Setting, data: LabelledSet, protocol: str) -> SetEvaluator
     @functools.lru_cache(maxsize=1)
     def pairs(index: tuple[int, ...]) -> tuple[Int[np.ndarray, "I"], list[tuple[str, ...]]]:
         ids, captions = pairs_at(data.source, index)
-        return merged(np.arange(len(ids)) if data.expected else ids, captions)
+        return merge_images(np.arange(len(ids)) if data.expected else ids, captions)
 
     def run(params: Params) -> Measured:
         images = embedder.images(params, data, transform)
@@ -66,7 +66,7 @@ def on_pairs(setting: Setting, data: LabelledSet, protocol: str) -> SetEvaluator
     return SetEvaluator(JOINT, run, data, protocol)
 
 
-def merged(
+def merge_images(
     ids: Int[np.ndarray, "n"], captions: Sequence[tuple[str, ...]]
 ) -> tuple[Int[np.ndarray, "I"], list[tuple[str, ...]]]:
     """The first row of each image, and the captions of all its rows; `ids` number the images from 0."""

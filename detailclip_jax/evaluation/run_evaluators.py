@@ -38,7 +38,7 @@ from detailclip_jax.evaluation.evaluator import Evaluator, SetEvaluator, Setting
 from detailclip_jax.evaluation.protocols import PROTOCOLS
 from detailclip_jax.evaluation.results import Outcome, Results, record
 from detailclip_jax.evaluation.subject import Subject
-from detailclip_jax.evaluation.tasks import KINDS, USUAL, Task, named, present, with_readouts
+from detailclip_jax.evaluation.tasks import KINDS, USUAL, Task, entry_of, present, with_readouts
 from detailclip_jax.renamed import former_names
 from detailclip_jax.runtime.errors import EvaluatorError, Unmeasurable, unknown
 from detailclip_jax.runtime.processes import all_processes
@@ -132,7 +132,7 @@ def of_run(encode: Any, config: ConfigDict) -> dict[str, Callable[[], SetEvaluat
     embedder = functools.cache(lambda size: Embedder(encode, tokenize, batch_size=size, decoded=decoded))
 
     def make(name: str, options: Mapping[str, Any]) -> SetEvaluator:
-        entry = named(name)
+        entry = entry_of(name)
         usual = {**USUAL, "num_scenes": None, "num_train_scenes": None}
         if ":" not in name:
             usual |= {"num_examples": None, "num_train_examples": None}
@@ -288,7 +288,6 @@ class Records:
         tables.write(self.results, self.outcome)
 
     def _identity(self, name: str, which: str, evaluator: Any) -> dict[str, Any]:
-        """The fields of a record that identify what was measured."""
         subject, (kind, _, dataset) = self.outcome.subject, name.partition(":")
         return {
             "task": kind,

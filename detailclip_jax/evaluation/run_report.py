@@ -91,7 +91,6 @@ def as_json(
 
 
 def _record(name: str, value: float) -> Record:
-    """The record of a result "task/weights/metric"."""
     task, weights, metric = split_name(name)
     return record({"task": task, "dataset": "", "weights": weights}, metric, value)
 

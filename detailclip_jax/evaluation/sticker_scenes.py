@@ -17,7 +17,7 @@ from detailclip_jax.data.preprocessing import NATIVE, Transform, on_squares, tra
 from detailclip_jax.data.sources import Source
 from detailclip_jax.data.stickers.scene_source import Stickers
 from detailclip_jax.data.workers import Prefetched
-from detailclip_jax.evaluation.evaluation_sets import drawn, fingerprint
+from detailclip_jax.evaluation.evaluation_sets import draw_scenes, fingerprint
 from detailclip_jax.evaluation.evaluator import Measured, Setting
 from detailclip_jax.inference.batching import PaddedBatch, fill, valid_rows
 
@@ -47,7 +47,7 @@ def open_with_masks(
     config = setting.config
     if config is None:
         raise ValueError(f"{kind} needs the patch tokens of a run of this package: give --checkpoint")
-    sources = drawn(lambda: [scenes(config, split, count) for split, count in counts.items()])
+    sources = draw_scenes(lambda: [scenes(config, split, count) for split, count in counts.items()])
     marks = "+".join(map(fingerprint, sources))
     data = LabelledSet(name, sources[-1], (), marks, len(sources[-1]))
     return data, [functools.cache(functools.partial(batches, source, config)) for source in sources]
@@ -82,7 +82,7 @@ class SceneBatches:
         return self.transform.view(scene["image"]), evaluation_mask(scene["segmentation"], size, side, mode)
 
 
-def remarked(measured: Measured, setting: Setting) -> Measured:
+def add_remark(measured: Measured, setting: Setting) -> Measured:
     """The metrics of scenes; their remark says so if the run sees other images in their own aspect."""
     for name, value in measured:
         if setting.config is not None and setting.config.preprocess.resize == NATIVE:

@@ -202,7 +202,7 @@ CLASSES = HELD_OUT._replace(build=held_out_pairs.classification, dataset="held_o
 BY_NAME = {**EVALUATORS, "held_out": HELD_OUT, "held_out_classes": CLASSES}
 
 
-def named(name: str) -> Named:
+def entry_of(name: str) -> Named:
     """The entry of BY_NAME, or that of a task on a set, such as "zero_shot:pets"."""
     kind, colon, dataset = name.partition(":")
     return Named(KINDS[kind].build, dataset, USUAL) if colon else BY_NAME[name]
@@ -229,8 +229,8 @@ def plan(config: ConfigDict) -> dict[str, dict[str, Any]]:
         elif name not in BY_NAME:
             raise ValueError(unknown("evaluator", name, BY_NAME) + ", or TASK:SET, for example zero_shot:pets")
         for option in options:
-            if option not in named(name).options:
-                raise ValueError(unknown(f"option of evaluator {name}:", option, list(named(name).options)))
+            if option not in entry_of(name).options:
+                raise ValueError(unknown(f"option of evaluator {name}:", option, list(entry_of(name).options)))
     return {name: chosen[name] for name in (*BY_NAME, *chosen) if name in chosen}
 
 
@@ -268,7 +268,7 @@ def present(config: ConfigDict) -> dict[str, dict[str, Any]]:
 def limited(config: ConfigDict, most: int) -> dict[str, dict[str, Any]]:
     """The evaluators of `plan(config)` with at most `most` scenes or examples, also to be fitted on."""
     chosen = present(config)
-    counts = {name: [option for option in named(name).options if option.startswith("num_")] for name in chosen}
+    counts = {name: [option for option in entry_of(name).options if option.startswith("num_")] for name in chosen}
     return {
         name: {**options, **{count: min(most, options.get(count) or most) for count in counts[name]}}
         for name, options in chosen.items()

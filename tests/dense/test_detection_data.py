@@ -13,7 +13,7 @@ from detailclip_jax.data.pipeline import BatchOptions, Pipeline
 from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.dense.detection import buckets, coco_sets, instance_shapes
 from detailclip_jax.dense.detection.detection_task import examples
-from detailclip_jax.dense.detection.instance_augment import Recipe, augment, fitted, geometry
+from detailclip_jax.dense.detection.instance_augment import Recipe, augment, fit_sizes, geometry
 from detailclip_jax.dense.detection.instance_batches import DetectionStream, draws, order
 from detailclip_jax.dense.detection.sticker_instances import open_stickers
 from detailclip_jax.runtime.provenance import data_fingerprint
@@ -402,7 +402,7 @@ def test_sizes_follow_the_recipe():
     assert window[:, 2:].min() == 384 and window[:, 2:].max() == 600
     assert ((window[:, :2] + window[:, 2:]) <= found.first[~plain]).all() and window[:, :2].min() == 0
     assert set(found.size[~plain].min(1)) == set(Recipe().short)
-    long = fitted(np.array([[100, 1000], [1, 9000], [800, 600]]), 800, 1333)
+    long = fit_sizes(np.array([[100, 1000], [1, 9000], [800, 600]]), 800, 1333)
     np.testing.assert_array_equal(long, [[133, 1333], [1, 1333], [1067, 800]])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detailclip_jax.dense.detection import detection_losses
-from detailclip_jax.dense.detection.backbone import axis_weights, backbone, extents, interpolated, widened
+from detailclip_jax.dense.detection.backbone import axis_weights, backbone, extents, interpolate_positions, widen
 from detailclip_jax.dense.detection.fpn import Fpn
 from detailclip_jax.dense.detection.roi_heads import BoxHead, MaskHead
 from detailclip_jax.dense.detection.rpn import RpnHead
@@ -78,7 +78,7 @@ def test_the_matrix_of_a_traced_size_is_that_of_the_recipe(recipe, old):
 def test_an_image_with_the_grid_of_the_positions_gets_them_unchanged(recipe):
     """As in `models.positions.interpolate`; with one side equal "ibot" still moves both axes."""
     table, counts = jnp.asarray(noise(4, 4, 5)), np.array([(4, 4), (4, 6), (2, 4)])
-    made = jax.jit(lambda counts: interpolated(table, counts, (6, 6), recipe))(counts)
+    made = jax.jit(lambda counts: interpolate_positions(table, counts, (6, 6), recipe))(counts)
     flat = jnp.concatenate([jnp.zeros((1, 5)), table.reshape(16, 5)])
     for one, (rows, columns) in zip(np.asarray(made), counts.tolist()):
         expected = np.asarray(interpolate(flat, (rows, columns), recipe))[1:]
@@ -156,11 +156,11 @@ def test_drop_path_and_recomputation_work_with_masked_attention():
 
 @pytest.mark.check
 def test_positions_may_lie_on_a_grid_that_is_not_square():
-    wide = widened(encoder(), (3, 5))
+    wide = widen(encoder(), (3, 5))
     run = lambda v, size: backbone(v, jnp.zeros((1, 16, 24, 3)), extents(jnp.asarray([size]), 4), (2,))
     shapes = jax.eval_shape(nn.init(lambda v: run(v, (16, 24)), wide), jax.random.key(0))["params"]
     assert shapes["positions"].shape == (16, 12)
-    square = widened(encoder(), (4, 4))
+    square = widen(encoder(), (4, 4))
     images = jnp.asarray(noise(1, 16, 16, 3))
     close(maps_of(square, images, [(16, 16)])[0][1], maps_of(encoder(), images, [(16, 16)])[0][1], 1e-6)
 

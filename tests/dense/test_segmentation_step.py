@@ -12,7 +12,7 @@ from detailclip_jax import methods
 from detailclip_jax.config import sizes
 from detailclip_jax.config.segmentation_fields import linear, segmentation, stickers
 from detailclip_jax.dense import runs
-from detailclip_jax.dense.segmentation.segmentation_network import normalised
+from detailclip_jax.dense.segmentation.segmentation_network import normalise_content
 from detailclip_jax.methods import METHODS
 from detailclip_jax.models import positions
 from detailclip_jax.training import dense_encoder, mesh
@@ -103,7 +103,7 @@ def test_an_encoder_trained_end_to_end_moves_in_every_layer():
 def test_padding_becomes_the_mean_of_the_pixels():
     mean, std = tiny().preprocess.mean, tiny().preprocess.std
     size = jnp.array([[20, 24]], jnp.int32)
-    images = np.asarray(normalised(jnp.full((1, 32, 32, 3), 200, jnp.uint8), size, mean, std))
+    images = np.asarray(normalise_content(jnp.full((1, 32, 32, 3), 200, jnp.uint8), size, mean, std))
     assert not images[0, 20:].any() and not images[0, :, 24:].any()
     inside = (200 / 255 - np.array(mean)) / std
     np.testing.assert_allclose(images[0, :20, :24], np.broadcast_to(inside, (20, 24, 3)), rtol=1e-5)

@@ -12,7 +12,7 @@ from detailclip_jax.data.labelled import Choice, ChoiceSet, LabelledSet
 from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.data.stickers.scene_choices import EXCHANGES
 from detailclip_jax.evaluation import comparison, run_report, tables
-from detailclip_jax.evaluation.choice import Indexed, chances, choice, cosines, measured, number_choices
+from detailclip_jax.evaluation.choice import Indexed, chances, choice, cosines, measure, number_choices
 from detailclip_jax.evaluation.embedder import Embedder
 from detailclip_jax.evaluation.evaluation_sets import LONG, Sets
 from detailclip_jax.evaluation.evaluator import Setting
@@ -48,7 +48,7 @@ def results(found, images, texts, readable=range(10)):
     asked = number_choices(found, np.array(readable))
     by_text = np.stack([texts[int(text.split()[1])] for text in asked.texts])
     scores = cosines(asked, images[list(readable)], by_text)
-    return dict(measured(found.rule, asked, scores, by_text)), lambda i, text: images[i] @ texts[int(text.split()[1])]
+    return dict(measure(found.rule, asked, scores, by_text)), lambda i, text: images[i] @ texts[int(text.split()[1])]
 
 
 @pytest.mark.parametrize("num_right", [1, 2])
@@ -110,7 +110,7 @@ def test_winoground_scores_pairs_by_texts_images_and_both():
 def test_the_chance_of_winoground_is_that_of_random_scores():
     rng, rows = np.random.default_rng(1), 60_000
     asked = Indexed([Choice(0, ("a", "b"))] * rows, np.arange(rows), np.zeros((rows, 2), int), np.ones(rows, int), "ab")
-    values = dict(measured("pairs", asked, rng.normal(size=(rows, 2)).astype(np.float32), np.eye(2, dtype=np.float32)))
+    values = dict(measure("pairs", asked, rng.normal(size=(rows, 2)).astype(np.float32), np.eye(2, dtype=np.float32)))
     for value in values.values():
         assert abs(value - value.chance) < 0.01
 

@@ -37,7 +37,7 @@ from detailclip_jax.evaluation import (
 from detailclip_jax.evaluation.embedder import Embedder, Memory
 from detailclip_jax.evaluation.evaluator import Setting
 from detailclip_jax.evaluation.image_batches import Subset
-from detailclip_jax.evaluation.kept_objects import shares, touched
+from detailclip_jax.evaluation.kept_objects import shares, touching_patches
 from detailclip_jax.evaluation.retrieval import on_pairs
 from detailclip_jax.evaluation.zero_shot import zero_shot
 from detailclip_jax.training import experiment
@@ -361,7 +361,7 @@ def test_patches_that_touch_an_object_equal_a_loop():
     corners = [(r, c) for r in range(0, 32, 8) for c in range(0, 32, 8)]
     expected = [[mask[r : r + 8, c : c + 8].any() for r, c in corners] for mask in segmentation]
     assert 0 < np.mean(expected) < 1
-    assert touched(segmentation.astype(np.uint8), 4).tolist() == expected
+    assert touching_patches(segmentation.astype(np.uint8), 4).tolist() == expected
 
 
 def test_the_evaluators_of_a_run_on_stickers_see_held_out_scenes():

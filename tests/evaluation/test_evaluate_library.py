@@ -220,7 +220,7 @@ class Images:
 
 
 def test_batches_hold_every_image_once_and_name_what_cannot_be_read():
-    batches = image_batches.ImageBatches(Images(), image_batches.cropped(image_batches.Transform(32, 32)), (4,))
+    batches = image_batches.ImageBatches(Images(), image_batches.resize_and_crop(image_batches.Transform(32, 32)), (4,))
     for _ in range(2):  # again at every pass
         read = list(batches)
         assert [batch["image"].shape for batch in read] == [(4, 32, 32, 3)] * 3 == [(4, 32, 32, 3)] * len(batches)
@@ -277,9 +277,11 @@ def test_scenes_are_shown_once_and_their_masks_lie_on_their_objects():
 def test_transforms_are_the_protocols():
     config = default()
     assert transform_of(config) == Transform(224, 224, "bilinear", "shorter_side", "upright")
-    assert image_batches.cropped(transform_of(config)) == Transform(224, 256, "bilinear", "shorter_side", "upright")
+    assert image_batches.resize_and_crop(transform_of(config)) == Transform(
+        224, 256, "bilinear", "shorter_side", "upright"
+    )
     config.preprocess.crop_ratio, config.preprocess.filter = 0.8, "bicubic"
-    assert image_batches.cropped(transform_of(config)) == Transform(
+    assert image_batches.resize_and_crop(transform_of(config)) == Transform(
         224,
         280,
         "bicubic",

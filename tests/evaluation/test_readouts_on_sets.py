@@ -67,7 +67,7 @@ def test_the_class_of_a_pixel_from_the_definition(found):
     rng = np.random.default_rng(0)
     maps, class_of = rng.uniform(-0.3, 0.3, (6, 9, 11)).astype(np.float32), np.array([0, 0, 1, 2, 2, 4])
     maps[4, :4] += 0.3
-    made = readout_scores.predicted(maps, class_of, 5, found)
+    made = readout_scores.predict_classes(maps, class_of, 5, found)
     np.testing.assert_array_equal(made, by_pixel(maps, class_of, 5, found))
     assert 3 not in made  # a class without names
     assert len(np.unique(made)) > 1
@@ -75,14 +75,14 @@ def test_the_class_of_a_pixel_from_the_definition(found):
 
 def test_a_background_without_names_is_what_is_below_the_threshold():
     maps = np.array([[[0.9, 0.5, 0.2]], [[0.1, 0.5, 0.7]]], np.float32)
-    np.testing.assert_array_equal(readout_scores.predicted(maps, np.array([1, 2]), 3, decision(0.8)), [[1, 0, 2]])
+    np.testing.assert_array_equal(readout_scores.predict_classes(maps, np.array([1, 2]), 3, decision(0.8)), [[1, 0, 2]])
 
 
 def test_metrics_by_hand():
     """Two images; class 2 occurs in no image, class 1 is right in half of its pixels."""
     truth = [np.array([[0, 0, 1, IGNORE]]), np.array([[1, 1, 1, 0]])]
     found = [np.array([[0, 0, 1, 2]]), np.array([[0, 1, 0, 0]])]
-    counts = np.stack([readout_scores.counted_pixels(readout_scores.confusion(t, p, 3)) for t, p in zip(truth, found)])
+    counts = np.stack([readout_scores.count_pixels(readout_scores.confusion(t, p, 3)) for t, p in zip(truth, found)])
     values = dict(readout_scores.metrics(counts))
     assert values["mean_iou"] == pytest.approx((3 / 5 + 2 / 4) / 2)
     assert values["mean_accuracy"] == pytest.approx((3 / 3 + 2 / 4) / 2)
@@ -98,7 +98,7 @@ def test_miou_is_scikit_learn_s():
     truth, found = rng.integers(-1, 4, (6, 9, 7)), rng.integers(0, 4, (6, 9, 7))
     values = dict(
         readout_scores.metrics(
-            np.stack([readout_scores.counted_pixels(readout_scores.confusion(t, p, 5)) for t, p in zip(truth, found)])
+            np.stack([readout_scores.count_pixels(readout_scores.confusion(t, p, 5)) for t, p in zip(truth, found)])
         )
     )
     y, z = truth[truth >= 0], found[truth >= 0]
@@ -126,7 +126,7 @@ def test_images_get_the_features_of_their_own_windows():
         for number, (count, side) in enumerate([(1, 8), (70, 8), (2, 16), (3, 8)])
     ]
     encode = lambda windows: windows[:, :1, :1, :1]
-    made = list(readout_scores.streamed(encode, iter(cuts)))
+    made = list(readout_scores.stream_features(encode, iter(cuts)))
     assert [cut.mask for cut, _ in made] == [0, 1, 2, 3]
     for cut, features in made:
         np.testing.assert_array_equal(features[:, 0, 0, 0], [window[0, 0, 0] for window in cut.windows])
@@ -400,7 +400,7 @@ def test_inverted_classes_by_hand():
     assert readout_scores.inverted_pairs(maps, class_of, np.array([[0, 0], [IGNORE, 1]])) == (1, 2)
     assert readout_scores.inverted_pairs(maps, class_of, np.full((2, 2), 2)) == (0, 0)
     assert readout_scores.inverted_pairs(maps, class_of, np.array([[3, 3], [IGNORE, IGNORE]])) == (0, 0)
-    assert readout_scores.inverted(np.array([[1, 2], [0, 0], [2, 2]])) == 0.75
+    assert readout_scores.inverted_share(np.array([[1, 2], [0, 0], [2, 2]])) == 0.75
 
 
 @pytest.mark.check

@@ -67,7 +67,7 @@ def backbone(
     if vit.table is not None:
         side = vit.image_size // vit.patch_size
         table = vit.table[vit.style.num_cls :].reshape(*(vit.grid if isinstance(vit, WideVit) else (side, side)), -1)
-        positions = interpolated(table, counts, (rows, columns), vit.interpolation)
+        positions = interpolate_positions(table, counts, (rows, columns), vit.interpolation)
         patches = patches + positions.reshape(patches.shape).astype(vit.dtype)
     x = jnp.concatenate([*vit.classes(images.shape[0]), take(patches, order)], 1)
     x = vit.pre_norm(x) if vit.style.pre_norm else x
@@ -90,7 +90,7 @@ class WideVit(VisionTransformer):
         return super().param(name, init_fn, *args, **options)
 
 
-def widened(vit: VisionTransformer, grid: tuple[int, int]) -> VisionTransformer:
+def widen(vit: VisionTransformer, grid: tuple[int, int]) -> VisionTransformer:
     """Returns the same encoder with learnt positions on a grid of (rows, columns); rotary ones need no grid."""
     if vit.style.positions == "rotary":
         return vit
@@ -98,7 +98,7 @@ def widened(vit: VisionTransformer, grid: tuple[int, int]) -> VisionTransformer:
     return WideVit(**fields | {"style": vit.style._replace(positions="learnt"), "grid": grid})
 
 
-def interpolated(
+def interpolate_positions(
     table: Float[Array, "rows columns D"], counts: Int[Array, "B 2"], grid: tuple[int, int], recipe: str
 ) -> Float[Array, "B height width D"]:
     """Interpolates positions to each image's number of patches `counts` (rows, columns).

@@ -48,7 +48,7 @@ def results_of(
     return results
 
 
-def gathered(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def gather_results(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the results of all processes, on every process."""
     if jax.process_count() == 1:
         return results
@@ -110,5 +110,4 @@ def _evaluate(
 
 
 def _quiet() -> contextlib.AbstractContextManager[Any]:
-    """pycocotools prints its progress and its table."""
-    return contextlib.redirect_stdout(io.StringIO())
+    return contextlib.redirect_stdout(io.StringIO())  # pycocotools prints its progress and its table

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from detailclip_jax.dense.detection.buckets import Bucket, assign
-from detailclip_jax.dense.detection.instance_augment import fitted
-from detailclip_jax.dense.detection.instance_batches import padded
+from detailclip_jax.dense.detection.instance_augment import fit_sizes
+from detailclip_jax.dense.detection.instance_batches import pad_image
 from detailclip_jax.dense.segmentation.label_augment import resize_image
 from detailclip_jax.dense.shape_batches import Part, in_batches
 
@@ -70,10 +70,10 @@ def _in_batches(
 ) -> Iterator[Found]:
     def resized() -> Iterator[tuple[np.ndarray, list[Part]]]:
         for image, boxes in images:
-            sizes = fitted(np.array([image.shape[:2]]), test.short, test.long)
+            sizes = fit_sizes(np.array([image.shape[:2]]), test.short, test.long)
             bucket = test.buckets[int(assign(sizes, test.buckets)[0])]
             size = sizes[0].astype(np.int32)
-            pixels = padded(resize_image(image, (int(size[0]), int(size[1]))), bucket)
+            pixels = pad_image(resize_image(image, (int(size[0]), int(size[1]))), bucket)
             scale = np.tile(size[::-1] / np.array(image.shape[1::-1]), 2)
             more = () if boxes is None else ((boxes.boxes * scale).astype(np.float32), boxes.labels)
             yield scale, [(pixels, size, *more)]

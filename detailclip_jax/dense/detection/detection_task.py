@@ -233,7 +233,7 @@ def _results(built: Experiment, pairs: Pairs, compute: Callable[[Pairs], Iterato
     results: list[dict[str, Any]] = []
     for number, detections in enumerate(compute(remember())):
         results += coco_scores.results_of(detections, *known[number], built.sets.val.category_ids)
-    return coco_scores.gathered(results)
+    return coco_scores.gather_results(results)
 
 
 def true_boxes(example: dict[str, Any], limit: int) -> Boxes:
@@ -312,7 +312,7 @@ def figure(
         kept = np.flatnonzero(~example["crowd"])
         boxes, shapes = example["boxes"][kept], [example["shapes"][number] for number in kept]
         masks = np.array([sample(shape, box, FINE).astype(np.float32) for shape, box in zip(shapes, boxes)])
-        rows["ground truth"].append(Objects(boxes, example["classes"][kept], None, pasted(masks, boxes, size)))
+        rows["ground truth"].append(Objects(boxes, example["classes"][kept], None, paste_masks(masks, boxes, size)))
     rows |= {name: [objects_of(one, size) for one, size in zip(each, sizes)] for name, each in predicted.items()}
     return detection_figure(images, rows, classes, credit)
 
@@ -320,10 +320,10 @@ def figure(
 def objects_of(detections: Found, size: tuple[int, int]) -> Objects:
     """Detections with masks of an image of `size` (height, width), for figures."""
     boxes, scores, labels, masks = detections
-    return Objects(boxes, labels, scores, pasted(masks, boxes, size))
+    return Objects(boxes, labels, scores, paste_masks(masks, boxes, size))
 
 
-def pasted(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def paste_masks(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Masks in boxes as bool [n, H, W] of the image."""
     whole = [paste(mask, box, size) != 0 for mask, box in zip(masks, boxes)]
     return np.stack(whole) if whole else np.zeros((0, *size), bool)

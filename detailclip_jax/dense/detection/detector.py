@@ -33,14 +33,14 @@ from detailclip_jax.dense.detection import boxes as box
 from detailclip_jax.dense.detection import detection_losses
 from detailclip_jax.dense.detection.anchors import Level, places
 from detailclip_jax.dense.detection.assignment import Objects
-from detailclip_jax.dense.detection.backbone import backbone, extents, widened
+from detailclip_jax.dense.detection.backbone import backbone, extents, widen
 from detailclip_jax.dense.detection.cascade import Cascade, Maps, Truth
 from detailclip_jax.dense.detection.cascade_options import Options
 from detailclip_jax.dense.detection.fpn import Fpn
 from detailclip_jax.dense.detection.nms import class_wise_nms
 from detailclip_jax.dense.detection.rpn import Proposals, RpnHead, proposals, rpn_loss
+from detailclip_jax.dense.segmentation.segmentation_network import normalise_content
 from detailclip_jax.dense.segmentation.upernet import Pyramid
-from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.taps import usual_blocks
 from detailclip_jax.models.vit import VisionTransformer, fold_in
 from detailclip_jax.types import Array, Axis, Batch, Float, Int, Scalar, UInt8
@@ -164,7 +164,9 @@ class DetectionModel(nn.Module):
         vit, options = self.image, self.options
         extent = extents(size, vit.patch_size)
         blocks = options.blocks or usual_blocks(vit.depth)
-        maps, valid = backbone(vit, prepared(images, size, options), extent, blocks, options.norm, keys)
+        maps, valid = backbone(
+            vit, normalise_content(images, size, options.mean, options.std), extent, blocks, options.norm, keys
+        )
         maps = self.pyramid(maps, train, valid)
         levels = grids(images.shape[1], images.shape[2], vit.patch_size)
         return Maps(self.fpn(maps, [places(level, extent) for level in levels]), size, extent), levels
@@ -178,7 +180,7 @@ class DetectionModel(nn.Module):
 
 def build(encoder: VisionTransformer, options: Options, num_classes: int, axis: Axis | None = None) -> DetectionModel:
     """Builds a detector on an encoder with separate blocks (scan=False); `axis` is the mesh axis of the batch."""
-    vit = encoder if options.positions is None else widened(encoder, options.positions)
+    vit = encoder if options.positions is None else widen(encoder, options.positions)
     return DetectionModel(vit, options, num_classes, axis)
 
 
@@ -190,13 +192,6 @@ def grids(height: int, width: int, patch_size: int) -> list[Level]:
     factors = 1, 2, 4, 8, 16  # of a quarter of a patch
     sides = [[-(-4 * side // (patch_size * factor)) for side in (height, width)] for factor in factors]
     return [Level(patch_size * factor / 4, *side) for factor, side in zip(factors, sides)]
-
-
-def prepared(images: UInt8[Array, "B H W 3"], size: Int[Array, "B 2"], options: Options) -> Float[Array, "B H W 3"]:
-    """Normalises pixels; padding becomes 0, the mean of the pixels."""
-    normalised = normalise_pixels(images, options.mean, options.std)
-    inside = places(Level(1, *images.shape[1:3]), size)
-    return jnp.where(inside[..., None], normalised, 0)
 
 
 class Selected(NamedTuple):

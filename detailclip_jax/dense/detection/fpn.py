@@ -49,12 +49,12 @@ class Conv3(nn.Module):
         return plus(jax.lax.conv_general_dilated(*factors, (1, 1), "SAME", None, None, layout, 1, 1, precision), bias)
 
 
-def masked(maps: Float[Array, "B h w C"], valid: Bool[Array, "B h w"]) -> Float[Array, "B h w C"]:
+def mask_outside(maps: Float[Array, "B h w C"], valid: Bool[Array, "B h w"]) -> Float[Array, "B h w C"]:
     """Sets places outside the image to 0, so that convolutions treat the image's border as the border of the array."""
     return jnp.where(valid[..., None], maps, 0).astype(maps.dtype)
 
 
-def doubled(maps: Float[Array, "B h w C"]) -> Float[Array, "B height width C"]:
+def double(maps: Float[Array, "B h w C"]) -> Float[Array, "B height width C"]:
     """Repeats every place 2 x 2 times (nearest neighbour)."""
     return maps.repeat(2, axis=1).repeat(2, axis=2)
 
@@ -78,9 +78,11 @@ class Fpn(nn.Module):
         """Returns five levels, 0 outside the images; `valid` says for each of them which places belong to the image."""
         laterals = [Conv1(self.width, XAVIER, self.dtype, name=f"lateral_{i}")(each) for i, each in enumerate(maps)]
         for i in reversed(range(len(laterals) - 1)):
-            laterals[i] = laterals[i] + doubled(laterals[i + 1])
+            laterals[i] = laterals[i] + double(laterals[i + 1])
         levels = [
-            masked(Conv3(self.width, XAVIER, self.dtype, name=f"output_{i}")(masked(each, valid[i])), valid[i])
+            mask_outside(
+                Conv3(self.width, XAVIER, self.dtype, name=f"output_{i}")(mask_outside(each, valid[i])), valid[i]
+            )
             for i, each in enumerate(laterals)
         ]
         return [*levels, levels[-1][:, ::2, ::2]]

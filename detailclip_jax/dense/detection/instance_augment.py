@@ -55,7 +55,7 @@ class Example(NamedTuple):
     masks: UInt8[np.ndarray, "n M M"]
 
 
-def fitted(sizes: Int[np.ndarray, "n 2"], short: Int[np.ndarray, " n"] | int, long: int) -> Int[np.ndarray, "n 2"]:
+def fit_sizes(sizes: Int[np.ndarray, "n 2"], short: Int[np.ndarray, " n"] | int, long: int) -> Int[np.ndarray, "n 2"]:
     """The largest (height, width) of the same ratio with sides of at most `short` and `long`, rounded, at least 1.
 
     fitted(np.array([[600, 800]]), 512, 1333).tolist() == [[512, 683]]
@@ -67,15 +67,15 @@ def fitted(sizes: Int[np.ndarray, "n 2"], short: Int[np.ndarray, " n"] | int, lo
 def geometry(draws: Float[np.ndarray, "n 8"], sizes: Int[np.ndarray, "n 2"], recipe: Recipe) -> Geometry:
     """Computes the geometry of n images of (height, width) `sizes` from uniform draws in [0, 1)."""
     short = _chosen(draws[:, 0], recipe.short)
-    plain = fitted(sizes, short, recipe.long)
+    plain = fit_sizes(sizes, short, recipe.long)
     cropping = draws[:, 1] < recipe.crop_share
-    before = fitted(sizes, _chosen(draws[:, 2], recipe.crop_short), recipe.long)
+    before = fit_sizes(sizes, _chosen(draws[:, 2], recipe.crop_short), recipe.long)
     low, high = (np.minimum(before, side) for side in recipe.crop)
     window = low + (draws[:, 3:5] * (high - low + 1)).astype(np.int64)
     corner = (draws[:, 5:7] * (before - window + 1)).astype(np.int64)
     first = np.where(cropping[:, None], before, plain)
     crop = np.concatenate([np.where(cropping[:, None], corner, 0), np.where(cropping[:, None], window, plain)], 1)
-    size = np.where(cropping[:, None], fitted(window, short, recipe.long), plain)
+    size = np.where(cropping[:, None], fit_sizes(window, short, recipe.long), plain)
     return Geometry(first, crop, size, draws[:, 7] < recipe.flip)
 
 

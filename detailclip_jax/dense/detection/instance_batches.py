@@ -66,7 +66,7 @@ class DetectionStream:
         kept = np.argsort(augmented.crowd, kind="stable")[: self.max_instances]
         count = len(kept)
         example = {
-            "image": padded(augmented.image, bucket),
+            "image": pad_image(augmented.image, bucket),
             "size": np.array(augmented.image.shape[:2], np.int32),
             "boxes": np.zeros((self.max_instances, 4), np.float32),
             "labels": np.full(self.max_instances, -1, np.int32),
@@ -80,7 +80,7 @@ class DetectionStream:
         return example
 
 
-def padded(image: np.ndarray, bucket: Bucket) -> np.ndarray:
+def pad_image(image: np.ndarray, bucket: Bucket) -> np.ndarray:
     """Pads an image with 0 at the bottom and at the right."""
     full = np.zeros((*bucket, 3), np.uint8)
     full[: image.shape[0], : image.shape[1]] = image

@@ -63,12 +63,12 @@ class SegmentationModel(nn.Module):
         return self(pixels).head
 
 
-def normalised(
-    images: UInt8[Array, "B S S 3"], size: Int[Array, "B 2"], mean: tuple[float, ...], std: tuple[float, ...]
-) -> Float[Array, "B S S 3"]:
+def normalise_content(
+    images: UInt8[Array, "B H W 3"], size: Int[Array, "B 2"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "B H W 3"]:
     """Normalises images that fill `size` (height, width); padding becomes 0, the mean of the pixels."""
-    side = jnp.arange(images.shape[1])
-    inside = (side[None, :, None] < size[:, :1, None]) & (side[None, None] < size[:, 1:, None])
+    rows, columns = (jnp.arange(side) for side in images.shape[1:3])
+    inside = (rows[:, None] < size[:, :1, None]) & (columns < size[:, 1:, None])
     return jnp.where(inside[..., None], normalise_pixels(images, mean, std), 0)
 
 

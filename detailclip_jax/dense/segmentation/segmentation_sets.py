@@ -302,7 +302,6 @@ def _listed(root: pathlib.Path, names_file: str, masks: str) -> Files:
 
 
 def _split(text: str) -> tuple[str, ...]:
-    """The names of a comma-separated text."""
     return tuple(name.strip() for name in text.replace("\n", " ").split(","))
 
 

@@ -31,7 +31,7 @@ from detailclip_jax.dense.segmentation.label_batches import SemanticStream
 from detailclip_jax.dense.segmentation.segmentation_network import (
     SegmentationModel,
     cross_entropy,
-    normalised,
+    normalise_content,
     pixel_accuracy,
 )
 from detailclip_jax.dense.segmentation.segmentation_sets import (
@@ -165,7 +165,7 @@ def terms(config: ConfigDict) -> list[str]:
 def loss(model: SegmentationModel, config: ConfigDict, inputs: Inputs) -> Outputs:
     """Loss of the head plus the weighted loss of the auxiliary head: the mean over devices."""
     batch = inputs.batch
-    images = normalised(batch["image"], batch["size"], model.mean, model.std)
+    images = normalise_content(batch["image"], batch["size"], model.mean, model.std)
     labels, variables = batch["labels"].astype(jnp.int32), {"params": inputs.params, STATS: inputs.stats["student"]}
     outputs: Any = model.apply(variables, images, True, inputs.keys.image, mutable=STATS)
     logits, changed = outputs
