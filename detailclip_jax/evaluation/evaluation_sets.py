@@ -59,9 +59,7 @@ class Sets(NamedTuple):
         """Images with classes. Raises MissingData, and ValueError for a set that has captions instead."""
         if name in (NEW_PAIRS, LONG):
             raise ValueError(f"the scenes of {name} have several objects, for retrieval only; use stickers")
-        if (
-            name in STICKERS
-        ):  # scenes of one object; another artist's drawings and a white ground only in the test split
+        if name in STICKERS:  # scenes of one object; other drawings and a white ground only in the test split
             kind, count, options = "held_out_scenes", self.num_scenes or NUM_SCENES["test"], {}
             if split == "train":
                 kind, count = "train", NUM_SCENES["train"]

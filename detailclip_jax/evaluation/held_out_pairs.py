@@ -1,5 +1,6 @@
 """The evaluation of a run on the user's own data: the examples excluded from training (`data.held_out`)."""
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -105,14 +106,12 @@ def nothing(params: Params) -> Measured:
 
 def _having(wanted: Callable[[Mapping[str, Any]], bool], source: Source) -> Picked:
     """The examples that can be read and are wanted."""
-
-    def is_usable(index: int) -> bool:
-        try:
-            return bool(wanted(source[index]))
-        except BadRecord:
-            return False
-
-    return Picked(source, [index for index in range(len(source)) if is_usable(index)])
+    kept = []
+    for index in range(len(source)):
+        with contextlib.suppress(BadRecord):
+            if wanted(source[index]):
+                kept.append(index)
+    return Picked(source, kept)
 
 
 def images(config: ConfigDict, count: int) -> UInt8[np.ndarray, "B S S 3"] | None:

@@ -74,7 +74,9 @@ def zero_shot_task(protocol: str, name: str, classes: Sequence[str], templates: 
         names, patterns, metric, origin = words(name, tuple(classes), tuple(templates))
     except ValueError as error:
         raise ValueError(f"{name}, protocol {protocol}: {error}") from error
-    return ZeroShotTask(name, tuple(fill_templates(patterns, synonyms) for synonyms in names), metric, origin)
+    # names are inserted as they are, including braces
+    prompts = (tuple(each.replace("{}", word) for each in patterns for word in synonyms) for synonyms in names)
+    return ZeroShotTask(name, tuple(prompts), metric, origin)
 
 
 Words = tuple[list[Sequence[str]], Sequence[str], str, str]
@@ -112,11 +114,6 @@ def names_in_data(name: str, classes: tuple[str, ...], verbatim: bool) -> list[S
     """The class names of the data set, with the characters that stand for spaces replaced by spaces."""
     marks = SPACED.get(name, "" if verbatim else "_")
     return [[each.translate(dict.fromkeys(map(ord, marks), " "))] for each in classes]
-
-
-def fill_templates(patterns: Sequence[str], synonyms: Sequence[str]) -> tuple[str, ...]:
-    """Every template with every synonym. Names are inserted as they are, including braces."""
-    return tuple(pattern.replace("{}", name) for pattern in patterns for name in synonyms)
 
 
 def known_names(name: str) -> list[list[str]]:

@@ -50,7 +50,13 @@ def on_pairs(setting: Setting, data: LabelledSet, protocol: str) -> SetEvaluator
     @functools.lru_cache(maxsize=1)
     def pairs(index: tuple[int, ...]) -> tuple[Int[np.ndarray, "I"], list[tuple[str, ...]]]:
         ids, captions = pairs_at(data.source, index)
-        return merge_images(np.arange(len(ids)) if data.expected else ids, captions)
+        if data.expected:
+            return np.arange(len(ids)), captions
+        _, rows = np.unique(ids, return_index=True)  # the first row of each image, and the captions of all its rows
+        of_image: list[tuple[str, ...]] = [()] * len(rows)
+        for number, texts in zip(ids, captions):
+            of_image[number] += texts
+        return rows, of_image
 
     def run(params: Params) -> Measured:
         images = embedder.images(params, data, transform)
@@ -64,17 +70,6 @@ def on_pairs(setting: Setting, data: LabelledSet, protocol: str) -> SetEvaluator
         yield from ((f"{prefix}{metric}", value) for metric, value in plain)
 
     return SetEvaluator(JOINT, run, data, protocol)
-
-
-def merge_images(
-    ids: Int[np.ndarray, "n"], captions: Sequence[tuple[str, ...]]
-) -> tuple[Int[np.ndarray, "I"], list[tuple[str, ...]]]:
-    """The first row of each image, and the captions of all its rows; `ids` number the images from 0."""
-    _, rows = np.unique(ids, return_index=True)
-    of_image: list[tuple[str, ...]] = [()] * len(rows)
-    for number, texts in zip(ids, captions):
-        of_image[number] += texts
-    return rows, of_image
 
 
 def retrieval_metrics(

@@ -54,15 +54,10 @@ def mask_outside(maps: Float[Array, "B h w C"], valid: Bool[Array, "B h w"]) -> 
     return jnp.where(valid[..., None], maps, 0).astype(maps.dtype)
 
 
-def double(maps: Float[Array, "B h w C"]) -> Float[Array, "B height width C"]:
-    """Repeats every place 2 x 2 times (nearest neighbour)."""
-    return maps.repeat(2, axis=1).repeat(2, axis=2)
-
-
 class Fpn(nn.Module):
     """Levels of one width from four maps, each half as large as the one before, and a fifth, half as large again.
 
-        l_4 = conv1(m_4),   l_i = conv1(m_i) + doubled(l_(i + 1))
+        l_4 = conv1(m_4),   l_i = conv1(m_i) + l_(i + 1), each place repeated 2 x 2 times
         p_i = conv3(l_i),   p_5 = every second place of p_4
 
     Convolutions have biases and neither norm nor activation, as in mmdet.
@@ -78,7 +73,7 @@ class Fpn(nn.Module):
         """Returns five levels, 0 outside the images; `valid` says for each of them which places belong to the image."""
         laterals = [Conv1(self.width, XAVIER, self.dtype, name=f"lateral_{i}")(each) for i, each in enumerate(maps)]
         for i in reversed(range(len(laterals) - 1)):
-            laterals[i] = laterals[i] + double(laterals[i + 1])
+            laterals[i] = laterals[i] + laterals[i + 1].repeat(2, axis=1).repeat(2, axis=2)
         levels = [
             mask_outside(
                 Conv3(self.width, XAVIER, self.dtype, name=f"output_{i}")(mask_outside(each, valid[i])), valid[i]
