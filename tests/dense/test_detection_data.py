@@ -597,6 +597,3 @@ def test_scenes_have_exact_masks_and_a_ground_truth_that_pycocotools_reads():
     assert len(open_stickers("nouns", "val", 48).classes) == 96 and open_stickers("objects", "val", 48).classes == (
         "object",
     )
-    for options in (("group", "val"), ("groups", "test")):
-        with pytest.raises(ValueError, match="unknown"):
-            open_stickers(*options, 48)

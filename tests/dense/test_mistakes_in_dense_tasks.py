@@ -17,6 +17,7 @@ from detailclip_jax.dense.segmentation import segmentation_heads
 from detailclip_jax.dense.segmentation.index_masks import stored_values, table
 from detailclip_jax.dense.segmentation.label_augment import scaled_size
 from detailclip_jax.dense.segmentation.segmentation_sets import open_set
+from detailclip_jax.dense.segmentation.sticker_labels import open_stickers
 
 SHAPES = ((64, 96), (96, 64), (96, 96))
 COMMON = {"num_classes": 5, "blocks": (0,), "norm": True, "axis": None, "dtype": jnp.float32}
@@ -217,6 +218,7 @@ MISTAKES = [  # the mistake; a call with a folder; the error; words of its messa
     ("no folder", lambda _: open_set("voc", "", "train"), MissingData, "'', the path of voc, is not a folder"),
     ("no image", lambda root: open_set("ade20k", str(root), "val"), MissingData, "no image of split val"),
     ("no mask", without_masks, MissingData, "1 of 1 images", "have no mask; the first is", "a.jpg"),
+    ("a split of stickers", lambda _: open_stickers("groups", "test", 48), ValueError, "unknown split 'test'"),
     ("an unknown split", lambda root: open_set("ade20k", str(root), "test"), ValueError, "unknown split 'test'"),
 ]
 

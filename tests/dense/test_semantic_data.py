@@ -283,8 +283,6 @@ def test_stickers_have_three_label_sets_on_the_same_scenes():
     for number, noun in enumerate(nouns["nouns"], 1):
         assert (nouns["mask"][nouns["instances"] == number] == 1 + noun).all()
     assert [len(open_stickers(labels, "train", 64).classes) for labels in LABELS] == [2, 25, 97]
-    with pytest.raises(ValueError, match="did you mean 'nouns'"):
-        open_stickers("noun", "train", 64)
 
 
 def test_the_objects_of_segmentation_are_those_of_detection_and_of_the_foreground_iou():

@@ -19,7 +19,7 @@ from detailclip_jax.config.run_config import check_fields
 from detailclip_jax.dense import runs
 from detailclip_jax.dense.dense_experiment import Experiment
 from detailclip_jax.dense.detection.buckets import Bucket
-from detailclip_jax.dense.detection.sticker_instances import names_of
+from detailclip_jax.dense.detection.sticker_instances import LABELS
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.types import Batch
 
@@ -45,7 +45,7 @@ def straight(config: ConfigDict) -> ConfigDict:
 
 def num_classes(config: ConfigDict) -> int:
     """The classes of a config's stickers; other sets are not opened, and have as many as COCO."""
-    return len(names_of(config.data.labels)) if config.data.source == "stickers" else 80
+    return len(LABELS[config.data.labels]) if config.data.source == "stickers" else 80
 
 
 def build(config: ConfigDict, num_classes: int, mesh: Any) -> Experiment:

@@ -8,7 +8,6 @@ from jaxtyping import Int
 from detailclip_jax.data.stickers.scene_source import Stickers, class_names, noun_names
 from detailclip_jax.dense.detection.instance_sets import DetectionSet
 from detailclip_jax.dense.detection.instance_shapes import area_of, shape_of
-from detailclip_jax.runtime.errors import unknown
 
 LABELS = {"objects": ("object",), "groups": class_names()[1:], "nouns": noun_names()}
 SPLITS = {"train": "train", "val": "held_out_scenes"}
@@ -64,20 +63,8 @@ class StickerInstances:
         return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def names_of(labels: str) -> tuple[str, ...]:
-    """The classes of one of LABELS.  Raises ValueError for another."""
-    if labels not in LABELS:
-        raise ValueError(unknown("data.labels", labels, LABELS))
-    return LABELS[labels]
-
-
 def open_stickers(labels: str, split: str, size: int, num_scenes: int = 2**24) -> DetectionSet:
-    """Opens scenes on a canvas of `size` pixels; "val" is the held-out scenes, of the same drawings.
-
-    Raises ValueError for an unknown label set or split.
-    """
-    names = names_of(labels)
-    if split not in SPLITS:
-        raise ValueError(unknown("split", split, SPLITS))
+    """Opens scenes on a canvas of `size` pixels; "val" is the held-out scenes, of the same drawings."""
+    names = LABELS[labels]
     scenes = Stickers(split=SPLITS[split], size=size, num_scenes=num_scenes)
     return DetectionSet("stickers", StickerInstances(scenes, labels), names, tuple(range(1, len(names) + 1)))

@@ -28,20 +28,12 @@ class StickerMasks:
         return {**scene, "mask": mask}
 
 
-def names_of(labels: str) -> tuple[str, ...]:
-    """The classes of one of LABELS, with the background.  Raises ValueError for another."""
-    if labels not in LABELS:
-        raise ValueError(unknown("data.labels", labels, LABELS))
-    return LABELS[labels]
-
-
 def open_stickers(labels: str, split: str, size: int, num_scenes: int = 2**24) -> SemanticSet:
     """Opens scenes on a canvas of `size` pixels; "val" is the held-out scenes, of the same drawings.
 
-    Raises ValueError for an unknown label set or split.
+    Raises ValueError for an unknown split.
     """
-    names = names_of(labels)
     if split not in SPLITS:
         raise ValueError(unknown("split", split, SPLITS))
     scenes = Stickers(split=SPLITS[split], size=size, num_scenes=num_scenes)
-    return SemanticSet("stickers", StickerMasks(scenes, labels), names)
+    return SemanticSet("stickers", StickerMasks(scenes, labels), LABELS[labels])
