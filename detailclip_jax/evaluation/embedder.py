@@ -227,14 +227,16 @@ class Embedder:
         self, params: Params, data: LabelledSet, transform: Transform, encoder: Feature, *more: Any
     ) -> Arrays:
         batches = self._batches(params, data, transform)
-        named = isinstance(encoder, str)
-        function = getattr(self.encode, encoder) if named else self.encode.jit(encoder)
+        if isinstance(encoder, str):
+            function = getattr(self.encode, encoder)
+        else:
+            compiled = self.encode.jit(encoder)
+            function = lambda params, images: compiled(params, {"image": images})  # noqa: E731
         key = data.name, data.fingerprint, transform, tuple(batches.sizes), mesh_of(params)
         decoded = self.decoded and self.decoded.get(key)
 
         def look(batch: Any) -> tuple[Any, Any, Any]:
-            images = batch["image"] if named else {"image": batch["image"]}
-            features = jnp.asarray(function(params, images, *more), jnp.float32)
+            features = jnp.asarray(function(params, batch["image"], *more), jnp.float32)
             return features, batch["label"], batch["index"]
 
         done = self.watch(len(data.source), "images")
