@@ -8,8 +8,7 @@ import zlib
 from collections.abc import Sequence
 
 from detailclip_jax.convert.examples import Rejected
-from detailclip_jax.convert.limited_files import MAX_BYTES, read_limited
-from detailclip_jax.runtime.files import TooLarge, read_bytes
+from detailclip_jax.runtime.files import MAX_BYTES, TooLarge, read_bytes
 from detailclip_jax.runtime.folders import LeavesFolder, inside
 
 Place = Sequence[str]  # (path,) of a file, or (path of a zip, name in the zip)
@@ -71,8 +70,7 @@ class ImageRoot:
                 return None
             if info.file_size > MAX_BYTES:
                 raise Rejected(f"too large: {name} claims {info.file_size} bytes")
-            with archive.open(info) as file:
-                return read_limited(file, name)
+            return archive.read(info)  # unpacks no more than that
         except (*DAMAGED_ZIP, OSError) as error:
             # EINVAL: an offset before the start of the file
             if isinstance(error, OSError) and error.errno != errno.EINVAL:

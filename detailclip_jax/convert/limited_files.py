@@ -15,11 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
 
 from detailclip_jax.convert import remote_files
-from detailclip_jax.convert.examples import Rejected
 from detailclip_jax.convert.remote_files import RemoteFile, is_remote
 from detailclip_jax.data.sources import DATASET
 from detailclip_jax.runtime.errors import near_path
-from detailclip_jax.runtime.files import MAX_BYTES, written_atomically
+from detailclip_jax.runtime.files import written_atomically
 from detailclip_jax.runtime.folders import Walk
 from detailclip_jax.runtime.terminal import json_escaped
 
@@ -80,14 +79,6 @@ def complete_lines(file: io.TextIOWrapper, path: str | os.PathLike) -> Iterator[
         if line is None:
             raise ValueError(f"{path}, line {number} has more than {MAX_LINE:,} characters")
         yield line
-
-
-def read_limited(file: IO[bytes] | io.BufferedIOBase, name: str, limit: int = MAX_BYTES) -> bytes:
-    """Returns all bytes of an open file; Rejected if there are more than `limit`."""
-    data = file.read(limit + 1)
-    if len(data) > limit:
-        raise Rejected(f"too large: {name} has more than {limit} bytes")
-    return data
 
 
 def is_inside(name: str) -> bool:

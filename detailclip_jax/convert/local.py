@@ -44,14 +44,14 @@ def _convert(job: Job, workers: int, console: Console) -> None:
     todo = shards.unconverted(job)
     progress = Progress([sum(shard.weight for shard in job.inputs(n)) for n in range(job.num_shards)], todo, console)
     unread = Unread()
-    with signals.Saving("stopping after the current examples") as asked:
+    with signals.Saving("stopping after the current examples") as signal_during:
         if workers == 1 or len(todo) <= 1:
             _in_turn(job, todo, progress, unread)
         else:
             _in_processes(job, todo, progress, unread, min(workers, len(todo)))
     progress.end()
-    if asked.received is not None:
-        raise signals.Stopped(asked.received)
+    if signal_during.received is not None:
+        raise signals.Stopped(signal_during.received)
     unread.check()
 
 

@@ -59,9 +59,14 @@ def chunked(request: Request, rows: Iterable[Row]) -> tuple[Shard, ...]:
     left = itertools.islice(_mostly_usable(rows, request), request.options.limit or None)
     shards: list[Shard] = []
     while chunk := list(itertools.islice(left, PER_SHARD)):
+        packable = []  # valid UTF-8, but for places and root, which stay the names of files
+        for row in chunk:
+            texts = {valid_text(name): text for name, text in converted(row.texts, valid_text).items()}
+            captions, negatives = (list(map(valid_text, each)) for each in (row.captions, row.negatives))
+            packable.append(row._replace(key=escaped(row.key), captions=captions, texts=texts, negatives=negatives))
         path = request.work / f"rows-{len(shards):05d}"
         with atomic_file(path) as file:
-            file.write(msgpack.packb([_packable(row) for row in chunk], unicode_errors=NAMES) or b"")
+            file.write(msgpack.packb(packable, unicode_errors=NAMES) or b"")
         shards.append(Shard(path.name, str(path.resolve()), weight=len(chunk)))
     return tuple(shards)
 
@@ -76,13 +81,6 @@ def _mostly_usable(rows: Iterable[Row], request: Request) -> Iterator[Row]:
                 f"example {row.key}: {row.refused}; is this the format that `prepare {request.kind}` reads?"
             )
         yield row
-
-
-def _packable(row: Row) -> Row:
-    """Returns the row with key, captions and texts in valid UTF-8; places and root stay the names of files."""
-    texts = {valid_text(name): text for name, text in converted(row.texts, valid_text).items()}
-    captions, negatives = ([valid_text(text) for text in own] for own in (row.captions, row.negatives))
-    return row._replace(key=escaped(row.key), captions=captions, texts=texts, negatives=negatives)
 
 
 def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:

@@ -1,5 +1,6 @@
 """Counts of a record, a shard or a set: nested dicts of integers that can be added."""
 
+import collections
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -26,28 +27,29 @@ def of_entry(entry: Entry, context_length: int) -> Counts:
 
     Histograms map a bin's lower end, as text, to a count: sides in steps of 32 pixels, file sizes in powers of two.
     """
+    captions: dict[str, Counts] = {}
+    for name, lengths in entry.tokens.items():
+        captions[name] = {}  # of an empty list
+        if lengths:
+            captions[name] = {
+                "count": len(lengths),
+                "empty": lengths.count(0),
+                "truncated": sum(length > context_length for length in lengths),
+                "tokens": collections.Counter(str(min(MAX_TOKENS_BIN, length)) for length in lengths),
+            }
     return {
         "images": 1,
         "image_bytes": entry.image_bytes,
-        "without_caption": int(not any(length for lengths in entry.tokens.values() for length in lengths)),
+        "without_caption": int(not any(map(any, entry.tokens.values()))),
         "width": {_side(entry.width): 1},
         "height": {_side(entry.height): 1},
         "bytes": {str(min(MAX_BYTES_BIN, 1 << max(0, entry.image_bytes.bit_length() - 1))): 1},
-        "captions": {name: total(_of_caption(n, context_length) for n in ns) for name, ns in entry.tokens.items()},
+        "captions": captions,
     }
 
 
 def _side(pixels: int) -> str:
     return str(min(MAX_SIDE_BIN, pixels // SIDE_STEP * SIDE_STEP))
-
-
-def _of_caption(num_tokens: int, context_length: int) -> Counts:
-    return {
-        "count": 1,
-        "empty": int(num_tokens == 0),
-        "truncated": int(num_tokens > context_length),
-        "tokens": {str(min(MAX_TOKENS_BIN, num_tokens)): 1},
-    }
 
 
 def add(counts: Counts, more: Mapping[str, Any]) -> None:

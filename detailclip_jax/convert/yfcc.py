@@ -177,13 +177,8 @@ def _in_lists(photos: Iterator[Photo], ids: Ids) -> Iterator[Row]:
         listed = ids.find(photo.line, photo.photo)
         if listed is not None:
             line, hash = listed
-            yield row_of(photo._replace(line=line, hash=photo.hash or hash))
-
-
-def row_of(photo: Photo) -> Row:
-    """Returns a photo's row; its key is the photo id."""
-    texts = {"title": photo.title, "description": photo.description}
-    return contained(Row(str(photo.photo), places(photo.line, photo.photo, photo.hash), texts=texts))
+            texts = {"title": photo.title, "description": photo.description}
+            yield contained(Row(str(photo.photo), places(line, photo.photo, photo.hash or hash), texts=texts))
 
 
 def places(line: int, photo: int, hash: str) -> list[Place]:

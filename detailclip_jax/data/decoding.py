@@ -248,7 +248,14 @@ def opened(data: bytes, max_pixels: int = MAX_PIXELS, max_whole: int = MAX_PIXEL
     is_jpeg = isinstance(header, JpegImagePlugin.JpegImageFile)
     possible = (1, *REDUCED) if is_jpeg else (1,)
     reductions = tuple(n for n in possible if _ceil(width, n) * _ceil(height, n) <= max_pixels)
-    is_held_whole = not (is_jpeg and _in_strips(data, header))
+    # libjpeg decodes a JPEG from top to bottom.  Where a scan does not complete its blocks, in progressive files and if
+    # components are stored one after another, it holds the coefficients of all blocks
+    is_held_whole = True
+    if is_jpeg and "progressive" not in header.info:
+        assert header.fp is not None
+        scan_size = 6 + 2 * header.layers  # of a scan header with all components: T.81 (JPEG), B.2.3
+        scan_header = data[: header.fp.tell()][-scan_size:]
+        is_held_whole = scan_header[:3] != bytes([0, scan_size, header.layers])
     if 1 not in reductions and (is_held_whole or not reductions) and width * height > max_whole:
         raise BadImage(f"too large: {size}, the limit is {max_whole} {WAY_OUT}")
     return Encoded(data, header, reductions or (1,), is_held_whole, decoding)
@@ -276,17 +283,6 @@ def open_image(file: io.BytesIO | str | os.PathLike) -> Image.Image:
     Without the restriction Pillow would pass EPS files to Ghostscript, and others to decoders that are not needed here.
     """
     return Image.open(file, formats=FORMATS)
-
-
-def _in_strips(data: bytes, header: JpegImagePlugin.JpegImageFile) -> bool:
-    """Returns whether libjpeg decodes a JPEG from top to bottom, without holding the coefficients of all blocks.
-
-    It must hold them if a scan does not complete its blocks: in progressive files, and if components are stored
-    one after another.
-    """
-    assert header.fp is not None
-    size = 6 + 2 * header.layers  # of a scan header with all components: T.81 (JPEG), B.2.3
-    return "progressive" not in header.info and data[: header.fp.tell()][-size:][:3] == bytes([0, size, header.layers])
 
 
 def rgb_of(image: Image.Image, decoding: str = UPRIGHT) -> UInt8[np.ndarray, "H W 3"]:

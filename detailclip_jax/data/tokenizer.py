@@ -212,21 +212,17 @@ class Tokenizer:
         """The numbers of ids before and after the words, and the id of padding."""
         return 1, 1, PAD
 
-    def shifted(self, ids: Sequence[int], rng: np.random.Generator) -> Sequence[int]:
-        """Puts paddings between start and words: 0 to all that `fit` would add, drawn uniformly (DeBias-CLIP).
-
-        So every position of the context meets words.  Ids without words, or that fill the context, stay as they are.
-        """
-        before, after, padding = self.around
-        room = self.context_length - len(ids)
-        if room <= 0 or len(ids) == before + after:
-            return ids
-        return [*ids[:before], *[padding] * int(rng.integers(room + 1)), *ids[before:]]
-
     def row(self, text: str, shift: np.random.Generator | None = None) -> tuple[Int32[np.ndarray, " T"], bool]:
-        """Returns the token ids of a text, `shifted` with a generator, and whether the text was cut."""
+        """Returns the token ids of a text, and whether the text was cut.
+
+        `shift` puts paddings between start and words: 0 to all that `fit` would add, drawn uniformly (DeBias-CLIP).  So
+        every position of the context meets words.  Ids without words, or that fill the context, stay as they are.
+        """
         ids, before = self.encode(text), self.num_truncated
-        ids = ids if shift is None else self.shifted(ids, shift)
+        num_start, num_end, padding = self.around
+        room = self.context_length - len(ids)
+        if shift is not None and room > 0 and len(ids) > num_start + num_end:
+            ids = [*ids[:num_start], *[padding] * int(shift.integers(room + 1)), *ids[num_start:]]
         row = self.fit(ids)
         # Cut to MAX_CHARACTERS, but the rest fits into the context
         if len(text) > MAX_CHARACTERS and self.num_truncated == before:

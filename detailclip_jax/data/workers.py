@@ -43,7 +43,20 @@ class Prefetched:
 
     def __init__(self, items: Any, num_workers: int = 0, prefetch: int = 2):
         self._in_shared_memory = num_workers > 0
-        self._held = [iter(_dataset(items, num_workers, prefetch))]
+        cv2.setNumThreads(0)  # items are already processed in parallel
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain reads a flag for its workers, and a notebook never parses flags
+        dataset = grain.MapDataset.source(items)
+        if num_workers:
+            in_turn = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+            each = max(1, math.ceil(prefetch / num_workers))
+            options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=each)
+            prefetched = in_turn.mp_prefetch(options, worker_init_fn=_init_worker)
+        else:
+            num_threads = min(prefetch, usable_cores())
+            reading = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
+            prefetched = dataset.to_iter_dataset(reading)
+        self._held: list[Any] = [iter(prefetched)]
         self._held[0].start_prefetch()
         self._finalizer = weakref.finalize(self, _close, self._held)
 
@@ -83,20 +96,6 @@ def _close(held: list[Any]) -> None:
     """Closes and releases grain's iterator; grain reports an error if it lives until the interpreter ends."""
     while held:
         held.pop().close()
-
-
-def _dataset(items: Any, num_workers: int, prefetch: int) -> grain.IterDataset:
-    cv2.setNumThreads(0)  # items are already processed in parallel
-    dataset = grain.MapDataset.source(items)
-    if not num_workers:
-        num_threads = min(prefetch, usable_cores())
-        return dataset.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch))
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain reads a flag for its workers, and a notebook never parses flags
-    in_turn = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    each = max(1, math.ceil(prefetch / num_workers))
-    options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=each)
-    return in_turn.mp_prefetch(options, worker_init_fn=_init_worker)
 
 
 def _init_worker(index: int, count: int) -> None:

@@ -150,8 +150,16 @@ def open_choices(name: str, data_dir: str | pathlib.Path) -> ChoiceSet:
 
 
 def _read(name: str, layout: Layout, folder: pathlib.Path) -> ChoiceSet | None:
-    if layout.read is None:
-        return _of_tables(name, folder)
+    if layout.read is None:  # parquet tables: a right caption and four others in each row, with the image
+        captions: list[tuple[str, ...]] = []
+        for file in (files := sorted(folder.rglob("*.parquet"))):
+            with reading(file, f"a table of {name}"):
+                captions += _caption_rows(file, MOST_ROWS - len(captions))
+        if not captions:
+            return None
+        marks = fingerprint(itertools.chain([name], map(repr, captions)))
+        data = LabelledSet(name, TableImages(files), (), marks, None)
+        return ChoiceSet(data, [Choice(index, texts) for index, texts in enumerate(captions)])
     listing = layout.read(folder)
     if listing is None:
         return None
@@ -319,18 +327,6 @@ def _boxes(stored: Any, group: str) -> Iterator[Row]:
 # parquet tables
 
 
-def _of_tables(name: str, folder: pathlib.Path) -> ChoiceSet | None:
-    """The set in parquet tables: a right caption and four others in each row, with the image."""
-    captions: list[tuple[str, ...]] = []
-    for file in (files := sorted(folder.rglob("*.parquet"))):
-        with reading(file, f"a table of {name}"):
-            captions += _caption_rows(file, MOST_ROWS - len(captions))
-    if not captions:
-        return None
-    data = LabelledSet(name, TableImages(files), (), fingerprint(itertools.chain([name], map(repr, captions))), None)
-    return ChoiceSet(data, [Choice(index, texts) for index, texts in enumerate(captions)])
-
-
 def _caption_rows(file: pathlib.Path, most: int) -> Iterator[tuple[str, ...]]:
     """Yields the captions of each row, in batches: a row that repeats a long text takes a few bytes in the file."""
     with _parquet().ParquetFile(file, read_dictionary=list(ORDERS)) as table:
@@ -444,10 +440,6 @@ def ready_choices(data_dir: str | pathlib.Path) -> list[Readiness]:
     for name, layout in CHOICES.items():
         here = [pathlib.Path(data_dir) / folder for folder in layout.folders]
         get, sizes = layout.get.replace("{folder}", str(data_dir)), {} if layout.num is None else {layout.num: ""}
-        count = functools.partial(_num_choices, name, data_dir)
+        count = lambda name=name: len(open_choices(name, data_dir).choices)  # noqa: E731
         rows.append(readiness(name, here, get, count, sizes, layout.num or 0, "choices"))
     return rows
-
-
-def _num_choices(name: str, data_dir: str | pathlib.Path) -> int:
-    return len(open_choices(name, data_dir).choices)

@@ -114,23 +114,17 @@ def _sharegpt4v1k(folder: pathlib.Path) -> Listing | None:
         return None
     with reading(file, "a list of ShareGPT4V's captions"):
         with open(file, "rb") as stream:
-            rows = _first_rows(stream.read(FIRST_BYTES).decode(errors="ignore"), FIRST)
+            text = stream.read(FIRST_BYTES).decode(errors="ignore")
+        decoder, between, rows = json.JSONDecoder(), re.compile(r"[\s,]*"), []
+        place = between.match(text, text.index("[") + 1).end()  # type: ignore[union-attr]
+        while len(rows) < FIRST and text[place] != "]":
+            row, place = decoder.raw_decode(text, place)
+            rows.append(row)
+            place = between.match(text, place).end()  # type: ignore[union-attr]
         entries = [
             (text_of(row, "image"), (text_of(row["conversations"][1], "value").replace("\n", " "),)) for row in rows
         ]
         return _some(entries), [folder, folder / "data", folder.parent]
-
-
-def _first_rows(text: str, count: int) -> list[Any]:
-    """Returns at most `count` entries of a JSON list, of which `text` is the beginning."""
-    decoder, rows = json.JSONDecoder(), []
-    between = re.compile(r"[\s,]*")
-    place = between.match(text, text.index("[") + 1).end()  # type: ignore[union-attr]
-    while len(rows) < count and text[place : place + 1] != "]":
-        row, place = decoder.raw_decode(text, place)
-        rows.append(row)
-        place = between.match(text, place).end()  # type: ignore[union-attr]
-    return rows
 
 
 def _some(entries: Entries) -> Entries:

@@ -1,6 +1,5 @@
 """Opens a test set by name in the data folder, and reports which known sets are ready."""
 
-import functools
 import pathlib
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,7 +54,10 @@ def open_set(
         read = (contents for contents in readings(folder, split, known) if contents)
         fitting = (contents for contents in read if known is None or known.captioned == is_captioned(contents))
         if contents := next(fitting, None):
-            expected = expected_size(known, len(contents.source)) if split == "test" else None
+            size = len(contents.source)
+            expected = None
+            if known and split == "test":
+                expected = size if size in known.sizes else known.num_test
             source = FirstCaptions(contents.source, num_captions) if is_captioned(contents) else contents.source
             rule = f"captions {num_captions}, none blank" if is_captioned(contents) else ""
             marks = fingerprint((*contents.identity, rule))
@@ -72,13 +74,9 @@ def ready(data_dir: str | pathlib.Path) -> list[Readiness]:
     rows = []
     for known in KNOWN.values():
         here, get = places(known.name, pathlib.Path(data_dir)), " | ".join(ways_to_get(known, data_dir))
-        count = functools.partial(_num_examples, known.name, data_dir)
+        count = lambda name=known.name: len(open_set(name, data_dir).source)  # noqa: E731
         rows.append(readiness(known.name, here, get, count, known.sizes, known.num_test, "images"))
     return rows
-
-
-def _num_examples(name: str, data_dir: str | pathlib.Path) -> int:
-    return len(open_set(name, data_dir).source)
 
 
 def readiness(
@@ -133,13 +131,6 @@ def readings(folder: pathlib.Path, split: str, known: Known | None) -> Iterator[
 def is_captioned(contents: Contents) -> bool:
     """Returns whether the images have captions instead of labels."""
     return not contents.classes
-
-
-def expected_size(known: Known | None, size: int) -> int | None:
-    """Returns `size` if it is one of the published sizes, else the usual size; None for an unknown set."""
-    if known is None:
-        return None
-    return size if size in known.sizes else known.num_test
 
 
 def warn_of_size(name: str, size: int, expected: int | None, what: str = "test images") -> None:
