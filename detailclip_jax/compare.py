@@ -37,7 +37,7 @@ from detailclip_jax.config.config_files import find
 from detailclip_jax.config.controls import CONTROLS
 from detailclip_jax.config.data_path import check_path_is_read
 from detailclip_jax.config.settings import Change, parse_setting, set_fields, split_list
-from detailclip_jax.data.caption_rules import with_own_number
+from detailclip_jax.data.caption_rules import reset_num_captions
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.files import replace_text
@@ -172,7 +172,7 @@ def config_of(plan: Plan, entry: Entry, seed: int) -> ConfigDict:
     config.update_from_flattened_dict({name: max(1, round(count * longer)) for name, count in counts.items()})
     if plan.num_examples:
         config.evaluators = limited(config, plan.num_examples)
-    return with_own_number(config, names)
+    return reset_num_captions(config, names)
 
 
 def workdirs_of(plan: Plan) -> dict[str, list[Path]]:

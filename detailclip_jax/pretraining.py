@@ -17,7 +17,7 @@ from detailclip_jax.config import run_config, sizes
 from detailclip_jax.config.data_path import components, is_endless
 from detailclip_jax.data import false_texts, pipeline, regions
 from detailclip_jax.data.bad_records import bad_list
-from detailclip_jax.data.caption_rules import num_captions, with_own_number
+from detailclip_jax.data.caption_rules import num_captions, reset_num_captions
 from detailclip_jax.data.caption_warnings import check_some_caption, sample_of, warnings_of
 from detailclip_jax.data.lengths import TEXTS, lengths_within, longest_text, trimmed
 from detailclip_jax.data.mixture import members_of, summary
@@ -59,7 +59,7 @@ def prepare(
 ) -> Run:
     """Checks the config and the workdir, opens the data and builds the experiment; writes nothing.
 
-    `given`: dotted names of fields that the user has set (see `adopted_config.adopt` and `with_own_number`).
+    `given`: dotted names of fields that the user has set (see `adopted_config.adopt` and `reset_num_captions`).
     `written`: the config of the file; a loss weight that differs from it must be one that the method reads.
     Raises ValueError or FileNotFoundError, with a message for the user, if the config or the data are invalid or the
     workdir belongs to a run with another config.
@@ -67,7 +67,7 @@ def prepare(
     given = list(given)
     if not is_run(Path(workdir)):  # one that goes on needs no other checkpoint
         published.fetch_all(config)
-    config = adopted_config.adopt(with_own_number(config, given), given, workdir)
+    config = adopted_config.adopt(reset_num_captions(config, given), given, workdir)
     validate(config)
     if written is not None:
         check_weights(config, written, workdir)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 STATES = "states"
 CAPTION_RULES = ("random", "first", "concat", STATES)  # of one caption; they use all captions of an example
 FIELD = "field:"
-ANY_NUMBER = ("crops", "diverse", "parts")  # of as many captions as asked for
+ANY_NUMBER = ("crops", "diverse", "parts")  # of any number of captions
 SENTENCE_RULES = (*ANY_NUMBER, "debias")  # of several captions
 SOURCES = "sources:"
 NO_CAPTIONS = ("key", "negatives")  # fields of an example that hold text but no caption
@@ -56,7 +56,11 @@ def captions_of(example: Mapping[str, Any], rule: str, rng: np.random.Generator,
     """
     parsed = parse(rule)
     if parsed.name == "sources":
-        return tuple(_drawn_field(example, names, rng) for names in parsed.fields)
+        drawn = []
+        for names in parsed.fields:
+            fields = [valid for name in names if (valid := not_blank(texts(example.get(name))))]
+            drawn.append(_draw(_draw(fields, rng), rng) if fields else "")
+        return tuple(drawn)
     if parsed.name in SENTENCE_RULES:
         sentences = sentences_for(example, rule)
         return RULES[parsed.name](sentences, rng, num) if sentences else ("",) * num
@@ -64,7 +68,7 @@ def captions_of(example: Mapping[str, Any], rule: str, rng: np.random.Generator,
 
 
 def caption_of(example: Mapping[str, Any], rule: str, rng: np.random.Generator) -> str:
-    """Returns the caption of an example by a rule of one caption, or "" if the rule finds only blank texts.
+    """Returns the caption of an example by a rule of one caption, or "" if it has blank texts alone.
 
     "random": one of the captions that are not blank (the paper draws title or description).
     "first": the first caption that is not blank.
@@ -74,7 +78,9 @@ def caption_of(example: Mapping[str, Any], rule: str, rng: np.random.Generator) 
         holds several texts, one is drawn.
     """
     if rule.startswith(FIELD):
-        return _first_field(example, parse(rule).fields[0], rng)
+        fields = (not_blank(texts(example.get(name))) for name in parse(rule).fields[0])
+        first = next(filter(None, fields), [""])
+        return _draw(first, rng)
     valid = not_blank(example["captions"])
     if rule == "concat" or not valid:
         return " ".join(valid)
@@ -86,8 +92,8 @@ def num_captions(data: ConfigDict) -> int:
     return captions_by(data.caption, data.num_captions)
 
 
-def captions_by(rule: str, asked: int | None = None) -> int:
-    """Returns the number of captions that a rule gives: `asked` by "crops", "diverse" and "parts", without it 8.
+def captions_by(rule: str, num: int | None = None) -> int:
+    """Returns the number of captions that a rule gives: `num` by "crops", "diverse" and "parts", without it 8.
 
     Raises ValueError for an unknown rule, for a number that is too small for it, and for a number other than its own if
     the rule has one: 1, 2 of "debias", or the number of fields of "sources".
@@ -96,25 +102,25 @@ def captions_by(rule: str, asked: int | None = None) -> int:
     """
     parsed = parse(rule)
     if parsed.name not in ANY_NUMBER:
-        own = {"sources": len(parsed.fields), "debias": NUM_DEBIAS}.get(parsed.name, 1)
-        if asked not in (None, own):
+        fixed = {"sources": len(parsed.fields), "debias": NUM_DEBIAS}.get(parsed.name, 1)
+        if num not in (None, fixed):
             raise ValueError(
-                f"data.num_captions {asked} does not fit data.caption {rule!r}, which gives {own}; set "
-                f"--config.data.num_captions={own}, or data.caption to {' or '.join(ANY_NUMBER)}"
+                f"data.num_captions {num} does not fit data.caption {rule!r}, which gives {fixed}; set "
+                f"--config.data.num_captions={fixed}, or data.caption to {' or '.join(ANY_NUMBER)}"
             )
-        return own
-    num, least = NUM_SENTENCE_CAPTIONS if asked is None else asked, 1 if parsed.name == "diverse" else NUM_GLOBAL
+        return fixed
+    num, least = NUM_SENTENCE_CAPTIONS if num is None else num, 1 if parsed.name == "diverse" else NUM_GLOBAL
     if num < least:
         raise ValueError(f"data.num_captions {num} is too small for data.caption {rule!r}: at least {least}")
     return num
 
 
-def with_own_number(config: ConfigDict, given: Iterable[str]) -> ConfigDict:
+def reset_num_captions(config: ConfigDict, user_fields: Iterable[str]) -> ConfigDict:
     """Returns the config without the file's `data.num_captions` if the user's `data.caption` has a number of its own.
 
-    `given`: dotted names of fields that the user has set.  Raises ValueError for an unknown rule.
+    `user_fields`: dotted names of fields that the user has set.  Raises ValueError for an unknown rule.
     """
-    names, data = set(given), config.data
+    names, data = set(user_fields), config.data
     if "data.caption" not in names or "data.num_captions" in names or parse(data.caption).name in ANY_NUMBER:
         return config
     changed = ConfigDict(config.to_dict())
@@ -123,14 +129,16 @@ def with_own_number(config: ConfigDict, given: Iterable[str]) -> ConfigDict:
 
 
 def is_shifted(rule: str, number: int) -> bool:
-    """Returns whether caption `number` of an example has paddings before its words (`Tokenizer.shifted`)."""
+    """Returns whether caption `number` of an example has paddings before its words (`Tokenizer.row`)."""
     return parse(rule).name == "debias" and number > 0
 
 
 def sentences_for(example: Mapping[str, Any], rule: str) -> list[str]:
     """Returns the sentences that a rule draws from: of all captions, or of the fields that it names."""
     fields = parse(rule).fields
-    return sentences_of(_fields_texts(example, fields[0]) if fields else example["captions"])
+    if not fields:
+        return sentences_of(example["captions"])
+    return sentences_of([text for name in fields[0] for text in texts(example.get(name))])
 
 
 def sentences_of(captions: Sequence[str]) -> list[str]:
@@ -147,7 +155,9 @@ def sentences_of(captions: Sequence[str]) -> list[str]:
 def crops(sentences: Sequence[str], rng: np.random.Generator, num: int) -> tuple[str, ...]:
     """Draws two captions of 1 to 5 distinct sentences, then `num - 2` of one sentence each (COSMOS, 2412.01814)."""
     joined = [BETWEEN.join(_distinct(sentences, rng, 1 + int(rng.integers(MAX_GLOBAL)))) for _ in range(NUM_GLOBAL)]
-    return (*joined, *_evenly(sentences, rng, num - NUM_GLOBAL))
+    num_single = num - NUM_GLOBAL
+    rounds = [_distinct(sentences, rng, len(sentences)) for _ in range(0, num_single, len(sentences))]
+    return (*joined, *[*itertools.chain.from_iterable(rounds)][:num_single])
 
 
 def diverse(sentences: Sequence[str], rng: np.random.Generator, num: int) -> tuple[str, ...]:
@@ -155,7 +165,15 @@ def diverse(sentences: Sequence[str], rng: np.random.Generator, num: int) -> tup
 
     Every window of consecutive sentences can be drawn; the published code never draws the last one.
     """
-    return tuple(BETWEEN.join(_diverse(sentences, rng)) for _ in range(num))
+    captions = []
+    for _ in range(num):
+        count = min(1 + int(rng.integers(MAX_DIVERSE)), len(sentences))
+        if count > 1 and rng.random() < 0.5:
+            first = int(rng.integers(len(sentences) - count + 1))
+            captions.append(BETWEEN.join(sentences[first : first + count]))
+        else:
+            captions.append(BETWEEN.join(_distinct(sentences, rng, count)))
+    return tuple(captions)
 
 
 def parts(sentences: Sequence[str], rng: np.random.Generator, num: int) -> tuple[str, ...]:
@@ -176,20 +194,6 @@ def debias(sentences: Sequence[str], rng: np.random.Generator, num: int) -> tupl
     return BETWEEN.join(sentences), BETWEEN.join(_distinct(rest, rng, 1 + int(rng.integers(len(rest)))))
 
 
-def _diverse(sentences: Sequence[str], rng: np.random.Generator) -> Sequence[str]:
-    num = min(1 + int(rng.integers(MAX_DIVERSE)), len(sentences))
-    if num > 1 and rng.random() < 0.5:
-        first = int(rng.integers(len(sentences) - num + 1))
-        return sentences[first : first + num]
-    return _distinct(sentences, rng, num)
-
-
-def _evenly(sentences: Sequence[str], rng: np.random.Generator, num: int) -> list[str]:
-    """Draws `num` entries of a list, each of the n entries floor(num / n) or ceil(num / n) times."""
-    rounds = [_distinct(sentences, rng, len(sentences)) for _ in range(0, num, len(sentences))]
-    return [*itertools.chain.from_iterable(rounds)][:num]
-
-
 def _distinct(sentences: Sequence[str], rng: np.random.Generator, num: int) -> list[str]:
     """Draws `num` entries of a list without replacement, in random order; all of them if there are fewer."""
     order: list[int] = rng.permutation(len(sentences))[:num].tolist()
@@ -204,24 +208,7 @@ RULES: dict[str, Callable[[Sequence[str], np.random.Generator, int], tuple[str, 
 }
 
 
-def _fields_texts(example: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    return list(itertools.chain.from_iterable(texts(example.get(name)) for name in names))
-
-
-def _drawn_field(example: Mapping[str, Any], names: Sequence[str], rng: np.random.Generator) -> str:
-    """Returns a text of one of the fields, drawn uniformly among those that are not blank."""
-    fields = [valid for name in names if (valid := not_blank(texts(example.get(name))))]
-    return _drawn(_drawn(fields, rng), rng) if fields else ""
-
-
-def _first_field(example: Mapping[str, Any], names: Sequence[str], rng: np.random.Generator) -> str:
-    """Returns a text of the first field that is not blank."""
-    fields = (not_blank(texts(example.get(name))) for name in names)
-    found = next(filter(None, fields), None)
-    return _drawn(found, rng) if found else ""
-
-
-def _drawn(values: Sequence[Any], rng: np.random.Generator) -> Any:
+def _draw(values: Sequence[Any], rng: np.random.Generator) -> Any:
     """Draws one of the values; a single one needs no random number."""
     return values[int(rng.integers(len(values))) if len(values) > 1 else 0]
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.data_path import components
 from detailclip_jax.data.caption_rules import STATES, not_blank, texts
-from detailclip_jax.data.mixture import asked, members_of
+from detailclip_jax.data.mixture import checked_examples, members_of
 from detailclip_jax.data.sources import Source
 from detailclip_jax.data.stickers.scene_source import NUM_FALSE, STATED
 from detailclip_jax.data.tokenizer import Tokenizer
@@ -64,12 +64,12 @@ def with_parts_of(example: Mapping[str, Any], other: Mapping[str, Any], which: s
     return {**example, PARTS[which]: other.get(PARTS[which], ())}
 
 
-def first_or_drawn(found: Sequence[str], num: int, rng: np.random.Generator) -> list[str]:
+def first_or_drawn(words: Sequence[str], num: int, rng: np.random.Generator) -> list[str]:
     """Returns `num` texts: all in their order and "" for those that lack, or drawn ones where there are more."""
-    if len(found) > num:
-        filled = not_blank(found)
-        found = [filled[at] for at in rng.permutation(len(filled))[:num]]
-    return [*found, *[""] * (num - len(found))]
+    if len(words) > num:
+        filled = not_blank(words)
+        words = [filled[at] for at in rng.permutation(len(filled))[:num]]
+    return [*words, *[""] * (num - len(words))]
 
 
 def arrays_of(
@@ -113,7 +113,7 @@ def check_source(source: Source, data: ConfigDict) -> None:
     A run with regions may have those of phrases alone.
     """
     if data.negatives and data.caption != STATES:
-        examples = [each for member in members_of(source) for each in asked(member.source)]
+        examples = [each for member in members_of(source) for each in checked_examples(member.source)]
         of_phrases = data.regions and any(any(each.get("phrase_negatives") or ()) for each in examples)
         if not of_phrases and not any(not_blank(texts(each.get(FIELD))) for each in examples):
             raise ValueError(

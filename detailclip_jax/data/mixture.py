@@ -13,13 +13,13 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from detailclip_jax.config.data_path import Component, components, whole_numbers
+from detailclip_jax.config.data_path import components, whole_numbers
 from detailclip_jax.data import sources
 from detailclip_jax.data.caption_rules import SENTENCE_RULES, is_blank, parse, text_fields
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
 from detailclip_jax.runtime.errors import near
 
-NUM_ASKED = 10  # examples per set, evenly spaced, whose fields are checked
+NUM_CHECKED = 10  # examples per set, evenly spaced, whose fields are checked
 NUM_FOR_BLANK = 100  # the same, if a field that captions are drawn from is blank in the first ones
 
 
@@ -32,26 +32,23 @@ class Member(NamedTuple):
 
 
 def open_source(data: ConfigDict, split: str | None = None, image_size: int = 64) -> Source:
-    """Opens the source that `config.data` names; `split` replaces the configured split if given.
+    """Opens the source that `config.data` names; `split` replaces the configured split.
 
     A `data.path` with several sets (see `components`) gives a `Mixture`, a single set is returned itself.  Raises
     MissingData that names the missing set, and ValueError for an invalid configuration.
     """
-    found = components(data)
-    if len(found) == 1:
-        return sources.open_set(found[0], data, split, image_size)
-    opened = [_opened(number, found, data, split, image_size) for number in range(len(found))]
-    weights = [len(source) if one.weight is None else one.weight for one, source in zip(found, opened)]
-    members = zip(map(str, found), opened, whole_numbers(weights))
+    sets, opened = components(data), []
+    if len(sets) == 1:
+        return sources.open_set(sets[0], data, split, image_size)
+    for number, one in enumerate(sets, 1):
+        try:
+            opened.append(sources.open_set(one, data, split, image_size))
+        except (MissingData, ValueError) as error:
+            where = f"set {number} of the {len(sets)} in data.path, {one}"
+            raise type(error)(f"{where}: {error}") from error
+    weights = [len(source) if one.weight is None else one.weight for one, source in zip(sets, opened)]
+    members = zip(map(str, sets), opened, whole_numbers(weights))
     return Mixture([Member(*member) for member in members])
-
-
-def _opened(number: int, found: Sequence[Component], data: ConfigDict, split: str | None, image_size: int) -> Source:
-    try:
-        return sources.open_set(found[number], data, split, image_size)
-    except (MissingData, ValueError) as error:
-        where = f"set {number + 1} of the {len(found)} in data.path, {found[number]}"
-        raise type(error)(f"{where}: {error}") from error
 
 
 class Mixture:
@@ -147,8 +144,8 @@ def order_of(source: Source, seed: int) -> Any:
 def check_captions(source: Source, rule: str) -> None:
     """Raises ValueError, with the fields of the set, if a set has none of the fields that a caption is drawn from.
 
-    A name that no set has also raises.  Up to NUM_ASKED readable examples per set are checked, evenly spaced, since an
-    example may lack a field that others have; a field that is blank in all of them, and in NUM_FOR_BLANK, is missing.
+    A name that no set has also raises.  Up to NUM_CHECKED readable examples per set are checked, evenly spaced, since
+    an example may lack a field that others have; a field that is blank in all of them, and in NUM_FOR_BLANK, is missing.
     """
     name, lists = parse(rule)
     names = set(itertools.chain.from_iterable(lists))
@@ -169,7 +166,7 @@ def check_captions(source: Source, rule: str) -> None:
 def check_labels(source: Source, num_classes: int) -> None:
     """Raises ValueError if the checked examples of a set have no label, or a label that is not below `num_classes`."""
     for member in members_of(source):
-        labels = [example["label"] for example in asked(member.source)]
+        labels = [example["label"] for example in checked_examples(member.source)]
         if labels and max(labels) < 0:
             raise ValueError(
                 f"{member.name} has no labels, and this method trains on labels only; choose labelled data"
@@ -193,17 +190,17 @@ def _fields(source: Source, wanted: Collection[str]) -> _Fields:
 
     If a `wanted` field is blank in the first examples, more are checked.
     """
-    found = _fields_in(asked(source))
-    return _fields_in(asked(source, NUM_FOR_BLANK)) if {*wanted} & {*found.blank} else found
+    fields = _fields_in(checked_examples(source))
+    return _fields_in(checked_examples(source, NUM_FOR_BLANK)) if {*wanted} & {*fields.blank} else fields
 
 
 def _fields_in(examples: Iterable[Example]) -> _Fields:
-    found = {(name, is_blank(example[name])) for example in examples for name in text_fields(example)}
-    filled = {name for name, blank in found if not blank}
-    return _Fields(sorted(filled), sorted({name for name, _ in found} - filled))
+    fields = {(name, is_blank(example[name])) for example in examples for name in text_fields(example)}
+    filled = {name for name, blank in fields if not blank}
+    return _Fields(sorted(filled), sorted({name for name, _ in fields} - filled))
 
 
-def asked(source: Source, num: int = NUM_ASKED) -> Iterator[Example]:
+def checked_examples(source: Source, num: int = NUM_CHECKED) -> Iterator[Example]:
     """Yields up to `num` readable examples, evenly spaced over the set."""
     for index in sorted({len(source) * number // num for number in range(num)}):
         with contextlib.suppress(BadRecord):

@@ -245,8 +245,8 @@ class Stream:
         return {
             **false,
             **({"hidden": masks} if masks else {}),
-            **({"grid": {name: own.grid for name, own in pixels.items()}} if native else {}),
-            "image": {name: own.patches for name, own in pixels.items()} if native else pixels,
+            **({"grid": {name: view.grid for name, view in pixels.items()}} if native else {}),
+            "image": {name: view.patches for name, view in pixels.items()} if native else pixels,
             "box": {name: boxes for name, (_, boxes) in views.items()},
             "text": text,
             "label": label,
@@ -358,12 +358,12 @@ class Pipeline:
     def __next__(self) -> Batch:
         if self._batches.closed:
             raise ValueError("this pipeline is closed; create another one with start=position")
-        asked = time.perf_counter()
+        start = time.perf_counter()
         try:
             prepared = next(self._batches)
         except TooManyBadRecords as error:
             raise self._bad.all_bad(error) from error
-        self.waited_seconds += time.perf_counter() - asked
+        self.waited_seconds += time.perf_counter() - start
         self.position += self.options.batch_size * self.options.process_count
         self.num_truncated += prepared["num_truncated"]
         self._bad.add(prepared["bad"], num_seen=self.options.batch_size)

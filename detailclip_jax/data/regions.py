@@ -15,7 +15,7 @@ from detailclip_jax.config import sizes
 from detailclip_jax.config.fields import AT_EOT
 from detailclip_jax.data.caption_rules import not_blank, texts
 from detailclip_jax.data.false_texts import first_or_drawn, rows_of
-from detailclip_jax.data.mixture import asked, members_of
+from detailclip_jax.data.mixture import checked_examples, members_of
 from detailclip_jax.data.sources import BadRecord, Source
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import captioned_crop
@@ -57,14 +57,14 @@ class Regions(NamedTuple):
         `views` are the boxes of its views by name. The regions are drawn from the boxes that count in at least one
         view. Raises BadRecord for fields of another form.
         """
-        found = read(example)
-        cut, counts = usable(in_views(found.boxes, views[self.crop]), self.side)
+        record = read(example)
+        cut, counts = usable(in_views(record.boxes, views[self.crop]), self.side)
         drawn = rng.permutation(np.flatnonzero(counts.any(0)))[: self.number]
         shape = len(cut), self.number
         boxes, valid = np.zeros((*shape, 4), np.float32), np.zeros(shape, bool)
         boxes[:, : len(drawn)] = np.where(counts[..., None], cut * self.size, 0)[:, drawn]
         valid[:, : len(drawn)] = counts[:, drawn]
-        words = [_phrases(found, at, num_false, rng) for at in drawn]
+        words = [_phrases(record, at, num_false, rng) for at in drawn]
         words += [[""] * (1 + num_false)] * (self.number - len(drawn))
         rows, filled, num_cut = rows_of([text for each in words for text in each], self.tokenizer)
         arrays = {
@@ -146,7 +146,7 @@ def usable(boxes: Float[Any, "*n 4"], side: int) -> tuple[Float[Any, "*n 4"], Bo
 
 def check_regions(source: Source, number: int) -> None:
     """Raises ValueError if no checked example of any set has boxes with phrases, and the run asks for regions."""
-    examples = (each for member in members_of(source) for each in asked(member.source))
+    examples = (each for member in members_of(source) for each in checked_examples(member.source))
     if number and not any(each.get("phrases") for each in examples):
         raise ValueError(
             f"data.regions {number}: no checked example has boxes with phrases; prepare the set with them ({FORM}; "
@@ -154,6 +154,6 @@ def check_regions(source: Source, number: int) -> None:
         )
 
 
-def _phrases(found: Records, at: int, num_false: int, rng: np.random.Generator) -> list[str]:
+def _phrases(record: Records, at: int, num_false: int, rng: np.random.Generator) -> list[str]:
     """Returns the phrase of a box, drawn if it has several, and `num_false` false ones."""
-    return [*first_or_drawn(found.phrases[at], 1, rng), *first_or_drawn(found.negatives[at], num_false, rng)]
+    return [*first_or_drawn(record.phrases[at], 1, rng), *first_or_drawn(record.negatives[at], num_false, rng)]

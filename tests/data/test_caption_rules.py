@@ -18,9 +18,9 @@ from detailclip_jax.data.caption_rules import (
     captions_of,
     num_captions,
     parse,
+    reset_num_captions,
     sentences_of,
     text_fields,
-    with_own_number,
 )
 from detailclip_jax.data.lengths import trimmed
 from detailclip_jax.data.mixture import check_captions
@@ -348,7 +348,7 @@ def test_another_number_than_that_of_the_rule_is_refused(rule, own):
 def test_a_file_s_number_of_captions_belongs_to_its_rule(rule, given, expected):
     c = default()
     c.data.caption, c.data.num_captions = rule, 4
-    assert with_own_number(c, given).data.num_captions == expected
+    assert reset_num_captions(c, given).data.num_captions == expected
     assert c.data.num_captions == 4
 
 

@@ -106,7 +106,11 @@ def compose(
         layers, instances = draw()
     image = (plain_ground if look.plain else background)(rng, size).astype(np.float32)
     for layer in layers:
-        _paint(rng, image, layer)
+        gain = (rng.uniform(*GAIN) * rng.uniform(*CHANNEL_GAIN, 3)).astype(np.float32)  # slightly changed brightness
+        *colours, opaque = cv2.split(layer.drawing)
+        alpha = opaque.astype(np.float32) / 255
+        most = 255 * alpha
+        _lay(image, layer.part, [np.minimum(colour * factor, most) for colour, factor in zip(colours, gain)], alpha)
     return _scene(_degrade(rng, image, look.clean), instances, len(layers))
 
 
@@ -257,15 +261,6 @@ def instance_map(layers: Sequence[Layer], size: int) -> UInt8[np.ndarray, "h w"]
 def _count(instances: UInt8[np.ndarray, "h w"], num: int) -> Int[np.ndarray, " n"]:
     """Returns the number of pixels of every instance."""
     return np.bincount(instances.ravel(), minlength=1 + num)[1:]
-
-
-def _paint(rng: np.random.Generator, image: Float[np.ndarray, "h w 3"], layer: Layer) -> None:
-    """Draws a layer on the canvas with slightly changed brightness."""
-    gain = (rng.uniform(*GAIN) * rng.uniform(*CHANNEL_GAIN, 3)).astype(np.float32)
-    *colours, opaque = cv2.split(layer.drawing)
-    alpha = opaque.astype(np.float32) / 255
-    most = 255 * alpha
-    _lay(image, layer.part, [np.minimum(colour * factor, most) for colour, factor in zip(colours, gain)], alpha)
 
 
 def _lay(
