@@ -145,7 +145,8 @@ def check_captions(source: Source, rule: str) -> None:
     """Raises ValueError, with the fields of the set, if a set has none of the fields that a caption is drawn from.
 
     A name that no set has also raises.  Up to NUM_CHECKED readable examples per set are checked, evenly spaced, since
-    an example may lack a field that others have; a field that is blank in all of them, and in NUM_FOR_BLANK, is missing.
+    an example may lack a field that others have; a field that is blank in all of them, and in NUM_FOR_BLANK, is
+    missing.
     """
     name, lists = parse(rule)
     names = set(itertools.chain.from_iterable(lists))

@@ -2,7 +2,6 @@
 
 import bz2
 import gzip
-import io
 import lzma
 import zipfile
 
@@ -114,14 +113,6 @@ def test_a_row_over_many_lines_is_bounded(tmp_path, monkeypatch, text):
 def test_a_photo_id_beyond_64_bits_is_in_no_list():
     assert yfcc.Lines(np.arange(3)).find(10**30, 0) is None
     assert yfcc.Photos(np.arange(3), np.arange(3), np.zeros((3, 32), np.uint8)).find(0, 10**30) is None
-
-
-def test_a_list_of_ids_that_claims_a_shape_is_refused(tmp_path):
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (2**40,)})
-    path = trees.write(tmp_path / "ids.npy", file.getvalue() + bytes(80))
-    with pytest.raises(ValueError, match=r"ids\.npy is not readable"):
-        yfcc.Ids.load([str(path)])
 
 
 # Embeddings and parquet

@@ -19,7 +19,7 @@ import prepare_trees as trees
 import pytest
 from test_prepare import keys, prepared
 
-from detailclip_jax.convert import image_root, limited_files, slip_pickle, webdataset, yfcc
+from detailclip_jax.convert import image_root, limited_files, slip_pickle, webdataset
 from detailclip_jax.convert.examples import Rejected
 from detailclip_jax.convert.job import Options, Request
 from detailclip_jax.convert.limited_files import is_inside
@@ -374,14 +374,6 @@ def test_photo_ids_that_are_no_numbers_are_a_message(tmp_path, photo, capsys):
         database.commit()
     assert main(["yfcc-sqlite", str(path), "--images", str(tmp_path), "--out", f"{tmp_path}-out"]) == 2
     assert f"error: {path} is damaged, or not a YFCC100M table" in capsys.readouterr().err
-
-
-def test_a_table_line_without_a_photo_id_and_an_empty_list_are_named(tmp_path):
-    table = trees.write(tmp_path / "t.tsv", LINES.replace(b"0\t", b"x\t", 1))
-    with pytest.raises(ValueError, match=r"t\.tsv, line 1"):
-        begin(Request("yfcc-tsv", (str(table),), str(tmp_path / "out")))
-    with pytest.raises(ValueError, match=r"e\.npy is not readable"):
-        yfcc.Ids.load([str(trees.write(tmp_path / "e.npy", b""))])
 
 
 def test_a_limit_on_a_tar_that_is_cut_counts_what_is_known_to_be_whole(tmp_path):

@@ -1,6 +1,7 @@
 """Every source from a small tree in its real layout, the broken parts included."""
 
 import gzip
+import io
 import json
 import os
 import pickle
@@ -413,21 +414,6 @@ def test_yfcc_lists_of_another_form_are_refused(tmp_path, text):
         yfcc.Ids.load([str(trees.write(tmp_path / "ids.tsv", text))])
 
 
-def test_yfcc_arrays_of_objects_are_refused(tmp_path):
-    np.save(tmp_path / "a.npy", np.array([{}], object), allow_pickle=True)
-    with pytest.raises(ValueError, match="Python objects"):
-        yfcc.Ids.load([str(tmp_path / "a.npy")])
-    np.save(tmp_path / "b.npy", np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="expected a list of line numbers"):
-        yfcc.Ids.load([str(tmp_path / "b.npy")])
-
-
-def test_yfcc_tables_of_another_width_are_refused(tmp_path):
-    path = trees.write(tmp_path / "yfcc100m_dataset.tsv", "1\t2\t3\n")
-    with pytest.raises(ValueError, match="line 1: 3 columns"):
-        prepared(path, tmp_path / "out", kind="yfcc-tsv", images=".")
-
-
 def test_yfcc_places_are_slips():
     """Golden: SLIP's README, "image 12345678 is stored as 678.jpg within 12/345.zip"."""
     assert ("12/345.zip", "678.jpg") in yfcc.line_places(12345678)
@@ -801,12 +787,6 @@ def test_a_table_that_is_not_utf8_is_refused_with_the_line(tmp_path, kind, text)
     assert ("zwei H\ufffd\u00fcte",) in [each["captions"] for each in examples(tmp_path / "out").values()]
 
 
-def test_a_damaged_csv_names_the_line(tmp_path):
-    path = trees.write(tmp_path / "t.csv", 'image,caption\na.jpg,one\nb.jpg,"open\n')
-    with pytest.raises(ValueError, match=r"t\.csv, line \d: unexpected end"):
-        prepared(path, tmp_path / "out", kind="csv")
-
-
 @pytest.mark.parametrize("form", ["path", "bytes", "struct"])
 def test_parquet_with_paths_bytes_or_both(tmp_path, form):
     pyarrow = pytest.importorskip("pyarrow")
@@ -890,3 +870,39 @@ def test_the_options_reach_the_reader():
     shard = webdataset.Sample("k", {"jpg": b"x", "json": b'{"other": 4}'})
     assert webdataset.sample_label(shard.files, {"other": 4}, Options(label_column="other")) == 4
     assert webdataset.sample_label({}, {"label": None}, Options()) == -1
+
+
+# tables and lists that cannot be read
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=True)
+    return file.getvalue()
+
+
+def npy_of_another_shape() -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (2**40,)})
+    return file.getvalue() + bytes(80)
+
+
+PHOTO = "\t".join(map(str, range(23))) + "\n"
+MISTAKES = {  # name: source, its table, its list of ids, words of the message
+    "quote without end": ("csv", 'image,caption\na.jpg,one\nb.jpg,"open\n', b"", r"t\.csv, line \d: unexpected end"),
+    "columns of YFCC": ("yfcc-tsv", "1\t2\t3\n", b"", r"t\.tsv, line 1: 3 columns"),
+    "photo id of YFCC": ("yfcc-tsv", f"x{PHOTO}", b"", r"t\.tsv, line 1"),
+    "ids are objects": ("yfcc-tsv", PHOTO, npy(np.array([{}], object)), "Python objects"),
+    "ids of two axes": ("yfcc-tsv", PHOTO, npy(np.zeros((2, 2))), "expected a list of line numbers"),
+    "ids of another shape": ("yfcc-tsv", PHOTO, npy_of_another_shape(), r"ids\.npy is not readable"),
+    "no ids": ("yfcc-tsv", PHOTO, b"empty", r"ids\.npy is not readable"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_is_wrong_with_a_table_or_a_list_is_named(tmp_path, mistake):
+    kind, text, ids, words = MISTAKES[mistake]
+    table = trees.write(tmp_path / f"t.{kind[-3:]}", text)
+    options = {"ids": (str(trees.write(tmp_path / "ids.npy", ids)),)} if ids else {}
+    with pytest.raises(ValueError, match=words):
+        prepared(table, tmp_path / "out", kind=kind, images=".", **options)

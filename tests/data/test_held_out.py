@@ -15,7 +15,6 @@ from detailclip_jax.data import held_out, mixture, pipeline
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.sources import MissingData, write_records
 from detailclip_jax.evaluation import run_figures
-from detailclip_jax.pretraining import validate
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import train as training
 
@@ -222,11 +221,6 @@ def test_a_supervised_run_on_own_data_ends_with_its_accuracy(tmp_path):
     hits = sum(found[name]["value"] * found[name]["n"] for name in ("top1_of_cat", "top1_of_dog"))
     assert found["top1"]["value"] == pytest.approx(hits / 6)
     assert "top-1 of the held-out examples" in (tmp_path / "run/report.md").read_text()
-
-
-def test_a_negative_number_is_refused(records):
-    with pytest.raises(ValueError, match=r"data\.held_out"):
-        validate(config_of(records, **{"data.held_out": -1}))
 
 
 def test_a_finished_run_names_the_command_that_goes_on(tmp_path):

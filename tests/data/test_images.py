@@ -72,11 +72,6 @@ def test_evaluation_mask_follows_the_view():
     assert disagree.mean() < 0.05
 
 
-def test_a_crop_larger_than_the_image_is_refused():
-    with pytest.raises(ValueError, match="crop of 21 pixels does not fit into 20 x 30"):
-        images.center_crop(make_image(20, 30), 21)
-
-
 # photometrics
 
 

@@ -176,24 +176,29 @@ def test_record_of_another_form_is_named(tmp_path, record):
 # missing data
 
 
-def test_empty_path_says_what_to_set():
-    with pytest.raises(
-        MissingData, match=r"looked for train-\*.*data.path is empty.*--config.data.path.*write_records"
-    ):
-        open_source(data_config(source="records"))
+MISTAKES = {  # name: options of data, error, words of the message; {0} has t.csv, the folder `empty`, and the set `val`
+    "no path": ({}, MissingData, r"looked for train-\*.*data.path is empty.*--config.data.path.*write_records"),
+    "no folder": ({"path": "/nowhere"}, MissingData, "the folder '/nowhere' does not exist"),
+    "a file": ({"path": "{0}/t.csv"}, MissingData, r"t\.csv' is a file, .* folder"),
+    "no shards": ({"path": "{0}/empty"}, MissingData, "has no shards"),
+    "another split": (
+        *({"path": "{0}/val"}, MissingData),
+        r"has only the splits val\.  Set --config\.data\.path to a folder",
+    ),
+    "unknown source": ({"source": "webdataset"}, ValueError, r"data\.source 'webdataset'.*stickers, records, tfds"),
+}
 
 
-def test_missing_folder_and_missing_split_are_named(tmp_path):
-    with pytest.raises(MissingData, match="the folder '/nowhere' does not exist"):
-        Records("/nowhere", "train")
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_is_wrong_with_the_data_of_a_config_is_named(tmp_path, mistake):
     (tmp_path / "t.csv").write_text("image,caption\n")
-    with pytest.raises(MissingData, match=r"t\.csv' is a file, .* folder"):
-        Records(tmp_path / "t.csv", "train")
-    with pytest.raises(MissingData, match="has no shards"):
-        Records(tmp_path, "train")
-    write_records(tmp_path, examples(1), split="val")
-    with pytest.raises(MissingData, match="has only the splits val"):
-        Records(tmp_path, "train")
+    (tmp_path / "empty").mkdir()
+    write_records(tmp_path / "val", examples(1), split="val")
+    (tmp_path / "val/val-rejected.jsonl").touch()
+    options, error, words = MISTAKES[mistake]
+    options = {"source": "records"} | {name: value.format(tmp_path) for name, value in options.items()}
+    with pytest.raises(error, match=words):
+        open_source(data_config(**options))
 
 
 @pytest.mark.parametrize(
@@ -222,24 +227,12 @@ def test_the_working_directory_has_a_folder_of_records_beside_it(tmp_path, monke
     assert command_for(pathlib.Path(), "train").endswith(f"prepare csv . --out {tmp_path}-records")
 
 
-def test_a_set_without_the_split_is_not_prepared_again(tmp_path):
-    write_records(tmp_path, examples(1))
-    (tmp_path / "train-rejected.jsonl").touch()
-    with pytest.raises(MissingData, match=r"has only the splits train\.  Set --config\.data\.path to a folder"):
-        Records(tmp_path, "val")
-
-
 def test_broken_shard_is_named(tmp_path):
     write_records(tmp_path, examples(4), shard_size=2)
     (tmp_path / "train-00001.arrayrecord").write_bytes(b"half")
     with pytest.raises(MissingData, match=r"train-00001\.arrayrecord: not readable as ArrayRecord") as error:
         Records(tmp_path, "train")
     assert "train-00000" not in str(error.value)
-
-
-def test_unknown_source_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"data\.source 'webdataset'.*stickers, records, tfds"):
-        open_source(data_config(source="webdataset"))
 
 
 # stickers

@@ -137,11 +137,6 @@ def test_a_bare_text_is_refused(tokenizer):
         tokenizer("a cat")
 
 
-def test_a_context_without_room_is_refused():
-    with pytest.raises(ValueError, match="context_length 2"):
-        Tokenizer(context_length=2)
-
-
 def test_pickles_for_worker_processes(tokenizer):
     again = pickle.loads(pickle.dumps(tokenizer))
     np.testing.assert_array_equal(again(["a cat"]), tokenizer(["a cat"]))

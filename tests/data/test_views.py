@@ -252,11 +252,3 @@ def test_lists_of_a_saved_config_become_tuples():
 def test_wrong_fields_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         crops_from_config({"large": fields})
-
-
-def test_an_enclosing_crop_without_globals_is_refused():
-    with pytest.raises(ValueError, match=r"needs crops named 'large' to enclose, .* are teacher \(enclosing\)"):
-        crops_from_config({"teacher": {"kind": "enclosing"}})
-    for crops in ({"local": {"kind": "inside"}}, {"large": {"kind": "inside"}}):
-        with pytest.raises(ValueError, match="a crop of kind inside needs crops named 'large'"):
-            crops_from_config(crops)
