@@ -339,16 +339,19 @@ def test_a_killed_run_can_be_repeated_at_once(tars, tmp_path):
     assert run("webdataset", tars, out=tmp_path / "out") == 0
 
 
-def test_the_lock_of_a_file_that_its_holder_removed_is_not_taken_for_one(tmp_path):
+def test_the_lock_of_a_file_that_its_holder_removed_is_not_taken_for_one(tmp_path, monkeypatch):
     """Between our opening and our locking, the holder may have ended and a third have made the file anew."""
-    path = tmp_path / "lock"
-    stale = open(path, "a+")  # noqa: SIM115
+    path, flock, locked = tmp_path / "lock", locks.fcntl.flock, []
+
+    def lock_late(file, flags):
+        if not locked:
+            path.unlink()
+        locked.append(file)
+        return flock(file, flags)
+
+    monkeypatch.setattr(locks.fcntl, "flock", lock_late)
     with alone(path):
-        assert locks._is_there(path, stale)
-    assert not locks._is_there(path, stale)
-    with alone(path):
-        assert not locks._is_there(path, stale)
-    stale.close()
+        assert len(locked) == 2 and f"process {os.getpid()} on " in path.read_text()
 
 
 def test_where_a_disk_has_no_locks_a_warning_is_all(tmp_path, monkeypatch, caplog):
