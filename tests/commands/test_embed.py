@@ -17,7 +17,7 @@ import tiny
 from PIL import Image
 
 from detailclip_jax import embed
-from detailclip_jax.data.image_files import Found, ImageFileBatches, find
+from detailclip_jax.data.image_files import ImageFileBatches, ImageFiles, find
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.figures import contact_sheet
 from detailclip_jax.inference import embed_folder, embeddings
@@ -501,14 +501,14 @@ def test_files_in_other_formats_are_counted(photos, capsys):
 
 
 def test_a_pattern_may_be_absolute_or_at_home(photos, monkeypatch):
-    assert find(f"{photos}/*.gif") == Found(photos, ("six.gif",))
+    assert find(f"{photos}/*.gif") == ImageFiles(photos, ("six.gif",))
     monkeypatch.setenv("HOME", str(photos.parent))
-    assert find("~/photos/*.gif") == Found(photos, ("six.gif",))
+    assert find("~/photos/*.gif") == ImageFiles(photos, ("six.gif",))
 
 
 def test_batches_say_why_a_row_is_black(photos):
     names = ("a/1.png", "cut.png", "gone.png", "a/2.JPG", "\udcff.png")
-    batches = ImageFileBatches(Found(photos, names), Transform(32, 32), 3)
+    batches = ImageFileBatches(ImageFiles(photos, names), Transform(32, 32), 3)
     assert len(batches) == 2
     first, second = batches[0], batches[1]
     assert [np.shape(batch["image"]) for batch in (first, second)] == [(3, 32, 32, 3), (2, 32, 32, 3)]
