@@ -25,6 +25,7 @@ TORCH = [
 DATA = ["importlib_resources>=6", "pyarrow>=17", "tensorflow-datasets>=4.9.9,<5"]
 HUB = ["huggingface_hub>=1"]  # models by name
 BEAM = ["apache-beam>=2.77"]
+TARGETS = ["jax[cuda12,tpu]>=0.10.2,<0.13"]  # compilers of GPUs and TPUs: benchmark step --for
 DETECTION = ["pycocotools>=2.0.8,<3"]  # scores of detection
 DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30,<2"]
 DEV = [
@@ -117,6 +118,7 @@ setup(
         "torch": TORCH,
         "data": DATA,
         "detection": DETECTION,
+        "targets": TARGETS,
         "hub": HUB,
         "docs": DOCS,
         "wandb": ["wandb>=0.19,<1"],

@@ -28,11 +28,16 @@ The training step of a config: FLOP per pair, memory, seconds to compile and per
     python -m detailclip_jax.benchmark step --batch=32 --dtype=bfloat16 --remat=dots --compile-only --json=step.json
     python -m detailclip_jax.benchmark step --size=B/16 --batch=256 --dtype=bfloat16 --against="remat=full,batch=512"
     python -m detailclip_jax.benchmark step --method=clip --batch=32 --count-only
+    python -m detailclip_jax.benchmark step --for=a100x4x4 --config=configs/vitb16_yfcc.py
 
 FLOP are what XLA counts on the step without loops and recomputation before it optimises (a few seconds, nothing is
 compiled); --count-only ends there and --compile-only with the memory.  Without them the step also runs, on noise that
 stays on the device, and --config, --method or --size must say which.  With --against two variants run in turn, and the
 ratio of their times is computed round by round.
+
+With --for nothing runs: the compiler of the named devices compiles the step without them, at the config's batch unless
+--batch says another, and the table shows memory, traffic, products, collectives and a bound of the step's time.  Names:
+v5e:4x4, v6e:2x4, v5p:2x2x4 (chips of a TPU slice), h100x8, a100x8 (one host), a100x4x4 (hosts x devices).
 """
 DATA = """\
 Images per second that one core prepares, and the cost of each stage.
@@ -121,6 +126,8 @@ def _step(command: flags.Parser) -> None:
     add = command.add_argument
     add_model(add)
     add("--against", metavar='"NAME=VALUE,..."', help="a second variant, with these flags or fields")
+    add("--for", dest="target", metavar="DEVICES", help="compile for devices that are not here, as v5e:4x4 or h100x8")
+    add("--largest", action="store_true", help="with --for: also find the largest batch that fits (three compilations)")
     add("--count-only", action="store_true", help="count FLOP, do not compile")
     add("--compile-only", action="store_true", help="count and compile, without running")
     add("--rounds", type=flags.positive, default=5, metavar="N", help="repetitions of the measurement (default: 5)")
@@ -234,10 +241,29 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         return encode_rate.run(arguments)
     from detailclip_jax.benchmarks import step, variants
 
+    if arguments.target:
+        return plan(arguments)
+    if arguments.largest:
+        raise ValueError("--largest needs --for=DEVICES, whose memory the batch must fit")
     found = variants.pair(arguments.config, settings(arguments), arguments.against, arguments.image_size)
     devices = devices_for(arguments.devices)
     check_named(arguments, found[0].config.model.size)
     return step.run(found, devices, arguments)
+
+
+def plan(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Compiles the step for the devices of --for and returns its records."""
+    from detailclip_jax.benchmarks import planned, variants
+    from detailclip_jax.runtime.progress import Console
+
+    given = settings(arguments)
+    if arguments.batch is None:
+        del given["batch"]
+    common = {"spec": arguments.config, "image_size": arguments.image_size}
+    requests = [{**common, **each} for each in variants.named(given, arguments.against)]
+    for request in requests:
+        variants.build(**request)  # an error of the config ends the command before anything compiles
+    return planned.run(arguments.target, requests, arguments.largest, Console(stream=arguments.progress))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -256,7 +282,9 @@ def write(arguments: argparse.Namespace, measure: Callable[[argparse.Namespace],
     except RuntimeError as error:
         text = str(error)
         if "RESOURCE_EXHAUSTED" in text:
-            text = f"out of memory: take a smaller --batch, or --remat=full ({text.splitlines()[0]})"
+            text = (
+                f"out of memory: take a smaller --batch, or --remat=full; --for says what fits ({text.splitlines()[0]})"
+            )
         raise errors.RunError(text) from error
     return 0
 

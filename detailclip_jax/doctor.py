@@ -2,6 +2,7 @@
 
     python -m detailclip_jax.doctor                                  # versions, devices, extras, disk
     python -m detailclip_jax.doctor --data --data-dir=/data          # which evaluation sets are ready
+    python -m detailclip_jax.doctor --for=a100x8 --config=configs/vitb16_yfcc.py    # whether the step fits such devices
     python -m detailclip_jax.doctor --launch=main --config=... [flags]    # before a long run, with its flags
 
 Run --launch=main in every process of a run, as you will run `main`, and --launch=transfer for `transfer` (the scripts
@@ -36,6 +37,7 @@ FOR = {
     "demo": "configs/stickers.py and figures",
     "torch": "import_torch and export, but for .safetensors",
     "data": "data sets through TensorFlow Datasets, and parquet files",
+    "targets": "benchmark step --for: the compilers of GPUs and TPUs",
     "dev": "the tests",
 }
 LAUNCH = "--launch"
@@ -50,6 +52,9 @@ def parser() -> argparse.ArgumentParser:
     add = command.add_argument
     launch = "check a run of main or of transfer before it is launched (default: of the one that runs the config)"
     add(LAUNCH, nargs="?", const="", metavar="COMMAND", help=f"{launch}; takes the flags of the run")
+    add("--for", dest="target", metavar="DEVICES", help="check whether a config's step fits devices such as v5e:4x4")
+    add("--config", metavar="FILE", help="the config of --for (default: the paper's run)")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the config of --for; repeatable")
     add("--data", action="store_true", help="check which evaluation sets are ready")
     add("--data-dir", metavar="DIR", help="folder of the evaluation sets of --data (default: data)")
     return command
@@ -160,6 +165,21 @@ def check_data(data_dir: str) -> int:
     return 0 if number else 1
 
 
+def check_fit(target: str, config: str | None, fields: Sequence[str]) -> int:
+    """Compiles a config's step for devices that are not here and says whether it fits; returns 0 if so, else 1."""
+    from detailclip_jax.benchmarks import planned, targets
+    from detailclip_jax.config.settings import parse_setting
+    from detailclip_jax.pretraining import LESS_MEMORY
+    from detailclip_jax.runtime.progress import Console
+
+    request = {"spec": config, "settings": dict(map(parse_setting, fields)), "name": config or "the paper's run"}
+    record = planned.plan(targets.find(target), request, Console(stream=sys.stderr))
+    print(planned.verdict(record))
+    if not record["fits"]:
+        print(f"to need less: {LESS_MEMORY}")
+    return 0 if record["fits"] else 1
+
+
 def check_launch(words: Sequence[str]) -> NoReturn:
     """Runs the preflight checks of --launch and the flags of a run in this process, and exits with their exit code.
 
@@ -198,6 +218,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     if arguments.data_dir and not arguments.data:
         raise ValueError(f"--data-dir={arguments.data_dir} is the folder that --data checks; add --data")
+    if (arguments.config or arguments.set) and not arguments.target:
+        raise ValueError(
+            "--config and --set are the config that --for checks; add --for=DEVICES, or --launch for a run"
+        )
+    if arguments.target:
+        return check_fit(arguments.target, arguments.config, arguments.set)
     return check_data(arguments.data_dir or "data") if arguments.data else report()
 
 

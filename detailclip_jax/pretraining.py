@@ -43,9 +43,9 @@ from detailclip_jax.types import Array, Batch, PyTree
 
 LESS_MEMORY = (
     "a smaller --config.batch_size, --config.accumulation=2, --config.model.remat=dots or full, "
-    "--config.model.dtype=bfloat16, or --config.mesh.fsdp over several devices"
+    "--config.model.dtype=bfloat16, or --config.mesh.fsdp over several devices; "
+    "python -m detailclip_jax.doctor --for=h100x8 --config=FILE says before a run what fits such devices"
 )
-
 
 REPEATS = (
     "a batch of {batch_size} contains some of the {examples} examples{of_set} more than once, and the contrastive loss "

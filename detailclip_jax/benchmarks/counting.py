@@ -21,6 +21,7 @@ STRAIGHT = {  # else the body of a loop is counted once and recomputed operation
     "model.remat": "none",
     "losses.chunk_logits": 0,
     "accumulation": 1,
+    "model.attention": "xla",  # no operation of cuDNN's is counted
     "mesh.fsdp": 1,
 }
 

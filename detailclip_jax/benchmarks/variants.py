@@ -12,6 +12,7 @@ from detailclip_jax.config.settings import parse_setting, set_fields, split_list
 from detailclip_jax.pretraining import validate
 from detailclip_jax.training.adopted_config import with_terms
 
+USUAL = "as configured"  # name of a variant without changes
 PAPER = "configs/vitb16_yfcc.py"
 SHORT = {  # short names of fields in --against and in the flags
     "size": "model.size",
@@ -66,9 +67,7 @@ def split_settings(text: str) -> dict[str, Any]:
     return dict(map(parse_setting, split_list(text)))
 
 
-def build(
-    spec: str | None, settings: Mapping[str, Any], image_size: int | None = None, name: str = "as configured"
-) -> Variant:
+def build(spec: str | None, settings: Mapping[str, Any], image_size: int | None = None, name: str = USUAL) -> Variant:
     """The variant of a config with these settings, whose names are short names or dotted fields.
 
     A term that needs another workdir, and has none, gets weights of noise. Raises ValueError for unknown fields and
@@ -110,9 +109,14 @@ def _words(config: ConfigDict, words: int | None) -> int:
 
 def pair(spec: str | None, settings: Mapping[str, Any], against: str | None, image_size: int | None) -> list[Variant]:
     """The variant and, with `against` ("dtype=bfloat16,remat=dots"), a second one with these changes."""
+    return [build(spec, image_size=image_size, **each) for each in named(settings, against)]
+
+
+def named(settings: Mapping[str, Any], against: str | None) -> list[dict[str, Any]]:
+    """The names and settings of the variants of `pair`."""
     if not against:
-        return [build(spec, settings, image_size)]
+        return [{"name": USUAL, "settings": settings}]
     changed = split_settings(against)
     first = {name: settings[name] for name in changed if name in settings}
-    named = ",".join(f"{name}={value}" for name, value in first.items()) or "as configured"
-    return [build(spec, settings, image_size, named), build(spec, {**settings, **changed}, image_size, against)]
+    name = ",".join(f"{name}={value}" for name, value in first.items()) or USUAL
+    return [{"name": name, "settings": settings}, {"name": against, "settings": {**settings, **changed}}]

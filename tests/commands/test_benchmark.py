@@ -200,7 +200,10 @@ def test_out_of_memory_is_explained(capsys, monkeypatch):
 
     monkeypatch.setattr(counting, "count_flops", fail)
     assert run("step", f"--config={SMALLEST}", "--devices=1") == 1
-    assert "out of memory: take a smaller --batch, or --remat=full (RESOURCE" in capsys.readouterr().err
+    assert (
+        "out of memory: take a smaller --batch, or --remat=full; --for says what fits (RESOURCE"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["step", "--help"], ["data", "--help"], ["encode", "--help"]])

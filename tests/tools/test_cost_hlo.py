@@ -6,10 +6,9 @@ from pathlib import Path
 import cost as command
 import jax
 import pytest
-from costs import hlo
-from costs.hlo import Collective
 
-from detailclip_jax.benchmarks import counting, step, variants
+from detailclip_jax.benchmarks import counting, hlo, step, variants
+from detailclip_jax.benchmarks.hlo import Collective
 from detailclip_jax.runtime import errors
 
 SMALLEST = str(Path(__file__).parents[1] / "configs/smallest.py")
@@ -44,6 +43,68 @@ def test_collectives_of_a_program():
         Collective("all-gather", 64, 4, 1, ""),
         Collective("reduce-scatter", 64, 8, 1, ""),
     ]
+
+
+MORE = """
+%fused.1 (p: bf16[12,8,4], i: s32[]) -> bf16[8,4] {
+  %p = bf16[12,8,4]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %ds = bf16[8,4]{1,0} dynamic-slice(%p, %i, %i, %i), dynamic_slice_sizes={1,8,4}
+}
+
+%fused.2 (p.2: bf16[8,4], q.2: bf16[4,16]) -> bf16[8,16] {
+  %p.2 = bf16[8,4]{1,0} parameter(0)
+  %q.2 = bf16[4,16]{1,0} parameter(1)
+  %dot.2 = f32[8,16]{1,0} dot(%p.2, %q.2), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %half.2 = bf16[8,16]{1,0} convert(%dot.2)
+}
+
+%condition.3 (t.3: (s32[])) -> pred[] {
+  %most.3 = s32[] constant(12)
+  ROOT %less.3 = pred[] compare(%step.3, %most.3), direction=LT
+}
+
+%body.3 (t.4: (s32[], bf16[12,8,4])) -> (s32[], bf16[12,8,4]) {
+  %stack = bf16[12,8,4]{2,1,0} get-tuple-element(%t.4), index=1
+  %step = s32[] get-tuple-element(%t.4), index=0
+  %layer = bf16[8,4]{1,0} fusion(%stack, %step), kind=kLoop, calls=%fused.1
+  %turned = bf16[8,4]{0,1} copy(%layer)
+}
+
+ENTRY %main.4 (x: bf16[8,4], w: bf16[4,16]) -> bf16[8,16] {
+  %x = bf16[8,4]{1,0} parameter(0)
+  %w = bf16[4,16]{1,0:T(8,128)S(1)} parameter(1)
+  %start = f32[64]{0} all-reduce-start(%g), replica_groups=[2,2]<=[2,2]T(1,0), to_apply=%sum
+  %loop = (s32[], bf16[12,8,4]{2,1,0}) while(%t), condition=%condition.3, body=%body.3
+  %done = f32[64]{0} all-reduce-done(%start)
+  %late = f32[64]{0} all-reduce-start(%g), replica_groups=[2,2]<=[4], to_apply=%sum
+  %late-done = f32[64]{0} all-reduce-done(%late)
+  %exact = f32[8,16]{1,0} dot(%f, %f.2), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %out = bf16[8,16]{1,0} fusion(%x, %w), kind=kOutput, calls=%fused.2
+}
+"""
+
+
+def test_a_collective_overlaps_if_a_product_or_a_loop_runs_meanwhile_and_crosses_hosts_by_its_groups():
+    first, second = hlo.collectives(MORE, per_host=2)
+    assert (first.overlaps, first.between_hosts) == (True, True)  # devices 0 and 2, 1 and 3
+    assert (second.overlaps, second.between_hosts) == (False, False)
+    assert not any(each.between_hosts for each in hlo.collectives(MORE))
+
+
+def test_products_have_the_type_that_their_fusion_writes():
+    assert [(each.result, each.size, each.times) for each in hlo.products(MORE)] == [("f32", 512, 1), ("bf16", 256, 1)]
+    assert [each.factors for each in hlo.products(MORE)] == ["", "bf16"]
+
+
+def test_copies_count_once_per_iteration():
+    assert hlo.copies(MORE) == {"copy": hlo.Moved(12, 12 * 64), "transpose": hlo.Moved(0, 0)}
+
+
+def test_traffic_counts_what_is_sliced_and_leaves_out_what_stays_on_the_chip():
+    loop = 12 * (64 + 4 + 64 + 64 + 64)  # the slice, its index and the layer, then the copy
+    rest = 2 * 256 + 512 + (64 + 256)  # results of the sums, the product alone, the fusion without %w
+    assert hlo.traffic(MORE) == loop + rest
 
 
 def test_bytes_on_the_wire_are_a_ring_s():

@@ -4,9 +4,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from costs import hlo
-from costs.hlo import Collective
-from detailclip_jax.benchmarks import cost_table, counting
+from detailclip_jax.benchmarks import cost_table, counting, hlo
+from detailclip_jax.benchmarks.hlo import Collective
 from detailclip_jax.benchmarks.step import make_mesh
 from detailclip_jax.benchmarks.variants import Variant
 from detailclip_jax.runtime.progress import Console

@@ -1,0 +1,237 @@
+"""A step compiled for devices that are not here: memory, products, collectives, copies, and a bound of its time.
+
+The compiler of the devices runs in a process of its own, which `plan` starts with the environment that it needs:
+
+    python -m detailclip_jax.benchmarks.planned v5e:4x4 "{'spec': None, 'settings': {'batch': 1024}}"
+
+prints the record as JSON.  FLOP are counted by XLA on the step without loops and recomputation, at COUNTED pairs.  All
+else is read from the compiled program, whose loops count once per iteration.  The roofline is a bound, not a
+measurement: the largest of FLOP / peak, bytes / bandwidth, and bytes of collectives / links.
+"""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detailclip_jax.benchmarks import cost_table, targets
+from detailclip_jax.benchmarks.targets import Target
+from detailclip_jax.runtime.errors import RunError
+from detailclip_jax.runtime.progress import Console
+
+COUNTED = 32  # pairs at which FLOP are counted, as on docs/performance.md
+STEP = 8  # pairs of a device by which the largest batch is rounded down
+Record = dict[str, Any]
+
+
+def plan(target: Target, request: Mapping[str, Any], console: Console) -> Record:
+    """Compiles a step for a target in another process and returns its record.
+
+    `request` has the arguments of `variants.build`.  Raises ValueError if the compiler is not installed, and RunError
+    with its message if it fails for another reason than the devices' memory.
+    """
+    targets.check_installed(target)
+    console.live(f"{request.get('name', '')}: compiling for {target.name} (minutes)")
+    command = [sys.executable, "-m", __name__, target.name, repr(dict(request))]
+    done = subprocess.run(command, env=targets.environment(target), capture_output=True, text=True, check=False)
+    console.end_live()
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise RunError(f"the step does not compile for {target.name}: {lines[-1] if lines else done.returncode}")
+    record: Record = json.loads(done.stdout.splitlines()[-1])
+    return record
+
+
+def largest(target: Target, request: Mapping[str, Any], first: Record, console: Console) -> Record:
+    """Returns the record of the largest batch that fits, by a line through the memory of two batches.
+
+    `first` is the record of the request.  The batch is confirmed by compiling it; `fits` says whether it does.
+    """
+    each = first["batch"] // target.count
+    other = max(each // 2, 1) if each > 1 else 2
+
+    def of(per_device: int) -> Record:
+        settings = {**request["settings"], "batch": per_device * target.count}
+        return plan(target, {**request, "settings": settings}, console)
+
+    second = of(other)
+    slope = (first["total_bytes"] - second["total_bytes"]) / (each - other)
+    most = int(each + (first["memory_bytes"] - first["total_bytes"]) / slope)
+    return of(most - most % STEP if most > 2 * STEP else most)
+
+
+def compiled(target: Target, request: Mapping[str, Any]) -> Record:
+    """Compiles a step for a target; in a process with the target's environment."""
+    import jax
+
+    from detailclip_jax.benchmarks import counting, variants
+    from detailclip_jax.training import experiment as experiments
+    from detailclip_jax.training import mesh as meshes
+
+    variant = variants.build(**request)
+    few = variants.build(**{**request, "settings": {**request["settings"], "batch": COUNTED}})
+    mesh = meshes.make_mesh(target.devices(), fsdp=variant.config.mesh.fsdp)
+    experiment = experiments.build(variant.config, mesh)
+    model = experiment.config.model
+    record: Record = {
+        "name": variant.name,
+        "target": target.name,
+        "device": target.chip.device_kind,
+        "devices": target.count,
+        "method": variant.config.method,
+        "size": model.size,
+        "dtype": model.dtype,
+        "remat": model.remat,
+        "scan": model.scan,
+        "fsdp": variant.config.mesh.fsdp,
+        "accumulation": variant.config.accumulation,
+        "attention": experiment.forward_pass.model.table["image"].kernel,
+        "batch": variant.batch,
+        "text_length": variant.words,
+        "memory_bytes": target.accelerator.memory,
+        "flops_per_pair": counting.count_flops(few),
+        "jax": jax.__version__,
+    }
+    lowered = counting.lower(experiment, variant.batch, variant.words)
+    try:
+        found = counting.compile(lowered)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {**record, "fits": False, "refused": str(error).splitlines()[0]}
+    memory = found.memory
+    record |= {
+        "argument_bytes": memory.arguments,
+        "temp_bytes": memory.temporaries,
+        "total_bytes": memory.total,
+        "fits": memory.total <= target.accelerator.memory,
+        "compile_cpu_seconds": found.cpu_seconds,
+    }
+    return with_bound(record | of_program(found.run.as_text(), target), target)
+
+
+def of_program(text: str, target: Target) -> Record:
+    """What the text of a compiled program says."""
+    from detailclip_jax.benchmarks import hlo
+
+    products = hlo.products(text)
+    collectives = [each for each in hlo.collectives(text, target.per_host) if each.group > 1]
+    kinds: dict[str, Record] = {}
+    for each in collectives:
+        kind = kinds.setdefault(each.kind, {"count": 0, "overlapping": 0, "bytes": 0, "sent_bytes": 0.0})
+        kind["count"] += each.times
+        kind["overlapping"] += each.times * each.overlaps
+        kind["bytes"] += each.times * each.result
+        kind["sent_bytes"] += each.moved
+    single = [each for each in products if each.result == "f32"]
+    return {
+        "traffic_bytes": hlo.traffic(text),
+        "products": sum(each.times for each in products),
+        "float32_products": sum(each.times for each in single),
+        "float32_product_bytes": sum(each.times * each.size for each in single),
+        "float32_factors": sum(each.times for each in products if each.factors == "f32"),
+        "moves": {name: moved._asdict() for name, moved in hlo.copies(text).items()},
+        "collectives": kinds,
+        "sent_within": sum(each.moved for each in collectives if not each.between_hosts),
+        "sent_between": sum(each.moved for each in collectives if each.between_hosts),
+    }
+
+
+def with_bound(record: Record, target: Target) -> Record:
+    """Returns the record with the seconds below which no such device can run the step."""
+    chip = target.accelerator
+    links = record["sent_within"] / chip.link + (record["sent_between"] / chip.network if chip.network else 0.0)
+    seconds = {
+        "products": record["flops_per_pair"] * record["batch"] / target.count / chip.peak(record["dtype"]),
+        "memory": record["traffic_bytes"] / chip.bandwidth,
+        "links": links,
+    }
+    bound = max(seconds.values())
+    return {**record, "roofline_seconds": seconds, "roofline_pairs_per_second": record["batch"] / bound}
+
+
+def run(target_name: str, requests: Sequence[Mapping[str, Any]], most: bool, console: Console) -> list[Record]:
+    """Compiles the requests, prints their table, and returns the records; `most` finds the largest batch as well."""
+    target = targets.find(target_name)
+    records = [plan(target, request, console) for request in requests]
+    if most:
+        records += [
+            {**largest(target, request, record, console), "name": f"{record['name']}, largest batch"}
+            for request, record in zip(requests, records)
+            if "total_bytes" in record
+        ]
+    print(text(target, records))
+    return [{"command": "step", **record} for record in records]
+
+
+def text(target: Target, records: Sequence[Record]) -> str:
+    """The table as text: a column for each record."""
+    rows = [[name, *(_cell(form, record) for record in records)] for name, form in ROWS.items()]
+    title = f"{target.count} x {target.chip.device_kind} ({target.name}): compiled, not run"
+    verdicts = [verdict(record) for record in records]
+    return "\n\n".join([title, cost_table.table([["", *(r["name"] for r in records)], *rows]), *verdicts])
+
+
+def verdict(record: Record) -> str:
+    """Says whether the step fits the devices."""
+    has = f"a device has {record['memory_bytes'] / 2**30:.2f} GiB for jax"
+    if "refused" in record:
+        return f"{record['name']}: does not fit, the compiler refuses it; {has} ({record['refused']})"
+    word = "fits" if record["fits"] else "does not fit"
+    return f"{record['name']}: {word}; it needs {record['total_bytes'] / 2**30:.2f} GiB, {has}"
+
+
+def _cell(form: Any, record: Record) -> str:
+    try:
+        return str(form(record))
+    except KeyError:  # the compiler has refused the step
+        return "-"
+
+
+def _collective(kind: str) -> Any:
+    def form(record: Record) -> str:
+        found = record["collectives"].get(kind)
+        if not found:
+            return "none"
+        return f"{found['count']}, {cost_table.bytes_text(found['bytes'])}, {found['overlapping']} overlap"
+
+    return form
+
+
+def _milliseconds(name: str) -> Any:
+    return lambda r: f"{1000 * r['roofline_seconds'][name]:.4g} ms"
+
+
+ROWS = {
+    "what": lambda r: f"{r['method']} {r['size']} {r['dtype']} remat={r['remat']}",
+    "batch, pairs a device": lambda r: f"{r['batch']}, {r['batch'] // r['devices']}",
+    "attention": lambda r: r["attention"],
+    "GFLOP/pair, counted": lambda r: cost_table.number(r["flops_per_pair"], 1e9),
+    "arguments per device": lambda r: cost_table.bytes_text(r["argument_bytes"]),
+    "temporaries per device": lambda r: cost_table.bytes_text(r["temp_bytes"]),
+    "memory traffic per pair": lambda r: cost_table.bytes_text(r["traffic_bytes"] * r["devices"] / r["batch"]),
+    "products, with float32 result": lambda r: (
+        f"{r['products']}, {r['float32_products']} ({cost_table.bytes_text(r['float32_product_bytes'])})"
+    ),
+    "products of float32 factors": lambda r: r["float32_factors"],
+    "copies": lambda r: f"{r['moves']['copy']['count']}, {cost_table.bytes_text(r['moves']['copy']['size'])}",
+    "transposes": lambda r: (
+        f"{r['moves']['transpose']['count']}, {cost_table.bytes_text(r['moves']['transpose']['size'])}"
+    ),
+    "all-reduces": _collective("all-reduce"),
+    "all-gathers": _collective("all-gather"),
+    "reduce-scatters": _collective("reduce-scatter"),
+    "sent within a host or slice": lambda r: cost_table.bytes_text(r["sent_within"]),
+    "sent between hosts": lambda r: cost_table.bytes_text(r["sent_between"]),
+    "bound by products": _milliseconds("products"),
+    "bound by memory": _milliseconds("memory"),
+    "bound by links": _milliseconds("links"),
+    "roofline pairs/s, all devices": lambda r: cost_table.number(r["roofline_pairs_per_second"]),
+    "compile CPU seconds": lambda r: f"{r['compile_cpu_seconds']:.0f}",
+}
+
+
+if __name__ == "__main__":
+    print(json.dumps(compiled(targets.find(sys.argv[1]), ast.literal_eval(sys.argv[2]))))

@@ -1,0 +1,138 @@
+"""`benchmark step --for` and `doctor --for`: a step compiled for devices that are not here."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from detailclip_jax import benchmark, doctor
+from detailclip_jax.benchmarks import planned, targets
+from detailclip_jax.runtime.progress import Console
+
+SMALLEST = str(Path(__file__).parents[1] / "configs/smallest.py")
+RECORD = {
+    **{"name": "as configured", "target": "h100x8", "device": "NVIDIA H100 80GB HBM3", "devices": 8, "batch": 64},
+    **{"method": "detailclip", "size": "tiny", "dtype": "bfloat16", "remat": "dots", "attention": "cudnn"},
+    **{"flops_per_pair": 989e9, "memory_bytes": 60 * 2**30, "argument_bytes": 2**30, "temp_bytes": 2**30, "fits": True},
+    **{"total_bytes": 2**31, "traffic_bytes": 3352e6, "products": 9, "float32_products": 2, "float32_factors": 1},
+    **{"float32_product_bytes": 2**20, "moves": {n: {"count": 1, "size": 2} for n in ("copy", "transpose")}},
+    **{"collectives": {"all-reduce": {"count": 3, "overlapping": 1, "bytes": 2**20, "sent_bytes": 2.0**21}}},
+    **{"sent_within": 45e6, "sent_between": 5e6, "compile_cpu_seconds": 3.0},
+}
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """The requests that would be compiled; each has the record above, with memory linear in the batch."""
+    asked = []
+
+    def plan(target, request, console):
+        asked.append((target.name, request))
+        batch = request["settings"].get("batch", 64)
+        total = int(2**30 * (4 + 2 * batch / 64))
+        record = {**RECORD, "name": request["name"], "batch": batch, "total_bytes": total, "fits": total <= 60 * 2**30}
+        return planned.with_bound(record, target)
+
+    monkeypatch.setattr(planned, "plan", plan)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("name", "platform", "count", "per_host"),
+    [
+        *(("v5e:4x4", "tpu", 16, 16), ("v5p:2x2x4", "tpu", 16, 16), ("v6e:2x4", "tpu", 8, 8)),
+        *(("h100x8", "gpu", 8, 8), ("a100x4x4", "gpu", 16, 4), ("a100-40x8", "gpu", 8, 8)),
+    ],
+)
+def test_names(name, platform, count, per_host):
+    target = targets.find(name)
+    assert (target.platform, target.count, target.per_host) == (platform, count, per_host)
+    assert target.accelerator.memory > 2**30 and target.accelerator.peak("bfloat16") > 1e14
+
+
+@pytest.mark.parametrize("name", ["v5e", "v5e:4", "h100", "h200x8", "a100x2x2x2", "tpu:4x4", ""])
+def test_unknown_names_have_examples(name):
+    with pytest.raises(ValueError, match=r"is unknown; known are v5e, .*a100x4x4"):
+        targets.find(name)
+
+
+def test_the_process_of_the_compiler_has_its_own_environment(monkeypatch):
+    monkeypatch.setattr(targets, "_folder", lambda module: Path("/site") / module)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_gpu_mine=1")
+    before = dict(os.environ)
+    tpu, gpu = (targets.environment(targets.find(name)) for name in ("v5e:2x2", "h100x1"))
+    assert tpu["TPU_LIBRARY_PATH"] == "/site/libtpu/libtpu.so" and "XLA_FLAGS" not in tpu
+    assert "autotune_level=0" in gpu["XLA_FLAGS"] and gpu["XLA_FLAGS"].endswith("--xla_gpu_mine=1")
+    assert "force_host" not in gpu["XLA_FLAGS"] and tpu["JAX_PLATFORMS"] == gpu["JAX_PLATFORMS"] == "cpu"
+    assert dict(os.environ) == before
+
+
+def test_missing_compilers_are_named_with_their_line_of_pip(monkeypatch, capsys):
+    monkeypatch.setattr(targets, "_has", lambda module: False)
+    assert benchmark.main(["step", "--for=v5e:2x2", f"--config={SMALLEST}"]) == 2
+    said = capsys.readouterr().err
+    assert "libtpu missing" in said and "pip install 'detailclip_jax[targets]'" in said
+
+
+def test_the_table_of_two_variants_and_their_records(recorded, tmp_path, capsys):
+    file = tmp_path / "out.json"
+    arguments = ["step", "--for=h100x8", f"--config={SMALLEST}", "--against=batch=128", f"--json={file}"]
+    assert benchmark.main(arguments) == 0
+    first, second = json.loads(file.read_text())
+    assert [name for name, _ in recorded] == ["h100x8", "h100x8"]
+    assert "batch" not in recorded[0][1]["settings"] and recorded[1][1]["settings"]["batch"] == 128
+    assert first["roofline_seconds"] == pytest.approx({"products": 0.008, "memory": 0.001, "links": 0.0002})
+    assert second["roofline_pairs_per_second"] == pytest.approx(128 / 0.016)
+    shown = capsys.readouterr().out
+    assert "compiled, not run" in shown and "3, 1 MiB, 1 overlap" in shown
+    assert "as configured: fits; it needs 6.00 GiB, a device has 60.00 GiB for jax" in shown
+
+
+def test_the_largest_batch_lies_on_the_line_through_two(recorded, tmp_path):
+    file = tmp_path / "out.json"
+    arguments = ["step", "--for=h100x8", f"--config={SMALLEST}", "--batch=64", "--largest", f"--json={file}"]
+    assert benchmark.main(arguments) == 0
+    assert [request["settings"]["batch"] for _, request in recorded] == [64, 32, 1792]  # 4 + 2 n / 64 = 60
+    assert json.loads(file.read_text())[1]["fits"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--largest", f"--config={SMALLEST}"], "--largest needs --for=DEVICES"),
+        (["--for=h100x8", "--size=B/61"], "unknown model.size 'B/61'"),
+        (["--for=h100x0", f"--config={SMALLEST}"], "is unknown"),
+    ],
+)
+def test_mistakes_end_before_anything_compiles(arguments, message, capsys, recorded):
+    assert benchmark.main(["step", *arguments]) == 2
+    assert message in capsys.readouterr().err and not recorded
+
+
+def test_the_doctor_says_whether_a_config_fits(recorded, capsys):
+    assert doctor.main(["--for=h100x8", f"--config={SMALLEST}"]) == 0
+    assert "smallest.py: fits; it needs" in capsys.readouterr().out
+    assert doctor.main(["--for=h100x8", f"--config={SMALLEST}", "--set", "batch=8192"]) == 1
+    said = capsys.readouterr().out
+    assert "does not fit" in said and "to need less: a smaller --config.batch_size" in said
+    assert doctor.main([f"--config={SMALLEST}"]) == 2
+
+
+def test_a_step_that_the_compiler_refuses_is_a_verdict():
+    refused = {"name": "big", "fits": False, "memory_bytes": 2**34, "refused": "RESOURCE_EXHAUSTED: Ran out of memory"}
+    assert planned.verdict(refused).startswith("big: does not fit, the compiler refuses it; a device has 16.00 GiB")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "module"), [("h100x2", "jax_cuda12_plugin"), ("v5e:2x2", "libtpu")])
+def test_the_smallest_step_compiles_for_devices_that_are_not_here(name, module):
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed: pip install 'detailclip_jax[targets]'")
+    target = targets.find(name)
+    request = {"spec": SMALLEST, "settings": {"batch": 16, "dtype": "bfloat16"}, "name": "smallest"}
+    record = planned.plan(target, request, Console(enabled=False))
+    assert record["fits"] and record["argument_bytes"] > 0 and record["traffic_bytes"] > record["argument_bytes"]
+    assert record["attention"] == ("cudnn" if target.platform == "gpu" else "xla")
+    assert record["collectives"]["all-reduce"]["count"] > 0
