@@ -61,17 +61,17 @@ def has_boxes(content: dict[str, Any]) -> bool:
 
 def instances(content: dict[str, Any], path: str) -> dict[str, list[Region]]:
     """Returns the boxes of a file of instances by the key of their image; crowds are marked."""
-    found: dict[str, list[Region]] = collections.defaultdict(list)
+    by_image: dict[str, list[Region]] = collections.defaultdict(list)
     try:
         names = {category["id"]: category["name"] for category in content.get("categories", ())}
         for each in content["annotations"]:
             x, y, width, height = map(float, each["bbox"])
             phrase = text_of(each.get("caption")) or str(names[each["category_id"]])
             region = Region((x, y, x + width, y + height), (phrase,), is_crowd=bool(each.get("iscrowd")))
-            found[str(each["image_id"])].append(region)
+            by_image[str(each["image_id"])].append(region)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a file of instances: {error!r} in an annotation or category") from error
-    return found
+    return by_image
 
 
 def load(path: str) -> dict[str, Any]:

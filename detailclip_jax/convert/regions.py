@@ -44,36 +44,36 @@ def read(values: Mapping[str, Any]) -> tuple[tuple[Region, ...], tuple[str, ...]
 
     Boxes without `phrases` are not read.
     """
-    found = {name: values[name] for name in FIELDS if _is_there(values.get(name))}
-    if "phrases" not in found:  # boxes for another use
-        found.pop("boxes", None)
-    if not found:
+    cells = {name: values[name] for name in FIELDS if _is_there(values.get(name))}
+    if "phrases" not in cells:  # boxes for another use
+        cells.pop("boxes", None)
+    if not cells:
         return (), ()
     try:
-        regions = [*_own(found), *_grit(found, values.get("caption")), *_finehard(found.get(FINEHARD, ()))]
-        negatives = _texts(found.get("negatives", ()))
+        regions = [*_listed(cells), *_grit(cells, values.get("caption")), *_finehard(cells.get(FINEHARD, ()))]
+        negatives = _texts(cells.get("negatives", ()))
         if not all(len(region.box) == 4 and all(map(math.isfinite, region.box)) for region in regions):
             raise ValueError("a box has four numbers")
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise Rejected(
-            f"bad boxes: {', '.join(found)} are not in a known form ({type(error).__name__}: {error})"
+            f"bad boxes: {', '.join(cells)} are not in a known form ({type(error).__name__}: {error})"
         ) from error
     return tuple(regions), negatives
 
 
 def names_in(there: Sequence[str]) -> tuple[str, ...]:
     """Returns the columns of a table that `read` reads."""
-    found = tuple(name for name in FIELDS if name in there)
-    return (*found, "caption") if {*found} & {*GRIT} and "caption" in there else found
+    names = tuple(name for name in FIELDS if name in there)
+    return (*names, "caption") if {*names} & {*GRIT} and "caption" in there else names
 
 
 def _is_there(value: Any) -> bool:
     return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 
-def _own(found: Mapping[str, Any]) -> Iterable[Region]:
-    boxes, phrases = found.get("boxes", ()), found.get("phrases", ())
-    negatives = found.get("phrase_negatives") or [()] * len(boxes)
+def _listed(cells: Mapping[str, Any]) -> Iterable[Region]:
+    boxes, phrases = cells.get("boxes", ()), cells.get("phrases", ())
+    negatives = cells.get("phrase_negatives") or [()] * len(boxes)
     numbers = [[float(number) for number in box] for box in boxes]
     relative = max(itertools.chain(*numbers), default=0.0) <= 1
     if not len(boxes) == len(phrases) == len(negatives):
@@ -82,10 +82,10 @@ def _own(found: Mapping[str, Any]) -> Iterable[Region]:
         yield Region(box, _texts(phrase), _texts(false), relative)
 
 
-def _grit(found: Mapping[str, Any], caption: Any) -> Iterable[Region]:
+def _grit(cells: Mapping[str, Any], caption: Any) -> Iterable[Region]:
     """GRIT's referring expressions and noun chunks; those of one box are phrases of one region."""
     by_box: dict[Box, list[str]] = {}
-    for start, end, x0, y0, x1, y1, *_ in itertools.chain.from_iterable(found.get(name, ()) for name in GRIT):
+    for start, end, x0, y0, x1, y1, *_ in itertools.chain.from_iterable(cells.get(name, ()) for name in GRIT):
         text = caption[int(start) : int(end)]
         phrases = by_box.setdefault((float(x0), float(y0), float(x1), float(y1)), [])
         phrases += [text] if text not in phrases else []
@@ -102,10 +102,10 @@ def _finehard(infos: Iterable[Mapping[str, Any]]) -> Iterable[Region]:
 
 def _texts(value: Any) -> tuple[str, ...]:
     """The texts of a field, without blank ones; TypeError for another type."""
-    found = tuple(several(value or ()))
-    if isinstance(value, Mapping) or not all(text is None or isinstance(text, str) for text in found):
+    captions = tuple(several(value or ()))
+    if isinstance(value, Mapping) or not all(text is None or isinstance(text, str) for text in captions):
         raise TypeError(f"{value!r:.40} is no list of texts")
-    return tuple(text for text in found if text and text.strip())
+    return tuple(text for text in captions if text and text.strip())
 
 
 def of_record(

@@ -155,13 +155,13 @@ def texts(
     if statement.kind == "side" and (sided := statement.places_on_a_side(boxes, size)):
         alone = sided[rng.integers(len(sided))]
         forms.insert(0, (lambda each: each.unary(alone), alone))
-    found = []
+    triples = []
     for say, at in forms:
         template = TEMPLATES[0 if rng.random() < PLAIN_SHARE else rng.integers(1, len(TEMPLATES))]
         template = TEMPLATES[0] if statement.kind == "size" else template  # a whole sentence
         three = statement, fact, with_other_noun(rng, statement, at, style)
-        found.append(tuple(template.format(say(each)) if each else "" for each in three))
-    return tuple(found)
+        triples.append(tuple(template.format(say(each)) if each else "" for each in three))
+    return tuple(triples)
 
 
 def with_other_fact(rng: np.random.Generator, statement: Statement, style: str | None = None) -> Statement | None:
