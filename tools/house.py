@@ -8,6 +8,7 @@ python tools/house.py --follow train_step main --config=tests/configs/smallest.p
 
 import argparse
 import ast
+import builtins
 import collections
 import contextlib
 import functools
@@ -166,12 +167,14 @@ def identifiers(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
 def words(parsed: Sequence[Module]) -> str:
     """Returns how often each word of WORDS is an identifier or a part of one, and how often it is in prose.
 
-    Prose: comments and strings, so also docstrings and messages.
+    Identifiers of Python itself, such as FileNotFoundError, are not counted.  Prose: comments and strings, so also
+    docstrings and messages.
     """
     named, written = collections.Counter(), collections.Counter()
     for module in parsed:
         for name, _ in identifiers(module.tree):
-            named.update(part.lower() for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name))
+            if not hasattr(builtins, name):
+                named.update(part.lower() for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name))
         strings = [n.value for n in ast.walk(module.tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
         for text in (*strings, *(comment.string for comment in comments(module.text))):
             written.update(re.findall(r"[a-z]+", text.lower()))

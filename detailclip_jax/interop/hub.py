@@ -477,7 +477,7 @@ def open_clip_model(config: ConfigDict, folder: Path) -> dict[str, Any]:
     return {
         "embed_dim": size.joint_width,
         "quick_gelu": spec.text_activation == "quick_gelu",
-        "vision_cfg": _own_tower(spec) if native else _timm_tower(config),
+        "vision_cfg": _native_tower(spec) if native else _timm_tower(config),
         "text_cfg": {
             "context_length": spec.context_length,
             "vocab_size": spec.vocab_size,
@@ -489,7 +489,7 @@ def open_clip_model(config: ConfigDict, folder: Path) -> dict[str, Any]:
     }
 
 
-def _own_tower(spec: Spec) -> dict[str, Any]:
+def _native_tower(spec: Spec) -> dict[str, Any]:
     size = spec.size
     return {
         "image_size": spec.image_size,

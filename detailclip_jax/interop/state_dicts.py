@@ -341,15 +341,15 @@ def _per_channel(value: Any) -> Any:
     return (value,) * 3 if isinstance(value, int | float) else value
 
 
-def _read(layout: TensorLayout, state_dict: StateDict, spec: Spec, own_shapes: Any) -> dict[str, Params]:
+def _read(layout: TensorLayout, state_dict: StateDict, spec: Spec, our_shapes: Any) -> dict[str, Params]:
     """Student and teacher of a checked state dict, in newly allocated memory."""
     table = layout.table(spec)
-    check(layout, table, state_dict, own_shapes)
+    check(layout, table, state_dict, our_shapes)
     _check_numbers({key: value for key, value in state_dict.items() if key not in table.counters}, layout)
     _check_known(table, state_dict)
     variables = {}
     for name, entries in table.trees().items():
-        empty = {network: {} for network, leaves in getattr(own_shapes, name).items() if not leaves}
+        empty = {network: {} for network, leaves in getattr(our_shapes, name).items() if not leaves}
         fixed = key_tables.unflatten(table.fixed) if name == "params" else {}
         variables[name] = {**empty, **_own({**key_tables.read(entries, state_dict), **fixed})}
     return variables
@@ -359,19 +359,19 @@ def _own(params: Params) -> Params:
     return jax.device_put(jax.tree.map(lambda x: np.array(x, np.float32), dict(params)))
 
 
-def expected_shapes(table: Table, own_shapes: Any) -> dict[str, tuple[int, ...]]:
+def expected_shapes(table: Table, our_shapes: Any) -> dict[str, tuple[int, ...]]:
     """The expected shape of every tensor of a layout, computed from the shapes of our parameters."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, entries in table.trees().items():
-        flat = {path: leaf.shape for path, leaf in key_tables.flatten(getattr(own_shapes, name)).items()}
+        flat = {path: leaf.shape for path, leaf in key_tables.flatten(getattr(our_shapes, name)).items()}
         shapes = key_tables.shapes(entries, flat) | shapes
     copies = {copy: shapes[original] for copy, original in table.copies.items()}
     return shapes | copies | {key: value.shape for key, value in table.constants.items()}
 
 
-def check(layout: TensorLayout, table: Table, state_dict: StateDict, own_shapes: Any) -> None:
+def check(layout: TensorLayout, table: Table, state_dict: StateDict, our_shapes: Any) -> None:
     """Raises ValueError that lists missing, unknown and wrongly shaped tensors."""
-    expected = expected_shapes(table, own_shapes)
+    expected = expected_shapes(table, our_shapes)
     missing = [f"{key} {expected[key]}" for key in expected if key not in state_dict]
     known = expected.keys() | table.counters.keys()
     unknown = [key for key in state_dict if key not in known and not layout.drops_key(key)]

@@ -30,7 +30,7 @@ def gather(rows: Shaped[Array, "B ..."], axis: Axis | None) -> Shaped[Array, "G 
     return jax.lax.all_gather(rows, axis, axis=0, tiled=True) if axis else rows
 
 
-def own_rows(num_rows: int, axis: Axis | None) -> Int[Array, "B"]:
+def local_rows(num_rows: int, axis: Axis | None) -> Int[Array, "B"]:
     """Returns the indices of this device's rows among the gathered ones."""
     return jnp.arange(num_rows) + (jax.lax.axis_index(axis) * num_rows if axis else 0)
 

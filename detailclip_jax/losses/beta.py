@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from detailclip_jax.kernels import chunks
-from detailclip_jax.kernels.global_softmax import block_size, gather, own_rows
+from detailclip_jax.kernels.global_softmax import block_size, gather, local_rows
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.types import Array, Axis, Bool, Float, PyTree, Scalar
 
@@ -36,7 +36,7 @@ def beta_loss(
     num_captions, _, width = pooled.shape
     local = jnp.stack([l2_normalise(pooled), l2_normalise(texts)], 2).swapaxes(0, 1).reshape(-1, 2, width)
     known = valid.T.reshape(-1).astype(jnp.float32)
-    every, numbers = gather(local, axis), own_rows(len(local), axis)
+    every, numbers = gather(local, axis), local_rows(len(local), axis)
     count = jax.lax.pmean(known.sum(), axis) if axis else known.sum()
     columns = gather(known[:, None, None], axis)[:, 0, 0], jnp.arange(len(every)) // num_captions, jnp.float32(beta)
     most = block_size(block, len(every), len(local))

@@ -9,7 +9,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from detailclip_jax.kernels.global_softmax import blockwise_cross_entropies, fits, gather, own_rows
+from detailclip_jax.kernels.global_softmax import blockwise_cross_entropies, fits, gather, local_rows
 from detailclip_jax.types import Array, Axis, Float, Int, Scalar
 
 
@@ -37,7 +37,7 @@ def clip_loss(
     views = len(image)
     matches = _matches(views, len(text), pairs)
     local = jnp.stack([*l2_normalise(image), *l2_normalise(text)], 1)
-    every, pair = gather(local, axis), own_rows(len(local), axis)
+    every, pair = gather(local, axis), local_rows(len(local), axis)
     if not fits(block, len(local), len(every), len(matches)):
         to_text, to_image = ((v, (views + c,)) for v, c in matches), ((views + c, (v,)) for v, c in matches)
         losses, nearest = blockwise_cross_entropies(local, every, scale, pair, (*to_text, *to_image), block)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from detailclip_jax.kernels.blockwise_pooling import blockwise_negatives, pooled_logits, texts_per_block
 from detailclip_jax.kernels.blockwise_sigmoid import blockwise_sigmoid_loss
 from detailclip_jax.kernels.cross_attention import Pool
-from detailclip_jax.kernels.global_softmax import fits, gather, own_rows
+from detailclip_jax.kernels.global_softmax import fits, gather, local_rows
 from detailclip_jax.losses.clip import l2_normalise, similarity
 from detailclip_jax.types import Array, Axis, Float, Scalar
 
@@ -36,7 +36,7 @@ def text_conditioned_loss(
     `texts`. With `axis` each device holds B_d of the B images; the value is the mean over this device's images times
     B / (B + K - 1): average it over the axis. `block` texts are pooled at a time (`kernels.blockwise_pooling`).
     """
-    index, unit = own_rows(queries.shape[1], axis), l2_normalise(texts)
+    index, unit = local_rows(queries.shape[1], axis), l2_normalise(texts)
     stacked = gather(jnp.stack([queries[0].astype(jnp.float32), unit[0]], 1), axis)
     every_query, every_text = stacked[:, 0].astype(queries.dtype), stacked[:, 1]
     positives = pooled_logits(pool, jnp.moveaxis(queries, 0, 1), jnp.moveaxis(unit, 0, 1), scale, bias)
@@ -66,7 +66,7 @@ def multi_positive_loss(
     Every image is compared with all K captions of all B images. The value is the mean over this device's images:
     average it over the axis. `block` captions are compared at a time (`kernels.blockwise_sigmoid`).
     """
-    num_captions, index = len(texts), own_rows(len(images), axis)
+    num_captions, index = len(texts), local_rows(len(images), axis)
     u, t = l2_normalise(images), gather(jnp.moveaxis(l2_normalise(texts), 0, 1), axis)
     t = t.reshape(-1, t.shape[-1])
     if not fits(block, len(u), len(t)):

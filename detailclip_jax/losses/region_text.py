@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from detailclip_jax.kernels import chunks
-from detailclip_jax.kernels.global_softmax import block_size, gather, own_rows
+from detailclip_jax.kernels.global_softmax import block_size, gather, local_rows
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.losses.negatives import LEAST
 from detailclip_jax.types import Array, Axis, Bool, Float, Int, PyTree, Scalar, UInt32
@@ -45,7 +45,7 @@ def region_text_loss(
     unit = jnp.concatenate([l2_normalise(regions), l2_normalise(phrases)])
     every, known, codes = (gather(jnp.moveaxis(x, -2, 0), axis) for x in (unit, counts[..., None], words))
     every, known, codes = jnp.moveaxis(every, 0, 1), jnp.moveaxis(known[..., 0], 0, -1), jnp.moveaxis(codes, 0, 1)
-    numbers, size = own_rows(num_regions, axis), every.shape[1]
+    numbers, size = local_rows(num_regions, axis), every.shape[1]
     share = counts[:, 0] / jnp.maximum(known[:, 0].sum() / (size // num_regions), 1)
     most = block_size(block, size * len(phrases), num_regions)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from detailclip_jax.kernels.blockwise_sigmoid import blockwise_sigmoid_loss
-from detailclip_jax.kernels.global_softmax import fits, gather, own_rows
+from detailclip_jax.kernels.global_softmax import fits, gather, local_rows
 from detailclip_jax.losses.clip import l2_normalise, similarity
 from detailclip_jax.types import Array, Axis, Float, Int, Scalar
 
@@ -32,7 +32,7 @@ def sigmoid_loss(
         sigmoid_loss(images, captions[None], scale=10.0, bias=-10.0)  # one caption for each image
     """
     u, texts = l2_normalise(image), gather(jnp.moveaxis(l2_normalise(text), 0, 1), axis)
-    pair = own_rows(image.shape[1], axis)
+    pair = local_rows(image.shape[1], axis)
     of_captions = [_of_one_caption(u, texts[:, caption], scale, bias, pair, block) for caption in range(len(text))]
     losses, right = zip(*of_captions)
     return jnp.stack(losses).mean(), jnp.stack(right).mean()

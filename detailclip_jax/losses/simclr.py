@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from detailclip_jax.kernels.global_softmax import blockwise_cross_entropies, fits, gather, own_rows
+from detailclip_jax.kernels.global_softmax import blockwise_cross_entropies, fits, gather, local_rows
 from detailclip_jax.losses.clip import cross_entropy, l2_normalise, similarity
 from detailclip_jax.types import Array, Axis, Float, Int, Scalar
 
@@ -19,7 +19,7 @@ def simclr_loss(
     see `kernels.global_softmax`.
     """
     local = jnp.moveaxis(l2_normalise(views), 0, 1)
-    every, pair = gather(local, axis), own_rows(len(local), axis)
+    every, pair = gather(local, axis), local_rows(len(local), axis)
     if not fits(block, len(local), len(every), num_pairs=4):  # each view with itself and with the other
         contrasts = (0, (1, 0)), (1, (0, 1))
         losses, nearest = blockwise_cross_entropies(local, every, 1 / temperature, pair, contrasts, block)

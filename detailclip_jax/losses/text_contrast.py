@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from detailclip_jax.kernels import chunks
-from detailclip_jax.kernels.global_softmax import block_size, gather, own_rows
+from detailclip_jax.kernels.global_softmax import block_size, gather, local_rows
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.losses.negatives import LEAST
 from detailclip_jax.types import Array, Axis, Bool, Float, PyTree, Scalar
@@ -31,7 +31,7 @@ def text_contrast_loss(
     """
     unit = l2_normalise(phrases)
     every, known = gather(unit, axis), gather(counts, axis)
-    items, *others = chunks.split((unit, own_rows(len(unit), axis), counts), block_size(block, len(every), len(unit)))
+    items, *others = chunks.split((unit, local_rows(len(unit), axis), counts), block_size(block, len(every), len(unit)))
     found: Any = chunks.total(_term, every, known, items, tuple(others))  # no checker knows a custom_vjp
     number = jax.lax.pmean(found[1]["number"], axis) if axis else found[1]["number"]
     return found[0] / jnp.where(number > 0, number, 1)

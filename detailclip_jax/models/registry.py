@@ -69,9 +69,9 @@ class Network(NamedTuple):
     loaded_by_term: bool = False  # the term that brings it loads its weights, or draws them
 
 
-def own_rules(networks: Mapping[str, Network]) -> dict[str, ParameterRule]:
+def parameter_rules(networks: Mapping[str, Network]) -> dict[str, ParameterRule]:
     """Returns the networks' own rules by the pattern of the whole path.
 
-    own_rules({"mask_token": mask_token}) == {"mask_token/value": ParameterRule("value", decayed=True, vector=True)}
+    parameter_rules({"mask_token": mask_token}) == {"mask_token/value": ParameterRule("value", decayed=True, vector=True)}
     """
     return {f"{name}/{rule.pattern}": rule for name, network in networks.items() for rule in network.rules}

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config import sizes
 from detailclip_jax.config.settings import split_list
 from detailclip_jax.models import registry, stacking
-from detailclip_jax.models.registry import COMMON, Network, own_rules
+from detailclip_jax.models.registry import COMMON, Network, parameter_rules
 from detailclip_jax.runtime.errors import near
 from detailclip_jax.training.schedules import Number, Schedule, Step
 from detailclip_jax.types import Array, Params, PyTree
@@ -64,7 +64,7 @@ def rules(
         spared = (rule.vector and not decay_1d) or (rule.pattern == POSITIONS and not decay_positions)
         return DECAYED if rule.decayed and not spared else PLAIN
 
-    of_networks = [DecayRule(pattern, group(rule)) for pattern, rule in own_rules(networks).items()]
+    of_networks = [DecayRule(pattern, group(rule)) for pattern, rule in parameter_rules(networks).items()]
     return (*named, *frozen_by_model, *of_networks, *(DecayRule(f".*/{rule.pattern}", group(rule)) for rule in COMMON))
 
 
@@ -153,14 +153,14 @@ def later(schedule: Schedule, start: Step) -> Schedule:
 
 def late(params: Params, networks: Mapping[str, Network]) -> PyTree:
     """Returns which parameters belong to a last layer, see `build`."""
-    patterns = {pattern for pattern, rule in own_rules(networks).items() if rule.late}
+    patterns = {pattern for pattern, rule in parameter_rules(networks).items() if rule.late}
     return _by_path(params, lambda path, _: any(re.fullmatch(pattern, path) for pattern in patterns))
 
 
 def clamp(params: PyTree, networks: Mapping[str, Network], groups: PyTree) -> Params:
     """Clips the parameters whose rule has bounds, such as CLIP's logit scale, to these, unless they are frozen."""
     group_at = traverse_util.flatten_dict(dict(groups), sep="/")
-    bounds = {pattern: rule.bounds for pattern, rule in own_rules(networks).items() if rule.bounds}
+    bounds = {pattern: rule.bounds for pattern, rule in parameter_rules(networks).items() if rule.bounds}
 
     def clip(path: str, value: Array) -> Array:
         limits = next((bound for pattern, bound in bounds.items() if re.fullmatch(pattern, path)), None)

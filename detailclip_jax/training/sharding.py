@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from detailclip_jax.methods.running import Running
-from detailclip_jax.models.registry import COMMON, Network, own_rules
+from detailclip_jax.models.registry import COMMON, Network, parameter_rules
 from detailclip_jax.models.stacking import STACKED
 from detailclip_jax.types import FSDP, Array, Leaf, PyTree
 
@@ -37,7 +37,7 @@ LAYER = tuple(ShardingRule(rule.pattern, rule.spec) for rule in COMMON)  # the p
 def rules(networks: Mapping[str, Network], running: Mapping[str, Running] = {}) -> tuple[ShardingRule, ...]:
     """Returns the table for the state of a method that owns these networks and running statistics."""
     statistics = (ShardingRule(f"running/{name}", statistic.spec) for name, statistic in running.items())
-    parameters = (ShardingRule(pattern, rule.spec) for pattern, rule in own_rules(networks).items())
+    parameters = (ShardingRule(pattern, rule.spec) for pattern, rule in parameter_rules(networks).items())
     return (*STATE, *statistics, *parameters, *LAYER)
 
 
