@@ -8,9 +8,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from detailclip_jax.data.held_out import Picked
-from detailclip_jax.data.labelled import Choice, ChoiceSet
+from detailclip_jax.data.labelled import Choice, ChoiceSet, boxes_of
 from detailclip_jax.data.labelled.choices import MEAN_OF_GROUPS, PAIRED_IMAGES, PAIRS
+from detailclip_jax.evaluation.box_features import check_pooling, pooled_boxes
 from detailclip_jax.evaluation.embedder import Embedded
+from detailclip_jax.evaluation.evaluation_sets import POOLED
 from detailclip_jax.evaluation.evaluator import JOINT, Measured, SetEvaluator, Setting
 from detailclip_jax.evaluation.metrics import Metric, bootstrap_interval, ids_of, mean_metric, mean_per_class
 from detailclip_jax.runtime.errors import Unmeasurable
@@ -41,6 +43,8 @@ def choice(setting: Setting, name: str) -> SetEvaluator:
     by each text (FLAIR) chooses by the cosine of each caption with the image pooled by it; the choice by class tokens
     follows as "cls_...".
     """
+    if name in POOLED:
+        return pooled_choice(setting, name)
     choices, embedder, transform = setting.sets.choices(name), setting.embedder, setting.transform
 
     def run(params: Params) -> Measured:
@@ -55,6 +59,21 @@ def choice(setting: Setting, name: str) -> SetEvaluator:
                 yield prefix + metric, value
 
     return SetEvaluator(JOINT, run, choices.data, choices.rule)
+
+
+def pooled_choice(setting: Setting, name: str) -> SetEvaluator:
+    """The accuracy of choices by features of the whole image, pooled in the box that the captions are about."""
+    check_pooling(setting, f"choice:{name}")
+    choices, embedder = setting.sets.choices(POOLED[name]), setting.embedder
+    boxes = boxes_of(choices)
+
+    def run(params: Params) -> Measured:
+        features, index = pooled_boxes(embedder, params, boxes, setting.transform)
+        items = number_choices(choices, index)
+        texts = embedder.texts(params, items.texts)
+        yield from measure(choices.rule, items, cosines(items, features, texts), texts)
+
+    return SetEvaluator(JOINT, run, boxes.data, f"{choices.rule}, features pooled in the box")
 
 
 def number_choices(choices: ChoiceSet, readable: Int[np.ndarray, " n"]) -> Indexed:

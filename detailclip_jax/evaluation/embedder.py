@@ -138,6 +138,23 @@ class Embedder:
         check_labels(data, stored["labels"], stored["index"])
         return Embedded(stored["features"], stored["labels"], stored["index"], unreadable)
 
+    def computed(
+        self, params: Params, data: LabelledSet, transform: Transform, function: Callable[..., Any], *more: Any
+    ) -> Embedded:
+        """What a function of (networks, {"image": ..., "index": ...}, *more) computes of all images; it is not stored.
+
+        "index" is that of an image in the set. Raises Unmeasurable if no image can be read.
+        """
+        mesh = mesh_of(params)
+        placed = jax.device_put(more, None if mesh is None else meshes.replicated(mesh))  # once for all batches
+        found = self._embed_images(params, data, transform, function, *placed)
+        lines = tuple(str(line) for line in found["unreadable"])
+        self.unreadable += [f"{data.name}, {line}" for line in lines]
+        self.num_unreadable += len(left_out(data, found))
+        if not len(found["index"]):
+            raise Unmeasurable(f"{data.name}: none of its {len(data.source)} images is readable")
+        return Embedded(found["features"], found["labels"], found["index"], lines)
+
     @property
     def pools_images(self) -> bool:
         """Whether `pooled` computes another score than the cosine (`Method.score`), as of FLAIR."""
@@ -228,15 +245,17 @@ class Embedder:
     ) -> Arrays:
         batches = self._batches(params, data, transform)
         if isinstance(encoder, str):
-            function = getattr(self.encode, encoder)
+            named = getattr(self.encode, encoder)
+            function = lambda params, batch, *more: named(params, batch["image"], *more)  # noqa: E731
         else:
             compiled = self.encode.jit(encoder)
-            function = lambda params, images: compiled(params, {"image": images})  # noqa: E731
+            given = lambda batch: {name: batch[name] for name in ("image", "index")}  # noqa: E731
+            function = lambda params, batch, *more: compiled(params, given(batch), *more)  # noqa: E731
         key = data.name, data.fingerprint, transform, tuple(batches.sizes), mesh_of(params)
         decoded = self.decoded and self.decoded.get(key)
 
         def look(batch: Any) -> tuple[Any, Any, Any]:
-            features = jnp.asarray(function(params, batch["image"], *more), jnp.float32)
+            features = jnp.asarray(function(params, batch, *more), jnp.float32)
             return features, batch["label"], batch["index"]
 
         done = self.watch(len(data.source), "images")

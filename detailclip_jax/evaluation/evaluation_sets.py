@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from detailclip_jax.data import labelled
 from detailclip_jax.data.held_out import Picked
-from detailclip_jax.data.labelled import CHOICES, KNOWN, Choice, ChoiceSet, LabelledSet
+from detailclip_jax.data.labelled import CHOICES, KNOWN, OBJECTS, BoxSet, Choice, ChoiceSet, LabelledSet
 from detailclip_jax.data.sources import MissingData, Source
 from detailclip_jax.data.stickers import scene_source
 from detailclip_jax.data.stickers.scene_choices import EXCHANGES, SceneChoices, exchange_of
@@ -29,6 +31,7 @@ STICKERS = {
 NEW_PAIRS, STYLE, ON_WHITE, LONG = "stickers_pairs", "stickers_style", "stickers_white", "stickers_long"
 NUM_SCENES = {"train": 5000, "test": 2000, "captions": 1000, "choices": 2000}
 DEFAULT_STYLE = "noto"
+POOLED = {"fg_ovd:roi": "fg_ovd"}  # sets of cut boxes, whose features are pooled from the whole image instead
 LIMITED = "/"  # in the fingerprint of a part of a set, before the number of its examples
 
 
@@ -116,6 +119,20 @@ class Sets(NamedTuple):
         data = every.data._replace(source=source, fingerprint=marks, expected=None)
         return every._replace(data=data, choices=[each._replace(image=places[each.image]) for each in choices])
 
+    def boxes(self, name: str) -> BoxSet:
+        """Boxes with classes; with `num_examples` those of so many images, evenly spaced. Raises MissingData."""
+        every, count = labelled.open_boxes(name, self.data_dir), self.num_examples
+        num_images = len(every.data.source)
+        if count is None or count >= num_images:
+            return every
+        images = np.arange(count) * num_images // count
+        kept = np.isin(every.images, images)
+        data = every.data._replace(
+            source=Picked(every.data.source, images), fingerprint=f"{every.data.fingerprint}{LIMITED}{count}"
+        )
+        numbers = np.searchsorted(images, every.images[kept])
+        return every._replace(data=data, images=numbers, boxes=every.boxes[kept], labels=every.labels[kept])
+
     def check(self, name: str) -> None:
         """Raises ValueError with the nearest names if `name` is neither a known set nor an existing folder."""
         known = (*STICKERS, *labelled.KNOWN)
@@ -198,8 +215,17 @@ def with_choices(kind: str, name: str, sets: Sets) -> Sequence[str]:
     """The sets of choices that a name stands for: "all" for all known ones. Raises ValueError for another set."""
     if name == "all":
         return list(CHOICES)
-    if name != "stickers" and name not in CHOICES:
-        raise ValueError(f"{kind}:{name}: {unknown('set of choices', name, ('stickers', *CHOICES))}")
+    if name not in ("stickers", *CHOICES, *POOLED):
+        raise ValueError(f"{kind}:{name}: {unknown('set of choices', name, ('stickers', *CHOICES, *POOLED))}")
+    return [name]
+
+
+def with_boxes(kind: str, name: str, sets: Sets) -> Sequence[str]:
+    """The sets of boxes that a name stands for: "all" for all known ones. Raises ValueError for another set."""
+    if name == "all":
+        return list(OBJECTS)
+    if name not in OBJECTS:
+        raise ValueError(f"{kind}:{name}: {unknown('set of boxes', name, OBJECTS)}")
     return [name]
 
 

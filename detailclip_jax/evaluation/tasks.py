@@ -19,6 +19,7 @@ from detailclip_jax.evaluation import (
     linear_segmentation,
     readout_scores,
 )
+from detailclip_jax.evaluation.box_class import box_class
 from detailclip_jax.evaluation.evaluation_sets import (
     DEFAULT_STYLE,
     LONG,
@@ -27,6 +28,7 @@ from detailclip_jax.evaluation.evaluation_sets import (
     STICKERS,
     STYLE,
     Sets,
+    with_boxes,
     with_captions,
     with_choices,
     with_classes,
@@ -60,6 +62,13 @@ KINDS = {
         "Choice: the caption nearest to the image; chance is that of random scores. On stickers, a text side that "
         "ignores the order of words reaches 100 for object and count, and 50 for attribute, side and size.",
         example="sugarcrepe",
+    ),
+    "box_class": Kind(
+        box_class,
+        with_boxes,
+        "classify boxes by features of the whole image that are pooled in them: coco, lvis",
+        "Box classes: patches of the value read-out, pooled in each box (RoIAlign) of the squashed image.",
+        example="coco",
     ),
     "knn": Kind(
         frozen_features.nearest_neighbours,

@@ -16,7 +16,7 @@
 
 ARO's orders are random, and its authors did not release them; the tables are those that MTEB evaluates.  FG-OVD's boxes
 are cut out of the image, as in its authors' evaluation of CLIP.  Others pool the features of the whole image in the box
-(360CVGroup/FG-CLIP), and their numbers do not compare.
+(360CVGroup/FG-CLIP; `boxes.boxes_of`), and their numbers do not compare.
 """
 
 import csv

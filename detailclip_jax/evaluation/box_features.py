@@ -1,0 +1,66 @@
+"""Features of boxes: the patches of the whole image, pooled in the box (RoIAlign), as FG-CLIP evaluates.
+
+The image is squashed to a square.  Its patches are those of the value read-out, through the image projection; their
+mean in a box is L2-normalised.  Features of boxes that are cut out of the image are another measurement.
+"""
+
+import itertools
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from detailclip_jax import methods
+from detailclip_jax.data.held_out import Picked
+from detailclip_jax.data.labelled.boxes import BoxSet
+from detailclip_jax.data.preprocessing import Transform
+from detailclip_jax.evaluation.embedder import Embedder
+from detailclip_jax.evaluation.evaluator import Setting
+from detailclip_jax.losses.clip import l2_normalise
+from detailclip_jax.methods.resample import box_weights
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.types import Array, Params
+
+AT_ONCE = 16  # boxes of an image that are pooled from one pass over it; one with more takes several
+
+
+def box_features(networks: Networks, batch: Any, boxes: Float[Array, "M R 4"]) -> Float[Array, "B R E"]:
+    """Computes the features of the R boxes of each image of a batch; "index" says which of the M rows are its own."""
+    maps = networks.image_projection(networks.image(batch["image"], values=True).values)
+    weights = box_weights(jnp.clip(boxes[batch["index"]], 0, 1), round(maps.shape[1] ** 0.5))
+    return l2_normalise(jnp.einsum("brn,bne->bre", weights, maps, precision="highest"))
+
+
+def check_pooling(setting: Setting, task: str) -> None:
+    """Raises ValueError for a model of another library, and for a method that takes patches elsewhere by new blocks."""
+    if setting.config is None:
+        raise ValueError(f"{task} pools patches in boxes, which a model of another library does not give; import it")
+    if methods.build(setting.config).readout == "plain":
+        raise ValueError(f"{task} pools the encoder's own patches, which method {setting.config.method} does not use")
+
+
+def pooled_boxes(
+    embedder: Embedder, params: Params, found: BoxSet, transform: Transform
+) -> tuple[Float[np.ndarray, "m E"], Int[np.ndarray, " m"]]:
+    """Returns the features of all boxes of readable images, and their indices; an image is squashed to a square."""
+    order = np.argsort(found.images, kind="stable")
+    starts = np.searchsorted(found.images[order], np.arange(len(found.data.source) + 1))
+    rows = [
+        order[first : min(first + AT_ONCE, end)]
+        for start, end in itertools.pairwise(starts)
+        for first in range(start, end, AT_ONCE)
+    ]
+    table = np.zeros((len(rows), AT_ONCE, 4), np.float32)
+    for number, row in enumerate(rows):
+        table[number, : len(row)] = found.boxes[row]
+    images = [int(found.images[row[0]]) for row in rows]
+    part = found.data._replace(
+        source=Picked(found.data.source, images), fingerprint=f"{found.data.fingerprint}+{AT_ONCE}", expected=None
+    )
+    squashed = transform._replace(resize="squash", shorter_side=transform.size, patch_size=0, max_patches=0)
+    embedded = embedder.computed(params, part, squashed, box_features, table)
+    kept = [(place, slot) for place, row in enumerate(embedded.index) for slot in range(len(rows[row]))]
+    index = np.concatenate([rows[row] for row in embedded.index])
+    places, slots = np.array(kept).T
+    return embedded.features[places, slots], index
