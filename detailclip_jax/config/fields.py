@@ -321,7 +321,7 @@ LARGE: Group = {  # fields of the two large views (DINO's global views) whose de
     "blur_p": Field((0.1, 0.1), "probability of a blur, for each view", CODE, range=SHARE, per_view=True),
     "solarize_p": Field((0.2, 0.2), "probability of solarisation, for each view", CODE, range=SHARE, per_view=True),
 }
-NOT_LARGE = ("kind", "mask_grid", "mask_p", "mask_ratio")
+NOT_LARGE = ("mask_grid", "mask_p", "mask_ratio")
 MODEL: Group = {
     "size": Field(
         "B/16",

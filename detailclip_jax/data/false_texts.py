@@ -97,10 +97,11 @@ def check(config: ConfigDict) -> None:
                 f"--config.data.source=stickers --config.data.stickers.scenes={STATED}"
             )
         seen = config.views.crops[crop]
-        if seen.kind != "whole" or seen.flip:
+        kind = seen.get("kind", "random")
+        if kind != "whole" or seen.flip:
             raise ValueError(
                 f"data.caption {STATES!r} states numbers and sides, which are true of the whole scene alone: set "
-                f"--config.views.crops.{crop}.kind=whole --config.views.crops.{crop}.flip=0 (now {seen.kind!r} and "
+                f"--config.views.crops.{crop}.kind=whole --config.views.crops.{crop}.flip=0 (now {kind!r} and "
                 f"{seen.flip:g})"
             )
     if any(stickers) and data.negatives > NUM_FALSE:

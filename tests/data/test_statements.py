@@ -15,7 +15,7 @@ from detailclip_jax.data.stickers import statements
 from detailclip_jax.data.stickers.hold_outs import held_out, held_out_pairs
 from detailclip_jax.data.stickers.nouns import NOUNS
 from detailclip_jax.data.stickers.scene_captions import TEMPLATES
-from detailclip_jax.data.stickers.scene_source import Stickers
+from detailclip_jax.data.stickers.scene_source import Stickers, false_phrases
 from detailclip_jax.data.stickers.statements import KINDS, SIDES, UNARY, Statement, draw, texts
 from detailclip_jax.data.tokenizer import Tokenizer
 
@@ -168,6 +168,22 @@ def test_the_check_of_words_finds_a_leak():
     rng = np.random.default_rng(0)
     two = [("a frog above", "a frog below")[:: 1 if rng.random() < 0.6 else -1] for _ in range(4000)]
     assert right_by_words(two).mean() > 0.57
+
+
+def test_nouns_alone_do_not_tell_phrases_of_objects_from_false_ones():
+    """A reader who knows how often a noun is true and false is right for 50 %."""
+    rng = np.random.default_rng(0)
+    counts = np.zeros((2, 2, len(NOUNS)))  # half, true or false, noun
+    index = {noun.counted(1): number for number, noun in enumerate(NOUNS)}
+    for number in range(8000):
+        nouns = np.array(draw(rng).objects)
+        false = [index[phrase] for phrase in false_phrases(rng, nouns, stated=True)]
+        assert not {*nouns.tolist()} & {*false}
+        np.add.at(counts[number % 2, 0], nouns, 1)
+        np.add.at(counts[number % 2, 1], false, len(nouns) / 2)
+    true, false = counts[1] / counts[1].sum(-1, keepdims=True)
+    guess = counts[0, 0] > counts[0, 1]
+    assert abs((true[guess].sum() + false[~guess].sum()) / 2 - 0.5) < 0.03
 
 
 def right_by_words(pairs):

@@ -53,7 +53,7 @@ class Stickers:
     "segmentation" uint8 [H, W]: 0 = background, 1 + index into `CLASSES`
     "instances" uint8 [H, W]: 0 = background, 1 + i for object i
     "boxes" float32 [n, 4] (xyxy, pixels), "classes" int32 [n] and "nouns" int32 [n]: one entry per object
-    "phrases": the noun of each object, and "phrase_negatives": for each two nouns that the scene does not show
+    "phrases": the noun of each object, and "phrase_negatives": for each the same two nouns that the scene does not show
     "states", of "stated" scenes: for each form of the stated fact a true text and two false ones, see `texts`
 
     Raises ValueError for an unknown split, a canvas that is too small, or an invalid combination of options (such as
@@ -121,7 +121,7 @@ class Stickers:
             "nouns": nouns,
             **({"states": texts(rng, statement, scene.boxes, self.size, self.style)} if statement else {}),
             "phrases": tuple(NOUNS[noun].counted(1) for noun in nouns),
-            "phrase_negatives": tuple(_other_nouns(rng, nouns) for _ in nouns),
+            "phrase_negatives": (false_phrases(rng, nouns, self.scenes == STATED, self.style),) * len(nouns),
         }
 
     def _scene(self, rng: np.random.Generator, nouns: list[int], index: int, statement: Statement | None) -> Scene:
@@ -134,10 +134,16 @@ class Stickers:
         return compose(rng, drawings, nouns, self.size, MIXED, statement.shares, fits, statement.within)
 
 
-def _other_nouns(rng: np.random.Generator, nouns: Int[np.ndarray, " n"]) -> tuple[str, ...]:
-    """Returns the phrases of `NUM_FALSE` nouns that a scene does not show."""
-    others = np.setdiff1d(np.arange(len(NOUNS)), nouns)
-    return tuple(NOUNS[noun].counted(1) for noun in rng.choice(others, NUM_FALSE, replace=False))
+def false_phrases(
+    rng: np.random.Generator, nouns: Int[np.ndarray, " n"], stated: bool, style: str | None = None
+) -> tuple[str, ...]:
+    """Returns `NUM_FALSE` nouns that a scene does not show, as frequent as the nouns of scenes."""
+    found: list[int] = []
+    while len(found) < NUM_FALSE:
+        noun = int(rng.choice(draw(rng, style).objects if stated else draw_nouns(rng, 1)))
+        if noun not in nouns and noun not in found:
+            found.append(noun)
+    return tuple(NOUNS[noun].counted(1) for noun in found)
 
 
 def draw_count(rng: np.random.Generator, least: int = 1) -> int:
