@@ -13,7 +13,7 @@ from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.labelled import CHOICES, KNOWN, OBJECTS, BoxSet, Choice, ChoiceSet, LabelledSet
 from detailclip_jax.data.sources import MissingData, Source
 from detailclip_jax.data.stickers import scene_source
-from detailclip_jax.data.stickers.scene_choices import EXCHANGES, SceneChoices, exchange_of
+from detailclip_jax.data.stickers.scene_choices import NewPairs, NewStatements, SceneChoices, exchange_of
 from detailclip_jax.data.stickers.scene_source import Stickers, noun_names
 from detailclip_jax.data.stickers.sprites import LEVELS, sprites
 from detailclip_jax.evaluation import paper
@@ -29,6 +29,7 @@ STICKERS = {
     "stickers_long": "unseen scenes with all that is known of each, in several sentences",
 }
 NEW_PAIRS, STYLE, ON_WHITE, LONG = "stickers_pairs", "stickers_style", "stickers_white", "stickers_long"
+SCENES_OF_CHOICES = {"stickers": SceneChoices, NEW_PAIRS: NewPairs, "stickers_statements": NewStatements}
 NUM_SCENES = {"train": 5000, "test": 2000, "captions": 1000, "choices": 2000}
 DEFAULT_STYLE = "noto"
 POOLED = {"fg_ovd:roi": "fg_ovd"}  # sets of cut boxes, whose features are pooled from the whole image instead
@@ -101,12 +102,13 @@ class Sets(NamedTuple):
         With `num_examples` they are that many choices, or pairs of them, evenly spaced; of stickers an equal number of
         pairs for every exchange.
         """
-        if name == "stickers":
+        if make := SCENES_OF_CHOICES.get(name):
             num_scenes = min(self.num_scenes or NUM_SCENES["choices"], self.num_examples or sys.maxsize)
-            num_pairs = max(num_scenes // (2 * len(EXCHANGES)), 1)
-            scenes = draw_scenes(lambda: SceneChoices(self._canvas, num_pairs))
-            data = LabelledSet("stickers", Kept(scenes), (), fingerprint(scenes), len(scenes))
-            choices = [Choice(index, scenes.captions(index), group=exchange_of(index)) for index in range(len(scenes))]
+            num_pairs = max(num_scenes // (2 * len(make.exchanges)), 1)
+            scenes = draw_scenes(lambda: make(self._canvas, num_pairs))
+            data = LabelledSet(name, Kept(scenes), (), fingerprint(scenes), len(scenes))
+            groups = [exchange_of(index, scenes.exchanges) for index in range(len(scenes))]
+            choices = [Choice(index, scenes.captions(index), group=group) for index, group in enumerate(groups)]
             return ChoiceSet(data, choices)
         every = labelled.open_choices(name, self.data_dir)
         units, count = every.units, self.num_examples
@@ -215,8 +217,8 @@ def with_choices(kind: str, name: str, sets: Sets) -> Sequence[str]:
     """The sets of choices that a name stands for: "all" for all known ones. Raises ValueError for another set."""
     if name == "all":
         return list(CHOICES)
-    if name not in ("stickers", *CHOICES, *POOLED):
-        raise ValueError(f"{kind}:{name}: {unknown('set of choices', name, ('stickers', *CHOICES, *POOLED))}")
+    if name not in (known := (*SCENES_OF_CHOICES, *CHOICES, *POOLED)):
+        raise ValueError(f"{kind}:{name}: {unknown('set of choices', name, known)}")
     return [name]
 
 

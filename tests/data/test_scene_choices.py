@@ -5,9 +5,17 @@ import collections
 import numpy as np
 import pytest
 
+from detailclip_jax.data.stickers.hold_outs import held_out
 from detailclip_jax.data.stickers.nouns import NOUNS
 from detailclip_jax.data.stickers.scene_captions import MARGIN
-from detailclip_jax.data.stickers.scene_choices import EXCHANGES, SceneChoices, bag_of_words, exchange_of
+from detailclip_jax.data.stickers.scene_choices import (
+    EXCHANGES,
+    NewPairs,
+    NewStatements,
+    SceneChoices,
+    bag_of_words,
+    exchange_of,
+)
 from detailclip_jax.data.stickers.scene_source import Stickers, held_out_pairs
 
 SIZE, NUM_PAIRS = 48, 8
@@ -103,3 +111,27 @@ def test_scenes_are_no_scenes_of_training():
     assert CHOICES.captions(7) == SCENES[7]["captions"]
     with pytest.raises(IndexError):
         CHOICES[len(CHOICES)]
+
+
+@pytest.mark.parametrize("make", [NewPairs, NewStatements])
+def test_choices_of_what_training_holds_out(make):
+    """Both captions of a pair name a pair of nouns, a number or a direction that no caption of training states."""
+    choices = make(SIZE, 6)
+    scenes = [choices[index] for index in range(len(choices))]
+    assert collections.Counter(scene["exchange"] for scene in scenes) == dict.fromkeys(make.exchanges, 12)
+    for first, second in zip(scenes[::2], scenes[1::2]):
+        assert first["captions"] == second["captions"][::-1]
+        for scene in (first, second):
+            said = [is_true(text, scene["nouns"], scene["boxes"]) for text in scene["captions"]]
+            assert said == [True, False], scene["captions"]
+        if make is NewPairs:
+            assert all(held_out_pairs()[np.ix_(each["nouns"], each["nouns"])].any() for each in (first, second))
+            continue
+        told = [phrases(text) for text in first["captions"]]
+        words = ["above" if " above " in text or " below " in text else "to the left of" for text in first["captions"]]
+        numbers = {2: "two", 3: "three"}
+        new = {
+            "count": any(held_out(noun, numbers[n]) for own in told for n, noun in own if n in numbers),
+            "side": any(held_out(noun, words[0]) for noun in first["nouns"].tolist()),
+        }
+        assert new[first["exchange"]], first["captions"]

@@ -15,23 +15,28 @@ for these pairs: no run trains on them, and no held-out pair of nouns occurs in 
 | side | "a frog above a camera", "a frog below a camera"; also to the left and to the right |
 | size | "a frog is larger than a camera", "a frog is smaller than a camera" |
 
+`NewPairs` and `NewStatements` have such pairs of what training holds out.
+
 Drawings have no other attribute that a caption could exchange: a noun always has the same colours, so its words alone
 would tell which colour is true.
 """
 
+import collections
 import dataclasses
 import operator
-from collections.abc import Callable
-from typing import Any, NamedTuple, SupportsIndex
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple, SupportsIndex
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from detailclip_jax.data.stickers.nouns import NOUNS
+from detailclip_jax.data.stickers.hold_outs import held_out
+from detailclip_jax.data.stickers.nouns import NOUNS, NUMBERS
 from detailclip_jax.data.stickers.scene_captions import MARGIN, OPPOSITE, listed, relation, size_relation
 from detailclip_jax.data.stickers.scene_source import SPLITS, draw_nouns, held_out_pairs
 from detailclip_jax.data.stickers.scenes import compose
 from detailclip_jax.data.stickers.sprites import Sprites, sprites
+from detailclip_jax.data.stickers.statements import SIDES, direction
 
 EXCHANGES = ("object", "attribute", "count", "side", "size")
 STREAM = len(SPLITS)  # of random numbers: the splits of `Stickers` have those before it
@@ -57,6 +62,13 @@ class Plan(NamedTuple):
 Pair = tuple[Plan, Plan]
 
 
+class Nouns(NamedTuple):
+    """The nouns of scenes: how two of them are drawn, and which may meet."""
+
+    two: Callable[[np.random.Generator], tuple[int, int]]
+    meet: Bool[np.ndarray, "nouns nouns"]
+
+
 @dataclasses.dataclass(frozen=True)
 class SceneChoices:
     """Random access to 2 x 5 x `num_pairs` scenes.  Scenes 2i and 2i + 1 are those of pair i.
@@ -71,12 +83,13 @@ class SceneChoices:
     num_pairs: int
     seed: int = 0
     style: str | None = None
+    exchanges: ClassVar[Sequence[str]] = EXCHANGES
 
     def __post_init__(self):
         sprites(self.style)  # raises here what would otherwise fail in a worker
 
     def __len__(self) -> int:
-        return 2 * len(EXCHANGES) * self.num_pairs
+        return 2 * len(self.exchanges) * self.num_pairs
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         index = operator.index(index)
@@ -90,7 +103,7 @@ class SceneChoices:
             "captions": self.captions(index),
             "label": -1,
             "key": f"stickers/choices/{self.seed}/{index}",
-            "exchange": exchange_of(index),
+            "exchange": exchange_of(index, self.exchanges),
             "boxes": scene.boxes,
             "nouns": np.array(plan.nouns, np.int32),
         }
@@ -103,12 +116,49 @@ class SceneChoices:
     def pair(self, number: int) -> Pair:
         """Returns the two scenes of a pair, before they are drawn."""
         rng = np.random.default_rng((self.seed, STREAM, number, 0))
-        return PAIRS[exchange_of(2 * number)](rng, sprites(self.style), self.size)
+        return PAIRS[exchange_of(2 * number)](rng, sprites(self.style), self.size, trained_nouns())
 
 
-def exchange_of(index: int) -> str:
+class NewPairs(SceneChoices):
+    """The same with two nouns in each scene that no scene of training shows together."""
+
+    def pair(self, number: int) -> Pair:
+        """Returns the two scenes of a pair, before they are drawn."""
+        rng = np.random.default_rng((self.seed, STREAM + 1, number, 0))
+        return PAIRS[exchange_of(2 * number)](rng, sprites(self.style), self.size, Nouns(_two_new, held_out_pairs()))
+
+
+class NewStatements(SceneChoices):
+    """The same of facts that training states of other nouns only: held-out numbers and directions of a noun."""
+
+    exchanges: ClassVar[Sequence[str]] = ("count", "side")
+
+    def pair(self, number: int) -> Pair:
+        """Returns the two scenes of a pair, before they are drawn."""
+        rng = np.random.default_rng((self.seed, STREAM + 2, number, 0))
+        while True:
+            found = PAIRS[exchange_of(2 * number, self.exchanges)](rng, sprites(self.style), self.size, trained_nouns())
+            if any(map(_is_new, found)):
+                return found
+
+
+def exchange_of(index: int, exchanges: Sequence[str] = EXCHANGES) -> str:
     """Returns what is exchanged in the captions of scene `index`."""
-    return EXCHANGES[index // 2 % len(EXCHANGES)]
+    return exchanges[index // 2 % len(exchanges)]
+
+
+def trained_nouns() -> Nouns:
+    """The nouns of scenes whose pairs training shows."""
+    return Nouns(_two_nouns, ~held_out_pairs())
+
+
+def _is_new(plan: Plan) -> bool:
+    """Whether training states the number of a noun, or its direction, of other nouns only."""
+    numbers = collections.Counter(plan.nouns).items()
+    sides = {direction(side) for side in SIDES if f" {side} " in plan.captions[0]}
+    return any(count > 1 and held_out(noun, NUMBERS[count]) for noun, count in numbers) or any(
+        held_out(noun, side) for noun in plan.nouns for side in sides
+    )
 
 
 def bag_of_words(choices: SceneChoices) -> dict[str, float]:
@@ -137,6 +187,12 @@ def _two_nouns(rng: np.random.Generator) -> tuple[int, int]:
             return first, second
 
 
+def _two_new(rng: np.random.Generator) -> tuple[int, int]:
+    pairs = np.argwhere(held_out_pairs())
+    first, second = pairs[rng.integers(len(pairs))].tolist()
+    return first, second
+
+
 def _a(noun: int) -> str:
     return NOUNS[noun].counted(1)
 
@@ -147,17 +203,17 @@ def _both(rng: np.random.Generator, *phrases: tuple[str, str]) -> list[tuple[str
     return [(listed(two[::step]), listed(two[::-step])) for two in phrases]
 
 
-def _object(rng: np.random.Generator, drawings: Sprites, size: int) -> Pair:
-    kept, first = _two_nouns(rng)
-    allowed = ~held_out_pairs()[kept]
+def _object(rng: np.random.Generator, drawings: Sprites, size: int, nouns: Nouns) -> Pair:
+    kept, first = nouns.two(rng)
+    allowed = nouns.meet[kept].copy()
     allowed[[kept, first]] = False
     second = int(rng.choice(np.flatnonzero(allowed)))
     captions = _both(rng, (_a(kept), _a(first)), (_a(kept), _a(second)))
     return Plan((kept, first), captions[0]), Plan((kept, second), captions[1])
 
 
-def _count(rng: np.random.Generator, drawings: Sprites, size: int) -> Pair:
-    counted, other = _two_nouns(rng)
+def _count(rng: np.random.Generator, drawings: Sprites, size: int, nouns: Nouns) -> Pair:
+    counted, other = nouns.two(rng)
     count = int(rng.integers(1, 3))
     numbers = count, count + 1
     captions = _both(rng, *((NOUNS[counted].counted(number), _a(other)) for number in numbers))
@@ -165,8 +221,8 @@ def _count(rng: np.random.Generator, drawings: Sprites, size: int) -> Pair:
     return Plan(few, captions[0]), Plan(many, captions[1])
 
 
-def _side(rng: np.random.Generator, drawings: Sprites, size: int) -> Pair:
-    first, second = _two_nouns(rng)
+def _side(rng: np.random.Generator, drawings: Sprites, size: int, nouns: Nouns) -> Pair:
+    first, second = nouns.two(rng)
     word = ("above", "to the left of")[rng.integers(2)]
     words = word, OPPOSITE[word]
 
@@ -178,12 +234,14 @@ def _side(rng: np.random.Generator, drawings: Sprites, size: int) -> Pair:
     return plan(words[0]), plan(words[1])
 
 
-def _of_two_sizes(rng: np.random.Generator, drawings: Sprites, say: Callable[[int, int, str], tuple[str, str]]) -> Pair:
+def _of_two_sizes(
+    rng: np.random.Generator, drawings: Sprites, nouns: Nouns, say: Callable[[int, int, str], tuple[str, str]]
+) -> Pair:
     """Returns two scenes of the same two nouns, of which the first is the larger and the smaller one."""
     spread = drawings.extent.prod(-1) / drawings.fill
-    first, second = _two_nouns(rng)
+    first, second = nouns.two(rng)
     while not 1 / ALIKE <= spread[first] / spread[second] <= ALIKE:  # so that each can be the larger one
-        first, second = _two_nouns(rng)
+        first, second = nouns.two(rng)
 
     def plan(word: str, shares: tuple[float, ...]) -> Plan:
         fits = lambda boxes: size_relation(boxes[:1], boxes[1:]) == word  # noqa: E731
@@ -192,23 +250,23 @@ def _of_two_sizes(rng: np.random.Generator, drawings: Sprites, say: Callable[[in
     return plan("larger than", SHARES), plan("smaller than", SHARES[::-1])
 
 
-def _size(rng: np.random.Generator, drawings: Sprites, size: int) -> Pair:
+def _size(rng: np.random.Generator, drawings: Sprites, size: int, nouns: Nouns) -> Pair:
     def say(first: int, second: int, word: str) -> tuple[str, str]:
         return f"{_a(first)} is {word} {_a(second)}", f"{_a(second)} is {OPPOSITE[word]} {_a(first)}"
 
-    return _of_two_sizes(rng, drawings, say)
+    return _of_two_sizes(rng, drawings, nouns, say)
 
 
-def _attribute(rng: np.random.Generator, drawings: Sprites, size: int) -> Pair:
+def _attribute(rng: np.random.Generator, drawings: Sprites, size: int, nouns: Nouns) -> Pair:
     def say(first: int, second: int, word: str) -> tuple[str, str]:
         sizes = ("large", "small") if word == "larger than" else ("small", "large")
         phrases = [f"a {size} {NOUNS[noun].name}" for size, noun in zip(sizes, (first, second))]
         return listed(phrases), listed(phrases[::-1])
 
-    return _of_two_sizes(rng, drawings, say)
+    return _of_two_sizes(rng, drawings, nouns, say)
 
 
-PAIRS: dict[str, Callable[[np.random.Generator, Sprites, int], Pair]] = {
+PAIRS: dict[str, Callable[[np.random.Generator, Sprites, int, Nouns], Pair]] = {
     "object": _object,
     "attribute": _attribute,
     "count": _count,
