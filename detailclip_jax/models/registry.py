@@ -70,8 +70,8 @@ class Network(NamedTuple):
 
 
 def parameter_rules(networks: Mapping[str, Network]) -> dict[str, ParameterRule]:
-    """Returns the networks' own rules by the pattern of the whole path.
+    """Returns the rules of the networks' parameters by the pattern of the whole path.
 
-    parameter_rules({"mask_token": mask_token}) == {"mask_token/value": ParameterRule("value", decayed=True, vector=True)}
+    parameter_rules({"mask_token": token}) == {"mask_token/value": ParameterRule("value", decayed=True, vector=True)}
     """
     return {f"{name}/{rule.pattern}": rule for name, network in networks.items() for rule in network.rules}
