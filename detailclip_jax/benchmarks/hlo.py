@@ -24,6 +24,7 @@ ON_CHIP = re.compile(r"S\(\d+\)")  # a memory space that is not the device's mai
 # Instructions that move nothing: names, parts and views of values.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all", "partition-id"}
 SLICES = {"dynamic-slice", "slice", "gather"}
+VIEWS = {"bitcast", "reshape", "convert", "bitcast-convert", "transpose", "copy"}  # in a fusion: not stored
 LIBRARY = re.compile(r'custom_call_target="__(cublas|cudnn|onednn)')  # products and fused attention by a library
 
 
@@ -253,6 +254,8 @@ def traffic(text: str) -> int:
         elif each.opcode == "dynamic-update-slice":
             read = read[1:2]
             written = sum(read)
+        elif each.opcode.endswith("slice-start"):  # its type is (operands, result, ...)
+            read, written = [size_of(list(ARRAY.finditer(each.shape))[1][0])], 0
         elif each.opcode.endswith("-start"):
             written = 0
         elif each.opcode.endswith("-done"):
@@ -269,7 +272,7 @@ def _of_fusion(program: Program, fusion: Instruction, read: list[int], written: 
     for number, whole in enumerate(read):
         if number not in parameters:
             continue
-        users = [each for each in lines if parameters[number].name in each.operands]
+        users = _users(lines, parameters[number].name)
         updates = [u for u in users if u.opcode == "dynamic-update-slice" and u.operands[0] == parameters[number].name]
         if users and all(each.opcode in SLICES for each in users):
             read[number] = min(whole, sum(size_of(each.shape) for each in users))
@@ -280,6 +283,16 @@ def _of_fusion(program: Program, fusion: Instruction, read: list[int], written: 
             whole, update = size_of(each.shape), size_of(shapes.get(each.operands[1], ""))
             written -= max(0, min(written, whole) - update)
     return read, max(written, 0)
+
+
+def _users(lines: Sequence[Instruction], name: str) -> list[Instruction]:
+    """The instructions of a fusion that read a value, or a view of it."""
+    found: list[Instruction] = []
+    for each in lines:
+        if name in each.operands:
+            through = _users(lines, each.name) if each.opcode in VIEWS else []
+            found += through or [each]
+    return found
 
 
 def _parts(program: Program, computation: str, each: Instruction) -> Iterator[tuple[Instruction, str]]:

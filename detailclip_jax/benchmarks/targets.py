@@ -158,6 +158,7 @@ def environment(target: Target) -> dict[str, str]:
             "TPU_ACCELERATOR_TYPE": "v5litepod-4",
             "TPU_WORKER_HOSTNAMES": "localhost",
             "TPU_WORKER_ID": "0",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # several such processes at a time; none holds a device
         }
     else:
         # Without a device nothing can be timed: no autotuning, and products by cuBLAS, since Triton's need it.

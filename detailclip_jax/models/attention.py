@@ -9,7 +9,7 @@ from absl import logging
 
 from detailclip_jax.kernels.products import matmul_precision, precision_of
 from detailclip_jax.models.layers import Initialiser, Linear, Weights, affine
-from detailclip_jax.types import Array, Bool, Float
+from detailclip_jax.types import Array, Bool, Float, Int
 
 Kernel: TypeAlias = Literal["xla", "cudnn"]
 KERNELS = ("auto", "xla", "cudnn")
@@ -54,16 +54,18 @@ class Attention(nn.Module):
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "B N"] | None]:
         """Computes the attention output; `pairs` holds keys and values, concatenated.
 
-        `mask` is True at the keys that are attended to. With `cls_row` also returns the softmax of the first token's
+        `mask` is True at the keys that are attended to; if all queries share it, these are the first keys, and the rest
+        is padding. With `cls_row` also returns the softmax of the first token's
         query over all these keys, averaged over heads (float32), else None. It is computed separately, without the
         full attention maps, so that a fused kernel can compute the output.
         """
         (query,), (key, value) = self._heads(query, 1), self._heads(pairs, 2)
-        if mask is not None or self.kernel == "xla":
+        if self.kernel == "xla" or (mask is not None and mask.shape[2] > 1):
             with matmul_precision(precision_of(query.dtype)):
                 attended = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
         else:
-            attended = attend_evenly(query, key, value, causal, self.kernel)
+            num_keys = None if mask is None else mask[:, 0, 0].sum(-1, dtype=jnp.int32)
+            attended = attend_evenly(query, key, value, causal, self.kernel, num_keys)
         out = self.proj(attended.reshape(*query.shape[:2], self.width))
         return out, cls_attention(query[:, 0], key, mask) if cls_row else None
 
@@ -91,16 +93,19 @@ def attend_evenly(
     value: Float[Array, "B N heads d"],
     causal: bool,
     kernel: Kernel,
+    num_keys: Int[Array, "#B"] | None = None,
 ) -> Float[Array, "B Q heads d"]:
-    """Computes attention with sequences padded to even lengths; padding is masked.
+    """Computes attention to the first `num_keys` keys, by default all, with sequences padded to even lengths.
 
     A ViT has one token more than patches.  cuDNN takes odd lengths if there is no bias, but jax (up to 0.12.0 at least)
     replaces a missing bias by an empty array before it checks, and so rejects odd lengths in training.
     """
     lengths = [jnp.full(len(x), x.shape[1], jnp.int32) for x in (query, key)]
+    if num_keys is not None:
+        lengths[1] = jnp.broadcast_to(num_keys, len(key))
     even = [jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (query, key, value)]
-    odd = query.shape[1] % 2 or key.shape[1] % 2
-    filled = dict(zip(("query_seq_lengths", "key_value_seq_lengths"), lengths)) if odd else {}
+    padded = num_keys is not None or query.shape[1] % 2 or key.shape[1] % 2
+    filled = dict(zip(("query_seq_lengths", "key_value_seq_lengths"), lengths)) if padded else {}
     attended = jax.nn.dot_product_attention(*even, is_causal=causal, implementation=kernel, **filled)
     return attended[:, : query.shape[1]]
 

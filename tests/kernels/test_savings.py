@@ -371,6 +371,24 @@ def test_lengths_filled_up_to_even_ones_change_nothing(length, causal):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 if a.ndim else 3e-5)  # the loss sums 336 terms or more
 
 
+@pytest.mark.parametrize("length", [7, *in_check((8,))])
+def test_padding_at_the_end_is_a_number_of_keys(length):
+    """As a mask that all queries share, and for one query, whose length is odd too; gradients of padding are 0."""
+    query, key, value = (normal(seed, 2, length, 3, 8) for seed in range(3))
+    num_keys = jnp.asarray([3, length], jnp.int32)
+    mask = (jnp.arange(length) < num_keys[:, None])[:, None, None]
+
+    def loss(attend, query):
+        return jax.jit(jax.value_and_grad(lambda *x: jnp.sin(attend(*x)).sum(), (0, 1, 2)))(query, key, value)
+
+    for some in (query, query[:, :1]):
+        counted = loss(lambda *x: attention.attend_evenly(*x, False, "xla", num_keys), some)
+        masked = loss(lambda *x: jax.nn.dot_product_attention(*x, mask=mask), some)
+        for a, b in zip(jax.tree.leaves(counted), jax.tree.leaves(masked), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 if a.ndim else 3e-5)
+        assert not np.any(counted[1][1][0, 3:])
+
+
 def test_the_attention_kernel_is_chosen_when_networks_are_built(monkeypatch, caplog):
     assert attention.choose_kernel("auto", jnp.bfloat16, 64, "cpu") == "xla"
     with pytest.raises(ValueError, match=r"'cudnn' .*cpu.*'auto'"):
