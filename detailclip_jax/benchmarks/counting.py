@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.benchmarks.variants import Variant
 from detailclip_jax.config import run_config
+from detailclip_jax.data.lengths import TEXTS
 from detailclip_jax.training import experiment as experiments
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training import optimizer
@@ -65,7 +66,9 @@ def straight(config: ConfigDict) -> ConfigDict:
 def batch_shapes(config: ConfigDict, size: int, words: int, mesh: Mesh) -> Batch:
     """Shapes of a batch with its sharding over the mesh; no memory is allocated."""
     shapes = jax.eval_shape(lambda: experiments.dummy_batch(config, size))
-    shapes["text"] = jax.ShapeDtypeStruct((*shapes["text"].shape[:-1], words), shapes["text"].dtype)
+    for name in {*TEXTS} & {*shapes}:
+        *leading, length = shapes[name].shape
+        shapes[name] = jax.ShapeDtypeStruct((*leading, min(words, length)), shapes[name].dtype)
     sharding = meshes.sharded(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 

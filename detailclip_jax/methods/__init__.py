@@ -70,7 +70,7 @@ TERMS = {  # terms that a method gets if their weight is not 0
     "beta": Term(sentence_contrast),
     "gram": Term(gram),
     "region": Term(region),
-    "negatives": Term(negatives),
+    "negatives": Term(negatives, native=True),
     "region_text": Term(region_text),
     "text_contrast": Term(text_contrast),
     "rank": Term(rank),
@@ -108,7 +108,8 @@ def build(config: ConfigDict) -> Method:
 def _check_native(method: Method, config: ConfigDict) -> None:
     """Raises ValueError for a method or a term that needs squares of patches."""
     views, field = config.views, f"views.native {config.views.native}"
-    terms = [f"losses.weights.{name}" for name in TERMS if config.losses.weights.get(name, 0)]
+    weights = config.losses.weights
+    terms = [f"losses.weights.{name}" for name, term in TERMS.items() if weights.get(name, 0) and not term.native]
     if not method.native:
         raise ValueError(f"{field}: method {method.name} needs squares; leave it out, or train clip or siglip")
     if needy := [*terms, *(["views.patch_dropout"] if views.patch_dropout else [])]:

@@ -172,12 +172,14 @@ class Term(NamedTuple):
     load: (config, reader of a workdir) -> weights by network, and lines that describe them; called at step 0.
     stand_in: config -> the config with what `adopt` would take from a workdir, or None where it names one; for
         benchmarks.
+    native: whether it also takes images of any aspect, see `Method.native`.
     """
 
     add: "Callable[[Method, ConfigDict], Method]"
     adopt: Callable[[ConfigDict, ConfigDict | None, Callable[[str, str], ConfigDict]], ConfigDict] | None = None
     load: Callable[[ConfigDict, Saved], tuple[dict[str, Params], list[str]]] | None = None
     stand_in: Callable[[ConfigDict], ConfigDict | None] | None = None
+    native: bool = False
 
 
 def nothing(*_: Any) -> None:

@@ -180,6 +180,10 @@ def test_a_config_that_cannot_have_the_term_is_refused(method, fields, named):
     check_names(refused.value, *named)
 
 
+def test_images_of_any_aspect_can_have_the_term():
+    assert methods.build(asked(**{"views.native": (16,), "preprocess.resize": "native"})).terms["negatives"].weight == 1
+
+
 @pytest.mark.check
 @pytest.mark.parametrize(
     ("method", "fields"),
