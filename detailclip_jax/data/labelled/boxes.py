@@ -20,7 +20,7 @@ from jaxtyping import Float32, Int
 from PIL import Image
 
 from detailclip_jax.data.held_out import Picked
-from detailclip_jax.data.labelled.choices import ChoiceSet, Picture
+from detailclip_jax.data.labelled.choices import ChoiceSet, Picture, Pictures
 from detailclip_jax.data.labelled.contents import (
     ImageFile,
     ImageFileSource,
@@ -122,6 +122,8 @@ def boxes_of(choices: ChoiceSet) -> BoxSet:
     source, index = choices.data.source, range(len(choices.data.source))
     if isinstance(source, Picked):
         source, index = source.source, source.indices
+    if not isinstance(source, Pictures):
+        raise ValueError(f"{choices.data.name} has no boxes in image files")
     root, pictures = source.root, [source.pictures[int(i)] for i in index]
     paths = list(dict.fromkeys(picture.path for picture in pictures))
     sides = {path: _sides(root, path) for path in paths}
