@@ -230,12 +230,13 @@ def compared_captions(config: ConfigDict) -> int | None:
 def with_values(method: Method, term: str) -> tuple[str, dict[str, Pass]]:
     """Returns the pass of `captioned_pass`, and the method's passes, of which this one also has the value read-out.
 
-    Raises ValueError that names the `term` also for a method whose pass replaces patches.
+    Raises ValueError that names the `term` also for a method whose pass replaces patches or has blocks behind them.
     """
     name = captioned_pass(method, term)
     if method.passes[name].encode not in (full, visible):
         raise ValueError(
-            f"losses.weights.{term} needs patches as they are, but method {method.name} replaces some; set it to 0"
+            f"losses.weights.{term} needs the encoder's own patches, but method {method.name} replaces some or has new "
+            "blocks behind them; set it to 0"
         )
     return name, {**method.passes, name: method.passes[name]._replace(values=True)}
 
