@@ -55,7 +55,12 @@ class Collective(NamedTuple):
     times: int  # per step
     origin: str  # the operation in the source, as named by jax
     overlaps: bool = False  # whether the device multiplies between its start and its end
-    between_hosts: bool = False
+    on_host: int = 0  # participating devices of one host; 0: all
+
+    @property
+    def between_hosts(self) -> float:
+        """Bytes that a device sends to other hosts per step, if each device of a host sends a part of the data."""
+        return self.moved / self.on_host if 0 < self.on_host < self.group else 0.0
 
     @property
     def moved(self) -> float:
@@ -186,8 +191,10 @@ def _collective(match: re.Match[str], each: Instruction, times: int, overlaps: b
         size = size // (group + 1)
     if match[2] and kind == "collective-permute":
         size //= 2
-    far = bool(per_host) and members is not None and bool((members // per_host != members[:, :1] // per_host).any())
-    return Collective(kind, size, group, times, origin_of(each.text), overlaps, far)
+    on_host = 0
+    if per_host and members is not None:
+        on_host = int((members[0] // per_host == members[0, 0] // per_host).sum())
+    return Collective(kind, size, group, times, origin_of(each.text), overlaps, on_host)
 
 
 def groups(text: str) -> np.ndarray | None:

@@ -134,8 +134,8 @@ def of_program(text: str, target: Target) -> Record:
         "float32_factors": sum(each.times for each in products if each.factors == "f32"),
         "moves": {name: moved._asdict() for name, moved in hlo.copies(text).items()},
         "collectives": kinds,
-        "sent_within": sum(each.moved for each in collectives if not each.between_hosts),
-        "sent_between": sum(each.moved for each in collectives if each.between_hosts),
+        "sent_within": sum(each.moved for each in collectives if each.on_host != 1),
+        "sent_between": sum(each.between_hosts for each in collectives),
     }
 
 

@@ -87,9 +87,11 @@ ENTRY %main.4 (x: bf16[8,4], w: bf16[4,16]) -> bf16[8,16] {
 
 def test_a_collective_overlaps_if_a_product_or_a_loop_runs_meanwhile_and_crosses_hosts_by_its_groups():
     first, second = hlo.collectives(MORE, per_host=2)
-    assert (first.overlaps, first.between_hosts) == (True, True)  # devices 0 and 2, 1 and 3
-    assert (second.overlaps, second.between_hosts) == (False, False)
+    assert (first.overlaps, first.on_host, first.between_hosts) == (True, 1, 256)  # devices 0 and 2, 1 and 3
+    assert (second.overlaps, second.on_host, second.between_hosts) == (False, 2, 0)
     assert not any(each.between_hosts for each in hlo.collectives(MORE))
+    gradients = hlo.Collective("all-reduce", 1024, 16, 1, "", on_host=4)
+    assert gradients.between_hosts == gradients.moved / 4
 
 
 def test_products_have_the_type_that_their_fusion_writes():

@@ -14,7 +14,7 @@ from detailclip_jax.config.segmentation_fields import METHOD
 from detailclip_jax.dense import runs
 from detailclip_jax.dense.dense_experiment import Experiment, Sets
 from detailclip_jax.dense.segmentation.segmentation_sets import SemanticSet
-from detailclip_jax.dense.segmentation.sticker_labels import names_of
+from detailclip_jax.dense.segmentation.sticker_labels import LABELS
 from detailclip_jax.training import mesh as meshes
 
 
@@ -28,7 +28,7 @@ def flags(config: ConfigDict, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def num_classes(config: ConfigDict) -> int:
     """The classes of a config's stickers; other sets are not opened, and have as many as ADE20K."""
-    return len(names_of(config.data.labels)) if config.data.source == "stickers" else 150
+    return len(LABELS[config.data.labels]) if config.data.source == "stickers" else 150
 
 
 def build(config: ConfigDict, num_classes: int, mesh: Any) -> Experiment:
