@@ -17,7 +17,7 @@ from detailclip_jax.training import optimizer
 from detailclip_jax.training.experiment import Experiment
 from detailclip_jax.types import Batch
 
-STRAIGHT = {  # else the body of a loop is counted once and recomputed operations twice
+STRAIGHT: dict[str, Any] = {  # else the body of a loop is counted once and recomputed operations twice
     "model.scan": False,
     "model.remat": "none",
     "losses.chunk_logits": 0,
@@ -79,10 +79,15 @@ def lower(experiment: Experiment, batch: int, words: int) -> jax.stages.Lowered:
     return experiment.train_step.lower(experiment.state_shapes, shapes)
 
 
-def count_flops(variant: Variant) -> float:
-    """Operations per pair of the straight step on one device, by XLA's count before optimisation."""
+def count_flops(variant: Variant, remat: str = STRAIGHT["model.remat"]) -> float:
+    """Operations per pair of the straight step on one device, by XLA's count before optimisation.
+
+    With another `remat` those that are recomputed count as often as they run.
+    """
     mesh = meshes.make_mesh(jax.devices()[:1])
-    experiment = experiments.build(straight(variant.config), mesh)
+    config = straight(variant.config)
+    config.model.remat = remat
+    experiment = experiments.build(config, mesh)
     cost: Any = lower(experiment, variant.batch, variant.words).cost_analysis()
     return cost["flops"] / variant.batch
 

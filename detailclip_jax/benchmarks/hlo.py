@@ -228,16 +228,18 @@ def products(text: str) -> list[Product]:
 
 
 def copies(text: str) -> dict[str, Moved]:
-    """Copies and transposes that stand alone or are all that a fusion does, by "copy" and "transpose"."""
+    """Copies and transposes that stand alone or are all that a fusion does, by "copy" and "transpose".
+
+    A TPU's asynchronous copies to and from its fast memory do not count.
+    """
     program = parse(text)
     found = {"copy": Moved(0, 0), "transpose": Moved(0, 0)}
     for _, each, times in executed(program):
         opcodes = {one.opcode for one in _fused(program, each)} - FREE
         alone = each.opcode if each.opcode != "fusion" else opcodes.pop() if len(opcodes) == 1 else ""
-        name = alone.removesuffix("-start")
-        if name in found:
-            written = size_of(each.shape) if alone == name else size_of(each.shape) // 2
-            found[name] = Moved(found[name].count + times, found[name].size + written * times)
+        if alone in found:
+            so_far = found[alone]
+            found[alone] = Moved(so_far.count + times, so_far.size + size_of(each.shape) * times)
     return found
 
 

@@ -15,7 +15,14 @@ SMALLEST = str(Path(__file__).parents[1] / "configs/smallest.py")
 RECORD = {
     **{"name": "as configured", "target": "h100x8", "device": "NVIDIA H100 80GB HBM3", "devices": 8, "batch": 64},
     **{"method": "detailclip", "size": "tiny", "dtype": "bfloat16", "remat": "dots", "attention": "cudnn"},
-    **{"flops_per_pair": 989e9, "memory_bytes": 60 * 2**30, "argument_bytes": 2**30, "temp_bytes": 2**30, "fits": True},
+    **{
+        "flops_per_pair": 900e9,
+        "executed_flops_per_pair": 989e9,
+        "memory_bytes": 60 * 2**30,
+        "argument_bytes": 2**30,
+        "temp_bytes": 2**30,
+        "fits": True,
+    },
     **{"total_bytes": 2**31, "traffic_bytes": 3352e6, "products": 9, "float32_products": 2, "float32_factors": 1},
     **{"float32_product_bytes": 2**20, "moves": {n: {"count": 1, "size": 2} for n in ("copy", "transpose")}},
     **{"collectives": {"all-reduce": {"count": 3, "overlapping": 1, "bytes": 2**20, "sent_bytes": 2.0**21}}},

@@ -1,0 +1,31 @@
+"""The table of compiled steps: docs/performance.md shows what docs/targets.json holds."""
+
+import targets
+
+from detailclip_jax.benchmarks import variants
+
+
+def test_the_page_shows_what_the_data_file_holds():
+    records, page = targets.stored(), targets.PAGE.read_text()
+    assert targets.with_tables(page, records) == page
+    assert "<!-- targets steps -->" in page and set(records) <= set(targets.ROWS)
+    assert targets.ROWS["paper"].settings == {} and records["paper"]["batch"] == 4096
+
+
+def test_rows_build_their_configs():
+    built = {name: variants.build(**targets.request_of(name)) for name in ("v5e-L-fsdp", "h100-clip", "v5p-detail")}
+    assert built["v5e-L-fsdp"].config.mesh.fsdp == 8 and built["v5e-L-fsdp"].batch == 16 * 32
+    assert built["h100-clip"].config.method == "clip"
+    assert (built["v5p-detail"].config.model.size, built["v5p-detail"].config.model.image_size) == ("B/16", 224)
+
+
+def test_a_refused_step_has_a_row():
+    record = {"batch": 64, "devices": 8, "target": "h100x8", "remat": "none", "fits": False, "refused": "too large"}
+    line = targets.step_table({"h100-B-none": record})[-1]
+    assert line.count("|") == targets.step_table({})[0].count("|") and "refused by the compiler" in line
+
+
+def test_rows_are_listed_and_unknown_ones_named(capsys):
+    assert targets.main([]) == 0
+    assert "the paper's run, a100x4x4" in capsys.readouterr().out
+    assert targets.main(["papier"]) == 2 and "unknown rows ['papier']" in capsys.readouterr().err
