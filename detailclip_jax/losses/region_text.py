@@ -45,8 +45,8 @@ def region_text_loss(
     unit = jnp.concatenate([l2_normalise(regions), l2_normalise(phrases)])
     every, known, codes = (gather(jnp.moveaxis(x, -2, 0), axis) for x in (unit, counts[..., None], words))
     every, known, codes = jnp.moveaxis(every, 0, 1), jnp.moveaxis(known[..., 0], 0, -1), jnp.moveaxis(codes, 0, 1)
-    numbers, size = local_rows(num_regions, axis), every.shape[1]
-    share = counts[:, 0] / jnp.maximum(known[:, 0].sum() / (size // num_regions), 1)
+    numbers, size, total = local_rows(num_regions, axis), every.shape[1], known[:, 0].sum()
+    share = counts[:, 0] * (size // num_regions) / jnp.where(total > 0, total, 1)
     most = block_size(block, size * len(phrases), num_regions)
 
     def compared(rows: int, columns: slice, view: int, kinds: int) -> tuple[Scalar, dict[str, Scalar]]:

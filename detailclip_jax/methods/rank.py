@@ -57,7 +57,8 @@ def margins_of(record: Forward, config: ConfigDict) -> list[Margins]:
     found = [(margins.reshape(len(false), -1), valid.reshape(len(false), -1))]
     if config.data.regions:
         pooled, texts, false, valid = regions_of(record).own()
-        cosines = jnp.einsum("me,kme->km", l2_normalise(pooled[0]), l2_normalise(jnp.concatenate([texts, false])))
+        pooled, texts = l2_normalise(pooled[0]), l2_normalise(jnp.concatenate([texts, false]))
+        cosines = jnp.einsum("me,kme->km", pooled, texts, precision="highest")
         margins = jnp.exp(heads[SCALES[1]]) * (cosines[:1] - cosines[1:])
         found.append((margins.reshape(1, -1), valid.reshape(1, -1)))
     return found

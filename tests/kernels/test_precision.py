@@ -54,6 +54,14 @@ def test_every_product_of_a_float32_step_is_exact(method):
     assert step_of(tiny_experiment(method), *BOTH) == {EXACT}
 
 
+@pytest.mark.check
+def test_every_product_of_terms_with_false_texts_and_regions_is_exact():
+    config = tiny_config("clip")
+    config.data.negatives, config.data.regions = 2, 3
+    config.losses.weights.update(dict.fromkeys(("negatives", "rank", "region_text", "text_contrast"), 1.0))
+    assert step_of(experiment.build(config, mesh.make_mesh(jax.devices()[:1])), *BOTH) == {EXACT}
+
+
 def test_every_product_of_the_encoders_is_exact():
     exp, batch = tiny_experiment(), tiny_batch()
     images, texts, others = (

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from test_region import naive_roi_align
 from tiny import check_names, noise_state, tiny_batch, tiny_config
 
@@ -52,6 +53,23 @@ def test_the_loss_is_the_equation(number, block):
     given = regions, phrases[:number], counts[:, :number], words[:number]
     expected = in_loops(*given[:3])
     np.testing.assert_allclose(region_text_loss(*given, SCALE, block=block), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("number", [0, 2, 8])
+def test_eight_devices_give_the_loss_of_one_however_few_regions_count(number):
+    rng = np.random.default_rng(0)
+    regions, phrases = (jnp.asarray(rng.normal(size=(n, 8, E)), jnp.float32) for n in (1, K))
+    counts = jnp.asarray(np.broadcast_to(rng.permutation(8) < number, (1, K, 8)))
+    words = jnp.asarray(np.arange(K * 8 * 2).reshape(K, 8, 2), jnp.uint32)
+
+    def of_device(*local):
+        return jax.lax.pmean(region_text_loss(*local, SCALE, axis=mesh.DATA), mesh.DATA)
+
+    axes = P(None, mesh.DATA), P(None, mesh.DATA), P(None, None, mesh.DATA), P(None, mesh.DATA)
+    mapped = jax.shard_map(of_device, mesh=mesh.make_mesh(), in_specs=axes, out_specs=P(), check_vma=False)
+    expected = region_text_loss(regions, phrases, counts, words, SCALE)
+    np.testing.assert_allclose(jax.jit(mapped)(regions, phrases, counts, words), expected, rtol=1e-5)
+    assert (expected[0] > 0) == (number > 0)
 
 
 def test_garbage_where_no_region_or_phrase_is_changes_nothing():
