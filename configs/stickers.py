@@ -59,8 +59,6 @@ def get_config(arg=None):
     c.losses.pixel_eps = 1e-2  # patches of plain ground have no variance; with 1e-6 the target would be their noise
 
     CHANGES.get(c.method, paper)(c)
-    if arg.states:
-        states(c)
     if arg.teacher == "enclosing":
         enclosing(c)
     if not arg.local:
@@ -71,6 +69,8 @@ def get_config(arg=None):
         region(c, arg.region)
     if arg.token_set:
         token_set(c, arg.token_set)
+    if arg.states:
+        states(c)
     if arg.size == "small":  # an image encoder of twice the width and depth, to be a frozen teacher
         c.model.size = "custom"
         c.model.custom = sizes.SIZES["tiny"]._replace(width=192, depth=6, num_heads=6)._asdict()
@@ -108,6 +108,7 @@ def states(c):
     """Captions that state one fact, scenes that are drawn for it, and views of the whole scene, of which it is true."""
     c.data.caption, c.data.stickers.scenes = "states", "stated"
     c.model.context_length, c.data.phrase_length = 48, 8  # nothing is cut
+    c.data.text_buckets = (20,)  # one program: statements have up to 17 tokens
     crop = c.views.crops.get("clean", c.views.crops.large)
     crop.kind, crop.flip = "whole", 0.0
     if c.losses.token_ids:

@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 from test_prepare import prepared
 
+from detailclip_jax.config import run_config
 from detailclip_jax.convert import regions
 from detailclip_jax.convert.examples import Rejected
 from detailclip_jax.convert.regions import Region
 from detailclip_jax.convert.set_report import summary
+from detailclip_jax.data import pipeline
 from detailclip_jax.data.sources import Records
 
 WIDTH, HEIGHT = 24, 16  # of the images
@@ -219,3 +221,19 @@ def test_other_examples_have_no_regions(values):
 def test_a_box_that_is_nearly_inside_is_cut():
     fields, counts = regions.of_record([Region((-1, 0, 19, 10), ("a",))], (), (40, 20), (20, 10))
     assert (fields["boxes"], counts) == ([[0, 0, 9.5, 5]], {"boxes": 1, "images with boxes": 1})
+
+
+def test_prepared_boxes_reach_the_batches_of_a_run(tmp_path):
+    rows = [{**OWN, "caption": f"a dog {number}"} for number in range(3)] + [{"image": "2.jpg", "caption": "a cat"}]
+    prepared(lines(tmp_path, *rows), tmp_path / "out", kind="jsonl")
+    config = run_config.load("configs/stickers.py:method=clip")
+    config.data.source, config.data.path, config.data.held_out = "records", str(tmp_path / "out"), 0
+    config.batch_size, config.data.regions, config.data.negatives = 4, 2, 2
+    config.views.crops.large.kind = "whole"
+    with pipeline.open_pipeline(config, pipeline.open_source(config)) as batches:
+        batch = next(batches)
+    assert sorted(batch["regions_valid"].sum((1, 2)).tolist()) == [0, 2, 2, 2]
+    boxes = {tuple(np.round(box, 3)) for box in batch["regions"][batch["regions_valid"]].tolist()}
+    assert boxes == {(5.333, 12, 32, 60), (0, 0, 64, 64)}  # of an image of 24 x 16 pixels, squashed to 64 x 64
+    assert sorted(batch["false_valid"].sum(1).tolist()) == [0, 1, 1, 1]
+    assert sorted(batch["region_text_valid"].sum((1, 2)).tolist()) == [0, 5, 5, 5]

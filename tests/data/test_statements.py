@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from detailclip_jax.config import run_config
 from detailclip_jax.data import false_texts
+from detailclip_jax.data.lengths import caption_lengths
 from detailclip_jax.data.stickers import statements
 from detailclip_jax.data.stickers.hold_outs import held_out, held_out_pairs
 from detailclip_jax.data.stickers.nouns import NOUNS
@@ -242,8 +243,18 @@ def test_all_statements_fit_the_context():
         for a in sorted(range(96), key=lambda n: -len(NOUNS[n].name))[:6]
         for b in (5, 62)
     ]
-    tokens([template.format(text) for template in TEMPLATES for text in longest])
-    assert tokens.num_truncated == 0
+    rows = tokens([template.format(text) for template in TEMPLATES for text in longest])
+    assert tokens.num_truncated == 0 and caption_lengths(rows).max() <= config.data.text_buckets[0]
+    phrases = Tokenizer(config.data.phrase_length)
+    phrases([noun.counted(1) for noun in NOUNS])
+    assert phrases.num_truncated == 0
+
+
+def test_token_set_predicts_every_token_of_statements(scenes, drawn):
+    ids = {*run_config.load("configs/stickers.py:method=superclip,states=True").losses.token_ids}
+    texts_of = [text for _, own in drawn[:2000] for text in own]
+    texts_of += [text for example in scenes for form in example["states"] for text in form]
+    assert {id for text in texts_of for id in Tokenizer().encode(text)[1:-1]} <= ids
 
 
 def test_the_share_of_relations_rises_between_two_positions():
