@@ -1,4 +1,4 @@
-"""Parameter names of big_vision's SigLIP and SigLIP 2, whose weights are read in the form of transformers' SiglipModel.
+"""Layout of big_vision's SigLIP and SigLIP 2, whose weights are read in the form of transformers' SiglipModel.
 
     img/Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel    [D, H]
     img/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel      [depth, D, H], if the model scans over its blocks
@@ -8,11 +8,9 @@ NaFlex's is a matrix [p p 3, D] with positions [s, s, D]. Source: big_vision 012
 models/proj/image_text, two_towers.py, text_transformer.py and naflex_vit.py.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from detailclip_jax.interop.huggingface import convolved
+from detailclip_jax.interop.huggingface import SIGLIP, convolved, naflex_options
 from detailclip_jax.interop.key_tables import StateDict
 from detailclip_jax.interop.measure import Shapes
 
@@ -51,35 +49,29 @@ NUMBERS = {"t": "logit_scale", "b": "logit_bias"}
 def heads(shapes: Shapes) -> dict[str, int]:
     """The numbers of attention heads of both encoders."""
     query = "MultiHeadDotProductAttention_0/query/kernel"
-    keys = {name: (f"{blocks}_0/{query}", f"{blocks}/{query}") for name, blocks in BLOCKS.items()}
-    found = {name: [shapes[key] for key in pair if key in shapes] for name, pair in keys.items()}
-    return {name: shape[0][-2] for name, shape in found.items() if shape and len(shape[0]) > 2}
+    keys = [(name, f"{blocks}{n}/{query}") for name, blocks in BLOCKS.items() for n in ("", "_0")]
+    return {name: shapes[key][-2] for name, key in keys if len(shapes.get(key, ())) > 2}
 
 
 def as_siglip(tensors: StateDict) -> StateDict:
     """Weights with the names and forms of a SiglipModel; tensors that are not big_vision's count as unknown there."""
-    found = {_renamed(key): _transposed(key, value) for key, value in _separate(tensors)}
+    apart: dict[str, np.ndarray] = {}
+    for key, value in tensors.items():
+        if "/encoderblock/" in key and value.ndim > 1 and value.size:  # stacked blocks
+            apart |= {key.replace("/encoderblock/", f"/encoderblock_{n}/"): block for n, block in enumerate(value)}
+        else:
+            apart[key] = value
+    renamed = {}
+    for key, value in apart.items():
+        name = key
+        for old, new in RENAMED.items():
+            name = name.replace(old, new)
+        renamed[NUMBERS.get(name, name)] = _transposed(key, value)
     for kind in ("weight", "bias"):
         shares = [f"{POOL}.{name}_proj.{kind}" for name in "qkv"]
-        if all(share in found for share in shares):
-            found[f"{POOL}.in_proj_{kind}"] = np.concatenate([found.pop(share) for share in shares])
-    return convolved(found)
-
-
-def _separate(tensors: StateDict) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors, with those of scanned blocks apart."""
-    for key, value in tensors.items():
-        if "/encoderblock/" in key and value.ndim > 1 and value.size:
-            layers = enumerate(value)
-            yield from ((key.replace("/encoderblock/", f"/encoderblock_{n}/"), layer) for n, layer in layers)
-        else:
-            yield key, value
-
-
-def _renamed(key: str) -> str:
-    for old, new in RENAMED.items():
-        key = key.replace(old, new)
-    return NUMBERS.get(key, key)
+        if all(share in renamed for share in shares):
+            renamed[f"{POOL}.in_proj_{kind}"] = np.concatenate([renamed.pop(share) for share in shares])
+    return convolved(renamed)
 
 
 def _transposed(key: str, value: np.ndarray) -> np.ndarray:
@@ -95,3 +87,14 @@ def _transposed(key: str, value: np.ndarray) -> np.ndarray:
     if key == KERNEL and value.ndim == 4:
         return value.transpose(3, 2, 0, 1)
     return value.reshape((-1, value.shape[-1]) if key.endswith("/out/kernel") else (len(value), -1)).T
+
+
+BIG_VISION = SIGLIP._replace(
+    name="big_vision",
+    marks=(KERNEL, WORDS),
+    prefixes=("params/",),
+    prepare=as_siglip,
+    stated=lambda shapes: naflex_options(shapes, KERNEL) | heads(shapes),
+    read_only=True,
+    filter="bilinear",
+)

@@ -1,6 +1,7 @@
-"""Parameter names of OpenAI's CLIP, Long-CLIP, open_clip, COSMOS and FLAIR, whose code extends open_clip's."""
+"""Parameter names and layouts of OpenAI's CLIP, Long-CLIP, open_clip, and of COSMOS and FLAIR, which extend it."""
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from detailclip_jax.interop.key_tables import (
     CONV,
@@ -15,10 +16,12 @@ from detailclip_jax.interop.key_tables import (
     numbered,
     within,
 )
-from detailclip_jax.interop.measure import Spec
-from detailclip_jax.interop.reference import logit_scale, text_block, text_blocks, text_ends
-from detailclip_jax.interop.timm_vit import vit
+from detailclip_jax.interop.measure import Spec, Tower
+from detailclip_jax.interop.reference import CLIP_TEXT, logit_scale, text_block, text_blocks, text_ends
+from detailclip_jax.interop.tensor_layout import GELUS, WITH_CLS, TensorLayout
+from detailclip_jax.interop.timm_vit import OPENAI_STYLE, vit
 from detailclip_jax.models.positions import KEPT
+from detailclip_jax.models.vit import Style
 
 POSITIONS, LATER_POSITIONS = "positional_embedding", "positional_embedding_res"  # of texts
 COSMOS_PARTS = COSMOS_STUDENT, COSMOS_TEACHER = "student", "teacher"
@@ -63,15 +66,15 @@ def joined_positions(tensors: StateDict) -> StateDict:
 
     Raises ValueError if the second table is missing, or has another shape.
     """
-    found = dict(tensors)
-    if LATER_POSITIONS not in found:
+    weights = dict(tensors)
+    if LATER_POSITIONS not in weights:
         raise ValueError(f"there is no {LATER_POSITIONS}, Long-CLIP's second table of text positions")
-    later, first = found.pop(LATER_POSITIONS), found.get(POSITIONS)
+    later, first = weights.pop(LATER_POSITIONS), weights.get(POSITIONS)
     if first is None:  # the check of the names reports it
-        return found
+        return weights
     if first.shape != later.shape:
         raise ValueError(f"{POSITIONS} has shape {first.shape}, but {LATER_POSITIONS} {later.shape}")
-    return found | {POSITIONS: np.concatenate([first[:KEPT], later[KEPT:]])}
+    return weights | {POSITIONS: np.concatenate([first[:KEPT], later[KEPT:]])}
 
 
 def timm_tower_table(spec: Spec) -> Table:
@@ -117,3 +120,77 @@ def flair_table(spec: Spec) -> Table:
             *cross_pool("caption_pool", FLAIR_POOL, norms="qkv"),
         ]
     )
+
+
+def published_cosmos(config: ConfigDict) -> ConfigDict:
+    """Sets the captions that the method needs: two of several sentences, six of one."""
+    config.data.caption = "crops"
+    return config
+
+
+def published_flair(config: ConfigDict) -> ConfigDict:
+    """Sets the captions that the method needs: several of one to three sentences each."""
+    config.data.caption = "diverse"
+    return config
+
+
+OPENAI = TensorLayout(
+    "openai",
+    "clip",
+    ("visual.class_embedding", "visual.ln_pre.weight", "input_resolution"),
+    Tower("visual.conv1.weight", "visual.positional_embedding", "visual.transformer.resblocks"),
+    clip_table,
+    CLIP_TEXT,
+    style=OPENAI_STYLE,
+    normalisation="clip",
+    filter="bicubic",
+    drops=("input_resolution", "context_length", "vocab_size", r"(.*\.)?attn_mask"),  # in OpenAI's archives
+)
+LONGCLIP = OPENAI._replace(
+    name="longclip",
+    marks=("visual.class_embedding", "visual.ln_pre.weight", LATER_POSITIONS),
+    prepare=joined_positions,
+    read_only=True,
+)
+OPEN_CLIP = OPENAI._replace(
+    name="open_clip",
+    marks=("visual.class_embedding", "visual.ln_pre.weight"),
+    varies={"activation": GELUS, "text_activation": GELUS, "pooling": WITH_CLS},
+    same_activation=True,
+    interpolation="timm",
+    needs=("activation",),
+    drops=(),
+)
+OPEN_CLIP_OF_TIMM = OPEN_CLIP._replace(
+    marks=("visual.trunk.cls_token", "visual.head.proj.weight"),
+    tower=Tower("visual.trunk.patch_embed.proj.weight", "visual.trunk.pos_embed", "visual.trunk.blocks"),
+    table=timm_tower_table,
+    style=Style(),
+    varies={"pooling": ("cls", "mean"), "text_activation": GELUS},
+    same_activation=False,
+    needs=("text_activation",),
+)
+FLAIR = OPENAI._replace(
+    name="flair",
+    method="flair",
+    marks=("visual.class_embedding", "visual_proj.ln_v.weight", FLAIR_IMAGE_PROJECTION),
+    table=flair_table,
+    text=CLIP_TEXT | {"joint": FLAIR_TEXT_PROJECTION},
+    style=OPENAI_STYLE._replace(activation="gelu"),
+    text_activation="gelu",
+    interpolation="timm",
+    drops=(),
+    published=published_flair,
+)
+COSMOS = FLAIR._replace(
+    name="cosmos",
+    method="cosmos",
+    marks=("student.visual.class_embedding", "student.visual.attn_cross_pool.ln_q.weight", "teacher.visual.proj"),
+    tower=Tower(*(f"{COSMOS_STUDENT}.{key}" for key in OPENAI.tower[:3])),
+    table=cosmos_table,
+    text={name: f"{COSMOS_STUDENT}.{key}" for name, key in CLIP_TEXT.items()},
+    interpolation="ibot",
+    parts=COSMOS_PARTS,
+    drops=tuple(rf"{COSMOS_TEACHER}\.{name}" for name in COSMOS_UNUSED),
+    published=published_cosmos,
+)

@@ -1,4 +1,4 @@
-"""Parameter names of DINOv2's and DINOv3's published weights, in their own layouts, transformers' and timm's.
+"""Parameter names and layouts of DINOv2's and DINOv3's weights: those of their own code, of transformers and of timm.
 
 Layer scale, a factor for each channel of a branch, is multiplied into the layer before it, so the weights are read but
 not written. The mask token is left out.
@@ -6,10 +6,9 @@ not written. The mask token is left out.
 
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
 
 from detailclip_jax.interop.key_tables import (
     CONV,
@@ -24,11 +23,17 @@ from detailclip_jax.interop.key_tables import (
     norm,
     numbered,
 )
-from detailclip_jax.interop.measure import Spec
+from detailclip_jax.interop.measure import HEADS, Spec, Tower
+from detailclip_jax.interop.tensor_layout import EVAL_256, TensorLayout
+from detailclip_jax.interop.timm_vit import NUM_REGISTERS, ROTARY_STYLE, TIMM_EVAL
 from detailclip_jax.models.positions import ROTARY_BASE
+from detailclip_jax.models.vit import Style
 
 PERIODS = "rope_embed.periods"
-NUM_REGISTERS = 4  # of all published encoders that have them
+DROPS = (
+    *("mask_token", r".*\.mask_token", r"(dino|ibot)_head\..*", r"(classifier|head)\..*"),
+    *(r"rope_embed\.periods", r"local_cls_norm\..*"),  # of DINOv3: fixed numbers, and what local crops had in training
+)
 
 
 def masked_bias(tensors: StateDict) -> StateDict:
@@ -36,12 +41,12 @@ def masked_bias(tensors: StateDict) -> StateDict:
 
     Raises ValueError for a missing mask.
     """
-    found = dict(tensors)
+    weights = dict(tensors)
     for key in (key for key in tensors if re.fullmatch(r"blocks\.\d+\.attn\.qkv\.bias", key)):
         if f"{key}_mask" not in tensors:
             raise ValueError(f"the weights lack {key}_mask, which the biases of DINOv3 have; download the file again")
-        found[key] = np.asarray(tensors[key], np.float32) * np.asarray(found.pop(f"{key}_mask"), np.float32)
-    return found
+        weights[key] = np.asarray(tensors[key], np.float32) * np.asarray(weights.pop(f"{key}_mask"), np.float32)
+    return weights
 
 
 def zero_bias(tensors: StateDict) -> StateDict:
@@ -53,12 +58,12 @@ def zero_bias(tensors: StateDict) -> StateDict:
 
 def joined_bias(tensors: StateDict) -> StateDict:
     """Weights of timm's DINOv3, whose queries and values have biases apart or none, with one bias, 0 for the key."""
-    found = dict(tensors)
+    weights = dict(tensors)
     for key in (key for key in tensors if key.endswith(".attn.qkv.weight")):
         block, zero = key.removesuffix("qkv.weight"), np.zeros(len(tensors[key]) // 3, np.float32)
-        query, value = (found.pop(f"{block}{name}_bias", zero) for name in "qv")
-        found.setdefault(f"{block}qkv.bias", np.concatenate([query, zero, value]))
-    return found
+        query, value = (weights.pop(f"{block}{name}_bias", zero) for name in "qv")
+        weights.setdefault(f"{block}qkv.bias", np.concatenate([query, zero, value]))
+    return weights
 
 
 def class_position(tensors: StateDict) -> StateDict:
@@ -92,13 +97,35 @@ class Names(NamedTuple):
     complete: Callable[[StateDict], StateDict] = lambda tensors: tensors
 
     def prepare(self, tensors: StateDict) -> dict[str, np.ndarray]:
-        """Weights without layer scale, and with what `complete` adds.
+        """Weights without layer scale, and with what `complete` adds; layer scales without their layer stay.
 
         Raises ValueError for a missing layer scale, a missing mask of a bias, and rotary positions of another base.
         """
+        periods = np.asarray(tensors.get(PERIODS, 1.0), np.float32)
+        known = ROTARY_BASE ** (np.arange(periods.size) / periods.size)
+        if not np.allclose(periods, known, rtol=2**-7):  # they may be rounded to bfloat16
+            raise ValueError(f"{PERIODS} are not those of base {ROTARY_BASE:g}, the only one supported")
         scales = {self.proj: self.scales[0], self.mlp[-1]: self.scales[1], self.gated[-1]: self.scales[1]}
-        check_periods(tensors)
-        return folded(self.complete(tensors), scales, self.model)
+        last_layer = re.compile(rf"((?:.*\.)?\d+)\.({'|'.join(map(re.escape, scales))})\.weight")
+        weights = dict(self.complete(tensors))
+        missing = []
+        for block, layer in (match.groups() for key in tensors if (match := last_layer.fullmatch(key))):
+            gamma = weights.pop(f"{block}.{scales[layer]}", None)
+            if gamma is None:
+                missing.append(f"{block}.{scales[layer]}")
+                continue
+            for name in {f"{block}.{layer}.weight", f"{block}.{layer}.bias"} & weights.keys():
+                tensor = np.asarray(weights[name], np.float32)
+                if tensor.shape[:1] != gamma.shape:
+                    raise ValueError(f"{name} has shape {tensor.shape}, but its layer scale {gamma.shape}")
+                weights[name] = tensor * np.asarray(gamma, np.float32).reshape(-1, *[1] * (tensor.ndim - 1))
+        if missing:
+            more = f" and {len(missing) - 1} more" * (len(missing) > 1)
+            raise ValueError(
+                f"the weights lack {missing[0]}{more}: every block of {self.model} has two layer scales; download the "
+                "file again, or give another --from if it is of another model"
+            )
+        return weights
 
 
 DINOV2 = Names(
@@ -166,48 +193,6 @@ HF_DINOV3 = HF_DINOV2._replace(
 )
 
 
-def folded(tensors: StateDict, scales: Mapping[str, str], model: str) -> dict[str, np.ndarray]:
-    """Weights without layer scale; `scales` maps each last layer of a branch to its scale, by their names in a block.
-
-        folded(tensors, {"attn.proj": "ls1.gamma", "mlp.fc2": "ls2.gamma"}, "TIPS")
-
-    Layer scales without their layer stay, and so count as unknown.  Raises ValueError for a missing layer scale.
-    """
-    layer_in_block = re.compile(rf"((?:.*\.)?\d+)\.({'|'.join(map(re.escape, scales))})\.weight")
-    found, missing = dict(tensors), []
-    for block, layer in (match.groups() for key in tensors if (match := layer_in_block.fullmatch(key))):
-        scale = f"{block}.{scales[layer]}"
-        if scale not in tensors:
-            missing.append(scale)
-            continue
-        gamma = found.pop(scale)
-        for name in (f"{block}.{layer}.{kind}" for kind in ("weight", "bias")):
-            if name in found:  # else the check of the table names it
-                found[name] = _scaled(name, found[name], gamma)
-    if missing:
-        more = f" and {len(missing) - 1} more" * (len(missing) > 1)
-        raise ValueError(
-            f"the weights lack {missing[0]}{more}: every block of {model} has two layer scales; download the file "
-            "again, or give another --from if it is of another model"
-        )
-    return found
-
-
-def _scaled(name: str, tensor: np.ndarray, gamma: np.ndarray) -> Float32[np.ndarray, "..."]:
-    """The outputs of a layer times a factor each; raises ValueError for another number of factors."""
-    if tensor.shape[:1] != gamma.shape:
-        raise ValueError(f"{name} has shape {tensor.shape}, but its layer scale {gamma.shape}")
-    return np.asarray(tensor, np.float32) * np.asarray(gamma, np.float32).reshape(-1, *[1] * (tensor.ndim - 1))
-
-
-def check_periods(tensors: StateDict) -> None:
-    """Raises ValueError if stored periods of rotary positions are not ours; they may be rounded to bfloat16."""
-    periods = np.asarray(tensors.get(PERIODS, 1.0), np.float32)
-    known = ROTARY_BASE ** (np.arange(periods.size) / periods.size)
-    if not np.allclose(periods, known, rtol=2**-7):
-        raise ValueError(f"{PERIODS} are not those of base {ROTARY_BASE:g}, the only one supported")
-
-
 def table_in(names: Names, registers: bool) -> Callable[[Spec], Table]:
     """The table of an image encoder alone, with or without register tokens, by its sizes."""
 
@@ -237,3 +222,54 @@ def table_in(names: Names, registers: bool) -> Callable[[Spec], Table]:
         )
 
     return table
+
+
+def layout_of(names: Names, registers: bool, gated: bool) -> TensorLayout:
+    """The layout of an image encoder, with or without registers and gates; of a training checkpoint the teacher."""
+    names = names if gated else names._replace(gated=names.mlp)  # timm's ViT-g has its gate under these names
+    block, rotary = f"{names.blocks}.0", not names.positions
+    first, last = (f"{block}.{names.mlp[index]}.weight" for index in (0, -1))
+
+    def options(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        outputs, inputs = shapes.get(first, ()), shapes.get(last, ())
+        has_gate = len(inputs) == 2 and outputs[:1] == (2 * inputs[1],)  # the first layer has all hidden units twice
+        return {"activation": "swiglu"} if has_gate else {}
+
+    usual: dict[str, Any] = {"resize": "squash"} if rotary else EVAL_256
+    return TensorLayout(
+        names.model.lower(),
+        "image_encoder",
+        (
+            *(names.cls_token, f"{block}.{names.gated[0]}.weight", f"{block}.{names.scales[0]}"),
+            f"{block}.{names.proj}.weight",
+            *([names.registers] if registers else []),
+        ),
+        Tower(f"{names.patches}.weight", names.positions, names.blocks),
+        table_in(names, registers),
+        style=(ROTARY_STYLE if rotary else Style())._replace(activation="swiglu" if gated else "gelu"),
+        heads=HEADS | {1280: 20} if rotary else HEADS,
+        mlps={"mlp_width": f"{block}.{names.gated[-1]}.weight"},
+        interpolation=names.interpolations[registers],
+        prefixes=("backbone.", "dinov2.", "dinov2_with_registers.", "model."),
+        roots=("teacher", "state_dict", "model"),
+        prepare=names.prepare,
+        stated=options,
+        shared_with="tips" if registers and names.registers == DINOV2.registers else "",
+        read_only=True,
+        class_tokens=1 + NUM_REGISTERS * registers,
+        drops=DROPS,
+        **usual,
+    )
+
+
+DINOV3_LAYOUTS = tuple(layout_of(names, True, gated) for names in (HF_DINOV3, DINOV3) for gated in (True, False))
+TIMM_LAYOUTS = tuple(
+    layout_of(names, True, gated)._replace(name="timm", resize=None, **TIMM_EVAL | {"crop_ratio": 1.0})
+    for names, gated in ((TIMM_DINOV2, False), (TIMM_DINOV3, True), (TIMM_DINOV3, False))
+)
+DINOV2_LAYOUTS = tuple(
+    layout_of(names, registers, gated)
+    for names in (HF_DINOV2, HF_MODULE_DINOV2, DINOV2)
+    for registers in (True, False)
+    for gated in (True, False)
+)

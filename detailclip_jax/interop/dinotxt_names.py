@@ -1,4 +1,4 @@
-"""Parameter names of dino.txt's published weights, and what is converted before they are read.
+"""Parameter names and layout of dino.txt's published weights, and what is converted before they are read.
 
 One file has the image head and the text encoder, as PyTorch modules of the whole model; DINOv3's image encoder has a
 file of its own. The queries, keys and values of texts have no biases there: they get biases of 0, which training may
@@ -25,7 +25,8 @@ from detailclip_jax.interop.key_tables import (
     numbered,
     within,
 )
-from detailclip_jax.interop.measure import Spec
+from detailclip_jax.interop.measure import Spec, Tower
+from detailclip_jax.interop.tensor_layout import EVAL_256, TensorLayout
 from detailclip_jax.models.image_blocks import NUM_BLOCKS
 from detailclip_jax.runtime.weight_files import PART_SUFFIXES
 
@@ -104,12 +105,38 @@ def pair_in(folder: Path) -> Mapping[str, Any] | None:
     Raises ValueError unless there is one of each.
     """
     files = [path for path in sorted(folder.iterdir()) if path.suffix in PART_SUFFIXES]
-    own = [path for path in files if "dinotxt" in path.name]
-    if not own:
+    heads_and_texts = [path for path in files if "dinotxt" in path.name]
+    if not heads_and_texts:
         return None
-    if len(own) != 1 or len(files) != 2:
+    encoders = [path for path in files if path not in heads_and_texts]
+    if len(heads_and_texts) != 1 or len(encoders) != 1:
         names = ", ".join(path.name for path in files)
         raise ValueError(f"{folder} has {names}; {FOLDER}, and no other weights")
-    (encoder,) = (path for path in files if path not in own)
-    found = {f"{IMAGE}.{key}": value for key, value in tensor_files.read(encoder).items()}
-    return found | dict(tensor_files.read(own[0]))
+    image = {f"{IMAGE}.{key}": value for key, value in tensor_files.read(encoders[0]).items()}
+    return image | dict(tensor_files.read(heads_and_texts[0]))
+
+
+def layout() -> TensorLayout:
+    """The layout of the whole model, on DINOv3's L/16."""
+    image = dino_names.layout_of(dino_names.DINOV3, True, False)
+    return image._replace(
+        name="dinotxt",
+        method="dinotxt",
+        marks=(f"{HEAD}.ln_final.weight", f"{TEXT}.token_embedding.weight"),
+        tower=Tower(f"{IMAGE}.{image.tower.kernel}", "", f"{IMAGE}.{image.tower.blocks}"),
+        table=table,
+        text={
+            "blocks": f"{TEXT}.blocks",
+            "positions": f"{TEXT}.positional_embedding",
+            "token_embedding": f"{TEXT}.token_embedding.weight",
+            "joint": TEXT_PROJECTION,
+        },
+        text_activation="gelu",
+        mlps={"mlp_width": f"{IMAGE}.{image.mlps['mlp_width']}"},
+        prepare=completed,
+        stated=heads,
+        prefixes=(),
+        drops=tuple(rf"{IMAGE}\.{pattern}" for pattern in dino_names.DROPS),
+        resize=None,
+        **EVAL_256,
+    )

@@ -64,11 +64,6 @@ def in_file(
     return Format(write, networks, said, holds_teacher=holds_teacher)
 
 
-def slip_layout(config: ConfigDict) -> str:
-    """CLIP's networks, and SLIP's head if the model has one."""
-    return "slip" if config.method == "slip" else "clip"
-
-
 def layout_of_method(name: str) -> Callable[[ConfigDict], str]:
     """The layout of this name, for models of the method of this name alone."""
 
@@ -101,7 +96,17 @@ def write_open_clip(export: Export, path: Path) -> Mapping[str, Any]:
 def write_huggingface(export: Export, path: Path) -> Mapping[str, Any]:
     """Writes config.json, preprocessor_config.json, the tokenizer's files, README.md and the weights."""
     tensors = to_state_dict({"params": export.params}, export.config, "huggingface")
-    content = hub.huggingface_config(export.config) | write_tokenizer(path, export.config)
+    content = hub.huggingface_config(export.config)
+    written = ()  # files of the tokenizer
+    if hub_vocabulary.fits(export.config):
+        written = hub_vocabulary.FILES
+        content |= hub_vocabulary.write(path, export.config)
+    elif hub_tokenizer.fits(export.config):
+        written = hub_tokenizer.FILES
+        hub_tokenizer.write(path, export.config)
+    if Path(export.config.data.tokenizer).resolve().parent != path.resolve():  # else it is the one of the training
+        for name in set(hub_tokenizer.FILES).difference(written):
+            (path / name).unlink(missing_ok=True)  # of an earlier export
     _write_json(path / hub.HUGGINGFACE, content)
     _write_json(path / hub.PREPROCESSOR, hub.preprocessor_config(export.config))
     replace_text(path / "README.md", notes.readme(export.config))
@@ -114,23 +119,6 @@ def write_weights(file: Path, tensors: Mapping[str, Any]) -> None:
     tensor_files.write(file, tensors, {"format": "pt"})
     if hub.is_card(hub.card_of(file)):
         hub.card_of(file).unlink()
-
-
-def write_tokenizer(path: Path, config: ConfigDict) -> dict[str, Any]:
-    """Writes the files of transformers' tokenizer; returns the entry of config.json on a vocabulary of the model's own.
-
-    Removes those of an earlier export that this model lacks, unless they are of the tokenizer that it was trained with.
-    """
-    written, entry = (), {}
-    if hub_vocabulary.fits(config):
-        written, entry = hub_vocabulary.FILES, hub_vocabulary.write(path, config)
-    elif hub_tokenizer.fits(config):
-        hub_tokenizer.write(path, config)
-        written = hub_tokenizer.FILES
-    if Path(config.data.tokenizer).resolve().parent != path.resolve():
-        for name in set(hub_tokenizer.FILES).difference(written):
-            (path / name).unlink(missing_ok=True)
-    return entry
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
@@ -164,7 +152,7 @@ FORMATS = {
         partial(hub.state_dict_card, heads=hub.ALL_HEADS),
         holds_teacher=True,
     ),
-    "slip": in_file(slip_layout),
+    "slip": in_file(lambda config: "slip" if config.method == "slip" else "clip"),  # with SLIP's head, or CLIP's
     "timm": in_file(lambda config: "timm", notes.timm_notes, hub.timm_card),
     "cosmos": in_file(layout_of_method("cosmos"), parts=clip_names.COSMOS_PARTS, holds_teacher=True),
     "flair": in_file(layout_of_method("flair")),

@@ -42,18 +42,15 @@ def functions(export: Export) -> dict[str, Function]:
     spec, encode = spec_of(export.config.model), encoders(export.model, export.config)
     pixels = (spec.image_size, spec.image_size, 3)
     if "image_projection" not in export.model.table:
-        return {"image": Function(partial(_image_tokens, export), pixels, np.uint8)}
+        mean, std = tuple(export.config.preprocess.mean), tuple(export.config.preprocess.std)
+        encoder = export.model.bind({"params": export.params})
+        tokens = lambda images: tokens_of(encoder, normalise_pixels(images, mean, std))  # noqa: E731
+        return {"image": Function(tokens, pixels, np.uint8)}
     image, text = ({name: export.params[name] for name in (tower, f"{tower}_projection")} for tower in TOWERS[::2])
     return {
         "image": Function(partial(encode.image, image), pixels, np.uint8),
         "text": Function(partial(encode.text, text), (spec.context_length,), np.int32),
     }
-
-
-def _image_tokens(export: Export, images: Any) -> Float[Array, "B M D"]:
-    mean, std = tuple(export.config.preprocess.mean), tuple(export.config.preprocess.std)
-    bound = export.model.bind({"params": export.params})
-    return tokens_of(bound, normalise_pixels(images, mean, std))
 
 
 def tokens_of(networks: Any, images: Float[Array, "B S S 3"]) -> Float[Array, "B M D"]:
@@ -71,25 +68,22 @@ def _write(
     Removes the file of an earlier export whose function this model lacks.
     """
     path.mkdir(parents=True, exist_ok=True)
-    found = functions(export)
-    for name in {"image", "text"} - found.keys():
+    exported = functions(export)
+    for name in {"image", "text"} - exported.keys():
         (path / f"encode_{name}.{suffix}").unlink(missing_ok=True)
-    for name, function in found.items():
+    content: dict[str, Any] = {}
+    for name, function in exported.items():
         write(function, path / f"encode_{name}.{suffix}")
-    content = {f"encode_{name}": _signature(function) for name, function in found.items()} | {"call": call} | versions
+        result = jax.eval_shape(function.call, jax.ShapeDtypeStruct((1, *function.shape), function.dtype))
+        content[f"encode_{name}"] = {
+            "argument": f"{np.dtype(function.dtype).name} [b, {', '.join(map(str, function.shape))}]",
+            "result": f"{result.dtype.name} [b, {', '.join(map(str, result.shape[1:]))}]",
+        }
+    content |= {"call": call} | versions
     content["preprocess"] = preprocessing.description(export.config)
-    content |= hub_vocabulary.stated(export.config) if "text" in found else {}
+    content |= hub_vocabulary.stated(export.config) if "text" in exported else {}
     replace_text(path / "signature.json", json.dumps(content, indent=2) + "\n")
     return flatten({name: export.params[name] for name in TOWERS if name in export.params})
-
-
-def _signature(function: Function) -> dict[str, str]:
-    batch = jax.ShapeDtypeStruct((1, *function.shape), function.dtype)
-    result = jax.eval_shape(function.call, batch)
-    return {
-        "argument": f"{np.dtype(function.dtype).name} [b, {', '.join(map(str, function.shape))}]",
-        "result": f"{result.dtype.name} [b, {', '.join(map(str, result.shape[1:]))}]",
-    }
 
 
 def write_stablehlo(export: Export, path: Path) -> Any:
@@ -103,9 +97,9 @@ def _stablehlo(function: Function, file: Path) -> None:
     (size,) = jax.export.symbolic_shape("b")
     argument = jax.ShapeDtypeStruct((size, *function.shape), function.dtype)
     with jax.default_matmul_precision(EXACT):
-        exported = jax.export.export(jax.jit(function.call), platforms=PLATFORMS)(argument)
+        program = jax.export.export(jax.jit(function.call), platforms=PLATFORMS)(argument)
     with written_atomically(file) as partial:
-        partial.write_bytes(exported.serialize())
+        partial.write_bytes(program.serialize())
 
 
 def write_onnx(export: Export, path: Path) -> Any:
@@ -115,7 +109,7 @@ def write_onnx(export: Export, path: Path) -> Any:
 
 
 def _onnx(function: Function, file: Path) -> None:
-    own_environment = "jax2onnx, in an environment of its own"  # it holds back the checkpoint library's version
-    jax2onnx = extras.load("jax2onnx", "--to=onnx needs jax2onnx", package=own_environment)
+    package = "jax2onnx, in an environment of its own"  # it holds back the checkpoint library's version
+    jax2onnx = extras.load("jax2onnx", "--to=onnx needs jax2onnx", package=package)
     argument = jax.ShapeDtypeStruct(("B", *function.shape), function.dtype)
     jax2onnx.to_onnx(function.call, [argument], return_mode="file", output_path=str(file))

@@ -107,22 +107,18 @@ def sidecar_options(file: Path) -> dict[str, Any]:
     Raises ValueError for a config that cannot be read or describes an unsupported model.
     """
     try:
-        return _checked(_sidecar_options(file))
+        options = _sidecar_options(file)
+        for names, kind in ((TEXTS, str), ((*ALL_HEADS, "image_size"), int)):
+            if wrong := {name: options[name] for name in names if not isinstance(options.get(name), kind | None)}:
+                raise TypeError(str(wrong))
+        for name in NUMBERS:
+            value = options.get(name)
+            numbers = value if isinstance(value, list) and name in ("mean", "std") else [value]
+            if value is not None and not all(isinstance(number, int | float) for number in numbers):
+                raise TypeError(f"{name} {value!r}")
+        return options
     except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"the config file of {file} is invalid: {error!r}") from None
-
-
-def _checked(options: dict[str, Any]) -> dict[str, Any]:
-    """The options; raises TypeError for a value of another type than a text, a number or the number of heads."""
-    for names, kind in ((TEXTS, str), ((*ALL_HEADS, "image_size"), int)):
-        if wrong := {name: options[name] for name in names if not isinstance(options.get(name), kind | None)}:
-            raise TypeError(str(wrong))
-    for name in NUMBERS:
-        value = options.get(name)
-        numbers = value if isinstance(value, list) and name in ("mean", "std") else [value]
-        if value is not None and not all(isinstance(number, int | float) for number in numbers):
-            raise TypeError(f"{name} {value!r}")
-    return options
 
 
 def _sidecar_options(file: Path) -> dict[str, Any]:
@@ -130,14 +126,23 @@ def _sidecar_options(file: Path) -> dict[str, Any]:
     if config_file is None:
         return {}
     content, folder = _json(config_file), file.parent
-    if config_file == card_of(file):
-        return _card_options(file, content)
     vocabulary = hub_vocabulary.options(content, folder)
+    if config_file == card_of(file):
+        if content.get("bytes") != file.stat().st_size:
+            raise ValueError(f"{config_file} does not describe {file}: remove it, or export again")
+        return card_options(content) | vocabulary
     if config_file == folder / OPEN_CLIP:
-        return open_clip_options(content) | _trunk_options(content, folder) | vocabulary
+        options, trunk = open_clip_options(content), folder / TRUNK / HUGGINGFACE
+        image = content.get("model_cfg", content).get("vision_cfg", {})
+        # An earlier export into the same folder may have left a trunk that this config does not name.
+        if str(image.get("timm_model_name")).startswith(LOCAL) and trunk.exists():
+            options |= {"num_heads": _json(trunk).get("model_args", {}).get("num_heads")}
+        return options | vocabulary
     if "pretrained_cfg" in content:  # timm's config.json
         return timm_options(content) | {"interpolation": "timm"}
-    return huggingface_options(content, _preprocessor(folder)) | vocabulary
+    preprocessors = [_json(folder / name) for name in (PREPROCESSOR, PROCESSOR) if (folder / name).exists()]
+    preprocessor = preprocessors[0] if preprocessors else {}  # newer versions: an entry of the processor's config
+    return huggingface_options(content, preprocessor.get("image_processor", preprocessor)) | vocabulary
 
 
 def config_beside(file: Path) -> Path | None:
@@ -161,33 +166,6 @@ def is_card(path: Path) -> bool:
     return "create_model" in content or {"preprocessing", "bytes"} <= content.keys()
 
 
-def _preprocessor(folder: Path) -> dict[str, Any]:
-    """The image processor's config: its own file or, as newer versions write it, an entry of the processor's config."""
-    for name in (PREPROCESSOR, PROCESSOR):
-        if (folder / name).exists():
-            content = _json(folder / name)
-            return content.get("image_processor", content)
-    return {}
-
-
-def _card_options(file: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Options from the card of an export. Raises ValueError if the weights file was replaced since."""
-    if content.get("bytes") != file.stat().st_size:
-        raise ValueError(f"{card_of(file)} does not describe {file}: remove it, or export again")
-    return card_options(content) | hub_vocabulary.options(content, file.parent)
-
-
-def _trunk_options(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The attention heads of an image encoder described by `timm_trunk_config`, if open_clip's config names a folder.
-
-    An earlier export into the same folder may have left its own.
-    """
-    file, image = folder / TRUNK / HUGGINGFACE, content.get("model_cfg", content).get("vision_cfg", {})
-    named = str(image.get("timm_model_name")).startswith(LOCAL)
-    heads = _json(file).get("model_args", {}).get("num_heads") if named and file.exists() else None
-    return {} if heads is None else {"num_heads": heads}
-
-
 def _json(file: Path) -> dict[str, Any]:
     try:
         content = read_json(file)
@@ -202,9 +180,19 @@ def open_clip_options(content: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `interop.load` from an open_clip_config.json; raises ValueError for unsupported encoders."""
     model = content.get("model_cfg", content)
     image, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
-    _check_open_clip_text(text)
+    others = {"hf_model_name", "no_causal_mask", "embed_cls", "proj_bias", "norm_kwargs", "act_kwargs"}
+    if unknown := others & {name for name, value in text.items() if value}:
+        of_siglip = f"; {SIGLIP_FILES}" if "proj_bias" in unknown else ""
+        raise ValueError(f"unsupported text encoder of open_clip: {sorted(unknown)}{of_siglip}")
+    if (pooling := text.get("pool_type", "argmax")) != "argmax":  # CLIP's: at the largest id of a text
+        raise ValueError(f"unsupported text pooling of open_clip: pool_type {pooling!r}; supported: argmax")
     activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
     timm = "timm_model_name" in image
+    poolings, usual = (TRUNK_POOLINGS, {"timm_pool": "avg"}) if timm else (OPEN_CLIP_POOLINGS, {"pool_type": "tok"})
+    pooling, (field,) = _entry_of(poolings, stated := {**usual, **image}), usual
+    if pooling is None:
+        supported = ", ".join(dict.fromkeys(entries[field] for entries in poolings.values()))
+        raise ValueError(f"unsupported image pooling of open_clip: {stated[field]!r}; supported: {supported}")
     if not timm and image.get("act_kwargs"):
         raise ValueError(f"unsupported image encoder of open_clip: act_kwargs {image['act_kwargs']}")
     return {
@@ -212,20 +200,10 @@ def open_clip_options(content: Mapping[str, Any]) -> dict[str, Any]:
         "text_heads": text.get("heads", 8),
         "activation": None if timm else activation,
         "text_activation": activation,
-        "pooling": _open_clip_pooling(image, timm),
+        "pooling": pooling,
         "norm_eps": None if timm else (image.get("norm_kwargs") or {}).get("eps"),
         **OPEN_CLIP_PIXELS.read(content.get("preprocess_cfg", {})),
     }
-
-
-def _check_open_clip_text(text: Mapping[str, Any]) -> None:
-    """Raises ValueError for a text encoder other than CLIP's, which pools at the largest id of a text."""
-    others = {"hf_model_name", "no_causal_mask", "embed_cls", "proj_bias", "norm_kwargs", "act_kwargs"}
-    if unknown := others & {name for name, value in text.items() if value}:
-        of_siglip = f"; {SIGLIP_FILES}" if "proj_bias" in unknown else ""
-        raise ValueError(f"unsupported text encoder of open_clip: {sorted(unknown)}{of_siglip}")
-    if (pooling := text.get("pool_type", "argmax")) != "argmax":
-        raise ValueError(f"unsupported text pooling of open_clip: pool_type {pooling!r}; supported: argmax")
 
 
 def _known_as(names: Mapping[str, str], theirs: str | None) -> str | None:
@@ -233,7 +211,7 @@ def _known_as(names: Mapping[str, str], theirs: str | None) -> str | None:
 
     An unknown word is returned unchanged and causes an error later, unless an option overrides it.
     """
-    return {other: own for own, other in names.items()}.get(theirs or "", theirs)
+    return {other: ours for ours, other in names.items()}.get(theirs or "", theirs)
 
 
 def timm_options(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,16 +234,6 @@ def timm_preprocess(config: ConfigDict) -> dict[str, Any]:
     return {"input_size": [3, side, side], **TIMM_PIXELS.write(config)}
 
 
-def _open_clip_pooling(image: Mapping[str, Any], timm: bool) -> str:
-    poolings, usual = (TRUNK_POOLINGS, {"timm_pool": "avg"}) if timm else (OPEN_CLIP_POOLINGS, {"pool_type": "tok"})
-    stated = {**usual, **image}
-    if pooling := _entry_of(poolings, stated):
-        return pooling
-    (field,) = usual
-    supported = ", ".join(dict.fromkeys(entries[field] for entries in poolings.values()))
-    raise ValueError(f"unsupported image pooling of open_clip: {stated[field]!r}; supported: {supported}")
-
-
 def _entry_of(table: Mapping[str, Mapping[str, Any]], content: Mapping[str, Any]) -> str | None:
     """Our word for the first entries of a table that a library's config has; None if it has none of them."""
     return next((ours for ours, entries in table.items() if entries.items() <= content.items()), None)
@@ -280,19 +248,23 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
         kinds = ", ".join(("clip", SIGLIP, NAFLEX, DUAL_ENCODER, *DINO_KINDS))
         raise ValueError(f"unsupported model_type of {HUGGINGFACE}: {kind!r}; supported: {kinds}")
     is_siglip, is_vit = kind in (SIGLIP, "siglip_model", NAFLEX), image.get("model_type") == "vit"
-    if not is_siglip:
-        _check_huggingface_text(text)
+    if not is_siglip and (text_kind := text.get("model_type")) not in TEXT_KINDS:
+        raise ValueError(
+            f"unsupported text encoder of {HUGGINGFACE}: model_type {text_kind!r}; supported: clip_text_model"
+        )
     if is_vit and image.get("pooler_act", "tanh") != "linear":
         raise ValueError("unsupported ViTModel: its pooler must be the identity (pooler_act linear)")
     of_text = SIGLIP_USUAL if is_siglip else CLIP_USUAL
     images = _tower_options(image, 12, *(VIT_USUAL if is_vit else of_text))
     texts = _tower_options(text, 12 if is_siglip else 8, *of_text)
+    end = text.get("eos_token_id")
+    usual_ends = (LEGACY_END, text.get("vocab_size", VOCAB_SIZE) - 1)  # the largest id of a text, as in CLIP's
     return {
         **images,
         "text_heads": texts["num_heads"],
         "text_activation": texts["activation"],
         "text_norm_eps": texts["norm_eps"],
-        TEXT_END: None if is_siglip else _text_end(text),
+        TEXT_END: None if is_siglip or end in usual_ends else end,
         "max_patches": preprocessor.get("max_num_patches"),
         **_huggingface_pixels(preprocessor),
     }
@@ -328,28 +300,17 @@ def dino_options(content: Mapping[str, Any], preprocessor: Mapping[str, Any]) ->
     }
 
 
-def _check_huggingface_text(text: Mapping[str, Any]) -> None:
-    """Raises ValueError for a text encoder other than CLIP's."""
-    if (kind := text.get("model_type")) not in TEXT_KINDS:
-        raise ValueError(f"unsupported text encoder of {HUGGINGFACE}: model_type {kind!r}; supported: clip_text_model")
-
-
-def _text_end(text: Mapping[str, Any]) -> int | None:
-    """The token at which a text encoder pools by its config; None if it is the largest id of a text, as in CLIP's."""
-    end, last = text.get("eos_token_id"), text.get("vocab_size", VOCAB_SIZE) - 1
-    return None if end in (LEGACY_END, last) else end
-
-
 def _huggingface_pixels(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     """The preprocessing of an image processor; missing fields get the defaults of the model family."""
     number, size = preprocessor.get("resample"), preprocessor.get("size")
-    found = {
+    names = dict(enumerate(PIL_FILTERS)) | {None: None}
+    options = {
         "mean": preprocessor.get("image_mean"),
         "std": preprocessor.get("image_std"),
-        "resize_filter": None if number is None else _pil_filter(number),
+        "resize_filter": names.get(number, str(number)),  # an unknown number causes an error later
     }
     if size is None:
-        return found
+        return options
     kind = preprocessor.get("image_processor_type") or preprocessor.get("feature_extractor_type") or ""
     single = "height" if kind.startswith("ViT") else "shortest_edge"  # the meaning of a single number
     sides = size if isinstance(size, Mapping) else {single: size}
@@ -358,12 +319,7 @@ def _huggingface_pixels(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     crop = preprocessor.get("crop_size") or side
     cut = crop["height"] if isinstance(crop, Mapping) else crop
     ratio = cut / side if preprocessor.get("do_center_crop", not squash) else 1.0
-    return found | {"resize": "squash" if squash else "shorter_side", "crop_ratio": ratio}
-
-
-def _pil_filter(number: Any) -> str:
-    """The name of the filter that `resample` stores; an unknown number, as text, causes an error later."""
-    return PIL_FILTERS[number] if number in range(len(PIL_FILTERS)) else str(number)
+    return options | {"resize": "squash" if squash else "shorter_side", "crop_ratio": ratio}
 
 
 def card_of(file: Path) -> Path:
@@ -385,9 +341,19 @@ def timm_card(config: ConfigDict) -> dict[str, Any]:
 
 def timm_arguments(spec: Spec) -> dict[str, Any]:
     """Arguments of timm.create_model; all sizes are explicit, even if the architecture's name implies them."""
-    size = spec.size
+    size, rotary = spec.size, spec.style.positions == "rotary"
+    if rotary:
+        architecture = TIMM_ROTARY
+    elif spec.style == Style() and _kind(spec) in TIMM:
+        architecture = TIMM[_kind(spec)]
+    else:  # the base architecture, for any sizes
+        architecture = f"vit_base_patch16{TIMM_MARKS[spec.style.activation] if spec.style.pre_norm else '_'}224"
+    registers: dict[str, Any] = {}
+    if spec.class_tokens > 1:  # timm's DINOv3 has no bias of the keys, unless its attention is the usual one
+        name, kind = ("num_reg_tokens", {"attn_type": "rope"}) if rotary else ("reg_tokens", {})
+        registers = {name: spec.class_tokens - 1, **kind}
     return {
-        "model_name": _timm_architecture(spec),
+        "model_name": architecture,
         "img_size": spec.image_size,
         "patch_size": size.patch_size,
         "embed_dim": size.width,
@@ -395,25 +361,9 @@ def timm_arguments(spec: Spec) -> dict[str, Any]:
         "num_heads": size.num_heads,
         "num_classes": 0,
         "class_token": True,
-        **_timm_registers(spec),
+        **registers,
         **TIMM_POOLINGS[spec.style.pooling],
     }
-
-
-def _timm_registers(spec: Spec) -> dict[str, Any]:
-    """The arguments for registers, and for attention with a bias of the keys, which timm's DINOv3 has not."""
-    count, rotary = spec.class_tokens - 1, spec.style.positions == "rotary"
-    name, kind = ("num_reg_tokens", {"attn_type": "rope"}) if rotary else ("reg_tokens", {})
-    return {name: count, **kind} if count else {}
-
-
-def _timm_architecture(spec: Spec) -> str:
-    """The architecture of this size if timm registers one, else the base architecture for other sizes."""
-    if spec.style.positions == "rotary":
-        return TIMM_ROTARY
-    if spec.style == Style() and _kind(spec) in TIMM:
-        return TIMM[_kind(spec)]
-    return f"vit_base_patch16{TIMM_MARKS[spec.style.activation] if spec.style.pre_norm else '_'}224"
 
 
 def other_heads(spec: Spec) -> str | None:
@@ -432,21 +382,17 @@ def card_options(content: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `interop.load` from a card: the preprocessing, heads, and the activation if it is of a timm export."""
     arguments, heads = content.get("create_model", {}), content.get("heads", {})
     stated = {"pretrained_cfg": content["preprocessing"], "model_args": arguments}
-    found = timm_options(stated | {"architecture": arguments.get("model_name")})
-    return found | {name: heads[name] for name in ALL_HEADS if name in heads}
+    options = timm_options(stated | {"architecture": arguments.get("model_name")})
+    return options | {name: heads[name] for name in ALL_HEADS if name in heads}
 
 
 def timm_name(spec: Spec) -> str | None:
     """The architecture that timm registers for our image encoder, or None."""
-    return TIMM.get(_kind(spec)) if _is_plain(spec) else None
+    return TIMM.get(_kind(spec)) if spec.style == Style() and spec.image_size == 224 else None
 
 
 def _kind(spec: Spec) -> tuple[int, int, int, int]:
     return spec.size.patch_size, spec.size.width, spec.size.depth, spec.size.num_heads
-
-
-def _is_plain(spec: Spec) -> bool:
-    return spec.style == Style() and spec.image_size == 224
 
 
 def needs_trunk(config: ConfigDict) -> bool:
@@ -473,11 +419,26 @@ def open_clip_model(config: ConfigDict, folder: Path) -> dict[str, Any]:
     """The entry `model_cfg` of open_clip_config.json: the arguments of open_clip's CLIP."""
     spec = spec_of(config.model)
     size = spec.size
-    native = spec.style.pre_norm
+    if spec.style.pre_norm:
+        image = {
+            "image_size": spec.image_size,
+            "layers": size.depth,
+            "width": size.width,
+            "head_width": size.width // size.num_heads,
+            "patch_size": size.patch_size,
+            **OPEN_CLIP_POOLINGS[spec.style.pooling],
+        }
+    else:
+        image = {
+            "timm_model_name": f"{LOCAL}{TRUNK}" if needs_trunk(config) else timm_name(spec),
+            **TRUNK_POOLINGS[spec.style.pooling],
+            "timm_proj": "linear",
+            "image_size": spec.image_size,
+        }
     return {
         "embed_dim": size.joint_width,
         "quick_gelu": spec.text_activation == "quick_gelu",
-        "vision_cfg": _native_tower(spec) if native else _timm_tower(config),
+        "vision_cfg": image,
         "text_cfg": {
             "context_length": spec.context_length,
             "vocab_size": spec.vocab_size,
@@ -486,28 +447,6 @@ def open_clip_model(config: ConfigDict, folder: Path) -> dict[str, Any]:
             "layers": size.text_depth,
             **({"hf_tokenizer_name": folder.resolve().name} if hub_vocabulary.fits(config) else {}),  # else CLIP's
         },
-    }
-
-
-def _native_tower(spec: Spec) -> dict[str, Any]:
-    size = spec.size
-    return {
-        "image_size": spec.image_size,
-        "layers": size.depth,
-        "width": size.width,
-        "head_width": size.width // size.num_heads,
-        "patch_size": size.patch_size,
-        **OPEN_CLIP_POOLINGS[spec.style.pooling],
-    }
-
-
-def _timm_tower(config: ConfigDict) -> dict[str, Any]:
-    spec = spec_of(config.model)
-    return {
-        "timm_model_name": f"{LOCAL}{TRUNK}" if needs_trunk(config) else timm_name(spec),
-        **TRUNK_POOLINGS[spec.style.pooling],
-        "timm_proj": "linear",
-        "image_size": spec.image_size,
     }
 
 
@@ -537,23 +476,22 @@ def clip_config(spec: Spec, special_ids: Mapping[str, int | None]) -> dict[str, 
     """config.json of a CLIPModel or a VisionTextDualEncoderModel."""
     width, pre_norm = {"projection_dim": spec.size.joint_width}, spec.style.pre_norm
     image = _image_config(spec, "clip_vision_model" if pre_norm else "vit")
+    image |= width if pre_norm else {"pooler_act": "linear", "initializer_factor": NO_CLIP}
     text = {**_text_config(spec, "clip_text_model"), **special_ids, **width}
-    kind = ("CLIPModel", "clip") if pre_norm else ("VisionTextDualEncoderModel", DUAL_ENCODER)
-    own = width if pre_norm else {"pooler_act": "linear", "initializer_factor": NO_CLIP}
-    shared = {**width, "architectures": [kind[0]], "model_type": kind[1]}
-    return {**shared, "vision_config": image | own, "text_config": text}
+    name, kind = ("CLIPModel", "clip") if pre_norm else ("VisionTextDualEncoderModel", DUAL_ENCODER)
+    return {**width, "architectures": [name], "model_type": kind, "vision_config": image, "text_config": text}
 
 
 def siglip_config(spec: Spec) -> dict[str, Any]:
     """config.json of a SiglipModel."""
-    image, text = _image_config(spec, "siglip_vision_model"), _text_config(spec, "siglip_text_model")
-    own = {
+    text = _text_config(spec, "siglip_text_model") | {
         "projection_size": spec.size.joint_width,
         "bos_token_id": None,
         "eos_token_id": 1,  # as in the vocabularies of the published models
         "pad_token_id": 1,
     }
-    return {"architectures": ["SiglipModel"], "model_type": SIGLIP, "vision_config": image, "text_config": text | own}
+    image = _image_config(spec, "siglip_vision_model")
+    return {"architectures": ["SiglipModel"], "model_type": SIGLIP, "vision_config": image, "text_config": text}
 
 
 def _image_config(spec: Spec, kind: str) -> dict[str, Any]:

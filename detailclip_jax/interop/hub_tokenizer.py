@@ -28,8 +28,8 @@ FINAL_SIGMA = r"(?<=\p{L})\x{03a3}(?!\p{L})"  # Python's lower() maps it to anot
 
 def fits(config: ConfigDict) -> bool:
     """Whether the model's vocabulary is our tokenizer's, and padding has no effect in its text encoder."""
-    own = config.data.tokenizer == CLIP and config.model.vocab_size == tokenizer.VOCAB_SIZE
-    return own and TextStyle(**config.model.text_style).trims
+    is_clips = config.data.tokenizer == CLIP and config.model.vocab_size == tokenizer.VOCAB_SIZE
+    return is_clips and TextStyle(**config.model.text_style).trims
 
 
 def write(folder: Path, config: ConfigDict) -> None:
@@ -65,6 +65,7 @@ def tokenizer_config(config: ConfigDict) -> dict[str, Any]:
 
 def tokenizer_json(vocabulary: dict[str, int], merges: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """tokenizer.json: normalisation, split into words, byte-level BPE, start and end tokens."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": True}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     words = {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Removed", "invert": True}
     around = {"type": "RobertaProcessing", "trim_offsets": False, "add_prefix_space": False}
@@ -72,7 +73,7 @@ def tokenizer_json(vocabulary: dict[str, int], merges: Iterable[tuple[str, str]]
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added_token(text, token) for text, token in tokenizer.SPECIAL.items()],
+        "added_tokens": [{"id": token, "content": text, **flags} for text, token in tokenizer.SPECIAL.items()],
         "normalizer": {"type": "Sequence", "normalizers": normalizers()},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [words, byte_level]},
         "post_processor": around | {"sep": [END, tokenizer.EOT], "cls": [START, tokenizer.SOT]},
@@ -84,27 +85,18 @@ def tokenizer_json(vocabulary: dict[str, int], merges: Iterable[tuple[str, str]]
                 {"type": "Strip", "content": " ", "start": 0, "stop": 1},
             ],
         },
-        "model": _model(vocabulary, merges),
-    }
-
-
-def _added_token(text: str, token: int) -> dict[str, Any]:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": True}
-    return {"id": token, "content": text, **flags}
-
-
-def _model(vocabulary: dict[str, int], merges: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    return {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": END,
-        "continuing_subword_prefix": "",
-        "end_of_word_suffix": tokenizer.WORD_END,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": False,
-        "vocab": vocabulary,
-        "merges": [list(pair) for pair in merges],
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": END,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": tokenizer.WORD_END,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocabulary,
+            "merges": [list(pair) for pair in merges],
+        },
     }
 
 

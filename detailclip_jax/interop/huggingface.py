@@ -1,10 +1,13 @@
-"""Parameter names of transformers' models.
+"""Parameter names and layouts of transformers' models.
 
 These are VisionTextDualEncoderModel (our encoders), CLIPModel (OpenAI's), SiglipModel and Siglip2Model.
 """
 
+from typing import Any
+
 import numpy as np
 
+from detailclip_jax.config.fields import AT_LAST
 from detailclip_jax.interop.key_tables import (
     CONV,
     LINEAR,
@@ -20,8 +23,19 @@ from detailclip_jax.interop.key_tables import (
     norm,
     numbered,
 )
-from detailclip_jax.interop.measure import Spec
+from detailclip_jax.interop.measure import Shapes, Spec, Tower
 from detailclip_jax.interop.reference import logit_scale
+from detailclip_jax.interop.tensor_layout import ANY, TensorLayout
+from detailclip_jax.interop.timm_vit import OPENAI_STYLE
+from detailclip_jax.models.text import TextStyle
+from detailclip_jax.models.vit import Style
+
+TEXT = {
+    "blocks": "text_model.encoder.layers",
+    "positions": "text_model.embeddings.position_embedding.weight",
+    "token_embedding": "text_model.embeddings.token_embedding.weight",
+    "joint": "text_projection.weight",
+}
 
 
 def clip_layer(path: str, key: str) -> list[Entry]:
@@ -151,3 +165,60 @@ def siglip_table(spec: Spec) -> Table:
     texts = [*text_encoder(spec.size.text_depth), *linear("text_projection/proj", "text_model.head")]
     identity = {"image_projection/proj/kernel": np.eye(spec.size.width, dtype=np.float32)}
     return Table([*siglip_vision(spec.size.depth), *texts, *numbers], fixed=identity)
+
+
+def naflex_options(shapes: Shapes, kernel: str) -> dict[str, Any]:
+    """Options of SigLIP 2's NaFlex, whose patch embedding `kernel` is a matrix; {} for the models of squares."""
+    is_matrix = len(shapes.get(kernel, ())) == 2
+    return {"resize": "native", "resize_filter": "bilinear", "interpolation": "tips"} if is_matrix else {}
+
+
+DUAL_ENCODER = TensorLayout(
+    "huggingface",
+    "clip",
+    ("vision_model.embeddings.cls_token", "text_model.encoder.layers.0.layer_norm1.weight"),
+    Tower(
+        "vision_model.embeddings.patch_embeddings.projection.weight",
+        "vision_model.embeddings.position_embeddings",
+        "vision_model.encoder.layer",
+    ),
+    dual_encoder_table,
+    TEXT,
+    varies={"norm_eps": ANY, "activation": ANY, "text_activation": ANY},
+    needs=("text_activation",),
+    states_text_eps=True,
+)
+CLIP = DUAL_ENCODER._replace(
+    marks=("vision_model.embeddings.class_embedding", "text_model.encoder.layers.0.layer_norm1.weight"),
+    tower=Tower(
+        "vision_model.embeddings.patch_embedding.weight",
+        "vision_model.embeddings.position_embedding.weight",
+        "vision_model.encoder.layers",
+    ),
+    table=clip_table,
+    style=OPENAI_STYLE,
+    normalisation="clip",
+    filter="bicubic",
+    drops=(r".*\.position_ids",),
+    needs=("activation",),
+)
+SIGLIP = CLIP._replace(
+    method="siglip",
+    marks=("vision_model.head.probe", "logit_bias"),
+    tower=CLIP.tower._replace(num_cls=0),
+    table=siglip_table,
+    text={**TEXT, "joint": "text_model.head.weight"},
+    style=Style(activation="gelu_tanh", pooling="attention"),
+    text_style=TextStyle(norm_eps=1e-6, causal=False, pooling=AT_LAST, projection_bias=True),
+    text_activation="gelu_tanh",
+    image_is_embedding=True,
+    mlps={
+        "mlp_width": "vision_model.encoder.layers.0.mlp.fc2.weight",
+        "text_mlp_width": "text_model.encoder.layers.0.mlp.fc2.weight",
+    },
+    prepare=convolved,
+    stated=lambda shapes: naflex_options(shapes, CLIP.tower.kernel),
+    normalisation="half",
+    resize="squash",
+    needs=(),
+)

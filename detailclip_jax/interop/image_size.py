@@ -34,22 +34,16 @@ def resize(
         shown = f"{height}" if height == width else f"{height} x {width}"
         logging.warning("positions interpolated (%s) from %s px to %d px", how, shown, image_size)
     config = ConfigDict(config.to_dict())
-    _set_image_size(config, image_size)
-    return {name: _resize_image(params, side, recipe, num_cls, grid) for name, params in variables.items()}, config
-
-
-def _resize_image(params: Params, side: int, recipe: str, num_cls: int, grid: tuple[int, int]) -> Params:
-    if "positions" not in params.get("image", {}):
-        return params
-    image = params["image"]
-    return {**params, "image": {**image, "positions": interpolate(image["positions"], side, recipe, num_cls, grid)}}
-
-
-def _set_image_size(config: ConfigDict, image_size: int) -> None:
     for crop in config.views.crops.values():
-        crop.size = image_size if crop.size == config.model.image_size else crop.size
+        crop.size = image_size if crop.size == old else crop.size
     config.model.image_size = image_size
     fit_granularity(config)
+    resized = dict(variables)
+    for name, params in variables.items():
+        if "positions" in params.get("image", {}):
+            table = interpolate(params["image"]["positions"], side, recipe, num_cls, grid)
+            resized[name] = {**params, "image": {**params["image"], "positions": table}}
+    return resized, config
 
 
 def fit_granularity(config: ConfigDict) -> None:

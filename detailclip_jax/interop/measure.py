@@ -51,10 +51,10 @@ class Tower(NamedTuple):
 def num_blocks(keys: Iterable[str], prefix: str) -> int:
     """The number of blocks `prefix`.0, `prefix`.1, ...; raises ValueError if there are none."""
     numbers = (re.match(rf"{re.escape(prefix)}\.(\d+)\.", key) for key in keys)
-    found = {number[1] for number in numbers if number}
-    if not found:
+    blocks = {number[1] for number in numbers if number}
+    if not blocks:
         raise ValueError(f"the state dict has no tensors {prefix}.0..., by which the blocks are counted")
-    return len(found)
+    return len(blocks)
 
 
 def shape_of(shapes: Shapes, key: str, rank: int) -> tuple[int, ...]:
@@ -106,32 +106,32 @@ def text_fields(shapes: Shapes, keys: Mapping[str, str], heads: Any) -> tuple[di
     return fields, length, vocab_size
 
 
-def heads_of(width: int, given: Any, name: str, habit: Mapping[int, int] = HEADS) -> int:
-    """The number of heads, which cannot be inferred from shapes: as given, or the usual number for the width.
+def heads_of(width: int, count: Any, name: str, habit: Mapping[int, int] = HEADS) -> int:
+    """The number of heads, which cannot be inferred from shapes: as stated, or the usual number for the width.
 
-    `given` is what the user or a config file states, of any type. Raises ValueError for a width without a usual number,
+    `count` is what the user or a config file states, of any type. Raises ValueError for a width without a usual number,
     a number of heads that is not an integer above 0, and a width that is not a multiple of it.
     """
-    if given is None:
+    if count is None:
         if width not in habit and width >= min(habit):
             raise ValueError(
                 f"the number of heads of an encoder of width {width} cannot be inferred from the tensors; "
                 f"give {_flag(name)}"
             )
-        given = habit.get(width, SMALL_HEADS)
+        count = habit.get(width, SMALL_HEADS)
         if width not in habit:
             logging.warning(
                 "%s %d assumed for an encoder of width %d; the tensors do not show it; give %s",
                 name,
-                given,
+                count,
                 width,
                 _flag(name),
             )
-    if not isinstance(given, int) or given < 1:
-        raise ValueError(f"{name} {given!r} must be a whole number, 1 or more; give {_flag(name)}")
-    if width % given:
-        raise ValueError(f"{name} {given} does not divide the width {width}")
-    return given
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"{name} {count!r} must be a whole number, 1 or more; give {_flag(name)}")
+    if width % count:
+        raise ValueError(f"{name} {count} does not divide the width {width}")
+    return count
 
 
 def _flag(name: str) -> str:
@@ -143,17 +143,17 @@ def mlp_fields(shapes: Shapes, keys: Mapping[str, str]) -> dict[str, int]:
 
     `keys` maps the fields "mlp_width" and "text_mlp_width" to the last layer (out, in) of an MLP.
     """
-    found = {name: shape_of(shapes, key, 2) for name, key in keys.items()}
-    return {name: 0 if hidden == 4 * width else hidden for name, (width, hidden) in found.items()}
+    last = {name: shape_of(shapes, key, 2) for name, key in keys.items()}
+    return {name: 0 if hidden == 4 * width else hidden for name, (width, hidden) in last.items()}
 
 
-def decoder_heads(fields: Mapping[str, int], given: Any) -> int:
-    """The number of heads of a decoder as wide as the image encoder: as given, or that of the inferred size.
+def decoder_heads(fields: Mapping[str, int], count: Any) -> int:
+    """The number of heads of a decoder as wide as the image encoder: as stated, or that of the inferred size.
 
     Raises ValueError if the width is not a multiple of it.
     """
-    heads = complete(fields).decoder_heads if given is None else given
-    if given is None:
+    heads = complete(fields).decoder_heads if count is None else count
+    if count is None:
         logging.warning("decoder_heads %d assumed: it cannot be inferred from the tensors; give --decoder-heads", heads)
     if not isinstance(heads, int) or heads < 1 or fields["width"] % heads:
         raise ValueError(f"decoder_heads {heads} does not divide the width {fields['width']}; give --decoder-heads")

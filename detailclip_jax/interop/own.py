@@ -62,10 +62,8 @@ def read(path: Path) -> tuple[Networks, dict[str, Params], ConfigDict]:
         raise ValueError(f"the config in {path} {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the header of {path} does not describe a model of this version: {error}") from None
-    tensors, expected = (
-        tensor_files.read(path),
-        flatten(shapes.params) | flatten({STATS: shapes.batch_stats["student"]}),
-    )
+    tensors = tensor_files.read(path)
+    expected = flatten(shapes.params) | flatten({STATS: shapes.batch_stats["student"]})
     if wrong := sorted(_shapes(tensors).items() ^ _shapes(expected).items()):
         raise ValueError(f"the tensors of {path} do not fit its own config: {wrong[:10]}")
     params, stats = split(tensors)

@@ -1,4 +1,4 @@
-"""Parameter names of the DetailCLIP reference's state dict, and of SLIP's family, whose CLIP it extends.
+"""Parameter names and layouts of the DetailCLIP reference's state dict, and of SLIP's family, whose CLIP it extends.
 
 The reference stores student and teacher in one state dict: `visual` and `visual_ema`, `transformer` and
 `transformer_e`, `ibot_head` and `ibot_head_e`, `image_projection` and `image_projection_e`. A-CLIP has the same
@@ -8,11 +8,21 @@ encoders and its own heads.
 from collections.abc import Mapping
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from detailclip_jax.config import reference_preset
 from detailclip_jax.interop.key_tables import COLUMN, LINEAR, SAME, TOKEN, Entry, Table, linear, norm, numbered
-from detailclip_jax.interop.measure import Spec
+from detailclip_jax.interop.measure import SLIP_HEADS, Shapes, Spec, Tower, num_blocks, shape_of
+from detailclip_jax.interop.tensor_layout import TensorLayout
 from detailclip_jax.interop.timm_vit import vit, vit_block
 from detailclip_jax.models.positions import sincos_positions
+
+CLIP_TEXT = {
+    "blocks": "transformer.resblocks",
+    "positions": "positional_embedding",
+    "token_embedding": "token_embedding.weight",
+    "joint": "text_projection",
+}
 
 
 def text_block(path: str, key: str) -> list[Entry]:
@@ -166,3 +176,64 @@ def detailclip_table(spec: Spec) -> Table:
         copies={f"{head}.last_layer2.{part}": f"{head}.last_layer.{part}" for head, part in last},
         constants={"decoder_pos_embed": sincos_positions(size.width, side)[None]},
     )
+
+
+def detailclip_heads(shapes: Shapes) -> dict[str, int]:
+    """Sizes of the reference's decoder and prototype head."""
+    prototypes, bottleneck_width = shape_of(shapes, "ibot_head.last_layer.weight_v", 2)
+    return {
+        "decoder_depth": num_blocks(shapes, "decoder_blocks"),
+        "head_width": shape_of(shapes, "ibot_head.mlp.0.weight", 2)[0],
+        "bottleneck_width": bottleneck_width,
+        "prototypes": prototypes,
+    }
+
+
+def slip_heads(shapes: Shapes) -> dict[str, int]:
+    """Sizes of SimCLR's head; BYOL's heads have the same widths."""
+    ssl_output, ssl_width = shape_of(shapes, "image_mlp.layer3.weight", 2)
+    return {"ssl_width": ssl_width, "ssl_output": ssl_output}
+
+
+def published_aclip(config: ConfigDict) -> ConfigDict:
+    """Sets the choices of A-CLIP's code: masks in cells of 2 x 2 patches, bilinear crops."""
+    config.masking.granularity = "cell2x2"
+    config.views.crops.large.filter = "bilinear"
+    return config
+
+
+CLIP = TensorLayout(
+    "clip",
+    "clip",
+    ("visual.cls_token", "image_projection"),
+    Tower("visual.patch_embed.proj.weight", "visual.pos_embed", "visual.blocks"),
+    clip_table,
+    CLIP_TEXT,
+    heads=SLIP_HEADS,
+)
+SLIP = CLIP._replace(
+    name="slip",
+    method="slip",
+    marks=("visual.cls_token", "image_mlp.layer1.weight"),
+    table=slip_table,
+    measure_heads=slip_heads,
+    crops={"clean": {}},
+)
+ACLIP = SLIP._replace(
+    name="aclip",
+    method="aclip",
+    marks=("visual_ema.cls_token", "im_proj_byol_e.0.weight"),
+    table=aclip_table,
+    crops={"enclosing": {"kind": "enclosing"}},
+    published=published_aclip,
+    keeps_mask_ratio=True,
+)
+REFERENCE = CLIP._replace(
+    name="reference",
+    method="detailclip",
+    marks=("visual_ema.cls_token", "ibot_head_e.mlp.0.weight"),
+    table=detailclip_table,
+    measure_heads=detailclip_heads,
+    published=reference_preset,
+    keeps_mask_ratio=True,
+)

@@ -1,7 +1,7 @@
 """Converts between PyTorch state dicts and our models: `load` imports, `to_state_dict` exports."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from detailclip_jax.config.sizes import num_side_patches
 from detailclip_jax.data import preprocessing, vocabularies
 from detailclip_jax.interop import dinotxt_names, hub, hub_vocabulary, key_tables, own, tensor_files, tips_names
 from detailclip_jax.interop.image_size import fit_granularity, resize
-from detailclip_jax.interop.key_tables import Entry, StateDict, Table
-from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, TensorLayout
+from detailclip_jax.interop.key_tables import StateDict, Table
+from detailclip_jax.interop.layouts import LAYOUTS
 from detailclip_jax.interop.measure import Spec, spec_of, write_spec
+from detailclip_jax.interop.tensor_layout import NORMALISATIONS, TensorLayout
 from detailclip_jax.methods.masking import RemovalRule
 from detailclip_jax.models import stacking
 from detailclip_jax.models.image_blocks import has_blocks
@@ -89,38 +90,33 @@ def load(
     All tensors are converted to float32. Raises ValueError for tensors that are missing, unknown, of a wrong shape, not
     finite or not floating-point; the message lists them, with expected and found shapes.
     """
-    if unknown := set(options) - set(OPTIONS):
+    if unknown := options.keys() - set(OPTIONS):
         raise ValueError(f"unknown options {sorted(unknown)}; known: {', '.join(OPTIONS)}")
     if layout is not None and layout not in NAMES:
         raise ValueError(errors.unknown("layout", layout, NAMES, OTHER_NAMES))
+    options = {name: value for name, value in options.items() if value is not None}
     if layout in (None, OWN) and not isinstance(source, Mapping) and own.is_own_format(Path(source)):
-        return _own_file(Path(source), _given(options))
-    tensors, sidecar, config_file = (
-        (tensor_files.arrays(source), {}, None) if isinstance(source, Mapping) else _open(Path(source))
-    )
-    given = _given(options)
-    if "normalisation" in given:
+        return _load_own(Path(source), options)
+    if isinstance(source, Mapping):
+        tensors, sidecar, config_file = tensor_files.arrays(source), {}, None
+    else:
+        tensors, sidecar, config_file = _open(Path(source))
+    if "normalisation" in options:
         sidecar = {name: value for name, value in sidecar.items() if name not in ("mean", "std")}
-    options = {name: value for name, value in (sidecar | given).items() if value is not None}
+    options = {name: value for name, value in (sidecar | options).items() if value is not None}
     try:
         chosen, state_dict = choose(tensors, layout)
         _check_required(chosen, options, config_file)
-        return _converted(chosen, state_dict, options, flags_of(tensors))
+        options = {**chosen.stated({key: value.shape for key, value in state_dict.items()}), **options}
+        state_dict = chosen.prepare(state_dict)
+        spec = chosen.measure({key: value.shape for key, value in state_dict.items()}, options)
+        config = config_of(chosen, spec, options)
+        if chosen.keeps_mask_ratio and "mask_ratio" in flags_of(tensors):
+            _set_ratio(config, flags_of(tensors)["mask_ratio"])
+        variables = _read(chosen, state_dict, spec, experiment.weight_shapes(config))
+        return _resized(variables, config, options)
     except ValueError as error:
         raise ValueError(f"{error}{_other_layout(source, tensors, layout)}") from error
-
-
-def _converted(
-    chosen: TensorLayout, state_dict: StateDict, options: Mapping[str, Any], flags: Mapping[str, Any]
-) -> tuple[Networks, dict[str, Params], ConfigDict]:
-    options = {**chosen.stated({key: value.shape for key, value in state_dict.items()}), **options}
-    state_dict = chosen.prepare(state_dict)
-    spec = chosen.measure({key: value.shape for key, value in state_dict.items()}, options)
-    config = config_of(chosen, spec, options)
-    if chosen.keeps_mask_ratio and "mask_ratio" in flags:
-        _set_ratio(config, flags["mask_ratio"])
-    variables = _read(chosen, state_dict, spec, experiment.weight_shapes(config))
-    return _resized(variables, config, options)
 
 
 def flags_of(tensors: Any) -> dict[str, Any]:
@@ -162,11 +158,7 @@ def _other_layout(source: Any, tensors: Any, layout: str | None) -> str:
     return "" if name == layout else f"\nThe tensor names fit another layout: --from={name}"
 
 
-def _own_file(path: Path, options: Mapping[str, Any]) -> tuple[Networks, dict[str, Params], ConfigDict]:
-    """Loads a file written by `export --to=safetensors`.
-
-    The only options are those of the image size, and the tokenizer, whose file may have another place here.
-    """
+def _load_own(path: Path, options: Mapping[str, Any]) -> tuple[Networks, dict[str, Params], ConfigDict]:
     if conflicting := set(options) - {"image_size", "interpolation", "tokenizer"}:
         raise ValueError(f"{path} already contains {', '.join(sorted(conflicting))}; omit these options")
     _, variables, config = own.read(path)
@@ -181,10 +173,6 @@ def _resized(
     if "image_size" in options:
         variables, config = resize(variables, config, int(options["image_size"]))
     return methods.build_networks(config), variables, config
-
-
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _open(path: Path) -> tuple[Any, dict[str, Any], Path | None]:
@@ -205,53 +193,52 @@ def choose(tensors: Any, name: str | None) -> tuple[TensorLayout, dict[str, np.n
     if not candidates:
         raise ValueError("the file was not written by `export --to=safetensors`; choose another --from")
     for layout in candidates:
-        found = _named(_at_root(tensors, layout), layout)
-        if all(mark in found for mark in layout.marks):
+        state_dict = _state_dict(tensors, layout)
+        if all(mark in state_dict for mark in layout.marks):
             if name is None and layout.shared_with:
                 raise ValueError(
                     f"the tensor names are those of layout {layout.name!r}, but also of {layout.shared_with!r}; give "
                     f"--from={layout.name} or --from={layout.shared_with}"
                 )
-            return layout, _only_tensors(found)
-    found = _only_tensors(_named(_at_root(tensors, candidates[-1]), candidates[-1]))
-    if any(key.endswith("attn_pool.latent") for key in found):
+            return layout, _only_tensors(state_dict)
+    state_dict = _only_tensors(_state_dict(tensors, candidates[-1]))
+    if any(key.endswith("attn_pool.latent") for key in state_dict):
         raise ValueError(
             f"image encoders of timm and open_clip with an attention pool are not read; {hub.SIGLIP_FILES}"
         )
     if name is None:
-        raise ValueError(f"no known layout has the tensors {_list(found)}; known layouts: {', '.join(NAMES)}")
-    return candidates[-1], found
+        raise ValueError(f"no known layout has the tensors {_list(state_dict)}; known layouts: {', '.join(NAMES)}")
+    return candidates[-1], state_dict
 
 
-def _at_root(tensors: Any, layout: TensorLayout) -> Mapping[str, Any]:
-    """The state dict within a checkpoint: at one of the layout's `roots`, its `parts`, or the checkpoint itself."""
+def _state_dict(tensors: Any, layout: TensorLayout) -> dict[str, Any]:
+    """The state dict within a checkpoint, without the prefixes of wrappers in its keys.
+
+    It is at one of the layout's `roots`, in its `parts`, or the checkpoint itself.
+    """
     if layout.parts and isinstance(tensors, Mapping) and all(isinstance(tensors.get(p), Mapping) for p in layout.parts):
-        return {f"{p}.{layout.clean(str(key))}": value for p in layout.parts for key, value in tensors[p].items()}
-    for root in layout.roots:
-        if isinstance(tensors, Mapping) and isinstance(tensors.get(root), Mapping):
-            tensors = tensors[root]
+        tensors = {f"{part}.{layout.clean(str(key))}": x for part in layout.parts for key, x in tensors[part].items()}
+    else:
+        for root in layout.roots:
+            if isinstance(tensors, Mapping) and isinstance(tensors.get(root), Mapping):
+                tensors = tensors[root]
     if not isinstance(tensors, Mapping) or not tensors:
         raise ValueError(
             f"the file has no state dict (looked for named tensors at the top level and under {layout.roots})"
         )
-    return tensors
-
-
-def _named(tensors: Mapping[str, Any], layout: TensorLayout) -> dict[str, Any]:
-    """The state dict with the prefixes of wrappers removed from its keys."""
-    found: dict[str, Any] = {}
+    cleaned: dict[str, Any] = {}
     for key, value in tensors.items():
         clean = layout.clean(str(key))
-        if clean in found:
+        if clean in cleaned:
             raise ValueError(f"two tensors have the name {clean} without the prefixes of wrappers")
-        found[clean] = value
-    return found
+        cleaned[clean] = value
+    return cleaned
 
 
-def _only_tensors(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    if strays := [key for key, value in found.items() if not hasattr(value, "shape")]:
+def _only_tensors(entries: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    if strays := [key for key, value in entries.items() if not hasattr(value, "shape")]:
         raise ValueError(f"the state dict contains entries that are not tensors: {_list(strays)}")
-    return dict(found)
+    return dict(entries)
 
 
 def _check_required(layout: TensorLayout, options: Mapping[str, Any], config_file: Path | None) -> None:
@@ -303,14 +290,10 @@ def _set_tokenizer(config: ConfigDict, options: Mapping[str, Any]) -> None:
             f"the texts of this model are tokenized by the file {stated['file']} (digest {stated['digest']}), and not "
             "by CLIP's tokenizer; give --tokenizer=FILE, the path of that file here"
         )
-    _check_end(config, options.get(hub.TEXT_END))
-
-
-def _check_end(config: ConfigDict, stated: int | None) -> None:
-    """Raises ValueError unless texts end with the token that a config of transformers states, if it states one."""
-    if stated is not None and stated != hub_vocabulary.end_of(config):
+    end = options.get(hub.TEXT_END)
+    if end is not None and end != hub_vocabulary.end_of(config):
         raise ValueError(
-            f"this text encoder pools at eos_token_id {stated}, but the last token of a text is "
+            f"this text encoder pools at eos_token_id {end}, but the last token of a text is "
             f"{hub_vocabulary.end_of(config)} by data.tokenizer {config.data.tokenizer!r}; give --tokenizer=FILE, the "
             "tokenizer.json of the model; its end token must be its largest id"
         )
@@ -351,12 +334,9 @@ def _read(layout: TensorLayout, state_dict: StateDict, spec: Spec, our_shapes: A
     for name, entries in table.trees().items():
         empty = {network: {} for network, leaves in getattr(our_shapes, name).items() if not leaves}
         fixed = key_tables.unflatten(table.fixed) if name == "params" else {}
-        variables[name] = {**empty, **_own({**key_tables.read(entries, state_dict), **fixed})}
+        ours = {**key_tables.read(entries, state_dict), **fixed}
+        variables[name] = {**empty, **jax.device_put(jax.tree.map(lambda x: np.array(x, np.float32), ours))}
     return variables
-
-
-def _own(params: Params) -> Params:
-    return jax.device_put(jax.tree.map(lambda x: np.array(x, np.float32), dict(params)))
 
 
 def expected_shapes(table: Table, our_shapes: Any) -> dict[str, tuple[int, ...]]:
@@ -393,15 +373,11 @@ def _check_known(table: Table, state_dict: StateDict) -> None:
     """
     copies = {copy: state_dict[original] for copy, original in table.copies.items()}
     for key, value in (copies | dict(table.constants)).items():
-        found = np.asarray(state_dict[key])
-        rounding = 1e-5 if key in copies else max(1e-5, float(jnp.finfo(found.dtype).eps))
-        if not np.allclose(found.astype(np.float32), np.asarray(value, np.float32), atol=rounding):
-            what = (
-                f"{table.copies[key]}, of which it must be a copy"
-                if key in table.copies
-                else "its only supported value"
-            )
-            raise ValueError(f"tensor {key} differs from {what}; this package has no parameter for it")
+        tensor = np.asarray(state_dict[key])
+        rounding = 1e-5 if key in copies else max(1e-5, float(jnp.finfo(tensor.dtype).eps))
+        if not np.allclose(tensor.astype(np.float32), np.asarray(value, np.float32), atol=rounding):
+            only = f"{table.copies[key]}, of which it must be a copy" if key in copies else "its only supported value"
+            raise ValueError(f"tensor {key} differs from {only}; this package has no parameter for it")
 
 
 def _check_numbers(state_dict: StateDict, layout: TensorLayout) -> None:
@@ -434,10 +410,18 @@ def to_state_dict(variables: Mapping[str, Params], config: ConfigDict, layout: s
     """
     chosen, spec = layout_for(config, layout), spec_of(config.model)
     table = chosen.table(spec)
-    _check_fixed(table, variables, layout)
+    ours = key_tables.flatten(variables["params"]) if table.fixed else {}
+    if trained := [path for path, value in table.fixed.items() if not np.array_equal(ours[path], value)]:
+        raise ValueError(f"layout {layout!r} has no tensor for {_list(trained)}, which this model has trained")
     written: dict[str, np.ndarray] = {}
     for name, entries in table.trees().items():
-        written = key_tables.write(entries, _tree(variables, name, entries, layout)) | written
+        tree = stacking.unstack(jax.device_get(variables.get(name) or {}))
+        if missing := sorted({entry.path for entry in entries} - key_tables.flatten(tree).keys()):
+            raise ValueError(
+                f"layout {layout!r} needs tensors of {name} that this model lacks: {_list(missing)}; "
+                "--to=safetensors writes any model, --to=timm an image encoder"
+            )
+        written = key_tables.write(entries, tree) | written
     copies = {copy: written[original] for copy, original in {**table.copies, **table.echoes}.items()}
     return {**written, **copies, **table.constants, **table.counters}
 
@@ -446,24 +430,6 @@ def networks_in(config: ConfigDict, layout: str) -> set[str]:
     """The networks of a model of which `to_state_dict` writes parameters; raises ValueError as it does."""
     table = layout_for(config, layout).table(spec_of(config.model))
     return {path.split("/")[0] for path in (*(entry.path for entry in table.params), *table.fixed)}
-
-
-def _check_fixed(table: Table, variables: Mapping[str, Params], layout: str) -> None:
-    """Raises ValueError if a parameter for which the layout has no tensor differs from the value assumed there."""
-    ours = key_tables.flatten(variables["params"]) if table.fixed else {}
-    if changed := [path for path, value in table.fixed.items() if not np.array_equal(ours[path], value)]:
-        raise ValueError(f"layout {layout!r} has no tensor for {_list(changed)}, which this model has trained")
-
-
-def _tree(variables: Mapping[str, Params], name: str, entries: Sequence[Entry], layout: str) -> Params:
-    """One tree of the variables, checked to contain every entry that the layout writes."""
-    tree = stacking.unstack(jax.device_get(variables.get(name) or {}))
-    if missing := sorted({entry.path for entry in entries} - key_tables.flatten(tree).keys()):
-        raise ValueError(
-            f"layout {layout!r} needs tensors of {name} that this model lacks: {_list(missing)}; "
-            "--to=safetensors writes any model, --to=timm an image encoder"
-        )
-    return tree
 
 
 def layout_for(config: ConfigDict, name: str) -> TensorLayout:
@@ -480,15 +446,14 @@ def layout_for(config: ConfigDict, name: str) -> TensorLayout:
             "--to=safetensors and stablehlo write them, --to=timm the encoder alone"
         )
     spec = spec_of(config.model)
-    fitting = [layout for layout in candidates if layout.holds(spec)]
+    fitting = [layout for layout in candidates if not layout.refused(spec)]
     if not fitting:
-        raise ValueError(_refusal(name, min((layout.refused(spec) for layout in candidates), key=len), spec))
+        general = [layout for layout in LAYOUTS if layout.name in ("open_clip", "huggingface")]
+        formats = {layout.name for layout in general if not layout.refused(spec)}
+        recipe = f", as configs/beyond/{name}.py has" if name in ("cosmos", "flair") else ""
+        needs = min((layout.refused(spec) for layout in candidates), key=len)
+        raise ValueError(
+            f"layout {name!r} cannot represent these encoders: it needs {', '.join(needs)}{recipe}; use "
+            f"--to={' or '.join([*sorted(formats), 'safetensors'])}"
+        )
     return fitting[0]
-
-
-def _refusal(name: str, needs: Sequence[str], spec: Spec) -> str:
-    """Why no layout of this name can represent a model, and which formats of `export` can."""
-    others = {layout.name for layout in LAYOUTS if layout.name in ("open_clip", "huggingface") and layout.holds(spec)}
-    recipe = f", as configs/beyond/{name}.py has" if name in ("cosmos", "flair") else ""
-    ways = " or ".join([*sorted(others), "safetensors"])
-    return f"layout {name!r} cannot represent these encoders: it needs {', '.join(needs)}{recipe}; use --to={ways}"

@@ -12,7 +12,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -39,13 +39,19 @@ def read(path: Path) -> Any:
         raise FileNotFoundError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
     with path.open("rb") as file:
         start = file.read(TAR_BLOCK)
-    _check_no_tar(path, start)
+    with contextlib.suppress(tarfile.HeaderError):
+        tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
+        raise ValueError(  # PyTorch's format before 0.1.10: its pickles require trust
+            f"{path} is refused: it is a tar archive of PyTorch before version 0.1.10; load it in a "
+            "protected environment and save its tensors only (torch.save(model.state_dict(), FILE))"
+        )
     if start.startswith(b"PK\x03\x04"):
         return _archive(path)
     if start.startswith(LEGACY):
         return _torch(path, mmap=False)
     if len(start) > 8 and start[8:9] == b"{":
-        return _safetensors(path)
+        with _safetensors_errors(path):
+            return load_file(path)
     raise ValueError(
         f"{path} is neither a PyTorch file nor a safetensors file nor an npz file (it starts with {start[:8]!r})"
     )
@@ -64,18 +70,6 @@ def read_shards(file: Path) -> Any:
     return {name: tensor for part in (first, *others) for name, tensor in part.items()} if others else first
 
 
-def _check_no_tar(path: Path, start: bytes) -> None:
-    """Raises ValueError for a tar archive, PyTorch's format before 0.1.10: its pickles require trust."""
-    try:
-        tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
-    except tarfile.HeaderError:
-        return
-    raise ValueError(
-        f"{path} is refused: it is a tar archive of PyTorch before version 0.1.10; load it in a "
-        "protected environment and save its tensors only (torch.save(model.state_dict(), FILE))"
-    )
-
-
 def _archive(path: Path) -> Any:
     """The content of a zip archive of PyTorch or NumPy; raises ValueError for one that somebody else has packed."""
     try:
@@ -85,7 +79,11 @@ def _archive(path: Path) -> Any:
         raise ValueError(f"{path} is damaged: {error}") from None
     names = [entry.filename for entry in entries]
     if names and all(name.endswith(NPY) for name in names):
-        return _npz(path)
+        try:
+            with np.load(path, allow_pickle=False) as content:  # arrays of objects, which are pickles, are refused
+                return dict(content)
+        except Exception as error:  # a damaged file can cause any error in the reader
+            raise ValueError(f"{path} is damaged: {_first_line(error)}") from None
     if not any(name.endswith("/data.pkl") for name in names):
         raise ValueError(f"{path} is a zip archive of {', '.join(names[:5]) or 'nothing'}, not of tensors; unpack it")
     if any(name.endswith("/constants.pkl") for name in names):
@@ -94,15 +92,6 @@ def _archive(path: Path) -> Any:
         if entry.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"{path} contains {entry.filename!r} compressed, which PyTorch never writes")
     return _torch(path, mmap=True)
-
-
-def _npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file of numpy.savez; arrays of objects, which are pickles, are refused."""
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            return dict(content)
-    except Exception as error:  # a damaged file can cause any error in the reader
-        raise ValueError(f"{path} is damaged: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:
@@ -118,18 +107,16 @@ def _torch(path: Path, mmap: bool) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts store their flags in it
             return arrays(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is refused: {_needed(str(error))}") from None
+        called = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if called:
+            why = f"loading it would execute {called[1]}; save its tensors only (model.state_dict())"
+        else:
+            why = f"it is not a file of tensors ({_first_line(error)})"
+        raise ValueError(f"{path} is refused: {why}") from None
     except RepeatsNumbers as error:
         raise ValueError(f"{path} is refused: {error}") from None
     except Exception as error:  # a damaged file can cause any error in the reader
         raise ValueError(f"{path} is damaged: {_first_line(error)}") from None
-
-
-def _needed(message: str) -> str:
-    found = re.search(r"GLOBAL ([\w.]+)", message)
-    if found is None:
-        return f"it is not a file of tensors ({message.splitlines()[0]})"
-    return f"loading it would execute {found[1]}; save its tensors only (model.state_dict())"
 
 
 class RepeatsNumbers(ValueError):
@@ -153,11 +140,6 @@ def arrays(value: Any, name: str = "") -> Any:
     if str(tensor.dtype) == "torch.bfloat16":
         return tensor.float().numpy().astype(ml_dtypes.bfloat16)
     return tensor.numpy()
-
-
-def _safetensors(path: Path) -> dict[str, np.ndarray]:
-    with _safetensors_errors(path):
-        return load_file(path)
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -190,16 +172,14 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_atomically(path) as partial, partial.open("wb") as stream:
         if path.suffix == ".safetensors":
-            _write_safetensors(stream, tensors, notes)
+            contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+            # safetensors' `save_file` raises no OSError for a full disk
+            stream.write(save(contiguous, dict(notes) if notes else None))
         else:
-            _write_torch(stream, tensors, parts)
-
-
-def _write_torch(file: BinaryIO, tensors: Mapping[str, np.ndarray], parts: Sequence[str]) -> None:
-    other = "choose a name that ends in .safetensors"
-    torch = extras.load("torch", f"writing this file needs {PYTORCH}", "torch", otherwise=other, error=ValueError)
-    converted = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
-    torch.save({part: part_of(converted, part) for part in parts} if parts else converted, file)
+            other, needs = "choose a name that ends in .safetensors", f"writing this file needs {PYTORCH}"
+            torch = extras.load("torch", needs, "torch", otherwise=other, error=ValueError)
+            converted = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
+            torch.save({part: part_of(converted, part) for part in parts} if parts else converted, stream)
 
 
 def part_of(tensors: Mapping[str, Any], part: str) -> dict[str, Any]:
@@ -208,8 +188,3 @@ def part_of(tensors: Mapping[str, Any], part: str) -> dict[str, Any]:
     if isinstance(nested, Mapping):
         return dict(nested)
     return {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
-
-
-def _write_safetensors(file: BinaryIO, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str] | None) -> None:
-    contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
-    file.write(save(contiguous, dict(notes) if notes else None))  # its `save_file` raises no OSError for a full disk

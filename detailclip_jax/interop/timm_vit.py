@@ -1,7 +1,9 @@
-"""Parameter names of timm's VisionTransformer, which MAE, DINO, iBOT and SLIP's family use as well.
+"""Parameter names of timm's VisionTransformer, and the layouts of timm, MAE, DINO and iBOT; SLIP's family has them too.
 
 DINOv3 is another class of timm, with the same names and layer scale, which is 1 here.
 """
+
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +19,18 @@ from detailclip_jax.interop.key_tables import (
     norm,
     numbered,
 )
-from detailclip_jax.interop.measure import Spec
+from detailclip_jax.interop.measure import Spec, Tower
+from detailclip_jax.interop.tensor_layout import EVAL_256, GELUS, WITH_CLS, TensorLayout
 from detailclip_jax.models.positions import sincos_positions
 from detailclip_jax.models.vit import Style
 
 REGISTERS, SCALE = "reg_token", "blocks.0.gamma_1"
+NUM_REGISTERS = 4  # of all published encoders of DINOv2 and DINOv3 that have them
+VIT = Tower("patch_embed.proj.weight", "pos_embed", "blocks")
+# timm's registered defaults for its ViTs
+TIMM_EVAL: dict[str, Any] = {"filter": "bicubic", "crop_ratio": 0.9, "interpolation": "timm"}
+OPENAI_STYLE = Style(norm_eps=1e-5, activation="quick_gelu", pre_norm=True, patch_bias=False)
+ROTARY_STYLE = Style(norm_eps=1e-5, positions="rotary")  # DINOv3's
 
 
 def vit_block(path: str, key: str) -> list[Entry]:
@@ -74,3 +83,52 @@ def vit_table(spec: Spec) -> Table:
         scales = (f"blocks.{block}.gamma_{branch}" for block in range(spec.size.depth) for branch in (1, 2))
         constants = dict.fromkeys(scales, np.ones(spec.size.width, np.float32))
     return Table(vit(spec.size.depth, style=spec.style, registers=spec.class_tokens - 1), constants=constants)
+
+
+TIMM = TensorLayout(
+    "timm",
+    "image_encoder",
+    ("cls_token", "blocks.0.norm1.weight"),
+    VIT,
+    vit_table,
+    varies={"pooling": WITH_CLS, "positions": ("learnt", "sincos")},
+    drops=(r"head\.(weight|bias)",),
+    **TIMM_EVAL,
+)
+WITH_REGISTERS = TIMM._replace(
+    marks=("cls_token", REGISTERS, VIT.positions),
+    tower=VIT._replace(num_cls=1 + NUM_REGISTERS),
+    varies={},
+    class_tokens=1 + NUM_REGISTERS,
+)
+TIMM_LAYOUTS = (
+    TIMM._replace(
+        marks=("cls_token", "norm_pre.weight"),
+        style=OPENAI_STYLE,
+        varies={"activation": GELUS},
+        normalisation="clip",
+        needs=("activation",),
+    ),
+    WITH_REGISTERS,
+    WITH_REGISTERS._replace(
+        marks=("cls_token", REGISTERS, SCALE), tower=VIT._replace(positions=""), style=ROTARY_STYLE
+    ),
+    TIMM,
+)
+MAE = TIMM._replace(
+    name="mae",
+    marks=("cls_token", "mask_token", "decoder_embed.weight"),
+    drops=(r"decoder_.*", "mask_token"),
+    interpolation="bicubic",
+    **EVAL_256,
+)
+IBOT = TIMM._replace(
+    name="ibot",
+    marks=("cls_token", "masked_embed"),
+    prefixes=("backbone.",),
+    roots=("teacher", "state_dict", "model"),  # of a checkpoint with student and teacher the teacher
+    drops=(r"head\..*", r"masked_embed", r"(proj|pred)?_?head.*"),
+    interpolation="ibot",
+    **EVAL_256,
+)
+DINO = IBOT._replace(name="dino", marks=("cls_token", "head.last_layer.weight_v"))

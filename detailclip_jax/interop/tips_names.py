@@ -1,4 +1,4 @@
-"""Parameter names of TIPS's and TIPSv2's published weights, and what is converted before they are read.
+"""Parameter names and layouts of TIPS's and TIPSv2's published weights, and what is converted before they are read.
 
 The image encoder and the text encoder are two files, NAME_vision.npz and NAME_text.npz, with the names of PyTorch
 modules. Layer scale, the scale of word embeddings, fixed text positions and the temperature have other forms here, so
@@ -13,10 +13,13 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float32
 
+from detailclip_jax.config.fields import MEAN
 from detailclip_jax.interop import dino_names, reference, tensor_files
 from detailclip_jax.interop.key_tables import StateDict, Table, within
-from detailclip_jax.interop.measure import Spec
-from detailclip_jax.runtime.weight_files import PART_SUFFIXES, TEXT, VISION, parts_in
+from detailclip_jax.interop.measure import Spec, Tower
+from detailclip_jax.interop.tensor_layout import TensorLayout
+from detailclip_jax.models.text import TextStyle
+from detailclip_jax.runtime.weight_files import PART_SUFFIXES, PARTS, TEXT, VISION, parts_in
 
 CONTEXT_LENGTH = 64  # of the published inference code
 MAX_TIMESCALE = 10_000
@@ -41,17 +44,17 @@ def plain_pair(tensors: StateDict) -> StateDict:
 
     Raises ValueError for a temperature that is not a positive number.
     """
-    found, embedding = NAMES.prepare(tensors), f"{TEXT}.token_embedding.weight"
-    temperature = np.asarray(found.pop(f"{TEXT}.temperature", np.float32(TEMPERATURE)), np.float32)
+    weights, embedding = NAMES.prepare(tensors), f"{TEXT}.token_embedding.weight"
+    temperature = np.asarray(weights.pop(f"{TEXT}.temperature", np.float32(TEMPERATURE)), np.float32)
     if f"{TEXT}.temperature" not in tensors:
         logging.warning("the text weights have no temperature; the logit scale starts at 1 / %g", TEMPERATURE)
     if temperature.size != 1 or not temperature > 0:
         raise ValueError(f"{TEXT}.temperature {temperature} is not a positive number")
-    if embedding in found:
-        width = found[embedding].shape[-1]
-        found[embedding] = np.asarray(found[embedding], np.float32) * np.float32(width**0.5)
-        found[f"{TEXT}.positional_embedding"] = positions(CONTEXT_LENGTH, width)
-    return found | {f"{TEXT}.logit_scale": -np.log(temperature.reshape(()))}
+    if embedding in weights:
+        width = weights[embedding].shape[-1]
+        weights[embedding] = np.asarray(weights[embedding], np.float32) * np.float32(width**0.5)
+        weights[f"{TEXT}.positional_embedding"] = positions(CONTEXT_LENGTH, width)
+    return weights | {f"{TEXT}.logit_scale": -np.log(temperature.reshape(()))}
 
 
 def positions(length: int, width: int) -> Float32[np.ndarray, "T D"]:
@@ -68,13 +71,51 @@ def pair_in(folder: Path) -> Mapping[str, Any] | None:
 
     Raises ValueError if there are several of a kind, or only one of the two.
     """
-    found = parts_in(folder)
-    if not any(found.values()):
+    files = parts_in(folder)
+    if not any(files.values()):
         return None
-    if any(len(paths) != 1 for paths in found.values()):
-        counts = " and ".join(f"{len(paths)} of NAME_{part}" for part, paths in found.items())
+    if any(len(paths) != 1 for paths in files.values()):
+        counts = " and ".join(f"{len(paths)} of NAME_{part}" for part, paths in files.items())
         raise ValueError(
             f"{folder} has {counts} ({', '.join(PART_SUFFIXES)}); a folder with one of each is read as a TIPS model, "
             "and the file of an image encoder alone by its own name"
         )
-    return {part: tensor_files.read(path) for part, (path,) in found.items()}
+    return {part: tensor_files.read(path) for part, (path,) in files.items()}
+
+
+def layout_of(gated: bool) -> TensorLayout:
+    """The layout of an image encoder alone: DINOv2's names, and two class tokens."""
+    return dino_names.layout_of(NAMES, True, gated)._replace(
+        class_tokens=2,
+        shared_with="dinov2",
+        normalisation="none",
+        filter="bilinear",
+        crop_ratio=1.0,
+        resize="squash",
+        interpolation="tips",
+    )
+
+
+def pair_layout(gated: bool) -> TensorLayout:
+    """The layout of both encoders."""
+    image = layout_of(gated)
+    marks = NAMES.registers, *([f"{NAMES.blocks}.0.{NAMES.gated[0]}.weight"] if gated else [])
+    keys = reference.CLIP_TEXT | {"joint": "positional_embedding"}
+    return image._replace(
+        method="clip",
+        marks=(*(f"{VISION}.{mark}" for mark in marks), f"{TEXT}.token_embedding.weight"),
+        tower=Tower(*(f"{VISION}.{key}" for key in image.tower[:3])),
+        table=pair_table,
+        text={name: f"{TEXT}.{key}" for name, key in keys.items()},
+        text_style=TextStyle(causal=False, pooling=MEAN),
+        text_activation="relu",
+        image_is_embedding=True,
+        mlps={
+            "mlp_width": f"{VISION}.{image.mlps['mlp_width']}",
+            "text_mlp_width": f"{TEXT}.transformer.resblocks.0.mlp.c_proj.weight",
+        },
+        parts=PARTS,
+        prepare=plain_pair,
+        shared_with="",
+        drops=(rf"{VISION}\.mask_token",),
+    )

@@ -18,7 +18,7 @@ from library_features import check_equal, image_tokens, inputs, ours
 from detailclip_jax import import_torch, interop
 from detailclip_jax.config.fields import TEXT_ACTIVATIONS
 from detailclip_jax.interop import hub, state_dicts, tensor_files
-from detailclip_jax.interop.layouts import NORMALISATIONS
+from detailclip_jax.interop.tensor_layout import NORMALISATIONS
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.positions import RECIPES
 from detailclip_jax.runtime import errors

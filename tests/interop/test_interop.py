@@ -16,7 +16,8 @@ from detailclip_jax import config as config_lib
 from detailclip_jax import interop
 from detailclip_jax.config.sizes import SIZES, Size
 from detailclip_jax.interop import key_tables, measure, own, state_dicts
-from detailclip_jax.interop.layouts import LAYOUTS, OPENAI_STYLE
+from detailclip_jax.interop.layouts import LAYOUTS
+from detailclip_jax.interop.timm_vit import OPENAI_STYLE
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models import stacking
 from detailclip_jax.models.cross_pool import NUM_HEADS

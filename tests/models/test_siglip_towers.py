@@ -16,7 +16,7 @@ from detailclip_jax.data.native import stacked
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import sticker_scenes, subject
 from detailclip_jax.interop import key_tables
-from detailclip_jax.interop.layouts import SIGLIP_TEXT
+from detailclip_jax.interop.huggingface import SIGLIP
 from detailclip_jax.models.attention_pool import AttentionPool
 from detailclip_jax.models.layers import ACTIVATIONS
 from detailclip_jax.models.text import TextStyle, TextTransformer
@@ -91,7 +91,7 @@ def test_a_state_dict_without_its_config_has_siglips_preprocessing():
         "std": (0.5,) * 3,
     }
     assert (config.model.image_style.activation, config.model.text_activation) == ("gelu_tanh", "gelu_tanh")
-    assert config.model.text_style.to_dict() == SIGLIP_TEXT._asdict()
+    assert config.model.text_style.to_dict() == SIGLIP.text_style._asdict()
     assert config.model.image_is_embedding and config.model.size == "custom"
     assert (config.model.context_length, config.model.vocab_size) == (CONTEXT, VOCABULARY)
 
@@ -358,7 +358,7 @@ def test_tanh_gelu_and_its_slope_are_jaxs():
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("style", [SIGLIP_TEXT._replace(pooling="eot"), TextStyle(pooling="last")])
+@pytest.mark.parametrize("style", [SIGLIP.text_style._replace(pooling="eot"), TextStyle(pooling="last")])
 def test_padding_has_an_effect_unless_the_encoder_is_causal_and_reads_the_end_token(style):
     assert not style.trims and TextStyle().trims
     encoder = TextTransformer(12, 2, 3, 6, 20, style=style)
