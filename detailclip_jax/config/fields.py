@@ -37,7 +37,7 @@ SLIP = "SLIP's, as in the paper"
 TEXT_ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh", "relu")
 ACTIVATIONS = (*TEXT_ACTIVATIONS, "swiglu")
 FILTERS = ("bicubic", "bilinear")
-POSITION_RECIPES = ("bicubic", "ibot", "timm", "tips")
+POSITION_RECIPES = ("bicubic", "ibot", "timm", "bilinear", "tips")
 
 RUN: Group = {
     "method": Field("detailclip", "method; the table METHODS of methods/ has them", "paper"),
@@ -431,15 +431,18 @@ IMAGE_STYLE: Group = {  # see models/vit.py; imported checkpoints can have other
     "patch_bias": Field(True, "whether the patch embedding has a bias", CODE),
     "pooling": Field(
         "cls",
-        "how the image's feature is computed: cls, mean, norm_of_mean or attention (SigLIP)",
+        "how the image's feature is computed: cls, mean, norm_of_mean, attention (SigLIP) or attention_with_cls (PE)",
         CODE,
-        choices=("cls", "mean", "norm_of_mean", "attention"),
+        choices=("cls", "mean", "norm_of_mean", "attention", "attention_with_cls"),
     ),
+    "pool_heads": Field(0, "heads of an attention pool with an MLP of four times the width; 0: as the blocks", CODE),
+    "final_norm": Field(True, "LayerNorm after the last block (PE-Spatial has none)", CODE),
     "positions": Field(
         "learnt",
-        "positions; learnt, sincos: fixed (MAE), or rotary: queries and keys are turned in every block (DINOv3)",
+        "positions; learnt, sincos: fixed (MAE), rotary: queries and keys are turned in every block (DINOv3), or "
+        "learnt_rotary: both (PE)",
         CODE,
-        choices=("learnt", "sincos", "rotary"),
+        choices=("learnt", "sincos", "rotary", "learnt_rotary"),
     ),
     "init": Field(
         "normal",
@@ -459,6 +462,7 @@ TEXT_STYLE: Group = {  # see models/text.py; imported checkpoints can have other
         choices=POOLED,
     ),
     "projection_bias": Field(False, "whether the text projection has a bias (SigLIP)", "CLIP"),
+    "end": Field(None, "id of the token whose feature eot takes (MetaCLIP 2); default: the largest", "CLIP", int),
 }
 MASKING: Group = {
     "strategy": Field(

@@ -48,9 +48,10 @@ def transform_of(config: ConfigDict) -> Transform:
     Raises ValueError for native images and rotary positions.
     """
     fields, size = config.preprocess, config.model.image_size
-    if fields.resize == NATIVE and config.model.image_style.positions == "rotary":
+    if fields.resize == NATIVE and config.model.image_style.positions.endswith("rotary"):
         raise ValueError(
-            "preprocess.resize 'native' needs positions in a table, but model.image_style.positions is 'rotary'; "
+            "preprocess.resize 'native' needs positions in a table alone, but model.image_style.positions is "
+            f"{config.model.image_style.positions!r}; "
             "set preprocess.resize to 'squash'"
         )
     side = math.floor(size / fields.crop_ratio + ROUNDING)

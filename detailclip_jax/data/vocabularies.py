@@ -4,7 +4,7 @@
 
 A file `tokenizer.json` is that of Hugging Face's library `tokenizers`, as in the folder of a SiglipModel. It says how
 texts are split and which tokens stand around them. A file `*.model` is that of the library `sentencepiece`, as TIPS
-publishes: the words alone.
+publishes: the words alone. A file `*.txt` is OpenVision's: pieces of words, as BERT has them.
 """
 
 import contextlib
@@ -50,13 +50,22 @@ class Pieces(NamedTuple):
 class FileTokenizer(Tokenizer):
     """Converts texts to the ids of a file, padded to the context length; a text that is too long keeps its end token.
 
-    `pooling` is that of the text encoder (`text_style`), `digest` that of the file in training, "" if no record has it.
-    The file is opened at the first text, or by `check`, so that a model that encodes images alone does without it.
+    `pooling` and `end` are those of the text encoder (`text_style`), `digest` that of the file in training, "" if no
+    record has it. The file is opened at the first text, or by `check`, so that a model that encodes images alone does
+    without it.
     """
 
-    def __init__(self, file: str, context_length: int, vocab_size: int, pooling: str, digest: str = ""):
+    def __init__(
+        self,
+        file: str,
+        context_length: int,
+        vocab_size: int,
+        pooling: str,
+        digest: str = "",
+        end: int | None = None,
+    ):
         super().__init__(context_length, vocab_size=vocab_size)
-        self.file, self.pooling, self.digest = file, pooling, digest
+        self.file, self.pooling, self.digest, self.end = file, pooling, digest, end
 
     def check(self) -> None:
         """Raises FileNotFoundError without the file, ValueError if it does not fit or its library is missing."""
@@ -76,9 +85,19 @@ class FileTokenizer(Tokenizer):
                 f"data.tokenizer {self.file} puts {num_around:,} tokens around a text, which leave no room for a word "
                 f"in {self.context_length}; give the file of the model's own tokenizer"
             )
-        # the pooling "eot" takes the first of the largest ids of a text for its end token, "mean" masks the id PAD
-        end = pieces.size - 1
-        if self.pooling == AT_EOT and (end not in pieces.after or end in pieces.before or pieces.padding > end):
+        # the pooling "eot" takes the first end token, by default the first of the largest ids; "mean" masks the id PAD
+        end = pieces.size - 1 if self.end is None else self.end
+        if self.pooling == AT_EOT and self.end is not None and (end not in pieces.after or end in pieces.before):
+            raise ValueError(
+                f"data.tokenizer {self.file}: texts are pooled at the end token {end}, but here the end is "
+                f"{pieces.after or 'none'} and the start {pieces.before or 'none'}; give the file of the model's own "
+                "tokenizer"
+            )
+        if (
+            self.pooling == AT_EOT
+            and self.end is None
+            and (end not in pieces.after or end in pieces.before or pieces.padding > end)
+        ):
             raise ValueError(
                 f"data.tokenizer {self.file}: text pooling 'eot' takes the largest id of a text for its end token, but "
                 f"here the largest is {end}, the end {pieces.after or 'none'}, the start {pieces.before or 'none'} and "
@@ -151,7 +170,8 @@ def tokenizer_of(config: ConfigDict, keep_eot: bool = True) -> Tokenizer:
             f"data.tokenizer {file} does not say which tokens stand around a text; give the model's tokenizer.json, "
             "which transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes"
         )
-    return FileTokenizer(file, model.context_length, model.vocab_size, pooling, config.data.tokenizer_digest)
+    digest, end = config.data.tokenizer_digest, model.text_style.end
+    return FileTokenizer(file, model.context_length, model.vocab_size, pooling, digest, end)
 
 
 def record(config: ConfigDict, keep_eot: bool = True) -> None:
@@ -337,7 +357,23 @@ def from_model(path: Path) -> Pieces:
     return Pieces(processor.encode, processor.decode, processor.get_piece_size(), (), (), PAD)
 
 
-READERS: dict[str, Callable[[Path], Pieces]] = {".json": from_json, ".model": from_model}
+def from_bert(path: Path) -> Pieces:
+    """OpenVision's vocab.txt, one piece a line: BERT's with [bos] and [eos]; a text ends with [eos] and padding."""
+    library = _library("tokenizers")
+    vocabulary = {piece: number for number, piece in enumerate(_content(path, MAX_BYTES).decode().splitlines())}
+    special = "[bos]", "[eos]", "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+    if lacking := [piece for piece in special if piece not in vocabulary]:
+        raise ValueError(f"data.tokenizer {path} lacks {', '.join(lacking)}; give the vocab.txt of the model")
+    start, end, padding = (vocabulary[piece] for piece in special[:3])
+    tokenizer = library.BertWordPieceTokenizer(vocabulary, lowercase=True)
+
+    def words(text: str) -> Sequence[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    return Pieces(words, tokenizer.decode, len(vocabulary), (start,), (end, padding), padding)
+
+
+READERS: dict[str, Callable[[Path], Pieces]] = {".json": from_json, ".model": from_model, ".txt": from_bert}
 
 
 def _library(name: str) -> Any:

@@ -77,9 +77,9 @@ def attention_of_heads(encoder: VisionTransformer, images: Float[Array, "B S S 3
     the values of a head sum to at most 1. An encoder with an attention pool gives one layer: the attention of the pool.
     """
     x, angles, layers = encoder.embed(images), encoder.angles(images), []
-    if encoder.style.pooling == "attention":
+    if encoder.style.has_pool:
         x, _ = run_blocks(encoder.blocks, x, angles=angles)
-        return cls_rows(*encoder.pool.query_and_key(encoder.norm(x)))[:, None]
+        return cls_rows(*encoder.pool.query_and_key(encoder.norm(x)))[:, None, :, encoder.num_class_tokens :]
     for block in encoder.blocks:  # type: ignore[attr-defined]
         query, key, _ = heads(block, x, angles)
         layers.append(cls_rows(query[:, 0], key)[..., encoder.num_class_tokens :])

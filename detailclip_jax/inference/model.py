@@ -59,6 +59,7 @@ from detailclip_jax.inference.readout_maps import (
 from detailclip_jax.methods.encode import Encode, encoders
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.vit import Style
 from detailclip_jax.runtime.files import read_bytes
 from detailclip_jax.training import checkpoint, ema
 from detailclip_jax.training.published_names import workdir_of
@@ -303,9 +304,10 @@ class Model:
         self.require("attention_heads")
         size, side = sizes.size_of(self.config.model), sizes.num_side_patches(self.config.model)
         batches = self._called(self._head_attention, self._views(images, "attention_heads"))
-        layers = 1 if self.config.model.image_style.pooling == "attention" else size.depth
-        empty = np.zeros((0, layers, size.num_heads, side**2), np.float32)
-        return np.concatenate([empty, *batches]).reshape(-1, layers, size.num_heads, side, side)
+        style = Style(**self.config.model.image_style)
+        layers, heads = (1, style.pool_heads or size.num_heads) if style.has_pool else (size.depth, size.num_heads)
+        empty = np.zeros((0, layers, heads, side**2), np.float32)
+        return np.concatenate([empty, *batches]).reshape(-1, layers, heads, side, side)
 
     def removed(self, images: Any, ratio: float | None = None) -> Bool[np.ndarray, "B side side"]:
         """Which patches token removal (section 3.2.3) takes away: True for those of the lowest CLS attention (eq. 9).

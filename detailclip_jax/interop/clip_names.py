@@ -1,8 +1,10 @@
-"""Parameter names and layouts of OpenAI's CLIP, Long-CLIP, open_clip, and of COSMOS and FLAIR, which extend it."""
+"""Parameter names and layouts of OpenAI's CLIP, Long-CLIP, open_clip, OpenVision, COSMOS and FLAIR."""
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from detailclip_jax.config.fields import AT_LAST
+from detailclip_jax.data.tokenizer import PAD
 from detailclip_jax.interop.key_tables import (
     CONV,
     LINEAR,
@@ -21,8 +23,11 @@ from detailclip_jax.interop.reference import CLIP_TEXT, logit_scale, text_block,
 from detailclip_jax.interop.tensor_layout import GELUS, WITH_CLS, TensorLayout
 from detailclip_jax.interop.timm_vit import OPENAI_STYLE, vit
 from detailclip_jax.models.positions import KEPT
+from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.vit import Style
 
+BERT_CLS = 101  # the id of [CLS] in BERT's vocabulary
+OPENVISION_LENGTH = 80  # tokens of a text
 POSITIONS, LATER_POSITIONS = "positional_embedding", "positional_embedding_res"  # of texts
 COSMOS_PARTS = COSMOS_STUDENT, COSMOS_TEACHER = "student", "teacher"
 COSMOS_UNUSED = (
@@ -33,13 +38,13 @@ COSMOS_UNUSED = (
 FLAIR_IMAGE_PROJECTION, FLAIR_TEXT_PROJECTION, FLAIR_POOL = "image_post.proj", "text_post.proj", "visual_proj"
 
 
-def image(depth: int, projection: str = "visual.proj") -> list[Entry]:
+def image(depth: int, projection: str = "visual.proj", pre_norm: bool = True) -> list[Entry]:
     """CLIP's own ViT: norms before and after the blocks, a patch embedding without bias."""
     return [
         Entry("image/cls_token", "visual.class_embedding", SAME),
         Entry("image/positions", "visual.positional_embedding", SAME),
         Entry("image/patch_embed/kernel", "visual.conv1.weight", CONV),
-        *norm("image/pre_norm", "visual.ln_pre"),
+        *(norm("image/pre_norm", "visual.ln_pre") if pre_norm else []),
         *numbered(depth, text_block, "image", "visual.transformer.resblocks"),
         *norm("image/norm", "visual.ln_post"),
         Entry("image_projection/proj/kernel", projection, SAME),
@@ -75,6 +80,27 @@ def joined_positions(tensors: StateDict) -> StateDict:
     if first.shape != later.shape:
         raise ValueError(f"{POSITIONS} has shape {first.shape}, but {LATER_POSITIONS} {later.shape}")
     return weights | {POSITIONS: np.concatenate([first[:KEPT], later[KEPT:]])}
+
+
+def openvision_table(spec: Spec) -> Table:
+    """OpenVision 1, as its authors converted it for open_clip."""
+    return Table([*image(spec.size.depth, pre_norm=False), *text(spec.size.text_depth)])
+
+
+def without_last_token(tensors: StateDict) -> StateDict:
+    """OpenVision's weights for texts that end with padding: every text there ends with [CLS], at the last position.
+
+    Its embedding, less that of padding, is added to the position.  Raises ValueError for texts of another length: CLIPA
+    has the same names, and other texts.
+    """
+    words, positions = (np.asarray(tensors.get(key, 0), np.float32) for key in ("token_embedding.weight", POSITIONS))
+    if words.ndim != 2 or positions.ndim != 2 or len(words) <= BERT_CLS:  # the check of the names reports it
+        return tensors
+    if len(positions) != OPENVISION_LENGTH:
+        raise ValueError(
+            f"{POSITIONS} has {len(positions)} rows; OpenVision has {OPENVISION_LENGTH}; CLIPA is not read"
+        )
+    return {**tensors, POSITIONS: np.vstack([positions[:-1], positions[-1:] + words[BERT_CLS] - words[PAD]])}
 
 
 def timm_tower_table(spec: Spec) -> Table:
@@ -170,6 +196,24 @@ OPEN_CLIP_OF_TIMM = OPEN_CLIP._replace(
     same_activation=False,
     needs=("text_activation",),
 )
+OPENVISION = OPEN_CLIP._replace(
+    name="openvision",
+    marks=("visual.class_embedding", "visual.ln_post.weight", "visual.proj", POSITIONS),
+    lacks=("visual.ln_pre.weight",),
+    table=openvision_table,
+    style=Style(patch_bias=False, pooling="norm_of_mean"),
+    text_style=TextStyle(norm_eps=1e-6, causal=False, pooling=AT_LAST),
+    text_activation="gelu_tanh",
+    varies={},
+    same_activation=False,
+    prepare=without_last_token,
+    normalisation="imagenet",
+    filter="bilinear",
+    resize="squash",
+    interpolation="bicubic",
+    needs=(),
+    read_only=True,
+)
 FLAIR = OPENAI._replace(
     name="flair",
     method="flair",
@@ -186,7 +230,7 @@ COSMOS = FLAIR._replace(
     name="cosmos",
     method="cosmos",
     marks=("student.visual.class_embedding", "student.visual.attn_cross_pool.ln_q.weight", "teacher.visual.proj"),
-    tower=Tower(*(f"{COSMOS_STUDENT}.{key}" for key in OPENAI.tower[:3])),
+    tower=OPENAI.tower.within(COSMOS_STUDENT),
     table=cosmos_table,
     text={name: f"{COSMOS_STUDENT}.{key}" for name, key in CLIP_TEXT.items()},
     interpolation="ibot",

@@ -257,6 +257,7 @@ def layout_of(names: Names, registers: bool, gated: bool) -> TensorLayout:
         shared_with="tips" if registers and names.registers == DINOV2.registers else "",
         read_only=True,
         class_tokens=1 + NUM_REGISTERS * registers,
+        registers=names.registers if registers else "",
         drops=DROPS,
         **usual,
     )

@@ -25,7 +25,7 @@ from detailclip_jax.interop.key_tables import (
     numbered,
     within,
 )
-from detailclip_jax.interop.measure import Spec, Tower
+from detailclip_jax.interop.measure import Spec
 from detailclip_jax.interop.tensor_layout import EVAL_256, TensorLayout
 from detailclip_jax.models.image_blocks import NUM_BLOCKS
 from detailclip_jax.runtime.weight_files import PART_SUFFIXES
@@ -123,7 +123,7 @@ def layout() -> TensorLayout:
         name="dinotxt",
         method="dinotxt",
         marks=(f"{HEAD}.ln_final.weight", f"{TEXT}.token_embedding.weight"),
-        tower=Tower(f"{IMAGE}.{image.tower.kernel}", "", f"{IMAGE}.{image.tower.blocks}"),
+        tower=image.tower.within(IMAGE),
         table=table,
         text={
             "blocks": f"{TEXT}.blocks",

@@ -30,6 +30,8 @@ TIMM = {  # patch, width, depth, heads -> architecture registered by timm, all a
     (16, 1024, 24, 16): "vit_large_patch16_224",
 }
 TIMM_MARKS = {"quick_gelu": "_clip_quickgelu_", "gelu": "_clip_"}  # of ViTs with a norm before the blocks
+# Beginnings of the names of timm's SigLIPs with the tanh form of GELU; the others have the exact one.
+TIMM_TANH = ("vit_base_patch32_siglip", "vit_giantopt", "vit_large_patch16_siglip_512", "vit_so400m_patch16_siglip")
 TIMM_POOLINGS = {
     "cls": {"global_pool": "token"},
     "mean": {"global_pool": "avg", "fc_norm": False},
@@ -48,11 +50,13 @@ NO_CLIP = "this is a VisionTextDualEncoderModel, not a CLIPModel; load it with t
 HIDDEN_ACTS = {"gelu_tanh": "gelu_pytorch_tanh"}  # our names of activations, where transformers has others
 TRUNK = "trunk"  # folder with the config of an image encoder that timm does not register
 LOCAL = "local-dir:"  # begins a timm_model_name that is a folder
-SIGLIP_FILES = "SigLIP is read from the folder of transformers' SiglipModel, or big_vision's file"
 SIGLIP, NAFLEX, DUAL_ENCODER = "siglip", "siglip2", "vision-text-dual-encoder"
 DINO_KINDS = ("dinov2", "dinov2_with_registers", "dinov3_vit")  # model_type of image encoders alone
-KINDS = (None, "clip", SIGLIP, "siglip_model", NAFLEX, DUAL_ENCODER)  # model_type of a supported config.json
-TEXT_KINDS = (None, "clip_text_model")
+METACLIP_2, TIPS_2, FG_CLIP_2 = "metaclip_2", "tipsv2", "fgclip2"
+SIGLIPS = (SIGLIP, "siglip_model", NAFLEX, FG_CLIP_2)
+KINDS = (None, "clip", METACLIP_2, TIPS_2, *SIGLIPS, DUAL_ENCODER)  # supported model_type of a config.json
+TEXT_KINDS = (None, "clip_text_model", "metaclip_2_text_model")
+OWN_VOCABULARY = (METACLIP_2, TIPS_2, *SIGLIPS)  # kinds whose tokenizer.json is part of the model
 CLIP_USUAL, VIT_USUAL, SIGLIP_USUAL = (  # activation and epsilon of transformers, for a config.json without them
     ("quick_gelu", 1e-5),
     ("gelu", 1e-12),
@@ -137,12 +141,19 @@ def _sidecar_options(file: Path) -> dict[str, Any]:
         # An earlier export into the same folder may have left a trunk that this config does not name.
         if str(image.get("timm_model_name")).startswith(LOCAL) and trunk.exists():
             options |= {"num_heads": _json(trunk).get("model_args", {}).get("num_heads")}
+        text = content.get("model_cfg", content).get("text_cfg", {})
+        file = folder / (hub_vocabulary.TOKENIZER if text.get("proj_bias") else "vocab.txt")  # of SigLIP, of OpenVision
+        if text.get("pool_type") == "last" and file.is_file():
+            options["tokenizer"] = str(file)
         return options | vocabulary
     if "pretrained_cfg" in content:  # timm's config.json
         return timm_options(content) | {"interpolation": "timm"}
     preprocessors = [_json(folder / name) for name in (PREPROCESSOR, PROCESSOR) if (folder / name).exists()]
     preprocessor = preprocessors[0] if preprocessors else {}  # newer versions: an entry of the processor's config
-    return huggingface_options(content, preprocessor.get("image_processor", preprocessor)) | vocabulary
+    options, tokenizer = {}, folder / hub_vocabulary.TOKENIZER
+    if content.get("model_type") in OWN_VOCABULARY and tokenizer.is_file():
+        options["tokenizer"] = str(tokenizer)
+    return huggingface_options(content, preprocessor.get("image_processor", preprocessor)) | options | vocabulary
 
 
 def config_beside(file: Path) -> Path | None:
@@ -180,17 +191,24 @@ def open_clip_options(content: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `interop.load` from an open_clip_config.json; raises ValueError for unsupported encoders."""
     model = content.get("model_cfg", content)
     image, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
-    others = {"hf_model_name", "no_causal_mask", "embed_cls", "proj_bias", "norm_kwargs", "act_kwargs"}
+    is_siglip = text.get("no_causal_mask") and text.get("proj_bias") and text.get("pool_type") == "last"
+    others = {"hf_model_name", "embed_cls"}
+    is_last = text.get("pool_type") == "last"  # SigLIP's and OpenVision's
+    others |= {"proj_bias"} if is_last and not is_siglip else set()
+    others |= set() if is_last else {"no_causal_mask", "proj_bias", "norm_kwargs", "act_kwargs"}
     if unknown := others & {name for name, value in text.items() if value}:
-        of_siglip = f"; {SIGLIP_FILES}" if "proj_bias" in unknown else ""
-        raise ValueError(f"unsupported text encoder of open_clip: {sorted(unknown)}{of_siglip}")
-    if (pooling := text.get("pool_type", "argmax")) != "argmax":  # CLIP's: at the largest id of a text
+        raise ValueError(
+            f"unsupported text encoder of open_clip: {sorted(unknown)}; supported: those of CLIP, SigLIP and OpenVision"
+        )
+    if not is_last and (pooling := text.get("pool_type", "argmax")) != "argmax":  # at the largest id of a text
         raise ValueError(f"unsupported text pooling of open_clip: pool_type {pooling!r}; supported: argmax")
+    timm, name = "timm_model_name" in image, str(image.get("timm_model_name"))
     activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
-    timm = "timm_model_name" in image
+    image_activation = activation if not timm else timm_gelu(name) if "siglip" in name else None
+    tanh = is_last and (text.get("act_kwargs") or {}).get("approximate") == "tanh"
     poolings, usual = (TRUNK_POOLINGS, {"timm_pool": "avg"}) if timm else (OPEN_CLIP_POOLINGS, {"pool_type": "tok"})
     pooling, (field,) = _entry_of(poolings, stated := {**usual, **image}), usual
-    if pooling is None:
+    if pooling is None and not (timm and stated[field] == "map"):  # the tensors show a pool
         supported = ", ".join(dict.fromkeys(entries[field] for entries in poolings.values()))
         raise ValueError(f"unsupported image pooling of open_clip: {stated[field]!r}; supported: {supported}")
     if not timm and image.get("act_kwargs"):
@@ -198,8 +216,9 @@ def open_clip_options(content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "num_heads": None if timm else image["width"] // image.get("head_width", 64),
         "text_heads": text.get("heads", 8),
-        "activation": None if timm else activation,
-        "text_activation": activation,
+        "activation": image_activation,
+        "text_activation": "gelu_tanh" if tanh else activation,
+        "text_norm_eps": (text.get("norm_kwargs") or {}).get("eps"),
         "pooling": pooling,
         "norm_eps": None if timm else (image.get("norm_kwargs") or {}).get("eps"),
         **OPEN_CLIP_PIXELS.read(content.get("preprocess_cfg", {})),
@@ -214,15 +233,21 @@ def _known_as(names: Mapping[str, str], theirs: str | None) -> str | None:
     return {other: ours for ours, other in names.items()}.get(theirs or "", theirs)
 
 
+def timm_gelu(architecture: str) -> str:
+    """The activation of an image encoder of SigLIP in timm."""
+    return "gelu_tanh" if architecture.startswith(TIMM_TANH) else "gelu"
+
+
 def timm_options(content: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `interop.load` from timm's config.json."""
     stated, arguments = content["pretrained_cfg"], content.get("model_args") or {}
     architecture = content.get("architecture") or ""
-    by_name = (activation for activation, mark in TIMM_MARKS.items() if mark in architecture)
+    by_name = [activation for activation, mark in TIMM_MARKS.items() if mark in architecture]
+    by_name += [timm_gelu(architecture)] if "siglip" in architecture else []
     return {
         "pooling": _entry_of(TIMM_POOLINGS, arguments),  # without one the tensors show it
         "num_heads": arguments.get("num_heads"),
-        "activation": arguments.get("act_layer") or next(by_name, None),  # other layouts have a usual one
+        "activation": arguments.get("act_layer") or next(iter(by_name), None),  # other layouts have a usual one
         **TIMM_PIXELS.read(stated),
         "image_size": stated["input_size"][-1] if "_dinov3" in architecture else None,  # no positions show it
     }
@@ -245,9 +270,14 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
     if kind in DINO_KINDS:
         return dino_options(content, preprocessor)
     if kind not in KINDS:
-        kinds = ", ".join(("clip", SIGLIP, NAFLEX, DUAL_ENCODER, *DINO_KINDS))
+        kinds = ", ".join(("clip", METACLIP_2, TIPS_2, FG_CLIP_2, SIGLIP, NAFLEX, DUAL_ENCODER, *DINO_KINDS))
         raise ValueError(f"unsupported model_type of {HUGGINGFACE}: {kind!r}; supported: {kinds}")
-    is_siglip, is_vit = kind in (SIGLIP, "siglip_model", NAFLEX), image.get("model_type") == "vit"
+    is_siglip, is_vit = kind in SIGLIPS, image.get("model_type") == "vit"
+    if kind == TIPS_2:
+        options = _tower_options(image, 12, "gelu", 1e-6) | {"activation": None}  # gates show in the tensors
+        texts = _tower_options(text, 12, "relu", 1e-5)
+        texts = {"text_heads": texts["num_heads"], "text_activation": texts["activation"]}
+        return options | texts | _huggingface_pixels(preprocessor)
     if not is_siglip and (text_kind := text.get("model_type")) not in TEXT_KINDS:
         raise ValueError(
             f"unsupported text encoder of {HUGGINGFACE}: model_type {text_kind!r}; supported: clip_text_model"
@@ -258,7 +288,8 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
     images = _tower_options(image, 12, *(VIT_USUAL if is_vit else of_text))
     texts = _tower_options(text, 12 if is_siglip else 8, *of_text)
     end = text.get("eos_token_id")
-    usual_ends = (LEGACY_END, text.get("vocab_size", VOCAB_SIZE) - 1)  # the largest id of a text, as in CLIP's
+    usual_ends = [text.get("vocab_size", VOCAB_SIZE) - 1]  # the largest id of a text, as in CLIP's
+    usual_ends += [LEGACY_END] if kind != METACLIP_2 else []
     return {
         **images,
         "text_heads": texts["num_heads"],
@@ -267,6 +298,7 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
         TEXT_END: None if is_siglip or end in usual_ends else end,
         "max_patches": preprocessor.get("max_num_patches"),
         **_huggingface_pixels(preprocessor),
+        **({"resize": "squash", "crop_ratio": 1.0} if "FGCLIPModel" in (content.get("architectures") or ()) else {}),
     }
 
 
@@ -305,8 +337,8 @@ def _huggingface_pixels(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     number, size = preprocessor.get("resample"), preprocessor.get("size")
     names = dict(enumerate(PIL_FILTERS)) | {None: None}
     options = {
-        "mean": preprocessor.get("image_mean"),
-        "std": preprocessor.get("image_std"),
+        "mean": preprocessor.get("image_mean") if preprocessor.get("do_normalize", True) else [0.0, 0.0, 0.0],
+        "std": preprocessor.get("image_std") if preprocessor.get("do_normalize", True) else [1.0, 1.0, 1.0],
         "resize_filter": names.get(number, str(number)),  # an unknown number causes an error later
     }
     if size is None:

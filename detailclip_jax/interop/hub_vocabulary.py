@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config.fields import AT_EOT
 from detailclip_jax.data.tokenizer import PAD
 from detailclip_jax.data.vocabularies import CLIP, digest_of, pieces_of, tokenizer_of
+from detailclip_jax.runtime import extras
 from detailclip_jax.runtime.files import replace_text, written_atomically
 
 KEY = "vocabulary"  # of cards, configs and signature.json
@@ -30,6 +31,8 @@ def end_of(config: ConfigDict) -> int:
 
     Raises FileNotFoundError without the tokenizer's file, ValueError if it is not that of the training.
     """
+    if config.model.text_style.end is not None:
+        return config.model.text_style.end
     if not is_own(config) or config.model.text_style.pooling != AT_EOT:
         return config.model.vocab_size - 1
     tokenizer_of(config).check()
@@ -89,9 +92,8 @@ def tokenizer_config(config: ConfigDict) -> dict[str, Any]:
     A text is filled with the token of the file, or with the end token if the id that fills it has no text: tokens after
     the first end token are ignored.
     """
-    from tokenizers import Tokenizer
-
-    library, pieces = Tokenizer.from_file(config.data.tokenizer), pieces_of(config.data.tokenizer)
+    tokenizers = extras.load("tokenizers", "data.tokenizer needs the library tokenizers", package="tokenizers")
+    library, pieces = tokenizers.Tokenizer.from_file(config.data.tokenizer), pieces_of(config.data.tokenizer)
     end = library.id_to_token(end_of(config))
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -28,7 +28,7 @@ def resize(
     side, num_cls = image_size // patch_size, spec_of(config.model).style.num_cls
     grid = grid or (old // patch_size, old // patch_size)
     if grid != (side, side) and config.model.image_style.positions != "rotary":
-        kernel = "bilinear" if recipe == "tips" else "bicubic"
+        kernel = "bilinear" if recipe in ("bilinear", "tips") else "bicubic"
         how = kernel if recipe == kernel else f"{kernel}, as {recipe} does"
         height, width = (count * patch_size for count in grid)
         shown = f"{height}" if height == width else f"{height} x {width}"

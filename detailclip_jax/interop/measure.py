@@ -47,6 +47,11 @@ class Tower(NamedTuple):
     blocks: str
     num_cls: int = 1
 
+    def within(self, part: str) -> "Tower":
+        """The same keys in a checkpoint with several state dicts."""
+        positions = f"{part}.{self.positions}" if self.positions else ""
+        return Tower(f"{part}.{self.kernel}", positions, f"{part}.{self.blocks}", self.num_cls)
+
 
 def num_blocks(keys: Iterable[str], prefix: str) -> int:
     """The number of blocks `prefix`.0, `prefix`.1, ...; raises ValueError if there are none."""

@@ -64,8 +64,8 @@ def load(
         encoders(model, config).image(variables["params"], images)
 
     Without `layout`, it is inferred from the names of the tensors. An image encoder of TIPS alone needs "tips", one of
-    DINOv2 with registers "dinov2": both have the same names. Sizes are inferred from the shapes. `options` supply what
-    neither the shapes nor a config file in the same folder state:
+    DINOv2 with registers "dinov2": both have the same names. Of FG-CLIP's text sides the short one is taken. Sizes are
+    inferred from the shapes. `options` supply what neither the shapes nor a config file in the same folder state:
 
         num_heads, text_heads          default: the usual number for the width
         decoder_heads                  of DetailCLIP's decoder; default: 16, or 4 for narrow ones
@@ -80,8 +80,8 @@ def load(
         image_size                     interpolates the positions to another image size, now and for good
         tokenizer                      file of the model's own vocabulary, see the field data.tokenizer
         interpolation                  of positions, to `image_size` and to other sizes later: "bicubic" | "ibot" |
-                                       "timm" | "tips", see models.positions.RECIPES; default: that of the model's own
-                                       code, and "bicubic" where it has none (OpenAI, SLIP's family)
+                                       "timm" | "bilinear" | "tips", see models.positions.RECIPES; default: that of the
+                                       model's own code, and "bicubic" where it has none (OpenAI, SLIP's family)
 
     For the layouts of DetailCLIP and A-CLIP, the config has the settings of their published code (`reference_preset`).
     A `mask_ratio` among the flags in such a file is the share of patches that is kept; masking.ratio, the share that is
@@ -194,7 +194,7 @@ def choose(tensors: Any, name: str | None) -> tuple[TensorLayout, dict[str, np.n
         raise ValueError("the file was not written by `export --to=safetensors`; choose another --from")
     for layout in candidates:
         state_dict = _state_dict(tensors, layout)
-        if all(mark in state_dict for mark in layout.marks):
+        if layout.fits(state_dict):
             if name is None and layout.shared_with:
                 raise ValueError(
                     f"the tensor names are those of layout {layout.name!r}, but also of {layout.shared_with!r}; give "
@@ -202,10 +202,6 @@ def choose(tensors: Any, name: str | None) -> tuple[TensorLayout, dict[str, np.n
                 )
             return layout, _only_tensors(state_dict)
     state_dict = _only_tensors(_state_dict(tensors, candidates[-1]))
-    if any(key.endswith("attn_pool.latent") for key in state_dict):
-        raise ValueError(
-            f"image encoders of timm and open_clip with an attention pool are not read; {hub.SIGLIP_FILES}"
-        )
     if name is None:
         raise ValueError(f"no known layout has the tensors {_list(state_dict)}; known layouts: {', '.join(NAMES)}")
     return candidates[-1], state_dict
@@ -258,7 +254,7 @@ def config_of(layout: TensorLayout, spec: Spec, options: Mapping[str, Any]) -> C
     config = default()
     config.method = layout.method
     write_spec(spec, config.model)
-    config.model.class_tokens = layout.class_tokens
+    config.model.class_tokens = spec.class_tokens
     config.model.interpolation = options.get("interpolation", layout.interpolation)
     config.model.freeze_patch_embed = layout.method in ("detailclip", "aclip")
     config = preprocessing.changed(config, preprocess_of(layout, options))
@@ -280,8 +276,10 @@ def _set_tokenizer(config: ConfigDict, options: Mapping[str, Any]) -> None:
     Raises ValueError for a file that does not fit, and without one if a card states a vocabulary other than CLIP's or a
     config another end token.
     """
-    stated = options.get(hub_vocabulary.KEY, {})
+    stated, end = options.get(hub_vocabulary.KEY, {}), options.get(hub.TEXT_END)
     if "tokenizer" in options:
+        if end is not None and end != vocabularies.pieces_of(str(options["tokenizer"])).size - 1:
+            config.model.text_style.end = end
         config.data.tokenizer = str(options["tokenizer"])
         config.data.tokenizer_digest = stated.get("digest", config.data.tokenizer_digest)
         vocabularies.record(config)
@@ -290,12 +288,11 @@ def _set_tokenizer(config: ConfigDict, options: Mapping[str, Any]) -> None:
             f"the texts of this model are tokenized by the file {stated['file']} (digest {stated['digest']}), and not "
             "by CLIP's tokenizer; give --tokenizer=FILE, the path of that file here"
         )
-    end = options.get(hub.TEXT_END)
     if end is not None and end != hub_vocabulary.end_of(config):
         raise ValueError(
             f"this text encoder pools at eos_token_id {end}, but the last token of a text is "
             f"{hub_vocabulary.end_of(config)} by data.tokenizer {config.data.tokenizer!r}; give --tokenizer=FILE, the "
-            "tokenizer.json of the model; its end token must be its largest id"
+            "tokenizer.json of the model"
         )
 
 
@@ -448,7 +445,7 @@ def layout_for(config: ConfigDict, name: str) -> TensorLayout:
     spec = spec_of(config.model)
     fitting = [layout for layout in candidates if not layout.refused(spec)]
     if not fitting:
-        general = [layout for layout in LAYOUTS if layout.name in ("open_clip", "huggingface")]
+        general = [row for row in LAYOUTS if row.name in ("open_clip", "huggingface") and not row.read_only]
         formats = {layout.name for layout in general if not layout.refused(spec)}
         recipe = f", as configs/beyond/{name}.py has" if name in ("cosmos", "flair") else ""
         needs = min((layout.refused(spec) for layout in candidates), key=len)

@@ -40,10 +40,11 @@ NORMALISATIONS = {
 class TensorLayout(NamedTuple):
     """The tensor names of one kind of model.
 
-    `marks` are keys that only this layout and the models of `shared_with` have. `drops` are patterns of keys that
-    belong to the layout but have no use in our networks. `style` and `text_activation` are those of a file that does
-    not state them; `varies` lists the other values that the layout has a place for, by field of `style` and
-    "text_activation". `shared_with` names a layout with the same keys: one of the two must be given.
+    `marks` are keys that only this layout and the models of `shared_with` have; `lacks` are keys that it has not.
+    `drops` are patterns of keys that belong to the layout but have no use in our networks. `style` and
+    `text_activation` are those of a file that does not state them; `varies` lists the other values that the layout has
+    a place for, by field of `style` and "text_activation". `shared_with` names a layout with the same keys: one of the
+    two must be given.
     """
 
     name: str
@@ -74,7 +75,9 @@ class TensorLayout(NamedTuple):
     shared_with: str = ""
     read_only: bool = False  # whether no model is written in it
     class_tokens: int = 1  # of its image encoders
+    registers: str = ""  # key of the further class tokens, by which they are counted
     drops: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()  # options that cannot be inferred from the tensors
     crops: Mapping[str, Mapping[str, Any]] = {}  # crops of its method in addition to "large", see config.crop
     published: Callable[[ConfigDict], ConfigDict] = lambda config: config  # sets the choices of its published code
@@ -86,6 +89,10 @@ class TensorLayout(NamedTuple):
         for prefix in ("_orig_mod.", "module.", "_orig_mod.", *self.prefixes):
             key = key.removeprefix(prefix)
         return key
+
+    def fits(self, keys: Collection[str]) -> bool:
+        """Whether the keys of a state dict are this layout's."""
+        return all(mark in keys for mark in self.marks) and not any(key in keys for key in self.lacks)
 
     def drops_key(self, key: str) -> bool:
         """Whether the tensor has no use in our networks."""
@@ -122,7 +129,7 @@ class TensorLayout(NamedTuple):
             options.get("text_activation") or options.get("activation") or self.text_activation,
             self.text_style._replace(**eps),
             self.image_is_embedding,
-            self.class_tokens,
+            1 + shapes[self.registers][-2] if len(shapes.get(self.registers, ())) > 1 else self.class_tokens,
         )
 
     def refused(self, spec: Spec) -> list[str]:

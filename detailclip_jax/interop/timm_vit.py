@@ -75,6 +75,14 @@ def without_registers(count: int) -> Transform:
     return Transform(into, lambda table: np.insert(table, [1] * count, 0, 0)[None])
 
 
+def join_pool(weights: dict[str, np.ndarray], pool: str, joined: str) -> None:
+    """Replaces query and key-value of timm's attention pool by one tensor, as in PyTorch's MultiheadAttention."""
+    for kind in ("weight", "bias"):
+        keys = [f"{pool}.{name}.{kind}" for name in ("q", "kv")]
+        if all(key in weights for key in keys):
+            weights[f"{joined}.in_proj_{kind}"] = np.concatenate([weights.pop(key) for key in keys])
+
+
 def vit_table(spec: Spec) -> Table:
     """An image encoder alone; fixed positions, as in MAE, are computed from the sizes."""
     side, kind = spec.image_size // spec.size.patch_size, spec.style.positions

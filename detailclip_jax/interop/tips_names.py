@@ -16,13 +16,14 @@ from jaxtyping import Float32
 from detailclip_jax.config.fields import MEAN
 from detailclip_jax.interop import dino_names, reference, tensor_files
 from detailclip_jax.interop.key_tables import StateDict, Table, within
-from detailclip_jax.interop.measure import Spec, Tower
+from detailclip_jax.interop.measure import Spec
 from detailclip_jax.interop.tensor_layout import TensorLayout
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.runtime.weight_files import PART_SUFFIXES, PARTS, TEXT, VISION, parts_in
 
 CONTEXT_LENGTH = 64  # of the published inference code
 MAX_TIMESCALE = 10_000
+HF_VISION, HF_TEXT = "vision_encoder", "text_encoder"  # of transformers' Tipsv2Model
 TEMPERATURE = 0.07  # at which our training starts; for text weights without one
 NAMES = dino_names.DINOV2._replace(model="TIPS")  # the second class token, which has no position, is a register there
 vision_table = dino_names.table_in(NAMES, registers=True)
@@ -55,6 +56,16 @@ def plain_pair(tensors: StateDict) -> StateDict:
         weights[embedding] = np.asarray(weights[embedding], np.float32) * np.float32(width**0.5)
         weights[f"{TEXT}.positional_embedding"] = positions(CONTEXT_LENGTH, width)
     return weights | {f"{TEXT}.logit_scale": -np.log(temperature.reshape(()))}
+
+
+def plain_hf_pair(tensors: StateDict) -> StateDict:
+    """The same of the file of transformers' Tipsv2Model, which it writes with `c_fc` for `fc1` of images."""
+    renamed = {}
+    for key, value in tensors.items():
+        if key.startswith(f"{HF_VISION}."):
+            key = key.replace(HF_VISION, VISION).replace("mlp.c_fc", "mlp.fc1").replace("mlp.c_proj", "mlp.fc2")
+        renamed[key.replace(f"{HF_TEXT}.", f"{TEXT}.")] = value
+    return plain_pair({f"{TEXT}.{key}" if key == "temperature" else key: value for key, value in renamed.items()})
 
 
 def positions(length: int, width: int) -> Float32[np.ndarray, "T D"]:
@@ -104,7 +115,7 @@ def pair_layout(gated: bool) -> TensorLayout:
     return image._replace(
         method="clip",
         marks=(*(f"{VISION}.{mark}" for mark in marks), f"{TEXT}.token_embedding.weight"),
-        tower=Tower(*(f"{VISION}.{key}" for key in image.tower[:3])),
+        tower=image.tower.within(VISION),
         table=pair_table,
         text={name: f"{TEXT}.{key}" for name, key in keys.items()},
         text_style=TextStyle(causal=False, pooling=MEAN),
@@ -115,7 +126,21 @@ def pair_layout(gated: bool) -> TensorLayout:
             "text_mlp_width": f"{TEXT}.transformer.resblocks.0.mlp.c_proj.weight",
         },
         parts=PARTS,
+        registers=f"{VISION}.{NAMES.registers}",
         prepare=plain_pair,
         shared_with="",
         drops=(rf"{VISION}\.mask_token",),
+    )
+
+
+def hf_pair_layout(gated: bool) -> TensorLayout:
+    """The layout of transformers' Tipsv2Model."""
+    pair = pair_layout(gated)
+    names = {VISION: HF_VISION, TEXT: HF_TEXT}
+    parts = [mark.partition(".") for mark in pair.marks]
+    return pair._replace(
+        name="huggingface",
+        marks=("temperature", *(f"{names[part]}.{name}" for part, _, name in parts)),
+        parts=(),
+        prepare=plain_hf_pair,
     )

@@ -50,6 +50,19 @@ def rotary_angles(
     return angles.reshape(*angles.shape[:-2], -1)
 
 
+def grid_angles(places: Int[np.ndarray, "N 2"], head_width: int) -> Float[np.ndarray, "N a"]:
+    """Computes PE's angles, a = d / 2 for heads of width d, of patches at `places` (row, column):
+
+    [x w_k, y w_k],  w_k = 10000^(-4 k / d), k < d / 4
+
+    Raises ValueError for a width of heads that is not divisible by 4.
+    """
+    if head_width % 4:
+        raise ValueError(f"rotary positions need heads of a width divisible by 4, not {head_width}")
+    frequency = 10000.0 ** (-4 * np.arange(head_width // 4) / head_width)
+    return (places[:, ::-1, None] * frequency).reshape(len(places), -1).astype(np.float32)
+
+
 def interpolate(
     positions: Float[Array, "M D"],
     grid: int | tuple[int, int],
@@ -101,6 +114,12 @@ def cubic(distance: float, a: float = SHARPNESS) -> float:
     if distance <= 1:
         return (a + 2) * distance**3 - (a + 3) * distance**2 + 1
     return a * distance**3 - 5 * a * distance**2 + 8 * a * distance - 4 * a
+
+
+def bilinear_matrix(old: int, new: int) -> np.ndarray:
+    """Builds the bilinear interpolation matrix [new, old] of one axis; cells beyond the border are clamped to it."""
+    centres = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    return np.maximum(1 - np.abs(centres[:, None] - np.arange(old)), 0).astype(np.float32)
 
 
 def antialiased_matrix(old: int, new: int) -> Array:
@@ -179,5 +198,6 @@ RECIPES: dict[str, Callable[[int, int], np.ndarray | Array]] = {
     "bicubic": cubic_matrix,  # PyTorch's interpolate(size=..., mode="bicubic")
     "ibot": lambda old, new: cubic_matrix(old, new, 0.1),  # DINO, iBOT, COSMOS: scale_factor=(new + .1) / old
     "timm": antialiased_matrix,  # timm's resample_abs_pos_embed, open_clip: PyTorch's with antialias=True
+    "bilinear": bilinear_matrix,  # PyTorch's mode="bilinear": PE's code
     "tips": linear_matrix,  # TIPS's code: PyTorch's mode="bilinear", antialias=True
 }

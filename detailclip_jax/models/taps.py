@@ -73,7 +73,7 @@ def outputs(
         after.append(x)
     if vit.is_initializing():  # so that the parameters that no head asks for exist
         x = vit.norm(x)
-        if vit.style.pooling == "attention":
+        if vit.style.has_pool:
             vit.pool(x)
     return after
 

@@ -22,18 +22,20 @@ class TextStyle(NamedTuple):
     `norm_eps`: epsilon of the LayerNorms. `causal`: whether a token attends to earlier ones only. `pooling`: the token
     whose feature is the caption's: "eot", the end token, or "last", that at the last position, padding or not (SigLIP);
     or "mean" of the tokens other than padding, to which no token attends (TIPS; without the causal mask).
-    `projection_bias`: whether the projection into the joint space has a bias.
+    `projection_bias`: whether the projection into the joint space has a bias. `end`: the id of the end token, whose
+    first place counts (MetaCLIP 2); None for the largest id of the vocabulary, as in CLIP's.
     """
 
     norm_eps: float = 1e-5
     causal: bool = True
     pooling: str = AT_EOT
     projection_bias: bool = False
+    end: int | None = None
 
     @property
     def trims(self) -> bool:
         """Whether tokens after the end token have no effect, so that captions may be shorter than the context."""
-        return self.causal and self.pooling == AT_EOT
+        return self.causal and self.pooling == AT_EOT and self.end is None
 
 
 def text_init(width: int, depth: int) -> BlockInit:
@@ -129,8 +131,10 @@ class TextTransformer(nn.Module):
         """Runs all blocks but the last; returns the tokens and the position of EOT."""
         if tokens.shape[1] > self.context_length:
             raise ValueError(f"captions of {tokens.shape[1]} tokens exceed the context of {self.context_length}")
-        last = jnp.full((tokens.shape[0], 1), tokens.shape[1] - 1)
-        end = tokens.argmax(-1)[:, None] if self.style.pooling == AT_EOT else last
+        if self.style.pooling == AT_EOT:
+            end = (tokens if self.style.end is None else tokens == self.style.end).argmax(-1)[:, None]
+        else:
+            end = jnp.full((tokens.shape[0], 1), tokens.shape[1] - 1)
         if self.style.causal:
             # No query attends to tokens after the end token. Their embeddings are zero: the gradient of the padding
             # token's would be zero too, but a GPU would add it to one row of the table once per token, in turn.

@@ -23,7 +23,14 @@ from detailclip_jax.models.block import (
 from detailclip_jax.models.initial_values import XAVIER, normal, uniform_fan_in
 from detailclip_jax.models.layers import LayerNorm, Linear, activation_named, mean_of
 from detailclip_jax.models.patches import patchify, take
-from detailclip_jax.models.positions import RECIPES, interpolate, native_positions, rotary_angles, sincos_positions
+from detailclip_jax.models.positions import (
+    RECIPES,
+    grid_angles,
+    interpolate,
+    native_positions,
+    rotary_angles,
+    sincos_positions,
+)
 from detailclip_jax.models.registry import Build, Network, ParameterRule
 from detailclip_jax.types import FSDP, Array, Bool, Float, Int, Tokens
 
@@ -31,8 +38,8 @@ NORMAL = normal(0.02)
 VIT_INIT = BlockInit(qkv=NORMAL, proj=NORMAL, fc1=NORMAL, fc2=NORMAL)
 MAE_INIT = BlockInit(qkv=XAVIER, proj=XAVIER, fc1=XAVIER, fc2=XAVIER)
 INITS = {"normal": VIT_INIT, "xavier": MAE_INIT}
-POOLINGS = ("cls", "mean", "norm_of_mean", "attention")
-POSITIONS = ("learnt", "sincos", "rotary")
+POOLINGS = ("cls", "mean", "norm_of_mean", "attention", "attention_with_cls")
+POSITIONS = ("learnt", "sincos", "rotary", "learnt_rotary")
 
 
 class Style(NamedTuple):
@@ -41,10 +48,13 @@ class Style(NamedTuple):
     `pre_norm`: a norm between the positions and the first block (OpenAI's CLIP). `pooling`: what `Tokens.cls` holds:
     "cls", the normalised CLS token; "mean", the mean of the normalised patches; "norm_of_mean", the norm of the
     patches' mean (timm's `fc_norm`; then `Tokens.patches` are not normalised); "attention", the normalised patches
-    pooled by `AttentionPool` (SigLIP), without class tokens: the CLS attention is then that of the pool. `positions`:
-    "learnt", "sincos" for fixed ones as in MAE, or "rotary" for DINOv3's, which turn the queries and keys of patches in
-    every block. `init`: "normal", or "xavier" as in MAE: kernels xavier-uniform,
-    biases 0, except the bias of the patch embedding, which is uniform as in PyTorch (a convolution in MAE's code).
+    pooled by `AttentionPool` (SigLIP), without class tokens: the CLS attention is then that of the pool;
+    "attention_with_cls", the same with a CLS token among the tokens that are pooled (PE). `pool_heads`: of a pool with
+    an MLP of four times the width; 0 for heads and MLP as in the blocks. `positions`: "learnt", "sincos" for fixed ones
+    as in MAE, "rotary" for DINOv3's, which turn the queries and keys of patches in every block, or "learnt_rotary", a
+    table and PE's rotary ones. Without `final_norm` no norm follows the last block (PE-Spatial). `init`: "normal", or
+    "xavier" as in MAE: kernels xavier-uniform, biases 0, except the bias of the patch embedding, which is uniform as in
+    PyTorch (a convolution in MAE's code).
     """
 
     norm_eps: float = 1e-6
@@ -54,6 +64,13 @@ class Style(NamedTuple):
     pooling: str = "cls"
     positions: str = "learnt"
     init: str = "normal"
+    pool_heads: int = 0
+    final_norm: bool = True
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether the image's feature is pooled by attention."""
+        return self.pooling.startswith("attention")
 
     @property
     def num_cls(self) -> int:
@@ -118,7 +135,7 @@ class VisionTransformer(nn.Module):
         if self.num_class_tokens > 1:
             self.extra_tokens = self.param("extra_tokens", NORMAL, (self.num_class_tokens - 1, self.width))
         self.table = None  # of positions, one row per token
-        if kind == "learnt":
+        if kind.startswith("learnt"):
             self.table = jnp.asarray(self.param("positions", NORMAL, (side**2 + first, self.width)))
         elif kind == "sincos":
             self.table = jnp.asarray(sincos_positions(self.width, side)[1 - first :])
@@ -132,10 +149,12 @@ class VisionTransformer(nn.Module):
             for _ in range(number or 1)
         ]
         self.blocks = blocks if number else blocks[0]
-        self.norm = LayerNorm(eps, self.dtype)
-        if self.style.pooling == "attention":
-            pool = inits, eps, self.style.activation, self.dtype, kernel, self.mlp_width
-            self.pool = AttentionPool(self.width, self.num_heads, *pool)
+        self.norm = LayerNorm(eps, self.dtype) if self.style.final_norm else lambda x: x
+        if self.style.has_pool:
+            heads, mlp_width = (self.style.pool_heads, 0) if self.style.pool_heads else (self.num_heads, self.mlp_width)
+            self.pool = AttentionPool(
+                self.width, heads, inits, eps, self.style.activation, self.dtype, kernel, mlp_width
+            )
 
     def __call__(
         self,
@@ -163,14 +182,14 @@ class VisionTransformer(nn.Module):
         if real is not None:
             mask = jnp.pad(real, ((0, 0), (self.num_class_tokens, 0)), constant_values=True)[:, None, None]
         angles = None if isinstance(images, Native) else self.angles(images, kept)
-        if self.style.pooling == "attention":
+        first = self.num_class_tokens  # place of the first patch
+        if self.style.has_pool:
             if values:
-                raise ValueError("a value read-out needs a class token, which pooling 'attention' does not have")
+                raise ValueError(f"a value read-out needs a class token as feature, not pooling {self.style.pooling!r}")
             x, _ = run_blocks(self.blocks, x, scales, False, self.remat, self.depth, self.gather, mask, angles)
             x = self.norm(x)
             cls, row = self.pool(x, attention, mask)
-            return Tokens(cls, x, None if row is None else row[:, None])
-        first = self.num_class_tokens  # place of the first patch
+            return Tokens(cls, x[:, first:], None if row is None else row[:, None, first:])
         options, read = (self.blocks, x, scales, attention, self.remat, self.depth, self.gather), None
         if values:
             assert real is None  # `methods.build` refuses terms that need squares
@@ -214,8 +233,8 @@ class VisionTransformer(nn.Module):
         """
         first = self.style.num_cls
         if isinstance(images, Native):
-            if self.table is None:
-                raise ValueError("native images need positions in a table; image_style.positions is 'rotary'")
+            if self.table is None or "rotary" in self.style.positions:
+                raise ValueError("native images need positions in a table alone; image_style.positions are rotary")
             return images.patches, native_positions(self.table[first:], images.grid, images.patches.shape[1])
         pixels = patchify(images, self.patch_size)
         if self.table is None:
@@ -247,12 +266,15 @@ class VisionTransformer(nn.Module):
 
         `counts` are the rows and columns of patches of each image, if they are fewer than those of the array.
         """
-        if self.style.positions != "rotary":
+        if "rotary" not in self.style.positions:
             return None
-        places = np.indices(self.grid(images)).reshape(2, -1).T
-        grids = self.grid(images) if counts is None else counts[:, None]
-        angles = rotary_angles(places, grids, self.width // self.num_heads)
-        angles = angles if counts is not None else angles[None]
+        places, head_width = np.indices(self.grid(images)).reshape(2, -1).T, self.width // self.num_heads
+        if self.style.positions == "learnt_rotary":
+            angles = grid_angles(places + self.style.num_cls, head_width)[None]
+        elif counts is None:
+            angles = rotary_angles(places, self.grid(images), head_width)[None]
+        else:
+            angles = rotary_angles(places, counts[:, None], head_width)
         if kept is not None:
             angles = take(jnp.broadcast_to(angles, (kept.shape[0], *angles.shape[1:])), kept)
         return jnp.pad(angles, ((0, 0), (self.num_class_tokens, 0), (0, 0)))

@@ -130,7 +130,7 @@ def add_image_size(to: Parser) -> None:
     to.add_argument(
         "--image-size", type=positive, metavar="PIXELS", help="interpolate the positions to this image size"
     )
-    how = "of positions, now and later: bicubic, ibot, timm or tips (default: as the model's code does)"
+    how = "of positions, now and later: bicubic, ibot, timm, bilinear or tips (default: as the model's code does)"
     to.add_argument("--interpolation", metavar="NAME", help=how)
 
 

@@ -73,7 +73,7 @@ def fitted(vit: VisionTransformer, config: ConfigDict, size: int) -> VisionTrans
 
 def trainable(positions: str) -> str:
     """Returns the kind of positions in a dense task: those in a table are learnt from here on, rotary ones stay."""
-    return "rotary" if positions == "rotary" else "learnt"
+    return positions if positions.endswith("rotary") else "learnt"
 
 
 def weights(

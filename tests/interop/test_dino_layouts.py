@@ -260,9 +260,10 @@ def test_what_dinov3_lacks_is_named():
         interop.load(state | {"rope_embed.periods": torch.ones(3)})
 
 
-def test_rotary_positions_are_the_same_in_every_pass():
+@pytest.mark.parametrize("positions", ["rotary", "learnt_rotary"])
+def test_rotary_positions_are_the_same_in_every_pass(positions):
     """Stacked blocks, selected patches, taps, read-outs, attention of heads, and images padded to a common shape."""
-    vit = VisionTransformer(4, WIDTH, DEPTH, HEADS, 16, style=Style(positions="rotary"), class_tokens=3)
+    vit = VisionTransformer(4, WIDTH, DEPTH, HEADS, 16, style=Style(positions=positions), class_tokens=3)
     pixels, rng = np.random.default_rng(0).random((2, 24, 32, 3), np.float32), np.random.default_rng(1)
     pixels[0, 16:], pixels[0, :, 24:] = 0, 0  # padding of the first one
     images = jnp.asarray(pixels)

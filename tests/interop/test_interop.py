@@ -15,7 +15,7 @@ import tiny
 from detailclip_jax import config as config_lib
 from detailclip_jax import interop
 from detailclip_jax.config.sizes import SIZES, Size
-from detailclip_jax.interop import key_tables, measure, own, state_dicts
+from detailclip_jax.interop import clip_names, key_tables, measure, own, pe_names, state_dicts, tips_names
 from detailclip_jax.interop.layouts import LAYOUTS
 from detailclip_jax.interop.timm_vit import OPENAI_STYLE
 from detailclip_jax.methods.encode import encoders
@@ -280,7 +280,7 @@ def test_the_layout_is_told_by_the_names(layout):
     state_dict, _ = written(layout)
     extra = {mark: np.zeros(1, np.float32) for mark in layout.marks if mark not in state_dict}
 
-    same = [row.name for row in LAYOUTS if all(mark in state_dict or mark in extra for mark in row.marks)]
+    same = [row.name for row in LAYOUTS if row.fits(state_dict | extra)]
     assert layout.name in same
     if layout.shared_with:  # tensor names alone do not tell it: the user does
         with pytest.raises(ValueError, match=f"--from={layout.name}"):
@@ -422,7 +422,7 @@ def test_slip_s_small_vit_has_twelve_heads_and_timm_s_six():
 
 
 def test_activations_that_no_shape_tells():
-    layout = next(row for row in LAYOUTS if row.name == "open_clip")
+    layout = clip_names.OPEN_CLIP
     state_dict, _ = written(layout)
     refused(state_dict, "activation of this open_clip model cannot be inferred from the tensors")
     _, _, config = interop.load(state_dict, **heads(), activation="gelu")
@@ -464,6 +464,7 @@ def test_positions_are_interpolated_on_request_and_said_so(caplog):
 CODES = {  # how the published code interpolates positions, where that is not PyTorch's bicubic by sizes
     **{"open_clip": "timm", "flair": "timm", "timm": "timm", "tips": "tips"},  # FLAIR: open_clip's function
     **{"cosmos": "ibot", "ibot": "ibot", "dino": "ibot"},
+    **{pe_names.table: "bilinear", pe_names.image_table: "bilinear", tips_names.pair_table: "tips"},
 }
 
 
@@ -473,15 +474,14 @@ OTHERS = [layout for layout in LAYOUTS if layout.name != "dinov2"]  # test_dino_
 @pytest.mark.parametrize("layout", OTHERS, ids=lambda row: row.table.__name__)
 def test_an_import_interpolates_positions_as_its_code_does(layout):
     config = state_dicts.config_of(layout, spec_for(layout, SMALL), {})
-    assert config.model.interpolation == CODES.get(layout.name, "bicubic")
+    assert config.model.interpolation == CODES.get(layout.table, CODES.get(layout.name, "bicubic"))
     given = state_dicts.config_of(layout, spec_for(layout, SMALL), {"interpolation": "tips"})
     assert given.model.interpolation == "tips"
 
 
 def test_open_clip_interpolates_positions_as_timm_does():
     torch, open_clip = pytest.importorskip("torch"), pytest.importorskip("open_clip")
-    layout = next(row for row in LAYOUTS if row.name == "open_clip")
-    state_dict, config = written(layout)
+    state_dict, config = written(clip_names.OPEN_CLIP)
     _, variables, made = interop.load(state_dict, "open_clip", **heads(), activation="gelu", image_size=48)
     theirs = {"visual.positional_embedding": torch.from_numpy(np.array(state_dict["visual.positional_embedding"]))}
     visual = types.SimpleNamespace(grid_size=(6, 6))

@@ -95,7 +95,8 @@ def widen(vit: VisionTransformer, grid: tuple[int, int]) -> VisionTransformer:
     if vit.style.positions == "rotary":
         return vit
     fields = {field.name: getattr(vit, field.name) for field in dataclasses.fields(vit) if field.name not in FLAX}
-    return WideVit(**fields | {"style": vit.style._replace(positions="learnt"), "grid": grid})
+    kind = vit.style.positions if vit.style.positions == "learnt_rotary" else "learnt"
+    return WideVit(**fields | {"style": vit.style._replace(positions=kind), "grid": grid})
 
 
 def interpolate_positions(
@@ -132,7 +133,8 @@ def axis_weights(old: int, new: Int[Array, ""], most: int, recipe: str) -> Float
         weights = ANTIALIASED[recipe](distance)
         return weights / jnp.maximum(weights.sum(1, keepdims=True), 1e-6)
     near = jnp.floor(centre)[:, None] + jnp.arange(-1, 3)
-    weights = _cubic(jnp.abs(centre[:, None] - near), SHARPNESS)
+    distance = jnp.abs(centre[:, None] - near)
+    weights = jnp.maximum(1 - distance, 0.0) if recipe == "bilinear" else _cubic(distance, SHARPNESS)
     cell = jnp.clip(near, 0, old - 1)[..., None] == jnp.arange(old)
     return jnp.where(cell, weights[..., None], 0).sum(1)
 
