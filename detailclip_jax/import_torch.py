@@ -10,10 +10,9 @@ r"""Imports a PyTorch checkpoint as a workdir for evaluation, notebooks and trai
 FORMAT is the layout of the tensors: reference (DetailCLIP), aclip, flair, slip, clip (of SLIP's family), openai,
 longclip, open_clip, openvision, cosmos, huggingface, big_vision (SigLIP), pe, fgclip (its short text side),
 fgclip_long, fgclip2, fgclip2_box, fgclip2_long, tips, dinotxt, mae, dinov2, dinov3, ibot, dino, timm, or safetensors
-(written by export).  Without --from it is inferred from their names, except for TIPS's image encoder alone
-and DINOv2 with registers, which have the same names.  The tensors of an encoder alone of MAE, DINO or iBOT have timm's
-names: give --from, or it gets timm's preprocessing.  Sizes are inferred from the shapes.  Only tensors are loaded: a
-file that would execute code is refused.
+(written by export).  Without --from it is inferred from their names.  The tensors of an encoder alone of MAE, DINO or
+iBOT have timm's names: give --from, or it gets timm's preprocessing.  Sizes are inferred from the shapes.  Only tensors
+are loaded: a file that would execute code is refused.
 To continue training from DIR:
 `python -m detailclip_jax.main --config=configs/vitb16_continue.py --config.init=DIR`.
 """

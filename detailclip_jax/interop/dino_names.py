@@ -114,7 +114,9 @@ class Names(NamedTuple):
             if gamma is None:
                 missing.append(f"{block}.{scales[layer]}")
                 continue
-            for name in {f"{block}.{layer}.weight", f"{block}.{layer}.bias"} & weights.keys():
+            for name in (f"{block}.{layer}.weight", f"{block}.{layer}.bias"):
+                if name not in weights:  # the check of the names reports it
+                    continue
                 tensor = np.asarray(weights[name], np.float32)
                 if tensor.shape[:1] != gamma.shape:
                     raise ValueError(f"{name} has shape {tensor.shape}, but its layer scale {gamma.shape}")
@@ -254,10 +256,10 @@ def layout_of(names: Names, registers: bool, gated: bool) -> TensorLayout:
         roots=("teacher", "state_dict", "model"),
         prepare=names.prepare,
         stated=options,
-        shared_with="tips" if registers and names.registers == DINOV2.registers else "",
         read_only=True,
         class_tokens=1 + NUM_REGISTERS * registers,
         registers=names.registers if registers else "",
+        lacks=() if registers else (names.registers,),
         drops=DROPS,
         **usual,
     )
@@ -268,6 +270,7 @@ TIMM_LAYOUTS = tuple(
     layout_of(names, True, gated)._replace(name="timm", resize=None, **TIMM_EVAL | {"crop_ratio": 1.0})
     for names, gated in ((TIMM_DINOV2, False), (TIMM_DINOV3, True), (TIMM_DINOV3, False))
 )
+TIMM_LAYOUTS += (TIMM_LAYOUTS[0]._replace(class_tokens=2),)  # TIPSv2
 DINOV2_LAYOUTS = tuple(
     layout_of(names, registers, gated)
     for names in (HF_DINOV2, HF_MODULE_DINOV2, DINOV2)

@@ -63,9 +63,9 @@ def load(
         model, variables, config = interop.load("ViT-B-16.pt", "openai")
         encoders(model, config).image(variables["params"], images)
 
-    Without `layout`, it is inferred from the names of the tensors. An image encoder of TIPS alone needs "tips", one of
-    DINOv2 with registers "dinov2": both have the same names. Of FG-CLIP's text sides the short one is taken. Sizes are
-    inferred from the shapes. `options` supply what neither the shapes nor a config file in the same folder state:
+    Without `layout`, it is inferred from the names of the tensors. Of FG-CLIP's text sides the short one is taken.
+    Sizes are inferred from the shapes. `options` supply what neither the shapes nor a config file in the same folder
+    state:
 
         num_heads, text_heads          default: the usual number for the width
         decoder_heads                  of DetailCLIP's decoder; default: 16, or 4 for narrow ones
@@ -184,27 +184,25 @@ def _open(path: Path) -> tuple[Any, dict[str, Any], Path | None]:
 
 
 def choose(tensors: Any, name: str | None) -> tuple[TensorLayout, dict[str, np.ndarray]]:
-    """The layout whose `marks` are all present, and the state dict under that layout's keys.
+    """The layout that fits the names, with its number of registers, and the state dict under that layout's keys.
 
-    If no layout of the given name has all its marks, the last one is returned, so that `check` can list what is
-    missing. Raises ValueError for tensors that fit no layout, and without a name for those that fit two.
+    If none of the given name does, the nearest one is returned, so that `check` can list what is missing. Raises
+    ValueError for tensors that fit no layout.
     """
     candidates = [layout for layout in LAYOUTS if name in (None, layout.name)]
     if not candidates:
         raise ValueError("the file was not written by `export --to=safetensors`; choose another --from")
+    nearest, has_marks = candidates[-1], False
     for layout in candidates:
         state_dict = _state_dict(tensors, layout)
         if layout.fits(state_dict):
-            if name is None and layout.shared_with:
-                raise ValueError(
-                    f"the tensor names are those of layout {layout.name!r}, but also of {layout.shared_with!r}; give "
-                    f"--from={layout.name} or --from={layout.shared_with}"
-                )
-            return layout, _only_tensors(state_dict)
-    state_dict = _only_tensors(_state_dict(tensors, candidates[-1]))
-    if name is None:
+            if layout.counts_registers(state_dict):
+                return layout, _only_tensors(state_dict)
+            nearest, has_marks = layout, True
+    state_dict = _only_tensors(_state_dict(tensors, nearest))
+    if name is None and not has_marks:
         raise ValueError(f"no known layout has the tensors {_list(state_dict)}; known layouts: {', '.join(NAMES)}")
-    return candidates[-1], state_dict
+    return nearest, state_dict
 
 
 def _state_dict(tensors: Any, layout: TensorLayout) -> dict[str, Any]:

@@ -40,11 +40,10 @@ NORMALISATIONS = {
 class TensorLayout(NamedTuple):
     """The tensor names of one kind of model.
 
-    `marks` are keys that only this layout and the models of `shared_with` have; `lacks` are keys that it has not.
+    `marks` are keys that only this layout has; `lacks` are keys that it has not.
     `drops` are patterns of keys that belong to the layout but have no use in our networks. `style` and
     `text_activation` are those of a file that does not state them; `varies` lists the other values that the layout has
-    a place for, by field of `style` and "text_activation". `shared_with` names a layout with the same keys: one of the
-    two must be given.
+    a place for, by field of `style` and "text_activation". `registers` is the key of the class tokens after the first.
     """
 
     name: str
@@ -72,10 +71,9 @@ class TensorLayout(NamedTuple):
     parts: tuple[str, ...] = ()  # of a checkpoint with several state dicts; their names begin our keys
     prepare: Callable[[StateDict], StateDict] = lambda tensors: tensors  # to the names and forms of the table
     stated: Callable[[Shapes], dict[str, Any]] = lambda shapes: {}  # options that the shapes show
-    shared_with: str = ""
     read_only: bool = False  # whether no model is written in it
     class_tokens: int = 1  # of its image encoders
-    registers: str = ""  # key of the further class tokens, by which they are counted
+    registers: str = ""
     drops: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()  # options that cannot be inferred from the tensors
@@ -93,6 +91,11 @@ class TensorLayout(NamedTuple):
     def fits(self, keys: Collection[str]) -> bool:
         """Whether the keys of a state dict are this layout's."""
         return all(mark in keys for mark in self.marks) and not any(key in keys for key in self.lacks)
+
+    def counts_registers(self, tensors: Mapping[str, Any]) -> bool:
+        """Whether the state dict has as many class tokens after the first as this layout: TIPS one, DINOv2 four."""
+        rows = getattr(tensors.get(self.registers), "shape", ())[-2:-1]
+        return not rows or rows[0] == self.class_tokens - 1
 
     def drops_key(self, key: str) -> bool:
         """Whether the tensor has no use in our networks."""
@@ -129,7 +132,7 @@ class TensorLayout(NamedTuple):
             options.get("text_activation") or options.get("activation") or self.text_activation,
             self.text_style._replace(**eps),
             self.image_is_embedding,
-            1 + shapes[self.registers][-2] if len(shapes.get(self.registers, ())) > 1 else self.class_tokens,
+            self.class_tokens,
         )
 
     def refused(self, spec: Spec) -> list[str]:

@@ -98,7 +98,6 @@ def layout_of(gated: bool) -> TensorLayout:
     """The layout of an image encoder alone: DINOv2's names, and two class tokens."""
     return dino_names.layout_of(NAMES, True, gated)._replace(
         class_tokens=2,
-        shared_with="dinov2",
         normalisation="none",
         filter="bilinear",
         crop_ratio=1.0,
@@ -128,7 +127,6 @@ def pair_layout(gated: bool) -> TensorLayout:
         parts=PARTS,
         registers=f"{VISION}.{NAMES.registers}",
         prepare=plain_pair,
-        shared_with="",
         drops=(rf"{VISION}\.mask_token",),
     )
 

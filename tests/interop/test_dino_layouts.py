@@ -170,10 +170,10 @@ def test_the_vit_g_of_tips_has_the_same_blocks():
     same_tokens(model, variables["params"], pixels(SIDE), tokens_of(theirs, pixels(SIDE)), 1)
 
 
-def test_dinov2_is_asked_for_where_tips_has_the_same_names_and_what_is_missing_is_named():
+def test_registers_tell_dinov2_from_tips_and_what_is_missing_is_named():
     state = original(dinov2(4), V2)
-    with pytest.raises(ValueError, match="layout 'tips', but also of 'dinov2'; give --from=tips or --from=dinov2"):
-        interop.load(state)
+    assert interop.load(state)[2].model.interpolation == "timm"
+    assert interop.load(original(dinov2(1), V2))[2].model.interpolation == "tips"
     for lacking in ("blocks.1.ls2.gamma", "blocks.1.attn.qkv.bias", "norm.weight"):
         with pytest.raises(ValueError, match=lacking):
             interop.load({key: value for key, value in state.items() if key != lacking}, "dinov2")

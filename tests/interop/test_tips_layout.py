@@ -220,12 +220,12 @@ def test_positions_of_another_size_are_interpolated_as_published():
         np.testing.assert_allclose(found[1:], moved.numpy()[0].transpose(1, 2, 0).reshape(-1, 3), atol=1e-6)
 
 
-@pytest.mark.parametrize("registers", [1, 4])
-def test_dinov2_with_registers_is_not_taken_for_tips(published, registers):
-    """Its tensors have the same names, and one register also the same shapes, but its pixels are normalised."""
-    dinov2 = published["vision"].state_dict() | {"register_tokens": torch.ones(1, registers, WIDTH)}
-    with pytest.raises(ValueError, match=r"but also of 'dinov2'; give --from=tips or --from=dinov2"):
-        interop.load(dinov2, num_heads=HEADS)
+@pytest.mark.parametrize(("registers", "mean"), [(1, 0.0), (4, 0.485)])
+def test_dinov2_with_registers_is_not_taken_for_tips(published, registers, mean):
+    """Its tensors have the same names, but four registers, and its pixels are normalised."""
+    tensors = published["vision"].state_dict() | {"register_tokens": torch.ones(1, registers, WIDTH)}
+    config = interop.load(tensors, num_heads=HEADS)[2]
+    assert (config.model.class_tokens, config.preprocess.mean[0]) == (1 + registers, mean)
 
 
 def refused(tensors, match):
