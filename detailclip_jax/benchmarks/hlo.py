@@ -18,6 +18,7 @@ CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
+DEVICES = re.compile(r"\b(?:replica_count|num_partitions)=(\d+)")  # in a program's first line; each 1 if left out
 ORIGIN = re.compile(r'op_name="([^"]*)"')
 CHAIN = re.compile(r'chain_id="(\d+)"')
 ON_CHIP = re.compile(r"S\(\d+\)")  # a memory space that is not the device's main memory
@@ -44,6 +45,7 @@ class Program(NamedTuple):
 
     computations: Mapping[str, Sequence[Instruction]]
     entry: str
+    devices: int
 
 
 class Collective(NamedTuple):
@@ -90,26 +92,28 @@ class Moved(NamedTuple):
 def parse(text: str) -> Program:
     """Parses the text of a program."""
     computations: dict[str, list[Instruction]] = {}
-    name = entry = ""
+    name, entry, devices = "", "", 1
     for line in text.splitlines():
-        if match := COMPUTATION.match(line):
+        if line.startswith("HloModule "):
+            devices = math.prod(map(int, DEVICES.findall(line)))
+        elif match := COMPUTATION.match(line):
             name = match["name"]
             entry = name if line.startswith("ENTRY") else entry
             computations[name] = []
-        elif name and (found := INSTRUCTION.match(line)):
-            computations[name].append(_instruction(found))
-    return Program(computations, entry)
+        elif name and (match := INSTRUCTION.match(line)):
+            computations[name].append(_instruction(match))
+    return Program(computations, entry, devices)
 
 
-def _instruction(found: re.Match[str]) -> Instruction:
+def _instruction(match: re.Match[str]) -> Instruction:
     inside, depth = "", 1
-    for character in found["rest"]:
+    for character in match["rest"]:
         depth += (character == "(") - (character == ")")
         if not depth:
             break
         inside += character
     operands = tuple(re.findall(r"%([\w.\-]+)", inside))
-    return Instruction(found["name"], found["shape"], found["opcode"], operands, found["rest"], bool(found["root"]))
+    return Instruction(match["name"], match["shape"], match["opcode"], operands, match["rest"], bool(match["root"]))
 
 
 def executed(program: Program) -> Iterator[tuple[str, Instruction, int]]:
@@ -141,26 +145,26 @@ def trips(program: Program, loop: Instruction) -> int:
 
 
 def _called(text: str) -> list[str]:
-    branches = (name.strip().lstrip("%") for found in BRANCHES.findall(text) for name in found.split(","))
+    branches = (name.strip().lstrip("%") for names in BRANCHES.findall(text) for name in names.split(","))
     return [*CALLED.findall(text), *branches]
 
 
 def collectives(text: str, per_host: int = 0) -> list[Collective]:
     """All collectives of a program on hosts of `per_host` devices (0: one host)."""
     program = parse(text)
-    found, chains = [], set()
+    results, chains = [], set()
     for computation, each, times in executed(program):
-        inner = [each, *_fused(program, each)] if each.opcode == "fusion" else [each]
-        for one in inner:
+        for one, within in _parts(program, computation, each):
             match = COLLECTIVE.match(one.opcode)
             chain = CHAIN.search(one.text)
             if not match or (chain and chain[1] in chains):
                 continue
             if chain:  # on a TPU one collective in several fusions, whose products run meanwhile
                 chains.add(chain[1])
-            overlaps = bool(chain) or (bool(match[2]) and _multiplies_meanwhile(program, computation, one))
-            found.append(_collective(match, one, times, overlaps, per_host))
-    return found
+            overlaps = bool(chain) or (bool(match[2]) and _multiplies_meanwhile(program, within, one))
+            members = groups(one.text, program.devices)
+            results.append(_collective(match, one, members, times, overlaps, per_host))
+    return results
 
 
 def _multiplies_meanwhile(program: Program, computation: str, start: Instruction) -> bool:
@@ -181,8 +185,10 @@ def _is_product(each: Instruction) -> bool:
     return each.opcode in ("dot", "convolution")
 
 
-def _collective(match: re.Match[str], each: Instruction, times: int, overlaps: bool, per_host: int) -> Collective:
-    kind, members = match[1], groups(each.text)
+def _collective(
+    match: re.Match[str], each: Instruction, members: np.ndarray | None, times: int, overlaps: bool, per_host: int
+) -> Collective:
+    kind = match[1]
     group = members.shape[1] if members is not None else 2
     size = size_of(each.shape)
     if match[2] and kind == "all-gather":
@@ -197,8 +203,13 @@ def _collective(match: re.Match[str], each: Instruction, times: int, overlaps: b
     return Collective(kind, size, group, times, origin_of(each.text), overlaps, on_host)
 
 
-def groups(text: str) -> np.ndarray | None:
-    """The devices of every group [groups, devices] of a collective, for both notations; None for a permutation."""
+def groups(text: str, devices: int) -> np.ndarray | None:
+    """The devices of every group [groups, devices] of a collective, for all notations; None for a permutation.
+
+    Without a list the group is all `devices` of the program.
+    """
+    if "replica_groups={}" in text:
+        return np.arange(devices)[None]
     if listed := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", text):
         return np.array([[int(n) for n in part.split(",")] for part in re.findall(r"\{([\d,]+)\}", listed[1])])
     shaped = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
@@ -206,13 +217,13 @@ def groups(text: str) -> np.ndarray | None:
         return None
     numbers = [int(n) for n in shaped[3].split(",")]
     order = [int(n) for n in shaped[4].split(",")] if shaped[4] else range(len(numbers))
-    devices = np.arange(math.prod(numbers)).reshape(numbers).transpose(list(order))
-    return devices.reshape(int(shaped[1]), int(shaped[2]))
+    members = np.arange(math.prod(numbers)).reshape(numbers).transpose(list(order))
+    return members.reshape(int(shaped[1]), int(shaped[2]))
 
 
 def products(text: str) -> list[Product]:
     """All matrix products of a program, with the types of their factors and of what they write."""
-    program, found = parse(text), []
+    program, results = parse(text), []
     for computation, each, times in executed(program):
         for one, within in _parts(program, computation, each):
             if not _is_product(one):
@@ -223,8 +234,8 @@ def products(text: str) -> list[Product]:
             first = ARRAY.search(written)
             size = size_of(first[0]) if first else 0
             kind = "f32" if "f32" in factors else min(factors, default="")
-            found.append(Product(kind, kind_of(written), size, times))
-    return found
+            results.append(Product(kind, kind_of(written), size, times))
+    return results
 
 
 def copies(text: str) -> dict[str, Moved]:
@@ -233,14 +244,14 @@ def copies(text: str) -> dict[str, Moved]:
     A TPU's asynchronous copies to and from its fast memory do not count.
     """
     program = parse(text)
-    found = {"copy": Moved(0, 0), "transpose": Moved(0, 0)}
+    moved = {"copy": Moved(0, 0), "transpose": Moved(0, 0)}
     for _, each, times in executed(program):
         opcodes = {one.opcode for one in _fused(program, each)} - FREE
         alone = each.opcode if each.opcode != "fusion" else opcodes.pop() if len(opcodes) == 1 else ""
-        if alone in found:
-            so_far = found[alone]
-            found[alone] = Moved(so_far.count + times, so_far.size + size_of(each.shape) * times)
-    return found
+        if alone in moved:
+            so_far = moved[alone]
+            moved[alone] = Moved(so_far.count + times, so_far.size + size_of(each.shape) * times)
+    return moved
 
 
 def traffic(text: str) -> int:
@@ -296,12 +307,12 @@ def _of_fusion(program: Program, fusion: Instruction, read: list[int], written: 
 
 def _users(lines: Sequence[Instruction], name: str) -> list[Instruction]:
     """The instructions of a fusion that read a value, or a view of it."""
-    found: list[Instruction] = []
+    users: list[Instruction] = []
     for each in lines:
         if name in each.operands:
             through = _users(lines, each.name) if each.opcode in VIEWS else []
-            found += through or [each]
-    return found
+            users += through or [each]
+    return users
 
 
 def _parts(program: Program, computation: str, each: Instruction) -> Iterator[tuple[Instruction, str]]:
@@ -321,8 +332,8 @@ def _fused(program: Program, each: Instruction) -> list[Instruction]:
 
 def origin_of(line: str) -> str:
     """The source operation of an instruction; for merged instructions, each source once."""
-    found = ORIGIN.search(line)
-    whole = found[1] if found else ""
+    match = ORIGIN.search(line)
+    whole = match[1] if match else ""
     first, _, merged = whole.partition("/(")
     if ":" not in merged:
         return whole
@@ -343,8 +354,8 @@ def size_of(shape: str, main: bool = False) -> int:
 
 def kind_of(shape: str) -> str:
     """The type of the first array in the text of a type."""
-    found = ARRAY.search(shape)
-    return found[1] if found else ""
+    match = ARRAY.search(shape)
+    return match[1] if match else ""
 
 
 def _itemsize(kind: str) -> int:

@@ -45,6 +45,28 @@ def test_collectives_of_a_program():
     ]
 
 
+FUSED = """
+HloModule jit_step, is_scheduled=true, num_partitions=8
+
+%reduced.1 (p.1: f32[64]) -> f32[64] {
+  %p.1 = f32[64]{0} parameter(0)
+  %start.1 = f32[64]{0} all-reduce-start(%p.1), replica_groups={}, to_apply=%sum
+  %dot.1 = f32[8,16]{1,0} dot(%q.1, %r.1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %done.1 = f32[64]{0} all-reduce-done(%start.1)
+}
+
+ENTRY %main.1 (x: f32[64]) -> f32[64] {
+  %x = f32[64]{0} parameter(0)
+  ROOT %out = f32[64]{0} fusion(%x), kind=kCustom, calls=%reduced.1
+}
+"""
+
+
+def test_a_collective_in_a_fusion_overlaps_with_the_fusions_products_and_without_groups_has_all_devices():
+    assert hlo.collectives(FUSED, per_host=4) == [Collective("all-reduce", 256, 8, 1, "", overlaps=True, on_host=4)]
+    assert hlo.collectives(FUSED.replace("num_partitions=8", "replica_count=2, num_partitions=2"))[0].group == 4
+
+
 MORE = """
 %fused.1 (p: bf16[12,8,4], i: s32[]) -> bf16[8,4] {
   %p = bf16[12,8,4]{2,1,0} parameter(0)
