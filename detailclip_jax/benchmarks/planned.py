@@ -22,7 +22,7 @@ from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.progress import Console
 
 COUNTED = 32  # pairs at which FLOP are counted, as on docs/performance.md
-STEP = 8  # pairs of a device by which the largest batch is rounded down
+STEP = 8  # pairs of a device, in a chunk of accumulation, by which the largest batch is rounded down
 Record = dict[str, Any]
 
 
@@ -47,18 +47,35 @@ def plan(target: Target, request: Mapping[str, Any], console: Console) -> Record
 def largest(target: Target, request: Mapping[str, Any], first: Record, console: Console) -> Record:
     """Returns the record of the largest batch that fits, by a line through the memory of two batches.
 
-    `first` is the record of the request.  The batch is confirmed by compiling it; `fits` says whether it does.
+    `first` is the record of the request.  The batch is confirmed by compiling it; `fits` says whether it does.  Raises
+    RunError if no batch fits, and if memory does not grow from one of the two batches to the other.
     """
-    each = first["batch"] // target.count
-    other = max(each // 2, 1) if each > 1 else 2
+    unit = target.count * first["accumulation"]  # every batch is a multiple of it
+    size = first["batch"] // unit
+    other = max(size // 2, 1) if size > 1 else 2
 
-    def of(per_device: int) -> Record:
-        settings = {**request["settings"], "batch": per_device * target.count}
+    def of(units: int) -> Record:
+        settings = {**request["settings"], "batch": units * unit}
         return plan(target, {**request, "settings": settings}, console)
 
     second = of(other)
-    slope = (first["total_bytes"] - second["total_bytes"]) / (each - other)
-    most = int(each + (first["memory_bytes"] - first["total_bytes"]) / slope)
+    if "total_bytes" not in second:  # the compiler refuses twice the smallest batch
+        return first
+    slope = (first["total_bytes"] - second["total_bytes"]) / (size - other)
+    smaller, larger = sorted((size * unit, other * unit))
+    if slope <= 0:
+        raise RunError(
+            f"{first['name']}: batch {larger} needs no more memory than batch {smaller}, so that the "
+            "largest batch is not known; set a larger --batch"
+        )
+    most = int(size + (first["memory_bytes"] - first["total_bytes"]) // slope)
+    if most < 1:
+        rest = (first["total_bytes"] - size * slope) / 2**30
+        raise RunError(
+            f"{first['name']}: does not fit with any batch: by batches {smaller} and {larger} it needs {rest:.2f} GiB "
+            f"and {slope / 2**30:.2f} GiB for each {unit} pairs, {available(first)}; set --remat=full, mesh.fsdp or a "
+            "smaller model"
+        )
     return of(most - most % STEP if most > 2 * STEP else most)
 
 
@@ -97,20 +114,20 @@ def compiled(target: Target, request: Mapping[str, Any]) -> Record:
     }
     lowered = counting.lower(experiment, variant.batch, variant.words)
     try:
-        found = counting.compile(lowered)
+        program = counting.compile(lowered)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {**record, "fits": False, "refused": str(error).splitlines()[0]}
-    memory = found.memory
+    memory = program.memory
     record |= {
         "argument_bytes": memory.arguments,
         "temp_bytes": memory.temporaries,
         "total_bytes": memory.total,
         "fits": memory.total <= target.accelerator.memory,
-        "compile_cpu_seconds": found.cpu_seconds,
+        "compile_cpu_seconds": program.cpu_seconds,
     }
-    return with_bound(record | of_program(found.run.as_text(), target), target)
+    return with_bound(record | of_program(program.run.as_text(), target), target)
 
 
 def of_program(text: str, target: Target) -> Record:
@@ -177,11 +194,15 @@ def text(target: Target, records: Sequence[Record]) -> str:
 
 def verdict(record: Record) -> str:
     """Says whether the step fits the devices."""
-    has = f"a device has {record['memory_bytes'] / 2**30:.2f} GiB for jax"
     if "refused" in record:
-        return f"{record['name']}: does not fit, the compiler refuses it; {has} ({record['refused']})"
+        return f"{record['name']}: does not fit, the compiler refuses it; {available(record)} ({record['refused']})"
     word = "fits" if record["fits"] else "does not fit"
-    return f"{record['name']}: {word}; it needs {record['total_bytes'] / 2**30:.2f} GiB, {has}"
+    return f"{record['name']}: {word}; it needs {record['total_bytes'] / 2**30:.2f} GiB, {available(record)}"
+
+
+def available(record: Record) -> str:
+    """Says how much memory a device has."""
+    return f"a device has {record['memory_bytes'] / 2**30:.2f} GiB for jax"
 
 
 def _cell(form: Any, record: Record) -> str:
@@ -193,10 +214,10 @@ def _cell(form: Any, record: Record) -> str:
 
 def _collective(kind: str) -> Any:
     def form(record: Record) -> str:
-        found = record["collectives"].get(kind)
-        if not found:
+        sums = record["collectives"].get(kind)
+        if not sums:
             return "none"
-        return f"{found['count']}, {cost_table.bytes_text(found['bytes'])}, {found['overlapping']} overlap"
+        return f"{sums['count']}, {cost_table.bytes_text(sums['bytes'])}, {sums['overlapping']} overlap"
 
     return form
 

@@ -74,15 +74,15 @@ def analyse(variant: Variant, devices: Sequence[Any], arguments: argparse.Namesp
     return result
 
 
-def peak_flops(kind: str, dtype: str, given: int | float | None = None) -> float | None:
+def peak_flops(kind: str, dtype: str, override: int | float | None = None) -> float | None:
     """FLOP/s of one device of this `device_kind` in products of `dtype`; None for an unknown device.
 
-    `given`, in TFLOP/s, overrides the table. Raises ValueError unless it is greater than 0.
+    `override`, in TFLOP/s, replaces that of the table. Raises ValueError unless it is greater than 0.
     """
-    if given is not None and not given > 0:
-        raise ValueError(f"--peak={given} must be the device's peak in TFLOP/s, greater than 0")
-    if given is not None:
-        return given * 1e12
+    if override is not None and not override > 0:
+        raise ValueError(f"--peak={override} must be the device's peak in TFLOP/s, greater than 0")
+    if override is not None:
+        return override * 1e12
     known = accelerators.of_kind(kind)
     return known.peak(dtype) if known else None
 

@@ -98,9 +98,9 @@ class Target(NamedTuple):
     @property
     def accelerator(self) -> Accelerator:
         """Its memory, peaks and bandwidths."""
-        found = accelerators.of_kind(self.chip.device_kind)
-        assert found is not None
-        return found
+        accelerator = accelerators.of_kind(self.chip.device_kind)
+        assert accelerator is not None
+        return accelerator
 
     def devices(self) -> list[Any]:
         """Describes the devices to jax; needs the `environment` of this target."""
@@ -110,10 +110,10 @@ class Target(NamedTuple):
             name = f"{self.chip.topology}:{'x'.join(map(str, self.shape))}"
             return list(topologies.get_topology_desc(name, "tpu", **dict(self.chip.options)).devices)
         hosts, devices = self.shape
-        found = topologies.get_topology_desc(
+        topology = topologies.get_topology_desc(
             self.name, "cuda", target_config=CONFIG.format(self.chip), topology=f"1x{hosts}x{devices}"
         )
-        return list(found.devices)
+        return list(topology.devices)
 
 
 def find(name: str) -> Target:
@@ -149,10 +149,10 @@ def environment(target: Target) -> dict[str, str]:
     Flags for the target's compiler stay: LIBTPU_INIT_ARGS, and those in XLA_FLAGS that are for GPUs.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TPU_", "XLA_FLAGS"))}
-    given = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag.startswith("--xla_gpu_")]
-    own = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag.startswith("--xla_gpu_")]
+    added = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     if target.platform == "tpu":
-        own |= {
+        added |= {
             "TPU_SKIP_MDS_QUERY": "1",
             "TPU_LIBRARY_PATH": str(_folder("libtpu") / "libtpu.so"),
             "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -163,14 +163,14 @@ def environment(target: Target) -> dict[str, str]:
     else:
         # Without a device nothing can be timed: no autotuning, and products by cuBLAS, since Triton's need it.
         # The scheduler is the one that the files in launch/ ask for.
-        flags = [
+        chosen = [
             "enable_latency_hiding_scheduler=true",
             "autotune_level=0",
             "enable_triton_gemm=false",
             f"cuda_data_dir={_folder('nvidia.cuda_nvcc')}",
         ]
-        own["XLA_FLAGS"] = " ".join([*(f"--xla_gpu_{flag}" for flag in flags), *given])
-    return kept | own
+        added["XLA_FLAGS"] = " ".join([*(f"--xla_gpu_{flag}" for flag in chosen), *flags])
+    return kept | added
 
 
 def _folder(module: str) -> Path:

@@ -91,7 +91,7 @@ def test_devices_are_known_by_what_jax_calls_them(kind, bfloat16):
 @pytest.mark.parametrize("kind", ["cpu", "NVIDIA L40S", "NVIDIA GeForce RTX 4090", "TPU v3", "TPU v4i"])
 def test_no_peak_is_invented(kind):
     assert step.peak_flops(kind, "bfloat16") is None
-    assert step.peak_flops(kind, "float32", given=2.5) == 2.5e12
+    assert step.peak_flops(kind, "float32", override=2.5) == 2.5e12
 
 
 # time

@@ -9,13 +9,22 @@ import pytest
 
 from detailclip_jax import benchmark, doctor
 from detailclip_jax.benchmarks import planned, targets
+from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.progress import Console
 
 SMALLEST = str(Path(__file__).parents[1] / "configs/smallest.py")
 RECORD = {
     **{"name": "as configured", "target": "h100x8", "device": "NVIDIA H100 80GB HBM3", "devices": 8, "batch": 64},
-    **{"method": "detailclip", "size": "tiny", "dtype": "bfloat16", "remat": "dots", "attention": "cudnn"},
     **{
+        "method": "detailclip",
+        "size": "tiny",
+        "dtype": "bfloat16",
+        "remat": "dots",
+        "attention": "cudnn",
+        "accumulation": 1,
+    },
+    **{
+        "accumulation": 1,
         "flops_per_pair": 900e9,
         "executed_flops_per_pair": 989e9,
         "memory_bytes": 60 * 2**30,
@@ -103,6 +112,37 @@ def test_the_largest_batch_lies_on_the_line_through_two(recorded, tmp_path):
     assert benchmark.main(arguments) == 0
     assert [request["settings"]["batch"] for _, request in recorded] == [64, 32, 1792]  # 4 + 2 n / 64 = 60
     assert json.loads(file.read_text())[1]["fits"]
+
+
+def largest(monkeypatch, memory, slope, batch=64, accumulation=4):
+    """The batches that are compiled for eight devices, and the largest that fits."""
+    batches = []
+
+    def plan(target, request, console):
+        batches.append(request["settings"]["batch"])
+        total, limit = (int(2**30 * x) for x in (4 + slope * batches[-1], memory))
+        sizes = {"memory_bytes": limit, "total_bytes": total, "fits": total <= limit}
+        return {**RECORD, **sizes, "batch": batches[-1], "accumulation": accumulation}
+
+    monkeypatch.setattr(planned, "plan", plan)
+    target, request = targets.find("h100x8"), {"settings": {"batch": batch}}
+    record = planned.largest(target, request, plan(target, request, None), Console(enabled=False))
+    return batches, record["batch"]
+
+
+@pytest.mark.parametrize(("slope", "batch"), [(1 / 32, 1792), (1 / 2, 96)])
+def test_the_largest_batch_is_divisible_by_devices_times_accumulation(monkeypatch, slope, batch):
+    assert largest(monkeypatch, 60, slope) == ([64, 32, batch], batch)
+    assert largest(monkeypatch, 60, slope, batch=32) == ([32, 64, batch], batch)
+
+
+@pytest.mark.parametrize(
+    ("memory", "slope", "message"),
+    [(3, 1 / 32, "does not fit with any batch.*4.00 GiB and 1.00 GiB for each 32 pairs"), (60, 0, "larger --batch")],
+)
+def test_no_negative_batch_is_compiled_and_a_flat_line_is_refused(monkeypatch, memory, slope, message):
+    with pytest.raises(RunError, match=message):
+        largest(monkeypatch, memory, slope)
 
 
 @pytest.mark.parametrize(
