@@ -239,10 +239,6 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         raise ValueError("nothing to compare: give --methods or --sweep")
     fields = dict(map(parse_setting, arguments.set))
     workdir, budget = Path(arguments.workdir), arguments.budget
-    if arguments.init:
-        from detailclip_jax.interop import published  # imports jax: only after the flags are parsed
-
-        published.fetch(arguments.init)
     more = {"init": arguments.init, "fields": fields, "num_examples": arguments.num_examples}
     plan = Plan(entries, arguments.config, workdir, arguments.seeds, budget, **more)
     return with_equal_flop(plan, arguments.flop_of) if arguments.flop_of else plan
@@ -253,6 +249,7 @@ def with_equal_flop(plan: Plan, name: str) -> Plan:
 
     The steps are rounded.  Raises ValueError for an unknown entry.
     """
+    from detailclip_jax.interop import published
     from detailclip_jax.training import adopted_config
 
     workdirs = workdirs_of(plan)
@@ -261,7 +258,9 @@ def with_equal_flop(plan: Plan, name: str) -> Plan:
     check_methods(plan)
     costs = {}
     for entry in plan.entries:
-        config = adopted_config.adopt(config_of(plan, entry, 0), fields_of(plan, entry), workdirs[entry.name][0])
+        config = config_of(plan, entry, 0)
+        published.fetch_all(config)
+        config = adopted_config.adopt(config, fields_of(plan, entry), workdirs[entry.name][0])
         costs[entry.name] = gflop_per_image(config) * config.batch_size
     steps = {entry: max(1, round(plan.budget * costs[name] / cost)) for entry, cost in costs.items()}
     return plan._replace(steps=steps)
@@ -315,6 +314,7 @@ def check_methods(plan: Plan) -> None:
 
 def check(plan: Plan) -> None:
     """Checks the config and workdir of every run before the first one starts.  Raises ValueError."""
+    from detailclip_jax.interop import published
     from detailclip_jax.pretraining import check_weights, validate
     from detailclip_jax.training import adopted_config
 
@@ -325,6 +325,7 @@ def check(plan: Plan) -> None:
         for seed, workdir in enumerate(workdirs[entry.name]):
             config, names = config_of(plan, entry, seed), fields_of(plan, entry)
             check_path_is_read(config.data, names, flag="--set=")
+            published.fetch_all(config)
             config = adopted_config.adopt(config, names, workdir)
             validate(config)
             check_weights(config, written_config(plan, entry), workdir)

@@ -15,7 +15,7 @@ from detailclip_jax.benchmarks import cost_table, timing
 from detailclip_jax.benchmarks.data_rate import DISTINCT, SyntheticImages
 from detailclip_jax.data.decoding import decode
 from detailclip_jax.inference.model import load
-from detailclip_jax.interop import exported_model
+from detailclip_jax.interop import exported_model, published
 from detailclip_jax.interop.formats import write_open_clip
 from detailclip_jax.runtime import signals
 from detailclip_jax.runtime.progress import Console
@@ -38,7 +38,8 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """
     console = Console(stream=arguments.progress)
     console.live("loading")
-    model, theirs = load(arguments.checkpoint, step=arguments.step), of_open_clip(arguments.checkpoint, arguments.step)
+    workdir = str(published.fetch(arguments.checkpoint, console.say))
+    model, theirs = load(workdir, step=arguments.step), of_open_clip(workdir, arguments.step)
     both = Encoders(model.encode_image, model.encode_text), theirs
     examples = [SyntheticImages()[number % DISTINCT] for number in range(max(arguments.counts))]
     images = [Image.fromarray(decode(example["image"])) for example in examples]

@@ -6,28 +6,42 @@
 
 `training.published_names` lists the forms of names.  Files are downloaded with huggingface_hub, whose variables apply:
 HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE.  Only weights, configs and vocabularies are downloaded, and no code of a
-repository is run.  `origin.json` in the workdir has the repository, its revision and licence, and the checksums.
+repository is run.  `origin.json` in the workdir has the repository, its revision and licence, and the checksums.  A
+workdir that an earlier CONVERTER has written is written again.
 """
 
 import contextlib
 import hashlib
 import json
-import tempfile
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
+from detailclip_jax.config.run_config import flatten
+from detailclip_jax.data import vocabularies
+from detailclip_jax.data.tokenizer import VOCAB_SIZE
+from detailclip_jax.data.vocabularies import pieces_of
 from detailclip_jax.inference import readout_choice
 from detailclip_jax.interop import own, state_dicts
+from detailclip_jax.interop.hub_vocabulary import TOKENIZER_CONFIG
 from detailclip_jax.runtime import extras, weight_files
-from detailclip_jax.runtime.errors import first_line
-from detailclip_jax.runtime.files import nothing_left, replace_text
+from detailclip_jax.runtime.errors import RunError, first_line
+from detailclip_jax.runtime.files import nothing_left, read_json, replace_text
+from detailclip_jax.runtime.locks import alone
 from detailclip_jax.training import checkpoint, published_names
 from detailclip_jax.types import Params
 
 ORIGIN = "origin.json"  # in a workdir of the cache
+CONVERTER = 1  # one more after a change of the import that changes features
+NAMING = "init", "init_text", "distill.teacher"  # fields of configs that name a checkpoint
+IN_ONE_PROCESS = "import sys; from detailclip_jax.interop import published; published.fetch(sys.argv[1])"
 SIDECARS = (".json", ".txt", ".model")  # configs and vocabularies
 MAX_SIDECAR = 64 * 2**20  # bytes; the largest tokenizer.json known, Gemma's, has 34 MB
 PAGE = "https://huggingface.co"
@@ -47,36 +61,51 @@ class Repository(NamedTuple):
 def fetch(name: str | Path, say: Callable[[str], Any] = print) -> Path:
     """Returns the workdir of a model; one that is not a workdir yet is downloaded and converted first.
 
-    `say` prints what is downloaded and where the workdir is.
+    `say` prints what is downloaded and where the workdir is. In a run of several processes, one of those that share a
+    disk converts, in a process of its own, and the others wait for it.
 
     Raises FileNotFoundError for an unknown repository or revision and for one without weights, PermissionError for a
     gated one, ConnectionError if the hub cannot be reached, ModuleNotFoundError if huggingface_hub is missing, and
     ValueError for damaged files and for tensors that fit no layout, see `interop.load`.
     """
     workdir = published_names.workdir_of(name)
-    if workdir == Path(name) or (workdir / ORIGIN).is_file():
+    if workdir == Path(name) or is_converted(workdir):
         return workdir
-    if published_names.is_remote(str(name)):
-        source, origin = download(repository_of(str(name)), say)
-    else:
-        source, origin = Path(name), {"file": str(Path(name).absolute())}
-    workdir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=workdir.parent, prefix=".partial-") as folder:
-        partial = Path(folder) / workdir.name
+    if jax.process_count() > 1:  # a checkpoint is saved by all processes together, or by one that is alone
+        environ = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-c", IN_ONE_PROCESS, str(name)]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RunError(f"{name} could not be converted: {done.stderr.strip().splitlines()[-1]}")
+        return workdir
+    partial = workdir.with_name(f".{workdir.name}.partial")
+    with alone(workdir.with_name(f".{workdir.name}.lock"), wait=True):
+        if is_converted(workdir):  # by the process that held the lock
+            return workdir
+        for left_over in (partial, workdir):  # of a process that was killed, or of an earlier converter
+            shutil.rmtree(left_over, ignore_errors=True)
+        if published_names.is_remote(str(name)):
+            source, origin = download(repository_of(str(name)), say)
+        else:
+            source, origin = Path(name), {"file": str(Path(name).absolute())}
         convert(source, partial, str(name))
-        replace_text(partial / ORIGIN, json.dumps({"name": str(name), **origin}, indent=1) + "\n")
-        with contextlib.suppress(FileExistsError, NotADirectoryError):  # another process has converted it meanwhile
-            partial.rename(workdir)
+        about = {"name": str(name), "converter": CONVERTER, **origin}
+        replace_text(partial / ORIGIN, json.dumps(about, indent=1) + "\n")
+        partial.rename(workdir)
     say(f"{name}: converted to {workdir}")
     return workdir
 
 
+def is_converted(workdir: Path) -> bool:
+    """Whether this version of the converter has written the workdir."""
+    file = workdir / ORIGIN
+    return file.is_file() and read_json(file).get("converter") == CONVERTER
+
+
 def fetch_all(config: ConfigDict, say: Callable[[str], Any] = print) -> None:
-    """Fetches every model that a field of the config names; the config keeps the name.  Raises as `fetch`."""
-    for value in config.values():
-        if isinstance(value, ConfigDict):
-            fetch_all(value, say)
-        elif isinstance(value, str) and value and (published_names.is_remote(value) or published_names.is_local(value)):
+    """Fetches the models that fields of the config name (NAMING); the config keeps the names.  Raises as `fetch`."""
+    for field, value in flatten(config.to_dict()).items():
+        if field in NAMING and value:
             fetch(value, say)
 
 
@@ -85,16 +114,32 @@ def convert(
 ) -> tuple[dict[str, Params], ConfigDict]:
     """Converts weights to a workdir with one checkpoint of step 0; returns variables and config.
 
-    `name` is noted in the checkpoint.  `layout` and `options` are those of `interop.load`, and so are the errors.
+    `name` is noted in the checkpoint.  `layout` and `options` are those of `interop.load`, and so are the errors.  The
+    workdir has a copy of the file of a vocabulary other than CLIP's, which without `tokenizer` is the one in the
+    folder.
     """
-    _, variables, config = state_dicts.load(source, layout, **options)
+    vocabulary = options.pop("tokenizer", None) or vocabulary_in(source)
+    _, variables, config = state_dicts.load(source, layout, tokenizer=vocabulary, **options)
     choice = own.choice_of(source) if own.is_own_format(source) else None
     with nothing_left(workdir):
+        vocabularies.record(config)
         checkpoint.save_weights(workdir, variables, config, f"imported from {name}")
+        if vocabulary:
+            beside = Path(vocabulary).with_name(TOKENIZER_CONFIG)  # names the token that fills a text
+            for file in (Path(vocabulary), *([beside] if beside.is_file() else [])):
+                shutil.copyfile(file, workdir / file.name)
         if choice:
             for weights in ("student", "ema"):  # the teacher is a copy
                 readout_choice.write(workdir, 0, weights, choice)
     return variables, config
+
+
+def vocabulary_in(folder: Path) -> Path | None:
+    """Returns the file of a vocabulary in a folder of weights; None for CLIP's, and without one."""
+    if not folder.is_dir():
+        return None
+    files = [file for file in (folder / "tokenizer.json", *sorted(folder.glob("*.model"))) if file.is_file()]
+    return files[0] if files and pieces_of(str(files[0])).size != VOCAB_SIZE else None
 
 
 def repository_of(name: str) -> str:
@@ -125,8 +170,8 @@ def download(repository: str, say: Callable[[str], Any] = print) -> tuple[Path, 
     """Downloads weights, configs and vocabularies of a repository; returns their folder or file, and their origin.
 
     `repository` is OWNER/NAME or OWNER/NAME@REVISION.  A download that was interrupted continues.  The SHA-256 of the
-    weights is compared with the hub's.  With HF_HUB_OFFLINE the files of an earlier download are taken.  Raises as
-    `fetch`.
+    weights is compared with the hub's.  With HF_HUB_OFFLINE the files of an earlier download of the same name are
+    taken.  Raises as `fetch`.
     """
     hub = extras.load("huggingface_hub", f"downloading {repository} needs huggingface_hub", "hub")
     name, _, revision = repository.partition("@")
@@ -140,7 +185,7 @@ def download(repository: str, say: Callable[[str], Any] = print) -> tuple[Path, 
     size = sum(about.sizes[file] for file in files) / 1e6
     say(f"{name}: revision {about.revision[:12]}, licence {about.licence}, {size:,.1f} MB")
     with _hub_errors(repository):
-        folder = Path(hub.snapshot_download(name, revision=about.revision, allow_patterns=files))
+        folder = Path(hub.snapshot_download(name, revision=revision or None, allow_patterns=files))
     checksums = {file: about.checksums[file] for file in files if file in about.checksums}
     for file, expected in checksums.items():
         check(folder / file, expected)
@@ -163,7 +208,8 @@ def files_of(repository: Repository) -> list[str]:
     """
     top = sorted(name for name in repository.sizes if "/" not in name)
     weights = [name for name in weight_files.NAMES if name in top][:1]
-    weights = weights or [name for name in top if weight_files.SHARD.search(name)]
+    shards = [name for name in top if weight_files.SHARD.search(name)]
+    weights = weights or [name for name in shards if name.endswith(".safetensors")] or shards
     weights = weights or [name for name in top if name.endswith(weight_files.SUFFIXES)]
     parts = {part for part in weight_files.PARTS for name in weights if Path(name).stem.endswith(f"_{part}")}
     if not weights or (len(weights) > 1 and not weight_files.SHARD.search(weights[0]) and len(parts) != len(weights)):
@@ -172,9 +218,8 @@ def files_of(repository: Repository) -> list[str]:
             f"{repository.name} has {what}; download one model yourself and give its file. The files are "
             f"{', '.join(list(repository.sizes)[:20])}"
         )
-    shards = [f"{name}.index.json" for name in weight_files.NAMES if f"{name}.index.json" in top]
     small = [name for name in top if name.endswith(SIDECARS) and repository.sizes[name] <= MAX_SIDECAR]
-    return sorted({*weights, *shards, *small})
+    return sorted({*weights, *small})
 
 
 def check(file: Path, expected: str) -> None:
@@ -222,7 +267,9 @@ def _hub_errors(repository: str) -> Iterator[None]:
             f"{repository} was not downloaded before, and HF_HUB_OFFLINE forbids to download it now; files are looked "
             "for in HF_HOME, by default ~/.cache/huggingface"
         ) from error
-    except Exception as error:  # of the HTTP library, which is another one in other versions of huggingface_hub
+    except Exception as error:  # also of the HTTP library, which is another one in other versions of huggingface_hub
+        if isinstance(error, OSError) and not isinstance(error, errors.HfHubHTTPError):
+            raise  # of the disk
         raise ConnectionError(
             f"{repository} could not be downloaded: {first_line(error)}; repeat the command to continue, or set "
             "HF_HUB_OFFLINE=1 to take files that were downloaded before"

@@ -48,10 +48,17 @@ from detailclip_jax.runtime.processes import all_processes
 from detailclip_jax.runtime.provenance import git_revision, versions
 from detailclip_jax.training import dense_encoder, manifest
 from detailclip_jax.training.checksums import checksums
-from detailclip_jax.training.published_names import workdir_of
 from detailclip_jax.training.sharding import of_one_replica, path_name, total_bytes
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.training.workdirs import CONFIG, FOLDER, give_run_id, pick_step, run_id, steps_in
+from detailclip_jax.training.workdirs import (
+    CONFIG,
+    FOLDER,
+    checkpoints_of,
+    give_run_id,
+    pick_step,
+    run_id,
+    steps_in,
+)
 from detailclip_jax.types import Params, PyTree
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -409,7 +416,7 @@ def load_saved(path: str | Path, step: int | None = None) -> Saved:
     Their shapes are those of the checkpoint's metadata.  If the file of the tokenizer is not at its place any more, the
     one of this name in the workdir is taken.
     """
-    checkpoints, step, device = workdir_of(path).absolute() / FOLDER, pick_step(path, step), first_device()
+    checkpoints, step, device = checkpoints_of(path), pick_step(path, step), first_device()
     with _reading(checkpoints, step, "--step="):
         folder = checkpoints / str(step)
         run, saved = from_json(_record(folder)["config"]), _metadata(folder / "state")
@@ -466,7 +473,7 @@ def is_of_dense_task(path: str | Path, step: int | None = None) -> bool:
 
     Raises FileNotFoundError as `pick_step`.
     """
-    folder = workdir_of(path).absolute() / FOLDER / str(pick_step(path, step))
+    folder = checkpoints_of(path) / str(pick_step(path, step))
     try:
         run = _record(folder)
         return is_dense(from_json(run["config"]))
@@ -479,7 +486,7 @@ def load_state(path: str | Path, target: PyTree, step: int | None = None) -> tup
 
     So it may be called while the run is training; `Checkpoints` removes what a run left unfinished.  Raises as `load`.
     """
-    folder, step = Path(path).absolute() / FOLDER, pick_step(path, step)
+    folder, step = checkpoints_of(path), pick_step(path, step)
     with _reading(folder, step, "step="):
         _check_version(folder, step, target)
         state = target.replace(**_read_part(folder / str(step) / "state", _fields(target)))

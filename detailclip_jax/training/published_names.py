@@ -13,6 +13,7 @@ that a stored config can name a model instead of a folder of one machine.
 import hashlib
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 from detailclip_jax.runtime import caches, weight_files
 
@@ -46,11 +47,12 @@ def is_local(path: str | Path) -> bool:
 def workdir_of(name: str | Path) -> Path:
     """Returns the workdir of a model: the path itself if it is one, else the folder of the cache for it.
 
-    workdir_of("hf://openai/clip-vit-base-patch16").name == "hf--openai--clip-vit-base-patch16"
+    workdir_of("hf://openai/clip-vit-base-patch16").name == "hf--openai%2Fclip-vit-base-patch16"
     workdir_of("runs/stickers") == Path("runs/stickers")
     """
     if is_remote(str(name)):
-        return caches.folder() / FOLDER / re.sub(r":/+|[:/]", "--", str(name))
+        scheme, rest = re.split(r":(?://)?", str(name), maxsplit=1)
+        return caches.folder() / FOLDER / f"{scheme}--{quote(rest, safe='@')}"
     path = Path(name)
     if not is_local(path):
         return path

@@ -26,6 +26,11 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
 
+def checkpoints_of(path: str | Path) -> Path:
+    """Returns the folder of the checkpoints of a workdir, or of a model that `interop.published` has fetched."""
+    return published_names.workdir_of(path).absolute() / FOLDER
+
+
 def run_id(workdir: Path) -> str:
     """Returns the id of the run in a workdir, 32 hexadecimal digits; "" if it has none."""
     with contextlib.suppress(OSError, ValueError):
@@ -46,7 +51,7 @@ def pick_step(path: str | Path, step: int | None = None) -> int:
 
     Raises FileNotFoundError that lists the existing steps, or says as `no_run` what the path is instead.
     """
-    folder = published_names.workdir_of(path) / FOLDER
+    folder = checkpoints_of(path)
     steps = steps_in(folder)
     if not steps:
         raise FileNotFoundError(no_run(path))

@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import shutil
+import socket
 import subprocess
 import sys
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from hub_server import REVISION, serving
 from test_export import GELU_FIELDS, save_noise
+from test_vocabularies import word_file
 
 from detailclip_jax import config, interop
 from detailclip_jax.inference import model as inference
@@ -19,6 +22,14 @@ from detailclip_jax.training import adopted_config, published_names
 
 pytest.importorskip("huggingface_hub")
 NAME = "hf://someone/tiny-clip"
+SHARDS = ("model", "safetensors"), ("pytorch_model", "bin")
+# Fetches as one of two processes, and prints the workdir.
+OF_TWO = """
+import sys, jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from detailclip_jax.interop import published
+print(published.fetch(sys.argv[3]))
+"""
 # Calls `fetch` for each name, in one process, and prints what it returns, says or raises.
 CALLS = """
 import json, pathlib, sys
@@ -71,9 +82,8 @@ def test_a_name_becomes_a_workdir_once_and_is_then_read_without_the_hub(hub, fil
     downloaded = {path.rpartition("/")[2] for _, path in hub.requests if "/resolve/" in path}
     assert "open_clip_config.json" in downloaded and not downloaded & {"train.py", "big.bin", "README.md"}
     hub.requests.clear()
-    second, pinned = fetch(hub, tmp_path, NAME, f"{NAME}@{REVISION}", HF_HUB_OFFLINE="1")
+    (second,) = fetch(hub, tmp_path, NAME, HF_HUB_OFFLINE="1")
     assert second == {"workdir": workdir, "said": []} and not hub.requests
-    assert pinned["workdir"] != workdir  # converted from the files that the hub's library has kept
     model, (_, variables, stated) = inference.load(workdir), interop.load(files)
     np.testing.assert_array_equal(model.params["text"]["positions"], variables["params"]["text"]["positions"])
     assert model.config.preprocess == stated.preprocess
@@ -144,6 +154,62 @@ def test_an_unknown_tag_of_open_clip_names_the_known_ones():
     pytest.importorskip("open_clip")
     with pytest.raises(ValueError, match=r"no tag 'laion' of 'ViT-B-16'; its tags are openai, "):
         published.repository_of("open_clip:ViT-B-16/laion")
+
+
+def test_without_the_network_an_earlier_download_is_converted_again(hub, tmp_path):
+    """Also what a process that was killed, or an earlier version of the converter, has left."""
+    (first,) = fetch(hub, tmp_path, NAME)
+    workdir = pathlib.Path(first["workdir"])
+    origin = json.loads((workdir / published.ORIGIN).read_text())
+    (workdir / published.ORIGIN).write_text(json.dumps(origin | {"converter": 0}))
+    partial = workdir.with_name(f".{workdir.name}.partial")
+    (partial / "checkpoints/0").mkdir(parents=True)
+    (again,) = fetch(hub, tmp_path, NAME, HF_HUB_OFFLINE="1")
+    assert again["workdir"] == first["workdir"] and again["said"] and not partial.exists()
+    assert json.loads((workdir / published.ORIGIN).read_text())["converter"] == published.CONVERTER
+
+
+def test_one_family_of_shards_is_downloaded():
+    names = [f"{stem}-0000{n}-of-00002.{end}" for stem, end in SHARDS for n in (1, 2)]
+    sizes = dict.fromkeys([*names, "config.json", "model.safetensors.index.json"], 10)
+    chosen = published.files_of(published.Repository("a/b", REVISION, "mit", sizes, {}))
+    assert chosen == ["config.json", *names[:2], "model.safetensors.index.json"]
+
+
+def test_a_vocabulary_other_than_clips_comes_with_the_model(tmp_path, monkeypatch):
+    """Its file is in the workdir, so that the folder of the download need not stay."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    tower = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision = tower | {"image_size": 32, "patch_size": 8}
+    texts = tower | {"vocab_size": 64, "max_position_embeddings": 16, "projection_size": 64}
+    model = transformers.SiglipModel(transformers.SiglipConfig(text_config=texts, vision_config=vision))
+    model.save_pretrained(tmp_path / "siglip")
+    word_file(tmp_path / "siglip", padding="</s>")
+    workdir = published.fetch(tmp_path / "siglip")
+    shutil.rmtree(tmp_path / "siglip")
+    assert np.isfinite(inference.load(workdir).encode_text(["a dog", "a cat"])).all()
+
+
+def test_only_fields_of_checkpoints_name_models(files):
+    made = config.default()
+    made.data.path, made.logging.wandb = str(files), "timm: my project"
+    published.fetch_all(made, pytest.fail)
+
+
+@pytest.mark.check
+def test_processes_of_one_run_convert_once(files, tmp_path):
+    """Two processes, which save checkpoints together, fetch the same folder at the same time."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", OF_TWO, address]
+    both = [subprocess.Popen([*command, n, str(files)], env=environ, stdout=subprocess.PIPE) for n in "01"]
+    printed = [each.communicate(timeout=300)[0].decode().splitlines()[-1] for each in both]
+    assert [each.returncode for each in both] == [0, 0] and printed[0] == printed[1]
+    assert inference.load(printed[0]).step == 0
 
 
 def test_a_file_of_weights_is_converted_once_and_again_after_a_change(files, tmp_path, monkeypatch):
