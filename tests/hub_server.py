@@ -15,7 +15,7 @@ class Hub:
     def __init__(self):
         self.files = {}  # repository -> file -> bytes
         self.licences, self.gated, self.wrong, self.cut = {}, set(), set(), {}
-        self.requests = []
+        self.requests, self.address = [], ""
 
     def add(self, repository, files, licence="mit"):
         self.files[repository], self.licences[repository] = files, licence
@@ -112,13 +112,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving():
-    """Yields a Hub and its address."""
+    """Yields a Hub that answers at its `address`."""
     hub = Hub()
     handler = type("OfHub", (Handler,), {"hub": hub})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield hub, f"http://127.0.0.1:{server.server_port}"
+        hub.address = f"http://127.0.0.1:{server.server_port}"
+        yield hub
     finally:
         server.shutdown()
         server.server_close()

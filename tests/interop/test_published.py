@@ -55,10 +55,9 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def hub(files):
-    with serving() as (hub, address):
+    with serving() as hub:
         content = {path.name: path.read_bytes() for path in files.iterdir() if path.is_file()}
         hub.add("someone/tiny-clip", content | {"train.py": b"raise SystemExit", "big.bin": b"x"})
-        hub.address = address
         yield hub
 
 
