@@ -9,10 +9,10 @@ TASKS is a list separated by semicolons, each entry KIND:SET,SET,... (quote it, 
 
 {kinds}
 
-  stickers   as a task: all of these but dense on the embedded scenes, no download.  As sets: stickers, stickers_pairs
-             (pairs of nouns that do not occur together in training; retrieval), stickers_style (another artist's
-             drawings, see --style), stickers_white (one drawing on plain white; not for retrieval), stickers_long
-             (captions of several sentences; retrieval)
+  stickers   as a task: {on_stickers}
+             on the embedded scenes, no download.  As sets: stickers, stickers_pairs (pairs of nouns that do not occur
+             together in training; retrieval), stickers_style (another artist's drawings, see --style), stickers_white
+             (one drawing on plain white; not for retrieval), stickers_long (captions of several sentences; retrieval)
   paper      as a task: the paper's tables 2 and 3.  As a set: the paper's sets of that kind, as in zero_shot:paper;
              "all" means all sets of that kind
   detail     as a task: retrieval with long captions, and choice among captions that differ in one detail
@@ -65,12 +65,14 @@ def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
     from detailclip_jax.data.labelled import CHOICES, KNOWN
     from detailclip_jax.evaluation.protocols import PROTOCOLS
-    from detailclip_jax.evaluation.tasks import KINDS
+    from detailclip_jax.evaluation.tasks import GROUPS, KINDS
 
     sets = textwrap.fill(", ".join(KNOWN), 112, subsequent_indent="      ")
     choices = textwrap.fill(", ".join(CHOICES), 112, initial_indent=" " * 26, subsequent_indent="      ").strip()
     kinds = "\n".join(f"  {name:<13}{kind.about}" for name, kind in KINDS.items())
-    command = flags.parser("evaluate", (__doc__ or "").format(sets=sets, kinds=kinds, choices=choices))
+    on_stickers = ", ".join(entry.partition(":")[0] for entry in GROUPS["stickers"].split(";"))
+    shown = (__doc__ or "").format(sets=sets, kinds=kinds, choices=choices, on_stickers=on_stickers)
+    command = flags.parser("evaluate", shown)
     add = command.add_argument
     flags.add_checkpoint(command)
     add("--tasks", default="stickers", metavar="TASKS", help="what to measure, see above (default: stickers)")

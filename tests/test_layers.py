@@ -4,6 +4,8 @@ import ast
 import graphlib
 import pathlib
 
+from detailclip_jax import methods
+
 ROOT = pathlib.Path(__file__).parent.parent / "detailclip_jax"
 PACKAGE = ROOT.name
 BASE = ("version", "types", "renamed")  # files at the top that are no commands
@@ -107,7 +109,12 @@ def test_data_knows_no_jax():
     assert not known
 
 
-TERMS = ("token_set", "gram", "region", "distill", "beta", "text_contrast")  # of methods.TERMS
+OTHER_MEANINGS = {  # names of terms that are also words for something else
+    "negatives": "false captions: a field of the data, and of the evaluated choices",
+    "rank": "a place in an order",
+    "region_text": "an array of the batch, see `data.regions`",
+}
+TERMS = {*methods.TERMS} - {*OTHER_MEANINGS}
 OWNERS = ("methods", "losses", "config", "interop")  # interop: tensors of published code have such names
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.data import preprocessing
 from detailclip_jax.interop import (
     clip_names,
-    functions,
+    compiled_functions,
     hub,
     hub_tokenizer,
     hub_vocabulary,
@@ -160,9 +160,14 @@ FORMATS = {
     "huggingface": Format(write_huggingface, in_layout("huggingface"), notes.huggingface_notes, is_directory=True),
     "safetensors": Format(write_safetensors, None),
     "stablehlo": Format(
-        functions.write_stablehlo, lambda _: functions.TOWERS, notes.stablehlo_notes, is_directory=True
+        compiled_functions.write_stablehlo,
+        lambda _: compiled_functions.TOWERS,
+        notes.stablehlo_notes,
+        is_directory=True,
     ),
-    "onnx": Format(functions.write_onnx, lambda _: functions.TOWERS, notes.signature_notes, is_directory=True),
+    "onnx": Format(
+        compiled_functions.write_onnx, lambda _: compiled_functions.TOWERS, notes.signature_notes, is_directory=True
+    ),
 }
 
 

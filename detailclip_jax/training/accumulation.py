@@ -51,7 +51,7 @@ class PretrainingLoss(NamedTuple):
         method, (params, teacher) = self.forward_pass.method, (inputs.params, inputs.teacher)
         context = Context(inputs.running, inputs.temperatures, inputs.weights)
         whole_batch = WholeBatch(axis, self.clip_block)
-        by_image, by_batch = divide(method, self.chunks)
+        by_image, by_batch = divide(method, self.chunks)  # with one chunk `by_batch` has no terms
         kept = [name for head in method.heads_of(by_batch.losses) if head.per_image for name in head.makes]
 
         def chunk(stats: Stats, rows: tuple[Batch, Array]) -> tuple[Stats, PyTree]:

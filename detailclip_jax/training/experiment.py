@@ -174,9 +174,21 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
                 0
             ]
 
-    functions = jax.jit(record), encoders(model, config), values, unmasked_values
-    common = config, model, setup, layout, shapes, _initial(*_recipe(config)), step
-    return Experiment(*common, on_mesh, unmasked, *functions)
+    return Experiment(
+        config=config,
+        model=model,
+        setup=setup,
+        layout=layout,
+        state_shapes=shapes,
+        initial=_initial(*_recipe(config)),
+        train_step=step,
+        forward_pass=on_mesh,
+        unmasked_step=unmasked,
+        forward=jax.jit(record),
+        encode=encoders(model, config),
+        values=values,
+        unmasked_values=unmasked_values,
+    )
 
 
 def settled(config: ConfigDict, mesh: Mesh) -> ConfigDict:
@@ -294,15 +306,15 @@ def build_schedules(config: ConfigDict, method: Method) -> Schedules:
             rise = schedules.epoch_warmup(first, last, losses.temperature_epochs, steps_of_epoch(config))
             temperatures[loss.name] = rise
     return Schedules(
-        schedules.warmup_cosine(
+        learning_rate=schedules.warmup_cosine(
             opt.warmup_start, opt.learning_rate, opt.learning_rate_end, warmup, total, opt.peak_twice
         ),
-        np.float32(decay) if end is None else schedules.cosine(decay, end, total),
-        schedules.cosine(config.ema.start, config.ema.end, total),
-        temperatures,
-        build_ramps(losses.ramps, method.losses, total),
-        np.int32(round(losses.ramps.get(method.anchor_of, (0.0, 0.0))[0] * total)),
-        np.int32(round(opt.frozen_prototype_epochs * steps_of_epoch(config))),
+        weight_decay=np.float32(decay) if end is None else schedules.cosine(decay, end, total),
+        ema_momentum=schedules.cosine(config.ema.start, config.ema.end, total),
+        temperatures=temperatures,
+        weights=build_ramps(losses.ramps, method.losses, total),
+        anchor=np.int32(round(losses.ramps.get(method.anchor_of, (0.0, 0.0))[0] * total)),
+        wait=np.int32(round(opt.frozen_prototype_epochs * steps_of_epoch(config))),
     )
 
 

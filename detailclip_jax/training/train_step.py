@@ -188,7 +188,7 @@ def combined_loss(
 
     def local_loss(shards: Inputs) -> Outputs:
         whole = {name: sharding.gather(getattr(shards, name), getattr(specs, name)) for name in Inputs._fields[:3]}
-        return setup.loss(shards._replace(**whole), layout.axis)
+        return setup.loss(shards._replace(**whole), layout.axis)  # of pretraining: `accumulation.PretrainingLoss`
 
     if layout.axis is not None:
         # jax 0.12 cannot check the varying axes of the error function.  The check would not change a number here,

@@ -18,7 +18,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from detailclip_jax import methods
-from detailclip_jax.interop import clip_names, exported_model, functions, hub, hub_vocabulary, own, tensor_files
+from detailclip_jax.interop import (
+    clip_names,
+    compiled_functions,
+    exported_model,
+    hub,
+    hub_vocabulary,
+    own,
+    tensor_files,
+)
 from detailclip_jax.interop.exported_model import Export
 from detailclip_jax.interop.measure import Spec, spec_of
 from detailclip_jax.kernels.products import EXACT
@@ -71,7 +79,7 @@ def _features(model: Networks) -> Callable[..., dict[str, Array]]:
     def features(params: Params, images: Array, tokens: Array) -> dict[str, Array]:
         bound = model.bind({"params": params})
         if "image_projection" not in model.table:
-            return {"image": functions.tokens_of(bound, images)}
+            return {"image": compiled_functions.tokens_of(bound, images)}
         return {"image": bound.embed_image(images), "text": bound.embed_text(tokens)}
 
     return features
@@ -274,7 +282,7 @@ def own_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
 def called(export: Export, call: Callable[[str, np.ndarray], Any]) -> tuple[Features, Features]:
     """What `call(name, batch)` makes of a fixed batch, and what our functions of the same names make of it."""
     rng, theirs, expected = np.random.default_rng(0), {}, {}
-    for name, function in functions.functions(export).items():
+    for name, function in compiled_functions.functions(export).items():
         high = 256 if name == "image" else export.config.model.vocab_size
         batch = rng.integers(0, high, (BATCH, *function.shape)).astype(function.dtype)
         with jax.default_matmul_precision(EXACT):

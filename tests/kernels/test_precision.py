@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from tiny import tiny_batch, tiny_config, tiny_experiment
 
-from detailclip_jax.interop import functions
+from detailclip_jax.interop import compiled_functions
 from detailclip_jax.interop.exported_model import Export, plain
 from detailclip_jax.pretraining import validate
 from detailclip_jax.training import experiment, mesh
@@ -98,7 +98,7 @@ def test_exported_encoders_are_exact_whatever_the_run_asked_for():
     config.model.matmul_precision = "default"
     model, variables, config = plain({"params": params}, config)
     export = Export(model, variables["params"], variables, config, "student")
-    for function in functions.functions(export).values():
+    for function in compiled_functions.functions(export).values():
         shape = jax.ShapeDtypeStruct((2, *function.shape), function.dtype)
         assert precisions(lowered(jax.jit(function.call), ("cuda",), shape)) == {EXACT}
 
