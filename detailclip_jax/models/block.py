@@ -236,7 +236,7 @@ def run_blocks(
     remat: str = "none",
     depth: int = 0,
     gather: Gather | None = None,
-    mask: Bool[Array, "B 1 1 N"] | None = None,
+    mask: Bool[Array, "#B 1 1 N"] | None = None,
     angles: Float[Array, "#B N a"] | None = None,
 ) -> tuple[Float[Array, "B N D"], Float[Array, "B L N"] | None]:
     """Runs a sequence of blocks; returns the tokens, and with `cls_rows` the CLS attention of each block.
@@ -244,8 +244,13 @@ def run_blocks(
     `blocks` is a sequence, or one block whose parameters have `depth` layers along a leading axis. The latter runs as
     a loop (`nn.scan`): the same numbers, but a smaller program. If parameters are sharded, `gather` all-gathers one
     layer at a time inside the loop. `mask` is True at the tokens that are attended to; `angles` are those of rotary
-    positions.
+    positions. cuDNN's attention wants even lengths: all blocks share one more token, which nothing attends to.
     """
+    length, first = x.shape[1], blocks if isinstance(blocks, Block) else next(iter(blocks), None)
+    if length % 2 and first is not None and first.kernel == "cudnn":
+        x, mask, angles = one_more(x, mask, angles)
+        x, rows = run_blocks(blocks, x, scales, cls_rows, remat, depth, gather, mask, angles)
+        return x[:, :length], None if rows is None else rows[..., :length]
 
     def run(block: Block, x: Array, scale: Array | None) -> tuple[Array, Any]:
         return block(x, scale, cls_rows, mask, angles)
@@ -258,6 +263,16 @@ def run_blocks(
         x, row = run_one(block, x, None if scales is None else scales[number])
         rows.append(row)
     return x, jnp.stack(rows, 1) if cls_rows else None
+
+
+def one_more(
+    x: Float[Array, "B N D"], mask: Bool[Array, "#B 1 1 N"] | None = None, angles: Float[Array, "#B N a"] | None = None
+) -> tuple[Float[Array, "B M D"], Bool[Array, "#B 1 1 M"], Float[Array, "#B M a"] | None]:
+    """Adds a token of zeros to which no token attends; returns the arguments of a block for M = N + 1 tokens."""
+    real = jnp.ones((1, 1, 1, x.shape[1]), bool) if mask is None else mask
+    of_tokens = ((0, 0), (0, 1), (0, 0))
+    turned = None if angles is None else jnp.pad(angles, of_tokens)
+    return jnp.pad(x, of_tokens), jnp.pad(real, ((0, 0), (0, 0), (0, 0), (0, 1))), turned
 
 
 def run_blocks_with_values(

@@ -371,6 +371,24 @@ def test_lengths_filled_up_to_even_ones_change_nothing(length, causal):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 if a.ndim else 3e-5)  # the loss sums 336 terms or more
 
 
+@pytest.mark.parametrize("causal", [False, *in_check((True,))])
+def test_a_token_to_which_nothing_attends_changes_nothing(causal):
+    """Neither in the tokens of two blocks, nor in the CLS attention, nor in gradients."""
+    inits = block.BlockInit(*[jax.nn.initializers.normal(0.1)] * 4)
+    part = block.Block(16, 2, inits, 1e-6, causal=causal)
+    x, angles = normal(0, 3, 5, 16), normal(1, 1, 5, 4)
+    params = part.init(jax.random.key(0), x)
+
+    def run(params, x, padded):
+        given = block.one_more(x, None, angles) if padded else (x, None, angles)
+        bound = part.bind(params)
+        tokens, rows = block.run_blocks([bound, bound], given[0], cls_rows=True, mask=given[1], angles=given[2])
+        return jnp.sin(tokens[:, :5]).sum() + jnp.cos(rows[..., :5]).sum(), (tokens[:, :5], rows[..., :5])
+
+    results = [jax.jit(jax.value_and_grad(run, (0, 1), True), static_argnums=2)(params, x, p) for p in (True, False)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), *results)
+
+
 @pytest.mark.parametrize("length", [7, *in_check((8,))])
 def test_padding_at_the_end_is_a_number_of_keys(length):
     """As a mask that all queries share, and for one query, whose length is odd too; gradients of padding are 0."""
