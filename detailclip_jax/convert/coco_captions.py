@@ -19,10 +19,11 @@ from detailclip_jax.convert.examples import Rejected
 from detailclip_jax.convert.image_root import Place
 from detailclip_jax.convert.job import Request
 from detailclip_jax.convert.limited_files import open_text
-from detailclip_jax.convert.regions import Region
+from detailclip_jax.convert.regions import CROWD, Region
 from detailclip_jax.convert.rows import Row, contained
-from detailclip_jax.data.labelled.karpathy import FOLDERS, SPLITS
+from detailclip_jax.data.labelled.karpathy import SPLITS
 
+FLICKR_FOLDERS = ("", "flickr30k-images", "flickr30k_images", "images")  # the first that has an image counts
 YEAR_FOLDER = re.compile(r"(train|val|test)\d{4}")
 
 
@@ -32,18 +33,18 @@ def rows_of(request: Request) -> Iterator[Row]:
     Files of instances add boxes to these images; if there are no others, they give the images.  "flickr30k" has
     Karpathy files only.
     """
-    boxes: dict[str, list[Region]] = {}
-    with_boxes: list[tuple[str, dict[str, Any]]] = []
-    others: list[tuple[str, dict[str, Any]]] = []
+    boxes: dict[str, list[Region]] = collections.defaultdict(list)
+    with_boxes: list[str] = []
     for path in request.paths:
         content = load(path)
         if has_boxes(content):
-            boxes |= instances(content, path)
+            with_boxes.append(path)
+            for key, regions in instances(content, path).items():
+                boxes[key] += regions
+    for path in [path for path in request.paths if path not in with_boxes] or with_boxes:
+        content = load(path)  # again: of COCO's files, with GB of objects, one is in memory at a time
+        if path in with_boxes:
             content["annotations"] = ()
-            with_boxes.append((path, content))
-        else:
-            others.append((path, content))
-    for path, content in others or with_boxes:
         if all(isinstance(image, dict) and image.keys() >= {"sentences", "split"} for image in content["images"][:1]):
             rows = karpathy(content, path, request)
         elif request.kind == "flickr30k":
@@ -67,7 +68,7 @@ def instances(content: dict[str, Any], path: str) -> dict[str, list[Region]]:
         for each in content["annotations"]:
             x, y, width, height = map(float, each["bbox"])
             phrase = text_of(each.get("caption")) or str(names[each["category_id"]])
-            region = Region((x, y, x + width, y + height), (phrase,), is_crowd=bool(each.get("iscrowd")))
+            region = Region((x, y, x + width, y + height), (phrase,), dropped=CROWD if each.get("iscrowd") else "")
             by_image[str(each["image_id"])].append(region)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a file of instances: {error!r} in an annotation or category") from error
@@ -132,7 +133,7 @@ def karpathy(content: dict[str, Any], path: str, request: Request) -> Iterator[R
             if image.get("split") not in splits:
                 continue
             name, folder = str(image.get("filename", "")), str(image.get("filepath", ""))
-            flickr: list[Place] = [(f"{parent}/{name}" if parent else name,) for parent in FOLDERS]
+            flickr: list[Place] = [(f"{parent}/{name}" if parent else name,) for parent in FLICKR_FOLDERS]
             texts = [sentence.get("raw", "") for sentence in image.get("sentences", ())]
             yield _row(str(image.get("cocoid", name)), _coco_places(name, folder) if folder else flickr, texts)
     except (AttributeError, TypeError) as error:

@@ -12,53 +12,64 @@ A record has boxes in pixels of its image as it is stored, upright.
 import collections
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from detailclip_jax.convert.examples import Rejected, several, valid_text
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS
 
-OWN = ("boxes", "phrases", "phrase_negatives", "negatives")
+OF_BOXES = ("boxes", "phrases", "phrase_negatives")
+OWN = (*OF_BOXES, "negatives")
 GRIT = ("ref_exps", "noun_chunks")
 FINEHARD = "bbox_info"
 FIELDS = (*OWN, *GRIT, FINEHARD)
 LEAST_INSIDE = 0.9  # of a box's area: in the image
 OUTSIDE, EMPTY, NO_PHRASE, CROWD = "outside the image", "empty", "without a phrase", "crowds"
+OTHER_FORM = {name: f"fields {name!r} of another form" for name in FIELDS}
+
+REASONS = (OUTSIDE, EMPTY, NO_PHRASE, CROWD)
 
 Box = tuple[float, float, float, float]  # xyxy
 Size = tuple[int, int]  # width and height
 
 
 class Region(NamedTuple):
-    """A box with its phrases, of which training draws one, and false phrases; `relative`: in shares of the sides."""
+    """A box with its phrases, of which training draws one, and false phrases.
+
+    relative: the box is in shares of the image's sides.
+    dropped: why it is not used, if its source says so; such a region may have no box.
+    """
 
     box: Sequence[float]
     phrases: Sequence[str] = ()
     negatives: Sequence[str] = ()
     relative: bool = False
-    is_crowd: bool = False
+    dropped: str = ""
 
 
 def read(values: Mapping[str, Any]) -> tuple[tuple[Region, ...], tuple[str, ...]]:
-    """Returns the regions and the false captions in the fields of an example; Rejected for fields of another form.
+    """Returns the regions and the false captions in the fields of an example; Rejected for boxes that are wrong.
 
-    Boxes without `phrases` are not read.
+    `boxes` and `phrases` are read only together. Other sources use these names too: for a field of another form there
+    is a region without a box, which `of_record` counts as dropped.
     """
-    cells = {name: values[name] for name in FIELDS if _is_there(values.get(name))}
-    if "phrases" not in cells:  # boxes for another use
-        cells.pop("boxes", None)
-    if not cells:
-        return (), ()
+    there = [name for name in FIELDS if _is_there(values.get(name))]
+    if not {"boxes", "phrases"} <= {*there}:
+        there = [name for name in there if name not in OF_BOXES]
+    ignored = [name for name in there if not FORMS[name](values[name])]
+    if {"boxes", "phrases"} & {*ignored}:
+        there = [name for name in there if name not in OF_BOXES]
+    cells = {name: values[name] for name in there if name not in ignored}
     try:
         regions = [*_listed(cells), *_grit(cells, values.get("caption")), *_finehard(cells.get(FINEHARD, ()))]
-        negatives = _texts(cells.get("negatives", ()))
         if not all(len(region.box) == 4 and all(map(math.isfinite, region.box)) for region in regions):
             raise ValueError("a box has four numbers")
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise Rejected(
             f"bad boxes: {', '.join(cells)} are not in a known form ({type(error).__name__}: {error})"
         ) from error
-    return tuple(regions), negatives
+    dropped = [Region((), dropped=OTHER_FORM[name]) for name in ignored]
+    return (*regions, *dropped), _texts(cells.get("negatives"))
 
 
 def names_in(there: Sequence[str]) -> tuple[str, ...]:
@@ -69,6 +80,36 @@ def names_in(there: Sequence[str]) -> tuple[str, ...]:
 
 def _is_there(value: Any) -> bool:
     return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_list(value: Any, is_item: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(is_item, value))
+
+
+def _is_texts(value: Any) -> bool:
+    """Whether a value is a text, or a list of texts; each may be missing."""
+    return _is_text(value) or _is_list(value, _is_text)
+
+
+def _is_grit(value: Any) -> bool:
+    """Whether a value is a list of lists of at least [start, end, x0, y0, x1, y1]."""
+    is_number = lambda each: isinstance(each, (int, float))  # noqa: E731
+    return _is_list(value, lambda each: _is_list(each, is_number) and len(each) >= 6)
+
+
+FORMS: Mapping[str, Callable[[Any], bool]] = {  # whether a field is of these layouts; its boxes may still be wrong
+    "boxes": lambda value: _is_list(value, lambda box: isinstance(box, list)),
+    "phrases": lambda value: _is_list(value, _is_texts),
+    "phrase_negatives": lambda value: _is_list(value, _is_texts),
+    "negatives": _is_texts,
+    "noun_chunks": _is_grit,
+    "ref_exps": _is_grit,
+    FINEHARD: lambda value: _is_list(value, lambda info: isinstance(info, Mapping) and "bbox" in info),
+}
 
 
 def _listed(cells: Mapping[str, Any]) -> Iterable[Region]:
@@ -137,8 +178,8 @@ def of_record(
 
 def _placed(region: Region, whole: Size, kept: Size) -> tuple[Box | None, str]:
     """Returns a box in pixels of the kept image, cut to it; or None, and why it is dropped."""
-    if region.is_crowd:
-        return None, CROWD
+    if region.dropped:
+        return None, region.dropped
     if not region.phrases:
         return None, NO_PHRASE
     scale = kept if region.relative else (kept[0] / whole[0], kept[1] / whole[1])
@@ -156,7 +197,7 @@ def _short(text: str) -> str:
 
 def summary(counts: Mapping[str, int]) -> str:
     """Returns "1,200 boxes of 400 images; dropped: 3 outside the image, 1 empty", and the number of false captions."""
-    dropped = [f"{counts[why]:,} {why}" for why in (OUTSIDE, EMPTY, NO_PHRASE, CROWD) if counts.get(why)]
+    dropped = [f"{counts[why]:,} {why}" for why in (*REASONS, *OTHER_FORM.values()) if counts.get(why)]
     texts = f"; {counts['false captions']:,} false captions" if counts.get("false captions") else ""
     kept = f"{counts.get('boxes', 0):,} boxes of {counts.get('images with boxes', 0):,} images"
     return f"{kept}; dropped: {', '.join(dropped) or 'none'}{texts}"

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from detailclip_jax.convert import columns, regions
 from detailclip_jax.convert.columns import Columns
@@ -29,22 +29,38 @@ REMEDIES = {
     ";": "save it with commas (quotes around cells with commas)",
     "\t": "use prepare tsv",
 }
-CSV: dict[str, Any] = {"delimiter": ",", "strict": True}  # quoting of RFC 4180
-TSV: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}  # quotes are ordinary characters
 COMPRESSIONS = ("", ".gz", ".bz2", ".xz")
 
 
-def separated_rows(dialect: dict[str, Any], request: Request) -> Iterator[Row]:
+class Dialect(NamedTuple):
+    """A kind of table: the suffix of its files, and what Python's csv readers need to know."""
+
+    suffix: str
+    delimiter: str
+    quoting: int = csv.QUOTE_MINIMAL
+    strict: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of Python's csv readers."""
+        return {"delimiter": self.delimiter, "quoting": self.quoting, "strict": self.strict}
+
+
+CSV = Dialect(".csv", ",", strict=True)  # quoting of RFC 4180
+TSV = Dialect(".tsv", "\t", csv.QUOTE_NONE)  # quotes are ordinary characters
+
+
+def separated_rows(dialect: Dialect, request: Request) -> Iterator[Row]:
     """Yields the rows of files in a dialect, CSV or TSV; the first line names the columns."""
     csv.field_size_limit(MAX_FIELD)
-    tables = _tables(request, ".csv" if dialect is CSV else ".tsv")
+    tables = _tables(request, dialect.suffix)
     for path, name in tables.items():
         with open_text(path, errors=KEPT) as file:
             counted = _Lines(file, path)
-            reader = csv.DictReader(counted, **dialect)
+            reader = csv.DictReader(counted, **dialect.options)
             try:
                 header = list(reader.fieldnames or ())
-                _check_separator(header, dialect["delimiter"], request.options.image_column, path)
+                _check_separator(header, dialect.delimiter, request.options.image_column, path)
                 chosen = columns.choose(header, request.options, path)
                 _check_name(path, tables, chosen)
                 for cells in reader:
@@ -52,7 +68,7 @@ def separated_rows(dialect: dict[str, Any], request: Request) -> Iterator[Row]:
                     place, more = f"{name}#{reader.line_num}", cells.pop(None, ())  # of a line longer than the header
                     if any(map(str.strip, more)):
                         counts = f"{len(header) + len(more)} cells, {len(header)} columns"
-                        yield Row(place, refused=f"bad row: {counts}; {CAUSES[dialect['delimiter']]}")
+                        yield Row(place, refused=f"bad row: {counts}; {CAUSES[dialect.delimiter]}")
                         continue
                     values = {column: cell for column, cell in cells.items() if cell is not None}  # None: a short line
                     yield _row(values, chosen, path, place)
@@ -136,12 +152,12 @@ def _objects(path: str) -> Iterator[tuple[str | None, dict[str, Any] | None]]:
             yield line, _object(line) if line is not None else None
 
 
-def separated_cells(dialect: dict[str, Any], path: str, names: Sequence[str]) -> Iterator[list[str] | None]:
+def separated_cells(dialect: Dialect, path: str, names: Sequence[str]) -> Iterator[list[str] | None]:
     """Yields the cells of these columns in each row of a file; None for a row with too few cells, or too many texts."""
     csv.field_size_limit(MAX_FIELD)
     with open_text(path, errors=KEPT) as file:
         counted = _Lines(file, path)
-        reader = csv.reader(counted, **dialect)
+        reader = csv.reader(counted, **dialect.options)
         try:
             header = next(reader, [])
             columns.require(header, names, path)

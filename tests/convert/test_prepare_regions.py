@@ -1,6 +1,7 @@
 """Boxes with phrases and false texts of every layout, in pixels of the stored image, and what is dropped of them."""
 
 import json
+import re
 
 import numpy as np
 import prepare_trees as trees
@@ -183,6 +184,14 @@ def test_coco_instances_with_and_without_captions(tmp_path, with_captions):
     assert "dropped: 1 crowds" in "\n".join(summary(part))
 
 
+def test_boxes_of_an_image_in_several_files_of_instances_are_joined(tmp_path):
+    lines(tmp_path)
+    more = {**INSTANCES, "annotations": [{"image_id": 7, "bbox": [0, 0, 8, 8], "category_id": 18}]}
+    paths = [trees.write_json(tmp_path / f"{n}.json", each) for n, each in enumerate((INSTANCES, more, CAPTIONS))]
+    prepared(paths, tmp_path / "out", kind="coco", images=str(tmp_path))
+    assert Records(tmp_path / "out", "train")[0]["boxes"] == [[2, 3, 12, 15], [4, 4, 12, 12], [0, 0, 8, 8]]
+
+
 @pytest.mark.parametrize("change", [{"bbox": [1, 2, 3]}, {"category_id": 19}, {"bbox": "x"}])
 def test_coco_instances_of_another_form_are_refused(tmp_path, change):
     content = {**INSTANCES, "annotations": [{**INSTANCES["annotations"][0], **change}]}
@@ -198,21 +207,57 @@ def test_coco_instances_of_another_form_are_refused(tmp_path, change):
         {"boxes": [[0, 0, 1]], "phrases": ["a"]},
         {"boxes": [[0, 0, 1, "x"]], "phrases": ["a"]},
         {"boxes": [[0, 0, 1, float("nan")]], "phrases": ["a"]},
-        {"boxes": 3, "phrases": ["a"]},
-        {"boxes": [[0, 0, 1, 1]], "phrases": [{"a": 1}]},
-        {"negatives": [1]},
-        {"ref_exps": [[0, 5, 0.1]], "caption": "a dog"},
         {"ref_exps": [[0, 5, 0.1, 0.1, 0.5, 0.5, 1.0]], "caption": None},
-        {"bbox_info": [{"short_expr": "a"}]},
+        {"bbox_info": [{"bbox": [0, 0, 1], "short_expr": "a"}]},
     ],
 )
-def test_fields_of_another_form_reject_their_example(values):
+def test_boxes_that_are_wrong_reject_their_example(values):
     with pytest.raises(Rejected, match="bad boxes: "):
         regions.read(values)
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"boxes": [[0, 0, 1, 1]]}, {"boxes": None, "phrases": None}, {"negatives": float("nan")}]
+    "values",
+    [
+        {"boxes": 3, "phrases": ["a"]},
+        {"boxes": [{"x": 1}], "phrases": ["a"]},
+        {"boxes": [[0, 0, 1, 1]], "phrases": [{"a": 1}]},
+        {"boxes": [[0, 0, 1, 1]], "phrases": "a dog"},
+        {"negatives": [1]},
+        {"negatives": {"a": "b"}},
+        {"noun_chunks": ["a dog", "the grass"], "caption": "a dog on the grass"},
+        {"noun_chunks": [[0, 5], [9, 18]]},
+        {"ref_exps": [["a dog", 0, 5]]},
+        {"bbox_info": {"bbox": [0, 0, 1, 1]}},
+        {"bbox_info": [{"short_expr": "a"}]},
+    ],
+)
+def test_a_field_of_another_form_is_left_out_and_counted(tmp_path, values):
+    row = {"image": "1.jpg", "caption": "a dog", **values}
+    part = prepared(lines(tmp_path, row), tmp_path / "out", kind="jsonl")
+    assert {*one(tmp_path / "out")} & {*regions.FIELDS} == set()
+    (line,) = (line for line in summary(part) if line.startswith("regions"))
+    assert re.search(r"0 boxes of 0 images; dropped: 1 fields '\w+' of another form", line)
+
+
+def test_only_a_field_of_another_form_is_left_out():
+    values = {**OWN, "phrase_negatives": 3, "noun_chunks": ["a dog"], "negatives": ["no dog"]}
+    found, negatives = regions.read(values)
+    assert [region.phrases for region in found[:2]] == [("a dog",), ("a ball outside",)]
+    assert not any(region.negatives for region in found) and negatives == ("no dog",)
+    assert [region.dropped[:24] for region in found[5:]] == ["fields 'phrase_negatives", "fields 'noun_chunks' of "]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"phrases": ["a"]},
+        {"phrases": 3},
+        {"boxes": [[0, 0, 1, 1]]},
+        {"boxes": None, "phrases": None},
+        {"negatives": float("nan")},
+    ],
 )
 def test_other_examples_have_no_regions(values):
     assert regions.read(values) == ((), ())

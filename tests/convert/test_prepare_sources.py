@@ -499,6 +499,14 @@ def test_flickr30k_karpathy_file(tmp_path):
     assert examples(tmp_path / "out", "test")["100.jpg"]["captions"] == ("a", "b", "c", "d", "e")
 
 
+def test_an_image_of_flickr30k_is_read_from_the_folder_of_its_release_first(tmp_path):
+    content = karpathy(({"imgid": 0, "split": "train", "filename": "100.jpg"}, ["a"]))
+    trees.write(tmp_path / "images/100.jpg", b"another file")
+    trees.write(tmp_path / "flickr30k-images/100.jpg", trees.jpeg(1))
+    metadata = trees.write_json(tmp_path / "dataset_flickr30k.json", content)
+    assert prepared(metadata, tmp_path / "out", kind="flickr30k", images=str(tmp_path))["num_examples"] == 1
+
+
 @pytest.mark.parametrize("form", ["captions", "karpathy"])
 def test_a_null_caption_of_coco_is_empty_and_another_one_that_is_no_text_rejects_its_image(tmp_path, form):
     texts = {1: "one", 2: None, 3: ["three"]}
