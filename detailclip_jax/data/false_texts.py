@@ -87,7 +87,10 @@ def rows_of(words: Sequence[str], tokenizer: Tokenizer) -> tuple[Int32[np.ndarra
 
 
 def check(config: ConfigDict) -> None:
-    """Raises ValueError, with the fields to set, for statements that would not stay true, and for too many texts."""
+    """Raises ValueError, with the fields to set, for settings of false texts that contradict others.
+
+    Such are statements that would not stay true, more texts than a scene has, and controls without what they exchange.
+    """
     data, crop = config.data, captioned_crop(config.views.crops)
     stickers = [one.kind == "stickers" for one in components(data)]
     if data.caption == STATES:
@@ -105,7 +108,25 @@ def check(config: ConfigDict) -> None:
                 f"{seen.flip:g})"
             )
     if any(stickers) and data.negatives > NUM_FALSE:
-        raise ValueError(f"data.negatives {data.negatives}: a scene of stickers has at most {NUM_FALSE} false texts")
+        raise ValueError(
+            f"data.negatives {data.negatives}: a scene of stickers has at most {NUM_FALSE} false texts; set it to "
+            f"{NUM_FALSE} or less"
+        )
+    if any(data.relations) and data.caption != STATES:
+        raise ValueError(
+            f"data.relations {tuple(data.relations)} is for the caption rule {STATES!r}, and data.caption is "
+            f"{data.caption!r}: leave data.relations out, or set --config.data.caption={STATES}"
+        )
+    if data.shuffled == "negatives" and not data.negatives:
+        raise ValueError(
+            "data.shuffled 'negatives' exchanges false texts, and data.negatives is 0: set --config.data.negatives to "
+            "their number, or --config.data.shuffled=''"
+        )
+    if data.shuffled == "images" and data.regions:
+        raise ValueError(
+            f"data.shuffled 'images' gives an example another image, in which its boxes (data.regions {data.regions}) "
+            "are wrong: set --config.data.regions=0, or --config.data.shuffled=''"
+        )
 
 
 def check_source(source: Source, data: ConfigDict) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-TEXTS = ("text", "false", "region_text")  # arrays of a batch that hold tokens, all of one length
+TEXTS = ("text", "false", "region_text")  # arrays of tokens; region_text may be shorter (data.phrase_length)
 
 
 def caption_lengths(tokens: Int[np.ndarray, "*batch T"]) -> Int[np.ndarray, "*batch"]:

@@ -81,8 +81,7 @@ def regions_of(config: ConfigDict) -> Regions | None:
     if not config.data.regions:
         return None
     crop, patch = captioned_crop(config.views.crops), sizes.size_of(config.model).patch_size
-    size, tokenizer = config.views.crops[crop].size, tokenizer_of(config, config.data.keep_eot)
-    tokenizer.context_length = phrase_length(config)
+    size, tokenizer = config.views.crops[crop].size, tokenizer_of(config, config.data.keep_eot, phrase_length(config))
     return Regions(config.data.regions, crop, size, size // patch, tokenizer)
 
 
@@ -109,16 +108,15 @@ def phrase_length(config: ConfigDict) -> int:
 
 def read(example: Mapping[str, Any]) -> Records:
     """Returns the boxes of an example that have a phrase; raises BadRecord for fields of another form."""
-    phrases = [list(texts(each)) for each in example.get("phrases", ())]
-    boxes = example.get("boxes", ()) if phrases else ()
-    negatives = [list(texts(each)) for each in example.get("phrase_negatives") or [()] * len(phrases)]
     try:
+        phrases = [list(texts(each)) for each in example.get("phrases", ())]
+        boxes = example.get("boxes", ()) if phrases else ()
+        negatives = [list(texts(each)) for each in example.get("phrase_negatives") or [()] * len(phrases)]
         array = np.asarray(boxes, np.float32).reshape(len(boxes), 4)
-        fits = len(array) == len(phrases) == len(negatives) and bool(np.isfinite(array).all())
-    except (TypeError, ValueError):
-        fits = False
-    if not fits:
-        raise BadRecord(f"{example['key']}: boxes and phrases do not fit together; expected {FORM}")
+        if not (len(array) == len(phrases) == len(negatives) and np.isfinite(array).all()):
+            raise ValueError("other numbers of boxes and phrases, or a box that is not finite")
+    except (TypeError, ValueError) as error:
+        raise BadRecord(f"{example['key']}: boxes and phrases do not fit together; expected {FORM}") from error
     is_box = np.all(array[:, 2:] > array[:, :2], axis=-1)
     kept = [at for at in np.flatnonzero(is_box) if not_blank(phrases[at])]
     return Records(array[kept], [not_blank(phrases[at]) for at in kept], [not_blank(negatives[at]) for at in kept])

@@ -151,14 +151,17 @@ class FileTokenizer(Tokenizer):
         return self._pieces.text([token for token in map(int, ids) if token not in special])
 
 
-def tokenizer_of(config: ConfigDict, keep_eot: bool = True) -> Tokenizer:
+def tokenizer_of(config: ConfigDict, keep_eot: bool = True, length: int = 0) -> Tokenizer:
     """Returns the tokenizer of a config; a file is opened at the first text, or by `check`.
+
+    `length` is the number of tokens of a text; 0: that of the model, `context_length`.
 
     Raises ValueError for a file of a kind that does not fit the model, or with `keep_eot=False`.
     """
     model, file = config.model, config.data.tokenizer
+    length = length or model.context_length
     if file == CLIP:
-        return Tokenizer(model.context_length, keep_eot, model.vocab_size)
+        return Tokenizer(length, keep_eot, model.vocab_size)
     if not keep_eot:
         raise ValueError(
             f"data.keep_eot=False cuts texts as the reference does, with CLIP's tokenizer; data.tokenizer is {file}: "
@@ -171,7 +174,7 @@ def tokenizer_of(config: ConfigDict, keep_eot: bool = True) -> Tokenizer:
             "which transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes"
         )
     digest, end = config.data.tokenizer_digest, model.text_style.end
-    return FileTokenizer(file, model.context_length, model.vocab_size, pooling, digest, end)
+    return FileTokenizer(file, length, model.vocab_size, pooling, digest, end)
 
 
 def record(config: ConfigDict, keep_eot: bool = True) -> None:

@@ -44,10 +44,10 @@ class Prefetched:
     def __init__(self, items: Any, num_workers: int = 0, prefetch: int = 2):
         self._in_shared_memory = num_workers > 0
         cv2.setNumThreads(0)  # items are already processed in parallel
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain reads a flag for its workers, and a notebook never parses flags
         dataset = grain.MapDataset.source(items)
         if num_workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain reads a flag for its workers, and a notebook never parses flags
             in_turn = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
             each = max(1, math.ceil(prefetch / num_workers))
             options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=each)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from detailclip_jax.config import run_config
-from detailclip_jax.data import pipeline, regions
+from detailclip_jax.data import false_texts, pipeline, regions
 from detailclip_jax.data.false_texts import first_or_drawn
 from detailclip_jax.data.lengths import longest_text, trimmed
 from detailclip_jax.data.pipeline import Stream
@@ -196,6 +196,28 @@ def test_which_boxes_count(box, counts):
     assert cut.min() >= 0 and cut.max() <= 1
 
 
+def test_a_length_of_phrases_is_that_of_their_tokenizer():
+    config = config_of(regions=4, phrase_length=10)
+    assert regions.regions_of(config).tokenizer.context_length == 10
+    assert (
+        regions.regions_of(config_of(regions=4, phrase_length=0)).tokenizer.context_length
+        == config.model.context_length
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"shuffled": "negatives"}, "set --config.data.negatives to"),
+        ({"shuffled": "images", "negatives": 2, "regions": 4}, "set --config.data.regions=0"),
+        ({"relations": (0.2, 0.8), "caption": "first"}, "set --config.data.caption=states"),
+    ],
+)
+def test_settings_of_false_texts_that_contradict_others_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        false_texts.check(config_of(**fields))
+
+
 def test_missing_regions_are_zero_and_masked():
     for position in range(8):
         row = stream()[position]
@@ -222,6 +244,9 @@ def test_regions_are_drawn_from_the_boxes_that_count():
         {"boxes": [[0, 0, 1]], "phrases": ["a"]},
         {"boxes": [[0, 0, 1, float("nan")]], "phrases": ["a"]},
         {"boxes": [["x", 0, 1, 1]], "phrases": ["a"]},
+        {"boxes": [[0, 0, 1, 1]], "phrases": None},
+        {"boxes": [[0, 0, 1, 1]], "phrases": ["a"], "phrase_negatives": 3},
+        {"boxes": 3, "phrases": ["a"]},
         {"boxes": [[0, 0, 1, 1]], "phrases": ["a"], "phrase_negatives": [["b"], ["c"]]},
     ],
 )

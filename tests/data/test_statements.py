@@ -276,7 +276,7 @@ def test_the_share_of_relations_rises_between_two_positions():
         ({"views.crops.large.kind": "random"}, "--config.views.crops.large.kind=whole"),
         ({"data.stickers.scenes": "mixed"}, "--config.data.stickers.scenes=stated"),
         ({"data.source": "records", "data.path": "x"}, "is for stickers"),
-        ({"data.negatives": 3}, "at most 2 false texts"),
+        ({"data.negatives": 3}, "at most 2 false texts; set it to 2 or less"),
     ],
 )
 def test_statements_that_would_not_stay_true_are_refused(changes, message):

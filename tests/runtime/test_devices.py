@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
+from absl import flags
 
 from detailclip_jax.data import workers
 from detailclip_jax.runtime import devices
@@ -73,3 +75,15 @@ def test_the_affinity_counts_where_there_is_one(monkeypatch):
 def test_no_more_workers_than_cores(monkeypatch, asked, cores, used):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
     assert workers.usable_workers(asked) == used
+
+
+def test_threads_do_not_mark_the_flags_of_the_process_as_parsed():
+    parsed = flags.FLAGS.is_parsed()
+    flags.FLAGS.unparse_flags()
+    try:
+        with closing(workers.Prefetched([1, 2])) as items:
+            assert list(items) == [1, 2]
+        assert not flags.FLAGS.is_parsed()
+    finally:
+        if parsed:
+            flags.FLAGS.mark_as_parsed()
