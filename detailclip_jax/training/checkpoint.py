@@ -104,7 +104,7 @@ class Checkpoints:
     ):
         """Opens `workdir/checkpoints`, gives the workdir an id, and removes what a killed run left unfinished there."""
         self.folder = Path(workdir).absolute() / FOLDER
-        self._warn, self._failed, self._saving = warn, False, 0
+        self._warn, self._failed, self._abandoned, self._saving = warn, False, False, 0
         self._retention = Retention(max_to_keep, best_metric, scores or {})
         if jax.process_index() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -149,9 +149,14 @@ class Checkpoints:
             self._manager.save(step, args=args, force=True)
 
     def _seal(self) -> None:
-        """Writes the manifest; Orbax calls it on one process, when all items are written, before the last renaming."""
+        """Writes the manifest; Orbax calls it on one process, when all items are written, before the last renaming.
+
+        Raises CheckpointError if the checkpoint was abandoned, so that Orbax does not rename what is left of it.
+        """
         (folder,) = self.folder.glob(f"{self._saving}{_UNFINISHED}*")
         manifest.write(Path(folder), str(self._saving), run_id(self.folder.parent))
+        if self._abandoned:  # after the manifest, which may list a part of the files
+            raise CheckpointError(f"the checkpoint of step {self._saving} was abandoned while it was written")
 
     def check_room(self, state: PyTree, failed: str = "the training does not start") -> None:
         """Raises StorageError if the disk has less free space than a checkpoint of the state takes, see `room`."""
@@ -201,6 +206,7 @@ class Checkpoints:
 
         The writer's threads go on meanwhile. What they still write is removed when the run is started again.
         """
+        self._abandoned = True
         for unfinished in self.folder.glob(f"*{_UNFINISHED}*"):
             shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,11 +127,12 @@ class Session:
 
     def __exit__(self, *error: object) -> None:
         """Stops the data pipeline and a profile, closes the writer and makes the last progress line permanent."""
-        if self.batches is not None:
-            self.batches.close()
-        self.run.console.end_live()
-        self._stop_trace()
-        self._writer.close()
+        with ExitStack() as closing:  # runs all of these, also after an error of one, the last one first
+            closing.callback(self._writer.close)
+            closing.callback(self._stop_trace)
+            closing.callback(self.run.console.end_live)
+            if self.batches is not None:
+                closing.callback(self.batches.close)
 
     def add(self, step: int, values: Mapping[str, Array]) -> None:
         """Stores the scalars of a step that was just started; waits until at most RUN_AHEAD steps are unfinished."""
@@ -364,7 +366,7 @@ def count_data(batches: Any, before: Mapping[str, int], names: tuple[str, str] =
 
     `before` holds those stored in the checkpoint; `batches` counts those since then, None: there are no batches.
     """
-    counts = [before.get(name, 0) for name in names]
+    counts = np.array([before.get(name, 0) for name in names])
     if batches is not None:
         here = np.array([batches.num_bad, batches.num_truncated])
         counts += multihost_utils.process_allgather(here).reshape(-1, len(names)).sum(0)

@@ -81,8 +81,7 @@ def train(run: Run) -> int:
         enter(enough_memory(task.less_memory))
         enter(explained(checkpoints))
 
-        restored = checkpoints.restore(run.experiment.state_shapes)
-        if restored:
+        if restored := checkpoints.restore(run.experiment.state_shapes):
             state, start, counted = restored.state, restored.step, restored.data
             console.say(f"resuming from the checkpoint of step {start}")
             for warning in changes_of_data(run, restored):
@@ -92,6 +91,8 @@ def train(run: Run) -> int:
             with without_alarm():
                 state, start, counted = task.fresh(run), 0, {"examples": 0}
         part_ended("initial state")
+        if start < total:
+            checkpoints.check_room(state)
 
         session = enter(Session(run, checkpoints, start, interrupt, counted))
         ranks_last = bool(config.best_metric and config.evaluate_at_end)  # the scores rank the last checkpoint too
@@ -104,7 +105,6 @@ def train(run: Run) -> int:
             evaluation,
         )
         if start < total:
-            checkpoints.check_room(state)
             session.batches = task.open_batches(run, counted["examples"])  # prepared while the step is compiled
             session.clock = Clock()
             train_step = Programs(run, session.clock, state, start)

@@ -133,6 +133,23 @@ def test_a_full_disk_is_named_and_the_next_start_removes_what_is_left(tmp_path):
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
+def test_an_abandoned_checkpoint_does_not_get_its_final_name(tmp_path, monkeypatch):
+    write, remove, store = manifest.write, shutil.rmtree, Checkpoints(tmp_path)
+
+    def write_while_it_is_removed(folder, *arguments):
+        monkeypatch.setattr(
+            checkpoint.shutil, "rmtree", lambda folder, **options: remove(folder / "state", ignore_errors=True)
+        )
+        store.abandon()
+        write(folder, *arguments)
+
+    monkeypatch.setattr(manifest, "write", write_while_it_is_removed)
+    store.save(1, state_of(), {"examples": 8}, {"config": "{}"})
+    with pytest.raises(StorageError, match="step 1 was abandoned"):
+        store.wait()
+    assert steps_in(tmp_path / "checkpoints") == []
+
+
 def test_no_save_begins_without_room_for_the_state(opened, monkeypatch):
     state = state_of()
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: SimpleNamespace(free=49_000))
