@@ -156,8 +156,8 @@ def _check_method(config: ConfigDict) -> None:
             )
     if views.teacher == "enclosing" and "enclosing" not in method.targets:
         raise ValueError(
-            "views.teacher 'enclosing' is for detailclip and aclip, which mask by the teacher's attention to it; set "
-            f"it to 'same' for method {config.method}"
+            f"views.teacher 'enclosing': the teacher of method {config.method} does not read the enclosing crop, by "
+            "which other methods mask; set --config.views.teacher=same"
         )
 
 
@@ -442,7 +442,7 @@ def _share(run: Run) -> tuple[Any, PyTree]:
     config.accumulation, config.losses.clip_block = 1, 0  # small: all logits at once
     if run.experiment.forward_pass.model.gathers and run.config.model.remat == "none":
         config.model.remat = "dots"  # see `models.block.gathered`
-    alone = experiment.build(config, make_mesh(run.experiment.mesh.devices.flat[:1]))
+    alone = experiment.build(config, make_mesh(run.experiment.mesh.local_devices[:1]))
     return alone, jax.eval_shape(lambda: dummy_batch(run.config, config.batch_size))
 
 

@@ -198,7 +198,7 @@ def share_of(run: Run) -> tuple[Experiment, PyTree]:
     """Returns the experiment of a device's part of the batch, on that device, and the shapes of that part."""
     config, whole = ConfigDict(run.config.to_dict()), run.experiment
     config.batch_size = run.config.batch_size // whole.mesh.devices.size
-    alone = dense_experiment.build(whole.task, config, make_mesh(whole.mesh.devices.flat[:1]), classes=whole.classes)
+    alone = dense_experiment.build(whole.task, config, make_mesh(whole.mesh.local_devices[:1]), classes=whole.classes)
     return alone, alone.batch_shapes()
 
 

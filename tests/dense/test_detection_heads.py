@@ -102,6 +102,15 @@ def maps_of(vit, images, size, blocks=(0, 2), params=None, **options):
     return jax.jit(nn.apply(run, vit))({"params": encoder_params(vit.style) if params is None else params})
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "message"),
+    [(20, 16, "image height 20 .* = 8; nearest: 16 and 24"), (16, 4, "image width 4 .*; nearest: 8\n")],
+)
+def test_a_side_that_the_backbone_cannot_divide_is_named_with_the_nearest_sizes(height, width, message):
+    with pytest.raises(ValueError, match=message):
+        maps_of(encoder(), jnp.zeros((1, height, width, 3)), [(8, 8)], params={})
+
+
 @pytest.mark.check
 @pytest.mark.parametrize("class_tokens", [1, 2])
 def test_maps_are_exported_for_any_number_of_images(class_tokens):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_logging import values
-from tiny import check_names
+from tiny import check_names, tiny_config
 from toy import toy_run
 
 from detailclip_jax import methods, pretraining
@@ -667,6 +667,35 @@ def test_a_disk_without_room_for_a_checkpoint_is_said_before_the_training(run_of
     with pytest.raises(StorageError, match=r"^the training does not start: .* 0 MiB free, and a checkpoint takes \d"):
         training.train(run)
     assert not any((run.workdir / "checkpoints").iterdir())
+    assert not (run.workdir / "metrics.jsonl").exists() and not [*run.workdir.rglob("events*")]
+
+
+def test_the_share_of_a_device_is_computed_on_a_device_of_this_process(monkeypatch):
+    taken = []
+    monkeypatch.setattr(pretraining, "make_mesh", taken.append)
+    monkeypatch.setattr(pretraining.experiment, "build", lambda config, mesh: None)
+    whole = SimpleNamespace(
+        mesh=SimpleNamespace(devices=np.array(["of process 0", "of process 1"]), local_devices=["of process 1"]),
+        forward_pass=SimpleNamespace(model=SimpleNamespace(gathers=False)),
+    )
+    pretraining.PRETRAINING.share(Run(tiny_config("clip"), Path(), whole, None, Console(), pretraining.PRETRAINING))
+    assert taken == [["of process 1"]]
+
+
+def test_a_session_closes_its_writer_and_profile_if_the_data_cannot_be_closed(run_of, monkeypatch):
+    def failing():
+        raise OSError("a worker did not end")
+
+    run, done = run_of(), []
+    with closing(Checkpoints(run.workdir)) as checkpoints:
+        opened = session.Session(run, checkpoints, 0)
+        opened.batches = SimpleNamespace(close=failing)
+        monkeypatch.setattr(opened, "_stop_trace", lambda: done.append("profile"))
+        close_files = opened._writer.close
+        monkeypatch.setattr(opened._writer, "close", lambda: done.append("writer") or close_files())
+        with pytest.raises(OSError, match="did not end"), opened:
+            pass
+    assert done == ["profile", "writer"]
 
 
 @pytest.mark.check

@@ -55,9 +55,10 @@ def backbone(
     if wrong := [block for block in blocks if not 0 <= block < vit.depth]:
         raise ValueError(f"blocks {wrong}: the encoder has {vit.depth} blocks, 0 to {vit.depth - 1}")
     unit = 2 * vit.patch_size
-    for side in images.shape[1:3]:
+    for name, side in zip(("height", "width"), images.shape[1:3]):
         if side % unit or not side:
-            raise ValueError(f"an image has a side of {side} pixels, which is no multiple of 2 x patch size = {unit}")
+            near = " and ".join(f"{size}" for size in (side // unit * unit, (side // unit + 1) * unit) if size)
+            raise ValueError(f"image {name} {side} is not a multiple of 2 x patch size = {unit}; nearest: {near}")
     rows, columns = images.shape[1] // vit.patch_size, images.shape[2] // vit.patch_size
     counts = extent // vit.patch_size
     valid = (jnp.arange(rows) < counts[:, :1])[:, :, None] & (jnp.arange(columns) < counts[:, 1:])[:, None]
