@@ -115,7 +115,8 @@ class Embedder:
 
         Features of a function are stored by its name and its source; a change of what it calls is not noticed. Images
         that were unreadable when the features were stored are read again: if one is readable now, all features are
-        computed again. Raises Unmeasurable if no image can be read or a label is not a class.
+        computed again. Raises Unmeasurable if no image can be read or a label is not a class, and ValueError for a
+        function that reads variables of a function around it, has default values, or has no source.
         """
         batches = self._batches(params, data, transform)
         stored = self._stored(
@@ -304,8 +305,25 @@ def check_labels(data: LabelledSet, labels: Int[np.ndarray, "n"], index: Int[np.
 
 
 def _name_and_source(function: Callable[..., Any]) -> str:
-    source = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:20]
-    return f"{function.__module__}.{function.__qualname__} {source}"
+    """Identifies a function; ValueError for one whose results also depend on values that its source does not show."""
+    name, why, source = getattr(function, "__qualname__", repr(function)), "", ""
+    if not inspect.isfunction(function):
+        why = f"it is a {type(function).__name__}, whose source cannot be read"
+    elif function.__closure__:
+        why = f"it reads variables of the function around it ({', '.join(function.__code__.co_freevars)})"
+    elif function.__defaults__ or function.__kwdefaults__:
+        why = "its parameters have default values"
+    else:
+        try:
+            source = inspect.getsource(function)
+        except OSError:
+            why = "its source cannot be read"
+    if why:
+        raise ValueError(
+            f"features of {name} cannot be stored by name and source: {why}; define a function of a module or a "
+            "notebook's cell without them, with the values written in it"
+        )
+    return f"{function.__module__}.{name} {hashlib.sha256(source.encode()).hexdigest()[:20]}"
 
 
 def _digest(array: np.ndarray) -> str:

@@ -1,5 +1,7 @@
 """`Encode.jit`: any function of (networks, batch), compiled with the pixels and the precision of the config."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -63,6 +65,30 @@ def test_an_embedder_stores_the_features_of_a_function_by_its_name_and_source(tm
     np.testing.assert_array_equal(first, again)
     embedders[0].images(params, data, Transform(32, 32), "cls")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def layer(networks, batch, block=3):
+    return networks.image(batch["image"]).patches.var(1) * block
+
+
+def scaled(factor):
+    return lambda networks, batch: networks.image(batch["image"]).patches.var(1) * factor
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (functools.partial(layer, block=11), "it is a partial"),
+        (layer, "features of layer .* its parameters have default values; define a function"),
+        (scaled(3), r"reads variables of the function around it \(factor\)"),
+        (eval("lambda networks, batch: batch"), "its source cannot be read"),
+    ],
+)
+def test_a_function_that_its_name_and_source_do_not_determine_is_not_stored(tmp_path, function, message):
+    source = [{"image": image, "label": 0, "captions": (), "key": ""} for image in example()["image"]]
+    embedder = Embedder(None, lambda texts: texts, digest_of=lambda params: "d", store=Store(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        embedder.images({}, LabelledSet("noise", source, (), "f", None), Transform(32, 32), function)
 
 
 def test_a_function_is_compiled_once_for_a_model_and_its_pixels():
