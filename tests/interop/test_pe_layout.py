@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from detailclip_jax import interop
-from detailclip_jax.interop import pe_names, state_dicts
+from detailclip_jax.interop import hub, pe_names, state_dicts
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.positions import RECIPES
 from detailclip_jax.training import experiment
@@ -122,6 +122,24 @@ def test_spatial_s_published_names(prefix):
     _, variables, config = interop.load(names, num_heads=3)
     assert config.preprocess.filter == "bilinear" and not config.model.image_style.final_norm
     jax.tree.map(np.testing.assert_array_equal, variables, expected)
+
+
+def test_the_config_of_open_clip_is_read():
+    pixels = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
+    content = {"model_cfg": open_clip.get_model_config("PE-Core-B-16"), "preprocess_cfg": pixels}
+    options = hub.open_clip_options(content)
+    assert (options["pooling"], options["activation"], options["text_activation"]) == (None, None, "gelu")
+    assert (options["text_heads"], options["resize"], options["resize_filter"]) == (16, "squash", "bilinear")
+
+
+@pytest.mark.parametrize("name", ["EVA02-B-16", "MobileCLIP2-S0"])
+def test_encoders_that_do_not_fit_are_refused_by_the_names_of_tensors(name):
+    """EVA-CLIP has norms within attention and MLP, MobileCLIP convolutions."""
+    with torch.device("meta"):
+        model = open_clip.create_model(name, device="meta", load_weights=False)
+    tensors = {key: np.broadcast_to(np.float32(0), tuple(value.shape)) for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"no known layout has the tensors .*visual\.trunk\."):
+        interop.load(tensors)
 
 
 def test_a_projection_with_a_bias_is_refused():

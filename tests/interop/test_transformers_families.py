@@ -8,6 +8,7 @@ import pytest
 
 from detailclip_jax import interop
 from detailclip_jax.data.vocabularies import tokenizer_of
+from detailclip_jax.interop import hub
 from detailclip_jax.methods.encode import encoders
 
 torch = pytest.importorskip("torch")
@@ -101,6 +102,7 @@ def test_metaclip_2_pools_at_the_end_token_of_its_vocabulary(tmp_path):
         interop.load(tmp_path)
 
 
+@pytest.mark.skipif(not hasattr(transformers, "Tipsv2Config"), reason="this transformers has no TIPSv2")
 @pytest.mark.parametrize("gated", [False, True])
 def test_tipsv2(tmp_path, gated):
     text = TEXT | {"max_position_embeddings": 64}
@@ -128,6 +130,8 @@ def test_tipsv2(tmp_path, gated):
 
 def test_tipsv2_of_timm():
     timm = pytest.importorskip("timm")
+    if "vit_base_patch14_reg1_tipsv2" not in timm.list_models():
+        pytest.skip("this timm has no TIPSv2")
     small = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
     model = timm.create_model("vit_base_patch14_reg1_tipsv2", **small).eval()
     generator = torch.Generator().manual_seed(0)
@@ -205,6 +209,16 @@ def test_text_sides_of_fg_clip(side):
     ours = encoders(networks, config).text(variables["params"], ids)
     np.testing.assert_allclose(ours, texts, atol=1e-5)
     assert (config.method, config.preprocess.resize) == (("siglip", "native") if second else ("clip", "squash"))
+
+
+def test_configs_of_fg_clip_s_folders():
+    """The cut that its image processor states is not made: images are squashed before it."""
+    first = {"model_type": "clip", "architectures": ["FGCLIPModel"], "vision_config": {}, "text_config": {}}
+    options = hub.huggingface_options(first, {"size": {"shortest_edge": 256}, "crop_size": {"height": 224}})
+    assert (options["resize"], options["crop_ratio"]) == ("squash", 1)
+    second = {"model_type": "fgclip2", "vision_config": {"num_attention_heads": 16}, "text_config": {}}
+    options = hub.huggingface_options(second, {"max_num_patches": 1024})
+    assert (options["num_heads"], options["max_patches"]) == (16, 1024)
 
 
 def test_a_missing_text_side_of_fg_clip_is_named():
