@@ -117,13 +117,20 @@ def test_families_have_their_own_evaluation():
     for name in ("mae", "dino", "ibot"):
         assert found[name] == {("bicubic", 0.875, IMAGENET_MEAN)}
     assert found["openai"] == {("bicubic", 1.0, CLIP_MEAN)}
-    assert found["open_clip"] == {("bicubic", 1.0, CLIP_MEAN)}
+    siglip, pe, tips = (
+        ("bicubic", 1.0, (0.5, 0.5, 0.5)),
+        ("bilinear", 1.0, (0.5, 0.5, 0.5)),
+        ("bilinear", 1.0, (0.0,) * 3),
+    )
+    assert found["open_clip"] == {("bicubic", 1.0, CLIP_MEAN), siglip, pe}
     ours_and_clip = {("bicubic", 1.0, CLIP_MEAN), ("bilinear", 1.0, IMAGENET_MEAN)}
-    assert found["huggingface"] == ours_and_clip | {("bicubic", 1.0, (0.5, 0.5, 0.5))}  # SigLIP's
+    assert found["huggingface"] == ours_and_clip | {siglip, tips}
     assert found["timm"] == {
         ("bicubic", 0.9, CLIP_MEAN),
         ("bicubic", 0.9, IMAGENET_MEAN),
         ("bicubic", 1, IMAGENET_MEAN),
+        siglip,
+        pe,
     }
 
 
