@@ -93,9 +93,7 @@ def compile_rows(names: Iterable[str]) -> None:
 
 def step_table(records: Mapping[str, Any]) -> list[str]:
     """The table of all steps but those of weak scaling."""
-    head = (
-        "what | devices | remat | pairs a device | arguments + temporaries | fits at least | traffic a pair | products"
-    )
+    head = "what | devices | remat | pairs a device | arguments + temporaries | fits about | traffic a pair | products"
     lines = [f"| {head} | memory | links | pairs/s |", "|" + "---|" * 11]
     for name, row in ROWS.items():
         if name in records and not name.startswith("scale"):
@@ -116,7 +114,7 @@ def _line(row: Row, record: Mapping[str, Any]) -> str:
 
 
 def _most(record: Mapping[str, Any]) -> str:
-    """The pairs of a device that fit if memory beyond the state grows with them: a floor of the true number."""
+    """The pairs of a device that fit if all temporaries grow with them."""
     each = record["batch"] / record["devices"]
     room = record["memory_bytes"] - record["argument_bytes"]
     most = int(each * room / record["temp_bytes"])
