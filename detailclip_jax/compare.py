@@ -328,7 +328,7 @@ def check(plan: Plan) -> None:
             published.fetch_all(config)
             config = adopted_config.adopt(config, names, workdir)
             validate(config)
-            check_weights(config, written_config(plan, entry), workdir)
+            check_weights(config, written_config(plan, entry), workdir, names)
             check_same_run(config, workdir)
             adopted.append(Adopted(workdir, config.preprocess.to_dict(), names))
     if plan.init:

@@ -99,7 +99,8 @@ def _parsed(argv: Sequence[str], usage: Usage) -> list[str]:
     if not helps:
         command_line.check_names(argv, [*flags.FLAGS])
         if spec is None:
-            raise ValueError("--config is missing. " + _example())
+            file = next((word for word in argv[1:] if re.fullmatch(r"[^-].*\.py(:.*)?", word)), "")
+            raise ValueError("--config is missing" + (f"; write --config={file}" if file else f". {_example()}"))
         argv = command_line.checked(argv, spec)
     sys.argv[:] = argv  # config_flags reads sys.argv
     try:

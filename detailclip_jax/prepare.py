@@ -44,7 +44,6 @@ from detailclip_jax.convert.prepared_set import NothingAccepted, finish, problem
 from detailclip_jax.convert.readers import SOURCES, source_of
 from detailclip_jax.convert.remote_files import check_login, is_remote
 from detailclip_jax.convert.shard import UNREADABLE
-from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.devices import usable_cores
@@ -269,7 +268,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
         raise ValueError("--caption-template: only the classes of an imagefolder have names; leave it out")
     out, paths = os.path.abspath(arguments.out), located(arguments.source, arguments.paths)
     options = _options(arguments)
-    check_beside(out, arguments.source, paths, options.images)
+    check_beside(out, (*paths, options.images))
     joined_captions.check_options(options)
     joined_by, always = options.joined_by, ("key",) if arguments.source.startswith("tfds") else columns.MATCHED_BY
     if joined_by and joined_by not in always and arguments.source not in WITH_FIELDS:
@@ -281,17 +280,13 @@ def request_of(arguments: argparse.Namespace) -> Request:
     return dataclasses.replace(request, dataset=arguments.dataset or source.dataset(request))
 
 
-def check_beside(out: str, kind: str, paths: Sequence[str], images: str) -> None:
+def check_beside(out: str, paths: Iterable[str]) -> None:
     """Raises ValueError if the output is one of the source's folders or in it, where a next run would read it.
 
-    The folders are those of `paths`, and that of the images: `images`, or that of a table with images next to it.
+    The folder of a table may hold the output: of its files only the images that the table lists are read.
     """
-    folders = {images}
-    if not images and kind in TABLES:
-        tables = {os.path.dirname(path) for path in filter(os.path.isfile, paths)}
-        folders = {each for each in tables if any(name.lower().endswith(SUFFIXES) for name in os.listdir(each))}
     real = os.path.realpath(out)
-    for path in filter(os.path.isdir, (*paths, *sorted(folders))):
+    for path in filter(os.path.isdir, paths):
         if os.path.commonpath([real, os.path.realpath(path)]) == os.path.realpath(path):
             raise ValueError(f"--out {out} is in the source {path}; choose another --out, such as {path}-records")
 

@@ -1,7 +1,7 @@
 """Pretraining as the task of the loop: assembles a run from data, method, evaluators and report."""
 
 import collections
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def prepare(
     """Checks the config and the workdir, opens the data and builds the experiment; writes nothing.
 
     `given`: dotted names of fields that the user has set (see `adopted_config.adopt` and `reset_num_captions`).
-    `written`: the config of the file; a loss weight that differs from it must be one that the method reads.
+    `written`: the config of the file; a loss weight that is given or differs from it must be one that the method reads.
     Raises ValueError or FileNotFoundError, with a message for the user, if the config or the data are invalid or the
     workdir belongs to a run with another config.
     """
@@ -70,7 +70,7 @@ def prepare(
     config = adopted_config.adopt(reset_num_captions(config, given), given, workdir)
     validate(config)
     if written is not None:
-        check_weights(config, written, workdir)
+        check_weights(config, written, workdir, given)
     evaluation.plan(config)
     source = open_source(config)
     tokenizer_of(config, config.data.keep_eot).check()
@@ -122,9 +122,13 @@ def validate(config: ConfigDict) -> None:
     regions.check(config)
 
 
-def check_weights(config: ConfigDict, written: ConfigDict, workdir: str | Path) -> None:
-    """Raises ValueError for a loss weight that neither the file nor the run in `workdir` has and the method ignores."""
-    methods.check_weights(config, adopted_config.run_of(config, workdir) or written)
+def check_weights(config: ConfigDict, written: ConfigDict, workdir: str | Path, given: Container[str] = ()) -> None:
+    """Raises ValueError for a loss weight that neither the file nor the run in `workdir` has and the method ignores.
+
+    Also for one of the `given` names, with any value, unless the run goes on.
+    """
+    run = adopted_config.run_of(config, workdir)
+    methods.check_weights(config, run or written, () if run else given)
 
 
 def _check_crops(config: ConfigDict) -> None:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from detailclip_jax.runtime.errors import unknown
+
 KINDS = ("stickers", "records", "tfds")
 WEIGHT = re.compile(r"(.*)@(\d*\.?\d+)")
 FORM = (
@@ -45,7 +47,7 @@ def components(data: ConfigDict) -> tuple[Component, ...]:
     0, and stickers among several sets without weights.
     """
     if data.source not in KINDS:
-        raise ValueError(f"unknown data.source {data.source!r}; known: {', '.join(KINDS)}")
+        raise ValueError(unknown("data.source", data.source, KINDS))
     text, sets = str(data.path), []
     is_folder = os.path.isdir(_split_kind(text, "")[1])
     for item in [text] if is_folder else [item.strip() for item in text.split(",")]:

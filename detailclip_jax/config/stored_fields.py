@@ -122,4 +122,4 @@ def warn(missing: Mapping[str, Any], origin: str) -> None:
     values = ", ".join(f"{name} = {value!r}" for name, value in missing.items())
     if values not in _WARNED:
         _WARNED.add(values)
-        logging.warning("%s is older than some fields, which have their neutral values: %s", origin, values)
+        logging.warning("%s lacks some fields, which have their neutral values: %s", origin, values)

@@ -60,6 +60,8 @@ def separated_rows(dialect: Dialect, request: Request) -> Iterator[Row]:
             reader = csv.DictReader(counted, **dialect.options)
             try:
                 header = list(reader.fieldnames or ())
+                if not header:
+                    raise ValueError(f"{path} is empty, or its first line is, which must name the columns")
                 _check_separator(header, dialect.delimiter, request.options.image_column, path)
                 chosen = columns.choose(header, request.options, path)
                 _check_name(path, tables, chosen)

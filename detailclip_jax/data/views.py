@@ -60,17 +60,21 @@ class Crop:
     def __post_init__(self):
         for name in ("count", "size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"crop {name} {getattr(self, name)} must be at least 1")
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
         for name, value, known in (
             ("kind", self.kind, KINDS),
             ("filter", self.filter, tuple(resizing.FILTERS)),
         ):
             if value not in known:
-                raise ValueError(f"crop {name} {value!r} is unknown; known: {', '.join(known)}")
+                raise ValueError(f"{name} {value!r} is unknown; known: {', '.join(known)}")
         for name in ("blur_p", "solarize_p"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != self.count:
-                raise ValueError(f"crop {name} has {len(value)} entries for {self.count} views: {value}")
+                example = ((value or (0.0,)) * self.count)[: self.count]
+                raise ValueError(
+                    f"{name} has {len(value)} numbers for count {self.count}; give one number per view, for example "
+                    f"{example}"
+                )
 
 
 def crops_from_config(crops: ConfigDict | Mapping[str, Any]) -> dict[str, Crop]:
@@ -101,7 +105,10 @@ def _crop(name: str, fields: dict[str, Any]) -> Crop:
         if field not in known:
             raise ValueError(f"crop {name!r}: {unknown('field', field, known)}")
     values: dict[str, Any] = {field: tuple(v) if isinstance(v, list) else v for field, v in fields.items()}
-    return Crop(**values)
+    try:
+        return Crop(**values)
+    except ValueError as error:
+        raise ValueError(f"views.crops.{name}.{error}") from error
 
 
 def random_resized_crop_box(

@@ -15,7 +15,7 @@ from detailclip_jax.evaluation import held_out_pairs, paper
 from detailclip_jax.evaluation.held_out_pairs import none_because
 from detailclip_jax.evaluation.metrics import split_name
 from detailclip_jax.evaluation.results import Record, record
-from detailclip_jax.evaluation.tables import ALWAYS, LABELS, table
+from detailclip_jax.evaluation.tables import LABELS, general_note, table
 from detailclip_jax.evaluation.tasks import absent, plan
 from detailclip_jax.runtime.files import replace_text
 
@@ -121,7 +121,7 @@ def markdown(results: Mapping[str, float], config: ConfigDict, step: int) -> str
         return "\n\n".join([f"{_title(config, step)}: no evaluator has a result.", *about]) + "\n"
     records = [_record(name, value) for name, value in results.items()]
     explained = [NOTES[task] for task in dict.fromkeys(r["task"] for r in records) if task in NOTES]
-    notes = "\n\n".join([textwrap.fill(" ".join([ALWAYS, *explained]), 110), *about])
+    notes = "\n\n".join([textwrap.fill(" ".join([general_note(records), *explained]), 110), *about])
     return "\n".join([_title(config, step), "", *table(records, label=_label), "", notes]) + "\n"
 
 

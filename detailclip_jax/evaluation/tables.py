@@ -64,9 +64,6 @@ NAMES = LABELS | {
     "text_only": "texts alone",
 }
 WEIGHTS = {"student": "student", "ema": "EMA"}
-ALWAYS = (
-    "In per cent, with the bootstrap 95 % interval over test examples (not over training seeds). Ties count as errors."
-)
 MAX_LISTED = 20
 
 
@@ -219,7 +216,16 @@ def details(records: Sequence[Record]) -> list[str]:
 
 def notes(records: Sequence[Record]) -> list[str]:
     """Explanations of the metrics in these records."""
-    return [ALWAYS, *(KINDS[task].note for task in dict.fromkeys(r["task"] for r in records) if task in KINDS)]
+    return [
+        general_note(records),
+        *(KINDS[task].note for task in dict.fromkeys(r["task"] for r in records) if task in KINDS),
+    ]
+
+
+def general_note(records: Sequence[Record]) -> str:
+    """Says what the numbers of these records are, and their intervals if some have one."""
+    interval = ", with the bootstrap 95 % interval over test examples (not over training seeds)"
+    return f"In per cent{interval if any(r['low'] is not None for r in records) else ''}. Ties count as errors."
 
 
 def as_csv(records: Sequence[Record], paper_results: PaperResults) -> str:

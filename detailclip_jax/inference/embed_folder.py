@@ -17,7 +17,7 @@ from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.files import read_bytes
 from detailclip_jax.runtime.progress import Console, Meter
 from detailclip_jax.runtime.signals import Saving
-from detailclip_jax.runtime.terminal import complain, printable
+from detailclip_jax.runtime.terminal import complain, counted, printable
 
 if TYPE_CHECKING:  # --help is fast without jax and the networks
     from detailclip_jax.inference.model import Model
@@ -219,7 +219,7 @@ def finish(out: Path, table: Table, known: Table, console: Console) -> None:
 def warn_of_bad(bad: dict[str, str], console: Console) -> None:
     """Prints the number and the names of the images that are left out."""
     if bad:
-        console.warn(f"{len(bad):,} unreadable images are skipped:")
+        console.warn(f"{counted(len(bad), 'unreadable image is', 'unreadable images are')} skipped:")
         for name, reason in list(bad.items())[:MAX_NAMED]:
             console.say(f"  {printable(name)}: {printable(reason)}")
         if len(bad) > MAX_NAMED:

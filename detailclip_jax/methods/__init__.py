@@ -1,7 +1,7 @@
 """The methods, one file each: a function from a config to a `Method`."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from ml_collections import ConfigDict
 
@@ -122,12 +122,16 @@ def check_name(name: str) -> None:
         raise ValueError(unknown("method", name, METHODS))
 
 
-def check_weights(config: ConfigDict, before: ConfigDict) -> None:
-    """Raises ValueError for a loss weight or ramp that differs from that of `before` and that the method ignores."""
+def check_weights(config: ConfigDict, before: ConfigDict, given: Container[str] = ()) -> None:
+    """Raises ValueError for a loss weight or ramp that the method ignores, if it differs from that of `before`.
+
+    Also for one of the `given` dotted names, which the user has set to any value.
+    """
     read = {loss.weight_name: loss for loss in METHODS[config.method](config).losses}
     for group in ("weights", "ramps"):
         for name, value in config.losses[group].items():
-            if value != before.losses[group].get(name) and name not in read and name not in TERMS:
+            is_new = value != before.losses[group].get(name) or f"losses.{group}.{name}" in given
+            if is_new and name not in read and name not in TERMS:
                 raise ValueError(
                     f"losses.{group}.{name} {value}: method {config.method} has no such term; its weights are "
                     f"{', '.join(read)}, and those of terms that can be added: {', '.join(TERMS)}"

@@ -387,7 +387,7 @@ def build(method: Method, weights: Mapping[str, float]) -> Method:
     active = tuple(loss for loss in losses if loss.weight)
     if method.losses and not active:
         weights = {loss.weight_name: loss.weight for loss in losses}
-        raise ValueError(f"every term of {method.name} has weight 0: {weights}")
+        raise ValueError(f"every term of {method.name} has weight 0: {weights}; set one of them above 0")
     outputs = {name for head in method.heads for name in head.makes}
     for loss in active:
         reads = {*loss.reads, *([loss.running.output] if loss.running else [])}

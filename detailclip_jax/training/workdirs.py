@@ -70,6 +70,9 @@ def no_run(path: str | Path) -> str:
         command = f"python -m detailclip_jax.import_torch {shlex.quote(str(path))} --out=DIR"
         return f"{path} is not converted to a workdir yet; detailclip_jax.load converts it, and so does {command}"
     path = Path(path)
+    run = next(filter(is_run, path.absolute().parents), None)
+    if path.is_file() and run:
+        return _inside(path, run)
     if path.is_file():
         return f"{path} is a file; python -m detailclip_jax.import_torch converts a PyTorch checkpoint to a workdir"
     if has_config(path):
@@ -79,7 +82,6 @@ def no_run(path: str | Path) -> str:
         )
     if runs := runs_in(path):
         return f"{path} has no run itself; give a run inside it, for example {path / runs[0]}"
-    run = next(filter(is_run, path.absolute().parents), None)
     if run and (path.exists() or not runs_in(path.parent)):
         return _inside(path, run)
     if not path.exists():

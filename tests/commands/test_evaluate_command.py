@@ -210,7 +210,7 @@ def test_the_paper_s_numbers_stand_beside_ours(workdir, tmp_path, data, monkeypa
         (["--checkpoint=nowhere"], "folder nowhere does not exist"),
         (["--checkpoint={workdir}/checkpoints"], "give the run, {workdir}"),
         (["--checkpoint={workdir}/checkpoints/0"], "give the run, {workdir}, and step 0"),
-        (["--checkpoint={workdir}/config.json"], "is a file; python -m detailclip_jax.import_torch"),
+        (["--checkpoint={workdir}/config.json"], "config.json is inside of a run; give the run, {workdir}"),
     ],
 )
 def test_mistakes_are_one_message(workdir, tmp_path, capsys, arguments, message):

@@ -37,6 +37,7 @@ def finished(*flags):
 
 MISTAKES = [
     ([], "--config is missing. For example"),
+    ([SMALLEST], f"--config is missing; write --config={SMALLEST}"),
     (["--config=~/none.py"], f"unknown config file '{Path.home()}/none.py'"),
     (["--config=configs/sticker.py"], "did you mean 'configs/stickers.py'?"),
     (["--config", f"{SMALLEST}:metod=clip"], "unknown config argument 'metod'; known: method"),

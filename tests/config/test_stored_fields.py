@@ -28,7 +28,7 @@ def test_a_run_goes_on_after_a_field_was_added(tmp_path, monkeypatch, caplog, ta
     monkeypatch.setattr(stored_fields, "_WARNED", set())
     stored = read(tmp_path / "config.json")
     assert run_config.flatten(stored)[name] == 0
-    assert f"config.json is older than some fields, which have their neutral values: {name} = 0" in caplog.text
+    assert f"config.json lacks some fields, which have their neutral values: {name} = 0" in caplog.text
 
     now = run_config.resolve(run_config.load("configs/stickers.py"), 1000)
     for _ in range(2):  # the workdir remembers that it lacks the field

@@ -174,7 +174,10 @@ def test_a_weight_that_the_method_ignores_is_refused_unless_the_run_or_the_file_
     with pytest.raises(ValueError) as refused:
         pretraining.prepare(config, tmp_path / "run", ["losses.weights.patch"], written)
     check_names(refused.value, "losses.weights.patch 0.5", "clip")
-    pretraining.prepare(config, tmp_path / "run", ["losses.weights.patch"], config)
+    usual = written.losses.weights.simclr
+    with pytest.raises(ValueError, match=f"losses.weights.simclr {usual}: method clip has no such term"):
+        pretraining.prepare(written, tmp_path / "run", ["losses.weights.simclr"], written)
+    pretraining.prepare(config, tmp_path / "run", [], config)
     (tmp_path / "run/checkpoints/4").mkdir(parents=True)  # a run of an earlier version goes on
     (tmp_path / "run/config.json").write_text(run_config.to_json(config))
     pretraining.check_weights(config, written, tmp_path / "run")
