@@ -37,6 +37,7 @@ DEV = [
     "jupytext>=1.16,<2",  # colabs/build.py
     "nbclient>=0.10",
     "nbformat>=5.10",
+    "peft>=0.17",  # whose adapters ours are compared with
     "pyright>=1.1.390",
     "pyyaml>=6",
     "pytest>=8",

@@ -691,6 +691,19 @@ OPTIMIZER: Group = {
         "follows them",
         OURS,
     ),
+    "lora": Field(
+        "",
+        "encoders with low-rank adapters, network:rank with commas between them, such as image:8,text:8. Of these, "
+        "which init must have, the adapters alone are trained; projections and heads are trained too, unless frozen "
+        "names them. network:rank:alpha scales the adapters by alpha / rank; default: by 1",
+        "LoRA (arXiv 2106.09685); default: ours",
+    ),
+    "lora_targets": Field(
+        "attention",
+        "layers that get an adapter: attention (qkv and the output projection), mlp, or attention,mlp",
+        "LoRA's paper",
+        choices=("attention", "mlp", "attention,mlp"),
+    ),
     "loaded_rate": Field(
         1.0, "factor on the learning rate of the networks that are loaded from init", OURS, range=FROM_0
     ),

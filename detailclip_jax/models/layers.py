@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from detailclip_jax.kernels.products import plus, product
+from detailclip_jax.models import lora
 from detailclip_jax.models.initial_values import ONES, ZEROS
 from detailclip_jax.types import Array, Bool, Float
 
@@ -99,7 +100,10 @@ class LayerNorm(nn.Module):
 
 
 class Weights(nn.Module):
-    """Kernel and bias of a linear layer, for callers that need only some of the columns."""
+    """Kernel and bias of a linear layer, for callers that need only some of the columns.
+
+    If the parameters have an adapter beside the kernel (LoRA), it is added to the kernel.
+    """
 
     features: int
     kernel_init: Initialiser
@@ -111,6 +115,8 @@ class Weights(nn.Module):
     def __call__(self, fan_in: int) -> tuple[Float[Array, "D M"], Float[Array, "M"] | None]:
         """Returns kernel and bias (None without `use_bias`) in float32."""
         kernel = self.param("kernel", self.kernel_init, (fan_in, self.features))
+        if self.has_variable("params", lora.A):
+            kernel = lora.adapted(kernel, *(self.get_variable("params", name) for name in lora.NAMES))
         return kernel, self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
 
 

@@ -46,6 +46,9 @@ class ParameterRule(NamedTuple):
 COMMON = (  # rules for the end of a path, in all networks; a network's own rules come first
     ParameterRule("(bias|scale)"),
     ParameterRule("kernel", decayed=True, spec=P(FSDP, None)),
+    ParameterRule("lora_a", decayed=True, spec=P(FSDP, None)),  # of an adapter, divided as its kernel
+    ParameterRule("lora_b", decayed=True),
+    ParameterRule("lora_scale"),
 )
 
 

@@ -16,7 +16,7 @@ from detailclip_jax.config.run_config import is_dense
 from detailclip_jax.config.settings import split_list
 from detailclip_jax.data import vocabularies
 from detailclip_jax.methods import Method
-from detailclip_jax.models import positions
+from detailclip_jax.models import lora, positions
 from detailclip_jax.models.registry import Network
 from detailclip_jax.models.towers import NETWORKS
 from detailclip_jax.training import dense_encoder
@@ -281,7 +281,13 @@ def _check_without_init(config: ConfigDict) -> None:
 
 
 def _check_locked(config: ConfigDict, loaded: Collection[str]) -> None:
-    """Raises ValueError if an encoder that `optimizer.frozen` names keeps its random values, or runs with drop path."""
+    """Raises ValueError if a network with adapters or a frozen encoder stays random, or a frozen one has drop path."""
+    for name in lora.parse(config.optimizer.lora):
+        if name not in loaded:
+            raise ValueError(
+                f"optimizer.lora {name!r} adapts a network that is not loaded (loaded: {', '.join(loaded) or 'none'}); "
+                "give --config.init=WORKDIR of a checkpoint with it, or leave it out"
+            )
     for name in split_list(config.optimizer.frozen):
         encoder = name.partition(":")[0]
         if encoder in ("image", "text") and encoder not in loaded:

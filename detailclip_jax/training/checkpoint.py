@@ -41,6 +41,7 @@ from detailclip_jax.config.run_config import (
 )
 from detailclip_jax.config.sizes import num_side_patches
 from detailclip_jax.data import vocabularies
+from detailclip_jax.models import lora
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.devices import first_device
 from detailclip_jax.runtime.errors import RunError, first_line
@@ -420,7 +421,7 @@ def load_saved(path: str | Path, step: int | None = None) -> Saved:
     """Loads the weights of a checkpoint on one device; as `load`, but no positions are interpolated.
 
     Their shapes are those of the checkpoint's metadata.  If the file of the tokenizer is not at its place any more, the
-    one of this name in the workdir is taken.
+    one of this name in the workdir is taken.  Adapters are merged (`lora.merge`), and `config` names none.
     """
     checkpoints, step, device = checkpoints_of(path), pick_step(path, step), first_device()
     with _reading(checkpoints, step, "--step="):
@@ -440,6 +441,7 @@ def load_saved(path: str | Path, step: int | None = None) -> Saved:
         place = SingleDeviceSharding(device)
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), weights)
         variables = _read_part(folder / "state", target)
+        variables["params"], config.optimizer.lora = lora.merge(variables["params"]), ""
     if is_dense(run):
         nothing: dict[str, Params] = {"ema_params": {}, "batch_stats": {"student": {}, "teacher": {}}, "running": {}}
         return Saved({**variables, **nothing}, config, dense_encoder.grid_of(run), run)

@@ -21,7 +21,7 @@ from detailclip_jax.kernels.chunked_logits import automatic_chunk_logits
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods.encode import Encode, encoders
 from detailclip_jax.methods.method import Forward, Loss, Method
-from detailclip_jax.models import initial_values
+from detailclip_jax.models import initial_values, lora
 from detailclip_jax.models.registry import Network
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.training import forward_pass, mixing, optimizer, schedules, sharding
@@ -222,7 +222,8 @@ def with_chunk_logits(config: ConfigDict, mesh: Mesh) -> ConfigDict:
 def group_rules(config: ConfigDict, networks: Mapping[str, Network]) -> tuple[optimizer.DecayRule, ...]:
     """Returns the rules that assign the networks' parameters to the groups of AdamW."""
     opt = config.optimizer
-    return optimizer.rules(networks, config.model, opt.decay_1d, opt.decay_positions, opt.frozen)
+    adapters = lora.parse(opt.lora)
+    return optimizer.rules(networks, config.model, opt.decay_1d, opt.decay_positions, opt.frozen, adapters)
 
 
 def build_setup(config: ConfigDict, on_mesh: ForwardPass, params: Params) -> StepSetup:
@@ -279,9 +280,11 @@ def _recipe(config: ConfigDict) -> tuple[str, Any]:
 def _initial(config_text: str, method: Any) -> InitialState:
     config = run_config.from_json(config_text)
     forward = forward_of(config, methods.build(config), methods.build_networks(config))
+    adapters, targets = lora.parse(config.optimizer.lora), config.optimizer.lora_targets
 
     def make(key: Array) -> tuple[dict[str, Params], dict[str, Array]]:
         variables, record = forward_pass.init(key, dummy_batch(config), forward)
+        variables["params"] = lora.init(variables["params"], adapters, targets, key)
         return variables, forward_pass.running_statistics(record, forward.method)
 
     start = initial_values.start(make)

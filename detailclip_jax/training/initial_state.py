@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from detailclip_jax.methods.method import ANCHOR
-from detailclip_jax.models import stacking
+from detailclip_jax.models import lora, stacking
 from detailclip_jax.models.initial_values import Start
 from detailclip_jax.training import ema
 from detailclip_jax.training.forward_pass import STATS
@@ -43,12 +43,12 @@ class InitialState(NamedTuple):
 
     def put_weights(self, seed: int, student: Params, teacher: Params, shapes: TrainState) -> TrainState:
         """Returns what `put` returns, with these weights of student and teacher; see `Experiment.state`."""
-        student = fitted("params", student, shapes.params)
+        student = fitted("params", student, lora.base(shapes.params))
         copies = {name: student[name] for name in self.averaged}
         teacher = fitted("ema_params", {**copies, **teacher}, shapes.ema_params)
         anchor = {ANCHOR: ema.anchor_of(student, teacher)} if self.has_anchor else {}
         drawn = self.draw(seed)
-        running = {**drawn.running, **anchor}
+        running, student = {**drawn.running, **anchor}, lora.with_adapters(student, drawn.params)
         return self._placed(drawn.replace(params=student, ema_params=teacher, running=running), shapes)
 
     def _placed(self, drawn: TrainState, shapes: TrainState) -> TrainState:
@@ -57,12 +57,13 @@ class InitialState(NamedTuple):
         return state.replace(opt_state=moments)
 
     def _state(self, params: Params, stats: Params, rng: Leaf) -> TrainState:
-        """Teacher and anchor equal the student, the running statistics are zero."""
-        anchor = {ANCHOR: ema.anchor_of(params, {})} if self.has_anchor else {}
+        """Teacher and anchor equal the student, whose fresh adapters add zero; the running statistics are zero."""
+        student = lora.base(params)
+        anchor = {ANCHOR: ema.anchor_of(student, {})} if self.has_anchor else {}
         return TrainState(
             step=np.zeros((), np.int32),
             params=params,
-            ema_params={name: params[name] for name in self.averaged},
+            ema_params={name: student[name] for name in self.averaged},
             batch_stats={"student": stats, "teacher": {name: stats[name] for name in self.averaged if name in stats}},
             opt_state=optax.EmptyState(),
             running={name: np.zeros(each.shape, each.dtype) for name, each in self.running.items()} | anchor,

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config import sizes
 from detailclip_jax.config.settings import split_list
-from detailclip_jax.models import registry, stacking
+from detailclip_jax.models import lora, registry, stacking
 from detailclip_jax.models.registry import COMMON, Network, parameter_rules
 from detailclip_jax.runtime.errors import near
 from detailclip_jax.training.schedules import Number, Schedule, Step
@@ -43,16 +43,27 @@ def rules(
     decay_1d: bool = True,
     decay_positions: bool = True,
     frozen: str = "",
+    adapters: Mapping[str, lora.Adapter] = {},
 ) -> tuple[DecayRule, ...]:
     """Returns the groups of the networks' parameters: first what is frozen, then the networks' own rules.
 
-    `frozen` is `config.optimizer.frozen`, see `frozen_pattern`; `config.model` freezes patch embedding and gains.
+    `frozen` is `config.optimizer.frozen`, see `frozen_pattern`; `config.model` freezes patch embedding and gains. Of
+    networks with `adapters` all else is frozen.
 
     As in the reference, tensors of two or more dimensions decay; biases, norms and scales do not.  Class tokens, mask
     tokens and the gain of prototypes are vectors here, but have more axes in the reference: they decay if `decay_1d`.
     Learnt positions decay if `decay_positions`.
     """
     named = [DecayRule(frozen_pattern(name, networks, model), FROZEN) for name in split_list(frozen)]
+    for name in split_list(frozen):
+        if (network := name.partition(":")[0]) in adapters:
+            raise ValueError(
+                f"optimizer.frozen {name!r}: optimizer.lora already freezes all but the adapters of {network}; leave "
+                "one of the two out"
+            )
+    adapted: list[DecayRule] = []
+    for name in adapters:
+        adapted += [DecayRule(f"{name}/.*/({lora.A}|{lora.B})", DECAYED), DecayRule(f"{name}/.*", FROZEN)]
     frozen_by_model = [
         DecayRule(f"{name}/{pattern}", FROZEN)
         for name, network in networks.items()
@@ -65,7 +76,8 @@ def rules(
         return DECAYED if rule.decayed and not spared else PLAIN
 
     of_networks = [DecayRule(pattern, group(rule)) for pattern, rule in parameter_rules(networks).items()]
-    return (*named, *frozen_by_model, *of_networks, *(DecayRule(f".*/{rule.pattern}", group(rule)) for rule in COMMON))
+    common = [DecayRule(f".*/{rule.pattern}", group(rule)) for rule in COMMON]
+    return (*named, *adapted, *frozen_by_model, *of_networks, *common)
 
 
 def frozen_pattern(name: str, networks: Mapping[str, Network], model: ConfigDict) -> str:

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods.method import ANCHOR
 from detailclip_jax.methods.running import Running
+from detailclip_jax.models import lora
 from detailclip_jax.models.registry import Network
 from detailclip_jax.runtime.devices import without_alarm
 from detailclip_jax.training import ema, optimizer, sharding
@@ -152,9 +153,10 @@ def with_moved_teacher(state: TrainState, schedules: Schedules) -> TrainState:
     """Returns the state that the forward pass of its step reads: the teacher after its EMA, and the anchor."""
     if schedules.ema_momentum is None:
         return state
-    teacher, running = ema.update(state.ema_params, state.params, schedules.ema_momentum(state.step)), state.running
+    student, running = lora.merge(state.params), state.running  # an average of A and B would not be one of A B
+    teacher = ema.update(state.ema_params, student, schedules.ema_momentum(state.step))
     if ANCHOR in running:  # copied at every step up to `schedules.anchor`; only the last copy counts
-        copy, last = ema.anchor_of(state.params, teacher), running[ANCHOR]
+        copy, last = ema.anchor_of(student, teacher), running[ANCHOR]
         anchor = jax.lax.cond(state.step <= schedules.anchor, lambda: copy, lambda: dict(last))
         running = {**running, ANCHOR: anchor}
     return state.replace(ema_params=teacher, running=running)

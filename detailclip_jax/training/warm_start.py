@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import methods
 from detailclip_jax.config.settings import split_list
 from detailclip_jax.data import preprocessing
-from detailclip_jax.models import positions, stacking
+from detailclip_jax.models import lora, positions, stacking
 from detailclip_jax.models.vit import Style
 from detailclip_jax.renamed import former_names
 from detailclip_jax.training import checkpoint, experiment
@@ -32,6 +32,7 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     teacher, or else copied from the student.  Centers are loaded if the checkpoint's teacher has the prototype head.
     Raises CheckpointError that lists tensors of other shapes.
     """
+    fresh_adapters, state = state.params, state.replace(params=lora.base(state.params))
     _, variables, source = checkpoint.load(config.init)
     method, saved, texts = methods.build(config), variables.pop("running"), None
     if config.init_text:  # the text encoder is that of another checkpoint; the projection is left out
@@ -70,6 +71,7 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     unused = [network for network in variables["params"] if network not in loaded]
     unused += [f"teacher's {network}" for network in theirs if network not in teacher]
     lines += [f"  not used      {', '.join(unused)}"] if unused else []
+    params = lora.with_adapters(params, fresh_adapters)
     state = state.replace(params=params, ema_params=teacher, batch_stats=stats, running=running)
     return state, lines
 

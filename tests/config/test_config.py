@@ -350,7 +350,7 @@ def test_config_file_without_its_function(tmp_path, text, message):
         ),
         ("modle.size", "did you mean 'model.size'.*Known fields of 'model': attention"),
         ("optim.lr", "did you mean 'optimizer'.*Known fields of 'optimizer': betas"),
-        ("optimizer.lr", r"unknown config field 'optimizer.lr'\. Known fields of 'optimizer': betas"),
+        ("optimizer.qqq", r"unknown config field 'optimizer.qqq'\. Known fields of 'optimizer': betas"),
         ("lerning_rate", "did you mean 'optimizer.learning_rate'"),
         ("seed.x", "'seed' is a value, not a group; it has no field 'x'"),
         ("qqq", r"unknown config field 'qqq'\. Known fields"),
