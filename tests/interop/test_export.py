@@ -24,8 +24,8 @@ from detailclip_jax.config.sizes import Size
 from detailclip_jax.data.tokenizer import VOCAB_SIZE, Tokenizer
 from detailclip_jax.data.vocabularies import digest_of, tokenizer_of
 from detailclip_jax.interop import (
+    compiled_functions,
     formats,
-    functions,
     hub,
     hub_tokenizer,
     measure,
@@ -619,7 +619,7 @@ def test_a_padded_vocabulary_needs_the_file_that_states_the_end_token(worded, tm
     with pytest.raises(ValueError, match=r"pools at eos_token_id 5, .* is 63 by data\.tokenizer 'clip'; give"):
         interop.load(out)
     shorter = word_file(tmp_path / "other", ["a", "</s>"], "<unk>", first=("<unk>",))
-    with pytest.raises(ValueError, match="eos_token_id 5, but the last token of a text is 2"):
+    with pytest.raises(ValueError, match=r"pooled at the end token 5, but here the end is \(2,\)"):
         interop.load(out, tokenizer=str(shorter))
     again = interop.load(out, tokenizer=str(file))[2]
     assert again.data.tokenizer == str(file)
@@ -628,7 +628,7 @@ def test_a_padded_vocabulary_needs_the_file_that_states_the_end_token(worded, tm
 
 def test_signatures_name_a_vocabulary_of_the_model_s_own(worded, tmp_path):
     workdir, file = worded
-    functions._write(load_export(workdir), tmp_path, "bin", "call", lambda function, path: None)
+    compiled_functions._write(load_export(workdir), tmp_path, "bin", "call", lambda function, path: None)
     stated = json.loads((tmp_path / "signature.json").read_text())["vocabulary"]
     assert stated == {"file": "tokenizer.json", "digest": digest_of(str(file)), "end": 5}
 
