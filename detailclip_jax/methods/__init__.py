@@ -72,8 +72,8 @@ TERMS = {  # terms that a method gets if their weight is not 0
     "region": Term(region),
     "negatives": Term(negatives, native=True),
     "region_text": Term(region_text),
-    "text_contrast": Term(text_contrast),
-    "rank": Term(rank),
+    "text_contrast": Term(text_contrast, native=True),
+    "rank": Term(rank, native=True),
     "distill": Term(distill, adopt_teacher, load_teacher, stand_in),
 }
 ENCODERS = {"image_encoder": image_encoder}  # further methods of imported checkpoints; not trainable

@@ -115,9 +115,9 @@ class Pass(NamedTuple):
 class Head(NamedTuple):
     """Runs networks on a `Forward` record; `makes` names its outputs, `reads` the fields of the record it needs.
 
-    `passes` names the student's passes whose CLS tokens it takes. A head that computes each image on its own from more
-    than class tokens and caption embeddings is marked `per_image`: accumulation runs it chunk by chunk, and keeps its
-    outputs, arrays [V, B, ...], for the terms of the whole batch.
+    `after` names the outputs of heads before it that it reads, `passes` the student's passes whose CLS tokens it takes.
+    A head that computes each image on its own from more than class tokens and caption embeddings is marked `per_image`:
+    accumulation runs it chunk by chunk, and keeps its outputs, arrays [V, B, ...], for the terms of the whole batch.
     """
 
     makes: tuple[str, ...]
@@ -125,6 +125,14 @@ class Head(NamedTuple):
     reads: tuple[str, ...] = ()
     passes: tuple[str, ...] = ()
     per_image: bool = False
+    after: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """The function that it runs, by name, and what it declares; equal for heads that do the same."""
+        function = self.run.function if isinstance(self.run, Part) else self.run
+        networks = {name: network.kind for name, network in networks_of([self.run]).items()}
+        return function.__module__, function.__qualname__, networks, *self._replace(run=nothing)
 
 
 class Loss(NamedTuple):
@@ -270,16 +278,25 @@ class Method:
     def plus(self, heads: tuple[Head, ...], loss: Loss, **changes: Any) -> "Method":
         """Returns the method with one more term and those of its heads that no other term has brought.
 
-        `changes` are other fields.
+        `changes` are other fields. Raises ValueError for heads of different kinds with an output of one name.
         """
-        made = {name for head in self.heads for name in head.makes}
-        new = tuple(head for head in heads if not made.issuperset(head.makes))
-        return dataclasses.replace(self, heads=self.heads + new, losses=(*self.losses, loss), **changes)
+        new = []
+        for head in heads:
+            others = [each for each in self.heads if not set(head.makes).isdisjoint(each.makes)]
+            if any(each.kind != head.kind for each in others):
+                both = " and ".join(f"{each.kind[0]}.{each.kind[1]}" for each in (*others, head))
+                raise ValueError(f"loss {loss.name!r} of method {self.name}: {both} make {', '.join(head.makes)}")
+            new += [] if others else [head]
+        return dataclasses.replace(self, heads=(*self.heads, *new), losses=(*self.losses, loss), **changes)
 
     def heads_of(self, losses: Iterable[Loss]) -> tuple[Head, ...]:
-        """Returns the heads whose outputs these losses read."""
-        wanted = {name for loss in losses for name in loss.reads}
-        return tuple(head for head in self.heads if wanted & set(head.makes))
+        """Returns the heads whose outputs these losses read, and those that these heads read."""
+        wanted, kept = {name for loss in losses for name in loss.reads}, []
+        for head in reversed(self.heads):
+            if wanted & set(head.makes):
+                wanted |= set(head.after)
+                kept.append(head)
+        return tuple(reversed(kept))
 
     def needs_whole_batch(self, loss: Loss) -> bool:
         """Whether images interact in a term: it compares them, or reads a head with BatchNorm."""
@@ -303,7 +320,7 @@ def forward(
 
 
 def run_heads(method: Method, student: Networks, teacher: Networks, record: Forward) -> Forward:
-    """Runs the method's heads on the record, one after the other, each with the outputs of those before in `heads`."""
+    """Runs the method's heads on the record, one after the other; `Head.after` names what one reads of others."""
     for head in method.heads:
         record = record.replace(heads={**record.heads, **head.run(student, teacher, record)})
     return record
@@ -379,7 +396,8 @@ def build(method: Method, weights: Mapping[str, float]) -> Method:
     """Returns the method with its weights, without loss terms of weight 0 and what only these need.
 
     `weights` may have entries for terms of other methods; they are ignored. Raises ValueError if a term has no
-    weight, if all weights are 0, or if a term reads an entry that no head returns.
+    weight, if all weights are 0, or if a term reads an entry that no head returns, a head one that no head before it
+    returns.
     """
     if missing := {loss.weight_name for loss in method.losses} - set(weights):
         raise ValueError(f"losses.weights has no entry for {sorted(missing)} of {method.name}; 0 disables a term")
@@ -388,7 +406,11 @@ def build(method: Method, weights: Mapping[str, float]) -> Method:
     if method.losses and not active:
         weights = {loss.weight_name: loss.weight for loss in losses}
         raise ValueError(f"every term of {method.name} has weight 0: {weights}; set one of them above 0")
-    outputs = {name for head in method.heads for name in head.makes}
+    outputs: set[str] = set()
+    for head in method.heads:
+        if missing := {*head.after} - outputs:
+            raise ValueError(f"head {head.makes[0]!r} reads {sorted(missing)}, but no head before it returns them")
+        outputs |= {*head.makes}
     for loss in active:
         reads = {*loss.reads, *([loss.running.output] if loss.running else [])}
         if missing := reads - outputs:

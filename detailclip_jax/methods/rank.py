@@ -24,9 +24,9 @@ from detailclip_jax.methods.negatives import FALSE, check_false, false_head
 from detailclip_jax.methods.region_text import PHRASES, POOLED, SCALES, region_heads, regions_of
 from detailclip_jax.methods.running import LATEST, Running
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.types import Array, Bool, Float, Scalar
+from detailclip_jax.types import Array, Bool, Float, Leaf, Scalar
 
-SUM = "rank_sum"
+MADE = MARGINS, SUM = "rank_margins", "rank_sum"
 Margins = tuple[Float[Array, "K N"], Bool[Array, "K N"]]  # with which of them are valid
 
 
@@ -39,9 +39,8 @@ def rank(method: Method, config: ConfigDict) -> Method:
     components.captioned_pass(method, "rank")
     check_false(config, "rank")
     of_regions, passes = region_heads(method, config, "rank") if config.data.regions else ((), method.passes)
-    read = "image_embedding", "logit_scale", *FALSE, *((*POOLED, *PHRASES, *SCALES) if of_regions else ())
-    heads = false_head(method), *of_regions, sum_head(config)
-    return method.plus(heads, rank_term(config, (*read, SUM)), passes=passes)
+    heads = false_head(method), *of_regions, margin_head(config)
+    return method.plus(heads, rank_term(), passes=passes)
 
 
 def margins_of(record: Forward, config: ConfigDict) -> list[Margins]:
@@ -54,33 +53,35 @@ def margins_of(record: Forward, config: ConfigDict) -> list[Margins]:
     wrong = jnp.einsum("vbe,kbe->kvb", images, false, precision="highest")
     margins = jnp.exp(heads["logit_scale"]) * (true - wrong[:, :, None])
     valid = jnp.broadcast_to((heads[FALSE[1]] > 0)[:, None, None], margins.shape)
-    found = [(margins.reshape(len(false), -1), valid.reshape(len(false), -1))]
+    kinds = [(margins.reshape(len(false), -1), valid.reshape(len(false), -1))]
     if config.data.regions:
         pooled, texts, false, valid = regions_of(record).own()
         pooled, texts = l2_normalise(pooled[0]), l2_normalise(jnp.concatenate([texts, false]))
         cosines = jnp.einsum("me,kme->km", pooled, texts, precision="highest")
         margins = jnp.exp(heads[SCALES[1]]) * (cosines[:1] - cosines[1:])
-        found.append((margins.reshape(1, -1), valid.reshape(1, -1)))
-    return found
+        kinds.append((margins.reshape(1, -1), valid.reshape(1, -1)))
+    return kinds
 
 
-def sum_head(config: ConfigDict) -> Head:
-    """Head of the sums and numbers of the margins of each kind, from the embeddings of the heads before it."""
+def margin_head(config: ConfigDict) -> Head:
+    """Head of the margins, and of their sums and numbers for each kind."""
 
-    def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
-        return {SUM: jnp.concatenate([margin_sums(*each) for each in margins_of(record, config)], 1)}
+    def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Leaf]:
+        margins = margins_of(record, config)
+        return {MARGINS: margins, SUM: jnp.concatenate([margin_sums(*each) for each in margins], 1)}
 
-    return Head((SUM,), run)
+    of_regions = (*POOLED, *PHRASES, *SCALES) if config.data.regions else ()
+    return Head(MADE, run, after=("image_embedding", "logit_scale", *FALSE, *of_regions))
 
 
-def rank_term(config: ConfigDict, reads: tuple[str, ...]) -> Loss:
+def rank_term() -> Loss:
     """Term of the margins; it logs the mean of the thresholds."""
 
     def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
-        thresholds, first, loss = thresholds_of(context.running["rank"]), 0, jnp.zeros(())
-        for margins, valid in margins_of(record, config):
-            loss += rank_loss(margins, valid, thresholds[first : first + len(margins)], whole_batch.axis)
-            first += len(margins)
+        thresholds, start, loss = thresholds_of(context.running["rank"]), 0, jnp.zeros(())
+        for margins, valid in record.heads[MARGINS]:
+            loss += rank_loss(margins, valid, thresholds[start : start + len(margins)], whole_batch.axis)
+            start += len(margins)
         return loss, {"rank_threshold": thresholds.mean()}
 
-    return Loss("rank", reads, run, over="batch", running=Running(SUM, LATEST, P()))
+    return Loss("rank", MADE, run, over="batch", running=Running(SUM, LATEST, P()))

@@ -44,6 +44,7 @@ def test_squares_have_the_loss_of_squares_also_with_padding():
         ("clip", {"views.patch_dropout": 0.5}, ("views.native", "views.patch_dropout")),
         ("clip", {"preprocess.resize": "squash"}, ("views.native", "'squash'", "--config.preprocess.resize=native")),
         ("clip", {"model.image_style.positions": "rotary"}, ("preprocess.resize", "'rotary'", "'squash'")),
+        ("clip", {"losses.weights.text_contrast": 1.0, "data.regions": 3}, ("data.regions 3 needs square views",)),
         ("clip", {"views.native": (0,)}, ("views.native", "at least 1")),
     ],
 )

@@ -1,5 +1,6 @@
 """Margins of false texts: the loss against loops, and thresholds that follow the margins and are saved."""
 
+import dataclasses
 import functools
 from contextlib import closing
 
@@ -11,6 +12,7 @@ from tiny import check_names, copied, noise_state, tiny_batch, tiny_config
 
 from detailclip_jax import methods
 from detailclip_jax.losses.rank import margin_sums, rank_loss, thresholds_of
+from detailclip_jax.methods.method import Head, build
 from detailclip_jax.training import experiment, mesh
 from detailclip_jax.training.checkpoint import Checkpoints
 
@@ -45,6 +47,24 @@ def test_garbage_where_no_text_is_changes_nothing():
 
 
 # the term
+
+
+def test_the_margins_need_the_heads_before_them_and_a_head_is_shared_by_its_kind_alone():
+    config = asked()
+    method = methods.build(config)
+    names = [name for head in method.heads for name in head.makes]
+    assert method.terms["rank"].reads == ("rank_margins", "rank_sum") and {"false_embedding", "false_scale"} < {*names}
+    with pytest.raises(ValueError, match=r"'rank_margins' reads \['false_counts'.*no head before it returns them"):
+        build(dataclasses.replace(method, heads=method.heads[::-1]), config.losses.weights.to_dict())
+    other = Head(("false_embedding", "false_counts"), lambda *_: {}, per_image=True)
+    with pytest.raises(ValueError, match=r"false_head.*lambda.* make false_embedding, false_counts"):
+        method.plus((other,), method.terms["rank"])
+    assert method.plus(method.heads, method.terms["rank"]).heads == method.heads
+
+
+def test_images_of_any_aspect_can_have_the_term_without_regions():
+    config = asked(**{"views.native": (16,), "preprocess.resize": "native", "data.regions": 0})
+    assert methods.build(config).terms["rank"].weight == 1
 
 
 def asked(method="clip", **fields):
