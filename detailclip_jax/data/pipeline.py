@@ -26,7 +26,7 @@ from detailclip_jax.data.caption_rules import STATES, captions_by, captions_of, 
 from detailclip_jax.data.decoding import BUDGET, UPRIGHT, BadImage, image_of
 from detailclip_jax.data.false_texts import RELATIONS, Ramp
 from detailclip_jax.data.native import Lengths
-from detailclip_jax.data.regions import Regions, check_regions, regions_of
+from detailclip_jax.data.regions import RegionDraw, check_regions, region_draw_of
 from detailclip_jax.data.sources import BadRecord, Example, Source, label_of
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import REDUCING_GAP, Crop, check_reducing_gap, crops_from_config, make_masks, make_views
@@ -102,7 +102,7 @@ def stream_of(config: ConfigDict, source: Source) -> "Stream":
         native=native_lengths(config),
         num_classes=config.model.num_classes,
         num_false=config.data.negatives,
-        regions=regions_of(config),
+        regions=region_draw_of(config),
         ramp=false_texts.ramp_of(config),
         shuffled=config.data.shuffled,
     )
@@ -197,7 +197,7 @@ class Stream:
     native: Lengths | None = None
     num_classes: int | None = None
     num_false: int = 0
-    regions: Regions | None = None
+    regions: RegionDraw | None = None
     ramp: Ramp = RELATIONS
     shuffled: str = ""
 

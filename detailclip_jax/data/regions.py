@@ -28,7 +28,7 @@ FORM = '"boxes": [[x0, y0, x1, y1], ...] in pixels, "phrases": [text, ...], "phr
 Boxes = Float32[np.ndarray, "n 4"]
 
 
-class Records(NamedTuple):
+class BoxedPhrases(NamedTuple):
     """The boxes of a record with their phrases and false phrases."""
 
     boxes: Boxes
@@ -36,7 +36,7 @@ class Records(NamedTuple):
     negatives: list[list[str]]
 
 
-class Regions(NamedTuple):
+class RegionDraw(NamedTuple):
     """How regions are drawn: `number` of an example, from views of `size` pixels and `side` patches along a side."""
 
     number: int
@@ -76,13 +76,13 @@ class Regions(NamedTuple):
         return arrays, num_cut
 
 
-def regions_of(config: ConfigDict) -> Regions | None:
+def region_draw_of(config: ConfigDict) -> RegionDraw | None:
     """Returns how the regions of a run's config are drawn; None without them."""
     if not config.data.regions:
         return None
     crop, patch = captioned_crop(config.views.crops), sizes.size_of(config.model).patch_size
     size, tokenizer = config.views.crops[crop].size, tokenizer_of(config, config.data.keep_eot, phrase_length(config))
-    return Regions(config.data.regions, crop, size, size // patch, tokenizer)
+    return RegionDraw(config.data.regions, crop, size, size // patch, tokenizer)
 
 
 def check(config: ConfigDict) -> None:
@@ -106,7 +106,7 @@ def phrase_length(config: ConfigDict) -> int:
     return config.data.phrase_length or config.model.context_length
 
 
-def read(example: Mapping[str, Any]) -> Records:
+def read(example: Mapping[str, Any]) -> BoxedPhrases:
     """Returns the boxes of an example that have a phrase; raises BadRecord for fields of another form."""
     try:
         phrases = [list(texts(each)) for each in example.get("phrases", ())]
@@ -119,7 +119,7 @@ def read(example: Mapping[str, Any]) -> Records:
         raise BadRecord(f"{example['key']}: boxes and phrases do not fit together; expected {FORM}") from error
     is_box = np.all(array[:, 2:] > array[:, :2], axis=-1)
     kept = [at for at in np.flatnonzero(is_box) if not_blank(phrases[at])]
-    return Records(array[kept], [not_blank(phrases[at]) for at in kept], [not_blank(negatives[at]) for at in kept])
+    return BoxedPhrases(array[kept], [not_blank(phrases[at]) for at in kept], [not_blank(negatives[at]) for at in kept])
 
 
 def in_views(boxes: Boxes, views: Float32[np.ndarray, "V 4"]) -> Float32[np.ndarray, "V n 4"]:
@@ -152,6 +152,6 @@ def check_regions(source: Source, number: int) -> None:
         )
 
 
-def _phrases(record: Records, at: int, num_false: int, rng: np.random.Generator) -> list[str]:
+def _phrases(record: BoxedPhrases, at: int, num_false: int, rng: np.random.Generator) -> list[str]:
     """Returns the phrase of a box, drawn if it has several, and `num_false` false ones."""
     return [*first_or_drawn(record.phrases[at], 1, rng), *first_or_drawn(record.negatives[at], num_false, rng)]

@@ -30,7 +30,7 @@ from detailclip_jax.types import Array, Axis, Bool, Float, PyTree, Scalar
 LEAST = -1e30  # logit of a text that does not count; finite, so that gradients are
 
 
-def own_loss(
+def false_texts_loss(
     images: Float[Array, "V B E"],
     texts: Float[Array, "C B E"],
     false: Float[Array, "K B E"],
@@ -90,13 +90,13 @@ def joined_loss(
     most = block_size(block, every.shape[0] * every.shape[1], len(rows))
     items, share = chunks.split((rows, jnp.full(len(rows), 1 / len(rows))), most)
     numbers = jnp.float32(scale), None if bias is None else jnp.float32(bias)
-    found: Any = chunks.total(_joined_rows, (columns, numbers), known, items, share)  # no checker knows a custom_vjp
-    return found[0]
+    total: Any = chunks.total(_joined_rows, (columns, numbers), known, items, share)  # no checker knows a custom_vjp
+    return total[0]
 
 
-def _joined_rows(given: PyTree, known: Array, rows: Array, share: Array) -> tuple[Scalar, dict[str, Scalar]]:
+def _joined_rows(weights: PyTree, known: Array, rows: Array, share: Array) -> tuple[Scalar, dict[str, Scalar]]:
     """Computes the weighted sum of the losses of some rows."""
-    (texts, false), (scale, bias) = given
+    (texts, false), (scale, bias) = weights
     wrong = scale * jnp.einsum("re,fe->rf", rows, false, precision="highest")
     if bias is None:
         true = scale * jnp.einsum("re,cne->crn", rows, texts, precision="highest")

@@ -8,7 +8,7 @@ of all images; b with the same words as t_a is left out of both softmaxes, excep
 one device, and counts equal phrases as wrong. In FG-CLIP 2's L_g the softmax over phrases has further columns, the
 false phrases of all regions.
 
-`losses.negatives.own_loss` compares a region with its phrase and false ones (L_11 of FG-CLIP).
+`losses.negatives.false_texts_loss` compares a region with its phrase and false ones (L_11 of FG-CLIP).
 """
 
 from typing import Any
@@ -45,16 +45,16 @@ def region_text_loss(
     unit = jnp.concatenate([l2_normalise(regions), l2_normalise(phrases)])
     every, known, codes = (gather(jnp.moveaxis(x, -2, 0), axis) for x in (unit, counts[..., None], words))
     every, known, codes = jnp.moveaxis(every, 0, 1), jnp.moveaxis(known[..., 0], 0, -1), jnp.moveaxis(codes, 0, 1)
-    numbers, size, total = local_rows(num_regions, axis), every.shape[1], known[:, 0].sum()
-    share = counts[:, 0] * (size // num_regions) / jnp.where(total > 0, total, 1)
+    numbers, size, num_known = local_rows(num_regions, axis), every.shape[1], known[:, 0].sum()
+    share = counts[:, 0] * (size // num_regions) / jnp.where(num_known > 0, num_known, 1)
     most = block_size(block, size * len(phrases), num_regions)
 
     def compared(rows: int, columns: slice, view: int, kinds: int) -> tuple[Scalar, dict[str, Scalar]]:
         items, *others = chunks.split((unit[rows], numbers, words[0], share[view]), most)
-        given = every[columns].reshape(kinds * size, -1), jnp.float32(scale)
+        weights = every[columns].reshape(kinds * size, -1), jnp.float32(scale)
         fixed = known[view, :kinds].reshape(-1), codes[:kinds].reshape(kinds * size, -1)
-        found: Any = chunks.total(_term, given, fixed, items, tuple(others))  # no checker knows a custom_vjp
-        return found
+        result: Any = chunks.total(_term, weights, fixed, items, tuple(others))  # no checker knows a custom_vjp
+        return result
 
     views = range(num_views)
     to_text = [compared(view, slice(num_views, None), view, len(phrases)) for view in views]
@@ -63,14 +63,14 @@ def region_text_loss(
     return loss, sum((metrics["accuracy"] for _, metrics in to_text), jnp.zeros(()))
 
 
-def _term(given: PyTree, fixed: PyTree, rows: Array, items: PyTree) -> tuple[Scalar, dict[str, Scalar]]:
+def _term(weights: PyTree, fixed: PyTree, rows: Array, items: PyTree) -> tuple[Scalar, dict[str, Scalar]]:
     """Computes the weighted sum of the cross-entropies of some rows, one direction."""
-    (columns, scale), (known, codes), (number, words, share) = given, fixed, items
+    (columns, scale), (known, codes), (number, words, share) = weights, fixed, items
     logits = scale * jnp.einsum("re,ce->rc", rows, columns, precision="highest")
-    own = number[:, None] == jnp.arange(len(columns))
+    is_true = number[:, None] == jnp.arange(len(columns))
     same = (words[:, None] == codes).all(-1)
-    logits = jnp.where(own | (known & ~same), logits, LEAST)
-    losses = jax.nn.logsumexp(logits, -1) - jnp.where(own, logits, 0).sum(-1)
+    logits = jnp.where(is_true | (known & ~same), logits, LEAST)
+    losses = jax.nn.logsumexp(logits, -1) - jnp.where(is_true, logits, 0).sum(-1)
     right = logits.argmax(-1) == number
     return jnp.dot(share, losses, precision="highest"), {"accuracy": jnp.dot(share, right, precision="highest")}
 

@@ -32,9 +32,9 @@ def text_contrast_loss(
     unit = l2_normalise(phrases)
     every, known = gather(unit, axis), gather(counts, axis)
     items, *others = chunks.split((unit, local_rows(len(unit), axis), counts), block_size(block, len(every), len(unit)))
-    found: Any = chunks.total(_term, every, known, items, tuple(others))  # no checker knows a custom_vjp
-    number = jax.lax.pmean(found[1]["number"], axis) if axis else found[1]["number"]
-    return found[0] / jnp.where(number > 0, number, 1)
+    total: Any = chunks.total(_term, every, known, items, tuple(others))  # no checker knows a custom_vjp
+    number = jax.lax.pmean(total[1]["number"], axis) if axis else total[1]["number"]
+    return total[0] / jnp.where(number > 0, number, 1)
 
 
 def _term(every: PyTree, known: Array, rows: Array, items: PyTree) -> tuple[Scalar, dict[str, Scalar]]:

@@ -13,7 +13,7 @@ captions.
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from detailclip_jax.losses.negatives import joined_loss, own_loss
+from detailclip_jax.losses.negatives import false_texts_loss, joined_loss
 from detailclip_jax.methods import components
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, WholeBatch, networks_of, uses
 from detailclip_jax.models.towers import Networks
@@ -56,16 +56,16 @@ def false_head(method: Method) -> Head:
 def negatives_term(method: Method, config: ConfigDict) -> Loss:
     """Term of the false captions; it logs how often a true caption has a higher logit than all false ones."""
     scope, captions = config.losses.negatives_scope, components.compared_captions(config)
-    numbers = [name for name in ("logit_scale", "logit_bias") if any(name in head.makes for head in method.heads)]
+    scalars = [name for name in ("logit_scale", "logit_bias") if any(name in head.makes for head in method.heads)]
 
     def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
         heads = record.heads
         false, counts = (heads[name] for name in FALSE)
-        given = heads["image_embedding"], record.text.embedding[:captions], false, counts > 0
-        scale, bias = jnp.exp(heads["logit_scale"]), heads.get("logit_bias") if "logit_bias" in numbers else None
-        loss, accuracy = own_loss(*given, scale, bias, whole_batch.axis)
+        embeddings = heads["image_embedding"], record.text.embedding[:captions], false, counts > 0
+        scale, bias = jnp.exp(heads["logit_scale"]), heads.get("logit_bias") if "logit_bias" in scalars else None
+        loss, accuracy = false_texts_loss(*embeddings, scale, bias, whole_batch.axis)
         if scope == "batch":
-            loss = joined_loss(*given, scale, bias, whole_batch.axis, whole_batch.block)
+            loss = joined_loss(*embeddings, scale, bias, whole_batch.axis, whole_batch.block)
         return loss, {"negatives_accuracy": accuracy}
 
-    return Loss("negatives", ("image_embedding", *numbers, *FALSE), run, over="batch")
+    return Loss("negatives", ("image_embedding", *scalars, *FALSE), run, over="batch")

@@ -55,7 +55,7 @@ def margins_of(record: Forward, config: ConfigDict) -> list[Margins]:
     valid = jnp.broadcast_to((heads[FALSE[1]] > 0)[:, None, None], margins.shape)
     kinds = [(margins.reshape(len(false), -1), valid.reshape(len(false), -1))]
     if config.data.regions:
-        pooled, texts, false, valid = regions_of(record).own()
+        pooled, texts, false, valid = regions_of(record).with_false()
         pooled, texts = l2_normalise(pooled[0]), l2_normalise(jnp.concatenate([texts, false]))
         cosines = jnp.einsum("me,kme->km", pooled, texts, precision="highest")
         margins = jnp.exp(heads[SCALES[1]]) * (cosines[:1] - cosines[1:])

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config import sizes
 from detailclip_jax.data.views import captioned_crop
-from detailclip_jax.losses.negatives import own_loss
+from detailclip_jax.losses.negatives import false_texts_loss
 from detailclip_jax.losses.region_text import region_text_loss, word_codes
 from detailclip_jax.methods import components
 from detailclip_jax.methods.method import (
@@ -87,8 +87,8 @@ def pooled_head(name: str, view: str, config: ConfigDict) -> Head:
 
     @uses("image_projection")
     def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
-        given, valid = (jnp.moveaxis(record.batch[field], 0, 2) for field in ("regions", "regions_valid"))
-        boxes = jnp.clip(jnp.where(valid[..., None], given, 0) / size, 0, 1)
+        pixels, valid = (jnp.moveaxis(record.batch[field], 0, 2) for field in ("regions", "regions_valid"))
+        boxes = jnp.clip(jnp.where(valid[..., None], pixels, 0) / size, 0, 1)
         pooled, seen = pooled_in(fold(student.image_projection, record.tokens[name].values), boxes, side, record)
         made = pooled, (valid & seen).astype(jnp.float32)
         return {field: x.reshape(-1, *x.shape[2:]) for field, x in zip(POOLED, made, strict=True)}
@@ -128,7 +128,7 @@ class Regions(NamedTuple):
     counts: Bool[Array, "V K M"]  # whether a phrase counts in a view; a false one, only with its region
     words: UInt32[Array, "K M 2"]  # codes, equal for phrases of the same words
 
-    def own(self) -> tuple[Array, Array, Array, Array]:
+    def with_false(self) -> tuple[Array, Array, Array, Array]:
         """Returns regions [1, N, E], phrases [1, N, E], false ones [K - 1, N, E] and which count, for N = V M."""
         texts = jnp.tile(self.phrases, (1, len(self.pooled), 1))
         counts = jnp.moveaxis(self.counts, 0, 1).reshape(len(texts), -1)
@@ -159,7 +159,7 @@ def region_text_term(config: ConfigDict) -> Loss:
         loss, accuracy = region_text_loss(pooled, phrases[:1], counts[:, :1], words[:1], scale, *blocks)
         metrics = {"region_text_accuracy": accuracy, "region_scale": scale}
         if len(phrases) > 1 and of_own:
-            of_phrases, accuracy = own_loss(*regions.own(), false_scale, axis=whole_batch.axis)
+            of_phrases, accuracy = false_texts_loss(*regions.with_false(), false_scale, axis=whole_batch.axis)
             loss = loss + of_own * of_phrases
             metrics |= {"region_negatives_accuracy": accuracy, "false_scale": false_scale}
         if len(phrases) > 1 and of_batch:

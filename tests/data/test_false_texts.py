@@ -11,7 +11,7 @@ from detailclip_jax.data import false_texts, pipeline, regions
 from detailclip_jax.data.false_texts import first_or_drawn
 from detailclip_jax.data.lengths import longest_text, trimmed
 from detailclip_jax.data.pipeline import Stream
-from detailclip_jax.data.regions import Regions, in_views, usable
+from detailclip_jax.data.regions import RegionDraw, in_views, usable
 from detailclip_jax.data.sources import BadRecord
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop
@@ -66,7 +66,7 @@ CROPS = {
 
 def stream(crop="whole", num_false=2, regions=4, **options):
     crops = {"large": CROPS[crop]}
-    drawn = Regions(regions, "large", crops["large"].size, crops["large"].size // 4, TOKENIZER) if regions else None
+    drawn = RegionDraw(regions, "large", crops["large"].size, crops["large"].size // 4, TOKENIZER) if regions else None
     return Stream(Marked(), crops, TOKENIZER, num_false=num_false, regions=drawn, **options)
 
 
@@ -251,14 +251,14 @@ def test_regions_are_drawn_from_the_boxes_that_count():
     ],
 )
 def test_boxes_of_another_form_are_unreadable_records(fields):
-    regions = Regions(2, "large", 16, 4, TOKENIZER)
+    regions = RegionDraw(2, "large", 16, 4, TOKENIZER)
     with pytest.raises(BadRecord, match="7: boxes and phrases do not fit together"):
         views = {"large": np.array([[0, 0, 8, 8]], np.float32)}
         regions.of({"key": "7", **fields}, views, 1, np.random.default_rng(0))
 
 
 def test_boxes_without_phrases_and_empty_boxes_are_left_out():
-    regions, views = Regions(2, "large", 16, 4, TOKENIZER), {"large": np.array([[0, 0, 8, 8]], np.float32)}
+    regions, views = RegionDraw(2, "large", 16, 4, TOKENIZER), {"large": np.array([[0, 0, 8, 8]], np.float32)}
     for fields in ({"boxes": [[0, 0, 8, 8]]}, {"boxes": [[0, 0, 0, 8], [0, 0, 8, 8]], "phrases": ["a", " "]}, {}):
         arrays, _ = regions.of({"key": "7", **fields}, views, 0, np.random.default_rng(0))
         assert not arrays["regions_valid"].any() and arrays["region_text"].shape == (2, 1, 12)

@@ -10,7 +10,7 @@ from tiny import check_names, noise_state, tiny_batch, tiny_config
 
 from detailclip_jax import methods
 from detailclip_jax.losses.clip import clip_loss
-from detailclip_jax.losses.negatives import joined_loss, own_loss
+from detailclip_jax.losses.negatives import false_texts_loss, joined_loss
 from detailclip_jax.losses.sigmoid import sigmoid_loss
 from detailclip_jax.training import experiment, mesh
 
@@ -76,7 +76,7 @@ def sigmoid_in_loops(images, texts, false, valid):
 @pytest.mark.parametrize("bias", [None, BIAS])
 def test_the_loss_over_own_texts_is_the_equation(bias):
     given = arrays()
-    loss, accuracy = own_loss(*given, SCALE, bias)
+    loss, accuracy = false_texts_loss(*given, SCALE, bias)
     expected, right = own_in_loops(*given, bias)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(accuracy, right, rtol=1e-6)
@@ -93,7 +93,7 @@ def test_the_joined_loss_adds_columns_to_the_contrast(block):
 
 
 def every_loss(bias=None, block=0):
-    own = lambda *given: own_loss(*given, bias)[0]
+    own = lambda *given: false_texts_loss(*given, bias)[0]
     return own, lambda *given: joined_loss(*given, bias, block=block)
 
 
@@ -153,9 +153,9 @@ def test_the_term_compares_images_with_their_false_captions(method, scope):
     given = heads["image_embedding"], record.text.embedding, heads["false_embedding"], valid
     numbers = jnp.exp(heads["logit_scale"]), heads.get("logit_bias")
     metrics, _ = step_of(method, scope)
-    expected = own_loss(*given, *numbers)[0] if scope == "image" else joined_loss(*given, *numbers)
+    expected = false_texts_loss(*given, *numbers)[0] if scope == "image" else joined_loss(*given, *numbers)
     np.testing.assert_allclose(metrics["negatives"], expected, rtol=1e-5)
-    np.testing.assert_allclose(metrics["negatives_accuracy"], own_loss(*given, *numbers)[1], rtol=1e-5)
+    np.testing.assert_allclose(metrics["negatives_accuracy"], false_texts_loss(*given, *numbers)[1], rtol=1e-5)
 
 
 @pytest.mark.check
