@@ -15,14 +15,7 @@ from detailclip_jax.runtime.progress import Console
 SMALLEST = str(Path(__file__).parents[1] / "configs/smallest.py")
 RECORD = {
     **{"name": "as configured", "target": "h100x8", "device": "NVIDIA H100 80GB HBM3", "devices": 8, "batch": 64},
-    **{
-        "method": "detailclip",
-        "size": "tiny",
-        "dtype": "bfloat16",
-        "remat": "dots",
-        "attention": "cudnn",
-        "accumulation": 1,
-    },
+    **{"method": "detailclip", "size": "tiny", "dtype": "bfloat16", "remat": "dots", "attention": "cudnn"},
     **{
         "accumulation": 1,
         "flops_per_pair": 900e9,
