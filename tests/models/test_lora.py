@@ -115,7 +115,7 @@ def test_peft_computes_the_same_on_random_weights():
             kind = "a" if "lora_A" in name else "b"
             adapters[f"image/blocks_{block}/{layer.replace('.', '/')}/lora_{kind}"] = parameter
     values = {path: jnp.asarray(parameter.detach().numpy().T) for path, parameter in adapters.items()}
-    params = traverse_util.unflatten_dict(flat(params) | values, sep="/")
+    params = traverse_util.unflatten_dict(jax.device_put(flat(params) | values), sep="/")
     images = jnp.asarray(noise(2, 16, 16, 3))
     expected = tuned(torch.tensor(np.array(images)).permute(0, 3, 1, 2))
     expected.square().mean().backward()
