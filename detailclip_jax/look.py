@@ -19,6 +19,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
@@ -41,6 +42,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Loads the models, prints which caption fits, and writes the figure; returns 0."""
+    import numpy as np
+
     from detailclip_jax.figures import maps, style  # imports jax, as below: only after the flags are parsed
     from detailclip_jax.figures.model_figures import reduced
     from detailclip_jax.inference import model as inference
@@ -62,8 +65,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         shares = model.shares(cosines)
         for number in cosines.argsort()[::-1]:
             console.say(f"  {shares[number]:6.1%}  cosine {cosines[number]:.3f}  {arguments.captions[number]}")
-        square, attention = model.view(image), model.attention(image)
-        rows[name] = maps.Seen(square, attention, shares, model.dense(image, arguments.captions, readout))
+        square = cast(np.ndarray, model.view(image))  # the model is on squares
+        rows[name] = maps.Seen(square, model.attention(image), shares, model.dense(image, arguments.captions, readout))
     figure = maps.seen_figure(image, arguments.captions, rows)
     console.say(f"written to {style.save(figure, out)}")
     return 0
