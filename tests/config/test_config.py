@@ -456,7 +456,7 @@ MAE = {"method": "mae", "masking.strategy": "random"}
         ({"optimizer.layer_decay": 0.0}, "optimizer.layer_decay 0.0 must be greater than 0"),
         ({"losses.label_smoothing": 0.1}, "label_smoothing 0.1 .* method detailclip has no term that reads them"),
         ({"views.patch_dropout": 0.5, "views.patch_dropout_until": 0.0}, "dropout_until 0.0 must be greater than 0"),
-        ({"views.teacher": "enclosing", **MAE}, "views.teacher 'enclosing' .* set it to 'same' for method mae"),
+        ({"views.teacher": "enclosing", **MAE}, "views.teacher 'enclosing': .* mae .* --config.views.teacher=same"),
         ({"optimizer.loaded_rate": -0.1}, "optimizer.loaded_rate -0.1 must be at least 0"),
         ({"optimizer.weight_decay_end": -0.4}, "optimizer.weight_decay_end -0.4 must be at least 0"),
         ({"evaluators": {"zero_shoot": {}}}, "unknown evaluator 'zero_shoot'; did you mean 'zero_shot'"),
