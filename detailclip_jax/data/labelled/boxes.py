@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int
-from PIL import Image
 
+from detailclip_jax.data.decoding import open_image
 from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.labelled.choices import ChoiceSet, Picture, Pictures
 from detailclip_jax.data.labelled.contents import (
@@ -144,7 +144,7 @@ def _share(picture: Picture, sides: Sequence[int]) -> list[float]:
 def _sides(root: pathlib.Path, path: str) -> tuple[int, int]:
     """Width and height of an image file, (1, 1) for one that cannot be read and is left out later."""
     try:
-        with Image.open(io.BytesIO(read_image_file(root, path))) as image:
+        with open_image(io.BytesIO(read_image_file(root, path))) as image:
             return image.size
     except (BadRecord, OSError):
         return 1, 1
