@@ -8,7 +8,6 @@ for each caption, are held out together.
 
 import itertools
 import operator
-from collections.abc import Sequence
 from typing import NamedTuple, SupportsIndex
 
 import numpy as np
@@ -18,7 +17,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config.data_path import is_endless
 from detailclip_jax.data import mixture
 from detailclip_jax.data.mixture import Member, Mixture, members_of
-from detailclip_jax.data.sources import BadRecord, Example, NoSplit, Source
+from detailclip_jax.data.sources import BadRecord, Example, NoSplit, Picked, Source
 
 SPLITS = ("val", "validation", "test", "dev")
 SHARE, FEW, MAX_SHARE = 0.02, 8, 0.1  # per set: usual share, smallest number, largest share
@@ -30,24 +29,6 @@ class HeldOut(NamedTuple):
 
     source: Source
     origin: str
-
-
-class Picked:
-    """The examples of a source at some indices, in this order."""
-
-    def __init__(self, source: Source, indices: Sequence[int] | Int[np.ndarray, "n"]):
-        self.source, self.indices = source, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @property
-    def identity(self) -> str:
-        """That of the source; AttributeError if it has none."""
-        return self.source.identity  # type: ignore[attr-defined]
-
-    def __getitem__(self, index: SupportsIndex) -> Example:
-        return self.source[int(self.indices[operator.index(index)])]
 
 
 class Rest:

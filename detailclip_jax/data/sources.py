@@ -8,18 +8,20 @@ import contextlib
 import itertools
 import json
 import numbers
+import operator
 import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from shlex import quote
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import msgpack
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.data_path import Component
@@ -54,6 +56,24 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Example: ...
+
+
+class Picked:
+    """The examples of a source at some indices, in this order."""
+
+    def __init__(self, source: Source, indices: Sequence[int] | Int[np.ndarray, "n"]):
+        self.source, self.indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def identity(self) -> str:
+        """That of the source; AttributeError if it has none."""
+        return self.source.identity  # type: ignore[attr-defined]
+
+    def __getitem__(self, index: SupportsIndex) -> Example:
+        return self.source[int(self.indices[operator.index(index)])]
 
 
 def evenly(size: int, count: int) -> list[range]:

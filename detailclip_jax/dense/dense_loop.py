@@ -11,9 +11,8 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from detailclip_jax.data.bad_records import bad_list
-from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.pipeline import Pipeline
-from detailclip_jax.data.sources import BadRecord, indices_to_show
+from detailclip_jax.data.sources import BadRecord, Picked, indices_to_show
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.data.workers import usable_workers
 from detailclip_jax.dense import class_names, dense_experiment, dense_report, fine_tuning

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from detailclip_jax import methods
-from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.labelled.boxes import BoxSet
 from detailclip_jax.data.preprocessing import Transform
+from detailclip_jax.data.sources import Picked
 from detailclip_jax.evaluation.embedder import Embedder
 from detailclip_jax.evaluation.evaluator import Setting
 from detailclip_jax.losses.clip import l2_normalise

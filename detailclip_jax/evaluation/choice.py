@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.labelled import Choice, ChoiceSet, boxes_of
 from detailclip_jax.data.labelled.choices import MEAN_OF_GROUPS, PAIRED_IMAGES, PAIRS
+from detailclip_jax.data.sources import Picked
 from detailclip_jax.evaluation.box_features import check_pooling, pooled_boxes
 from detailclip_jax.evaluation.embedder import Embedded
 from detailclip_jax.evaluation.evaluation_sets import POOLED

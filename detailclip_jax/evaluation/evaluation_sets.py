@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from detailclip_jax.data import labelled
-from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.labelled import CHOICES, KNOWN, OBJECTS, BoxSet, Choice, ChoiceSet, LabelledSet
-from detailclip_jax.data.sources import MissingData, Source
+from detailclip_jax.data.sources import MissingData, Picked, Source
 from detailclip_jax.data.stickers import scene_source
 from detailclip_jax.data.stickers.scene_choices import NewPairs, NewStatements, SceneChoices, exchange_of
 from detailclip_jax.data.stickers.scene_source import Stickers, noun_names

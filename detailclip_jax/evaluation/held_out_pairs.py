@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 from detailclip_jax.config.data_path import components
 from detailclip_jax.data import held_out, mixture
 from detailclip_jax.data.caption_rules import not_blank
-from detailclip_jax.data.held_out import HeldOut, Picked
+from detailclip_jax.data.held_out import HeldOut
 from detailclip_jax.data.labelled import LabelledSet, prepared_records
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.preprocessing import on_squares, transform_of
-from detailclip_jax.data.sources import BadRecord, MissingData, Source, evenly, label_of
+from detailclip_jax.data.sources import BadRecord, MissingData, Picked, Source, evenly, label_of
 from detailclip_jax.evaluation.classification import class_accuracies, class_ranks, rank_metrics, usual_top
 from detailclip_jax.evaluation.evaluator import Measured, SetEvaluator, Setting
 from detailclip_jax.evaluation.image_batches import Subset

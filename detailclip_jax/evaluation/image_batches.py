@@ -11,11 +11,10 @@ from jaxtyping import Bool, Int
 
 from detailclip_jax.data.caption_rules import not_blank
 from detailclip_jax.data.decoding import BUDGET
-from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.native import BLACK, Native, stacked
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.preprocessing import Transform
-from detailclip_jax.data.sources import Source, evenly, label_of
+from detailclip_jax.data.sources import Picked, Source, evenly, label_of
 from detailclip_jax.data.workers import Prefetched
 from detailclip_jax.evaluation.metrics import ids_of
 from detailclip_jax.inference.batching import PaddedBatch, batch_sizes

@@ -198,9 +198,9 @@ def test_which_boxes_count(box, counts):
 
 def test_a_length_of_phrases_is_that_of_their_tokenizer():
     config = config_of(regions=4, phrase_length=10)
-    assert regions.regions_of(config).tokenizer.context_length == 10
+    assert regions.region_draw_of(config).tokenizer.context_length == 10
     assert (
-        regions.regions_of(config_of(regions=4, phrase_length=0)).tokenizer.context_length
+        regions.region_draw_of(config_of(regions=4, phrase_length=0)).tokenizer.context_length
         == config.model.context_length
     )
 

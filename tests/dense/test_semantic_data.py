@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from detailclip_jax.data.decoding import decode_whole
-from detailclip_jax.data.held_out import Picked
-from detailclip_jax.data.sources import BadRecord, MissingData
+from detailclip_jax.data.sources import BadRecord, MissingData, Picked
 from detailclip_jax.dense import set_examples
 from detailclip_jax.dense.detection import sticker_instances as detection_stickers
 from detailclip_jax.dense.segmentation import segmentation_sets

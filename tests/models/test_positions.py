@@ -30,6 +30,7 @@ def test_recipes_are_pytorch_s_and_timm_s(old, new):
     factor = (new + 0.1) / old
     timm = layers.resample_abs_pos_embed(torch.from_numpy(values)[None], [new, new])[0, 1:].numpy()
     expected = {
+        "bilinear": theirs(values, old, "bilinear", size=(new, new)),
         "bicubic": theirs(values, old, size=(new, new)),
         "ibot": theirs(values, old, scale_factor=(factor, factor)),
         "timm": timm,

@@ -290,6 +290,9 @@ def test_an_import_with_its_tokenizer_encodes_texts(imported, tmp_path):
     (batch,) = sticker_scenes.batches(sticker_scenes.scenes(model.config, "held_out_scenes", 1), model.config)
     assert "text" not in batch and load(ours).fingerprint == model.fingerprint
     of_images = subject.from_checkpoint(ours)
+    assert of_images.tokenize(["frog"]).tolist() == ids[1:].tolist()  # by the copy in the workdir
+    (ours / file.name).unlink()
+    of_images = subject.from_checkpoint(ours)
     with pytest.raises(FileNotFoundError, match=r"data\.tokenizer .* is not a file"):
         of_images.tokenize(["a frog"])
 

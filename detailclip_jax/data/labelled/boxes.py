@@ -19,7 +19,6 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from detailclip_jax.data.decoding import open_image
-from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.labelled.choices import ChoiceSet, Picture, Pictures
 from detailclip_jax.data.labelled.contents import (
     ImageFile,
@@ -32,7 +31,7 @@ from detailclip_jax.data.labelled.contents import (
     text_of,
 )
 from detailclip_jax.data.labelled.opening import warn_of_size
-from detailclip_jax.data.sources import BadRecord, MissingData
+from detailclip_jax.data.sources import BadRecord, MissingData, Picked
 from detailclip_jax.runtime.files import read_bytes
 
 MOST_BYTES = 2**30  # of a file of annotations: LVIS's has 192 MB

@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.segmentation_fields import METHOD, linear, segmentation
 from detailclip_jax.config.sizes import size_of, whole_patches
-from detailclip_jax.data.held_out import Picked
-from detailclip_jax.data.sources import MissingData
+from detailclip_jax.data.sources import MissingData, Picked
 from detailclip_jax.dense.dense_experiment import (
     STATS,
     Comparison,
