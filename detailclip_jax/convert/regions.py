@@ -19,10 +19,10 @@ from detailclip_jax.convert.examples import Rejected, several, valid_text
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS
 
 OF_BOXES = ("boxes", "phrases", "phrase_negatives")
-OWN = (*OF_BOXES, "negatives")
+RECORD_FIELDS = (*OF_BOXES, "negatives")
 GRIT = ("ref_exps", "noun_chunks")
 FINEHARD = "bbox_info"
-FIELDS = (*OWN, *GRIT, FINEHARD)
+FIELDS = (*RECORD_FIELDS, *GRIT, FINEHARD)
 LEAST_INSIDE = 0.9  # of a box's area: in the image
 OUTSIDE, EMPTY, NO_PHRASE, CROWD = "outside the image", "empty", "without a phrase", "crowds"
 OTHER_FORM = {name: f"fields {name!r} of another form" for name in FIELDS}

@@ -108,7 +108,7 @@ def detection_figure(
     threshold: float = THRESHOLD,
     size: float = PANEL,
 ) -> Any:
-    """Draws images with boxes and masks; each entry of `rows` (the ground truth, a checkpoint) becomes a row.
+    """Draws images with boxes and masks, one row for each entry of `rows`, such as the ground truth or a checkpoint.
 
         detection_figure(images, {"ground truth": truth, "upernet": detected}, classes).savefig("detection.png")
 

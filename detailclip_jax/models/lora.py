@@ -2,9 +2,9 @@
 
     x W + (alpha / r) x A B          A [in, r] is drawn, B [r, out] starts at zero, W is frozen
 
-In the parameters A, B and alpha / r stand beside their kernel: {kernel, bias, lora_a, lora_b, lora_scale}, with a
-leading layer axis in stacked blocks. `layers.Weights` reads them, so networks compute with adapters wherever the
-parameters have them. `optimizer.rules` trains A and B alone.
+The parameters of an adapted layer are {kernel, bias, lora_a, lora_b, lora_scale}: W, its bias, A, B and alpha / r. In
+stacked blocks each has a leading layer axis. `layers.Weights` reads them, so networks compute with adapters wherever
+the parameters have them. `optimizer.rules` trains A and B alone.
 """
 
 import re

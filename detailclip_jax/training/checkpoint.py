@@ -152,7 +152,7 @@ class Checkpoints:
     def _seal(self) -> None:
         """Writes the manifest; Orbax calls it on one process, when all items are written, before the last renaming.
 
-        Raises CheckpointError if the checkpoint was abandoned, so that Orbax does not rename what is left of it.
+        Raises CheckpointError if the checkpoint was abandoned: then Orbax does not give the folder its final name.
         """
         (folder,) = self.folder.glob(f"{self._saving}{_UNFINISHED}*")
         manifest.write(Path(folder), str(self._saving), run_id(self.folder.parent))
