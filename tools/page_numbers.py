@@ -854,6 +854,8 @@ ONE_GPU = {  # recipe of the page -> config and flags; a B/16 if nothing else is
     "CLIP B/16 from noise": "configs/baselines/clip.py",
     "texts for a locked B/16": "configs/beyond/lit.py:method=clip",
     "CLIP B/16 continued with `token_set`": "configs/vitb16_continue.py:method=superclip",
+    "CLIP B/16 continued by adapters (LoRA, rank 8)": "configs/vitb16_continue.py:method=clip --set "
+    "optimizer.lora=image:8,text:8",
     "CLIP S/16 from noise": "configs/baselines/clip.py --size=S/16",
     "CLIP S/16 with a frozen DINOv2 L/14": "configs/beyond/distill.py --set distill.teacher={out}/teacher",
 }
@@ -865,7 +867,7 @@ safetensors.torch.save_model(timm.create_model("vit_large_patch14_dinov2", img_s
 
 
 @benchmarks(
-    5,
+    6,
     {row: f"{BENCHMARK} step --config={flags} {OF_ONE_GPU}" for row, flags in ONE_GPU.items()},
     before=(
         f"python -c {shlex.quote(FRESH_TEACHER)} {{out}}/l14.safetensors",
