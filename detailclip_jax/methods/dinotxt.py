@@ -4,7 +4,8 @@
 
 The image head (`models.image_blocks`) takes the place of the projection; texts are projected to twice the encoder's
 width. The first half of a text is thus trained for the class token, the second half for the patches: words are compared
-with patches by that half. `optimizer.frozen = "image"` locks the encoder, as the config has it.
+with patches by that half. `optimizer.frozen = "image"` locks the encoder, as the config has it; what measures the
+encoder alone (`segmentation`, `kept_objects`, `knn`, `linear`, `Model.features`) then stays the same in training.
 """
 
 from ml_collections import ConfigDict

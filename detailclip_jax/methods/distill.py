@@ -8,7 +8,8 @@ resumes without the teacher's folder.
 
 The teacher sees the student's crop: the same pixels, resampled to its own size (or `distill.size`) and normalised by
 its own mean and deviation. Its map is resampled to the student's patches, before the cosine. A student that drops
-patches is compared at those that it sees. Further class tokens and registers of the teacher are not used.
+patches is compared at those that it sees. Further class tokens and registers of the teacher are not used. TIPSv2 finds
+that such a student matches patches with words better than its teacher; its loss compares prototypes.
 """
 
 from collections.abc import Callable
