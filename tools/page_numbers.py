@@ -206,6 +206,10 @@ GFLOP = {"GFLOP per image": "gflop"}
 WORDS = ("plain", "maskclip", "naclip")  # read-outs of the tables at equal FLOP
 SCORES = METRICS | {f"words, {name}: mIoU": f"words/{name}" for name in WORDS}
 AT_EQUAL_FLOP = {"steps": "steps"} | SCORES | GFLOP
+SHORT = {
+    title: SCORES[title] for title in ("zero-shot", "balanced mIoU", "words, plain: mIoU")
+}  # of docs/experiments.md
+SHORT_STEPS = ("steps", "zero-shot", "image to text R@1", "foreground IoU", "balanced mIoU", "words, plain: mIoU")
 GENTLY = "--set optimizer.loaded_rate=0.3 --set optimizer.layer_decay=0.75"
 
 
@@ -389,6 +393,7 @@ def equal_flop(folder: Path) -> Texts:
     own = ", ".join(f"{title} {teacher[name]:.1f}" for title, name in SCORES.items())
     return {
         "table": tables.of_scores("method", AT_EQUAL_FLOP, found),
+        "short": tables.of_scores("method", {title: AT_EQUAL_FLOP[title] for title in SHORT_STEPS}, found),
         "differences": differences(SCORES, several),
         "heads": tables.of_scores("encoder", HEADS, heads),
         "heads_differences": differences(HEADS, heads),
@@ -447,7 +452,11 @@ def terms(folder: Path) -> Texts:
     """The terms of other methods with CLIP, with the recipe for detail and with DetailCLIP, at equal FLOP."""
     found = scored(folder, TERMS_RUNS)
     rows = {label: found[entry] for entry, label in TERMS.items()}
-    return {"table": tables.of_scores("method", AT_EQUAL_FLOP, rows), "effects": effects("added", EFFECTS, found)}
+    return {
+        "table": tables.of_scores("method", AT_EQUAL_FLOP, rows),
+        "effects": effects("added", EFFECTS, found),
+        "short": effects("added", EFFECTS, found, SHORT),
+    }
 
 
 PARTS = {  # entry of `compare` -> row
@@ -499,19 +508,25 @@ def parts(folder: Path) -> Texts:
     pairs += [(f"{label}, minus `cosmos`", entry, "cosmos") for entry, label in PARTS.items() if entry != "cosmos"]
     return {
         "table": tables.of_scores("continued with", AT_EQUAL_FLOP, rows),
+        "short": tables.of_scores("continued with", SHORT, rows),
         "effects": effects("difference", pairs, found),
     }
 
 
-def effects(title: str, pairs: Iterable[tuple[str, str, str]], found: Mapping[str, Sequence[Scores]]) -> list[str]:
+def effects(
+    title: str,
+    pairs: Iterable[tuple[str, str, str]],
+    found: Mapping[str, Sequence[Scores]],
+    columns: Mapping[str, str] = SCORES,
+) -> list[str]:
     """A line for each (label, row, control): the row minus its control, with the interval of `half_of_rows`."""
-    halves = {name: half_of_rows([[one[name] for one in each] for each in found.values()]) for name in SCORES.values()}
+    halves = {name: half_of_rows([[one[name] for one in each] for each in found.values()]) for name in columns.values()}
     rows = []
     for label, row, control in pairs:
         seeds = list(zip(found[row], found[control]))
         added = {name: float(np.mean([one[name] - other[name] for one, other in seeds])) for name in halves}
         rows.append((label, [tables.with_half(added[name], half) for name, half in halves.items()]))
-    return tables.table([title, *SCORES], rows)
+    return tables.table([title, *columns], rows)
 
 
 def half_of_rows(scores: Sequence[Sequence[float]]) -> float:
