@@ -232,6 +232,16 @@ def test_proposals_that_are_not_allowed_are_rejected():
     assert {statements.with_other_fact(rng, Statement("count", "", (noun,), (1,))) for _ in range(20)} == {None}
 
 
+def test_a_statement_without_another_noun_has_one_false_text_less():
+    """The only nouns whose boxes are as large as that of noun 84 have no allowed number of two but one."""
+    only = Statement("size", "larger than", (66, 84), (1, 2))
+    rng = np.random.default_rng(0)
+    assert only.is_allowed() and statements.with_other_noun(rng, only, 1) is None
+    assert statements.with_other_noun(rng, only, 0).nouns[1] == 84
+    false = [texts(rng, only, np.full((3, 4), SIZE / 2), SIZE)[0][2] for _ in range(30)]
+    assert "" in false and any(false)
+
+
 # --- the rule
 
 

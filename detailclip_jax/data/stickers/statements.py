@@ -148,7 +148,8 @@ def texts(
 ) -> tuple[tuple[str, ...], ...]:
     """Returns for each form of a statement, a unary one first, a true text, the fact exchanged and a noun exchanged.
 
-    The three have one template. The second is "" where the exchanged fact is not accepted.
+    The three have one template. The second is "" where the exchanged fact is not accepted, the third where no other
+    noun is.
     """
     fact, place = with_other_fact(rng, statement, style), int(rng.integers(len(statement.nouns)))
     forms: list[tuple[Callable[[Statement], str], int]] = [(Statement.text, place)]
@@ -174,14 +175,20 @@ def with_other_fact(rng: np.random.Generator, statement: Statement, style: str |
     return other if other.is_allowed(style) else None
 
 
-def with_other_noun(rng: np.random.Generator, statement: Statement, place: int, style: str | None = None) -> Statement:
-    """Returns the statement with another noun at a place, drawn from those that make it an allowed one."""
-    while True:
-        nouns, noun = list(statement.nouns), int(rng.integers(len(NOUNS)))
+def with_other_noun(
+    rng: np.random.Generator, statement: Statement, place: int, style: str | None = None
+) -> Statement | None:
+    """Returns the statement with another noun at a place, drawn from those that make it an allowed one.
+
+    Returns None if there is none.
+    """
+    for noun in rng.permutation(len(NOUNS)).tolist():
+        nouns = list(statement.nouns)
         nouns[place] = noun
         other = statement._replace(nouns=tuple(nouns))
         if noun not in statement.nouns and other.is_allowed(style):
             return other
+    return None
 
 
 def direction(side: str) -> str:
