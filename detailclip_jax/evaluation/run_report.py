@@ -15,10 +15,23 @@ from detailclip_jax.evaluation import held_out_pairs, paper
 from detailclip_jax.evaluation.held_out_pairs import none_because
 from detailclip_jax.evaluation.metrics import split_name
 from detailclip_jax.evaluation.results import Record, record
-from detailclip_jax.evaluation.tables import LABELS, general_note, table
+from detailclip_jax.evaluation.tables import LABELS, by_measurement, general_note, table
 from detailclip_jax.evaluation.tasks import absent, plan
 from detailclip_jax.runtime.files import replace_text
 
+MAX_ROWS = 10  # on the screen; report.md has all
+FIRST_ROWS = (  # task/metric, in a longer table
+    "zero_shot/top1",
+    "on_white/top1",
+    "retrieval/image_to_text_r1",
+    "retrieval/text_to_image_r1",
+    "long/image_to_text_r1",
+    "long/text_to_image_r1",
+    "choice/accuracy",
+    "kept_objects/share",
+    "segmentation/foreground_iou",
+    "segmentation/balanced_miou",
+)
 FIELDS = ("task", "weights", "metric", "value", "n", "chance", "low", "high", "n_train")
 NOTES = {
     "zero_shot": "Zero-shot: unseen scenes of one object, classified among all nouns; chance is k / number of nouns.",
@@ -60,17 +73,19 @@ NOTES = {
 
 
 def write(workdir: str | Path, results: Mapping[str, float], config: ConfigDict, step: int, data: str = "") -> str:
-    """Writes results.json and report.md into `workdir`; returns the text of report.md.
+    """Writes results.json and report.md into `workdir`; returns the text for the screen.
 
+    That is the text of report.md, or its most important rows if the table has more than MAX_ROWS.
     `results` is the output of `run_all`: "task/weights/metric" -> value. `data` describes problems of the training
     data. Training sets whose dataset.json names them are in both files, with their variants.
     """
     workdir, sets = Path(workdir), named_sets(config.data)
     lines = [f"Trained on: {listed(sets)}." if sets else "", f"Training data: {data}." if data else ""]
-    text = markdown(results, config, step) + "".join(f"\n{line}\n" for line in lines if line)
-    replace_text(workdir / "report.md", text)
+    about_data = "".join(f"\n{line}\n" for line in lines if line)
+    file = workdir / "report.md"
+    replace_text(file, markdown(results, config, step) + about_data)
     replace_text(workdir / "results.json", json.dumps(as_json(results, config, step, sets), indent=2) + "\n")
-    return text
+    return markdown(results, config, step, all_in=file) + about_data
 
 
 def as_json(
@@ -100,10 +115,11 @@ def config_digest(config: ConfigDict) -> str:
     return hashlib.sha256(json.dumps(config.to_dict(), indent=2).encode()).hexdigest()[:12]
 
 
-def markdown(results: Mapping[str, float], config: ConfigDict, step: int) -> str:
+def markdown(results: Mapping[str, float], config: ConfigDict, step: int, all_in: Path | None = None) -> str:
     """The table: one line per metric, with a column for each set of weights, chance and the number of examples.
 
-    Lines below it name the evaluators without a result, with the reason.
+    Lines below it name the evaluators without a result, with the reason. If there is a file `all_in` with all rows, a
+    table of more than MAX_ROWS is cut to the most important ones, and the file's name takes the place of the notes.
     """
     about = []
     if not is_endless(config.data):
@@ -121,8 +137,14 @@ def markdown(results: Mapping[str, float], config: ConfigDict, step: int) -> str
         return "\n\n".join([f"{_title(config, step)}: no evaluator has a result.", *about]) + "\n"
     records = [_record(name, value) for name, value in results.items()]
     explained = [NOTES[task] for task in dict.fromkeys(r["task"] for r in records) if task in NOTES]
+    head, rule, *lines = table(records, label=_label)
+    if all_in and len(lines) > MAX_ROWS:
+        names = [f"{task}/{metric}" for task, _, metric in by_measurement(records)]
+        shown = sorted(names, key=lambda name: FIRST_ROWS.index(name) if name in FIRST_ROWS else MAX_ROWS)[:MAX_ROWS]
+        about, explained = [f"All {len(lines)} rows, and what they are: {all_in}", *about], []
+        lines = [line for name, line in zip(names, lines) if name in shown]
     notes = "\n\n".join([textwrap.fill(" ".join([general_note(records), *explained]), 110), *about])
-    return "\n".join([_title(config, step), "", *table(records, label=_label), "", notes]) + "\n"
+    return "\n".join([_title(config, step), "", head, rule, *lines, "", notes]) + "\n"
 
 
 def _title(config: ConfigDict, step: int) -> str:

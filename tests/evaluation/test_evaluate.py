@@ -179,6 +179,17 @@ def test_the_report_says_what_was_measured(tmp_path):
     assert last["value"] == 0.5 and last["n"] is None
 
 
+def test_a_long_table_is_cut_on_the_screen_alone(tmp_path):
+    """The rows of FIRST_ROWS, then others in their order, as in the file; the screen names the file."""
+    names = [*(f"mine/m{number:02}" for number in range(12)), *run_report.FIRST_ROWS[:-1]]
+    results = {name.replace("/", "/student/"): 0.5 for name in names}
+    screen, file = run_report.write(tmp_path, results, default(), step=1), tmp_path / "report.md"
+    rows = lambda text: [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows(file.read_text())) == 2 + len(names) and "Zero-shot: unseen scenes" in file.read_text()
+    assert rows(screen) == [line for line in rows(file.read_text()) if "mine m" not in line or "mine m00" in line]
+    assert f"All 21 rows, and what they are: {file}" in screen and "Zero-shot: unseen scenes" not in screen
+
+
 def test_the_digest_follows_every_field():
     config = default()
     digest = run_report.config_digest(config)
