@@ -12,7 +12,11 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[1]
 COPIES = "source"  # folder of the site for files that lie outside of docs/
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}  # outside of docs/
+PAGES = {  # outside of docs/
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
 
 
 def on_config(config: Any) -> Any:

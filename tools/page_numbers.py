@@ -336,7 +336,15 @@ EQUAL_FLOP = {  # folder -> row
     ),
     "cosmos": EqualFlop("`cosmos`", "cosmos", 300, 1),
 }
-TRANSFERRED = ("clip", "dropout", "detail")  # rows whose encoders get a linear head, and a detector
+# Their encoders get a linear head and a detector; the table of the README has these rows.
+TRANSFERRED = ("clip", "dropout", "detail")
+OF_README = {
+    "steps": "steps",
+    "zero-shot accuracy": "zero_shot/top1",
+    "foreground IoU": "segmentation/foreground_iou",
+    "balanced mIoU": "segmentation/balanced_miou",
+    "mIoU from names alone": "words/plain",
+}
 HEADS = {
     "linear head: mIoU": "linear/mIoU",
     "detector: box AP": "detection/bbox_AP",
@@ -389,11 +397,13 @@ def equal_flop(folder: Path) -> Texts:
     heads = {
         EQUAL_FLOP[name].label: [head_scores(folder, path) for path in equal_flop_runs(name)] for name in TRANSFERRED
     }
+    of_readme = {label: found[label] for label in heads}
     teacher = scores(folder, "teacher")
     own = ", ".join(f"{title} {teacher[name]:.1f}" for title, name in SCORES.items())
     return {
         "table": tables.of_scores("method", AT_EQUAL_FLOP, found),
         "short": tables.of_scores("method", {title: AT_EQUAL_FLOP[title] for title in SHORT_STEPS}, found),
+        "readme": tables.of_scores("per cent", OF_README, of_readme),
         "differences": differences(SCORES, several),
         "heads": tables.of_scores("encoder", HEADS, heads),
         "heads_differences": differences(HEADS, heads),
