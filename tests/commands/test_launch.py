@@ -133,6 +133,16 @@ def test_slurm_checks_then_trains_and_queues_again_after_a_signal(tmp_path):
     assert subprocess.run(["launch/slurm.sbatch"], cwd=ROOT, env=fake, capture_output=True).returncode == 2
 
 
+def test_slurm_runs_both_commands_in_a_container(tmp_path):
+    fake = stand_ins(tmp_path, srun=f'printf "%s\\n" "$@" >> {tmp_path}/log')
+    fake |= {"SLURM_SUBMIT_DIR": str(ROOT), "CONTAINER": "own.sqsh", "MOUNTS": "/data,/my runs"}
+    subprocess.run(["launch/slurm.sbatch", CONFIG], cwd=ROOT, env=fake, check=True, capture_output=True)
+    image = ["--container-image=own.sqsh", f"--container-mounts={ROOT}:{ROOT},/data,/my runs"]
+    start = ["--kill-on-bad-exit=1", *image, f"--container-workdir={ROOT}", "python", "-u", "-m"]
+    check, train = ["detailclip_jax.doctor", "--launch=main", CONFIG], ["detailclip_jax.main", CONFIG]
+    assert (tmp_path / "log").read_text().splitlines() == [*start, *check, *start, *train]
+
+
 def test_slurm_asks_for_the_paper_s_machine():
     text = (ROOT / "launch/slurm.sbatch").read_text()
     for line in ("--nodes=4", "--ntasks-per-node=4", "--gres=gpu:4", "--signal=TERM@120", "--requeue"):
