@@ -6,10 +6,11 @@
 # DetailCLIP ([arXiv 2409.06809](https://arxiv.org/abs/2409.06809)) pretrains a CLIP that sees detail: the CLS
 # attention of a teacher chooses the patches that the student keeps. This notebook trains a small one on scenes of
 # drawings that the library composes itself, and looks at what it has learned: attention, removed patches,
-# reconstructions, zero-shot classification and search. It takes a few minutes on a CPU.
+# reconstructions, zero-shot classification and search. It also opens a published CLIP by its name. It takes a few
+# minutes on a CPU.
 
 # %%
-# In Colab this installs the library. Elsewhere: pip install -e '.[demo]' in a clone.
+# In Colab this installs the library. Elsewhere: pip install -e '.[demo,hub,torch]' in a clone.
 # %matplotlib inline
 import os
 import shutil
@@ -17,7 +18,7 @@ import subprocess
 import sys
 
 if "google.colab" in sys.modules:
-    packages = ["detailclip_jax[demo] @ git+https://github.com/REPOSITORY"]
+    packages = ["detailclip_jax[demo,hub] @ git+https://github.com/REPOSITORY"]
     packages += ["jax[cuda12]"] if shutil.which("nvidia-smi") else []
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *packages], check=True)
 
@@ -119,6 +120,32 @@ captions = [f"a {names[labels[0]]}", "a frog", "a bus", "two red kites"]
 cosine = (model.encode_image([image]) @ model.encode_text(captions).T)[0]
 for caption, value in sorted(zip(captions, cosine), key=lambda pair: -pair[1]):
     print(f"{value:6.2f}  {caption}")
+
+# %% [markdown]
+# ## A published model
+#
+# A model of the Hugging Face hub is opened by its name: it is downloaded (600 MB) and converted once. The photograph
+# comes with matplotlib. If the hub cannot be reached, the model from above and its scene take their place.
+
+# %%
+from matplotlib import cbook
+from PIL import Image
+
+from detailclip_jax.figures import maps
+
+NAME = "hf://openai/clip-vit-base-patch16"
+try:
+    public = detailclip_jax.load(NAME)
+    picture = np.asarray(Image.open(cbook.get_sample_data("grace_hopper.jpg")).convert("RGB"))
+    captions = ["a woman in a uniform", "a flag", "a dog on a beach"]
+except (OSError, ImportError) as error:  # no connection to the hub, or a package is missing
+    print(f"{error}\nThe model from above takes its place.")
+    NAME, public, picture = str(CHECKPOINT.name), model, image
+
+public = public.on_squares()
+shares = public.shares(public.encode_image([picture]) @ public.encode_text(captions).T)[0]
+seen = maps.Seen(public.view(picture), public.attention(picture), shares, public.dense(picture, captions))
+maps.seen_figure(picture, captions, {NAME: seen})
 
 # %% [markdown]
 # ## Search
