@@ -11,7 +11,7 @@ from detailclip_jax.kernels.products import matmul_precision, precision_of
 from detailclip_jax.models.layers import Initialiser, Linear, Weights, affine
 from detailclip_jax.types import Array, Bool, Float, Int
 
-Kernel: TypeAlias = Literal["xla", "cudnn"]
+Kernel: TypeAlias = Literal["xla", "cudnn", "by platform"]
 KERNELS = ("auto", "xla", "cudnn")
 HALVES = (jnp.bfloat16, jnp.float16)
 
@@ -19,7 +19,7 @@ HALVES = (jnp.bfloat16, jnp.float16)
 class Attention(nn.Module):
     """Multi-head attention with one `qkv` kernel, in two steps: `project` tokens, then attend with `__call__`.
 
-    `kernel` is "xla" or "cudnn", see `choose_kernel`. Without `qkv_bias` queries, keys and values have no bias.
+    `kernel` is that of `choose_kernel`. Without `qkv_bias` queries, keys and values have no bias.
     """
 
     width: int
@@ -60,12 +60,7 @@ class Attention(nn.Module):
         full attention maps, so that a fused kernel can compute the output.
         """
         (query,), (key, value) = self._heads(query, 1), self._heads(pairs, 2)
-        if self.kernel == "xla" or (mask is not None and mask.shape[2] > 1):
-            with matmul_precision(precision_of(query.dtype)):
-                attended = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
-        else:
-            num_keys = None if mask is None else mask[:, 0, 0].sum(-1, dtype=jnp.int32)
-            attended = attend_evenly(query, key, value, causal, self.kernel, num_keys)
+        attended = attend(query, key, value, mask, causal, self.kernel)
         out = self.proj(attended.reshape(*query.shape[:2], self.width))
         return out, cls_attention(query[:, 0], key, mask) if cls_row else None
 
@@ -85,6 +80,32 @@ def rotate(qkv: Float[Array, "B M E"], angles: Float[Array, "#B M a"], num_heads
     cos, sin = jnp.cos(of_parts), jnp.sin(of_parts)
     both = jnp.stack([first * cos - second * sin, second * cos + first * sin], -2)
     return both.reshape(qkv.shape).astype(qkv.dtype)
+
+
+def attend(
+    query: Float[Array, "B Q heads d"],
+    key: Float[Array, "B N heads d"],
+    value: Float[Array, "B N heads d"],
+    mask: Bool[Array, "#B 1 #Q N"] | None,
+    causal: bool,
+    kernel: Kernel,
+) -> Float[Array, "B Q heads d"]:
+    """Computes attention with a kernel; `mask` is that of `Attention`, and one that differs by query goes to XLA."""
+
+    def plain(query: Array, key: Array, value: Array) -> Array:
+        with matmul_precision(precision_of(query.dtype)):
+            return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
+
+    def fused(query: Array, key: Array, value: Array) -> Array:
+        num_keys = None if mask is None else mask[:, 0, 0].sum(-1, dtype=jnp.int32)
+        return attend_evenly(query, key, value, causal, "cudnn", num_keys)
+
+    if kernel == "xla" or (mask is not None and mask.shape[2] > 1):
+        return plain(query, key, value)
+    if kernel == "cudnn":
+        return fused(query, key, value)
+    attended: Array = jax.lax.platform_dependent(query, key, value, cuda=fused, default=plain)
+    return attended
 
 
 def attend_evenly(
@@ -119,18 +140,19 @@ def cls_attention(
     return jax.nn.softmax(logits.astype(jnp.float32) * query.shape[-1] ** -0.5).mean(1)
 
 
-def choose_kernel(wanted: str, dtype: Any, head_width: int, platform: str) -> Kernel:
+def choose_kernel(wanted: str, dtype: Any, head_width: int, platform: str | None = None) -> Kernel:
     """Chooses the attention kernel for devices of a platform: `wanted`; for "auto" cuDNN's fused kernel if it can run.
 
+    Without a platform "auto" is "by platform" if cuDNN's can run: programs for GPUs take it, others XLA's attention.
     The choice is made when networks are built, and is logged; a fallback from "auto" to "xla" on a GPU is logged as
     a warning. Raises ValueError for an unknown kernel, and for "cudnn" if it cannot run.
     """
     if wanted not in KERNELS:
         raise ValueError(f"model.attention {wanted!r} is unknown; known: {', '.join(KERNELS)}")
-    reason = "selected by model.attention" if wanted == "xla" else why_not_cudnn(dtype, head_width, platform)
+    reason = "selected by model.attention" if wanted == "xla" else why_not_cudnn(dtype, head_width, platform or "gpu")
     if reason and wanted == "cudnn":
         raise ValueError(f"model.attention 'cudnn' cannot run: {reason}; 'auto' falls back to 'xla'")
-    kernel: Kernel = "xla" if reason else "cudnn"
+    kernel: Kernel = "xla" if reason else "cudnn" if platform or wanted == "cudnn" else "by platform"
     fell_back = reason and wanted == "auto" and platform == "gpu"
     log = logging.warning if fell_back else logging.info
     log("attention of heads %d wide: %s%s", head_width, kernel, f" ({reason})" if reason else "")

@@ -23,7 +23,7 @@ class Build(NamedTuple):
     size: Size
     dtype: Any
     axis: Axis | None = None  # mesh axis over which BatchNorm averages; None if each device has the whole batch
-    platform: str = "cpu"  # of the devices that will compute
+    platform: str | None = None  # of the devices that will compute; None: that for which a program is compiled
 
     def kernel(self, width: int, num_heads: int) -> Kernel:
         """Returns the attention kernel for `num_heads` heads of a network of this width, which they must divide."""

@@ -9,11 +9,10 @@ The encoder runs once; blocks that no head asks for cost nothing once the progra
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-import jax
 import jax.numpy as jnp
 
-from detailclip_jax.kernels.products import matmul_precision, precision_of
 from detailclip_jax.models import readouts
+from detailclip_jax.models.attention import attend
 from detailclip_jax.models.block import branch_scales, recomputed
 from detailclip_jax.models.vit import VisionTransformer, fold_in
 from detailclip_jax.types import Array, Float, Int
@@ -87,12 +86,9 @@ def attending_to_first(
 ) -> Float[Array, "B M D"]:
     """Computes a block whose tokens attend only to the first tokens of each image; the others are computed as well."""
     query, key, value = readouts.heads(block, x, angles)
-    kernel, length = block.kernel, x.shape[1]
-    odd = length % 2 if kernel == "cudnn" else 0  # which it rejects in training
-    query, key, value = (jnp.pad(each, ((0, 0), (0, odd), (0, 0), (0, 0))) for each in (query, key, value))
-    with matmul_precision(precision_of(query.dtype) if kernel == "xla" else None):
-        attended = jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation=kernel)
-    return block._add(x, block.attn.proj(attended[:, :length].reshape(x.shape)), scale)
+    first = (jnp.arange(x.shape[1]) < lengths[:, None])[:, None, None]
+    attended = attend(query, key, value, first, False, block.kernel)
+    return block._add(x, block.attn.proj(attended.reshape(x.shape)), scale)
 
 
 def usual_blocks(depth: int) -> tuple[int, int, int, int]:

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -113,9 +112,10 @@ def build(
     """Builds networks for `config.model`: names of the table `NETWORKS`, or a mapping from names to `Network`.
 
     `axis` is the mesh axis over which BatchNorm averages its statistics, None if each device has the whole batch.
-    `platform` is that of the devices that will compute, "cpu", "gpu" or "tpu"; by default that of this process.
+    `platform` is that of the devices that will compute, "cpu", "gpu" or "tpu"; None: of those
+    for which a program is compiled.
     """
     chosen = networks if isinstance(networks, Mapping) else {name: NETWORKS[name] for name in networks}
     sizes.num_side_patches(model)
-    build = Build(model, sizes.size_of(model), jnp.dtype(model.dtype), axis, platform or jax.default_backend())
+    build = Build(model, sizes.size_of(model), jnp.dtype(model.dtype), axis, platform)
     return Networks(Table({name: network.make(build) for name, network in chosen.items()}))

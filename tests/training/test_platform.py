@@ -3,10 +3,12 @@
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import tiny_config
 
+from detailclip_jax import methods
 from detailclip_jax.training import experiment, mesh
 
 CUDNN = "__cudnn$fmhaSoftmax"
@@ -44,6 +46,19 @@ def test_the_process_decides_nothing(platform, cudnn, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda *_: [device])
     monkeypatch.setattr(jax, "local_devices", lambda *_, **__: [device])
     assert lowered(platform, grid) == here
+
+
+def test_a_program_without_a_mesh_is_of_the_platform_it_is_compiled_for(cudnn):
+    """Networks for inference, built in a process on a CPU that finds cuDNN: one program for each platform."""
+    config = tiny_config("clip")
+    config.model.dtype = "bfloat16"
+    model = methods.build_networks(config)
+    images = jnp.zeros((2, config.model.image_size, config.model.image_size, 3))
+    params = experiment.weight_shapes(config).params
+    traced = jax.jit(lambda params: model.apply({"params": params}, images, method="embed_image")).trace(params)
+    assert CUDNN in traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert CUDNN not in traced.lower(lowering_platforms=("cpu",)).as_text()
+    assert np.isfinite(traced.lower().compile()(jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), params))).all()
 
 
 def test_the_platform_of_a_mesh():
