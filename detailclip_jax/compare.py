@@ -21,6 +21,7 @@ if __name__ == "__main__":
     start.begin()  # before the other imports
 
 import argparse
+import functools
 import itertools
 import json
 import sys
@@ -37,6 +38,8 @@ from detailclip_jax.config.config_files import find
 from detailclip_jax.config.controls import CONTROLS
 from detailclip_jax.config.data_path import check_path_is_read
 from detailclip_jax.config.settings import Change, parse_setting, set_fields, split_list
+from detailclip_jax.config.sizes import images_of_batches, mean_batch_size
+from detailclip_jax.data import pipeline
 from detailclip_jax.data.caption_rules import reset_num_captions
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
@@ -261,7 +264,7 @@ def with_equal_flop(plan: Plan, name: str) -> Plan:
         config = config_of(plan, entry, 0)
         published.fetch_all(config)
         config = adopted_config.adopt(config, fields_of(plan, entry), workdirs[entry.name][0])
-        costs[entry.name] = gflop_per_image(config) * config.batch_size
+        costs[entry.name] = gflop_per_image(config) * mean_batch_size(config)
     steps = {entry: max(1, round(plan.budget * costs[name] / cost)) for entry, cost in costs.items()}
     return plan._replace(steps=steps)
 
@@ -283,13 +286,13 @@ def gflop_per_image(config: ConfigDict) -> float:
     from detailclip_jax.benchmarks import counting, variants
 
     def count(config: ConfigDict) -> float:
-        flops = []
-        for changes in [{"views.native": (number,)} for number in config.views.native] or [{}]:
+        flops, images = 0.0, images_of_batches(config)
+        for number in config.views.native or (0,):
             changed = ConfigDict(config.to_dict())
-            changed.update_from_flattened_dict(changes)
+            changed.views.native = (number,) if number else ()
             variant = variants.Variant(changed.method, changed, changed.model.context_length)
-            flops.append(counting.count_flops(variant))
-        return sum(flops) / len(flops) / 1e9
+            flops += counting.count_flops(variant) * images[number]
+        return flops / mean_batch_size(config) / len(config.views.native or (0,)) / 1e9
 
     share = config.views.patch_dropout_until if config.views.patch_dropout else 1.0
     if share == 1:
@@ -471,7 +474,8 @@ def training_seconds(workdir: Path) -> float:
     config = run_config.read(workdir / "config.json")
     speeds = {line["step"]: line["images_per_second"] for line in read_lines(workdir / "metrics.jsonl")}
     steps = sorted(speeds)
-    return sum((to - since) * config.batch_size / speeds[to] for since, to in itertools.pairwise([0, *steps]))
+    images = functools.partial(pipeline.examples_after, config)
+    return sum((images(to) - images(since)) / speeds[to] for since, to in itertools.pairwise([0, *steps]))
 
 
 def cost_text(workdirs: Sequence[Path]) -> str:

@@ -1,8 +1,9 @@
 """Pretraining as the task of the loop: assembles a run from data, method, evaluators and report."""
 
 import collections
+import itertools
+import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,10 @@ def validate(config: ConfigDict) -> None:
             f"views.native {views.native} trains on images in their own aspect, but preprocess.resize "
             f"{config.preprocess.resize!r} evaluates on squares; give --config.preprocess.resize=native"
         )
+    for name in ("native_budget", "native_patch_sizes"):
+        if views[name] and not views.native:
+            raise ValueError(f"views.{name} {views[name]} is for native images, but views.native is (); set both")
+    sizes.images_of_batches(config)
     for network, rate in config.optimizer.part_rates.items():
         if not isinstance(rate, int | float):
             raise ValueError(f"optimizer.part_rates.{network} {rate!r} must be a number, for example 0.1")
@@ -178,16 +183,17 @@ def introduce(run: Run, caption_warnings: Sequence[str] = ()) -> None:
     config, say = run.config, run.console.say
     devices = run.experiment.mesh.devices.flat
     say(f"{config.method} {config.model.size} on {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
-    num_seen = config.total_steps * config.batch_size
+    images, mean = sizes.images_of_batches(config).values(), sizes.mean_batch_size(config)
+    num_seen = round(config.total_steps * mean)
     say("\n".join([f"data {config.data.source}: {len(run.source):,} examples", *summary(run.source, num_seen)]))
     if pairs := held_out_pairs.find(config):
         say(f"held out from training: {pairs.origin}")
     lines = [*unread_crops(run), *first_run_missing(run), *rate_of_another_batch(run)]
-    lines += repeats(run.source, config.batch_size) if run.experiment.method.has_text else []
+    lines += repeats(run.source, max(images)) if run.experiment.method.has_text else []
     for line in (*lines, *caption_warnings):
         run.console.warn(line)
     epochs = run_config.num_epochs(config, len(run.source))
-    say(f"{counted(config.total_steps, 'step')} of {config.batch_size}, {plain(epochs)} epochs; workdir {run.workdir}")
+    say(f"{counted(config.total_steps, 'step')} of {span(images)}, {plain(epochs)} epochs; workdir {run.workdir}")
     configured = experiment.warmup_steps(config)
     steps = clamp_warmup(configured, config.total_steps)
     shortened = f" ({configured:,} do not fit)" if steps != configured else ""
@@ -198,6 +204,12 @@ def introduce(run: Run, caption_warnings: Sequence[str] = ()) -> None:
     say(run.experiment.parameter_table())
     if config.mesh.fsdp > 1:
         say(run.experiment.sharding_table())
+
+
+def span(numbers: Iterable[int]) -> str:
+    """Formats the smallest and the largest of some numbers: "16 to 128", or "16" if they are equal."""
+    ends = sorted(set(numbers))
+    return " to ".join(map(str, dict.fromkeys([ends[0], ends[-1]])))
 
 
 def unread_crops(run: Run) -> list[str]:
@@ -243,7 +255,7 @@ def contrast_of(run: Run) -> Contrast | None:
     """Returns the contrast that the session watches, from the end of the warm-up; None if the method has none."""
     config, term = run.config, run.experiment.method.contrast
     after = clamp_warmup(experiment.warmup_steps(config), config.total_steps)
-    return Contrast(term, config.batch_size, after) if term else None
+    return Contrast(term, config.batch_size, after) if term and not config.views.native_budget else None
 
 
 def repeats(source: pipeline.Source, batch_size: int) -> list[str]:
@@ -332,7 +344,10 @@ def trim(run: Run, batch: Batch) -> Batch:
 def about_batch(run: Run, batch: PyTree) -> str:
     """Says for which batches a program is, where a run has several."""
     words = f" for captions of up to {batch['text'].shape[-1]} tokens" if len(text_lengths(run)) > 1 else ""
-    return words + (f" for images of up to {batch['image'][LARGE].shape[-2]} patches" if "grid" in batch else "")
+    if "grid" not in batch:
+        return words
+    size, _, num_patches, values = batch["image"][LARGE].shape
+    return f"{words} for {size} images of up to {num_patches} patches of {math.isqrt(values // 3)} pixels"
 
 
 def text_lengths(run: Run) -> tuple[int, ...]:
@@ -351,8 +366,10 @@ def text_lengths(run: Run) -> tuple[int, ...]:
 def batch_shapes(run: Run) -> list[PyTree]:
     """Returns shapes and shardings of every kind of global batch: lengths of captions, patches of native images."""
     shapes = []
-    for num_patches in run.config.views.native or (0,):
-        batch = jax.eval_shape(lambda num=num_patches: dummy_batch(run.config, run.config.batch_size, num))
+    images, patch_sizes = sizes.images_of_batches(run.config), run.config.views.native_patch_sizes or (0,)
+    for (num_patches, size), patch_size in itertools.product(images.items(), dict.fromkeys(patch_sizes)):
+        kind = size, num_patches, patch_size
+        batch = jax.eval_shape(lambda kind=kind: dummy_batch(run.config, *kind))
         batch = jax.tree.map(lambda x: x.update(sharding=sharded(run.experiment.mesh)), batch)
         texts = {name: batch[name] for name in TEXTS if name in batch}
         for length in text_lengths(run):
@@ -422,8 +439,9 @@ def _divided_batch(run: Run) -> Finding:
     size, chunks, devices = run.config.batch_size, run.config.accumulation, run.experiment.mesh.devices.size
     if size % jax.process_count():
         raise ValueError(f"batch_size {size} does not divide over {jax.process_count()} processes")
-    divided = f" in {chunks} chunks of {size // devices // chunks}" if chunks > 1 else ""
-    text = f"{size} pairs: {size // devices} per device{divided}"
+    images = sizes.images_of_batches(run.config).values()
+    divided = f" in {chunks} chunks of {span(n // devices // chunks for n in images)}" if chunks > 1 else ""
+    text = f"{span(images)} pairs: {span(n // devices for n in images)} per device{divided}"
     return Finding("; WARNING: ".join([text, *rate_of_another_batch(run)]))
 
 
@@ -431,7 +449,7 @@ def _readable_data(run: Run, caption_warnings: Sequence[str]) -> Finding:
     """Checks that this process can read the data, and that the data are the same on all processes."""
     fingerprint, members = provenance.data_fingerprint(run.source), members_of(run.source)
     sets = f" ({run.source.name})" if len(members) > 1 else ""
-    ends = accumulate(len(member.source) for member in members)
+    ends = itertools.accumulate(len(member.source) for member in members)
     height, width = [pipeline.read(run.source, end - 1)[1].shape[:2] for end in ends][-1]
     text = f"{run.config.data.source}: {len(run.source):,} examples{sets}, the last image {width} x {height} pixels"
     return Finding("; WARNING: ".join([f"{text}, fingerprint {fingerprint}", *caption_warnings]), int(fingerprint, 16))
@@ -442,12 +460,15 @@ def _share(run: Run) -> tuple[Any, PyTree]:
     config = ConfigDict(run.config.to_dict())
     if config.views.patch_dropout_until < 1:
         config.views.patch_dropout = 0.0  # the end of the run needs more memory
-    config.batch_size = run.config.batch_size // run.config.accumulation // run.experiment.mesh.devices.size
+    images, views = sizes.images_of_batches(run.config), run.config.views
+    num_patches = max(images, key=lambda num: (num * images[num], images[num]))
+    config.batch_size = images[num_patches] // run.config.accumulation // run.experiment.mesh.devices.size
     config.accumulation, config.losses.clip_block = 1, 0  # small: all logits at once
     if run.experiment.forward_pass.model.gathers and run.config.model.remat == "none":
         config.model.remat = "dots"  # see `models.block.gathered`
     alone = experiment.build(config, make_mesh(run.experiment.mesh.local_devices[:1]))
-    return alone, jax.eval_shape(lambda: dummy_batch(run.config, config.batch_size))
+    patch_size = max(views.native_patch_sizes, default=0)
+    return alone, jax.eval_shape(lambda: dummy_batch(run.config, config.batch_size, num_patches, patch_size))
 
 
 def task_of(caption_warnings: Sequence[str] = ()) -> Task:
@@ -458,6 +479,7 @@ def task_of(caption_warnings: Sequence[str] = ()) -> Task:
         fresh=_fresh,
         open_batches=open_batches,
         batch_shapes=batch_shapes,
+        examples=lambda run, steps: pipeline.examples_after(run.config, steps),
         trim=trim,
         about_batch=about_batch,
         evaluate=Evaluation(),

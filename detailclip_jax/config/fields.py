@@ -216,6 +216,21 @@ VIEWS: Group = {
         range=FROM_1,
         min_length=0,
     ),
+    "native_budget": Field(
+        0,
+        "patches of a batch over all devices, at most, padding included: a batch of native images has the largest "
+        "multiple of batch_size images that fits; 0: batch_size images",
+        "0 in SigLIP 2; open_clip: 16,384 on each device",
+        range=FROM_0,
+    ),
+    "native_patch_sizes": Field(
+        (),
+        "sides of a patch in pixels, of which each batch of native images has one, seen through the model's patch "
+        "embedding, resized; (): the model's",
+        "the model's in SigLIP 2; drawn in FlexiViT and open_clip",
+        range=FROM_1,
+        min_length=0,
+    ),
     "patch_dropout": Field(
         0.0,
         "share of the patches that the image encoder does not see in training, drawn anew at each step; for methods "

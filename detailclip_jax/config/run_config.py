@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.config import detection_fields, fields, segmentation_fields, stored_fields
+from detailclip_jax.config import detection_fields, fields, segmentation_fields, sizes, stored_fields
 from detailclip_jax.config.config_files import METHOD_FOLDERS, find
 from detailclip_jax.config.data_path import is_endless, ratios
 from detailclip_jax.config.declarations import Field, not_computable
@@ -387,6 +387,8 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
 
         steps_per_epoch = num_examples // batch_size        total_steps = num_epochs * steps_per_epoch
 
+    The batch size is the mean one if `views.native_budget` makes several.
+
     If `total_steps` is set, a data set smaller than a batch has epochs of one step.  An epoch of several sets has as
     many examples as all sets together, whatever their weights.  The stickers source draws scenes without end, so it
     needs `total_steps` or `steps_per_epoch`.  Raises ValueError if both are missing for stickers, and if `total_steps`
@@ -400,12 +402,12 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
             "give --config.total_steps=N"
         )
     if resolved.steps_per_epoch is None:
-        if config.total_steps is None and num_examples < config.batch_size:
+        if config.total_steps is None and num_examples < sizes.mean_batch_size(config):
             raise ValueError(
                 f"the data set has {num_examples} examples, fewer than batch_size {config.batch_size}; "
                 "give a smaller --config.batch_size"
             )
-        resolved.steps_per_epoch = max(num_examples // config.batch_size, 1)
+        resolved.steps_per_epoch = max(int(num_examples // sizes.mean_batch_size(config)), 1)
     if config.total_steps is None:
         resolved.total_steps = config.num_epochs * resolved.steps_per_epoch
     return resolved.lock()
@@ -415,7 +417,7 @@ def num_epochs(config: ConfigDict, num_examples: int) -> float:
     """Returns the number of epochs of a resolved run; for scenes without end, total_steps / steps_per_epoch."""
     if is_endless(config.data):
         return config.total_steps / config.steps_per_epoch
-    return config.total_steps * config.batch_size / num_examples
+    return config.total_steps * sizes.mean_batch_size(config) / num_examples
 
 
 def default_workdir(spec: str) -> str:

@@ -73,6 +73,33 @@ def size_of(model: ConfigDict) -> Size:
     return size._replace(joint_width=size.width) if model.image_is_embedding else size
 
 
+def images_of_batches(config: ConfigDict) -> dict[int, int]:
+    """Returns the images of a global batch by the number of patches of an image, which is 0 for squares.
+
+        batch_size, views.native, views.native_budget = 8, (128, 576), 16384    # {128: 128, 576: 24}
+
+    Raises ValueError if an image has so many patches that not even `batch_size` images fit into the budget.
+    """
+    size, views = config.batch_size, config.views
+    if not views.native_budget:
+        return dict.fromkeys(views.native or (0,), size)
+    images = {num: views.native_budget // num // size * size for num in views.native}
+    if small := [num for num, count in images.items() if not count]:
+        raise ValueError(
+            f"views.native_budget {views.native_budget} has no room for batch_size {size} images of {small[0]} "
+            f"patches, which are {size * small[0]:,}; set a larger budget or a smaller batch_size"
+        )
+    return images
+
+
+def mean_batch_size(config: ConfigDict) -> float:
+    """Returns the images of a global batch, on average over `views.native`."""
+    if not config.views.native_budget:
+        return config.batch_size
+    images = images_of_batches(config)
+    return sum(images[num] for num in config.views.native) / len(config.views.native)
+
+
 def num_side_patches(model: ConfigDict) -> int:
     """Returns the number of patches per image side; ValueError if the patch size does not divide the image size."""
     return whole_patches("model.image_size", model.image_size, size_of(model).patch_size)

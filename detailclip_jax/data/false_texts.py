@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int32
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.data_path import components
+from detailclip_jax.config.sizes import mean_batch_size
 from detailclip_jax.data.caption_rules import STATES, not_blank, texts
 from detailclip_jax.data.mixture import checked_examples, members_of
 from detailclip_jax.data.sources import Source
@@ -45,7 +46,7 @@ RELATIONS = Ramp()  # from the first position on
 
 def ramp_of(config: ConfigDict) -> Ramp:
     """Returns the ramp of a run's config; all are relations if the length of the run is not known."""
-    num = (config.total_steps or 0) * config.batch_size
+    num = (config.total_steps or 0) * mean_batch_size(config)
     return Ramp(*(share * num for share in config.data.relations))
 
 

@@ -3,6 +3,9 @@
 An image is resized, and its height and width are rounded up to whole patches: see `native_size`.
 """
 
+import bisect
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -32,22 +35,53 @@ class Native(NamedTuple):
         return np.arange(self.patches.shape[-2]) < (self.grid[..., 0] * self.grid[..., 1])[..., None]
 
 
-class Lengths(NamedTuple):
-    """The number of patches of the images of each training batch: one of `choices`.
-
-    It depends only on the seed and on the number of the batch, so it is the same in all processes, and in
-    a run that resumes.
-    """
+class Kind(NamedTuple):
+    """What the images of a batch share: patch size and number of patches; and how many they are, over all processes."""
 
     patch_size: int
-    choices: tuple[int, ...]
-    seed: int
-    batch_size: int  # over all processes
+    num_patches: int
+    images: int
 
-    def at(self, position: int) -> tuple[int, int]:
-        """Patch size and number of patches of the example at a position of the stream, which are those of its batch."""
-        rng = np.random.default_rng((self.seed, position // self.batch_size, 1))
-        return self.patch_size, self.choices[rng.integers(len(self.choices))]
+
+class Kinds(NamedTuple):
+    """The kind of each training batch: a patch size and a number of patches, drawn from `patch_sizes` and `images`.
+
+    It depends only on the seed and on the number of the batch, so it is the same in all processes, and in
+    a run that resumes.  Batches hold consecutive positions of the stream of examples.
+    """
+
+    patch_sizes: tuple[int, ...]
+    images: tuple[tuple[int, int], ...]  # number of patches, and of images that have so many
+    seed: int
+
+    def of(self, number: int) -> Kind:
+        """The kind of batch `number`."""
+        rng = np.random.default_rng((self.seed, number, 1))
+        drawn = self.images[rng.integers(len(self.images))]
+        return Kind(self.patch_sizes[rng.integers(len(self.patch_sizes))], *drawn)
+
+    def start(self, number: int) -> int:
+        """The position of the first example of batch `number`."""
+        block, rest = divmod(number, BLOCK)
+        return _starts(self, block)[rest]
+
+    def number(self, position: int) -> int:
+        """The number of the batch that holds a position."""
+        block = 0
+        while _starts(self, block)[-1] <= position:
+            block += 1
+        return block * BLOCK + bisect.bisect_right(_starts(self, block), position) - 1
+
+
+BLOCK = 4096  # batches
+
+
+@functools.cache
+def _starts(kinds: Kinds, block: int) -> list[int]:
+    """The positions at which the batches of a block start, and the one at which the next block does."""
+    first = _starts(kinds, block - 1)[-1] if block else 0
+    images = (kinds.of(number).images for number in range(block * BLOCK, (block + 1) * BLOCK))
+    return [*itertools.accumulate(images, initial=first)]
 
 
 def native_size(height: int, width: int, patch_size: int, num_patches: int) -> tuple[int, int]:

@@ -19,13 +19,13 @@ import numpy as np
 from jaxtyping import Int32
 from ml_collections import ConfigDict
 
-from detailclip_jax.config.sizes import size_of
+from detailclip_jax.config.sizes import images_of_batches, size_of
 from detailclip_jax.data import false_texts, held_out, mixture
 from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
 from detailclip_jax.data.caption_rules import STATES, captions_by, captions_of, is_shifted, num_captions
 from detailclip_jax.data.decoding import BUDGET, UPRIGHT, BadImage, image_of
 from detailclip_jax.data.false_texts import RELATIONS, Ramp
-from detailclip_jax.data.native import Lengths
+from detailclip_jax.data.native import Kinds
 from detailclip_jax.data.regions import RegionDraw, check_regions, region_draw_of
 from detailclip_jax.data.sources import BadRecord, Example, Source, label_of
 from detailclip_jax.data.tokenizer import Tokenizer
@@ -84,6 +84,7 @@ def open_pipeline(
 ) -> "Pipeline":
     """Returns the training pipeline of a run's config, starting after `start` examples over all processes."""
     options = options_of(config, process_index, process_count, start, bad_list)
+    options = dataclasses.replace(options, kinds=native_kinds(config))
     stream = stream_of(config, source)
     stream.tokenizer.check()
     return Pipeline(stream, options)
@@ -99,7 +100,7 @@ def stream_of(config: ConfigDict, source: Source) -> "Stream":
         caption=config.data.caption,
         reducing_gap=config.data.reducing_gap,
         num_captions=num_captions(config.data),
-        native=native_lengths(config),
+        native=native_kinds(config),
         num_classes=config.model.num_classes,
         num_false=config.data.negatives,
         regions=region_draw_of(config),
@@ -121,6 +122,7 @@ class BatchOptions:
     start: examples consumed so far over all processes: `position` of the pipeline to continue.  The number of processes
         may have changed since.
     bad_list: text file that lists each unreadable record once; "" for none.
+    kinds: those of batches of native images, whose sizes replace `batch_size`.
     """
 
     batch_size: int
@@ -131,6 +133,17 @@ class BatchOptions:
     max_bad_ratio: float = 0.01
     start: int = 0
     bad_list: str | os.PathLike = ""
+    kinds: Kinds | None = None
+
+    def positions(self, number: int) -> range:
+        """The positions of this process in its batch `number` after the start."""
+        if self.kinds is None:
+            first, size = self.start + number * self.process_count * self.batch_size, self.batch_size
+        else:
+            number += self.kinds.number(self.start)
+            first, size = self.kinds.start(number), self.kinds.of(number).images // self.process_count
+        first += self.process_index * size
+        return range(first, first + size)
 
 
 def options_of(
@@ -158,10 +171,17 @@ def options_of(
     )
 
 
-def native_lengths(config: ConfigDict) -> Lengths | None:
-    """Returns the numbers of patches of native training images; None for squares."""
-    choices, patch_size = config.views.native, size_of(config.model).patch_size
-    return Lengths(patch_size, choices, config.seed, config.batch_size) if choices else None
+def native_kinds(config: ConfigDict) -> Kinds | None:
+    """Returns the kinds of batches of native training images; None for squares."""
+    views, images = config.views, images_of_batches(config)
+    patch_sizes = tuple(views.native_patch_sizes or (size_of(config.model).patch_size,))
+    return Kinds(patch_sizes, tuple((num, images[num]) for num in views.native), config.seed) if views.native else None
+
+
+def examples_after(config: ConfigDict, steps: int) -> int:
+    """Returns the number of examples in the first batches of a run, over all processes."""
+    kinds = native_kinds(config)
+    return kinds.start(steps) if kinds else steps * config.batch_size
 
 
 @dataclasses.dataclass
@@ -177,7 +197,7 @@ class Stream:
         many times the size of its view, see `views.reduction_for`; 0 decodes all pixels.
     num_captions: captions of an example by the rules "crops" and "diverse", by default 8; see
         `caption_rules.captions_by`.
-    native: numbers of patches of images that keep their aspect; None for squares of the crops' sizes.
+    native: kinds of batches of images that keep their aspect; None for squares of the crops' sizes.
     num_classes: a record whose label is not below it counts as unreadable, as it would train another class.
     num_false: false texts K of each example: with it a batch also has "false": int32 [B, K, T] and "false_valid".
     regions: how regions are drawn; with it a batch also has "regions": float32 [B, V, R, 4], xyxy in pixels of each
@@ -194,7 +214,7 @@ class Stream:
     caption: str = "random"
     reducing_gap: int | float = REDUCING_GAP
     num_captions: int | None = None
-    native: Lengths | None = None
+    native: Kinds | None = None
     num_classes: int | None = None
     num_false: int = 0
     regions: RegionDraw | None = None
@@ -235,7 +255,8 @@ class Stream:
             example = false_texts.with_parts_of(example, other, self.shuffled)
         label = label_of(example, self.num_classes)
         text, num_cut = self.text_of(example, rng)
-        native = self.native.at(position) if self.native else None
+        kind = self.native.of(self.native.number(position)) if self.native else None
+        native = (kind.patch_size, kind.num_patches) if kind else None
         with _bad_images_are_bad_records(example), BUDGET.scope():
             views = make_views(image_of(example["image"]), self.crops, rng, self.reducing_gap, native)
         masks, pixels = make_masks(self.crops, rng), {name: pixels for name, (pixels, _) in views.items()}
@@ -309,15 +330,14 @@ class ProcessBatches:
         return sys.maxsize
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        size, count = self.options.batch_size, self.options.process_count
-        first = self.options.start + (number * count + self.options.process_index) * size
-        examples = [self.stream[position] for position in range(first, first + size)]
+        examples = [self.stream[position] for position in self.options.positions(number)]
         return {
             "batch": {
                 name: _stacked([example[name] for example in examples]) for name in ARRAYS if name in examples[0]
             },
             "bad": [record for example in examples for record in example["bad"]],
             "num_truncated": sum(example["truncated"] for example in examples),
+            "num_examples": len(examples),
         }
 
 
@@ -364,9 +384,9 @@ class Pipeline:
         except TooManyBadRecords as error:
             raise self._bad.all_bad(error) from error
         self.waited_seconds += time.perf_counter() - start
-        self.position += self.options.batch_size * self.options.process_count
+        self.position += prepared["num_examples"] * self.options.process_count
         self.num_truncated += prepared["num_truncated"]
-        self._bad.add(prepared["bad"], num_seen=self.options.batch_size)
+        self._bad.add(prepared["bad"], num_seen=prepared["num_examples"])
         return prepared["batch"]
 
     def close(self) -> None:

@@ -113,7 +113,7 @@ def attend_evenly(
     key: Float[Array, "B N heads d"],
     value: Float[Array, "B N heads d"],
     causal: bool,
-    kernel: Kernel,
+    kernel: Literal["xla", "cudnn"],
     num_keys: Int[Array, "#B"] | None = None,
 ) -> Float[Array, "B Q heads d"]:
     """Computes attention to the first `num_keys` keys, by default all, with sequences padded to even lengths.

@@ -1,12 +1,15 @@
 """Pixel normalisation, conversion between images and patches, and the normalisation of reconstruction targets."""
 
+import math
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
 from detailclip_jax.data.native import Native
+from detailclip_jax.models.positions import linear_matrix
 from detailclip_jax.types import Array, Float, Int, UInt8
 
 AnyArray = TypeVar("AnyArray", Array, np.ndarray)
@@ -36,6 +39,22 @@ def unpatchify(patches: Float[AnyArray, "*batch N P"], patch_size: int) -> Float
     """Inverts `patchify` for square images."""
     side = round(patches.shape[-2] ** 0.5)
     return rearrange(patches, "... (h w) (p q c) -> ... (h p) (w q) c", h=side, p=patch_size, q=patch_size)
+
+
+def at_patch_size(patches: Float[Array, "*batch N P"], patch_size: int) -> Float[Array, "*batch N Q"]:
+    """Brings patches of another size to the one that an embedding has, as FlexiViT resizes the embedding (2212.08013).
+
+    B interpolates a patch of `patch_size` to theirs.  FlexiViT embeds a patch x by pinv(B)^T w, whose product with x is
+    that of w with pinv(B) x, which this function returns: so patches that B has made are embedded as before it.
+    """
+    side = math.isqrt(patches.shape[-1] // 3)
+    if side == patch_size:
+        return patches
+    with jax.ensure_compile_time_eval():
+        inverse = np.linalg.pinv(np.asarray(linear_matrix(patch_size, side)))  # the same for rows and columns
+    pixels = patches.reshape(*patches.shape[:-1], side, side, 3)
+    resized = jnp.einsum("pa,qb,...abc->...pqc", inverse, inverse, pixels, precision=jax.lax.Precision.HIGHEST)
+    return resized.reshape(*patches.shape[:-1], -1)
 
 
 def normalise_patches(patches: Float[Array, "*batch N P"], eps: float = 1e-6) -> Float[Array, "*batch N P"]:

@@ -22,7 +22,7 @@ from detailclip_jax.models.block import (
 )
 from detailclip_jax.models.initial_values import XAVIER, normal, uniform_fan_in
 from detailclip_jax.models.layers import LayerNorm, Linear, activation_named, mean_of
-from detailclip_jax.models.patches import patchify, take
+from detailclip_jax.models.patches import at_patch_size, patchify, take
 from detailclip_jax.models.positions import (
     RECIPES,
     grid_angles,
@@ -235,7 +235,8 @@ class VisionTransformer(nn.Module):
         if isinstance(images, Native):
             if self.table is None or "rotary" in self.style.positions:
                 raise ValueError("native images need positions in a table alone; image_style.positions are rotary")
-            return images.patches, native_positions(self.table[first:], images.grid, images.patches.shape[1])
+            positions = native_positions(self.table[first:], images.grid, images.patches.shape[1])
+            return at_patch_size(images.patches, self.patch_size), positions
         pixels = patchify(images, self.patch_size)
         if self.table is None:
             return pixels if kept is None else take(pixels, kept), None

@@ -138,7 +138,7 @@ def progress_line(
     total_steps: int,
     values: Mapping[str, float],
     terms: Sequence[str],
-    batch_size: int,
+    batch_size: float,
     width: int | None = None,
 ) -> str:
     """Formats the progress line of training.

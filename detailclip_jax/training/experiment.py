@@ -351,13 +351,14 @@ def steps_of_epoch(config: ConfigDict) -> int:
     return config.steps_per_epoch or max(config.total_steps // config.num_epochs, 1)
 
 
-def dummy_batch(config: ConfigDict, size: int = 1, num_patches: int = 0) -> dict[str, Any]:
+def dummy_batch(config: ConfigDict, size: int = 1, num_patches: int = 0, patch_size: int = 0) -> dict[str, Any]:
     """Makes a batch of zeros with the shapes of the config's data pipeline.
 
-    Native images have `num_patches`, by default the largest number of the config.
+    Native images have `num_patches`, by default the largest number of the config, of `patch_size`, by default the
+    model's.
     """
     crops, native = config.views.crops, config.views.native
-    patches = num_patches or max(native, default=0), 3 * sizes.size_of(config.model).patch_size ** 2
+    patches = num_patches or max(native, default=0), 3 * (patch_size or sizes.size_of(config.model).patch_size) ** 2
     shapes = {name: patches if native else (c.size, c.size, 3) for name, c in crops.items()}
     drawn = {"grid": {name: jnp.ones((size, c.count, 2), jnp.int32) for name, c in crops.items()}} if native else {}
     grids = {name: (size, c.count, c.mask_grid**2) for name, c in crops.items() if c.get("mask_grid", 0)}

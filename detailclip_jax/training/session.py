@@ -69,6 +69,7 @@ class Task(NamedTuple):
     less_memory: str  # which settings need less memory
     gentler: Callable[["Run"], str]  # how to go on after a loss that is not finite, if there is a checkpoint
     trim: Callable[["Run", Batch], Batch] = lambda run, batch: batch  # this process's part, before it is placed
+    examples: Callable[["Run", int], int] = lambda run, steps: steps * run.config.batch_size  # in the first steps
     about_batch: Callable[["Run", PyTree], str] = lambda run, batch: ""  # for which batches a program is
     images: Callable[["Run", TrainState], Mapping[str, Any]] = lambda run, state: {}  # for TensorBoard, by name
     claim: Callable[["Run"], None] = lambda run: None  # writes what the workdir holds beside the config
@@ -169,9 +170,8 @@ class Session:
 
     def log(self, step: int) -> None:
         """Writes the scalars of `step` and the speed since the last line; prints the progress line."""
-        config = self.run.config
         scalars = self._read()
-        speed = self.clock.lap((step - self._logged) * config.batch_size)
+        speed = self.clock.lap(self._examples(step) - self._examples(self._logged))
         values = {"loss": scalars["loss"]} | scalars | speed | self.counts()
         self._warn_of_waiting(speed["data_wait"])
         self._warn_of_chance(step, scalars)
@@ -190,7 +190,7 @@ class Session:
         done, values = self._pending[max(len(self._pending) - 1 - RUN_AHEAD, 0)]
         if done > shown:
             scalars = {name: float(value) for name, value in jax.device_get(values).items()}
-            speed = self.clock.speed((done - self._logged) * self.run.config.batch_size)
+            speed = self.clock.speed(self._examples(done) - self._examples(self._logged))
             self._print(done, {"loss": scalars["loss"]} | scalars | speed)
             if done == self._start + 1:  # the first step takes longer than the others: the next speed leaves it out
                 self.clock.lap(0)
@@ -200,8 +200,12 @@ class Session:
         console, config, terms = self.run.console, self.run.config, self.run.task.terms(self.run)
         if step == self._start + 1:  # its speed is not that of the others
             values = {name: value for name, value in values.items() if name != "images_per_second"}
-        console.live(progress_line(step, config.total_steps, values, terms, config.batch_size, console.width))
+        batch_size = self._examples(step) / step
+        console.live(progress_line(step, config.total_steps, values, terms, batch_size, console.width))
         self._shown = step, time.monotonic()
+
+    def _examples(self, steps: int) -> int:
+        return self.run.task.examples(self.run, steps)
 
     def _warn_of_waiting(self, share: float) -> None:
         """Warns once of waiting for data; not in the first interval, in which the data pipeline starts."""
@@ -295,7 +299,7 @@ class Session:
             return
         self._saved = step
         self._read()
-        data = {"examples": step * self.run.config.batch_size, **self.counts()}
+        data = {"examples": self._examples(step), **self.counts()}
         self.run.console.live(f"saving the checkpoint of step {step} ...")
         with self.clock.paused():
             self.checkpoints.save(step, state, data, self._record)

@@ -55,6 +55,9 @@ def test_views_of_other_shapes_are_stacked():
     assert both.valid.sum(1).tolist() == both.grid.prod(1).tolist()
 
 
+KINDS = native.Kinds((8,), ((6, 4), (20, 4)), seed=3)
+
+
 class Photos:
     """Noise of many aspects."""
 
@@ -66,10 +69,9 @@ class Photos:
         return {"image": image, "captions": ("a photo",), "label": -1, "key": str(index)}
 
 
-def batches(count, **options):
-    lengths = native.Lengths(8, (6, 20), seed=3, batch_size=4)
+def batches(count, kinds=KINDS, **options):
     crops = {"large": Crop(kind="whole", filter="bilinear")}
-    with Pipeline(Stream(Photos(), crops, Tokenizer(), native=lengths), BatchOptions(**options)) as found:
+    with Pipeline(Stream(Photos(), crops, Tokenizer(), native=kinds), BatchOptions(kinds=kinds, **options)) as found:
         return [next(found) for _ in range(count)]
 
 
@@ -88,3 +90,29 @@ def test_a_training_batch_has_one_length_for_all_processes_and_after_a_resume():
     resumed = batches(2, batch_size=4, start=12)
     for batch, own in zip(whole[3:], resumed):
         np.testing.assert_array_equal(batch["image"]["large"], own["image"]["large"])
+
+
+BUDGET = native.Kinds((4, 8), ((6, 12), (20, 4)), seed=3)  # 80 patches, in multiples of 4 images
+
+
+def test_batches_of_a_budget_hold_every_example_once_and_are_the_same_after_a_resume():
+    whole = batches(8, BUDGET, batch_size=4)
+    kinds = [BUDGET.of(number) for number in range(8)]
+    assert {(kind.patch_size, kind.num_patches) for kind in kinds} == {(4, 6), (4, 20), (8, 6), (8, 20)}
+    for batch, (patch_size, num_patches, images) in zip(whole, kinds, strict=True):
+        assert batch["image"]["large"].shape == (images, 1, num_patches, 3 * patch_size**2)
+        assert images * num_patches <= 80
+    starts = [BUDGET.start(number) for number in range(9)]
+    assert starts == [0, *np.cumsum([kind.images for kind in kinds])]
+    assert [BUDGET.number(position) for position in (*starts, starts[3] - 1)] == [*range(9), 2]
+    epoch = [batch["box"]["large"][:, 0, 3] for batch in whole]  # the height of an image names it
+    assert sorted(np.concatenate(epoch)[:12]) == [20 + 9 * index for index in range(12)]
+    parts = [batches(8, BUDGET, batch_size=2, process_index=index, process_count=2) for index in (0, 1)]
+    resumed = batches(3, BUDGET, batch_size=4, start=starts[5])
+    together = [np.concatenate([part["image"]["large"] for part in own]) for own in zip(*parts)]
+    for found, expected in ((together, whole), ([batch["image"]["large"] for batch in resumed], whole[5:])):
+        for own, batch in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(own, batch["image"]["large"])
+    far = native.BLOCK + 5
+    assert BUDGET.start(far) == BUDGET.start(far - 1) + BUDGET.of(far - 1).images
+    assert BUDGET.number(BUDGET.start(far)) == far
