@@ -2,8 +2,9 @@
 
     devices = targets.find("v5e:4x4").devices()         # in a process that was started in `targets.environment`
 
-A TPU's name is that of its topology, in chips; a GPU's is its kind, the hosts, and the devices of a host:
-"v5e:4x4", "v6e:2x4", "v5p:2x2x4", "h100x8" (one host), "a100x4x4" (four hosts of four).
+A TPU's name is that of its topology, in chips, after the number of slices if there are several; a GPU's is its kind,
+the hosts, and the devices of a host: "v5e:4x4", "2xv6e:2x4" (two slices), "v5p:2x2x4", "h100x8" (one host), "a100x4x4"
+(four hosts of four).
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 from detailclip_jax.runtime import accelerators
 from detailclip_jax.runtime.accelerators import Accelerator
 
-EXAMPLES = "v5e:4x4, v6e:2x4, v5p:2x2x4, h100x8, a100x4x4 (hosts x devices), a100-40x8"
+EXAMPLES = "v5e:4x4, 2xv6e:2x4 (slices), v5p:2x2x4, h100x8, a100x4x4 (hosts x devices), a100-40x8"
 NEEDED = {"tpu": ("libtpu",), "gpu": ("jax_cuda12_plugin", "nvidia.cudnn", "nvidia.cuda_nvcc")}  # modules
 
 
@@ -79,6 +80,7 @@ class Target(NamedTuple):
     name: str
     chip: Tpu | Gpu
     shape: tuple[int, ...]  # TPU: chips along the axes of the torus; GPU: hosts, devices of a host
+    slices: int = 1  # of a TPU, each of this shape
 
     @property
     def platform(self) -> str:
@@ -88,12 +90,12 @@ class Target(NamedTuple):
     @property
     def count(self) -> int:
         """The number of devices."""
-        return math.prod(self.shape)
+        return self.slices * math.prod(self.shape)
 
     @property
     def per_host(self) -> int:
-        """The number of devices that reach each other without the network between hosts; a TPU slice has no such."""
-        return self.count if isinstance(self.chip, Tpu) else self.shape[-1]
+        """The number of devices that reach each other without the network between hosts, or between slices."""
+        return self.count // self.slices if isinstance(self.chip, Tpu) else self.shape[-1]
 
     @property
     def accelerator(self) -> Accelerator:
@@ -108,7 +110,8 @@ class Target(NamedTuple):
 
         if isinstance(self.chip, Tpu):
             name = f"{self.chip.topology}:{'x'.join(map(str, self.shape))}"
-            return list(topologies.get_topology_desc(name, "tpu", **dict(self.chip.options)).devices)
+            options = {**dict(self.chip.options), "num_slices": self.slices}
+            return list(topologies.get_topology_desc(name, "tpu", **options).devices)
         hosts, devices = self.shape
         topology = topologies.get_topology_desc(
             self.name, "cuda", target_config=CONFIG.format(self.chip), topology=f"1x{hosts}x{devices}"
@@ -118,9 +121,9 @@ class Target(NamedTuple):
 
 def find(name: str) -> Target:
     """Returns the target of a name such as "v5e:4x4" or "a100x4x4".  Raises ValueError with examples."""
-    kind, _, shape = name.partition(":")
-    if kind in TPUS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", shape):
-        return Target(name, TPUS[kind], tuple(map(int, shape.split("x"))))
+    match = re.fullmatch(r"(?:(?P<slices>[1-9]\d*)x)?(?P<kind>\w+):(?P<shape>[1-9]\d*(x[1-9]\d*)+)", name)
+    if match and match["kind"] in TPUS:
+        return Target(name, TPUS[match["kind"]], tuple(map(int, match["shape"].split("x"))), int(match["slices"] or 1))
     match = re.fullmatch(r"(?P<kind>[a-z0-9\-]+?)x(?:(?P<hosts>[1-9]\d*)x)?(?P<devices>[1-9]\d*)", name)
     if match and match["kind"] in GPUS:
         return Target(name, GPUS[match["kind"]], (int(match["hosts"] or 1), int(match["devices"])))

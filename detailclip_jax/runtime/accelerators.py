@@ -19,7 +19,7 @@ class Accelerator(NamedTuple):
     memory: int = 0  # bytes that jax may use
     bandwidth: float = 0.0  # of the memory
     link: float = 0.0  # of all links of a chip within a slice (TPU) or host (GPU)
-    network: float = 0.0  # of a chip's share of the network between hosts, where that is slower than `link`
+    network: float = 0.0  # of a chip's share of the network between hosts (GPU) or slices (TPU); 0: not known
 
     def peak(self, dtype: str) -> float:
         """Returns the peak of products in `dtype`, in FLOP/s."""
@@ -37,9 +37,9 @@ ACCELERATORS = (
     Accelerator(r"A100", 312, 156, 85100068864 * 3 // 4, 2039e9, 300e9, 25e9),
     Accelerator(r"\bL4\b", 121, 60),
     Accelerator(r"TPU v4$", 275, 275),
-    Accelerator(r"TPU v5 ?(lite|e)", 197, 197, int(15.75 * GIB), 819e9, 200e9),
+    Accelerator(r"TPU v5 ?(lite|e)", 197, 197, int(15.75 * GIB), 819e9, 200e9, 3.125e9),
     Accelerator(r"TPU v5(p|$)", 459, 459, int(95.74 * GIB), 2765e9, 600e9),
-    Accelerator(r"TPU v6 ?(lite|e)", 918, 918, int(31.25 * GIB), 1638e9, 400e9),
+    Accelerator(r"TPU v6 ?(lite|e)", 918, 918, int(31.25 * GIB), 1638e9, 400e9, 12.5e9),
 )
 
 

@@ -51,7 +51,7 @@ def recorded(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "platform", "count", "per_host"),
     [
-        *(("v5e:4x4", "tpu", 16, 16), ("v5p:2x2x4", "tpu", 16, 16), ("v6e:2x4", "tpu", 8, 8)),
+        *(("v5e:4x4", "tpu", 16, 16), ("v5p:2x2x4", "tpu", 16, 16), ("2xv6e:2x4", "tpu", 16, 8)),
         *(("h100x8", "gpu", 8, 8), ("a100x4x4", "gpu", 16, 4), ("a100-40x8", "gpu", 8, 8)),
     ],
 )
