@@ -206,10 +206,7 @@ GFLOP = {"GFLOP per image": "gflop"}
 WORDS = ("plain", "maskclip", "naclip")  # read-outs of the tables at equal FLOP
 SCORES = METRICS | {f"words, {name}: mIoU": f"words/{name}" for name in WORDS}
 AT_EQUAL_FLOP = {"steps": "steps"} | SCORES | GFLOP
-SHORT = {
-    title: SCORES[title] for title in ("zero-shot", "balanced mIoU", "words, plain: mIoU")
-}  # of docs/experiments.md
-SHORT_STEPS = ("steps", "zero-shot", "image to text R@1", "foreground IoU", "balanced mIoU", "words, plain: mIoU")
+SHORT = ("zero-shot", "balanced mIoU", "words, plain: mIoU")  # of docs/experiments.md
 GENTLY = "--set optimizer.loaded_rate=0.3 --set optimizer.layer_decay=0.75"
 
 
@@ -236,7 +233,7 @@ def compared(folder: Path, entries: Iterable[str] = COMPARED, seeds: int = 1) ->
 
 
 @number(180, f"{COMPARE} --methods={','.join(COMPARED)} --seeds=3 --budget=300 --workdir={{out}}/rows")
-def comparison(folder: Path) -> list[str]:
+def comparison(folder: Path) -> Texts:
     """Methods at one budget, from scratch; encoders without training, whose runs `compare` does not keep."""
     lines = compared(folder, seeds=3)
     for row in ("untrained", "raw pixels"):
@@ -246,7 +243,8 @@ def comparison(folder: Path) -> list[str]:
                 deviation = f" ± {100 * one['std']:.1f}" if one["num_seeds"] > 1 else ""
                 cells[one["metric"]] = f"{100 * one['mean']:.1f}{deviation}"
         lines.append(f"| {row} | {' | '.join(cells.values())} |  |")
-    return lines
+    columns = "zero-shot", "image to text R@1", "foreground IoU", "balanced mIoU", "GFLOP per image"
+    return {"table": lines, "short": tables.only(lines, columns)}
 
 
 @number(90, f"{COMPARE} --methods=clip,detailclip --seeds=1 --budget=2400 --workdir={{out}}/rows")
@@ -300,9 +298,11 @@ def later(folder: Path) -> Texts:
 
 
 @number(960, *later_commands(1, 2400))
-def later_longer(folder: Path) -> list[str]:
+def later_longer(folder: Path) -> Texts:
     """The methods after DetailCLIP at eight times that budget."""
-    return later_table(folder, 1)
+    table = later_table(folder, 1)
+    columns = "zero-shot", "foreground IoU", *SHORT[1:], "words, naclip: mIoU", "GFLOP per image"
+    return {"table": table, "short": tables.only(table, columns)}
 
 
 class EqualFlop(NamedTuple):
@@ -400,9 +400,10 @@ def equal_flop(folder: Path) -> Texts:
     of_readme = {label: found[label] for label in heads}
     teacher = scores(folder, "teacher")
     own = ", ".join(f"{title} {teacher[name]:.1f}" for title, name in SCORES.items())
+    table = tables.of_scores("method", AT_EQUAL_FLOP, found)
     return {
-        "table": tables.of_scores("method", AT_EQUAL_FLOP, found),
-        "short": tables.of_scores("method", {title: AT_EQUAL_FLOP[title] for title in SHORT_STEPS}, found),
+        "table": table,
+        "short": tables.only(table, ("steps", "zero-shot", "image to text R@1", "foreground IoU", *SHORT[1:])),
         "readme": tables.of_scores("per cent", OF_README, of_readme),
         "differences": differences(SCORES, several),
         "heads": tables.of_scores("encoder", HEADS, heads),
@@ -462,11 +463,8 @@ def terms(folder: Path) -> Texts:
     """The terms of other methods with CLIP, with the recipe for detail and with DetailCLIP, at equal FLOP."""
     found = scored(folder, TERMS_RUNS)
     rows = {label: found[entry] for entry, label in TERMS.items()}
-    return {
-        "table": tables.of_scores("method", AT_EQUAL_FLOP, rows),
-        "effects": effects("added", EFFECTS, found),
-        "short": effects("added", EFFECTS, found, SHORT),
-    }
+    table, added = tables.of_scores("method", AT_EQUAL_FLOP, rows), effects("added", EFFECTS, found)
+    return {"table": table, "effects": added, "short": tables.only(added, SHORT)}
 
 
 PARTS = {  # entry of `compare` -> row
@@ -516,27 +514,19 @@ def parts(folder: Path) -> Texts:
     rows = {label: found[entry] for entry, label in ({BEFORE: "the CLIP before"} | PARTS).items()}
     pairs = [("`cosmos`, minus the CLIP before", "cosmos", BEFORE)]
     pairs += [(f"{label}, minus `cosmos`", entry, "cosmos") for entry, label in PARTS.items() if entry != "cosmos"]
-    return {
-        "table": tables.of_scores("continued with", AT_EQUAL_FLOP, rows),
-        "short": tables.of_scores("continued with", SHORT, rows),
-        "effects": effects("difference", pairs, found),
-    }
+    table = tables.of_scores("continued with", AT_EQUAL_FLOP, rows)
+    return {"table": table, "short": tables.only(table, SHORT), "effects": effects("difference", pairs, found)}
 
 
-def effects(
-    title: str,
-    pairs: Iterable[tuple[str, str, str]],
-    found: Mapping[str, Sequence[Scores]],
-    columns: Mapping[str, str] = SCORES,
-) -> list[str]:
+def effects(title: str, pairs: Iterable[tuple[str, str, str]], found: Mapping[str, Sequence[Scores]]) -> list[str]:
     """A line for each (label, row, control): the row minus its control, with the interval of `half_of_rows`."""
-    halves = {name: half_of_rows([[one[name] for one in each] for each in found.values()]) for name in columns.values()}
+    halves = {name: half_of_rows([[one[name] for one in each] for each in found.values()]) for name in SCORES.values()}
     rows = []
     for label, row, control in pairs:
         seeds = list(zip(found[row], found[control]))
         added = {name: float(np.mean([one[name] - other[name] for one, other in seeds])) for name in halves}
         rows.append((label, [tables.with_half(added[name], half) for name, half in halves.items()]))
-    return tables.table([title, *columns], rows)
+    return tables.table([title, *SCORES], rows)
 
 
 def half_of_rows(scores: Sequence[Sequence[float]]) -> float:

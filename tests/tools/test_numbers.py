@@ -127,3 +127,8 @@ def test_the_interval_of_two_rows_is_that_of_their_pairs():
 )
 def test_an_interval_is_bold_where_it_does_not_contain_zero(values, expected):
     assert tables.interval(values) == expected
+
+
+def test_columns_of_a_table_are_chosen_by_their_titles():
+    lines = tables.table(["method", "a", "b"], [("`clip`", ["1.0 ± 0.1", "2.0"])])
+    assert tables.only(lines, ["b"]) == tables.table(["method", "b"], [("`clip`", ["2.0"])])

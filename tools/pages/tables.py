@@ -21,6 +21,13 @@ def table(head: Iterable[str], rows: Iterable[tuple[str, Iterable[str]]], text: 
     ]
 
 
+def only(lines: Sequence[str], titles: Iterable[str]) -> list[str]:
+    """The first column of a table, and those with these titles."""
+    rows = [line.strip("|").split("|") for line in lines]
+    places = [0, *(rows[0].index(f" {title} ") for title in titles)]
+    return [f"|{'|'.join(row[place] for place in places)}|" for row in rows]
+
+
 def of_records(
     head: Sequence[str], found: Mapping[str, Sequence[Any]], cells: Callable[[Any], Iterable[str]], text: int = 1
 ) -> list[str]:
