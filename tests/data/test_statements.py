@@ -242,6 +242,26 @@ def test_a_statement_without_another_noun_has_one_false_text_less():
     assert "" in false and any(false)
 
 
+def test_about_half_of_the_stated_sides_are_of_one_noun_in_its_half_of_the_scene(scenes, drawn):
+    sides = [statement for statement, _ in drawn if statement.kind == "side"]
+    assert (
+        0.5 < np.mean([len(statement.nouns) == 1 for statement in sides]) < 0.6
+    )  # two have a held-out noun more often
+    unary = {phrase: word for word, phrase in UNARY.items()}
+    seen = 0
+    for scene in scenes:
+        true = bare(scene["states"][0][0])
+        word = next((word for phrase, word in unary.items() if true.endswith(phrase)), None)
+        if word and len(set(scene["nouns"])) == 1:
+            centres = (scene["boxes"][:, :2] + scene["boxes"][:, 2:])[
+                :, statements.AXIS[statements.direction(word)]
+            ] / 2
+            far = centres - SIZE / 2 if word not in statements.AXIS else SIZE / 2 - centres
+            assert far.min() >= MARGIN and len(scene["states"]) == 1
+            seen += 1
+    assert seen > 20
+
+
 # --- the rule
 
 

@@ -95,15 +95,15 @@ def compose(
 
     Masks hold the visible pixels: where two objects overlap, the front one.  A pixel belongs to an object that covers
     at least half of it.  Boxes are the tight boxes of these pixels.  At least `MIN_VISIBLE` of every object is visible.
-    `shares` are the relative areas of the objects, by default random ones.  With `fits`, layouts are drawn until it is
+    `shares` are the relative areas of the objects, by default random ones.  With `fits`, scenes are drawn until it is
     true of their boxes; `within` draws for each of them the boxes (xyxy, shares of the canvas) that have the centres of
     the objects.
     """
-    look = draw_look(rng, variety)
-    draw = lambda: arrange(rng, drawings, nouns, size, look.any_size, shares, within and within(rng))  # noqa: E731
-    layers, instances = draw()
-    while fits is not None and not fits(_boxes(instances, len(layers))):
-        layers, instances = draw()
+    while True:
+        look = draw_look(rng, variety)
+        layers, instances = arrange(rng, drawings, nouns, size, look.any_size, shares, within and within(rng))
+        if fits is None or fits(_boxes(instances, len(layers))):
+            break
     image = (plain_ground if look.plain else background)(rng, size).astype(np.float32)
     for layer in layers:
         gain = (rng.uniform(*GAIN) * rng.uniform(*CHANNEL_GAIN, 3)).astype(np.float32)  # slightly changed brightness

@@ -7,8 +7,10 @@
 | side | "a frog above a camera" | "a frog below a camera" | "an owl above a camera" |
 | size | "a frog is larger than a camera" | "a frog is smaller than a camera" | "a frog is larger than a kite" |
 
-A statement of a side also has a unary form, which needs no order of words: "a frog at the top". All kinds are equally
-frequent, numbers are uniform in statements of a count, and half of the scenes repeat a noun.
+A statement of a side also has a unary form, which needs no order of words: "a frog at the top". In about half of these
+scenes the frog is alone, and the unary form is the only one. In scenes with a camera at the bottom, a place alone does
+not tell the true text: at first no gradient leads the encoders of images and texts towards it, and both stay blind. All
+kinds are equally frequent, numbers are uniform in statements of a count, and half of the scenes repeat a noun.
 
 False texts have the distribution of true ones. An exchange and its reverse are proposed equally often, and a proposal
 is accepted with probability min(1, p(new) / p(old)), where p is the frequency of a statement among true ones. Within a
@@ -48,7 +50,7 @@ LINE = 0.3, 0.7  # of the canvas: where the line between the objects of two noun
 SIZES = ("larger than", "smaller than")
 ADJECTIVES: dict[str, tuple[str, str]] = dict(zip(SIZES, (("large", "small"), ("small", "large"))))
 MOST = max(NUMBERS)  # objects of one noun
-ALONE = 0.5  # of the statements of a count: scenes without another noun
+ALONE = 0.5  # of the statements of a count, and of those of a side: scenes without another noun
 REPEATS = 5 / 12  # of the other statements: one of the nouns occurs twice or three times; with those of a count a half
 SHARES = {"larger than": (3.0, 1.0), "smaller than": (1.0, 3.0)}  # relative areas of the objects of two nouns
 ALIKE = 1.25  # largest ratio of the boxes of two nouns at equal area, where their sizes are stated
@@ -71,6 +73,8 @@ class Statement(NamedTuple):
     def text(self) -> str:
         """Returns the caption without a template."""
         phrases = [NOUNS[noun].counted(count) for noun, count in zip(self.nouns, self.counts)]
+        if self.kind == "side" and len(self.nouns) == 1:
+            return self.unary(0)
         if self.kind == "side":
             return f"{phrases[0]} {self.word} {phrases[1]}"
         if self.kind == "size":
@@ -99,6 +103,8 @@ class Statement(NamedTuple):
     def holds(self, boxes: Boxes, size: int) -> bool:
         """Whether the fact is true of all objects with these boxes; then the exchanged fact is true of none."""
         first, second = self.groups(boxes)
+        if self.kind == "side" and len(self.nouns) == 1:
+            return self.places_on_a_side(boxes, size) == [0]
         if self.kind == "side":
             return relation(first, second, MARGIN * size) == self.word
         return self.kind == "count" or size_relation(first, second) == self.word
@@ -108,19 +114,24 @@ class Statement(NamedTuple):
         return boxes[: self.counts[0]], boxes[self.counts[0] :]
 
     def within(self, rng: np.random.Generator) -> Boxes:
-        """Draws boxes in shares of the canvas for the centres of the objects: on their sides of a random line."""
+        """Draws boxes in shares of the canvas for the centres of the objects.
+
+        Those of a stated side are on their sides of a random line, or, for one noun, of the middle.
+        """
         boxes = np.tile((0.0, 0.0, 1.0, 1.0), (sum(self.counts), 1))
         if self.kind == "side":
-            line, axis = rng.uniform(*LINE), AXIS[direction(self.word)]
+            line, far = (rng.uniform(*LINE), MARGIN / 2) if len(self.nouns) == 2 else (0.5, MARGIN)
+            axis = AXIS[direction(self.word)]
             before, after = self.groups(boxes)[:: 1 if self.word in AXIS else -1]
-            before[:, axis + 2], after[:, axis] = line - MARGIN / 2, line + MARGIN / 2
+            before[:, axis + 2], after[:, axis] = line - far, line + far
         return boxes
 
     def places_on_a_side(self, boxes: Boxes, size: int) -> list[int]:
         """Returns the nouns all of whose objects are on their side of the canvas, `MARGIN` from its middle."""
         axis, sign = AXIS[direction(self.word)], 1 if self.word in AXIS else -1
         offsets = [sign * ((each[:, axis] + each[:, axis + 2]) / 2 - size / 2) for each in self.groups(boxes)]
-        return [place for place, far in enumerate((-offsets[0], offsets[1])) if far.min() >= MARGIN * size]
+        distances = (-offsets[0], offsets[1])[: len(self.nouns)]
+        return [place for place, far in enumerate(distances) if far.min() >= MARGIN * size]
 
     def is_allowed(self, style: str | None = None) -> bool:
         """Whether the statement is one of those that occur among true ones."""
@@ -153,7 +164,7 @@ def texts(
     """
     fact, place = with_other_fact(rng, statement, style), int(rng.integers(len(statement.nouns)))
     forms: list[tuple[Callable[[Statement], str], int]] = [(Statement.text, place)]
-    if statement.kind == "side" and (sided := statement.places_on_a_side(boxes, size)):
+    if len(statement.nouns) == 2 and statement.kind == "side" and (sided := statement.places_on_a_side(boxes, size)):
         alone = sided[rng.integers(len(sided))]
         forms.insert(0, (lambda each: each.unary(alone), alone))
     triples = []
@@ -239,9 +250,16 @@ def _of_two(kind: str, words: tuple[str, ...]) -> Callable[[np.random.Generator,
     return lambda rng, nouns: Statement(kind, words[rng.integers(len(words))], nouns, _numbers(rng))
 
 
+def _side(rng: np.random.Generator, nouns: tuple[int, ...]) -> Statement:
+    statement = _of_two("side", SIDES)(rng, nouns)
+    if rng.random() >= ALONE:
+        return statement
+    return statement._replace(nouns=nouns[:1], counts=(max(statement.counts),))
+
+
 _DRAWN = {
     "attribute": _of_two("attribute", SIZES),
     "count": _count,
-    "side": _of_two("side", SIDES),
+    "side": _side,
     "size": _of_two("size", SIZES),
 }
