@@ -262,7 +262,7 @@ def with_equal_flop(plan: Plan, name: str) -> Plan:
     costs = {}
     for entry in plan.entries:
         config = config_of(plan, entry, 0)
-        published.fetch_all(config)
+        published.fetch_all(config, workdirs[entry.name][0])
         config = adopted_config.adopt(config, fields_of(plan, entry), workdirs[entry.name][0])
         costs[entry.name] = gflop_per_image(config) * mean_batch_size(config)
     steps = {entry: max(1, round(plan.budget * costs[name] / cost)) for entry, cost in costs.items()}
@@ -328,7 +328,7 @@ def check(plan: Plan) -> None:
         for seed, workdir in enumerate(workdirs[entry.name]):
             config, names = config_of(plan, entry, seed), fields_of(plan, entry)
             check_path_is_read(config.data, names, flag="--set=")
-            published.fetch_all(config)
+            published.fetch_all(config, workdir)
             config = adopted_config.adopt(config, names, workdir)
             validate(config)
             check_weights(config, written_config(plan, entry), workdir, names)

@@ -70,11 +70,13 @@ def run(arguments: argparse.Namespace) -> int:
     from detailclip_jax.training import published_names
 
     options = {name: value for name, value in vars(arguments).items() if name not in OF_COMMAND}
-    file, name = Path(arguments.file), Path(arguments.file).name
+    file, name, origin = Path(arguments.file), Path(arguments.file).name, None
     if published_names.is_remote(arguments.file):
         name = arguments.file
-        file, _ = published.download(published.repository_of(name))
+        file, origin = published.download(published.repository_of(name))
     variables, config = published.convert(file, Path(arguments.out), name, arguments.layout, **options)
+    if origin:
+        published.write_origin(Path(arguments.out), name, origin)
     print("\n".join(summary(variables, config, published_code=not own.is_own_format(file))))
     print(f"written to {arguments.out}")
     return 0

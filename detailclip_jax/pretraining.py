@@ -39,7 +39,6 @@ from detailclip_jax.training.mesh import make_mesh, put, replicated, sharded
 from detailclip_jax.training.schedules import clamp_warmup
 from detailclip_jax.training.session import RUN_AHEAD, Contrast, Finding, Run, Task, slower
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.training.workdirs import is_run
 from detailclip_jax.types import Array, Batch, PyTree
 
 LESS_MEMORY = (
@@ -66,8 +65,7 @@ def prepare(
     workdir belongs to a run with another config.
     """
     given = list(given)
-    if not is_run(Path(workdir)):  # one that goes on needs no other checkpoint
-        published.fetch_all(config)
+    published.fetch_all(config, workdir)
     config = adopted_config.adopt(reset_num_captions(config, given), given, workdir)
     validate(config)
     if written is not None:

@@ -1,6 +1,6 @@
 """A model to export: the networks and weights of a checkpoint in exact float32, at its own or another image size."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ class Export(NamedTuple):
     which: str
     run: ConfigDict | None = None  # of the run of a dense task of which this is the image encoder alone
     choice: Choice | None = None  # the read-out that `evaluate` found best for these weights
+    origins: Sequence[Mapping[str, str]] = ()  # the published models from which it comes, see `checkpoint.origins_of`
 
 
 def load(
@@ -58,7 +59,8 @@ def load(
         model = model.replacing(image=model.image.clone(image_size=size))
     which, params = choose_weights(variables, weights, methods.build(config).weights)
     choice = readout_choice.read(path, pick_step(path, step), which)
-    return Export(model, params, variables, config, which, saved.run, choice)
+    origins = checkpoint.origins_of(path, step)
+    return Export(model, params, variables, config, which, saved.run, choice, origins)
 
 
 def plain(variables: Mapping[str, Params], config: ConfigDict) -> tuple[Networks, Mapping[str, Params], ConfigDict]:

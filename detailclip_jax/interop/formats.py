@@ -57,7 +57,8 @@ def in_file(
         variables = export.variables if holds_teacher else {**export.variables, "params": export.params}
         tensors = to_state_dict(variables, export.config, layout(export.config))
         tensor_files.write(path, tensors, {"format": "pt"}, parts)
-        _write_json(hub.card_of(path), {**card(export.config), "bytes": path.stat().st_size})
+        origins = {"origins": list(export.origins)} if export.origins else {}
+        _write_json(hub.card_of(path), {**card(export.config), **origins, "bytes": path.stat().st_size})
         return tensors
 
     networks = lambda config: networks_in(config, layout(config))  # noqa: E731
@@ -109,7 +110,7 @@ def write_huggingface(export: Export, path: Path) -> Mapping[str, Any]:
             (path / name).unlink(missing_ok=True)  # of an earlier export
     _write_json(path / hub.HUGGINGFACE, content)
     _write_json(path / hub.PREPROCESSOR, hub.preprocessor_config(export.config))
-    replace_text(path / "README.md", notes.readme(export.config))
+    replace_text(path / "README.md", notes.readme(export.config, export.origins))
     write_weights(path / "model.safetensors", tensors)
     return tensors
 
@@ -188,6 +189,7 @@ def summary(name: str, export: Export, path: Path, written: Mapping[str, Any]) -
         f"tensors     {len(written)}",
         f"parameters  {count:,}",
         f"preprocess  {preprocessing.description(export.config)}",
+        *(f"origin      {line}" for line in notes.origin_lines(export.origins)),
         *(f"note        {note}" for note in notes.of_a_run(export.run)),
         *(f"note        {note}" for note in left_out),
         *(f"note        {note}" for note in fmt.notes(export.config, path)),

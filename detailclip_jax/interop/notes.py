@@ -1,6 +1,6 @@
 """What the user of an exported model must know: networks that a format leaves out, what belongs to the file, README."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import jax
@@ -24,7 +24,7 @@ A model of detailclip_jax (method {method}; image encoder: {size}; images of {im
 
     model = transformers.AutoModel.from_pretrained(FOLDER)  # a {name}
 {usage}
-{other}"""
+{other}{origins}"""
 CARD_PROCESSOR = """    processor = transformers.AutoProcessor.from_pretrained(FOLDER)
     inputs = processor(text=["a frog"], images=[image], padding=True, truncation=True, return_tensors="pt")
     model(**inputs).logits_per_image
@@ -55,6 +55,15 @@ def of_a_run(run: ConfigDict | None) -> list[str]:
         f"this is the image encoder of a run of {run.method} alone{dense_encoder.whose_weights(run)}",
         "no format has a place for its head, which transfer --predict, "
         f"visualize --what={run.method} and detailclip_jax.load use",
+    ]
+
+
+def origin_lines(origins: Iterable[Mapping[str, str]]) -> list[str]:
+    """Returns a text for each published model from which the weights come, see `checkpoint.origins_of`."""
+    return [
+        f"{origin['name']}{f' ({field})' if (field := origin.get('field')) else ''}, revision {origin['revision']}, "
+        f"licence {origin.get('licence', 'unknown')}"
+        for origin in origins
     ]
 
 
@@ -159,8 +168,8 @@ def timm_notes(config: ConfigDict, path: Path) -> list[str]:
     ]
 
 
-def readme(config: ConfigDict) -> str:
-    """The README.md of an export for transformers: the class that loads it, and how its tokenizer differs."""
+def readme(config: ConfigDict, origins: Iterable[Mapping[str, str]] = ()) -> str:
+    """The README.md of an export for transformers: the class that loads it, how its tokenizer differs, its origins."""
     name, size = hub.transformers_class(config), measure.spec_of(config.model).size
     return CARD.format(
         name=name,
@@ -169,6 +178,7 @@ def readme(config: ConfigDict) -> str:
         image_size=config.model.image_size,
         other=CARD_NO_CLIP if name == "VisionTextDualEncoderModel" else "",
         usage=usage(config),
+        origins="".join(f"\nIts weights come from {line}.\n" for line in origin_lines(origins)),
     )
 
 

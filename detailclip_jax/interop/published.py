@@ -36,11 +36,11 @@ from detailclip_jax.runtime.errors import RunError, first_line
 from detailclip_jax.runtime.files import nothing_left, read_json, replace_text
 from detailclip_jax.runtime.locks import alone
 from detailclip_jax.training import checkpoint, published_names
+from detailclip_jax.training.published_names import NAMING, ORIGIN
+from detailclip_jax.training.workdirs import is_run
 from detailclip_jax.types import Params
 
-ORIGIN = "origin.json"  # in a workdir of the cache
 CONVERTER = 1  # one more after a change of the import that changes features
-NAMING = "init", "init_text", "distill.teacher"  # fields of configs that name a checkpoint
 IN_ONE_PROCESS = "import sys; from detailclip_jax.interop import published; published.fetch(sys.argv[1])"
 SIDECARS = (".json", ".txt", ".model")  # configs and vocabularies
 MAX_SIDECAR = 64 * 2**20  # bytes; the largest tokenizer.json known, Gemma's, has 34 MB
@@ -89,11 +89,16 @@ def fetch(name: str | Path, say: Callable[[str], Any] = print) -> Path:
         else:
             source, origin = Path(name), {"file": str(Path(name).absolute())}
         convert(source, partial, str(name))
-        about = {"name": str(name), "converter": CONVERTER, **origin}
-        replace_text(partial / ORIGIN, json.dumps(about, indent=1) + "\n")
+        write_origin(partial, str(name), origin)
         partial.rename(workdir)
     say(f"{name}: converted to {workdir}")
     return workdir
+
+
+def write_origin(workdir: Path, name: str, origin: Mapping[str, Any]) -> None:
+    """Writes what `download` says of a model, which `checkpoint.origins_of` reads."""
+    about = {"name": name, "converter": CONVERTER, **origin}
+    replace_text(workdir / ORIGIN, json.dumps(about, indent=1) + "\n")
 
 
 def is_converted(workdir: Path) -> bool:
@@ -102,8 +107,13 @@ def is_converted(workdir: Path) -> bool:
     return file.is_file() and read_json(file).get("converter") == CONVERTER
 
 
-def fetch_all(config: ConfigDict, say: Callable[[str], Any] = print) -> None:
-    """Fetches the models that fields of the config name (NAMING); the config keeps the names.  Raises as `fetch`."""
+def fetch_all(config: ConfigDict, workdir: str | Path | None = None, say: Callable[[str], Any] = print) -> None:
+    """Fetches the models that fields of the config name (NAMING); the config keeps the names.  Raises as `fetch`.
+
+    A run that goes on in `workdir` needs none of them.
+    """
+    if workdir is not None and is_run(Path(workdir)):
+        return
     for field, value in flatten(config.to_dict()).items():
         if field in NAMING and value:
             fetch(value, say)

@@ -45,10 +45,12 @@ from detailclip_jax.models import lora
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.devices import first_device
 from detailclip_jax.runtime.errors import RunError, first_line
+from detailclip_jax.runtime.files import read_json
 from detailclip_jax.runtime.processes import all_processes
 from detailclip_jax.runtime.provenance import git_revision, versions
 from detailclip_jax.training import dense_encoder, manifest
 from detailclip_jax.training.checksums import checksums
+from detailclip_jax.training.published_names import ORIGIN
 from detailclip_jax.training.sharding import of_one_replica, path_name, total_bytes
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.training.workdirs import (
@@ -63,6 +65,7 @@ from detailclip_jax.training.workdirs import (
 from detailclip_jax.types import Params, PyTree
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
+OF_ORIGIN = ("name", "repository", "revision", "licence")  # what checkpoints and exports state of a published model
 
 
 class CheckpointError(RunError):
@@ -474,6 +477,19 @@ def save_weights(workdir: str | Path, variables: Mapping[str, Params], config: C
     checkpoints = Checkpoints(workdir)
     checkpoints.save(0, jax.device_put(state), {"examples": 0}, {**run, "data_fingerprint": origin})
     checkpoints.close()
+
+
+def origins_of(path: str | Path, step: int | None = None) -> list[dict[str, str]]:
+    """Returns the published models that the weights of a workdir come from, each as a dictionary of OF_ORIGIN.
+
+    A run has those of the models from which it started, with the "field" of its config that names the model; the list
+    is empty if none has a revision.
+    """
+    folder = checkpoints_of(path)
+    if (file := folder.parent / ORIGIN).is_file():
+        about = read_json(file)
+        return [{name: about[name] for name in OF_ORIGIN if name in about}] if "revision" in about else []
+    return _record(folder / str(pick_step(path, step))).get("origins", [])
 
 
 def is_of_dense_task(path: str | Path, step: int | None = None) -> bool:

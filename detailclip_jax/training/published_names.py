@@ -22,6 +22,8 @@ OPEN_CLIP = re.compile(r"open_clip:(?P<model>[\w./-]+)/(?P<tag>[\w.-]+)")
 TIMM = re.compile(r"timm:(?P<model>[\w-]+\.[\w.-]+)")
 FORMS = "hf://OWNER/NAME, hf://OWNER/NAME@REVISION, open_clip:MODEL/TAG or timm:NAME.TAG"
 FOLDER = "models"  # in the cache
+ORIGIN = "origin.json"  # in a workdir of the cache, or of an import by name
+NAMING = "init", "init_text", "distill.teacher"  # fields of configs that name a checkpoint
 
 
 def is_remote(name: str) -> bool:

@@ -23,7 +23,8 @@ from detailclip_jax.runtime.progress import Clock, Console, progress_line
 from detailclip_jax.runtime.start import part_ended
 from detailclip_jax.runtime.terminal import counted
 from detailclip_jax.runtime.wandb_writer import WandbWriter
-from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, Restored
+from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, Restored, origins_of
+from detailclip_jax.training.published_names import NAMING
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import Array, Batch, PyTree
 
@@ -104,8 +105,12 @@ class Session:
         start: int,
         interrupt: Interrupt | None = None,
         counted: Mapping[str, int] = {},
+        origins: Sequence[Mapping[str, str]] = (),
     ):
-        """Opens the metric writer for a run that continues after step `start`; `counted`: the counts until there."""
+        """Opens the metric writer for a run that continues after step `start`.
+
+        `counted` holds the counts until there, `origins` the published models from which the run started.
+        """
         self.run, self.checkpoints, self.interrupt = run, checkpoints, interrupt or Interrupt()
         self.clock = Clock()
         self.scores: tuple[int, Mapping[str, float]] | None = None  # of the last evaluation, and its step
@@ -119,7 +124,7 @@ class Session:
         self._start = self._logged = self._saved = self.step = start
         self._shown = start, time.monotonic()  # step of the last progress line, and when it was printed
         self._tracing = False
-        self._record = run_record(run)
+        self._record = run_record(run, origins)
         self._writer = open_writer(run, start)
 
     def __enter__(self) -> "Session":
@@ -377,10 +382,18 @@ def count_data(batches: Any, before: Mapping[str, int], names: tuple[str, str] =
     return {name: int(count) for name, count in zip(names, counts)}
 
 
-def run_record(run: Run) -> dict[str, Any]:
+def started_from(config: ConfigDict) -> list[dict[str, str]]:
+    """Returns the published models that a run with this config loads at its start, see `checkpoint.origins_of`."""
+    fields = flatten(config.to_dict())
+    named = {name: fields[name] for name in NAMING if fields.get(name)}
+    return [{**origin, "field": name} for name, path in named.items() for origin in origins_of(path)]
+
+
+def run_record(run: Run, origins: Sequence[Mapping[str, str]] = ()) -> dict[str, Any]:
     """Returns the provenance that is stored in a checkpoint: config, git revision, versions, data fingerprints.
 
-    "data_sets", the names and variants of the training sets (see `named_sets`), is there only if a set has a name.
+    "data_sets", the names and variants of the training sets (see `named_sets`), is there only if a set has a name, and
+    "origins" (see `started_from`) only if the run started from a published model.
     """
     sets = named_sets(run.config.data)
     return {
@@ -390,4 +403,5 @@ def run_record(run: Run) -> dict[str, Any]:
         "data_fingerprint": provenance.data_fingerprint(run.source),
         "evaluation_fingerprint": "" if run.evaluated is None else provenance.data_fingerprint(run.evaluated),
         **({"data_sets": sets} if sets else {}),
+        **({"origins": list(origins)} if origins else {}),
     }

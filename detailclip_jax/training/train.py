@@ -20,7 +20,7 @@ from detailclip_jax.runtime.start import part_ended
 from detailclip_jax.training.checkpoint import Checkpoints
 from detailclip_jax.training.failures import claim, enough_memory, explained, workdir_alone, writable
 from detailclip_jax.training.programs import Programs
-from detailclip_jax.training.session import Run, Session, changes_of_data
+from detailclip_jax.training.session import Run, Session, changes_of_data, started_from
 from detailclip_jax.training.train_state import TrainState
 
 
@@ -83,6 +83,7 @@ def train(run: Run) -> int:
 
         if restored := checkpoints.restore(run.experiment.state_shapes):
             state, start, counted = restored.state, restored.step, restored.data
+            origins = restored.run.get("origins", [])
             console.say(f"resuming from the checkpoint of step {start}")
             for warning in changes_of_data(run, restored):
                 console.warn(warning)
@@ -90,11 +91,12 @@ def train(run: Run) -> int:
             console.live("computing the initial state ...")
             with without_alarm():
                 state, start, counted = task.fresh(run), 0, {"examples": 0}
+            origins = started_from(config)
         part_ended("initial state")
         if start < total:
             checkpoints.check_room(state)
 
-        session = enter(Session(run, checkpoints, start, interrupt, counted))
+        session = enter(Session(run, checkpoints, start, interrupt, counted, origins))
         ranks_last = bool(config.best_metric and config.evaluate_at_end)  # the scores rank the last checkpoint too
         evaluation = Action(config.evaluate_every, session.save_and_evaluate, at_last=ranks_last, at_stop=False)
         actions = (  # in this order: what is logged and checked is saved, and what is saved is evaluated

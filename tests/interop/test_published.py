@@ -13,12 +13,14 @@ import pytest
 from hub_server import REVISION, serving
 from test_export import GELU_FIELDS, save_noise
 from test_vocabularies import word_file
+from tiny import SHORT_RUN
 
-from detailclip_jax import config, interop
+from detailclip_jax import config, interop, pretraining
 from detailclip_jax.inference import model as inference
-from detailclip_jax.interop import formats, published
+from detailclip_jax.interop import formats, notes, published
 from detailclip_jax.interop.exported_model import load as load_export
-from detailclip_jax.training import adopted_config, published_names
+from detailclip_jax.training import adopted_config, checkpoint, published_names
+from detailclip_jax.training import train as training
 
 pytest.importorskip("huggingface_hub")
 NAME = "hf://someone/tiny-clip"
@@ -194,7 +196,33 @@ def test_a_vocabulary_other_than_clips_comes_with_the_model(tmp_path, monkeypatc
 def test_only_fields_of_checkpoints_name_models(files):
     made = config.default()
     made.data.path, made.logging.wandb = str(files), "timm: my project"
-    published.fetch_all(made, pytest.fail)
+    published.fetch_all(made, say=pytest.fail)
+
+
+@pytest.mark.slow
+def test_a_run_records_the_revision_it_started_from_and_resumes_without_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    noise = save_noise(tmp_path / "noise", "clip", **GELU_FIELDS, **{"model.vocab_size": 49408})
+    files = tmp_path / "open_clip"
+    formats.named("open_clip").write(load_export(noise, None, "student"), files)
+    origin = {"repository": "someone/tiny-clip", "revision": REVISION, "licence": "mit", "sha256": {}}
+    monkeypatch.setattr(published, "download", lambda *_: (files, origin))
+    made = config.default()
+    made.update_from_flattened_dict({**SHORT_RUN, "method": "clip", "init": NAME, "total_steps": 1})
+    assert training.train(pretraining.prepare(made, tmp_path / "run")) == 0
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setattr(published, "download", pytest.fail)
+    made.total_steps = 2
+    assert training.train(pretraining.prepare(made, tmp_path / "run")) == 0
+    recorded = {"name": NAME, **origin, "field": "init"}
+    del recorded["sha256"]
+    assert checkpoint.origins_of(tmp_path / "run", 1) == checkpoint.origins_of(tmp_path / "run", 2) == [recorded]
+    export = load_export(tmp_path / "run")
+    formats.named("timm").write(export, tmp_path / "vit.safetensors")
+    assert json.loads((tmp_path / "vit.safetensors.json").read_text())["origins"] == [recorded]
+    said = f"{NAME} (init), revision {REVISION}, licence mit"
+    assert f"Its weights come from {said}." in notes.readme(export.config, export.origins)
+    assert any(said in line for line in formats.summary("timm", export, tmp_path / "vit.safetensors", {}))
 
 
 @pytest.mark.check
