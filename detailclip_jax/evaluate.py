@@ -15,15 +15,17 @@ TASKS is a list separated by semicolons, each entry KIND:SET,SET,... (quote it, 
              (one drawing on plain white; not for retrieval), stickers_long (captions of several sentences; retrieval)
   paper      as a task: the paper's tables 2 and 3.  As a set: the paper's sets of that kind, as in zero_shot:paper;
              "all" means all sets of that kind
-  detail     as a task: retrieval with long captions, and choice among captions that differ in one detail
+  detail     as a task: which caption fits, long captions, words on patches and boxes, on stickers and on the sets that
+             are in --data-dir; writes the page OUT/detail.md, with the numbers published for the model beside
 
 Sets of choice: stickers, {choices}.
 
 dense:SET:READOUT compares class names with patch features after a change to the last block.  Read-outs: plain,
 maskclip, maskclip_bare, sclip, naclip, clearclip, gem, tips.  SET:all compares them, and so does SET alone as long as
 none was found best for this checkpoint.  The best is stored in the workdir, and is from then on what SET alone, demo,
-visualize and Model.dense take.  Sets: stickers, voc20, voc21, context59, context60, coco_object, coco_stuff171,
-ade150, cityscapes (docs/evaluation.md lists their folders), or folder:PATH with images/val, masks/val and classes.txt.
+visualize and Model.dense take.  SET:default takes it too, and before that naclip (plain for dinotxt).  Sets: stickers,
+voc20, voc21, context59, context60, coco_object, coco_stuff171, ade150, cityscapes (docs/evaluation.md lists their
+folders), or folder:PATH with images/val, masks/val and classes.txt.
 
 Sets: {sets}
 or any folder of class folders: by its name in --data-dir, or folder:PATH.  DIR/test/CLASS/*.jpg and
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from detailclip_jax.evaluation import Subject
     from detailclip_jax.evaluation.tasks import Task
 
+DETAIL = "detail"  # the group of tasks that has a page
 OUT = "evaluation"  # subfolder of the workdir; the step is appended
 KEPT = "what was measured is kept, and the same command continues from there"
 
@@ -113,7 +116,16 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     processes.join(distributed=arguments.distributed)
     import jax
 
-    from detailclip_jax.evaluation import Sets, from_checkpoint, parse, readout_comparison, results, run_tasks, tables
+    from detailclip_jax.evaluation import (
+        Sets,
+        detail_page,
+        from_checkpoint,
+        parse,
+        readout_comparison,
+        results,
+        run_tasks,
+        tables,
+    )
     from detailclip_jax.interop import published
     from detailclip_jax.runtime.progress import Console
     from detailclip_jax.training.workdirs import pick_step
@@ -141,7 +153,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             compare=arguments.compare,
             console=console,
         )
-    console.say(f"\n{tables.screen(outcome)}\n")
+    has_page = outcome.records and DETAIL in map(str.strip, arguments.tasks.split(";"))
+    if has_page and jax.process_index() == 0:
+        detail_page.write(out, outcome)
+    console.say(f"\n{tables.screen(outcome._replace(missing={}) if has_page else outcome)}\n")
+    if has_page:
+        console.say(f"{out / detail_page.FILE} is the page with published numbers, and says how to get other sets")
     for line in readout_comparison.keep(outcome) if jax.process_index() == 0 else ():
         console.say(line)
     console.say(f"written to {out}: {', '.join(results.FILES)}" if outcome.records else "nothing was measured")
@@ -186,7 +203,8 @@ def introduction(
     count = counted(len(tasks), "task")
     yield f"{count}, protocol {arguments.protocol}, sets on disk: {arguments.data_dir}; results: {out}"
     known = {measured[:2] for row in paper.published_results().values() for measured in row}
-    if arguments.compare == "published" and not known & set(with_readouts(tasks, subject.readouts)):
+    chosen = with_readouts(tasks, subject.readouts, subject.default_readouts)
+    if arguments.compare == "published" and not known & set(chosen):
         yield "published numbers exist for --tasks=detail and for dense tasks such as dense:voc21:sclip, not for these"
     if arguments.compare == "paper" and subject.method not in paper.PRINTED_NAMES:
         yield f"the paper's tables 2 and 3 lack {subject.method}; they have {', '.join(paper.PRINTED_NAMES)}"

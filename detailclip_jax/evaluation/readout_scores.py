@@ -37,6 +37,7 @@ from detailclip_jax.inference.batching import SHAPES, fetch, fill, in_shapes, in
 from detailclip_jax.inference.class_embeddings import owners
 from detailclip_jax.inference.readout_maps import ImageLayout, default_readout, layout, readout_encoder
 from detailclip_jax.methods import build_networks
+from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.training import mesh as meshes
@@ -77,7 +78,7 @@ def readout(setting: Setting, name: str) -> SetEvaluator:
     if setting.config is None:
         raise ValueError(f"dense:{name} changes the last block of a run of this package: give it a checkpoint")
     data, config = open_readout_set(dataset, setting.sets), setting.config
-    chosen = chosen or default_readout(config)
+    chosen = chosen if chosen in READOUTS else default_readout(config)
     how = setup(dataset, chosen, data.classes)
     function = functools.cache(  # compiled once for all sets of weights
         lambda: readout_encoder(build_networks(config).only(*PARTS), config, chosen)

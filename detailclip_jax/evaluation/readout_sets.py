@@ -63,6 +63,7 @@ KINDS = {
 }
 STICKERS = "stickers"
 NAMES = (STICKERS, *KINDS)
+DEFAULT = "default"  # in the place of a read-out
 
 
 class Relabelled:
@@ -80,7 +81,7 @@ class Relabelled:
 
 
 def split_name(name: str) -> tuple[str, str | None]:
-    """Set and read-out of "voc20:naclip"; None if no read-out is named.
+    """Set and read-out of "voc20:naclip", which may be DEFAULT; None if no read-out is named.
 
     split_name("folder:/data/mine:gem") == ("folder:/data/mine", "gem")
 
@@ -88,11 +89,11 @@ def split_name(name: str) -> tuple[str, str | None]:
     """
     if name.startswith(FOLDER):
         path, _, last = name.rpartition(":")
-        return (path, last) if last in READOUTS and path != FOLDER[:-1] else (name, None)
+        return (path, last) if last in (*READOUTS, DEFAULT) and path != FOLDER[:-1] else (name, None)
     dataset, _, readout = name.partition(":")
     if dataset not in NAMES:
         raise ValueError(f"{unknown('set of dense', dataset, NAMES)}, or {FOLDER}PATH")
-    if readout:
+    if readout and readout != DEFAULT:
         check_readout(readout)
     return dataset, readout or None
 

@@ -224,7 +224,7 @@ def run_tasks(
     def make(task: Task) -> SetEvaluator:
         return dataclasses.replace(KINDS[task.kind].build(setting, task.dataset), embedder=embedder)
 
-    chosen = with_readouts(tasks, subject.readouts)
+    chosen = with_readouts(tasks, subject.readouts, subject.default_readouts)
     evaluators = {str(task): functools.partial(make, task) for task in chosen}  # this call runs each once
     results = Results(out, subject.digests, write=bool(out) and jax.process_index() == 0)
     outcome = Outcome([], {}, {}, {}, [], subject, printed[compare])

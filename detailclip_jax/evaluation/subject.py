@@ -16,6 +16,7 @@ from detailclip_jax.evaluation.embedder import Tokenize
 from detailclip_jax.evaluation.evaluator import JOINT
 from detailclip_jax.inference import model as inference
 from detailclip_jax.inference import readout_choice
+from detailclip_jax.inference.readout_maps import default_readout
 from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.training import ema
@@ -52,6 +53,7 @@ class Subject(NamedTuple):
     method: str = ""
     config: ConfigDict | None = None
     readouts: Sequence[str] = ()  # of a task of dense that names none
+    default_readouts: Sequence[str] = ()  # of one that names the default
 
     def digest_of(self, params: Params) -> str | None:
         """The digest of one of the sets of weights; None for others."""
@@ -68,8 +70,8 @@ def from_checkpoint(
 
     `which` selects from "student" and "ema"; the default is all of `weights_of`. `step` defaults to the newest
     checkpoint. `preprocess` overrides fields of this group of the config. Its `readouts` are those that were the best
-    for its weights, all if they were not compared for each of them. Raises FileNotFoundError, ValueError for
-    missing weights, and CheckpointError for an unreadable checkpoint.
+    for its weights, all if they were not compared for each of them; then `default_readouts` has that of the method.
+    Raises FileNotFoundError, ValueError for missing weights, and CheckpointError for an unreadable checkpoint.
     """
     model = inference.load(workdir, step=step, preprocess=preprocess)
     there = weights_of(model.variables["params"], model.variables["ema_params"])
@@ -78,7 +80,7 @@ def from_checkpoint(
         name: dataclasses.replace(model, params=params, weights=name).fingerprint for name, params in chosen.items()
     }
     choices = [readout_choice.read(workdir, model.step, name) for name in chosen]
-    readouts = dict.fromkeys(choice.readout for choice in choices if choice) if all(choices) else READOUTS
+    best = tuple(dict.fromkeys(choice.readout for choice in choices if choice)) if all(choices) else ()
     everywhere, config = meshes.replicated(meshes.make_mesh()), model.config
     return Subject(
         name=str(workdir),
@@ -90,7 +92,8 @@ def from_checkpoint(
         step=model.step,
         method=config.method,
         config=config,
-        readouts=tuple(readouts),
+        readouts=best or tuple(READOUTS),
+        default_readouts=best or (default_readout(config),),
     )
 
 

@@ -108,7 +108,7 @@ def table(
             label(key) + pooling_of(key[2], {metric for *task, metric in measured if tuple(task) == key[:2]}),
             *(percent(of[w]) if w in of else "" for w in weights),
             *(_percent_or_blank(theirs[title].get(key)) for title in shown),
-            *_judged(next(iter(of.values()))),
+            *judged(next(iter(of.values()))),
         ]
         for key, of in measured.items()
     ]
@@ -129,7 +129,8 @@ def percent(r: Record) -> str:
     return f"{100 * r['value']:.1f}{interval}"
 
 
-def _judged(r: Record) -> list[str]:
+def judged(r: Record) -> list[str]:
+    """Chance and number of examples, as in the tables."""
     short = f" of {r['expected']:,}" if counts_images(r) and r["expected"] not in (None, r["n"]) else ""
     n = size_text(r["n"], r["n_train"]) + short
     return ["" if r["chance"] is None else f"{100 * r['chance']:.2f}", n]
@@ -206,7 +207,7 @@ def details(records: Sequence[Record]) -> list[str]:
             *(r[name] for name in ("task", "dataset", "metric", "weights")),
             f"{100 * r['value']:.2f}",
             "" if r["low"] is None else f"{100 * r['low']:.2f}-{100 * r['high']:.2f}",
-            *_judged(r),
+            *judged(r),
             *("" if r[name] is None else str(r[name]) for name in ("protocol", "fingerprint", "step")),
         ]
         for r in in_order(records)

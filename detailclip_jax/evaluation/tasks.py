@@ -25,6 +25,7 @@ from detailclip_jax.evaluation.evaluation_sets import (
     LONG,
     NEW_PAIRS,
     ON_WHITE,
+    POOLED,
     STICKERS,
     STYLE,
     Sets,
@@ -36,7 +37,7 @@ from detailclip_jax.evaluation.evaluation_sets import (
 )
 from detailclip_jax.evaluation.evaluator import Kind, SetEvaluator, Setting
 from detailclip_jax.evaluation.protocols import PROTOCOLS
-from detailclip_jax.evaluation.readout_sets import spelled_out, split_name
+from detailclip_jax.evaluation.readout_sets import DEFAULT, spelled_out, split_name
 from detailclip_jax.evaluation.retrieval import retrieval
 from detailclip_jax.evaluation.zero_shot import zero_shot
 from detailclip_jax.runtime.errors import unknown
@@ -108,7 +109,11 @@ GROUPS = {
         "zero_shot:stickers,stickers_style;retrieval:stickers,stickers_pairs,stickers_style,stickers_long;"
         "choice:stickers;knn:stickers;linear:stickers;kept_objects:stickers;segmentation:stickers"
     ),
-    "detail": f"retrieval:{','.join(known.name for known in LONG_CAPTIONS)};choice:all",
+    "detail": (
+        f"choice:stickers,all,{','.join(POOLED)};"
+        f"retrieval:{','.join([LONG, *(known.name for known in LONG_CAPTIONS)])};"
+        "dense:all:default;box_class:all"
+    ),
     "paper": "zero_shot:paper;retrieval:paper",
 }
 
@@ -131,8 +136,8 @@ def parse(text: str, sets: Sets) -> list[Task]:
 
     An entry is KIND:SET,SET,... or a group ("paper", "stickers", "detail"). As a set, "paper" means the paper's sets
     and "all" all known sets. A set of "dense" may name its read-out: "dense:voc20:gem"; "dense:voc20:all" takes each,
-    and `with_readouts` names those of a set without one. Raises ValueError with the nearest names for an unknown kind,
-    set or read-out.
+    "dense:voc20:default" that of the checkpoint, and `with_readouts` names the latter and those of a set without one.
+    Raises ValueError with the nearest names for an unknown kind, set or read-out.
     """
     tasks = [task for entry in filter(None, (p.strip() for p in text.split(";"))) for task in _parse_entry(entry, sets)]
     if not tasks:
@@ -140,12 +145,16 @@ def parse(text: str, sets: Sets) -> list[Task]:
     return list(dict.fromkeys(tasks))
 
 
-def with_readouts(tasks: Iterable[Task], readouts: Sequence[str]) -> list[Task]:
-    """The same tasks, each once; one of "dense" without a read-out becomes one for each of `readouts`."""
+def with_readouts(tasks: Iterable[Task], readouts: Sequence[str], default: Sequence[str] = ()) -> list[Task]:
+    """The same tasks, each once; one of "dense" without a read-out becomes one for each of `readouts`.
+
+    One with the read-out DEFAULT becomes one for each of `default`.
+    """
     every: list[Task] = []
     for task in tasks:
-        is_whole = task.kind != "dense" or not readouts or split_name(task.dataset)[1]
-        every += [task] if is_whole else [task._replace(dataset=f"{task.dataset}:{readout}") for readout in readouts]
+        dataset, named = split_name(task.dataset) if task.kind == "dense" else (task.dataset, "")
+        chosen = {None: readouts, DEFAULT: default}.get(named, ())
+        every += [task._replace(dataset=f"{dataset}:{readout}") for readout in chosen] or [task]
     return list(dict.fromkeys(every))
 
 

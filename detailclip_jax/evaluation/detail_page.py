@@ -1,0 +1,77 @@
+"""The page of `evaluate --tasks=detail`: what a model tells apart in detail, beside the published numbers of it."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from detailclip_jax.evaluation import paper
+from detailclip_jax.evaluation.results import Outcome
+from detailclip_jax.evaluation.tables import WEIGHTS, by_measurement, gaps, general_note, judged, name_of, percent
+from detailclip_jax.evaluation.tasks import KINDS
+from detailclip_jax.runtime import markdown as markdown_table
+from detailclip_jax.runtime.files import replace_text
+from detailclip_jax.training import checkpoint
+
+FILE = "detail.md"  # in the folder of the results
+SECTIONS = {
+    "choice": "Which caption fits",
+    "retrieval": "Long captions",
+    "dense": "Words on patches",
+    "box_class": "Boxes",
+}
+LEFT_OUT = ("_r5", "_r10", "mean_accuracy", "pixel_accuracy")  # ends of metrics: the page has the main ones
+ABSENT = "absent"
+
+
+def write(out: Path, outcome: Outcome) -> Path:
+    """Writes the page into a folder; returns its path."""
+    replace_text(out / FILE, markdown(outcome))
+    return out / FILE
+
+
+def markdown(outcome: Outcome) -> str:
+    """The text of the page: the model, a table for each kind of task, and the sets that are missing."""
+    subject, records = outcome.subject, outcome.records
+    origins = checkpoint.origins_of(subject.name, subject.step)
+    own = next((origin for origin in origins if "field" not in origin), None)  # else only the start of a run
+    printed = paper.printed_of(own["repository"]) if own else {}
+    lines = [f"# Detail: {own['name'] if own else subject.name}", ""]
+    if own:
+        lines += [f"Revision {own['revision']}, licence {own.get('licence', 'unknown')}.", ""]
+    lines += [f"Method {subject.method}, step {subject.step:,}, images of {subject.transform.size} px.", ""]
+    lines += [general_note(records), ""]
+    if own and not printed:
+        lines += ["No published numbers of this model on these sets are known to this package.", ""]
+    if printed:
+        lines += [f"Published: a number of this model from the source beside it; {ABSENT}: none is known.", ""]
+    for task, title in SECTIONS.items():
+        lines += [f"## {title}", "", *section(outcome, task, printed), ""]
+    lines += gaps(outcome)
+    if outcome.missing:
+        lines += ["## Sets that are not on this disk", "", *missing_sets(outcome.missing), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def section(outcome: Outcome, task: str, printed: paper.Numbers) -> list[str]:
+    """The table of a kind of task, and the note on it; says so where nothing was measured."""
+    records = [r for r in outcome.records if r["task"] == task and not r["metric"].endswith(LEFT_OUT)]
+    if not records:
+        return ["Nothing was measured."]
+    weights = list(dict.fromkeys(r["weights"] for r in records))
+    head = ["", *(WEIGHTS.get(name, name) for name in weights), "chance", "n"]
+    rows = [head + ["published", "source"] * bool(printed)]
+    for key, of in by_measurement(records).items():
+        number, source = printed.get(key, (None, ""))
+        published = [ABSENT if number is None else f"{number:.1f}", source] if printed else []
+        scores = [percent(of[name]) if name in of else "" for name in weights]
+        rows.append([name_of(key).removeprefix(f"{task} "), *scores, *judged(next(iter(of.values()))), *published])
+    return [*markdown_table.table(rows), "", KINDS[task].note]
+
+
+def missing_sets(missing: Mapping[str, str]) -> Iterator[str]:
+    """Yields a line for each way to get sets, with the tasks that need them."""
+    tasks: dict[str, list[str]] = {}
+    for task, message in missing.items():
+        first, *ways = message.splitlines()
+        tasks.setdefault(" or ".join(way.strip() for way in ways) or first, []).append(task)
+    for way, names in tasks.items():
+        yield f"- {', '.join(names)}: {way}"
