@@ -194,8 +194,12 @@ def test_a_method_that_pools_images_chooses_by_the_image_pooled_by_each_caption(
 
 def test_the_group_detail_runs_what_is_there_and_says_what_is_missing(tmp_path):
     tasks = [str(task) for task in parse("detail", Sets(tmp_path))]
-    assert tasks[:5] == [f"retrieval:{name}" for name in ("urban1k", "dci", "docci", "iiw400", "sharegpt4v1k")]
-    assert tasks[5:] == [f"choice:{name}" for name in parse_names()]
+    assert [task for task in tasks if task.startswith("choice")] == [
+        f"choice:{name}" for name in ("stickers", *parse_names(), "fg_ovd:roi")
+    ]
+    long = ("stickers_long", "urban1k", "dci", "docci", "iiw400", "sharegpt4v1k")
+    assert [task for task in tasks if task.startswith("retrieval")] == [f"retrieval:{name}" for name in long]
+    assert tasks[-3:] == ["dense:cityscapes:default", "box_class:coco", "box_class:lvis"]
     for task in parse("choice:all", Sets(tmp_path)):
         with pytest.raises(MissingData, match="Do this"):
             choice(Setting(Embedder(None, tokenize), Sets(tmp_path), SQUARE), task.dataset)

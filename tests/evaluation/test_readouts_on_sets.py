@@ -251,6 +251,8 @@ def test_names_of_sets_and_read_outs():
     every = ["dense:stickers:plain", "dense:stickers:gem", "dense:voc21:gem", "zero_shot:stickers"]
     assert list(map(str, named)) == every
     assert tasks.with_readouts(asked, ()) == asked, "a model of another library"
+    of_default = tasks.with_readouts(tasks.parse("dense:voc21:default,stickers", Sets()), ("plain",), ("gem",))
+    assert list(map(str, of_default)) == ["dense:voc21:gem", "dense:stickers:plain"]
 
 
 def test_help_names_every_set_and_read_out():
