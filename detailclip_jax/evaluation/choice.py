@@ -63,8 +63,8 @@ def choice(setting: Setting, name: str) -> SetEvaluator:
 
 def pooled_choice(setting: Setting, name: str) -> SetEvaluator:
     """The accuracy of choices by features of the whole image, pooled in the box that the captions are about."""
-    choices, embedder = setting.sets.choices(POOLED[name]), setting.embedder
     check_pooling(setting, f"choice:{name}")
+    choices, embedder = setting.sets.choices(POOLED[name]), setting.embedder
     boxes = boxes_of(choices)
 
     def run(params: Params) -> Measured:
