@@ -39,7 +39,6 @@ from detailclip_jax.config.controls import CONTROLS
 from detailclip_jax.config.data_path import check_path_is_read
 from detailclip_jax.config.settings import Change, parse_setting, set_fields, split_list
 from detailclip_jax.config.sizes import images_of_batches, mean_batch_size
-from detailclip_jax.data import pipeline
 from detailclip_jax.data.caption_rules import reset_num_captions
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
@@ -471,6 +470,8 @@ def is_measured(config: ConfigDict, workdir: Path, names: Sequence[str]) -> bool
 
 def training_seconds(workdir: Path) -> float:
     """Computes the training time from the speeds in the log, over all restarts; without compiling and evaluation."""
+    from detailclip_jax.data import pipeline  # imports grain: --help needs none
+
     config = run_config.read(workdir / "config.json")
     speeds = {line["step"]: line["images_per_second"] for line in read_lines(workdir / "metrics.jsonl")}
     steps = sorted(speeds)
