@@ -1,4 +1,27 @@
-"""The methods, one file each: a function from a config to a `Method`."""
+"""The methods, one file each: a function from a config to a `Method`.
+
+| method | teacher sees | hidden patches | student sees | losses |
+|---|---|---|---|---|
+| clip, siglip, flair | - | - | all patches | clip, sigmoid, flair |
+| dinotxt | - | - | all patches, then two new blocks | clip |
+| superclip, beta | - | - | all patches | clip, token_set or beta |
+| cosmos | all patches, captions | - | all patches, local crops | clip, cross |
+| slip | - | - | clean view, two views | clip, simclr |
+| maskclip | all patches | random .75, dropped | all patches, the kept ones | clip, patch |
+| aclip | enclosing view | lowest attention, at the student's box, dropped | the kept patches | clip, simclr, byol |
+| detailclip | all patches | lowest attention, dropped | the kept patches | clip, cls, patch, reconstruction |
+| mae | - | random .75, dropped | the kept patches | reconstruction |
+| dino | all patches | - | all patches, local crops | cls |
+| ibot, attmask | all patches | blocks, highest attention; replaced | with mask tokens, local crops | cls, patch |
+| silc | all patches | - | whole image, two views, local crops | clip, cls |
+| tips, tipsv2 | all patches | random .75, replaced | all patches, with mask tokens, local crops | clip, cls, patch |
+| siglip2 | all patches | random .5, replaced | whole image, with mask tokens, local crops | sigmoid, cls, patch |
+| supervised | - | - | all patches | labels |
+
+By option the teacher of detailclip sees an enclosing view too. The teacher of tipsv2 is the student's encoder, and its
+patch loss is over all patches. An enclosing view is a larger crop around the student's. A clean view and the whole
+image (squashed) serve the loss with the caption alone. Hidden patches are dropped, or replaced by a trained mask token.
+"""
 
 import dataclasses
 from collections.abc import Container, Iterable
