@@ -185,7 +185,8 @@ def make_views(image: views.Opened, stream: Stream, watch: Stopwatch, rng: np.ra
 
     Native images have the number of patches of the first batch.
     """
-    crops, native = stream.crops, stream.native.at(0) if stream.native else None
+    crops, kind = stream.crops, stream.native.of(0) if stream.native else None
+    native = (kind.patch_size, kind.num_patches) if kind else None
     stacked_views: dict[str, Any] = {}
     with watch.stage("crop"):
         boxes = views.draw_boxes(image.height, image.width, crops, rng)

@@ -11,6 +11,7 @@ from detailclip_jax.benchmarks import data_rate
 from detailclip_jax.benchmarks.data_rate import STAGES, Stopwatch, SyntheticImages
 from detailclip_jax.data import views
 from detailclip_jax.data.decoding import decode
+from detailclip_jax.data.native import Kinds
 from detailclip_jax.data.pipeline import Stream
 from detailclip_jax.data.sources import BadRecord
 from detailclip_jax.data.tokenizer import Tokenizer
@@ -61,6 +62,12 @@ def test_views_are_the_pipeline_s():
             boxes = {name: [tuple(box) for box in theirs["box"][name].astype(int).tolist()] for name in CROPS}
             reduced.add(views.reduction_for(boxes, CROPS, stream.reducing_gap) >= 2)
     assert reduced == {False, True}
+
+
+def test_native_images_are_timed_with_the_size_of_the_first_batch():
+    stream = Stream(SMALL, CROPS, Tokenizer(8), native=Kinds((16,), ((12, 4),), seed=0))
+    ours = data_rate.prepare_one(stream, 0, Stopwatch(), np.random.default_rng(0))
+    assert ours["large"].patches.shape[1:] == (12, 16 * 16 * 3)
 
 
 def test_every_stage_is_timed_and_nothing_twice():
