@@ -7,9 +7,17 @@
 
 TASKS is a list separated by semicolons, each entry KIND:SET,SET,... (quote it, because the shell splits at ;):
 
-{kinds}
+  zero_shot    classify an image by the class whose prompts have the nearest embedding
+  retrieval    find an image's captions among all captions, and images by captions (R@1, R@5, R@10)
+  choice       choose the caption that fits an image, or a box of it, among a few
+  box_class    classify boxes by features of the whole image that are pooled in them: coco, lvis
+  knn          k nearest neighbours in the training split, on the class token
+  linear       logistic regression on the class token, fitted on the training split
+  kept_objects only on stickers: patches of high attention that touch an object
+  segmentation only on stickers: linear segmentation of the patch tokens
+  dense        training-free segmentation by class names, as SET or SET:READOUT, see below
 
-  stickers   as a task: {on_stickers}
+  stickers   as a task: zero_shot, retrieval, choice, knn, linear, kept_objects, segmentation
              on the embedded scenes, no download.  As sets: stickers, stickers_pairs (pairs of nouns that do not occur
              together in training; retrieval), stickers_style (another artist's drawings, see --style), stickers_white
              (one drawing on plain white; not for retrieval), stickers_long (captions of several sentences; retrieval)
@@ -18,7 +26,8 @@ TASKS is a list separated by semicolons, each entry KIND:SET,SET,... (quote it, 
   detail     as a task: which caption fits, long captions, words on patches and boxes, on stickers and on the sets that
              are in --data-dir; writes the page OUT/detail.md, with the numbers published for the model beside
 
-Sets of choice: stickers, {choices}.
+Sets of choice: stickers, winoground, sugarcrepe, sugarcrepe_pp, mmvp_vlm, aro_relation, aro_attribution,
+      aro_coco_order, aro_flickr_order, fg_ovd.
 
 dense:SET:READOUT compares class names with patch features after a change to the last block.  Read-outs: plain,
 maskclip, maskclip_bare, sclip, naclip, clearclip, gem, tips.  SET:all compares them, and so does SET alone as long as
@@ -27,7 +36,10 @@ visualize and Model.dense take.  SET:default takes it too, and before that nacli
 voc20, voc21, context59, context60, coco_object, coco_stuff171, ade150, cityscapes (docs/evaluation.md lists their
 folders), or folder:PATH with images/val, masks/val and classes.txt.
 
-Sets: {sets}
+Sets: imagenet, sun397, aircraft, dtd, pets, flowers, gtsrb, mnist, stl10, kitti_distance, country211, patch_camelyon,
+      clevr_counts, rendered_sst2, food101, cifar10, cifar100, birdsnap, cub200, hateful_memes,
+      kinetics700_frames, ucf101_frames, resisc45, eurosat, fer2013, caltech101, cars, voc2007, coco, flickr30k,
+      urban1k, dci, docci, iiw400, sharegpt4v1k
 or any folder of class folders: by its name in --data-dir, or folder:PATH.  DIR/test/CLASS/*.jpg and
 DIR/train/CLASS/*.jpg are its splits (val, validation and dev count as test); DIR/CLASS/*.jpg alone is a test split.
 
@@ -47,7 +59,6 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,21 +72,13 @@ if TYPE_CHECKING:
 
 DETAIL = "detail"  # the group of tasks that has a page
 OUT = "evaluation"  # subfolder of the workdir; the step is appended
+PROTOCOLS = "slip", "clip_benchmark"  # those of evaluation.protocols, whose import takes seconds
 KEPT = "what was measured is kept, and the same command continues from there"
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
-    from detailclip_jax.data.labelled import CHOICES, KNOWN
-    from detailclip_jax.evaluation.protocols import PROTOCOLS
-    from detailclip_jax.evaluation.tasks import GROUPS, KINDS
-
-    sets = textwrap.fill(", ".join(KNOWN), 112, subsequent_indent="      ")
-    choices = textwrap.fill(", ".join(CHOICES), 112, initial_indent=" " * 26, subsequent_indent="      ").strip()
-    kinds = "\n".join(f"  {name:<13}{kind.about}" for name, kind in KINDS.items())
-    on_stickers = ", ".join(entry.partition(":")[0] for entry in GROUPS["stickers"].split(";"))
-    shown = (__doc__ or "").format(sets=sets, kinds=kinds, choices=choices, on_stickers=on_stickers)
-    command = flags.parser("evaluate", shown)
+    command = flags.parser("evaluate", __doc__)
     add = command.add_argument
     flags.add_checkpoint(command)
     add("--tasks", default="stickers", metavar="TASKS", help="what to measure, see above (default: stickers)")

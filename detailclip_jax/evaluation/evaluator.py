@@ -93,13 +93,11 @@ class Kind(NamedTuple):
     build: (setting, set) -> the evaluator. Raises MissingData, and ValueError for a set that it cannot use.
     sets: (kind, name, Sets) -> the sets that a name in `--tasks` stands for. Raises ValueError for a name that the kind
         does not know.
-    about: the line of `evaluate --help`.
     note: a sentence for the end of the tables.
     example: a set, for messages.
     """
 
     build: Callable[[Setting, str], SetEvaluator]
     sets: Callable[[str, str, Sets], Sequence[str]]
-    about: str
     note: str
     example: str = "pets"

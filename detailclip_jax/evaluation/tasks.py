@@ -46,20 +46,17 @@ KINDS = {
     "zero_shot": Kind(
         zero_shot,
         with_classes,
-        "classify an image by the class whose prompts have the nearest embedding",
         "Zero-shot: a class is the mean of its prompts' normalised embeddings, normalised again.",
     ),
     "retrieval": Kind(
         retrieval,
         with_captions,
-        "find an image's captions among all captions, and images by captions (R@1, R@5, R@10)",
         "Retrieval: no prompt; images with identical captions count as correct for each other.",
         example="coco",
     ),
     "choice": Kind(
         choice.choice,
         with_choices,
-        "choose the caption that fits an image, or a box of it, among a few",
         "Choice: the caption nearest to the image; chance is that of random scores. On stickers, a text side that "
         "ignores the order of words reaches 100 for object and count, and 50 for attribute, side and size.",
         example="sugarcrepe",
@@ -67,39 +64,33 @@ KINDS = {
     "box_class": Kind(
         box_class,
         with_boxes,
-        "classify boxes by features of the whole image that are pooled in them: coco, lvis",
         "Box classes: patches of the value read-out, pooled in each box (RoIAlign) of the squashed image.",
         example="coco",
     ),
     "knn": Kind(
         frozen_features.nearest_neighbours,
         with_classes,
-        "k nearest neighbours in the training split, on the class token",
         "k-NN: class token, cosine similarity, temperature 0.07, weighted vote of the training split.",
     ),
     "linear": Kind(
         frozen_features.linear,
         with_classes,
-        "logistic regression on the class token, fitted on the training split",
         "Linear: logistic regression on the frozen class token, C selected on a fifth of the training split.",
     ),
     "kept_objects": Kind(
         kept_objects.kept_objects,
         with_masks,
-        "only on stickers: patches of high attention that touch an object",
         "Kept patches: share that touches an object, of the patches with the highest CLS attention; chance: of all "
         "patches.",
     ),
     "segmentation": Kind(
         linear_segmentation.segmentation,
         with_masks,
-        "only on stickers: linear segmentation of the patch tokens",
         "Segmentation: ridge regression from frozen patch features to classes.",
     ),
     "dense": Kind(
         readout_scores.readout,
         lambda kind, name, sets: spelled_out(name),
-        "training-free segmentation by class names, as SET or SET:READOUT, see below",
         "Dense: class names compared with patch features, without training; the interval resamples images.",
         example="stickers:naclip",
     ),

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ import detailclip_jax
 from detailclip_jax import evaluate as command
 from detailclip_jax import evaluation
 from detailclip_jax.data import labelled
-from detailclip_jax.evaluation import paper, results
+from detailclip_jax.evaluation import paper, protocols, results, tasks
 from detailclip_jax.evaluation.embedder import Embedder
 from detailclip_jax.evaluation.protocols import slip
 from detailclip_jax.runtime import errors
@@ -322,7 +323,15 @@ def test_a_row_without_text_leaves_out_what_needs_it(tmp_path, data, capsys):
     assert {r["task"] for r in records(tmp_path / "out")} == {"knn"}
 
 
-def test_help_names_every_set_and_option(capsys):
+def test_help_names_every_kind_set_and_option(capsys):
+    """It is written out, so that --help imports none of them."""
     assert command.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in (*labelled.KNOWN, "stickers_pairs", "--num-examples"))
+    listed = lambda start: text.partition(start)[2].partition("\n\n")[0].partition("\nor any")[0].strip(".")
+    names = lambda start: [name.strip(" .") for name in listed(start).replace("\n", " ").split(",")]
+    assert names("\nSets of choice: ") == ["stickers", *labelled.CHOICES] and names("\nSets: ") == [*labelled.KNOWN]
+    kinds = re.findall(r"^  (\w+) +\S", listed("splits at ;):\n\n"), re.MULTILINE)
+    assert kinds == [*tasks.KINDS]
+    of_stickers = [entry.partition(":")[0] for entry in tasks.GROUPS["stickers"].split(";")]
+    assert f"as a task: {', '.join(of_stickers)}\n" in text
+    assert command.PROTOCOLS == protocols.PROTOCOLS and "--num-examples" in text
