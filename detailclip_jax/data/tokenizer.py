@@ -13,7 +13,6 @@ import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
 
-import ftfy
 import numpy as np
 import regex
 from jaxtyping import Int32
@@ -37,6 +36,8 @@ def clean(text: str) -> str:
 
     clean("  Caf&amp;eacute;\\n ") == "café"
     """
+    import ftfy  # brings large tables, which --help of a command does not need
+
     text = _unescape(_unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
 
