@@ -300,8 +300,9 @@ def test_missing_config_file_like_no_other_lists_those_there_are(monkeypatch, pa
 
 def test_outside_of_a_checkout_the_bundled_config_files_are_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert find("stickers") == find("configs/stickers.py") == ROOT / "configs/stickers.py"
-    assert find("baselines/slip") == ROOT / "configs/baselines/slip.py"
+    configs = config_files.bundled_folder()
+    assert find("stickers") == find("configs/stickers.py") == configs / "stickers.py"
+    assert find("baselines/slip") == configs / "baselines/slip.py"
     assert load("stickers:method=clip").method == "clip"
     with pytest.raises(FileNotFoundError, match=r"unknown config file 'sticker'; did you mean 'configs/stickers.py'"):
         load("sticker")
