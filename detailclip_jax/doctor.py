@@ -21,7 +21,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -138,8 +138,18 @@ def requirements(package: str = "detailclip_jax") -> dict[str, list[str]]:
     return {"": _missing(always)} | {name: _missing(set(by_extra[name]) - set(always)) for name in extras}
 
 
-def _missing(wanted: Any) -> list[str]:
-    return sorted(problem for r in wanted if (problem := _problem(r)))
+def _missing(wanted: Iterable[Requirement]) -> list[str]:
+    return sorted({problem for r in wanted for each in (r, *_of_extras(r)) if (problem := _problem(each))})
+
+
+def _of_extras(requirement: Requirement) -> list[Requirement]:
+    """Returns what the extras of an installed package need: the plugins for "cuda12" of "jax[cuda12]"."""
+    try:
+        needs = [Requirement(text) for text in importlib.metadata.requires(requirement.name) or []]
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    extras = [{"extra": name} for name in requirement.extras]
+    return [r for r in needs if (m := r.marker) and not m.evaluate({"extra": ""}) and any(map(m.evaluate, extras))]
 
 
 def _problem(requirement: Requirement) -> str:

@@ -51,6 +51,13 @@ def test_a_requirement_is_met_missing_or_of_another_version():
     assert doctor._problem(Requirement("no-such-package-here")) == "no-such-package-here"
 
 
+def test_an_extra_of_a_package_needs_its_packages_too(monkeypatch):
+    needs = {"numpy": ['absent-plugin; extra == "gpu"', 'other; extra == "dev"', "scipy"]}
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: needs.get(name))
+    assert doctor._missing([Requirement("numpy[gpu]>=1.0")]) == ["absent-plugin"]
+    assert doctor._missing([Requirement("numpy>=1.0")]) == []
+
+
 def test_extras_are_told_from_what_is_always_needed(monkeypatch):
     given = [
         "numpy>=1.0",
