@@ -73,10 +73,10 @@ def probe(vectors: Float[np.ndarray, "n D"], places: Int[np.ndarray, "n 2"], sig
     A scene is right if `sign * vector @ (probe[first place] - probe[second place])` is positive.
     """
     x = jnp.asarray((vectors - vectors.mean(0)) / (vectors.std(0) + 1e-6) / np.sqrt(vectors.shape[1]))
-    half, optimizer = len(x) // 2, optax.adam(RATE)
+    half, optimizer, sides = len(x) // 2, optax.adam(RATE), jnp.asarray(signs)
 
     def scores(probes: Float[Array, "P D"], rows: slice) -> Float[Array, " m"]:
-        return signs[rows] * ((probes[places[rows, 0]] - probes[places[rows, 1]]) * x[rows]).sum(1)
+        return sides[rows] * ((probes[places[rows, 0]] - probes[places[rows, 1]]) * x[rows]).sum(1)
 
     def loss(probes: Float[Array, "P D"]) -> Float[Array, ""]:
         return jax.nn.softplus(-scores(probes, slice(half))).mean() + DECAY * (probes**2).sum()
