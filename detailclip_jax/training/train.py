@@ -81,17 +81,15 @@ def train(run: Run) -> int:
         enter(enough_memory(task.less_memory))
         enter(explained(checkpoints))
 
-        if restored := checkpoints.restore(run.experiment.state_shapes):
-            state, start, counted = restored.state, restored.step, restored.data
-            origins = restored.run.get("origins", [])
+        if saved := checkpoints.restore(run.experiment.state_shapes):
+            state, start, counted, origins = saved.state, saved.step, saved.data, saved.run.get("origins", [])
             console.say(f"resuming from the checkpoint of step {start}")
-            for warning in changes_of_data(run, restored):
+            for warning in changes_of_data(run, saved):
                 console.warn(warning)
         else:
             console.live("computing the initial state ...")
             with without_alarm():
-                state, start, counted = task.fresh(run), 0, {"examples": 0}
-            origins = started_from(config)
+                state, start, counted, origins = task.fresh(run), 0, {"examples": 0}, started_from(config)
         part_ended("initial state")
         if start < total:
             checkpoints.check_room(state)
