@@ -404,5 +404,7 @@ def test_run_all_on_a_real_method(tmp_path, monkeypatch, drawings):
     assert len(results) == 2 * (2 + 5 + 1 + 4 + 4 + 6 + 1 + 4)
     assert all(0 <= value <= 1 and value.low <= value <= value.high for value in results.values())
     assert all(results[name.replace("student", "ema")] == value for name, value in results.items())
-    text = run_report.write(tmp_path, results, config, step=0)
-    assert "zero-shot top-5" in text and "5.21" in text
+    short = run_report.write(tmp_path, results, config, step=0)
+    report = (tmp_path / "report.md").read_text()
+    assert "zero-shot top-5" in report and "5.21" in report
+    assert "zero-shot top-1" in short and "All 27 rows" in short and len(short) < len(report)

@@ -486,7 +486,7 @@ def test_a_part_of_a_set_shows_the_size_of_the_whole():
             ("segmentation", "miou"),
         )
     ]
-    assert [tables._judged(each)[1] for each in every] == ["400 of 500"] * 3 + ["400"] * 2
+    assert [tables.judged(each)[1] for each in every] == ["400 of 500"] * 3 + ["400"] * 2
 
 
 @pytest.mark.check
