@@ -7,10 +7,10 @@
 | side | "a frog above a camera" | "a frog below a camera" | "an owl above a camera" |
 | size | "a frog is larger than a camera" | "a frog is smaller than a camera" | "a frog is larger than a kite" |
 
-A statement of a side also has a unary form, which needs no order of words: "a frog at the top". In about half of these
-scenes the frog is alone, and the unary form is the only one. In scenes with a camera at the bottom, a place alone does
-not tell the true text: at first no gradient leads the encoders of images and texts towards it, and both stay blind. All
-kinds are equally frequent, numbers are uniform in statements of a count, and half of the scenes repeat a noun.
+A statement of a side also has a unary form, which needs no order of words: "a frog at the top". In about half of
+these scenes the frog is alone, and the unary form is the only one: there its place alone tells the true text. With a
+camera at the bottom of the same scene, the place tells it only together with the noun. All kinds are equally
+frequent, numbers are uniform in statements of a count, and half of the scenes repeat a noun.
 
 False texts have the distribution of true ones. An exchange and its reverse are proposed equally often, and a proposal
 is accepted with probability min(1, p(new) / p(old)), where p is the frequency of a statement among true ones. Within a
