@@ -108,7 +108,7 @@ def detection_figure(
     threshold: float = THRESHOLD,
     size: float = PANEL,
 ) -> Any:
-    """Draws images with boxes and masks, one row for each entry of `rows`, such as the ground truth or a checkpoint.
+    """Draws the boxes and masks of objects on images. Each entry of `rows` (ground truth, a checkpoint) is one row.
 
         detection_figure(images, {"ground truth": truth, "upernet": detected}, classes).savefig("detection.png")
 
