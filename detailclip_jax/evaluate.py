@@ -44,11 +44,12 @@ or any folder of class folders: by its name in --data-dir, or folder:PATH.  DIR/
 DIR/train/CLASS/*.jpg are its splits (val, validation and dev count as test); DIR/CLASS/*.jpg alone is a test split.
 
 Results are printed and written to OUT: results.jsonl (one object per number, with n, chance and interval), results.md,
-results.csv.  A set that is not on disk is listed with instructions to get it, and the others are evaluated; a task that
-fails does not stop the others.  The same command continues where it was stopped, with the embeddings of zero_shot,
-retrieval, knn and linear from OUT/embeddings.  Images are distributed over all devices, also over several processes:
-under SLURM or Open MPI 4, on a TPU pod with --distributed, or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-JAX_PROCESS_ID.  Exit status: 0; 1 if a task failed or nothing was measured; 2 for invalid usage.
+results.csv.  A set that is not on disk is listed with instructions to get it, a task that the model does not allow with
+the reason, and the others are evaluated; a task that fails does not stop the others.  The same command continues where
+it was stopped, with the embeddings of zero_shot, retrieval, knn and linear from OUT/embeddings.  Images are distributed
+over all devices, also over several processes: under SLURM or Open MPI 4, on a TPU pod with --distributed, or with
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.  Exit status: 0; 1 if a task failed or nothing was
+measured; 2 for invalid usage.
 """
 
 from detailclip_jax.runtime import start

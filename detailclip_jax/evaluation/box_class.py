@@ -13,7 +13,7 @@ PROTOCOL = "clip_benchmark"  # CLIP's 80 templates of ImageNet, and the names of
 
 def box_class(setting: Setting, name: str) -> SetEvaluator:
     """Top-1 and top-5 accuracy over all boxes of a set, the class embedding from 80 templates; see `box_features`."""
-    check_pooling(setting, f"box_class:{name}")
+    check_pooling(setting.config)
     found, embedder = setting.sets.boxes(name), setting.embedder
     task = zero_shot_task(PROTOCOL, f"{name} boxes", found.classes)
 

@@ -10,16 +10,19 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
+from ml_collections import ConfigDict
 
 from detailclip_jax import methods
 from detailclip_jax.data.labelled.boxes import BoxSet
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import Picked
 from detailclip_jax.evaluation.embedder import Embedder
-from detailclip_jax.evaluation.evaluator import Setting
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.methods.resample import box_weights
+from detailclip_jax.models.image_blocks import has_blocks
 from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.vit import Style
+from detailclip_jax.runtime.errors import NotApplicable
 from detailclip_jax.types import Array, Params
 
 AT_ONCE = 16  # boxes of an image that are pooled from one pass over it; one with more takes several
@@ -32,12 +35,15 @@ def box_features(networks: Networks, batch: Any, boxes: Float[Array, "M R 4"]) -
     return l2_normalise(jnp.einsum("brn,bne->bre", weights, maps, precision="highest"))
 
 
-def check_pooling(setting: Setting, task: str) -> None:
-    """Raises ValueError for a model of another library, and for a method that takes patches elsewhere by new blocks."""
-    if setting.config is None:
-        raise ValueError(f"{task} pools patches in boxes, which a model of another library does not give; import it")
-    if methods.build(setting.config).readout == "plain":
-        raise ValueError(f"{task} pools the encoder's own patches, which method {setting.config.method} does not use")
+def check_pooling(config: ConfigDict | None) -> None:
+    """Raises NotApplicable for a model whose value read-out has no place in the joint space."""
+    needs = "boxes are pooled from patches of the value read-out, each projected on its own"
+    if config is None:
+        raise NotApplicable(f"{needs}, which a model of another library does not give; import it")
+    if has_blocks(methods.build(config).networks):
+        raise NotApplicable(f"{needs}; {config.method} has blocks over all tokens in place of the projection")
+    if Style(**config.model.image_style).has_pool:
+        raise NotApplicable(f"{needs}; this model has an attention pool in place of the class token")
 
 
 def pooled_boxes(

@@ -63,7 +63,7 @@ def choice(setting: Setting, name: str) -> SetEvaluator:
 
 def pooled_choice(setting: Setting, name: str) -> SetEvaluator:
     """The accuracy of choices by features of the whole image, pooled in the box that the captions are about."""
-    check_pooling(setting, f"choice:{name}")
+    check_pooling(setting.config)
     choices, embedder = setting.sets.choices(POOLED[name]), setting.embedder
     boxes = boxes_of(choices)
 

@@ -45,17 +45,19 @@ def markdown(outcome: Outcome) -> str:
         lines += [f"Published: a number of this model from the source beside it; {ABSENT}: none is known.", ""]
     for task, title in SECTIONS.items():
         lines += [f"## {title}", "", *section(outcome, task, printed), ""]
-    lines += gaps(outcome)
+    lines += gaps(outcome._replace(left_out={}))  # the sections have them
     if outcome.missing:
         lines += ["## Sets that are not on this disk", "", *missing_sets(outcome.missing), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def section(outcome: Outcome, task: str, printed: paper.Numbers) -> list[str]:
-    """The table of a kind of task, and the note on it; says so where nothing was measured."""
+    """The table of a kind of task, the note on it, and what was not measured for this model, with the reason."""
     records = [r for r in outcome.records if r["task"] == task and not r["metric"].endswith(LEFT_OUT)]
+    left_out = {name: reason for name, reason in outcome.left_out.items() if name.startswith(f"{task}:")}
+    unmeasured = [f"Not measured ({', '.join(names)}): {reason}." for reason, names in by_reason(left_out).items()]
     if not records:
-        return ["Nothing was measured."]
+        return unmeasured or ["Nothing was measured."]
     weights = list(dict.fromkeys(r["weights"] for r in records))
     head = ["", *(WEIGHTS.get(name, name) for name in weights), "chance", "n"]
     rows = [head + ["published", "source"] * bool(printed)]
@@ -64,14 +66,20 @@ def section(outcome: Outcome, task: str, printed: paper.Numbers) -> list[str]:
         published = [ABSENT if number is None else f"{number:.1f}", source] if printed else []
         scores = [percent(of[name]) if name in of else "" for name in weights]
         rows.append([name_of(key).removeprefix(f"{task} "), *scores, *judged(next(iter(of.values()))), *published])
-    return [*markdown_table.table(rows), "", KINDS[task].note]
+    return [*markdown_table.table(rows), "", KINDS[task].note, *(line for each in unmeasured for line in ("", each))]
 
 
 def missing_sets(missing: Mapping[str, str]) -> Iterator[str]:
     """Yields a line for each way to get sets, with the tasks that need them."""
-    tasks: dict[str, list[str]] = {}
-    for task, message in missing.items():
-        first, *ways = message.splitlines()
-        tasks.setdefault(" or ".join(way.strip() for way in ways) or first, []).append(task)
-    for way, names in tasks.items():
+    lines = {task: message.splitlines() for task, message in missing.items()}
+    ways = {task: " or ".join(way.strip() for way in others) or first for task, (first, *others) in lines.items()}
+    for way, names in by_reason(ways).items():
         yield f"- {', '.join(names)}: {way}"
+
+
+def by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Groups names by their text."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name)
+    return names

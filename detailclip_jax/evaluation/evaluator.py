@@ -90,7 +90,8 @@ class Setting(NamedTuple):
 class Kind(NamedTuple):
     """A kind of evaluator.
 
-    build: (setting, set) -> the evaluator. Raises MissingData, and ValueError for a set that it cannot use.
+    build: (setting, set) -> the evaluator. Raises MissingData, ValueError for a set that it cannot use, and
+        NotApplicable for a model without the output that it measures.
     sets: (kind, name, Sets) -> the sets that a name in `--tasks` stands for. Raises ValueError for a name that the kind
         does not know.
     note: a sentence for the end of the tables.

@@ -39,7 +39,7 @@ from detailclip_jax.inference.readout_maps import ImageLayout, default_readout, 
 from detailclip_jax.methods import build_networks
 from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.runtime.devices import usable_cores
-from detailclip_jax.runtime.errors import Unmeasurable
+from detailclip_jax.runtime.errors import NotApplicable, Unmeasurable
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.types import Params
 
@@ -76,7 +76,7 @@ def readout(setting: Setting, name: str) -> SetEvaluator:
     """Training-free segmentation by a read-out, such as "voc20:naclip"."""
     dataset, chosen = split_name(name)
     if setting.config is None:
-        raise ValueError(f"dense:{name} changes the last block of a run of this package: give it a checkpoint")
+        raise NotApplicable("a read-out changes the last block of a run of this package: give --checkpoint")
     data, config = open_readout_set(dataset, setting.sets), setting.config
     chosen = chosen if chosen in READOUTS else default_readout(config)
     how = setup(dataset, chosen, data.classes)

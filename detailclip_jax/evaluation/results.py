@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
     records: list[Record]
     missing: dict[str, str]  # task -> the missing data, and how to get them
     failed: dict[str, str]  # task (and weights) -> the error
-    left_out: dict[str, str]  # task and weights -> the missing networks
+    left_out: dict[str, str]  # task (and weights) -> what the model lacks
     unreadable: list[str]  # images
     subject: Any
     paper_results: PaperResults

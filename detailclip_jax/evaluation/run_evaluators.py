@@ -40,7 +40,7 @@ from detailclip_jax.evaluation.results import Outcome, Results, record
 from detailclip_jax.evaluation.subject import Subject
 from detailclip_jax.evaluation.tasks import KINDS, USUAL, Task, entry_of, present, with_readouts
 from detailclip_jax.renamed import former_names
-from detailclip_jax.runtime.errors import EvaluatorError, Unmeasurable, unknown
+from detailclip_jax.runtime.errors import EvaluatorError, NotApplicable, Unmeasurable, unknown
 from detailclip_jax.runtime.processes import all_processes
 from detailclip_jax.runtime.progress import Console, Meter
 from detailclip_jax.types import Params
@@ -241,17 +241,19 @@ class Records:
         self.results, self.console, self.outcome = results, console, outcome
 
     def not_built(self, name: str, error: Exception) -> None:
-        """Records missing data, or the error of opening them."""
+        """Records missing data, what the model lacks, or the error of opening the data."""
         if isinstance(error, MissingData):
             self.outcome.missing[name] = str(error)
             self.console.say(f"{name}: data missing, skipped (instructions at the end)")
+        elif isinstance(error, NotApplicable):
+            self._leave_out(name, str(error))
         else:
             self._fail(name, error)
         self.write()
 
     def left_out(self, name: str, which: str, networks: Sequence[str]) -> None:
         """Records the networks that weights lack."""
-        self.outcome.left_out[f"{name} {which}"] = f"{self.outcome.subject.method} has no {', '.join(networks)}"
+        self._leave_out(f"{name} {which}", f"{self.outcome.subject.method} has no {', '.join(networks)}")
 
     def has(self, name: str, which: str, evaluator: Any) -> bool:
         """Whether the folder has results of these weights on the same data; they join the outcome."""
@@ -301,6 +303,10 @@ class Records:
             "digest": subject.digests[which],
             "method": subject.method,
         }
+
+    def _leave_out(self, label: str, reason: str) -> None:
+        self.outcome.left_out[label] = reason
+        self.console.say(f"{label}: not measured: {reason}")
 
     def _fail(self, label: str, error: Exception) -> None:
         """Records the error. The debug log (flag -v 1) holds its traceback."""

@@ -20,6 +20,7 @@ from detailclip_jax.data.workers import Prefetched
 from detailclip_jax.evaluation.evaluation_sets import draw_scenes, fingerprint
 from detailclip_jax.evaluation.evaluator import Measured, Setting
 from detailclip_jax.inference.batching import PaddedBatch, fill, valid_rows
+from detailclip_jax.runtime.errors import NotApplicable
 
 BATCH_SIZE = 250
 
@@ -40,13 +41,13 @@ def open_with_masks(
 
     `kind` is the evaluator's, for messages. `counts` are the scenes of each split; the last split is the evaluated one.
     Batches are drawn at the first call.
-    Raises ValueError for another set than stickers, and without a run of this package.
+    Raises ValueError for another set than stickers, and NotApplicable without a run of this package.
     """
     if name != "stickers":
         raise ValueError(f"{kind} needs images with exact object masks: use the set stickers, not {name}")
     config = setting.config
     if config is None:
-        raise ValueError(f"{kind} needs the patch tokens of a run of this package: give --checkpoint")
+        raise NotApplicable(f"{kind} needs the patch tokens of a run of this package: give --checkpoint")
     sources = draw_scenes(lambda: [scenes(config, split, count) for split, count in counts.items()])
     marks = "+".join(map(fingerprint, sources))
     data = LabelledSet(name, sources[-1], (), marks, len(sources[-1]))

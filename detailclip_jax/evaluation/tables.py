@@ -254,14 +254,14 @@ def markdown(records: Sequence[Record], outcome: Outcome) -> str:
 
 
 def gaps(outcome: Outcome) -> list[str]:
-    """Lists truncated texts, remarks, failed tasks, missing networks and unreadable images."""
+    """Lists truncated texts, remarks, failed tasks, tasks that the model does not allow, and unreadable images."""
     remarks = {f"{r['task']}:{r['dataset']} {r['weights']}": r["remark"] for r in outcome.records if r["remark"]}
     cut = {f"{r['task']}:{r['dataset']}": f"{r['truncated']:,}" for r in outcome.records if r.get("truncated")}
     sections = {
         "Texts cut to the context length of the model": cut,
         "Remarks": remarks,
         "Failed": outcome.failed,
-        "Not measured, network missing": outcome.left_out,
+        "Not measured for this model": outcome.left_out,
         "Unreadable images, skipped": dict.fromkeys(outcome.unreadable[:MAX_LISTED], ""),
     }
     return [line for heading, entries in sections.items() if entries for line in _listed(heading, entries)]

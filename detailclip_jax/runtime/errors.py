@@ -41,6 +41,10 @@ class Unmeasurable(ValueError):
     """
 
 
+class NotApplicable(ValueError):
+    """The model has no output that the task measures; the message says which. Raise it when a task is built."""
+
+
 CODES: tuple[tuple[type[BaseException], int], ...] = (
     (KeyboardInterrupt, INTERRUPTED),
     (RunError, RUN_ERROR),

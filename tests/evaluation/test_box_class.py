@@ -7,6 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from evaluation_data import write_checkpoint
 from PIL import Image
 from tiny import check_names, noise_state, tiny_config
 
@@ -14,13 +15,16 @@ from detailclip_jax.data.labelled import open_boxes
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.resizing import resize
 from detailclip_jax.data.sources import MissingData
+from detailclip_jax.evaluation import detail_page, from_checkpoint, run_tasks
 from detailclip_jax.evaluation.box_class import box_class
+from detailclip_jax.evaluation.box_features import check_pooling
 from detailclip_jax.evaluation.choice import choice
 from detailclip_jax.evaluation.embedder import Embedder
 from detailclip_jax.evaluation.evaluation_sets import Sets
 from detailclip_jax.evaluation.evaluator import Setting
 from detailclip_jax.evaluation.protocols import zero_shot_task
 from detailclip_jax.evaluation.tasks import parse
+from detailclip_jax.runtime.errors import NotApplicable
 from detailclip_jax.training import experiment, mesh
 
 NAMES = ("person", "traffic light", "cat", "dog", "hat", "cup", "kite")
@@ -210,5 +214,38 @@ def test_tasks_name_the_sets(tmp_path):
     assert tasks == ["box_class:coco", "box_class:lvis", "choice:fg_ovd:roi"]
     with pytest.raises(ValueError, match="unknown set of boxes 'coc'; did you mean 'coco'"):
         parse("box_class:coc", Sets(tmp_path))
-    with pytest.raises(ValueError, match="model of another library"):
-        box_class(setting(tmp_path)._replace(config=None), "coco")
+
+
+# models without the value read-out in the joint space
+
+
+def test_what_a_model_has_no_features_for_is_left_out_with_the_reason_and_no_failure(tmp_path):
+    objects(tmp_path)
+    fg_ovd(tmp_path)
+    subject = from_checkpoint(write_checkpoint(tmp_path / "run", "dinotxt"))
+    sets = Sets(tmp_path, subject.transform.size)
+    outcome = run_tasks(subject, parse("choice:fg_ovd,fg_ovd:roi;box_class:all", sets), sets)
+    assert outcome.exit_code == 0 and {r["dataset"] for r in outcome.records} == {"fg_ovd"}
+    assert list(outcome.left_out) == ["choice:fg_ovd:roi", "box_class:coco", "box_class:lvis"]
+    page = detail_page.markdown(outcome)
+    assert "\n## Boxes\n\nNot measured (box_class:coco, box_class:lvis): boxes are pooled from patches" in page
+    assert page.count("dinotxt has blocks over all tokens") == 2 and "| fg_ovd, hard" in page
+    assert run_tasks(subject, parse("box_class:coco", sets), sets).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "method, fields, words",
+    [
+        ("dinotxt", {}, "dinotxt has blocks over all tokens"),
+        ("siglip", {"model.image_style.pooling": "attention", "model.class_tokens": 0}, "attention pool"),
+        ("clip", {"model.image_style.pooling": "attention_with_cls"}, "attention pool"),
+    ],
+)
+def test_the_value_readout_needs_a_class_token_and_a_projection_of_each_patch(method, fields, words):
+    config = tiny_config(method)
+    check_pooling(tiny_config("siglip"))
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(NotApplicable, match=words):
+        check_pooling(config)
+    with pytest.raises(NotApplicable, match="model of another library"):
+        check_pooling(None)
