@@ -43,7 +43,7 @@ from detailclip_jax.types import Params
 CONVERTER = 1  # one more after a change of the import that changes features
 IN_ONE_PROCESS = "import sys; from detailclip_jax.interop import published; published.fetch(sys.argv[1])"
 SIDECARS = (".json", ".txt", ".model")  # configs and vocabularies
-MAX_SIDECAR = 64 * 2**20  # bytes; the largest tokenizer.json known, Gemma's, has 34 MB
+MAX_SIDECAR = vocabularies.MAX_BYTES
 PAGE = "https://huggingface.co"
 NO_REVISION = "give another after @, or leave it out for the main branch"
 
