@@ -195,6 +195,7 @@ def introduction(
     from detailclip_jax import methods
     from detailclip_jax.data import preprocessing
     from detailclip_jax.evaluation import paper
+    from detailclip_jax.evaluation.subject import text_sides
     from detailclip_jax.evaluation.tasks import with_readouts
     from detailclip_jax.runtime.terminal import counted
 
@@ -204,6 +205,7 @@ def introduction(
         note = f"; published numbers of this method use the {usual} weights" if len(subject.weights) > 1 else ""
         yield f"{subject.method}, step {subject.step:,} of {subject.name}: {weights} weights{note}"
         yield f"preprocess: {preprocessing.description(config)}"
+        yield from text_sides(subject)
     count = counted(len(tasks), "task")
     yield f"{count}, protocol {arguments.protocol}, sets on disk: {arguments.data_dir}; results: {out}"
     known = {measured[:2] for row in paper.published_results().values() for measured in row}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from detailclip_jax.evaluation import paper
 from detailclip_jax.evaluation.results import Outcome
+from detailclip_jax.evaluation.subject import text_sides
 from detailclip_jax.evaluation.tables import WEIGHTS, by_measurement, gaps, general_note, judged, name_of, percent
 from detailclip_jax.evaluation.tasks import KINDS
 from detailclip_jax.runtime import markdown as markdown_table
@@ -38,6 +39,7 @@ def markdown(outcome: Outcome) -> str:
     if own:
         lines += [f"Revision {own['revision']}, licence {own.get('licence', 'unknown')}.", ""]
     lines += [f"Method {subject.method}, step {subject.step:,}, images of {subject.transform.size} px.", ""]
+    lines += [line for each in text_sides(subject) for line in (f"{each}.", "")]
     lines += [general_note(records), ""]
     if own and not printed:
         lines += ["No published numbers of this model on these sets are known to this package.", ""]

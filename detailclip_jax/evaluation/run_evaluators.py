@@ -34,7 +34,7 @@ from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.evaluation import paper, tables
 from detailclip_jax.evaluation.embedder import BATCH_SIZE, Embedder, Memory, Store, Watch
 from detailclip_jax.evaluation.evaluation_sets import Sets
-from detailclip_jax.evaluation.evaluator import Evaluator, SetEvaluator, Setting
+from detailclip_jax.evaluation.evaluator import Evaluator, Measured, SetEvaluator, Setting
 from detailclip_jax.evaluation.protocols import PROTOCOLS
 from detailclip_jax.evaluation.results import Outcome, Results, record
 from detailclip_jax.evaluation.subject import Subject
@@ -201,6 +201,8 @@ def run_tasks(
     compare: adds results to the tables: "paper" those of the subject's method in the paper, "published" those of
         CLIP on sets of long captions, on Winoground, and of its dense read-outs.
 
+    Long captions are read by the long text side of a model that has one; the protocol of their records says so.
+
     All processes of a job call this together; process 0 writes. Raises ValueError for an unknown protocol or
     comparison, and if `out` holds results of other weights. With several processes, raises any error but
     `errors.Unmeasurable`: it may have occurred on one process alone while the others wait for it, see
@@ -211,18 +213,19 @@ def run_tasks(
     printed = {None: {}, "paper": paper.results_of(subject.method), "published": paper.published_results()}
     if compare not in printed:
         raise ValueError(unknown("compare", str(compare), ("paper", "published")))
-    embedder = Embedder(
-        subject.encode,
-        subject.tokenize,
-        batch_size=batch_size,
-        digest_of=subject.digest_of,
-        store=Store(Path(out) / EMBEDDINGS) if out and keep_embeddings else None,
-        decoded=Memory(),
-    )
-    setting = Setting(embedder, sets, subject.transform, protocol, subject.config)
+    store, decoded = Store(Path(out) / EMBEDDINGS) if out and keep_embeddings else None, Memory()
+
+    def setting_of(side: Subject) -> Setting:
+        options = {"batch_size": batch_size, "digest_of": side.digest_of, "store": store, "decoded": decoded}
+        embedder = Embedder(side.encode, side.tokenize, **options)
+        return Setting(embedder, sets, side.transform, protocol, side.config)
+
+    usual, long_texts = setting_of(subject), subject.long_texts and setting_of(subject.long_texts)
 
     def make(task: Task) -> SetEvaluator:
-        return dataclasses.replace(KINDS[task.kind].build(setting, task.dataset), embedder=embedder)
+        setting = long_texts if long_texts and task.has_long_captions else usual
+        built = dataclasses.replace(KINDS[task.kind].build(setting, task.dataset), embedder=setting.embedder)
+        return built if setting is usual else on_long_side(built, subject)
 
     chosen = with_readouts(tasks, subject.readouts, subject.default_readouts)
     evaluators = {str(task): functools.partial(make, task) for task in chosen}  # this call runs each once
@@ -232,6 +235,19 @@ def run_tasks(
     run(evaluators, subject.weights, subject.step, records=records)
     records.console.end_live()
     return outcome
+
+
+def on_long_side(evaluator: SetEvaluator, subject: Subject) -> SetEvaluator:
+    """The evaluator on the weights of the long text side that belong to those that it is given."""
+    side = subject.long_texts
+    assert side and side.config
+
+    def run(params: Params) -> Measured:
+        (name,) = (name for name, weights in subject.weights.items() if weights is params)
+        return evaluator.run(side.weights[name])
+
+    protocol = f"{evaluator.protocol}, long text side of {side.config.model.context_length} tokens"
+    return dataclasses.replace(evaluator, run=run, protocol=protocol)
 
 
 class Records:

@@ -1,7 +1,7 @@
 """The subject of an evaluation: a checkpoint of this package, or any object that encodes images and texts."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -21,6 +21,7 @@ from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.training import ema
 from detailclip_jax.training import mesh as meshes
+from detailclip_jax.training.published_names import LONG_TEXTS
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import Params
 
@@ -54,6 +55,7 @@ class Subject(NamedTuple):
     config: ConfigDict | None = None
     readouts: Sequence[str] = ()  # of a task of dense that names none
     default_readouts: Sequence[str] = ()  # of one that names the default
+    long_texts: "Subject | None" = None  # the same model with the text side that it has for long captions
 
     def digest_of(self, params: Params) -> str | None:
         """The digest of one of the sets of weights; None for others."""
@@ -71,6 +73,7 @@ def from_checkpoint(
     `which` selects from "student" and "ema"; the default is all of `weights_of`. `step` defaults to the newest
     checkpoint. `preprocess` overrides fields of this group of the config. Its `readouts` are those that were the best
     for its weights, all if they were not compared for each of them; then `default_readouts` has that of the method.
+    `long_texts` is that of an import whose model has a long text side besides its usual one.
     Raises FileNotFoundError, ValueError for missing weights, and CheckpointError for an unreadable checkpoint.
     """
     model = inference.load(workdir, step=step, preprocess=preprocess)
@@ -82,6 +85,7 @@ def from_checkpoint(
     choices = [readout_choice.read(workdir, model.step, name) for name in chosen]
     best = tuple(dict.fromkeys(choice.readout for choice in choices if choice)) if all(choices) else ()
     everywhere, config = meshes.replicated(meshes.make_mesh()), model.config
+    long_texts = Path(workdir) / LONG_TEXTS
     return Subject(
         name=str(workdir),
         encode=model.encode,
@@ -94,7 +98,15 @@ def from_checkpoint(
         config=config,
         readouts=best or tuple(READOUTS),
         default_readouts=best or (default_readout(config),),
+        long_texts=from_checkpoint(long_texts, None, which, preprocess) if long_texts.is_dir() else None,
     )
+
+
+def text_sides(subject: Subject) -> Iterator[str]:
+    """Yields a sentence on which text side reads which captions; none for a model with one side."""
+    if subject.long_texts:
+        usual, long = (side.config.model.context_length for side in (subject, subject.long_texts) if side.config)
+        yield f"Retrieval of long captions uses the long text side ({long} tokens), all else the other ({usual} tokens)"
 
 
 def weights_of(student: Params, teacher: Params) -> dict[str, Params]:

@@ -95,15 +95,14 @@ KINDS = {
         example="stickers:naclip",
     ),
 }
+LONG_SETS = (LONG, *(known.name for known in LONG_CAPTIONS))  # of retrieval: captions of several sentences
 GROUPS = {
     "stickers": (
         "zero_shot:stickers,stickers_style;retrieval:stickers,stickers_pairs,stickers_style,stickers_long;"
         "choice:stickers;knn:stickers;linear:stickers;kept_objects:stickers;segmentation:stickers"
     ),
     "detail": (
-        f"choice:stickers,all,{','.join(POOLED)};"
-        f"retrieval:{','.join([LONG, *(known.name for known in LONG_CAPTIONS)])};"
-        "dense:all:default;box_class:all"
+        f"choice:stickers,all,{','.join(POOLED)};retrieval:{','.join(LONG_SETS)};dense:all:default;box_class:all"
     ),
     "paper": "zero_shot:paper;retrieval:paper",
 }
@@ -118,6 +117,11 @@ class Task(NamedTuple):
     def __str__(self) -> str:
         """The spelling used in `--tasks`."""
         return f"{self.kind}:{self.dataset}"
+
+    @property
+    def has_long_captions(self) -> bool:
+        """Whether a model with a text side for long captions reads those of the set with it."""
+        return self.kind == "retrieval" and self.dataset in LONG_SETS
 
 
 def parse(text: str, sets: Sets) -> list[Task]:

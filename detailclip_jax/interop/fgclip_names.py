@@ -2,7 +2,8 @@
 
 FG-CLIP has a short side (77 tokens) and a long one, FG-CLIP 2 a short and a box side (64 tokens) and a long one. They
 share the text encoder; a long side has stretched positions, as Long-CLIP's, and box and long sides a projection of
-their own. One side is imported, the short one unless another layout is named.
+their own. One side is imported, the short one unless another layout is named; beside the short one `published.convert`
+imports the long one, with which `evaluate` reads long captions.
 """
 
 from functools import partial
@@ -54,12 +55,12 @@ FGCLIP_2 = huggingface.SIGLIP._replace(
     read_only=True,
 )
 LAYOUTS = (
-    FGCLIP,
+    FGCLIP._replace(long_texts="fgclip_long"),
     FGCLIP._replace(
         name="fgclip_long",
         prepare=partial(one_side, projection="text_projection", side="text_filip_projection", is_long=True),
     ),
-    FGCLIP_2,
+    FGCLIP_2._replace(long_texts="fgclip2_long"),
     *(
         FGCLIP_2._replace(
             name=f"fgclip2_{name}",

@@ -40,7 +40,7 @@ from detailclip_jax.training.published_names import NAMING, ORIGIN
 from detailclip_jax.training.workdirs import is_run
 from detailclip_jax.types import Params
 
-CONVERTER = 1  # one more after a change of the import that changes features
+CONVERTER = 2  # one more after a change of the import that changes features, or adds a text side
 IN_ONE_PROCESS = "import sys; from detailclip_jax.interop import published; published.fetch(sys.argv[1])"
 SIDECARS = (".json", ".txt", ".model")  # configs and vocabularies
 MAX_SIDECAR = vocabularies.MAX_BYTES
@@ -126,10 +126,10 @@ def convert(
 
     `name` is noted in the checkpoint.  `layout` and `options` are those of `interop.load`, and so are the errors.  The
     workdir has a copy of the file of a vocabulary other than CLIP's, which without `tokenizer` is the one in the
-    folder.
+    folder.  If the model has a long text side besides, the workdir LONG_TEXTS in it has the model with that side.
     """
     vocabulary = options.pop("tokenizer", None) or vocabulary_in(source)
-    _, variables, config = state_dicts.load(source, layout, tokenizer=vocabulary, **options)
+    _, variables, config, long_texts = state_dicts.load_side(source, layout, tokenizer=vocabulary, **options)
     choice = own.choice_of(source) if own.is_own_format(source) else None
     with nothing_left(workdir):
         vocabularies.record(config)
@@ -141,6 +141,8 @@ def convert(
         if choice:
             for weights in ("student", "ema"):  # the teacher is a copy
                 readout_choice.write(workdir, 0, weights, choice)
+        if long_texts:
+            convert(source, workdir / published_names.LONG_TEXTS, name, long_texts, tokenizer=vocabulary, **options)
     return variables, config
 
 

@@ -90,13 +90,21 @@ def load(
     All tensors are converted to float32. Raises ValueError for tensors that are missing, unknown, of a wrong shape, not
     finite or not floating-point; the message lists them, with expected and found shapes.
     """
+    networks, variables, config, _ = load_side(source, layout, **options)
+    return networks, variables, config
+
+
+def load_side(
+    source: str | Path | Mapping[str, Any], layout: str | None = None, **options: Any
+) -> tuple[Networks, dict[str, Params], ConfigDict, str]:
+    """As `load`; returns also the layout that takes the model's long text side, "" if it has no other side."""
     if unknown := options.keys() - set(OPTIONS):
         raise ValueError(f"unknown options {sorted(unknown)}; known: {', '.join(OPTIONS)}")
     if layout is not None and layout not in NAMES:
         raise ValueError(errors.unknown("layout", layout, NAMES, OTHER_NAMES))
     options = {name: value for name, value in options.items() if value is not None}
     if layout in (None, OWN) and not isinstance(source, Mapping) and own.is_own_format(Path(source)):
-        return _load_own(Path(source), options)
+        return *_load_own(Path(source), options), ""
     if isinstance(source, Mapping):
         tensors, sidecar, config_file = tensor_files.arrays(source), {}, None
     else:
@@ -114,7 +122,7 @@ def load(
         if chosen.keeps_mask_ratio and "mask_ratio" in flags_of(tensors):
             _set_ratio(config, flags_of(tensors)["mask_ratio"])
         variables = _read(chosen, state_dict, spec, experiment.weight_shapes(config))
-        return _resized(variables, config, options)
+        return *_resized(variables, config, options), chosen.long_texts
     except ValueError as error:
         raise ValueError(f"{error}{_other_layout(source, tensors, layout)}") from error
 

@@ -81,6 +81,7 @@ class TensorLayout(NamedTuple):
     published: Callable[[ConfigDict], ConfigDict] = lambda config: config  # sets the choices of its published code
     states_text_eps: bool = False  # whether its config states the epsilon of the text encoder's norms
     keeps_mask_ratio: bool = False  # whether its flag `mask_ratio` is the share of patches kept
+    long_texts: str = ""  # the layout that takes the long text side of the same tensors, where they have one
 
     def clean(self, key: str) -> str:
         """The key without the prefixes added by wrappers."""

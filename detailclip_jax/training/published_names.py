@@ -23,6 +23,7 @@ TIMM = re.compile(r"timm:(?P<model>[\w-]+\.[\w.-]+)")
 FORMS = "hf://OWNER/NAME, hf://OWNER/NAME@REVISION, open_clip:MODEL/TAG or timm:NAME.TAG"
 FOLDER = "models"  # in the cache
 ORIGIN = "origin.json"  # in a workdir of the cache, or of an import by name
+LONG_TEXTS = "long_texts"  # in the workdir of an import: a workdir of the same model with its long text side
 NAMING = "init", "init_text", "distill.teacher"  # fields of configs that name a checkpoint
 
 

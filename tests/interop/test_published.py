@@ -11,11 +11,14 @@ import sys
 import numpy as np
 import pytest
 from hub_server import REVISION, serving
+from safetensors.numpy import load_file, save_file
 from test_export import GELU_FIELDS, save_noise
 from test_vocabularies import word_file
 from tiny import SHORT_RUN
 
-from detailclip_jax import config, interop, pretraining
+from detailclip_jax import config, evaluation, interop, pretraining
+from detailclip_jax.data.tokenizer import VOCAB_SIZE
+from detailclip_jax.evaluation import detail_page
 from detailclip_jax.inference import model as inference
 from detailclip_jax.interop import formats, notes, published
 from detailclip_jax.interop.exported_model import load as load_export
@@ -251,3 +254,31 @@ def test_a_file_of_weights_is_converted_once_and_again_after_a_change(files, tmp
     assert made.init == str(files)  # the config keeps the name
     os.utime(files / "open_clip_model.safetensors", ns=(0, 1))
     assert published_names.workdir_of(files) != workdir
+
+
+def test_an_import_of_two_text_sides_reads_long_captions_with_the_long_one(tmp_path):
+    """Named as FG-CLIP's tensors; the short side is the import's own, the long one lies beside it."""
+    workdir = save_noise(tmp_path / "run", "clip", **GELU_FIELDS, **{"model.vocab_size": VOCAB_SIZE})
+    formats.named("huggingface").write(load_export(workdir, None, "student"), tmp_path / "model")
+    file, rng = tmp_path / "model/model.safetensors", np.random.default_rng(0)
+    weights, table = load_file(file), "text_model.embeddings.position_embedding"
+    for name in ("ori", "res"):
+        weights[f"{table}_{name}.weight"] = rng.standard_normal((30, weights[f"{table}.weight"].shape[1]), np.float32)
+    weights["text_filip_projection.weight"] = weights["text_projection.weight"][::-1]
+    save_file({name: np.array(array, order="C") for name, array in weights.items()}, file)
+    published.convert(tmp_path / "model", tmp_path / "fgclip", "fgclip")
+    published.convert(tmp_path / "model", tmp_path / "alone", "fgclip", "fgclip_long")
+
+    subject, alone = (evaluation.from_checkpoint(tmp_path / name) for name in ("fgclip", "alone"))
+    sets = evaluation.Sets(tmp_path, subject.transform.size, num_scenes=12)
+    tasks = evaluation.parse("retrieval:stickers,stickers_long", sets)
+    both, long = evaluation.run_tasks(subject, tasks, sets), evaluation.run_tasks(alone, tasks, sets)
+    assert not both.failed and alone.long_texts is None
+    for record, other in zip(both.records, long.records, strict=True):
+        is_long = record["dataset"] == "stickers_long"
+        assert record["protocol"].endswith("long text side of 30 tokens") == is_long
+        assert not is_long or record["value"] == other["value"]
+    assert [r["truncated"] for r in both.records] != [r["truncated"] for r in long.records]
+    page = detail_page.markdown(both)
+    assert "Retrieval of long captions uses the long text side (30 tokens), all else the other (12 tokens)." in page
+    assert "the other (12 tokens)" not in detail_page.markdown(long)
