@@ -87,7 +87,7 @@ def test_an_image_with_the_grid_of_the_positions_gets_them_unchanged(recipe):
 
 
 def encoder(**changes):
-    given = {"patch_size": 4, "width": 12, "depth": 3, "num_heads": 2, "image_size": 16, "interpolation": "ibot"}
+    given = {"patch_size": 4, "width": 12, "depth": 3, "num_heads": 3, "image_size": 16, "interpolation": "ibot"}
     return VisionTransformer(**given | changes)
 
 
@@ -164,14 +164,16 @@ def test_drop_path_and_recomputation_work_with_masked_attention():
 
 
 @pytest.mark.check
-def test_positions_may_lie_on_a_grid_that_is_not_square():
-    wide = widen(encoder(), (3, 5))
+@pytest.mark.parametrize("positions", ["learnt", "learnt_rotary"])
+def test_positions_may_lie_on_a_grid_that_is_not_square(positions):
+    vit = encoder(style=Style(positions=positions))
+    wide = widen(vit, (3, 5))
     run = lambda v, size: backbone(v, jnp.zeros((1, 16, 24, 3)), extents(jnp.asarray([size]), 4), (2,))
     shapes = jax.eval_shape(nn.init(lambda v: run(v, (16, 24)), wide), jax.random.key(0))["params"]
     assert shapes["positions"].shape == (16, 12)
-    square = widen(encoder(), (4, 4))
+    square = widen(vit, (4, 4))
     images = jnp.asarray(noise(1, 16, 16, 3))
-    close(maps_of(square, images, [(16, 16)])[0][1], maps_of(encoder(), images, [(16, 16)])[0][1], 1e-6)
+    close(maps_of(square, images, [(16, 16)])[0][1], maps_of(vit, images, [(16, 16)])[0][1], 1e-6)
 
 
 # --- BatchNorm of valid entries

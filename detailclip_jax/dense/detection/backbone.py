@@ -13,6 +13,7 @@ fused kernels accept.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,7 +68,7 @@ def backbone(
     patches = vit.patch_embed(patchify(images, vit.patch_size))
     if vit.table is not None:
         side = vit.image_size // vit.patch_size
-        table = vit.table[vit.style.num_cls :].reshape(*(vit.grid if isinstance(vit, WideVit) else (side, side)), -1)
+        table = vit.table[vit.style.num_cls :].reshape(*(vit.cells if isinstance(vit, WideVit) else (side, side)), -1)
         positions = interpolate_positions(table, counts, (rows, columns), vit.interpolation)
         patches = patches + positions.reshape(patches.shape).astype(vit.dtype)
     x = jnp.concatenate([*vit.classes(images.shape[0]), take(patches, order)], 1)
@@ -81,13 +82,13 @@ def backbone(
 class WideVit(VisionTransformer):
     """A ViT with learnt positions on a grid that is not square, as a detector trains them; `image_size` is not used."""
 
-    grid: tuple[int, int] = (1, 1)  # rows and columns
+    cells: tuple[int, int] = (1, 1)  # rows and columns of the table of positions
 
     @nn.nowrap
     def param(self, name: str, init_fn: Any, *args: Any, **options: Any) -> Any:
         """Creates a parameter; the table of positions has one entry per cell, after that of the class token."""
         if name == "positions":
-            args = ((self.grid[0] * self.grid[1] + self.style.num_cls, self.width),)
+            args = ((math.prod(self.cells) + self.style.num_cls, self.width),)
         return super().param(name, init_fn, *args, **options)
 
 
@@ -97,7 +98,7 @@ def widen(vit: VisionTransformer, grid: tuple[int, int]) -> VisionTransformer:
         return vit
     fields = {field.name: getattr(vit, field.name) for field in dataclasses.fields(vit) if field.name not in FLAX}
     kind = vit.style.positions if vit.style.positions == "learnt_rotary" else "learnt"
-    return WideVit(**fields | {"style": vit.style._replace(positions=kind), "grid": grid})
+    return WideVit(**fields | {"style": vit.style._replace(positions=kind), "cells": grid})
 
 
 def interpolate_positions(
