@@ -1,10 +1,10 @@
-"""Compiles the steps of the table on docs/performance.md for devices that are not here.
+"""Compiles the steps of the tables on the pages for devices that are not here.
 
     python tools/targets.py                    # lists the rows, and which are compiled
-    python tools/targets.py paper h100-B       # compiles these, minutes each, and writes the page
+    python tools/targets.py paper h100-B       # compiles these, minutes each, and writes the pages
     python tools/targets.py missing            # all that are not compiled yet
 
-docs/targets.json holds the records of `python -m detailclip_jax.benchmark step --for`; the page has their tables
+docs/targets.json holds the records of `python -m detailclip_jax.benchmark step --for`; PAGES have their tables
 between `<!-- targets NAME -->` and `<!-- end -->` (a test compares them).  Needs the extra `targets`.
 """
 
@@ -20,7 +20,7 @@ from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.progress import Console
 
 ROOT = Path(__file__).parents[1]
-STORED, PAGE = ROOT / "docs/targets.json", ROOT / "docs/performance.md"
+STORED, PAGES = ROOT / "docs/targets.json", (ROOT / "docs/performance.md", ROOT / "tools/measured.md")
 GIB = 2**30
 
 
@@ -157,7 +157,8 @@ def main(names: Sequence[str]) -> int:
         print(f"unknown rows {unknown}; python tools/targets.py lists them", file=sys.stderr)
         return 2
     compile_rows(wanted)
-    replace_text(PAGE, with_tables(PAGE.read_text(), stored()))
+    for page in PAGES:
+        replace_text(page, with_tables(page.read_text(), stored()))
     return 0
 
 

@@ -1,14 +1,15 @@
-"""The table of compiled steps: docs/performance.md shows what docs/targets.json holds."""
+"""The tables of compiled steps: the pages show what docs/targets.json holds."""
 
 import targets
 
 from detailclip_jax.benchmarks import variants
 
 
-def test_the_page_shows_what_the_data_file_holds():
-    records, page = targets.stored(), targets.PAGE.read_text()
-    assert targets.with_tables(page, records) == page
-    assert "<!-- targets steps -->" in page and set(records) <= set(targets.ROWS)
+def test_the_pages_show_what_the_data_file_holds():
+    records, pages = targets.stored(), [page.read_text() for page in targets.PAGES]
+    assert [targets.with_tables(page, records) for page in pages] == pages
+    assert all(sum(f"<!-- targets {name} -->" in page for page in pages) == 1 for name in targets.TABLES)
+    assert set(records) <= set(targets.ROWS)
     assert targets.ROWS["paper"].settings == {} and records["paper"]["batch"] == 4096
 
 
