@@ -202,6 +202,12 @@ STICKERS: Group = {
         OURS,
         choices=("mixed", "textured", "stated"),
     ),
+    "kinds": Field(
+        "",
+        "kinds of the facts that stated scenes are drawn for: attribute, count, side, size, with commas between them; "
+        "one that is written twice is drawn twice as often; '': all, equally often",
+        OURS,
+    ),
 }
 VIEWS: Group = {
     "mixup": Field(0.0, "alpha of mixup over the global batch (supervised); 0: off", "off in the paper", range=FROM_0),
@@ -465,6 +471,12 @@ IMAGE_STYLE: Group = {  # see models/vit.py; imported checkpoints can have other
         CODE,
         choices=("normal", "xavier"),
     ),
+    "position_std": Field(
+        0.02,
+        "standard deviation of the initial values of learnt positions; with 1 they are as large as embedded patches",
+        CODE,
+        range=POSITIVE,
+    ),
 }
 POOLED = AT_EOT, AT_LAST, MEAN = ("eot", "last", "mean")  # model.text_style.pooling
 TEXT_STYLE: Group = {  # see models/text.py; imported checkpoints can have other values
@@ -642,6 +654,12 @@ WEIGHTS: Group = {
         "weight of the margin between true and false captions, and phrases (data.negatives), with any method that has "
         "captions",
         "CE-CLIP and FG-CLIP 2: .2",
+    ),
+    "intra_modal": weight(
+        0.0,
+        "weight of the contrast of captions with their own false ones (data.negatives), with any method that has "
+        "captions",
+        "CE-CLIP: .3",
     ),
     "distill": weight(
         0.0,

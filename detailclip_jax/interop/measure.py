@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.sizes import CUSTOM, SIZES, Size, size_of
 from detailclip_jax.models.text import TextStyle
-from detailclip_jax.models.vit import Style
+from detailclip_jax.models.vit import INITIAL, Style
 
 Shapes = Mapping[str, tuple[int, ...]]
 # The usual number of heads of ViTs and text encoders, by width.
@@ -180,7 +180,7 @@ def spec_of(model: ConfigDict) -> Spec:
     size = size._replace(
         decoder_depth=model.decoder_depth or size.decoder_depth, prototypes=model.prototypes or size.prototypes
     )
-    style = Style(**model.image_style)._replace(init=Style().init)  # initialisation is irrelevant for a trained model
+    style = Style(**{name: value for name, value in model.image_style.items() if name not in INITIAL})
     text = model.text_activation, TextStyle(**model.text_style), model.image_is_embedding
     return Spec(
         size, model.image_size, model.context_length, model.vocab_size, style, *text, class_tokens=model.class_tokens

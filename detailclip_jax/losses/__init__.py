@@ -9,7 +9,7 @@
 
 Of other methods: `sigmoid` is SigLIP's, `flair` FLAIR's, `simclr` and `byol` are SLIP's and A-CLIP's, `labels` is the
 cross-entropy with labels, `token_set` SuperCLIP's, `beta` B-CLIP's, `gram` DINOv3's, `region` CLIPSelf's, `distill`
-that of a frozen teacher, `negatives` NegCLIP's, `region_text` FG-CLIP's, `text_contrast` FG-CLIP 2's, `rank` CE-CLIP's.
-Where the arrays of an equation would be too large, a loss calls a blockwise or chunked function of `kernels` with the
-same value and gradient.
+that of a frozen teacher, `negatives` NegCLIP's, `region_text` FG-CLIP's, `text_contrast` FG-CLIP 2's, `rank` and
+`intra_modal` CE-CLIP's. Where the arrays of an equation would be too large, a loss calls a blockwise or chunked
+function of `kernels` with the same value and gradient.
 """

@@ -42,6 +42,7 @@ from detailclip_jax.methods.flair import flair
 from detailclip_jax.methods.gram import gram
 from detailclip_jax.methods.ibot import attmask, ibot
 from detailclip_jax.methods.image_encoder import image_encoder
+from detailclip_jax.methods.intra_modal import intra_modal
 from detailclip_jax.methods.mae import mae
 from detailclip_jax.methods.maskclip import maskclip
 from detailclip_jax.methods.method import Method, Term
@@ -97,6 +98,7 @@ TERMS = {  # terms that a method gets if their weight is not 0
     "region_text": Term(region_text),
     "text_contrast": Term(text_contrast, native=True),
     "rank": Term(rank, native=True),
+    "intra_modal": Term(intra_modal, native=True),
     "distill": Term(distill, adopt_teacher, load_teacher, stand_in),
 }
 ENCODERS = {"image_encoder": image_encoder}  # further methods of imported checkpoints; not trainable

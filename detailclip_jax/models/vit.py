@@ -40,6 +40,7 @@ MAE_INIT = BlockInit(qkv=XAVIER, proj=XAVIER, fc1=XAVIER, fc2=XAVIER)
 INITS = {"normal": VIT_INIT, "xavier": MAE_INIT}
 POOLINGS = ("cls", "mean", "norm_of_mean", "attention", "attention_with_cls")
 POSITIONS = ("learnt", "sincos", "rotary", "learnt_rotary")
+INITIAL = ("init", "position_std")  # fields of Style that only concern fresh parameters
 
 
 class Style(NamedTuple):
@@ -54,7 +55,7 @@ class Style(NamedTuple):
     as in MAE, "rotary" for DINOv3's, which turn the queries and keys of patches in every block, or "learnt_rotary", a
     table and PE's rotary ones. Without `final_norm` no norm follows the last block (PE-Spatial). `init`: "normal", or
     "xavier" as in MAE: kernels xavier-uniform, biases 0, except the bias of the patch embedding, which is uniform as in
-    PyTorch (a convolution in MAE's code).
+    PyTorch (a convolution in MAE's code). `position_std`: standard deviation of the initial values of learnt positions.
     """
 
     norm_eps: float = 1e-6
@@ -66,6 +67,7 @@ class Style(NamedTuple):
     init: str = "normal"
     pool_heads: int = 0
     final_norm: bool = True
+    position_std: float = 0.02
 
     @property
     def has_pool(self) -> bool:
@@ -136,7 +138,9 @@ class VisionTransformer(nn.Module):
             self.extra_tokens = self.param("extra_tokens", NORMAL, (self.num_class_tokens - 1, self.width))
         self.table = None  # of positions, one row per token
         if kind.startswith("learnt"):
-            self.table = jnp.asarray(self.param("positions", NORMAL, (side**2 + first, self.width)))
+            self.table = jnp.asarray(
+                self.param("positions", normal(self.style.position_std), (side**2 + first, self.width))
+            )
         elif kind == "sincos":
             self.table = jnp.asarray(sincos_positions(self.width, side)[1 - first :])
         eps, activation = self.style.norm_eps, activation_named(self.style.activation)

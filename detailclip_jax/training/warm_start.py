@@ -14,7 +14,7 @@ from detailclip_jax import methods
 from detailclip_jax.config.settings import split_list
 from detailclip_jax.data import preprocessing
 from detailclip_jax.models import lora, positions, stacking
-from detailclip_jax.models.vit import Style
+from detailclip_jax.models.vit import INITIAL, Style
 from detailclip_jax.renamed import former_names
 from detailclip_jax.training import checkpoint, experiment
 from detailclip_jax.training.adopted_config import CONTEXT, KEEP, loaded_networks
@@ -206,7 +206,7 @@ def report(
         moving = f"{start:g} -> {end:g}" if start != end else f"with the constant momentum {start:g}"
         lines.append(f"  teacher moves {moving}")
     style = Style(**model.image_style)._asdict().items()
-    kept = ", ".join(f"{name} {value}" for name, value in style if name != "init")
+    kept = ", ".join(f"{name} {value}" for name, value in style if name not in INITIAL)
     lines.append(f"  image tower   {kept}, interpolation {model.interpolation}")
     lines.append(f"  preprocess    {preprocessing.description(config)}")
     theirs = source.preprocess

@@ -171,6 +171,17 @@ def test_the_check_of_words_finds_a_leak():
     assert right_by_words(two).mean() > 0.57
 
 
+def test_scenes_of_some_kinds_state_these_alone():
+    source = Stickers(size=SIZE, scenes="stated", kinds="side,count")
+    texts = [example["states"][0][0] for example in (source[index] for index in range(60))]
+    sides = [any(side in text for side in (*SIDES, *UNARY.values())) for text in texts]
+    assert 20 <= sum(sides) <= 40
+    others = " ".join(text for text, sided in zip(texts, sides, strict=True) if not sided)
+    assert not re.search(r"larger|smaller|large |small ", others)
+    with pytest.raises(ValueError, match="unknown kind of stated facts 'sides'; did you mean 'side'"):
+        Stickers(kinds="sides")
+
+
 def test_nouns_alone_do_not_tell_phrases_of_objects_from_false_ones():
     """A reader who knows how often a noun is true and false is right for 50 %."""
     rng = np.random.default_rng(0)
@@ -178,7 +189,7 @@ def test_nouns_alone_do_not_tell_phrases_of_objects_from_false_ones():
     index = {noun.counted(1): number for number, noun in enumerate(NOUNS)}
     for number in range(8000):
         nouns = np.array(draw(rng).objects)
-        false = [index[phrase] for phrase in false_phrases(rng, nouns, stated=True)]
+        false = [index[phrase] for phrase in false_phrases(rng, nouns, KINDS)]
         assert not {*nouns.tolist()} & {*false}
         np.add.at(counts[number % 2, 0], nouns, 1)
         np.add.at(counts[number % 2, 1], false, len(nouns) / 2)

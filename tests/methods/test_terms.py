@@ -21,10 +21,11 @@ pytestmark = pytest.mark.check
 START = 1  # step at which the weights rise from 0, and at which the anchor is copied
 WEIGHTS = {
     **{"token_set": 1.0, "beta": 1.0, "gram": 2.0, "region": 1.0, "distill": 1.0},
-    **{"negatives": 1.0, "region_text": 1.0, "text_contrast": 1.0, "rank": 1.0},
+    **{"negatives": 1.0, "region_text": 1.0, "text_contrast": 1.0, "rank": 1.0, "intra_modal": 1.0},
 }
 FALSE, REGIONS = {"data.negatives": 2}, {"data.regions": 2}
-READS = {"negatives": FALSE, "rank": FALSE, "region_text": REGIONS, "text_contrast": REGIONS}  # fields of the data
+READS = dict.fromkeys(("negatives", "rank", "intra_modal"), FALSE)  # fields of the data
+READS |= dict.fromkeys(("region_text", "text_contrast"), REGIONS)
 LOCAL = {"count": 3, "size": 16}
 OF_TEACHER = {  # its record, see `distill.record`
     "model": {

@@ -164,6 +164,13 @@ def test_mae_s_positions_are_fixed_and_its_linears_xavier():
     assert 0.9 * bound < np.abs(kernel).max() <= bound
 
 
+@pytest.mark.parametrize("std", [0.02, 1.0])
+def test_learnt_positions_start_with_their_standard_deviation(std):
+    model = VIT.clone(style=vit_module.Style(position_std=std))
+    table = jax.jit(model.init)(jax.random.key(0), images())["params"]["positions"]
+    np.testing.assert_allclose(np.std(table), std, rtol=0.1)
+
+
 def test_keeping_all_patches_in_any_order_changes_nothing():
     order = np.random.default_rng(0).permuted(np.tile(np.arange(16), (3, 1)), axis=1)
     whole, shuffled = encode(images()), encode(images(), order)

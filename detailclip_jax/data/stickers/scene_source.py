@@ -9,17 +9,19 @@ drawings; to test on new drawings, use another artist's (`style`).
 
 import dataclasses
 import operator
+from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Int
 
+from detailclip_jax.config.settings import split_list
 from detailclip_jax.data.stickers.hold_outs import held_out_pairs
 from detailclip_jax.data.stickers.nouns import CLASS_OF_NOUN, CLASSES, NOUNS
 from detailclip_jax.data.stickers.scene_captions import captions, long_caption, prompts
 from detailclip_jax.data.stickers.scenes import MIXED, VARIETIES, Scene, alone_on_white, compose
 from detailclip_jax.data.stickers.sprites import sprites
-from detailclip_jax.data.stickers.statements import Statement, draw, texts
+from detailclip_jax.data.stickers.statements import KINDS, Statement, draw, texts
 from detailclip_jax.runtime.errors import unknown
 
 SPLITS = ("train", "held_out_scenes", "held_out_pairs")
@@ -67,6 +69,7 @@ class Stickers:
     single_object: bool = False
     style: str | None = None
     scenes: str = "textured"
+    kinds: str = ""
 
     def __post_init__(self):
         if self.split not in SPLITS:
@@ -77,6 +80,9 @@ class Stickers:
             raise ValueError("split 'held_out_pairs' has two objects per scene: use it with single_object=False")
         if self.scenes not in (known := (*VARIETIES, STATED, ON_WHITE)):
             raise ValueError(unknown("scenes of stickers", self.scenes, known))
+        for kind in split_list(self.kinds):
+            if kind not in KINDS:
+                raise ValueError(unknown("kind of stated facts", kind, KINDS))
         if self.scenes == STATED and (self.single_object or self.split == "held_out_pairs"):
             raise ValueError(
                 f"scenes {STATED!r} have objects of their own choice: use them without single_object, and with a split "
@@ -99,7 +105,8 @@ class Stickers:
         if not 0 <= index < self.num_scenes:
             raise IndexError(f"scene {index} of {self.num_scenes}")
         rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
-        statement = draw(rng, self.style) if self.scenes == STATED else None
+        kinds = (split_list(self.kinds) or KINDS) if self.scenes == STATED else ()
+        statement = draw(rng, self.style, kinds) if kinds else None
         if statement:
             nouns = np.array(statement.objects, np.int32)
         elif self.split == "held_out_pairs":
@@ -121,7 +128,7 @@ class Stickers:
             "nouns": nouns,
             **({"states": texts(rng, statement, scene.boxes, self.size, self.style)} if statement else {}),
             "phrases": tuple(NOUNS[noun].counted(1) for noun in nouns),
-            "phrase_negatives": (false_phrases(rng, nouns, self.scenes == STATED, self.style),) * len(nouns),
+            "phrase_negatives": (false_phrases(rng, nouns, kinds, self.style),) * len(nouns),
         }
 
     def _scene(self, rng: np.random.Generator, nouns: list[int], index: int, statement: Statement | None) -> Scene:
@@ -135,12 +142,15 @@ class Stickers:
 
 
 def false_phrases(
-    rng: np.random.Generator, nouns: Int[np.ndarray, " n"], stated: bool, style: str | None = None
+    rng: np.random.Generator, nouns: Int[np.ndarray, " n"], kinds: Sequence[str], style: str | None = None
 ) -> tuple[str, ...]:
-    """Returns `NUM_FALSE` nouns that a scene does not show, as frequent as the nouns of scenes."""
+    """Returns `NUM_FALSE` nouns that a scene does not show, as frequent as the nouns of scenes.
+
+    kinds: of the facts that scenes are drawn for; () where there is none.
+    """
     found: list[int] = []
     while len(found) < NUM_FALSE:
-        noun = int(rng.choice(draw(rng, style).objects if stated else draw_nouns(rng, 1)))
+        noun = int(rng.choice(draw(rng, style, kinds).objects if kinds else draw_nouns(rng, 1)))
         if noun not in nouns and noun not in found:
             found.append(noun)
     return tuple(NOUNS[noun].counted(1) for noun in found)

@@ -23,7 +23,7 @@ frogs") and some directions (no text says that a frog is above or below, and no 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -145,9 +145,9 @@ class Statement(NamedTuple):
         return len(self.nouns) == 1 or bool(pairs[self.nouns])
 
 
-def draw(rng: np.random.Generator, style: str | None = None) -> Statement:
-    """Draws a statement; those of a kind with the same numbers are equally frequent."""
-    kind = KINDS[rng.integers(len(KINDS))]
+def draw(rng: np.random.Generator, style: str | None = None, kinds: Sequence[str] = KINDS) -> Statement:
+    """Draws a statement; those of a kind with the same numbers are equally frequent, and so are the `kinds`."""
+    kind = kinds[rng.integers(len(kinds))]
     while True:
         statement = _DRAWN[kind](rng, tuple(rng.integers(len(NOUNS), size=2).tolist()))
         if statement.is_allowed(style):
