@@ -39,6 +39,8 @@ CASES = {
     "beyond-lit-method=clip": "beyond/lit.py:method=clip",
     "detail": "detail.py",
     "detail-data=yfcc": "detail.py:data=yfcc",
+    "statements": "statements.py",
+    "statements-stage=sides": "statements.py:stage=sides",
     "vitb16_continue": "vitb16_continue.py",
     "vitb16_continue-method=clip": "vitb16_continue.py:method=clip",
     "vitb16_yfcc": "vitb16_yfcc.py",
