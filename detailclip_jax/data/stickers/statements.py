@@ -147,7 +147,7 @@ class Statement(NamedTuple):
 
 def draw(rng: np.random.Generator, style: str | None = None, kinds: Sequence[str] = KINDS) -> Statement:
     """Draws a statement; those of a kind with the same numbers are equally frequent, and so are the `kinds`."""
-    kind = kinds[rng.integers(len(kinds))]
+    kind = kinds[int(rng.integers(len(kinds)))]
     while True:
         statement = _DRAWN[kind](rng, tuple(rng.integers(len(NOUNS), size=2).tolist()))
         if statement.is_allowed(style):
