@@ -86,18 +86,19 @@ def summary(variables: "dict[str, Params]", config: Any, published_code: bool = 
     """Returns lines that describe the model; also what differs if published code wrote the file, and not `export`."""
     from detailclip_jax import methods
     from detailclip_jax.data import preprocessing
-    from detailclip_jax.models.vit import Style
+    from detailclip_jax.models.vit import INITIAL, Style
 
     model, counts = config.model, {name: _count(variables[name]) for name in ("params", "ema_params")}
     size = model.size if model.size != "custom" else ", ".join(f"{k} {v}" for k, v in model.custom.items())
     teacher = f"{counts['ema_params']:,} in {', '.join(variables['ema_params'])}" if counts["ema_params"] else "none"
     rotary = model.image_style.positions == "rotary"
+    style = ", ".join(f"{name} {model.image_style[name]}" for name in Style._fields if name not in INITIAL)
     lines = [
         f"method      {config.method}",
         f"size        {size}; {model.image_size} px; positions for other sizes: "
         f"{'rotary' if rotary else model.interpolation}",
         f"heads       {heads(variables, config)}",
-        f"encoder     {', '.join(f'{name} {model.image_style[name]}' for name in Style._fields if name != 'init')}",
+        f"encoder     {style}",
         f"preprocess  {preprocessing.description(config)}",
         f"parameters  {counts['params']:,} in {', '.join(variables['params'])}",
         f"teacher     {teacher}",

@@ -43,7 +43,7 @@ def check_pooling(config: ConfigDict | None) -> None:
     if has_blocks(methods.build(config).networks):
         raise NotApplicable(f"{needs}; {config.method} has blocks over all tokens in place of the projection")
     if Style(**config.model.image_style).has_pool:
-        raise NotApplicable(f"{needs}; this model has an attention pool in place of the class token")
+        raise NotApplicable(f"{needs}; this model's feature is that of an attention pool, not of the class token")
 
 
 def pooled_boxes(

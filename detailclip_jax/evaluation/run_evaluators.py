@@ -156,7 +156,13 @@ def of_run(encode: Any, config: ConfigDict) -> dict[str, Callable[[], SetEvaluat
 
 def build_all(encode: Any, config: ConfigDict) -> dict[str, SetEvaluator]:
     """The evaluators of `of_run`, built now. Raises the same errors as `check`."""
-    return {name: build() for name, build in of_run(encode, config).items()}
+    built = {}
+    for name, build in of_run(encode, config).items():
+        try:
+            built[name] = build()
+        except NotApplicable as error:
+            raise NotApplicable(f"{error}; leave {name!r} out of config.evaluators") from error
+    return built
 
 
 def check(encode: Any, config: ConfigDict) -> None:

@@ -587,7 +587,8 @@ def _reading(config: ConfigDict) -> list[Any]:
     """The fields of the config on which preprocessing and encoding depend."""
     model, fields, size = config.model, config.preprocess, sizes.size_of(config.model)
     heads = size.num_heads, size.text_heads
-    style = sorted(model.image_style.to_dict().items())
+    # position_std is of fresh parameters; init is, too, but it is part of the fingerprints of earlier commits
+    style = sorted((name, value) for name, value in model.image_style.items() if name != "position_std")
     kinds = model.image_size, model.context_length, model.text_activation, model.dtype
     geometry = fields.filter, fields.resize, fields.crop_ratio, fields.decoding, tuple(fields.mean), tuple(fields.std)
     geometry += preprocessing.transform_of(config)[-2:] if fields.resize == NATIVE else ()

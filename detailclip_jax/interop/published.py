@@ -82,14 +82,14 @@ def fetch(name: str | Path, say: Callable[[str], Any] = print) -> Path:
     with alone(workdir.with_name(f".{workdir.name}.lock"), wait=True):
         if is_converted(workdir):  # by the process that held the lock
             return workdir
-        for left_over in (partial, workdir):  # of a process that was killed, or of an earlier converter
-            shutil.rmtree(left_over, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         if published_names.is_remote(str(name)):
             source, origin = download(repository_of(str(name)), say)
         else:
             source, origin = Path(name), {"file": str(Path(name).absolute())}
         convert(source, partial, str(name))
         write_origin(partial, str(name), origin)
+        shutil.rmtree(workdir, ignore_errors=True)  # of an earlier converter; it stays until the new one is complete
         partial.rename(workdir)
     say(f"{name}: converted to {workdir}")
     return workdir

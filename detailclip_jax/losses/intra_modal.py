@@ -1,11 +1,11 @@
 """False captions: a caption moves away from its own false ones (L_imc of CE-CLIP, arXiv 2306.08832).
 
     z_i = s cos(u_i, t_i),    g_ik = s cos(t_i, n_ik)
-    L   = mean_i ( log(exp z_i + sum_k exp g_ik) - z_i )
+    L   = mean_i ( log(exp z_i + sum_k exp g_ik) - z_i ),    over the images with false captions
 
-u_i is image i, t_i its caption, n_ik its false captions. `losses.negatives` compares an image with the same texts; its
-gradient for a difference of two texts vanishes where no image knows the fact that they differ in. The one of L does
-not. A false caption counts where it is valid; a batch without any has loss 0.
+u_i is image i, t_i its caption, n_ik its false captions, s the logit scale of images and captions. `losses.negatives`
+compares an image with the same texts; its gradient for a difference of two texts vanishes where no image knows the fact
+that they differ in. The one of L does not. A false caption counts where it is valid; a batch without any has loss 0.
 """
 
 import jax

@@ -36,7 +36,7 @@ def check_false(config: ConfigDict, term: str) -> None:
     """Raises ValueError that names the `term` for a config without false captions."""
     if not config.data.negatives:
         raise ValueError(
-            f"losses.weights.{term} {config.losses.weights[term]:g} compares images with false captions, but "
+            f"losses.weights.{term} {config.losses.weights[term]:g} reads false captions, but "
             "data.negatives is 0; set it to the number of false captions of an example, or the weight to 0"
         )
 

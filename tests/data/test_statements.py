@@ -179,7 +179,9 @@ def test_scenes_of_some_kinds_state_these_alone():
     others = " ".join(text for text, sided in zip(texts, sides, strict=True) if not sided)
     assert not re.search(r"larger|smaller|large |small ", others)
     with pytest.raises(ValueError, match="unknown kind of stated facts 'sides'; did you mean 'side'"):
-        Stickers(kinds="sides")
+        Stickers(scenes="stated", kinds="sides")
+    with pytest.raises(ValueError, match="kinds 'side' are of the facts of scenes 'stated', not of 'textured'"):
+        Stickers(kinds="side")
 
 
 def test_nouns_alone_do_not_tell_phrases_of_objects_from_false_ones():

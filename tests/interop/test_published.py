@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -171,6 +172,16 @@ def test_without_the_network_an_earlier_download_is_converted_again(hub, tmp_pat
     (again,) = fetch(hub, tmp_path, NAME, HF_HUB_OFFLINE="1")
     assert again["workdir"] == first["workdir"] and again["said"] and not partial.exists()
     assert json.loads((workdir / published.ORIGIN).read_text())["converter"] == published.CONVERTER
+
+
+def test_a_model_of_an_earlier_converter_stays_until_the_new_one_is_complete(tmp_path, monkeypatch):
+    workdir = tmp_path / "model"
+    (workdir / "checkpoints").mkdir(parents=True)
+    monkeypatch.setattr(published.published_names, "workdir_of", lambda name: workdir)
+    monkeypatch.setattr(published, "convert", mock.Mock(side_effect=ValueError("tensors that fit no layout")))
+    with pytest.raises(ValueError, match="fit no layout"):
+        published.fetch(tmp_path / "weights.safetensors")
+    assert (workdir / "checkpoints").is_dir()
 
 
 def test_one_family_of_shards_is_downloaded():

@@ -83,6 +83,11 @@ class Stickers:
         for kind in split_list(self.kinds):
             if kind not in KINDS:
                 raise ValueError(unknown("kind of stated facts", kind, KINDS))
+        if self.kinds and self.scenes != STATED:
+            raise ValueError(
+                f"kinds {self.kinds!r} are of the facts of scenes {STATED!r}, not of {self.scenes!r}: use "
+                f"scenes={STATED}, or leave kinds out"
+            )
         if self.scenes == STATED and (self.single_object or self.split == "held_out_pairs"):
             raise ValueError(
                 f"scenes {STATED!r} have objects of their own choice: use them without single_object, and with a split "
