@@ -2,13 +2,14 @@
 
     python tests/survive.py --kills=100 --stops=30 --damaged=100 --signals=100 --seed=0
 
-kills: SIGKILL at random moments, up to nine in a row, then the same command to the end: its numbers and its last state
-equal those of a run that nothing disturbed.  stops: SIGTERM or SIGINT, once or twice, at random moments, also in an
-evaluation, up to three in a row: each ends within 10 s with the signal's status, then as above.  Status 0 is right only
-where the run was complete before the signal.  damaged: one file of the newest checkpoint's folder is deleted, cut,
-emptied, flipped or renamed, or the folder renamed: the restore names it and takes the one before, and `checkpoint.load`
-refuses it with a message.  signals: SIGTERM or SIGINT to evaluate, embed, transfer and prepare, from their first
-millisecond on, to the process or to its group; see `Commands`.
+kills: SIGKILL at random moments, up to nine in a row, then the same command to the end: its numbers and its last
+state equal those of a run that nothing disturbed.  stops: SIGTERM or SIGINT, once or twice, at random moments, also
+in an evaluation, up to three in a row: each ends within 10 s with the signal's status, then as above; what a second
+signal leaves of a checkpoint is gone at the end.  Status 0 is right only where the run was complete before the
+signal.  damaged: one file of the newest checkpoint's folder is deleted, cut, emptied, flipped or renamed, or the
+folder renamed: the restore names it and takes the one before, and `checkpoint.load` refuses it with a message.
+signals: SIGTERM or SIGINT to evaluate, embed, transfer and prepare, from their first millisecond on, to the process
+or to its group; see `Commands`.
 
 No process may hold more than 1 GB beyond one that has imported the command and opened its data.  That, what `import
 jax` alone takes, and the undisturbed run are measured first and printed: the tiny run's state is 61 MB, the rest are
@@ -187,7 +188,7 @@ class Trial:
         ended = self.finish(workdir)
         if ended.code:
             return f"status {ended.code}: {ended.output[-300:]}"
-        return noise(ended.output) or self.differs(workdir)
+        return noise(ended.output) or self.differs(workdir) or self.unfinished(workdir)
 
     def differs(self, workdir: Path) -> str:
         """How the finished run differs from the undisturbed one, "" if it does not."""
@@ -251,10 +252,10 @@ class Trial:
         wrong = wrong or (f"{seconds:.1f} s to the end" if seconds > LIMIT else "")
         more = len(lines(workdir / "metrics.jsonl")) - steps
         wrong = wrong or (f"{more} more steps after the signal" if more > 2 else "")  # one runs, one may be queued
-        return Case(what, wrong or self.unfinished(workdir), False, seconds)
+        return Case(what, wrong or ("" if twice else self.unfinished(workdir)), False, seconds)
 
     def unfinished(self, workdir: Path) -> str:
-        """Half checkpoints, which a signal leaves none of."""
+        """Half checkpoints, which one signal leaves none of, nor a run that ended."""
         left = [entry.name for entry in (workdir / "checkpoints").glob("*tmp*")]
         return f"left {left}" if left else ""
 
