@@ -659,7 +659,7 @@ WEIGHTS: Group = {
         0.0,
         "weight of the contrast of captions with their own false ones (data.negatives), with any method that has "
         "captions",
-        "CE-CLIP: .3",
+        "CE-CLIP's training script: .3",
     ),
     "distill": weight(
         0.0,

@@ -4,8 +4,9 @@ The text encoder moves a caption away from the false ones of the same image (CE-
 knows a fact yet: the term `negatives` gives the text encoder no gradient for a fact that images do not show, and the
 image encoder none for one that texts do not distinguish. Equation: `losses.intra_modal`.
 
-Difference from the published code: it compares a caption with the false captions of all images of a device, and its
-last version has a wrong target; the paper's equation, with the own false captions, is used.
+Differences from the published code: it compares a caption with the false captions of all images of a device, and in its
+last version the first of these is the right answer. Here a caption has its own false ones, and the image is the right
+answer.
 """
 
 import jax.numpy as jnp
