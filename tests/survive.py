@@ -1,6 +1,6 @@
 """Kills, stops and damaged checkpoints: a tiny run has to survive all of them, or to say what is wrong.
 
-    python tests/survive.py --kills=100 --stops=30 --damaged=100 --signals=100 --seed=0
+    python tests/survive.py --kills=100 --stops=100 --damaged=100 --signals=100 --seed=0
 
 kills: SIGKILL at random moments, up to nine in a row, then the same command to the end: its numbers and its last
 state equal those of a run that nothing disturbed.  stops: SIGTERM or SIGINT, once or twice, at random moments, also
@@ -560,7 +560,7 @@ def own_memory() -> int:
 def main(argv: list[str] | None = None) -> int:
     """The command: 0, or 1 where anything failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("kills", 100), ("stops", 30), ("damaged", 100), ("signals", 100), ("seed", 0)):
+    for name, default in (("kills", 100), ("stops", 100), ("damaged", 100), ("signals", 100), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args(argv)
     failed = 0

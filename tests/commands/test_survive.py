@@ -50,7 +50,7 @@ def test_signals_from_the_first_millisecond_on_end_prepare(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["--kills=100", "--stops=30", "--damaged=100", "--signals=100"])
+@pytest.mark.parametrize("part", ["--kills=100", "--stops=100", "--damaged=100", "--signals=100"])
 def test_a_run_survives(part):
     none = [f"--{name}=0" for name in ("kills", "stops", "damaged", "signals") if name not in part]
     assert survive.main([part, *none, "--seed=1"]) == 0

@@ -94,6 +94,7 @@ def test_a_name_becomes_a_workdir_once_and_is_then_read_without_the_hub(hub, fil
     assert model.config.preprocess == stated.preprocess
 
 
+@pytest.mark.check
 def test_each_failure_says_the_way_out(hub, tmp_path):
     content = hub.files["someone/tiny-clip"]
     hub.add("someone/gated", content)
@@ -161,6 +162,7 @@ def test_an_unknown_tag_of_open_clip_names_the_known_ones():
         published.repository_of("open_clip:ViT-B-16/laion")
 
 
+@pytest.mark.check
 def test_without_the_network_an_earlier_download_is_converted_again(hub, tmp_path):
     """Also what a process that was killed, or an earlier version of the converter, has left."""
     (first,) = fetch(hub, tmp_path, NAME)

@@ -91,6 +91,7 @@ def test_a_network_without_blocks_is_refused(name):
 
 
 @pytest.mark.filterwarnings("ignore")  # PEFT's and accelerate's, at their import
+@pytest.mark.check
 def test_peft_computes_the_same_on_random_weights():
     """Features, gradients of A and B, and the merged kernels; timm's blocks have one qkv layer, as here."""
     peft, torch, timm = map(pytest.importorskip, ("peft", "torch", "timm"))
