@@ -71,7 +71,7 @@ Images are PIL images of 500 x 375: resizing them counts, decoding does not.  Bo
 times is computed round by round.  The least cosine of both embeddings shows that the models are the same.
 Needs open_clip (pip install open_clip_torch), on its default device.
 """
-FLAGS = ("method", "size", "dtype", "remat", "scan", "batch", "text_length")
+FLAGS = ("method", "size", "dtype", "remat", "scan", "batch", "text_length", "num_patches")
 BATCH = 32
 CACHE = "jax_enable_compilation_cache"
 FORCED = "xla_force_host_platform_device_count"  # jax accepts either this or jax_num_cpu_devices
@@ -117,6 +117,7 @@ def add_model(add: Callable[..., object], batch: str = "32") -> None:
     add("--scan", choices=("true", "false"), help="run the blocks as a loop over one compiled block")
     add("--batch", type=flags.positive, metavar="PAIRS", help=f"pairs per step, over all devices (default: {batch})")
     add("--text-length", type=flags.positive, metavar="TOKENS", help="tokens of a caption (default: the context)")
+    add("--num-patches", type=flags.positive, metavar="N", help="of native images (default: the most of views.native)")
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the config; repeatable")
     add("--devices", type=flags.positive, metavar="N", help="number of devices (default: all)")
     add("--json", metavar="FILE", help="also write the results as a JSON list")

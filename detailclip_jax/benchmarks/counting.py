@@ -63,9 +63,9 @@ def straight(config: ConfigDict) -> ConfigDict:
     return changed
 
 
-def batch_shapes(config: ConfigDict, size: int, words: int, mesh: Mesh) -> Batch:
+def batch_shapes(config: ConfigDict, size: int, words: int, mesh: Mesh, num_patches: int = 0) -> Batch:
     """Shapes of a batch with its sharding over the mesh; no memory is allocated."""
-    shapes = jax.eval_shape(lambda: experiments.dummy_batch(config, size))
+    shapes = jax.eval_shape(lambda: experiments.dummy_batch(config, size, num_patches))
     for name in {*TEXTS} & {*shapes}:
         *leading, length = shapes[name].shape
         shapes[name] = jax.ShapeDtypeStruct((*leading, min(words, length)), shapes[name].dtype)
@@ -73,9 +73,9 @@ def batch_shapes(config: ConfigDict, size: int, words: int, mesh: Mesh) -> Batch
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
-def lower(experiment: Experiment, batch: int, words: int) -> jax.stages.Lowered:
-    """The training step, lowered for a batch size."""
-    shapes = batch_shapes(experiment.config, batch, words, experiment.mesh)
+def lower(experiment: Experiment, variant: Variant) -> jax.stages.Lowered:
+    """The training step, lowered for the batch of a variant."""
+    shapes = batch_shapes(experiment.config, variant.batch, variant.words, experiment.mesh, variant.num_patches)
     return experiment.train_step.lower(experiment.state_shapes, shapes)
 
 
@@ -88,7 +88,7 @@ def count_flops(variant: Variant, remat: str = STRAIGHT["model.remat"]) -> float
     config = straight(variant.config)
     config.model.remat = remat
     experiment = experiments.build(config, mesh)
-    cost: Any = lower(experiment, variant.batch, variant.words).cost_analysis()
+    cost: Any = lower(experiment, variant).cost_analysis()
     return cost["flops"] / variant.batch
 
 

@@ -44,12 +44,29 @@ def plan(target: Target, request: Mapping[str, Any], console: Console) -> Record
     return record
 
 
+def plan_of_each_length(target: Target, request: Mapping[str, Any], console: Console) -> list[Record]:
+    """Returns the record of a step; with `views.native_budget` also those of its other numbers of patches."""
+    first = plan(target, request, console)
+    of = lambda num: {  # noqa: E731
+        **request,
+        "name": f"{request['name']}, {num} patches",
+        "settings": {**request["settings"], "num_patches": num},
+    }
+    return [first, *(plan(target, of(num), console) for num in first["native"] if num != first["num_patches"])]
+
+
 def largest(target: Target, request: Mapping[str, Any], first: Record, console: Console) -> Record:
     """Returns the record of the largest batch that fits, by a line through the memory of two batches.
 
     `first` is the record of the request.  The batch is confirmed by compiling it; `fits` says whether it does.  Raises
-    RunError if no batch fits, and if memory does not grow from one of the two batches to the other.
+    RunError if no batch fits, if memory does not grow from one of the two batches to the other, and if the config gives
+    the batch a budget of patches.
     """
+    if first["native"]:
+        raise RunError(
+            f"{first['name']}: views.native_budget says how many images a batch has; leave out --largest, or set "
+            "views.native_budget=0"
+        )
     unit = target.count * first["accumulation"]  # every batch is a multiple of it
     size = first["batch"] // unit
     other = max(size // 2, 1) if size > 1 else 2
@@ -88,7 +105,8 @@ def compiled(target: Target, request: Mapping[str, Any]) -> Record:
     from detailclip_jax.training import mesh as meshes
 
     variant = variants.build(**request)
-    few = variants.build(**{**request, "settings": {**request["settings"], "batch": COUNTED}})
+    counted = {**request["settings"], "batch": COUNTED, "views.native_budget": 0}
+    few = variants.build(**{**request, "settings": counted})
     mesh = meshes.make_mesh(target.devices(), fsdp=variant.config.mesh.fsdp)
     experiment = experiments.build(variant.config, mesh)
     model, needed = experiment.config.model, counting.count_flops(few)
@@ -107,12 +125,14 @@ def compiled(target: Target, request: Mapping[str, Any]) -> Record:
         "attention": experiment.forward_pass.model.table["image"].kernel,
         "batch": variant.batch,
         "text_length": variant.words,
+        "num_patches": variant.num_patches,
+        "native": tuple(variant.config.views.native) if variant.config.views.native_budget else (),
         "memory_bytes": target.accelerator.memory,
         "flops_per_pair": needed,
         "executed_flops_per_pair": max(needed, counting.count_flops(few, model.remat)),
         "jax": jax.__version__,
     }
-    lowered = counting.lower(experiment, variant.batch, variant.words)
+    lowered = counting.lower(experiment, variant)
     try:
         program = counting.compile(lowered)
     except jax.errors.JaxRuntimeError as error:

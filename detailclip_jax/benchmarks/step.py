@@ -69,7 +69,7 @@ def analyse(variant: Variant, devices: Sequence[Any], arguments: argparse.Namesp
     result = Result(variant, experiment, flops, counting.state_bytes(experiment), peak=peak)
     if not arguments.count_only:
         console.live(f"{variant.name}: compiling (a minute for ViT-B/16 on a CPU)")
-        result = result._replace(compiled=counting.compile(counting.lower(experiment, variant.batch, variant.words)))
+        result = result._replace(compiled=counting.compile(counting.lower(experiment, variant)))
     console.end_live()
     return result
 
@@ -99,7 +99,9 @@ class Stepper:
         """Creates the state and the batch, and runs the compiled step once."""
         experiment, variant = result.experiment, result.variant
         compiled: Any = result.compiled
-        shapes = counting.batch_shapes(variant.config, variant.batch, variant.words, experiment.mesh)
+        shapes = counting.batch_shapes(
+            variant.config, variant.batch, variant.words, experiment.mesh, variant.num_patches
+        )
         self.step, self.state = compiled.run, experiment.init(variant.config.seed)
         self.batch, self.schedules = experiment.put(counting.example_batch(shapes)), experiment.schedules
         self()

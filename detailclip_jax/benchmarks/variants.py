@@ -31,11 +31,12 @@ class Variant(NamedTuple):
     name: str
     config: ConfigDict
     words: int  # T of its batches
+    num_patches: int = 0  # of a native image; 0 for squares
 
     @property
     def batch(self) -> int:
-        """Pairs per step, over all devices."""
-        return self.config.batch_size
+        """Pairs per step, over all devices; those of the budget where native images have one."""
+        return sizes.images_of_batches(self.config)[self.num_patches]
 
 
 def load(spec: str | None, method: str | None) -> ConfigDict:
@@ -76,7 +77,7 @@ def build(spec: str | None, settings: Mapping[str, Any], image_size: int | None 
     settings = {name: BOOLS.get(value, value) if isinstance(value, str) else value for name, value in settings.items()}
     config = load(spec, settings.pop("method", None))
     written = ConfigDict(config.to_dict())
-    words = settings.pop("text_length", None)
+    words, num_patches = settings.pop("text_length", None), settings.pop("num_patches", None)
     fields = {SHORT.get(field, field): value for field, value in settings.items()}
     with config.unlocked():
         set_fields(fields)(config)
@@ -86,7 +87,7 @@ def build(spec: str | None, settings: Mapping[str, Any], image_size: int | None 
     config = with_terms(config, stand_ins=True)
     validate(config)
     methods.check_weights(config, written)
-    return Variant(name, config, _words(config, words))
+    return Variant(name, config, _words(config, words), _num_patches(config, num_patches))
 
 
 def resize(config: ConfigDict, image_size: int) -> None:
@@ -105,6 +106,13 @@ def _words(config: ConfigDict, words: int | None) -> int:
     if not 3 <= words <= config.model.context_length:
         raise ValueError(f"--text-length={words} must be from 3 to the context length {config.model.context_length}")
     return words
+
+
+def _num_patches(config: ConfigDict, num: int | None) -> int:
+    known = config.views.native
+    if num is not None and num not in known:
+        raise ValueError(f"--num-patches={num} must be one of views.native, which is {tuple(known)}")
+    return num or max(known, default=0)
 
 
 def pair(spec: str | None, settings: Mapping[str, Any], against: str | None, image_size: int | None) -> list[Variant]:

@@ -10,6 +10,7 @@ import pytest
 
 from detailclip_jax import benchmark as command
 from detailclip_jax.benchmarks import cost_table, counting, step, timing, variants
+from detailclip_jax.training import mesh
 
 ROOT = Path(__file__).parents[2]
 SMALLEST = str(ROOT / "tests/configs/smallest.py")
@@ -153,6 +154,17 @@ def test_another_image_size_reaches_crops_and_block_masks():
     config = variants.build(None, {"method": "ibot", "size": "S/16"}, image_size=128).config
     assert (config.model.image_size, config.views.crops.large.size) == (128, 128)
     assert config.views.crops.large.mask_grid == 8 and config.views.crops.local.size == 96
+
+
+def test_a_budget_of_patches_says_how_many_images_of_a_length_are_a_batch():
+    fields = {"method": "clip", "batch": 8, "preprocess.resize": "native"}
+    fields |= {"views.native": (16, 64), "views.native_budget": 1024}
+    long, short = (variants.build(SMALLEST, {**fields, **more}) for more in ({}, {"num_patches": 16}))
+    assert (long.num_patches, long.batch, short.num_patches, short.batch) == (64, 16, 16, 64)
+    shapes = counting.batch_shapes(short.config, short.batch, short.words, mesh.make_mesh(jax.devices()[:1]), 16)
+    assert {x.shape[:3] for x in jax.tree.leaves(shapes["image"])} == {(64, 2, 16)}
+    with pytest.raises(ValueError, match="--num-patches=32 must be one of"):
+        variants.build(SMALLEST, {**fields, "num_patches": 32})
 
 
 def test_the_second_variant_differs_as_asked_and_both_say_how():

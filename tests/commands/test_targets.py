@@ -18,6 +18,8 @@ RECORD = {
     **{"method": "detailclip", "size": "tiny", "dtype": "bfloat16", "remat": "dots", "attention": "cudnn"},
     **{
         "accumulation": 1,
+        "num_patches": 0,
+        "native": (),
         "flops_per_pair": 900e9,
         "executed_flops_per_pair": 989e9,
         "memory_bytes": 60 * 2**30,
@@ -158,6 +160,21 @@ def test_the_doctor_says_whether_a_config_fits(recorded, capsys):
     said = capsys.readouterr().out
     assert "does not fit" in said and "to need less: a smaller --config.batch_size" in said
     assert doctor.main([f"--config={SMALLEST}"]) == 2
+
+
+def test_the_doctor_compiles_the_batches_of_all_lengths_of_a_budget(monkeypatch, capsys):
+    def plan(target, request, console):
+        num = request["settings"].get("num_patches", 576)
+        record = {**RECORD, "name": request["name"], "num_patches": num, "native": (128, 576)}
+        return {**record, "fits": num == 576, "total_bytes": num * 2**20}
+
+    monkeypatch.setattr(planned, "plan", plan)
+    assert doctor.main(["--for=h100x8", f"--config={SMALLEST}"]) == 1
+    said = capsys.readouterr().out
+    assert "smallest.py: fits; it needs 0.56 GiB" in said
+    assert "smallest.py, 128 patches: does not fit; it needs 0.12 GiB" in said
+    with pytest.raises(RunError, match="leave out --largest"):
+        planned.largest(targets.find("h100x8"), {}, plan(None, {"name": "a", "settings": {}}, None), None)
 
 
 def test_a_step_that_the_compiler_refuses_is_a_verdict():

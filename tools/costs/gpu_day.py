@@ -255,7 +255,7 @@ def alternatives(target: Target) -> Values:
 def other_stepper(target: Target, variant: Variant, options: Mapping[str, Any] | None = None) -> Stepper:
     """The compiled step of another variant with a copy of the state, after its first call."""
     experiment = experiments.build(variant.config, target.mesh)
-    program = counting.lower(experiment, variant.batch, variant.words).compile(compiler_options=dict(options or {}))
+    program = counting.lower(experiment, variant).compile(compiler_options=dict(options or {}))
     return copied(target, experiment, program)
 
 
