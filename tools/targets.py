@@ -93,7 +93,9 @@ def compile_rows(names: Iterable[str]) -> None:
 
 def short_table(records: Mapping[str, Any]) -> list[str]:
     """The table of the steps with their usual remat, without weak scaling: what fits, and the bound of the rate."""
-    usual = {name: record for name, record in records.items() if name.rpartition("-")[2] not in ("none", "dots", "full")}
+    usual = {
+        name: record for name, record in records.items() if name.rpartition("-")[2] not in ("none", "dots", "full")
+    }
     rows = [line.strip("|").split("|") for line in step_table(usual)]
     return [f"|{'|'.join([*row[:6], row[-1]])}|" for row in rows]
 
