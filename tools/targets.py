@@ -48,7 +48,7 @@ def _rows() -> dict[str, Row]:
     kinds |= {"v6e": ("v6e:4x4", 64), "v5p": ("v5p:2x2x4", 256)}
     for kind, (target, pairs) in kinds.items():
         usual = "full" if kind in ("v5e", "v6e") else "dots"
-        for remat in (usual, *({"none", "dots", "full"} - {usual})):
+        for remat in (usual, *sorted({"none", "dots", "full"} - {usual})):
             name = f"{kind}-B" if remat == usual else f"{kind}-B-{remat}"
             rows[name] = _row("DetailCLIP B/16", target, pairs, remat=remat)
         rows[f"{kind}-S"] = _row("DetailCLIP S/16", target, pairs, size="S/16", remat=usual)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "docs/numbers.json"
 RUNS = ROOT / "runs/numbers"
-PAGES = "detection evaluation experiments first_run performance segmentation small_data"
+PAGES = "evaluation experiments first_run performance segmentation small_data"
 DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in PAGES.split()), "tools/measured.md")
 WIDTH = 120  # of the documents' lines
 MARKS = re.compile(r"<!-- numbers (?P<name>\S+) -->\n(?P<text>.*?)<!-- end -->", re.DOTALL)
