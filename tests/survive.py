@@ -404,7 +404,8 @@ def of_python(ended: Ended, number: signal.Signals) -> bool:
 
 def unlike_a_stop(ended: Ended, number: signal.Signals) -> str:
     """What is wrong about the exit status; 0, or the end by Python's own handlers, is right after the last line."""
-    complete = ended.output.strip().split("\n")[-1].startswith(("written to", "to compare runs"))
+    last = ended.output.strip().split("\n")[-1]
+    complete = last.startswith(("written to", "to compare runs")) or " is up to date; " in last
     if ended.code == 128 + number or (complete and ended.code in (0, -number)):
         return ""
     return f"status {ended.code} after {number.name}: {ended.output[-300:]}"
