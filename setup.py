@@ -1,5 +1,6 @@
 """Packaging of detailclip_jax; tool settings live in pyproject.toml."""
 
+import os
 import pathlib
 import re
 import shutil
@@ -9,6 +10,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "detailclip_jax/version.py").read_text()).group(1)
+
+REPOSITORY = os.environ.get("GITHUB_REPOSITORY", "")  # OWNER/NAME, where release.yml builds
 
 PACKAGE = "detailclip_jax"
 ASSETS = [*(f"{room}/assets/*" for room in ("data", "dense", "evaluation", "page")), "py.typed"]
@@ -49,6 +52,17 @@ DEV = [
 ]
 
 
+def readme() -> str:
+    """Returns the README; of a build on GitHub with full links, since PyPI has no files beside it."""
+
+    def full(link: re.Match[str]) -> str:
+        kind = "raw" if link["text"].startswith("!") else "blob"
+        return f"{link['text']}(https://github.com/{REPOSITORY}/{kind}/v{VERSION}/{link['path']})"
+
+    text = (ROOT / "README.md").read_text()
+    return re.sub(r"(?P<text>!?\[[^\]]*\])\((?!\w+:|#)(?P<path>[^)]+)\)", full, text) if REPOSITORY else text
+
+
 class BuildWithConfigs(build_py):
     """Copies configs/ into the built package, so that a wheel trains without a checkout (see config_files.py)."""
 
@@ -63,7 +77,7 @@ setup(
     name="detailclip_jax",
     version=VERSION,
     description="DetailCLIP (arXiv 2409.06809) and the methods it compares with, in JAX/Flax for GPUs and TPUs",
-    long_description=(ROOT / "README.md").read_text(),
+    long_description=readme(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     url="https://arxiv.org/abs/2409.06809",
