@@ -359,7 +359,7 @@ def test_processes_that_found_different_things_fail(capsys, tmp_path, monkeypatc
 
 def plan(config, devices=1, fsdp=1):
     built = experiment.build(config, make_mesh(jax.devices()[:devices], fsdp))
-    return Run(config, None, built, None, None, PRETRAINING)
+    return Run(built.config, None, built, None, None, PRETRAINING)
 
 
 @pytest.mark.usefixtures("activations_are_not_counted")
