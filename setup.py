@@ -11,7 +11,7 @@ from setuptools.command.build_py import build_py
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "detailclip_jax/version.py").read_text()).group(1)
 
-REPOSITORY = os.environ.get("GITHUB_REPOSITORY", "")  # OWNER/NAME, where release.yml builds
+REPOSITORY = os.environ.get("README_REPOSITORY", "")  # OWNER/NAME, which release.yml gives
 
 PACKAGE = "detailclip_jax"
 ASSETS = [*(f"{room}/assets/*" for room in ("data", "dense", "evaluation", "page")), "py.typed"]

@@ -117,7 +117,8 @@ def add_model(add: Callable[..., object], batch: str = "32") -> None:
     add("--scan", choices=("true", "false"), help="run the blocks as a loop over one compiled block")
     add("--batch", type=flags.positive, metavar="PAIRS", help=f"pairs per step, over all devices (default: {batch})")
     add("--text-length", type=flags.positive, metavar="TOKENS", help="tokens of a caption (default: the context)")
-    add("--num-patches", type=flags.positive, metavar="N", help="of native images (default: the most of views.native)")
+    text = "patches of a native image, one of views.native (default: the largest)"
+    add("--num-patches", type=flags.positive, metavar="N", help=text)
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the config; repeatable")
     add("--devices", type=flags.positive, metavar="N", help="number of devices (default: all)")
     add("--json", metavar="FILE", help="also write the results as a JSON list")
@@ -263,7 +264,12 @@ def plan(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     common = {"spec": arguments.config, "image_size": arguments.image_size}
     requests = [{**common, **each} for each in variants.named(given, arguments.against)]
     for request in requests:
-        variants.build(**request)  # an error of the config ends the command before anything compiles
+        config = variants.build(**request).config  # an error of the config ends the command before anything compiles
+        if arguments.largest and config.views.native_budget:
+            raise ValueError(
+                f"views.native_budget {config.views.native_budget} says how many images a batch has; leave out "
+                "--largest, or add --set views.native_budget=0"
+            )
     return planned.run(arguments.target, requests, arguments.largest, Console(stream=arguments.progress))
 
 

@@ -289,7 +289,7 @@ def gflop_per_image(config: ConfigDict) -> float:
         for number in config.views.native or (0,):
             changed = ConfigDict(config.to_dict())
             changed.views.native = (number,) if number else ()
-            variant = variants.Variant(changed.method, changed, changed.model.context_length)
+            variant = variants.Variant(changed.method, changed, changed.model.context_length, number)
             flops += counting.count_flops(variant) * images[number]
         return flops / mean_batch_size(config) / len(config.views.native or (0,)) / 1e9
 

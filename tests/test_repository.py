@@ -1,6 +1,9 @@
 """Files for GitHub: workflows name targets of the Makefile, and versions that setup.py and constraints.txt have."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +77,12 @@ def test_the_launch_files_use_the_image_of_the_dockerfile():
     assert "launch/Dockerfile" in (ROOT / "launch/slurm.sbatch").read_text()
     default = re.search(r"^ARG PYTHON=(.+)$", dockerfile, re.MULTILINE)[1]
     assert f"python_version == '{default}'" in CONSTRAINTS
+
+
+def test_a_release_s_readme_has_links_that_work_without_its_files():
+    (build,) = [step for _, _, step in steps() if step.get("run") == "python -m build"]
+    assert build["env"] == {"README_REPOSITORY": "${{ github.repository }}"}
+    command, environment = [sys.executable, "setup.py", "--quiet", "--long-description"], {"README_REPOSITORY": "a/b"}
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=True)
+    links = re.findall(r"\]\(([^)]+)\)", done.stdout)
+    assert len(links) > 20 and all(link.startswith(("https://", "#")) for link in links)

@@ -53,7 +53,7 @@ def _rows() -> dict[str, Row]:
             rows[name] = _row("DetailCLIP B/16", target, pairs, remat=remat)
         rows[f"{kind}-S"] = _row("DetailCLIP S/16", target, pairs, size="S/16", remat=usual)
         rows[f"{kind}-L"] = _row("DetailCLIP L/16", target, pairs // 2, size="L/16", remat=usual)
-        rows[f"{kind}-L-fsdp"] = _row("DetailCLIP L/16, fsdp", target, pairs // 2, size="L/16", remat=usual, fsdp=8)
+        rows[f"{kind}-L-fsdp"] = _row("DetailCLIP L/16, fsdp=8", target, pairs // 2, size="L/16", remat=usual, fsdp=8)
         rows[f"{kind}-clip"] = _row("CLIP B/16", target, pairs, "clip", remat=usual)
         rows[f"{kind}-detail"] = _row("configs/detail.py, B/16", target, pairs // 2, "detail", size="B/16", remat=usual)
     for chips in ("2x4", "8x8", "16x16"):
@@ -101,7 +101,7 @@ def short_table(records: Mapping[str, Any]) -> list[str]:
 
 
 def step_table(records: Mapping[str, Any]) -> list[str]:
-    """The same steps with the bytes and the milliseconds that bound them."""
+    """The table of all steps but those of weak scaling, with the bytes and milliseconds that bound them."""
     head = "what | devices | remat | pairs a device | arguments + temporaries | fits about | traffic a pair | products"
     lines = [f"| {head} | memory | links | pairs/s |", "|" + "---|" * 11]
     for name, row in ROWS.items():

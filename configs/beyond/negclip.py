@@ -22,8 +22,8 @@ train, too; the cosine ends at 0.
 
 The argument rank adds CE-CLIP's margins between true and false captions (arXiv 2306.08832).  CE-CLIP has four false
 captions of an image (data.negatives=4), a weight of .2, a learning rate of 5e-6 and 10 epochs [CE-CLIP], and a contrast
-between texts in addition, whose target at the published commit is the false caption of the first image; that one is
-not implemented.
+between texts in addition, whose target at the published commit is the false caption of the first image.  The term
+`intra_modal` (losses.weights.intra_modal) is that contrast with the caption's own false ones; it is not used here.
 
 Sources: [code] the published training code, [CE-CLIP] its published code, [recalled] from memory, [choice] ours.
 """

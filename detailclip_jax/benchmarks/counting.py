@@ -87,6 +87,8 @@ def count_flops(variant: Variant, remat: str = STRAIGHT["model.remat"]) -> float
     mesh = meshes.make_mesh(jax.devices()[:1])
     config = straight(variant.config)
     config.model.remat = remat
+    if config.losses.get("clip_block"):
+        config.losses.clip_block = variant.batch  # with a budget of patches more than batch_size
     experiment = experiments.build(config, mesh)
     cost: Any = lower(experiment, variant).cost_analysis()
     return cost["flops"] / variant.batch

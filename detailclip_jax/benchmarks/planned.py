@@ -59,14 +59,8 @@ def largest(target: Target, request: Mapping[str, Any], first: Record, console: 
     """Returns the record of the largest batch that fits, by a line through the memory of two batches.
 
     `first` is the record of the request.  The batch is confirmed by compiling it; `fits` says whether it does.  Raises
-    RunError if no batch fits, if memory does not grow from one of the two batches to the other, and if the config gives
-    the batch a budget of patches.
+    RunError if no batch fits, and if memory does not grow from one of the two batches to the other.
     """
-    if first["native"]:
-        raise RunError(
-            f"{first['name']}: views.native_budget says how many images a batch has; leave out --largest, or set "
-            "views.native_budget=0"
-        )
     unit = target.count * first["accumulation"]  # every batch is a multiple of it
     size = first["batch"] // unit
     other = max(size // 2, 1) if size > 1 else 2
@@ -249,6 +243,7 @@ def _milliseconds(name: str) -> Any:
 ROWS = {
     "what": lambda r: f"{r['method']} {r['size']} {r['dtype']} remat={r['remat']}",
     "batch, pairs a device": lambda r: f"{r['batch']}, {r['batch'] // r['devices']}",
+    "patches of a native image": lambda r: str(r.get("num_patches") or "-"),
     "attention": lambda r: r["attention"],
     "GFLOP/pair, counted": lambda r: cost_table.number(r["flops_per_pair"], 1e9),
     "with recomputation": lambda r: cost_table.number(r["executed_flops_per_pair"], 1e9),

@@ -182,6 +182,7 @@ def record(result: Result, faster: MedianRange | None) -> dict[str, Any]:
         "remat": config.model.remat,
         "scan": config.model.get("scan"),
         "text_length": result.variant.words,
+        "num_patches": result.variant.num_patches,
         "device": result.devices[0].device_kind,
         "num_devices": len(result.devices),
         "flops_per_pair": result.flops,

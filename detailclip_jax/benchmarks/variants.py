@@ -31,7 +31,7 @@ class Variant(NamedTuple):
     name: str
     config: ConfigDict
     words: int  # T of its batches
-    num_patches: int = 0  # of a native image; 0 for squares
+    num_patches: int  # of a native image; 0 for squares
 
     @property
     def batch(self) -> int:
@@ -111,7 +111,7 @@ def _words(config: ConfigDict, words: int | None) -> int:
 def _num_patches(config: ConfigDict, num: int | None) -> int:
     known = config.views.native
     if num is not None and num not in known:
-        raise ValueError(f"--num-patches={num} must be one of views.native, which is {tuple(known)}")
+        raise ValueError(f"--num-patches={num} must be one of views.native, which is {tuple(known) or 'not set'}")
     return num or max(known, default=0)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from detailclip_jax import benchmark as command
 from detailclip_jax.benchmarks import cost_table, counting, step, timing, variants
-from detailclip_jax.training import mesh
+from detailclip_jax.training import experiment, mesh
 
 ROOT = Path(__file__).parents[2]
 SMALLEST = str(ROOT / "tests/configs/smallest.py")
@@ -161,8 +161,11 @@ def test_a_budget_of_patches_says_how_many_images_of_a_length_are_a_batch():
     fields |= {"views.native": (16, 64), "views.native_budget": 1024}
     long, short = (variants.build(SMALLEST, {**fields, **more}) for more in ({}, {"num_patches": 16}))
     assert (long.num_patches, long.batch, short.num_patches, short.batch) == (64, 16, 16, 64)
-    shapes = counting.batch_shapes(short.config, short.batch, short.words, mesh.make_mesh(jax.devices()[:1]), 16)
-    assert {x.shape[:3] for x in jax.tree.leaves(shapes["image"])} == {(64, 2, 16)}
+    built = experiment.build(short.config, mesh.make_mesh(jax.devices()[:1]))
+    _, batch, _ = counting.lower(built, short).in_avals[0]
+    assert {x.shape[:3] for x in batch["image"].values()} == {(64, 2, 16)}
+    alone = variants.build(SMALLEST, {**fields, "batch": 64, "views.native": (16,), "views.native_budget": 0})
+    assert counting.count_flops(short) == counting.count_flops(alone)
     with pytest.raises(ValueError, match="--num-patches=32 must be one of"):
         variants.build(SMALLEST, {**fields, "num_patches": 32})
 

@@ -98,6 +98,11 @@ def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
     assert dropped < whole
     np.testing.assert_allclose(compare.gflop_per_image(config), 0.75 * dropped + 0.25 * whole)
     config.views.patch_dropout = 0.0
+    config.preprocess.resize, config.views.native = "native", (16, 64)
+    native = compare.gflop_per_image(config)
+    config.views.native_budget = 64 * config.batch_size
+    assert 0 < compare.gflop_per_image(config) < native  # more small images than large ones
+    config.views.native, config.views.native_budget = (), 0
     lines = [{"step": 10, "images_per_second": 4.0}, {"step": 20, "images_per_second": 8.0}]
     lines += [{"step": 20, "images_per_second": 2.0}]  # once more after a restart
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

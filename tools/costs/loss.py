@@ -40,7 +40,7 @@ def run(variant: Variant, devices: Sequence[Any], arguments: argparse.Namespace)
     memory, found = compiled.memory, record(variant, arguments.term, compiled, len(devices), seconds)
     rows = [
         ("term", arguments.term),
-        ("pairs, devices", f"{variant.batch}, {len(devices)} x {devices[0].device_kind}"),
+        ("pairs, devices", f"{variant.config.batch_size}, {len(devices)} x {devices[0].device_kind}"),
         ("arguments per device", cost_table.bytes_text(memory.arguments)),
         ("gradients per device", cost_table.bytes_text(memory.outputs)),
         ("temporaries per device", cost_table.bytes_text(memory.scratch)),
@@ -57,7 +57,7 @@ def record(variant: Variant, term: str, compiled: Any, num_devices: int, seconds
         "command": "loss",
         "term": term,
         "method": variant.config.method,
-        "batch": variant.batch,
+        "batch": variant.config.batch_size,
         "width": sizes.size_of(variant.config.model).joint_width,
         "devices": num_devices,
         "argument_bytes": compiled.memory.arguments,
