@@ -74,6 +74,7 @@ def fed(seed: int, number: int, names: Sequence[str]) -> Result:
             outcome, detail = ("refused" if str(error).strip() else "silent"), str(error)[:200]
         except Exception:
             outcome, detail = "failed", traceback.format_exc()
+        detail = detail.encode(errors="backslashreplace").decode(errors="replace")  # not every text can be pickled
         seconds, num_bytes = time.perf_counter() - began, max(0, resident(field="VmHWM") - before)
     return judged(Result(name, number, outcome, detail, seconds, num_bytes))
 

@@ -94,4 +94,6 @@ def _row(root: pathlib.Path, name: str, label: int, captions: Sequence[str]) -> 
         return Row(name, [(name,)], captions, label=label, root=str(root))
     except TooLarge as error:
         return Row(name, refused=str(error))
+    except OSError as error:  # a folder, or links in a circle
+        return Row(name, refused=f"bad text: {error}")
     return Row(name, [(name,)], (text,), label=label, root=str(root))

@@ -3,6 +3,7 @@
 `samples` has webdataset's rule of which members form an example.
 """
 
+import errno
 import io
 import itertools
 import tarfile
@@ -48,8 +49,13 @@ class _LastRead(io.RawIOBase):
         return self.last
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Moves to a place in the file."""
-        return self.file.seek(offset, whence)
+        """Moves to a place in the file; ValueError if no file can have it, as by a damaged size."""
+        try:
+            return self.file.seek(offset, whence)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise ValueError(f"no file has a byte {offset}") from error
 
     def tell(self) -> int:
         """Returns the place in the file."""

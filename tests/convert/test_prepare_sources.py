@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import sqlite3
+import tarfile
 
 import numpy as np
 import prepare_trees as trees
@@ -21,6 +22,7 @@ from detailclip_jax.convert.planning import AlreadyThere, begin
 from detailclip_jax.convert.prepared_set import NothingAccepted, load
 from detailclip_jax.convert.readers import SOURCES
 from detailclip_jax.convert.set_report import summary
+from detailclip_jax.data import tar_archive
 from detailclip_jax.data.caption_rules import captions_of
 from detailclip_jax.data.sources import Records
 from detailclip_jax.runtime.errors import RunError
@@ -661,6 +663,26 @@ def test_missing_captions_are_empty_and_nested_ones_are_rejected(tmp_path, capti
     found = {key: example["captions"] for key, example in examples(tmp_path / "out").items()}
     assert found == {"t#1": ("good",)} | ({"t#2": texts} if texts else {})
     assert part["rejected"] == ({} if texts else {"bad text": 1})
+
+
+def test_a_folder_in_place_of_an_image_s_text_is_rejected(tmp_path):
+    write_images(tmp_path / "images", "a.jpg", "b.jpg")
+    (tmp_path / "images/a.txt").mkdir()
+    trees.write(tmp_path / "images/b.txt", "a dog")
+    part = prepared(tmp_path / "images", tmp_path / "out", kind="imagefolder")
+    assert part["rejected"] == {"bad text": 1} and len(keys(tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize("size", [-4096, 2**63 - 2048])
+def test_a_tar_whose_header_has_a_size_of_no_file_is_damaged(tmp_path, size):
+    header = bytearray(tarfile.TarInfo("a.jpg").tobuf())
+    header[124:136] = size.to_bytes(12, "big", signed=True)
+    header[124] |= 0x80  # base 256
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "x.tar").write_bytes(header + bytes(1024))
+    with open(tmp_path / "x.tar", "rb") as file, pytest.raises(tarfile.ReadError, match="damaged header at byte"):
+        list(tar_archive.members(file))
 
 
 def test_a_missing_key_is_the_line_and_a_nested_one_is_rejected(tmp_path):
