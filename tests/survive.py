@@ -405,7 +405,9 @@ def of_python(ended: Ended, number: signal.Signals) -> bool:
 def unlike_a_stop(ended: Ended, number: signal.Signals) -> str:
     """What is wrong about the exit status; 0, or the end by Python's own handlers, is right after the last line."""
     last = ended.output.strip().split("\n")[-1]
-    complete = last.startswith(("written to", "to compare runs")) or " is up to date; " in last
+    complete = (
+        last.startswith(("written to", "to compare runs")) or " is up to date; " in last or "nothing to do" in last
+    )
     if ended.code == 128 + number or (complete and ended.code in (0, -number)):
         return ""
     return f"status {ended.code} after {number.name}: {ended.output[-300:]}"
