@@ -279,7 +279,7 @@ def deep(x):
     return x
 lowered = jax.jit(deep).lower(jnp.ones((64, 64)))
 def work():
-    threading.Timer(1, os.kill, (os.getpid(), {int(number)})).start()
+    threading.Timer(0.3, os.kill, (os.getpid(), {int(number)})).start()
     lowered.compile()
 sys.exit(errors.run(work, kept="nothing is kept"))
 """
