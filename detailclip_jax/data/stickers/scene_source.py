@@ -155,7 +155,7 @@ def false_phrases(
     """
     found: list[int] = []
     while len(found) < NUM_FALSE:
-        noun = int(rng.choice(draw(rng, style, kinds).objects if kinds else draw_nouns(rng, 1)))
+        noun = int(rng.choice(draw(rng, style, kinds).objects) if kinds else rng.integers(len(NOUNS)))
         if noun not in nouns and noun not in found:
             found.append(noun)
     return tuple(NOUNS[noun].counted(1) for noun in found)

@@ -190,7 +190,7 @@ def layout(
     areas = rng.uniform(*(ANY_COVER if any_size else COVER)) * relative / relative.sum() * size**2
     largest = WHOLE if any_size else MAX_EXTENT
     placements, boxes = [], np.zeros((0, 4))
-    centres = np.tile((0.0, 0.0, 1.0, 1.0), (len(nouns), 1)) if within is None else within
+    centres = [np.array((0.0, 0.0, 1.0, 1.0))] * len(nouns) if within is None else within
     for noun, area, centre in zip(nouns, areas, centres):
         side, angle = scale * np.sqrt(area / drawings.fill[noun]), rng.uniform(-MAX_ANGLE, MAX_ANGLE)
         cos, sin = abs(np.cos(np.radians(angle))), abs(np.sin(np.radians(angle)))
@@ -217,7 +217,7 @@ def _place(
 
     Their centres are `within` a box, as far as they then lie in the canvas.
     """
-    low, high = (np.clip(corner, half, size - half) for corner in (within[:2], within[2:]))
+    low, high = (np.minimum(np.maximum(corner, half), size - half) for corner in (within[:2], within[2:]))
     centres = rng.uniform(low, high, (NUM_CANDIDATES, 2))
     candidates = np.concatenate([centres - half, centres + half], 1)
     if not len(boxes):
