@@ -9,9 +9,10 @@ Scenes state one number, and the false text has one object more or less.  Per ce
     beside    the same, where the scene shows another noun as well
 
 `number` is the share of the variance of the number that a linear map of the image's embedding explains, for scenes of
-one noun, of which a half trains the map (R2), and `cosine` that of the true and the false text.  With --train the image
-encoder is trained with Adam to tell the number, as if the texts were perfect; each line has the R2 and the per cent of
-scenes of one or two, and of two or three objects, that it tells apart, on scenes that it was not trained on.
+one noun, of which a half trains the map (R2; random embeddings of 64 numbers give -.23 with 750 scenes), and `cosine`
+that of the true and the false text.  With --train the image encoder is trained with Adam to tell the number, as if the
+texts were perfect; each line has the R2 and the per cent of scenes of one or two, and of two or three objects, that it
+tells apart, on scenes that it was not trained on.
 """
 
 import argparse

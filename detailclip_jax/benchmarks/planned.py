@@ -46,13 +46,13 @@ def plan(target: Target, request: Mapping[str, Any], console: Console) -> Record
 
 def plan_of_each_length(target: Target, request: Mapping[str, Any], console: Console) -> list[Record]:
     """Returns the record of a step; with `views.native_budget` also those of its other numbers of patches."""
-    first = plan(target, request, console)
-    of = lambda num: {  # noqa: E731
-        **request,
-        "name": f"{request['name']}, {num} patches",
-        "settings": {**request["settings"], "num_patches": num},
-    }
-    return [first, *(plan(target, of(num), console) for num in first["native"] if num != first["num_patches"])]
+    records = [plan(target, request, console)]
+    for num in records[0]["native"]:
+        if num != records[0]["num_patches"]:
+            settings = {**request["settings"], "num_patches": num}
+            named = {"name": f"{request['name']}, {num} patches", "settings": settings}
+            records.append(plan(target, {**request, **named}, console))
+    return records
 
 
 def largest(target: Target, request: Mapping[str, Any], first: Record, console: Console) -> Record:
