@@ -260,7 +260,7 @@ def instance_map(layers: Sequence[Layer], size: int) -> UInt8[np.ndarray, "h w"]
 
 def _count(instances: UInt8[np.ndarray, "h w"], num: int) -> Int[np.ndarray, " n"]:
     """Returns the number of pixels of every instance."""
-    return np.bincount(instances.ravel(), minlength=1 + num)[1:]
+    return np.array([np.count_nonzero(instances == 1 + index) for index in range(num)])
 
 
 def _lay(
@@ -276,8 +276,8 @@ def _lay(
 
 
 def _box(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "4"]:
-    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+    return np.array([x, y, x + width, y + height], np.float32)
 
 
 def _degrade(
