@@ -324,8 +324,8 @@ def anchor(heading):
 def test_every_link_into_a_page_finds_its_heading():
     for page, text in PAGES.items():
         for link, place in re.findall(r"\]\(([^)\s#]*)#([^)\s]+)\)", text):
-            target = ((ROOT / page).parent / link).resolve().relative_to(ROOT).as_posix() if link else page
-            headings = re.findall(r"^#+ (.+)$", PAGES[target], re.MULTILINE)
+            target = (ROOT / page).parent / link if link else ROOT / page
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
             assert place in map(anchor, headings), (page, link, place)
 
 
