@@ -92,12 +92,11 @@ def compile_rows(names: Iterable[str]) -> None:
 
 
 def short_table(records: Mapping[str, Any]) -> list[str]:
-    """The table of the steps with their usual remat, without weak scaling: what fits, and the bound of the rate."""
-    usual = {
-        name: record for name, record in records.items() if name.rpartition("-")[2] not in ("none", "dots", "full")
-    }
+    """What fits, and the bound of the rate: the steps with their usual remat and, if compiled so, a sharded state."""
+    others = ("none", "dots", "full")
+    usual = {n: r for n, r in records.items() if n.rpartition("-")[2] not in others and f"{n}-fsdp" not in records}
     rows = [line.strip("|").split("|") for line in step_table(usual)]
-    return [f"|{'|'.join([*row[:6], row[-1]])}|" for row in rows]
+    return [f"|{'|'.join([*row[:2], *row[3:6], row[-1]])}|" for row in rows]
 
 
 def step_table(records: Mapping[str, Any]) -> list[str]:
