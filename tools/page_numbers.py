@@ -306,9 +306,7 @@ def later(folder: Path) -> Texts:
 @number(960, *later_commands(1, 2400))
 def later_longer(folder: Path) -> Texts:
     """The methods after DetailCLIP at eight times that budget."""
-    table = later_table(folder, 1)
-    columns = "zero-shot", "foreground IoU", *SHORT, "words, naclip: mIoU", "GFLOP per image"
-    return {"table": table, "short": tables.only(table, columns)}
+    return {"table": later_table(folder, 1)}
 
 
 class EqualFlop(NamedTuple):
