@@ -28,7 +28,7 @@ from detailclip_jax.interop.key_tables import (
 from detailclip_jax.interop.measure import Spec
 from detailclip_jax.interop.tensor_layout import EVAL_256, TensorLayout
 from detailclip_jax.models.image_blocks import NUM_BLOCKS
-from detailclip_jax.runtime.weight_files import PART_SUFFIXES
+from detailclip_jax.runtime.weight_files import HEAD_AND_TEXTS, PART_SUFFIXES
 
 IMAGE, HEAD, TEXT = "visual_model.backbone", "visual_model.head", "text_model.backbone"
 TEXT_PROJECTION = "text_model.head.linear_projection.weight"
@@ -105,7 +105,7 @@ def pair_in(folder: Path) -> Mapping[str, Any] | None:
     Raises ValueError unless there is one of each.
     """
     files = [path for path in sorted(folder.iterdir()) if path.suffix in PART_SUFFIXES]
-    heads_and_texts = [path for path in files if "dinotxt" in path.name]
+    heads_and_texts = [path for path in files if HEAD_AND_TEXTS in path.stem]
     if not heads_and_texts:
         return None
     encoders = [path for path in files if path not in heads_and_texts]

@@ -223,8 +223,8 @@ def files_of(repository: Repository) -> list[str]:
     shards = [name for name in top if weight_files.SHARD.search(name)]
     weights = weights or [name for name in shards if name.endswith(".safetensors")] or shards
     weights = weights or [name for name in top if name.endswith(weight_files.SUFFIXES)]
-    parts = {part for part in weight_files.PARTS for name in weights if Path(name).stem.endswith(f"_{part}")}
-    if not weights or (len(weights) > 1 and not weight_files.SHARD.search(weights[0]) and len(parts) != len(weights)):
+    is_one = len(weights) == 1 or weight_files.is_pair(weights) or (weights and weight_files.SHARD.search(weights[0]))
+    if not is_one:
         what = f"the weights of several models, {', '.join(weights)}" if weights else "no weights at its top"
         raise FileNotFoundError(
             f"{repository.name} has {what}; download one model yourself and give its file. The files are "

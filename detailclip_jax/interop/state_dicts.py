@@ -251,7 +251,7 @@ def _check_required(layout: TensorLayout, options: Mapping[str, Any], config_fil
         raise ValueError(
             f"{' and '.join(missing)} of this {layout.name} model cannot be inferred from the tensors, "
             f"and {unread}; give --{flag}=gelu (most models of open_clip, timm's names without quickgelu) or "
-            "quick_gelu (OpenAI's weights, names with quickgelu, models of this package)"
+            "quick_gelu (OpenAI's weights, names with quickgelu, models of this package) to detailclip_jax.import_torch"
         )
 
 

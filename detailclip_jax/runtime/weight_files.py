@@ -1,7 +1,7 @@
-"""The weights in a folder of open_clip, transformers or TIPS, by the names of the files, none of which is opened."""
+"""The weights in a folder of open_clip, transformers, TIPS or dino.txt, by the names of the files; none is opened."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 NAMES = (
@@ -14,6 +14,7 @@ NAMES = (
 SHARD = re.compile(r"-\d+(-of-(\d+)\.(safetensors|bin))$")  # the end of the name of a part of a transformers model
 VISION, TEXT = "vision", "text"
 PARTS = (VISION, TEXT)  # of a TIPS model, which has one file for each
+HEAD_AND_TEXTS = "dinotxt"  # in the name of dino.txt's file, whose image encoder has a file of its own
 PART_SUFFIXES = (".npz", ".pt", ".pth", ".safetensors")
 SUFFIXES = (*PART_SUFFIXES, ".bin")
 
@@ -48,6 +49,15 @@ def parts_in(folder: Path) -> Mapping[str, list[Path]]:
     return {part: sorted(p for p in folder.glob(f"*_{part}.*") if p.suffix in PART_SUFFIXES) for part in PARTS}
 
 
+def is_pair(names: Collection[str]) -> bool:
+    """Returns whether two files are one model: of TIPS one for each part, or dino.txt's and its image encoder's."""
+    stems = [Path(name).stem for name in names]
+    parts = {part for part in PARTS for stem in stems if stem.endswith(f"_{part}")}
+    return len(stems) == 2 and (len(parts) == 2 or sum(HEAD_AND_TEXTS in stem for stem in stems) == 1)
+
+
 def is_model(folder: Path) -> bool:
-    """Returns whether `import_torch` finds the weights in a folder: a model's file, or one of each part of TIPS."""
-    return model_in(folder) is not None or all(len(files) == 1 for files in parts_in(folder).values())
+    """Returns whether `import_torch` finds the weights in a folder: a model's file, or the two of TIPS or dino.txt."""
+    if model_in(folder) is not None or all(len(files) == 1 for files in parts_in(folder).values()):
+        return True
+    return is_pair([path.name for path in folder.iterdir() if path.suffix in PART_SUFFIXES])

@@ -8,6 +8,7 @@ from test_dino_layouts import DEPTH, HEADS, SIDE, WIDTH, dinov3, original_v3, pi
 from tiny import check_names
 
 from detailclip_jax import import_torch, interop, load
+from detailclip_jax.interop import published
 from detailclip_jax.models.image_blocks import hidden_width
 
 torch = pytest.importorskip("torch")
@@ -115,6 +116,19 @@ def test_both_files_of_a_folder_are_the_model_of_the_equations(tmp_path):
         found = jax.jit(net.embed_image)(jnp.asarray(images)), jax.jit(net.embed_text)(jnp.asarray(tokens))
     for ours, reference in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, reference, atol=2e-5 * np.abs(reference.numpy()).max())
+
+
+def test_the_folder_names_the_model_as_a_repository_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder, encoder = tmp_path / "dinotxt", "dinov3_vitl16_pretrain_lvd1689m.pth"
+    folder.mkdir()
+    torch.save(original_v3(dinov3(hidden=4 * WIDTH), False), folder / encoder)
+    torch.save(head_and_texts(), folder / FILE)
+    assert load(published.fetch(folder)).config.method == "dinotxt"
+    files = dict.fromkeys((encoder, FILE), 1)
+    assert published.files_of(published.Repository("a/b", "1", "mit", files, {})) == sorted(files)
+    with pytest.raises(FileNotFoundError, match="several models"):
+        published.files_of(published.Repository("a/b", "1", "mit", files | {"dinov3_vits16.pth": 1}, {}))
 
 
 def test_what_is_missing_is_named(tmp_path):
