@@ -1,6 +1,6 @@
 """The page of `evaluate --tasks=detail`: what a model tells apart in detail, beside the published numbers of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from detailclip_jax.evaluation import paper
@@ -49,7 +49,12 @@ def markdown(outcome: Outcome) -> str:
         lines += [f"## {title}", "", *section(outcome, task, printed), ""]
     lines += gaps(outcome._replace(left_out={}))  # the sections have them
     if outcome.missing:
-        lines += ["## Sets that are not on this disk", "", *missing_sets(outcome.missing), ""]
+        ways = {}  # what to do to get the sets of a task, without indentation
+        for task, message in outcome.missing.items():
+            first, *others = message.splitlines()
+            ways[task] = " or ".join(way.strip() for way in others) or first
+        of_ways = (f"- {', '.join(names)}: {way}" for way, names in by_reason(ways).items())
+        lines += ["## Sets that are not on this disk", "", *of_ways, ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -69,14 +74,6 @@ def section(outcome: Outcome, task: str, printed: paper.Numbers) -> list[str]:
         scores = [percent(of[name]) if name in of else "" for name in weights]
         rows.append([name_of(key).removeprefix(f"{task} "), *scores, *judged(next(iter(of.values()))), *published])
     return [*markdown_table.table(rows), "", KINDS[task].note, *(line for each in unmeasured for line in ("", each))]
-
-
-def missing_sets(missing: Mapping[str, str]) -> Iterator[str]:
-    """Yields a line for each way to get sets, with the tasks that need them."""
-    lines = {task: message.splitlines() for task, message in missing.items()}
-    ways = {task: " or ".join(way.strip() for way in others) or first for task, (first, *others) in lines.items()}
-    for way, names in by_reason(ways).items():
-        yield f"- {', '.join(names)}: {way}"
 
 
 def by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:

@@ -26,7 +26,7 @@ from detailclip_jax.methods.masking import RemovalRule
 from detailclip_jax.models import stacking
 from detailclip_jax.models.image_blocks import has_blocks
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.runtime import errors
+from detailclip_jax.runtime import errors, weight_files
 from detailclip_jax.training import experiment
 from detailclip_jax.types import Params
 
@@ -104,7 +104,12 @@ def load_side(
         raise ValueError(errors.unknown("layout", layout, NAMES, OTHER_NAMES))
     options = {name: value for name, value in options.items() if value is not None}
     if layout in (None, OWN) and not isinstance(source, Mapping) and own.is_own_format(Path(source)):
-        return *_load_own(Path(source), options), ""
+        if conflicting := set(options) - {"image_size", "interpolation", "tokenizer"}:
+            raise ValueError(f"{source} already contains {', '.join(sorted(conflicting))}; omit these options")
+        _, variables, config = own.read(Path(source))
+        _set_tokenizer(config, options)
+        config.model.interpolation = options.get("interpolation", config.model.interpolation)
+        return *_resized(variables, config, options), ""
     if isinstance(source, Mapping):
         tensors, sidecar, config_file = tensor_files.arrays(source), {}, None
     else:
@@ -166,15 +171,6 @@ def _other_layout(source: Any, tensors: Any, layout: str | None) -> str:
     return "" if name == layout else f"\nThe tensor names fit another layout: --from={name}"
 
 
-def _load_own(path: Path, options: Mapping[str, Any]) -> tuple[Networks, dict[str, Params], ConfigDict]:
-    if conflicting := set(options) - {"image_size", "interpolation", "tokenizer"}:
-        raise ValueError(f"{path} already contains {', '.join(sorted(conflicting))}; omit these options")
-    _, variables, config = own.read(path)
-    _set_tokenizer(config, options)
-    config.model.interpolation = options.get("interpolation", config.model.interpolation)
-    return _resized(variables, config, options)
-
-
 def _resized(
     variables: dict[str, Params], config: ConfigDict, options: Mapping[str, Any]
 ) -> tuple[Networks, dict[str, Params], ConfigDict]:
@@ -187,8 +183,13 @@ def _open(path: Path) -> tuple[Any, dict[str, Any], Path | None]:
     """The tensors of a file or folder, and the options from the config file beside them, if there is one."""
     if path.is_dir() and (pair := tips_names.pair_in(path) or dinotxt_names.pair_in(path)):
         return pair, {}, None
-    file = tensor_files.weights_in(path) if path.is_dir() else path
-    return tensor_files.read_shards(file), hub.sidecar_options(file), hub.config_beside(file)
+    file = weight_files.model_in(path) if path.is_dir() else path
+    if file is None:
+        raise FileNotFoundError(f"no weights in {path}; looked for {', '.join(weight_files.NAMES)}")
+    content, *others = map(tensor_files.read, weight_files.shards_of(file))
+    if others:  # a model that is divided into several files
+        content = {name: tensor for part in (content, *others) for name, tensor in part.items()}
+    return content, hub.sidecar_options(file), hub.config_beside(file)
 
 
 def choose(tensors: Any, name: str | None) -> tuple[TensorLayout, dict[str, np.ndarray]]:

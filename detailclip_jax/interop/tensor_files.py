@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from detailclip_jax.interop import torchscript
-from detailclip_jax.runtime import extras, weight_files
+from detailclip_jax.runtime import extras
 from detailclip_jax.runtime.files import written_atomically
 
 LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # start of PyTorch files before 1.6
@@ -55,19 +55,6 @@ def read(path: Path) -> Any:
     raise ValueError(
         f"{path} is neither a PyTorch file nor a safetensors file nor an npz file (it starts with {start[:8]!r})"
     )
-
-
-def weights_in(folder: Path) -> Path:
-    """The weights file in the folder of an open_clip or transformers model."""
-    if file := weight_files.model_in(folder):
-        return file
-    raise FileNotFoundError(f"no weights in {folder}; looked for {', '.join(weight_files.NAMES)}")
-
-
-def read_shards(file: Path) -> Any:
-    """The content of a file, or the tensors of all files of a model that is divided into several."""
-    first, *others = (read(path) for path in weight_files.shards_of(file))
-    return {name: tensor for part in (first, *others) for name, tensor in part.items()} if others else first
 
 
 def _archive(path: Path) -> Any:

@@ -42,7 +42,10 @@ def clip_loss(
         to_text, to_image = ((v, (views + c,)) for v, c in matches), ((views + c, (v,)) for v, c in matches)
         losses, nearest = blockwise_cross_entropies(local, every, scale, pair, (*to_text, *to_image), block)
         return losses.mean(), (nearest[: len(matches)] == pair).mean()
-    (u, t), (every_u, every_t) = (_embeddings(stack, views, pairs) for stack in (local, every))
+    first, every_first = (jnp.moveaxis(stack, 1, 0) for stack in (local, every))
+    (u, t), (every_u, every_t) = ((stack[:views], stack[views:]) for stack in (first, every_first))
+    if pairs == "all":  # [V, 1, B, E], compared with the captions by broadcasting
+        u, every_u = u[:, None], every_u[:, None]
     losses = (image_to_text_loss(u, every_t, scale, pair) + text_to_image_loss(t, every_u, scale, pair)) / 2
     return losses.mean(), (similarity(u, every_t, scale).argmax(-1) == pair).mean()
 
@@ -54,14 +57,6 @@ def _matches(views: int, captions: int, pairs: str) -> list[tuple[int, int]]:
     if pairs != "same" or views != captions:
         raise ValueError(f"pairs {pairs!r} of {views} views and {captions} captions: known are all and, if V = C, same")
     return [(view, view) for view in range(views)]
-
-
-def _embeddings(
-    stacked: Float[Array, "B K E"], views: int, pairs: str
-) -> tuple[Float[Array, "V *one B E"], Float[Array, "C B E"]]:
-    """Splits stacked embeddings into those of the views and of the captions, to be compared by broadcasting."""
-    first = jnp.moveaxis(stacked, 1, 0)
-    return (first[:views, None] if pairs == "all" else first[:views]), first[views:]
 
 
 def image_to_text_loss(

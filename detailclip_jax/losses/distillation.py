@@ -54,13 +54,6 @@ DIVERGENCES: dict[str, Divergence] = {
 }
 
 
-def divergence_named(name: str) -> Divergence:
-    """Returns the divergence `name`; ValueError with the known names if there is none."""
-    if name not in DIVERGENCES:
-        raise ValueError(f"losses.divergence {name!r} is unknown; known: {', '.join(DIVERGENCES)}")
-    return DIVERGENCES[name]
-
-
 def student_log_probabilities(
     logits: Float[Array, "*batch C"], temperature: Scalar | float
 ) -> Float[Array, "*batch C"]:
@@ -145,7 +138,8 @@ REFERENCE = Comparison()
 
 def comparison(losses: ConfigDict) -> Comparison:
     """Reads the settings from `config.losses`; ValueError with the known names for an unknown divergence."""
-    divergence_named(losses.divergence)
+    if losses.divergence not in DIVERGENCES:
+        raise ValueError(f"losses.divergence {losses.divergence!r} is unknown; known: {', '.join(DIVERGENCES)}")
     return Comparison(losses.divergence, losses.student_temperature, losses.chunk_logits)
 
 

@@ -177,16 +177,6 @@ def encode_text_tokens(networks: Networks, batch: Batch) -> Texts:
     return Texts(fold(networks.text_projection, feature), tokens, valid)
 
 
-def encode_first_texts(count: int) -> Callable:
-    """Returns a function that encodes the first `count` captions of each image."""
-
-    @uses("text", "text_projection")
-    def encode(networks: Networks, batch: Batch) -> Texts:
-        return encode_text(networks, {"text": batch["text"][:, :count]})
-
-    return encode
-
-
 def joint_head(*names: str, class_tokens: int = 1, **scalars: Network) -> Head:
     """Head of image-text losses: projected CLS tokens of the student's passes, and the loss's trained numbers.
 

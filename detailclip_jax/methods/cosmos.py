@@ -24,7 +24,7 @@ from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, 
 from detailclip_jax.models.cross_pool import cross_pool
 from detailclip_jax.models.heads import biased_projection
 from detailclip_jax.models.towers import NETWORKS, Networks
-from detailclip_jax.types import Array, Bool, Float, Scalar
+from detailclip_jax.types import Array, Batch, Bool, Float, Scalar, Texts
 
 STUDENTS, TEACHERS = ("image_cross", "text_cross"), ("teacher_image", "teacher_text")
 
@@ -43,11 +43,17 @@ def cosmos(config: ConfigDict) -> Method:
         targets={"full": "large"},
         passes={"full": Pass("large", full), **local},
         encode_text=components.encode_text_tokens,
-        target_text=components.encode_first_texts(NUM_GLOBAL),
+        target_text=encode_global_texts,
         heads=(components.joint_head("full"), compared_head("full", *local), teacher_head("full")),
         losses=(components.clip_term(), cross_term()),
         weights="ema",  # the published numbers are the teacher's, without the pools
     )
+
+
+@uses("text", "text_projection")
+def encode_global_texts(networks: Networks, batch: Batch) -> Texts:
+    """Encodes the global captions of each image, the first ones."""
+    return components.encode_text(networks, {"text": batch["text"][:, :NUM_GLOBAL]})
 
 
 def check(config: ConfigDict) -> None:

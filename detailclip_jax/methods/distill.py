@@ -44,7 +44,8 @@ def distill(method: Method, config: ConfigDict) -> Method:
     patches, and for a teacher whose fields are not in `distill.record`.
     """
     name = components.patch_pass(method, "distill")
-    return method.plus((tokens_head(name, method.passes[name].view, config),), distill_term())
+    head = tokens_head(name, method.passes[name].view, config)
+    return method.plus((head,), Loss("distill", MADE, distill_term))
 
 
 def record_of(config: ConfigDict) -> ConfigDict:
@@ -191,12 +192,8 @@ def on_grid(patches: Float[Array, "V B N D"], side: int) -> Float[Array, "V B M 
     return jax.image.resize(grid, shape, "linear").reshape(*shape[:2], side**2, -1)
 
 
-def distill_term() -> Loss:
-    """Term of the distances of class tokens and of patches, a mean over images; it logs both."""
-
-    def run(record: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
-        cls, patches, cls_target, patches_target = (record.heads[name] for name in MADE)
-        losses = token_cosine_loss(cls, cls_target), token_cosine_loss(patches, patches_target)
-        return losses[0] + losses[1], {"distill_cls": losses[0], "distill_patches": losses[1]}
-
-    return Loss("distill", MADE, run)
+def distill_term(record: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
+    """Computes the distances of class tokens and of patches, a mean over images; logs both."""
+    cls, patches, cls_target, patches_target = (record.heads[name] for name in MADE)
+    losses = token_cosine_loss(cls, cls_target), token_cosine_loss(patches, patches_target)
+    return losses[0] + losses[1], {"distill_cls": losses[0], "distill_patches": losses[1]}

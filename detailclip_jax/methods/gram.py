@@ -22,24 +22,17 @@ from detailclip_jax.types import Array, Scalar
 
 def gram(method: Method, config: ConfigDict) -> Method:
     """Adds the term for the method's `components.patch_pass`; ValueError for a method without one."""
-    name = components.patch_pass(method, "gram")
-    return method.plus((patches_head(name),), gram_term(), anchors={name: method.passes[name].view}, anchor_of="gram")
+    name, made = components.patch_pass(method, "gram"), ("gram_student", "gram_anchor")
 
-
-def patches_head(name: str) -> Head:
-    """Head of the patches that the student sees in the pass `name`, and of the anchor's at the same places."""
-
-    def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
+    def patches(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
+        # those that the student sees in this pass, and the anchor's at the same places
         anchor = components.at_seen(record.anchors[name].patches, record, name)
         return {"gram_student": record.tokens[name].patches, "gram_anchor": anchor}
 
-    return Head(("gram_student", "gram_anchor"), run)
+    anchors = {name: method.passes[name].view}
+    return method.plus((Head(made, patches),), Loss("gram", made, gram_term), anchors=anchors, anchor_of="gram")
 
 
-def gram_term() -> Loss:
-    """Term of the Gram loss, a mean over images."""
-
-    def run(record: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
-        return gram_loss(record.heads["gram_student"], record.heads["gram_anchor"]), {}
-
-    return Loss("gram", ("gram_student", "gram_anchor"), run)
+def gram_term(record: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
+    """Computes the Gram loss, a mean over images."""
+    return gram_loss(record.heads["gram_student"], record.heads["gram_anchor"]), {}

@@ -26,17 +26,13 @@ def intra_modal(method: Method, config: ConfigDict) -> Method:
     """
     components.captioned_pass(method, "intra_modal")
     check_false(config, "intra_modal")
-    return method.plus((false_head(method),), intra_modal_term(config))
-
-
-def intra_modal_term(config: ConfigDict) -> Loss:
-    """Term of the false captions; it logs their mean cosine with the true ones."""
     captions = components.compared_captions(config)
 
-    def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
+    def term(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
         heads = record.heads
         embeddings = heads["image_embedding"], record.text.embedding[:captions], heads[FALSE[0]], heads[FALSE[1]] > 0
         loss, cosine = intra_modal_loss(*embeddings, jnp.exp(heads["logit_scale"]), whole_batch.axis)
         return loss, {"false_cosine": cosine}
 
-    return Loss("intra_modal", ("image_embedding", "logit_scale", *FALSE), run, over="batch")
+    reads = ("image_embedding", "logit_scale", *FALSE)
+    return method.plus((false_head(method),), Loss("intra_modal", reads, term, over="batch"))

@@ -39,8 +39,15 @@ def rank(method: Method, config: ConfigDict) -> Method:
     components.captioned_pass(method, "rank")
     check_false(config, "rank")
     of_regions, passes = region_heads(method, config, "rank") if config.data.regions else ((), method.passes)
-    heads = false_head(method), *of_regions, margin_head(config)
-    return method.plus(heads, rank_term(), passes=passes)
+
+    def margins(student: Networks, teacher: Networks, record: Forward) -> dict[str, Leaf]:
+        kinds = margins_of(record, config)
+        return {MARGINS: kinds, SUM: jnp.concatenate([margin_sums(*each) for each in kinds], 1)}
+
+    after = ("image_embedding", "logit_scale", *FALSE, *((*POOLED, *PHRASES, *SCALES) if config.data.regions else ()))
+    heads = false_head(method), *of_regions, Head(MADE, margins, after=after)
+    term = Loss("rank", MADE, rank_term, over="batch", running=Running(SUM, LATEST, P()))
+    return method.plus(heads, term, passes=passes)
 
 
 def margins_of(record: Forward, config: ConfigDict) -> list[Margins]:
@@ -63,25 +70,10 @@ def margins_of(record: Forward, config: ConfigDict) -> list[Margins]:
     return kinds
 
 
-def margin_head(config: ConfigDict) -> Head:
-    """Head of the margins, and of their sums and numbers for each kind."""
-
-    def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Leaf]:
-        margins = margins_of(record, config)
-        return {MARGINS: margins, SUM: jnp.concatenate([margin_sums(*each) for each in margins], 1)}
-
-    of_regions = (*POOLED, *PHRASES, *SCALES) if config.data.regions else ()
-    return Head(MADE, run, after=("image_embedding", "logit_scale", *FALSE, *of_regions))
-
-
-def rank_term() -> Loss:
-    """Term of the margins; it logs the mean of the thresholds."""
-
-    def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
-        thresholds, start, loss = thresholds_of(context.running["rank"]), 0, jnp.zeros(())
-        for margins, valid in record.heads[MARGINS]:
-            loss += rank_loss(margins, valid, thresholds[start : start + len(margins)], whole_batch.axis)
-            start += len(margins)
-        return loss, {"rank_threshold": thresholds.mean()}
-
-    return Loss("rank", MADE, run, over="batch", running=Running(SUM, LATEST, P()))
+def rank_term(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
+    """Computes the sum of the losses of each kind; logs the mean of the thresholds."""
+    thresholds, start, loss = thresholds_of(context.running["rank"]), 0, jnp.zeros(())
+    for margins, valid in record.heads[MARGINS]:
+        loss += rank_loss(margins, valid, thresholds[start : start + len(margins)], whole_batch.axis)
+        start += len(margins)
+    return loss, {"rank_threshold": thresholds.mean()}

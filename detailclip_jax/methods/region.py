@@ -50,7 +50,7 @@ def region(method: Method, config: ConfigDict) -> Method:
     averaged = AVERAGED if not method.ema or "image" in method.ema else ()
     return method.plus(
         (region_head(name, passes[name].view, config),),
-        region_term(),
+        Loss("region", MADE, region_term, over="batch"),
         passes=passes,
         targets={**method.targets, CROPS: CROPS},
         ema=(*method.ema, *(network for network in averaged if network not in method.ema)),
@@ -95,11 +95,7 @@ def pooled_in(
     return jnp.einsum("gvbn,gbnd->gvbd", weights, maps, precision="highest"), weights.any(-1)
 
 
-def region_term() -> Loss:
-    """Term of the regions, a mean over those of the whole batch; it logs the share of boxes that count."""
-
-    def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
-        pooled, crops, counts = (record.heads[name] for name in MADE)
-        return region_loss(pooled, crops, counts, whole_batch.axis), {"region_boxes": counts.mean()}
-
-    return Loss("region", MADE, run, over="batch")
+def region_term(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
+    """Computes the loss of the regions, a mean over those of the whole batch; logs the share of boxes that count."""
+    pooled, crops, counts = (record.heads[name] for name in MADE)
+    return region_loss(pooled, crops, counts, whole_batch.axis), {"region_boxes": counts.mean()}

@@ -51,13 +51,9 @@ def add_counts(counts: UInt32[Array, "M"], of_batch: UInt32[Array, "M"]) -> UInt
     return jnp.where((total < counts).any(), counts, total)
 
 
-def latest(sums: Float[Array, "2 K"], of_batch: Float[Array, "2 K"]) -> Float[Array, "2 K"]:
-    """Returns the sums and numbers of a batch, of a kind that it lacks the ones before."""
-    return jnp.where(of_batch[1] > 0, of_batch, sums)
-
-
 MEAN = Rule(lambda chunks: chunks.mean(0), jax.lax.pmean, update_center)
 SUM = Rule(
     lambda chunks: chunks.sum(0, dtype=chunks.dtype), jax.lax.psum, lambda old, new, momentum: add_counts(old, new)
 )
-LATEST = Rule(lambda chunks: chunks.sum(0), jax.lax.psum, lambda old, new, momentum: latest(old, new))
+# [2, K]: the sums and numbers of the batch; of a kind that it lacks the ones before
+LATEST = Rule(lambda chunks: chunks.sum(0), jax.lax.psum, lambda old, new, momentum: jnp.where(new[1] > 0, new, old))

@@ -17,17 +17,13 @@ def text_contrast(method: Method, config: ConfigDict) -> Method:
     """Adds the term; ValueError for a method without captions, and for a config without regions."""
     components.captioned_pass(method, "text_contrast")
     check_regions(config, "text_contrast")
-    return method.plus((phrase_head(method),), text_contrast_term())
+    return method.plus((phrase_head(method),), Loss("text_contrast", PHRASES, text_contrast_term, over="batch"))
 
 
-def text_contrast_term() -> Loss:
-    """Term of the true phrases of all regions of the batch."""
-
-    def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
-        valid = record.batch["region_text_valid"]
-        phrases = record.heads[PHRASES[0]].reshape(valid.shape[1], valid.shape[2], len(valid), -1)[:, 0]
-        counts = valid[..., 0].T.reshape(-1)
-        phrases = phrases.reshape(len(counts), -1)
-        return text_contrast_loss(phrases, counts, whole_batch.axis, whole_batch.block), {}
-
-    return Loss("text_contrast", PHRASES, run, over="batch")
+def text_contrast_term(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
+    """Computes the loss of the true phrases of all regions of the batch."""
+    valid = record.batch["region_text_valid"]
+    phrases = record.heads[PHRASES[0]].reshape(valid.shape[1], valid.shape[2], len(valid), -1)[:, 0]
+    counts = valid[..., 0].T.reshape(-1)
+    phrases = phrases.reshape(len(counts), -1)
+    return text_contrast_loss(phrases, counts, whole_batch.axis, whole_batch.block), {}

@@ -252,7 +252,8 @@ class Checkpoints:
         if failures:
             multihost_utils.sync_global_devices("unreadable checkpoints set aside")
             self._manager.reload()
-        self._retention.forget_after(restored.step if restored else 0)
+        start = restored.step if restored else 0  # the run will compute the scores of later steps again
+        self._retention.scores = {step: scores for step, scores in self._retention.scores.items() if step <= start}
         return restored
 
     def _try(self, step: int, target: PyTree) -> tuple[Restored | None, str]:
@@ -361,10 +362,6 @@ class Retention(policies.PreservationPolicy):
 
     def __init__(self, max_to_keep: int, best_metric: str, scores: Mapping[int, Mapping[str, float]]):
         self.max_to_keep, self.best_metric, self.scores = max_to_keep, best_metric, dict(scores)
-
-    def forget_after(self, step: int) -> None:
-        """Drops the scores of steps after `step`, which the run will compute again."""
-        self.scores = {scored: scores for scored, scores in self.scores.items() if scored <= step}
 
     def kept(self, steps: Sequence[int]) -> set[int]:
         """Returns those of `steps` (ascending) to keep; of equal scores the last one is the best, nan is no score."""

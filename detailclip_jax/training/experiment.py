@@ -363,22 +363,18 @@ def dummy_batch(config: ConfigDict, size: int = 1, num_patches: int = 0, patch_s
     drawn = {"grid": {name: jnp.ones((size, c.count, 2), jnp.int32) for name, c in crops.items()}} if native else {}
     grids = {name: (size, c.count, c.mask_grid**2) for name, c in crops.items() if c.get("mask_grid", 0)}
     hidden = {"hidden": {name: jnp.zeros(shape, bool) for name, shape in grids.items()}}
+    texts = size, config.data.negatives, config.model.context_length
+    false = {"false": jnp.zeros(texts, jnp.int32), "false_valid": jnp.zeros(texts[:2], bool)}
     return {
         **(hidden if grids else {}),
         **drawn,
-        **_false_texts(config, size),
+        **(false if config.data.negatives else {}),
         **_regions(config, size),
         "image": {name: jnp.zeros((size, c.count, *shapes[name]), jnp.uint8) for name, c in crops.items()},
         "box": {name: jnp.zeros((size, c.count, 4), jnp.float32) for name, c in crops.items()},
         "text": jnp.zeros((size, num_captions(config.data), config.model.context_length), jnp.int32),
         "label": jnp.zeros((size,), jnp.int32),
     }
-
-
-def _false_texts(config: ConfigDict, size: int) -> dict[str, Array]:
-    shape = size, config.data.negatives
-    texts = jnp.zeros((*shape, config.model.context_length), jnp.int32)
-    return {"false": texts, "false_valid": jnp.zeros(shape, bool)} if config.data.negatives else {}
 
 
 def _regions(config: ConfigDict, size: int) -> dict[str, Array]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from detailclip_jax.kernels import chunked_logits, chunks
 from detailclip_jax.kernels.chunked_logits import Logits
@@ -204,7 +205,7 @@ def test_chunks_are_few_equal_and_filled_with_zeros():
 
 def test_distillation_errors():
     with pytest.raises(ValueError, match="'kl' is unknown; known: cross_entropy"):
-        distillation.divergence_named("kl")
+        distillation.comparison(ConfigDict({"divergence": "kl"}))
     one = logits_of(1, 2)
     with pytest.raises(ValueError, match="at least two"):
         distillation.cls_loss(one, one, Sharpening(normal(PROTOTYPES), 0.7))
