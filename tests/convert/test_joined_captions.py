@@ -537,27 +537,3 @@ def test_captions_of_another_format_end_early(tmp_path, monkeypatch, capsys):
     more = ("--captions", tmp_path / "t.csv", "--captions-key", "url", "--captions-columns", "text")
     assert run("webdataset", tmp_path / "a.tar", tmp_path / "out", *more) in (1, 2)
     assert "4 of the first 5 rows of" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--captions", "t.csv"], "--captions-key and --captions-columns missing"),
-        (["--captions-key", "url"], "--captions and --captions-columns missing"),
-        (["--captions", "t.csv", "--captions-key", "url", "--captions-columns", "captions"], "the name 'captions'"),
-        (["--captions", "t.csv", "--captions-key", "=url", "--captions-columns", "a"], "the side of the images"),
-        (["--captions", "none.csv", "--captions-key", "url", "--captions-columns", "a"], "none.csv' does not exist"),
-        (["--captions-min-matched", "2"], "a number from 0 to 1"),
-    ],
-)
-def test_flags_that_do_not_fit_are_refused(tmp_path, flags, message, capsys):
-    tar_of_urls(tmp_path / "a.tar", ["1"])
-    assert run("webdataset", tmp_path / "a.tar", tmp_path / "out", *flags) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_a_source_without_fields_is_joined_by_what_it_has(tmp_path, capsys):
-    trees.write(tmp_path / "images" / "1.jpg", trees.jpeg())
-    more = ("--captions", "t.csv", "--captions-key", "url", "--captions-columns", "text")
-    assert run("imagefolder", tmp_path / "images", tmp_path / "out", *more) == 2
-    assert "imagefolder has only key, path, file" in capsys.readouterr().err

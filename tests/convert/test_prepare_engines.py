@@ -12,7 +12,7 @@ import prepare_trees as trees
 import pytest
 from test_prepare import contents, prepared
 
-from detailclip_jax.convert import local, to_tfds
+from detailclip_jax.convert import local
 from detailclip_jax.data.labelled import open_set
 from detailclip_jax.data.sources import Records, TfdsRecords
 from detailclip_jax.prepare import main
@@ -205,9 +205,3 @@ def test_a_name_that_is_taken_is_refused(tfds_copy, capsys):
     out, data_dir = tfds_copy
     assert main(["to-tfds", str(out), "--name", "tiny", "--data-dir", str(data_dir)]) == 2
     assert "already exists" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["", "a/b", "ü", "a b"])
-def test_names_that_tfds_cannot_have_are_refused(tmp_path, name):
-    with pytest.raises(ValueError, match="letters, digits"):
-        to_tfds.write(str(tmp_path), name)
