@@ -10,7 +10,7 @@ import prepare_trees as trees
 import pytest
 
 from detailclip_jax import config
-from detailclip_jax.config import run_config, settings
+from detailclip_jax.config import run_config
 from detailclip_jax.convert import cleaning, columns, text_tables, yfcc
 from detailclip_jax.convert.examples import MAX_LABEL, Rejected
 from detailclip_jax.convert.job import Request
@@ -217,23 +217,6 @@ def test_prepare_keeps_the_beginning_of_a_long_caption_and_says_so(tmp_path, cap
     assert "cut         1 captions, to their first 8,192 characters" in capsys.readouterr().out
     source = Records(tmp_path / "out", "train")
     assert sorted(len(source[n]["captions"][0]) for n in range(2)) == [5, MAX_CHARACTERS]
-
-
-@pytest.mark.parametrize(
-    ("setting", "why"),
-    [
-        ("views.crops=None", "views.crops is a group, not a value"),
-        ("optimizer=3", "optimizer is a group, not a value"),
-        ("optimizer={}", "optimizer is a group, not a value"),
-        ("data={'path': 'x'}", "data is a group, not a value"),
-        ("data.path=None", "data.path is a text"),
-        ("masking.ratio=None", "masking.ratio is a number, 0.5 now; None is not"),
-        ("masking=" + "(" * 5000, "masking is a group"),
-    ],
-)
-def test_a_setting_of_another_kind_is_refused(setting, why):
-    with pytest.raises(ValueError, match=why):
-        settings.set_fields(dict([settings.parse_setting(setting)]))(config.default())
 
 
 @pytest.mark.parametrize("group", ["data", "model", "views", "evaluators", "preprocess"])
