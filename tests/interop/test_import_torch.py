@@ -143,53 +143,6 @@ def test_a_model_in_several_files_is_read_whole_or_not_at_all(tmp_path):
         interop.load(tmp_path, **HEADS, **QUICK)
 
 
-@pytest.mark.parametrize(
-    ("content", "match"),
-    [
-        ("{", "is not JSON"),
-        ("[]", "is not a JSON dictionary"),
-        ('{"vision_cfg": {}, "text_cfg": {}}', "is invalid: KeyError"),
-        ('{"vision_cfg": {"width": 48, "head_width": 0}}', "is invalid: ZeroDivisionError"),
-        (
-            '{"vision_cfg": {"width": 48}, "preprocess_cfg": {"interpolation": 3}}',
-            "is invalid: TypeError.*resize_filter",
-        ),
-        ('{"vision_cfg": {"width": 48}, "text_cfg": {"heads": "8"}}', "is invalid: TypeError.*text_heads"),
-        ('{"vision_cfg": {"width": 48, "pool_type": "attn"}}', "unsupported image pooling of open_clip: 'attn'"),
-        ('{"vision_cfg": {"width": 48, "act_kwargs": {"approximate": "tanh"}}}', "image encoder of .* act_kwargs"),
-        (
-            '{"vision_cfg": {"width": 48}, "text_cfg": {"hf_model_name": "x"}}',
-            r"unsupported text encoder of .*hf_model_name",
-        ),
-        ('{"vision_cfg": {"width": 48}, "text_cfg": {"norm_kwargs": {"eps": 1e-6}}}', "text encoder .*norm_kwargs"),
-        (
-            '{"vision_cfg": {"width": 48}, "text_cfg": {"proj_bias": true}}',
-            r"text encoder .*\['proj_bias'\]; supported: those of CLIP, SigLIP",
-        ),
-        ('{"vision_cfg": {"width": 48}, "text_cfg": {"pool_type": "eos", "eos_id": 1}}', "text pooling .*'eos'"),
-    ],
-)
-def test_configs_of_other_models(tmp_path, content, match):
-    tensor_files.write(tmp_path / "model.safetensors", {"a": np.zeros(1, np.float32)})
-    (tmp_path / "open_clip_config.json").write_text(content)
-    with pytest.raises(ValueError, match=match):
-        interop.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "match"),
-    [
-        ({"model_type": "altclip"}, r"model_type of config\.json: 'altclip'; supported: clip, metaclip_2"),
-        ({"model_type": "clip", "text_config": {"model_type": "chinese_clip_text_model"}}, "'chinese_clip_text_model'"),
-    ],
-)
-def test_configs_of_transformers_with_other_text_encoders(tmp_path, content, match):
-    tensor_files.write(tmp_path / "model.safetensors", {"a": np.zeros(1, np.float32)})
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=match):
-        interop.load(tmp_path)
-
-
 @pytest.mark.parametrize("end", [2, 63, None])
 def test_configs_of_transformers_that_pool_texts_at_the_largest_id(end):
     content = {"model_type": "clip", "text_config": {"vocab_size": 64, "eos_token_id": end}}
