@@ -81,15 +81,9 @@ MISTAKES = {  # the mistake: a call with a folder, words of the message
     },
     "nothing": (read(lambda _: {}), "the file has no state dict"),
     "an empty state dict": (read(lambda _: {"state_dict": {}}), "the file has no state dict"),
-    "unknown tensors": (
-        read(lambda _: {"a": np.zeros(3)}),
-        "no known layout has the tensors a; known layouts: reference",
-    ),
+    "other names": (read(lambda _: {"a": np.zeros(3)}), "no known layout has the tensors a; known layouts: reference"),
     "a number": (read(lambda x: {**x, "epoch": 3}), "entries that are not tensors: epoch"),
-    "a name twice": (
-        read(lambda x: {**x, "module.logit_scale": np.zeros(())}),
-        "two tensors have the name logit_scale",
-    ),
+    "name twice": (read(lambda x: {**x, "module.logit_scale": np.zeros(())}), "two tensors have the name logit_scale"),
     "a last layer that is not shared": (
         tensor("ibot_head.last_layer2.weight_v", lambda x: x + 1, reference_state_dict),
         "ibot_head.last_layer2.weight_v differs from ibot_head.last_layer.weight_v",
