@@ -338,8 +338,6 @@ def test_the_text_encoder_of_another_checkpoint(tmp_path):
     assert size_of(adopted_config.adopt(asked, given=["model.custom.text_width"]).model) == size
     with pytest.raises(ValueError, match="has no text encoder: its method is image_encoder"):
         adopted_config.adopt(tiny("clip", init=folder.name, init_text=str(tmp_path / "image_encoder")))
-    with pytest.raises(ValueError, match="init_text goes with init"):
-        adopted_config.adopt(tiny("clip", init_text=folder.name))
     with pytest.raises(ValueError, match=r"config\.init_text .* has model\.context_length 24"):
         adopted_config.adopt(asked, given=["model.context_length"])
 
@@ -560,8 +558,6 @@ def test_text_positions_are_stretched_to_a_longer_context(tmp_path):
     np.testing.assert_array_equal(state.params["text"]["positions"], trees["params"]["text"]["positions"])
     kept = adopted_config.adopt(tiny("clip", init=str(tmp_path / "clip"), **{"model.context_length": 36}))
     assert kept.model.context_length == 24
-    with pytest.raises(ValueError, match="init_text_positions 'linear' stretches the positions of a checkpoint"):
-        adopted_config.adopt(tiny("clip", init_text_positions="linear"))
     for field in ("optimizer.loaded_rate", "optimizer.layer_decay"):
         with pytest.raises(ValueError, match=rf"{field} 0.5 is for networks that are loaded.* set it to 1"):
             adopted_config.adopt(tiny("clip", **{field: 0.5}))

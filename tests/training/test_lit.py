@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from launching import environment, losses, started
 from library_features import check_export
-from tiny import SHORT_RUN, check_names, copied, on_one_device
+from tiny import SHORT_RUN, copied, on_one_device
 
 from detailclip_jax import evaluate, export, import_torch, load, pretraining
 from detailclip_jax.config import run_config
@@ -142,14 +142,6 @@ def test_every_kind_of_checkpoint_is_locked(imported, layout, spec, kept):
     assert moved == before.keys() - {"image", "image_projection"}
     assert config.model.image_is_embedding == (layout != "openai")
     assert before["text_projection"]["proj"]["kernel"].shape[-1] == (24 if layout == "openai" else WIDTH)
-
-
-def test_without_an_encoder_it_is_refused():
-    with pytest.raises(ValueError, match=r"give --config\.init=WORKDIR"):
-        adopted_config.adopt(asked(""))
-    with pytest.raises(ValueError) as refused:
-        run_config.load(f"{ROOT}/configs/beyond/lit.py:method=slip")
-    check_names(refused.value, "method=slip", "clip", "siglip")
 
 
 @pytest.mark.check

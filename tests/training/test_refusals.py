@@ -15,6 +15,7 @@ from detailclip_jax.training import adopted_config, experiment, mesh, optimizer,
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALLEST = Path(__file__).parents[1] / "configs/smallest.py"
 TABLE = sharding.rules(towers.NETWORKS)
+INIT = "--config.init=WORKDIR"
 
 
 def prepare(spec, **fields):
@@ -23,10 +24,14 @@ def prepare(spec, **fields):
     pretraining.prepare(config, "run")
 
 
-def frozen(entry):
+def asked(**fields):
     config = tiny_config("clip")
-    config.optimizer.frozen = entry
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
     return config
+
+
+def adopt(**fields):
+    adopted_config.adopt(asked(**fields))
 
 
 def kernel_of(rows):
@@ -73,32 +78,33 @@ REFUSED = {
         "set config.total_steps, or call run_config.resolve",
     ),
     "nothing to train": (
-        lambda: experiment.build(frozen(",".join(methods.build(tiny_config("clip")).networks))),
+        lambda: experiment.build(asked(optimizer__frozen=",".join(methods.build(asked()).networks))),
         "optimizer.frozen",
         "leaves nothing to train",
     ),
-    "random encoder, frozen": (
-        lambda: adopted_config.adopt(frozen("image")),
-        "optimizer.frozen 'image'",
-        "--config.init=WORKDIR",
-    ),
+    "random encoder, frozen": (lambda: adopt(optimizer__frozen="image"), "optimizer.frozen 'image'", INIT),
     "random blocks, frozen": (
-        lambda: adopted_config.adopt(frozen("patch_embed,text:-1")),
+        lambda: adopt(optimizer__frozen="patch_embed,text:-1"),
         "optimizer.frozen 'text:-1'",
-        "--config.init=WORKDIR",
+        INIT,
     ),
     "vocabulary of another tokenizer": (
         lambda: prepare(SMALLEST, model__vocab_size=32000),
         "vocabulary of 32000 tokens",
         "CLIP's 49408; give the file",
     ),
-    "continued without a checkpoint": (
-        lambda: prepare(f"{CONFIGS}/vitb16_continue.py"),
-        "this config continues a checkpoint: give --config.init=WORKDIR",
-    ),
-    "FLAIR continued without a checkpoint": (
-        lambda: prepare(f"{CONFIGS}/beyond/continue_flair.py"),
-        "this config continues a checkpoint: give --config.init=WORKDIR",
+    **{
+        f"{config} without a checkpoint": (
+            lambda config=config: prepare(f"{CONFIGS}/{config}.py"),
+            f"this config continues a checkpoint: give {INIT}",
+        )
+        for config in ("vitb16_continue", "beyond/continue_flair", "beyond/lit", "beyond/dinotxt")
+    },
+    "LiT of another method": (lambda: prepare(f"{CONFIGS}/beyond/lit.py:method=slip"), "method=slip", "clip", "siglip"),
+    "text encoder of a checkpoint alone": (lambda: adopt(init_text="runs/clip"), "init_text goes with init"),
+    "positions of no checkpoint": (
+        lambda: adopt(init_text_positions="linear"),
+        "init_text_positions 'linear' stretches the positions of a checkpoint",
     ),
 }
 
