@@ -206,18 +206,6 @@ def test_patch_dropout_compares_the_patches_that_are_seen():
     assert student.shape == teacher.shape == (1, 8, 8, 64)
 
 
-def test_a_method_or_a_size_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError) as refused:
-        methods.build(asked("ibot"))
-    check_names(refused.value, "losses.weights.distill", "ibot", "visible", "0")
-    with pytest.raises(ValueError) as refused:
-        methods.build(asked(**{"distill.size": 32}))
-    check_names(refused.value, "distill.size 32", "6")
-    with pytest.raises(ValueError) as refused:
-        methods.build(asked(**{"distill.record": {}, "distill.teacher": "runs/teacher"}))
-    check_names(refused.value, "runs/teacher", "distill.record", "adopt")
-
-
 # the folder of the teacher
 
 
