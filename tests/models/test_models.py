@@ -10,10 +10,9 @@ from flax import traverse_util
 from tiny import noise, tiny_state
 
 from detailclip_jax import config as config_lib
-from detailclip_jax.config import sizes
 from detailclip_jax.dense.detection import backbone
 from detailclip_jax.inference import inspection
-from detailclip_jax.models import block, patches, positions, readouts, registry, taps, towers
+from detailclip_jax.models import block, patches, positions, readouts, taps
 from detailclip_jax.models import vit as vit_module
 from detailclip_jax.models.decoder import Decoder
 from detailclip_jax.models.heads import PrototypeHead
@@ -328,31 +327,6 @@ def test_sizes_build(name, millions):
         if group != optimizer.FROZEN
     )
     assert millions is None or round(trained / 1e6, 1) == millions
-
-
-def test_heads_that_do_not_divide_the_width_are_refused():
-    config = config_lib.default().model
-    build = registry.Build(config, sizes.size_of(config), jnp.float32)
-    with pytest.raises(ValueError, match="of width 100 cannot have 16 attention heads"):
-        build.kernel(100, 16)
-
-
-def test_size_errors():
-    config = config_lib.default()
-    config.model.size = "B/15"
-    with pytest.raises(ValueError, match="'B/15' is unknown; known: tiny, S/16"):
-        towers.build(config.model, ("image",))
-    config.model.size, config.model.image_size = "B/16", 225
-    with pytest.raises(ValueError, match=r"225 is not a multiple of the patch size 16.* 224 and 240"):
-        towers.build(config.model, ("image",))
-    config.model.image_size, config.model.remat = 224, "some"
-    with pytest.raises(ValueError, match="remat 'some' is unknown; known: auto, none, dots, full"):
-        experiment_init(config)
-
-
-def experiment_init(config):
-    model = towers.build(config.model, ("image",))
-    return jax.eval_shape(model.image.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
 
 
 @pytest.mark.parametrize("remat", ["full", pytest.param("dots", marks=pytest.mark.check)])

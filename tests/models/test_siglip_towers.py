@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from library_features import Inputs, check_export, ours
@@ -385,19 +384,6 @@ def test_a_text_head_of_another_width_is_refused():
     tensors["text_model.head.weight"] = tensors["text_model.head.weight"][:-4]
     with pytest.raises(ValueError, match=r"text_model\.head\.weight .* width 20; expected 24"):
         interop.load(tensors, num_heads=3, text_heads=3)
-
-
-def test_an_attention_pool_has_no_class_tokens():
-    c = default()
-    c.model.image_style.pooling, c.model.class_tokens = "attention", 2
-    with pytest.raises(ValueError, match=r"model\.class_tokens 2: .*pooling 'attention' has none"):
-        experiment.weight_shapes(c)
-
-
-def test_an_unknown_text_pooling_lists_the_known():
-    encoder = TextTransformer(12, 1, 3, 6, 20, style=TextStyle(pooling="frist"))
-    with pytest.raises(ValueError, match="text pooling 'frist' is unknown; known: eot, last, mean"):
-        encoder.init(jax.random.key(0), jnp.zeros((1, 6), jnp.int32))
 
 
 @pytest.mark.check
