@@ -178,7 +178,7 @@ def check_data(data_dir: str) -> int:
 def check_fit(target: str, config: str | None, fields: Sequence[str]) -> int:
     """Compiles a config's step for devices that are not here and says whether it fits; returns 0 if so, else 1.
 
-    With `views.native_budget` the steps of all lengths have to.
+    All steps of the run have to, see `planned.plan_of_run`.
     """
     from detailclip_jax.benchmarks import planned, targets
     from detailclip_jax.config.settings import parse_setting
@@ -186,7 +186,7 @@ def check_fit(target: str, config: str | None, fields: Sequence[str]) -> int:
     from detailclip_jax.runtime.progress import Console
 
     request = {"spec": config, "settings": dict(map(parse_setting, fields)), "name": config or "the paper's run"}
-    records = planned.plan_of_each_length(targets.find(target), request, Console(stream=sys.stderr))
+    records = planned.plan_of_run(targets.find(target), request, Console(stream=sys.stderr))
     for record in records:
         print(planned.verdict(record))
     fits = all(record["fits"] for record in records)

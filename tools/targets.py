@@ -21,6 +21,7 @@ from detailclip_jax.runtime.progress import Console
 
 ROOT = Path(__file__).parents[1]
 STORED, PAGES = ROOT / "docs/targets.json", (ROOT / "docs/performance.md", ROOT / "tools/measured.md")
+DETAIL = "configs/detail.py:data=yfcc"
 GIB = 2**30
 
 
@@ -55,7 +56,9 @@ def _rows() -> dict[str, Row]:
         rows[f"{kind}-L"] = _row("DetailCLIP L/16", target, pairs // 2, size="L/16", remat=usual)
         rows[f"{kind}-L-fsdp"] = _row("DetailCLIP L/16, fsdp=8", target, pairs // 2, size="L/16", remat=usual, fsdp=8)
         rows[f"{kind}-clip"] = _row("CLIP B/16", target, pairs, "clip", remat=usual)
-        rows[f"{kind}-detail"] = _row("configs/detail.py, B/16", target, pairs // 2, "detail", size="B/16", remat=usual)
+        rows[f"{kind}-detail"] = _row(DETAIL, target, pairs, DETAIL, remat=usual)
+        whole = rows[f"{kind}-detail"]._replace(what="the same, its last tenth")
+        rows[f"{kind}-detail-whole"] = whole._replace(settings={**whole.settings, **planned.WHOLE})
     for chips in ("2x4", "8x8", "16x16"):
         for pairs in (64, 256):
             for fsdp in (1, 8):
@@ -72,8 +75,6 @@ def request_of(name: str) -> dict[str, Any]:
     row, settings = ROWS[name], dict(ROWS[name].settings)
     if row.spec == "clip":
         return {"name": name, "spec": None, "settings": {"method": "clip", **settings}}
-    if row.spec == "detail":
-        return {"name": name, "spec": "configs/detail.py", "settings": settings, "image_size": 224}
     return {"name": name, "spec": row.spec, "settings": settings}
 
 
@@ -96,13 +97,13 @@ def short_table(records: Mapping[str, Any]) -> list[str]:
     others = ("none", "dots", "full")
     usual = {n: r for n, r in records.items() if n.rpartition("-")[2] not in others and f"{n}-fsdp" not in records}
     rows = [line.strip("|").split("|") for line in step_table(usual)]
-    return [f"|{'|'.join([*row[:2], *row[3:6], row[-1]])}|" for row in rows]
+    return [f"|{'|'.join([*row[:2], *row[3:6], *row[-2:]])}|" for row in rows]
 
 
 def step_table(records: Mapping[str, Any]) -> list[str]:
     """The table of all steps but those of weak scaling, with the bytes and milliseconds that bound them."""
     head = "what | devices | remat | pairs a device | arguments + temporaries | fits about | traffic a pair | products"
-    lines = [f"| {head} | memory | links | pairs/s |", "|" + "---|" * 11]
+    lines = [f"| {head} | memory | links | pairs/s | share of peak |", "|" + "---|" * 12]
     for name, row in ROWS.items():
         if name in records and not name.startswith("scale"):
             lines.append(_line(row, records[name]))
@@ -113,12 +114,14 @@ def _line(row: Row, record: Mapping[str, Any]) -> str:
     each = record["batch"] // record["devices"]
     what = [row.what, record["target"], record["remat"], str(each)]
     if "total_bytes" not in record:
-        return f"| {' | '.join(what)} | refused by the compiler{' |' * 7}"
+        return f"| {' | '.join(what)} | refused by the compiler{' |' * 8}"
     memory = f"{record['argument_bytes'] / GIB:.2f} + {record['temp_bytes'] / GIB:.2f} GiB"
     bounds = [f"{1000 * record['roofline_seconds'][name]:.0f} ms" for name in ("products", "memory", "links")]
     traffic = f"{record['traffic_bytes'] * record['devices'] / record['batch'] / GIB:.2f} GiB"
     rate = f"{record['roofline_pairs_per_second']:,.0f}"
-    return f"| {' | '.join([*what, memory, _most(record), traffic, *bounds, rate])} |"
+    seconds = record["roofline_seconds"]
+    share = f"{100 * seconds['products'] / max(seconds.values()):.0f} %"
+    return f"| {' | '.join([*what, memory, _most(record), traffic, *bounds, rate, share])} |"
 
 
 def _most(record: Mapping[str, Any]) -> str:

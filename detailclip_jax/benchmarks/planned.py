@@ -22,6 +22,7 @@ from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.progress import Console
 
 COUNTED = 32  # pairs at which FLOP are counted, as on docs/performance.md
+WHOLE = {"views.patch_dropout": 0.0, "views.patch_dropout_until": 1.0}  # the settings of the end of a run
 STEP = 8  # pairs of a device, in a chunk of accumulation, by which the largest batch is rounded down
 Record = dict[str, Any]
 
@@ -44,15 +45,22 @@ def plan(target: Target, request: Mapping[str, Any], console: Console) -> Record
     return record
 
 
-def plan_of_each_length(target: Target, request: Mapping[str, Any], console: Console) -> list[Record]:
-    """Returns the record of a step; with `views.native_budget` also those of its other numbers of patches."""
-    records = [plan(target, request, console)]
-    for num in records[0]["native"]:
-        if num != records[0]["num_patches"]:
-            settings = {**request["settings"], "num_patches": num}
-            named = {"name": f"{request['name']}, {num} patches", "settings": settings}
-            records.append(plan(target, {**request, **named}, console))
-    return records
+def plan_of_run(target: Target, request: Mapping[str, Any], console: Console) -> list[Record]:
+    """Returns the records of all steps of a run.
+
+    With `views.native_budget` there is one for each number of patches, and with `views.patch_dropout_until` one for the
+    end of the run, which sees all patches and needs the most memory.
+    """
+    first = plan(target, request, console)
+    others = {f"{num} patches": {"num_patches": num} for num in first["native"] if num != first["num_patches"]}
+    if first["ends_whole"]:
+        others["all patches"] = WHOLE
+    return [first, *(plan(target, _changed(request, *other), console) for other in others.items())]
+
+
+def _changed(request: Mapping[str, Any], name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {**request["settings"], **fields}
+    return {**request, "name": f"{request['name']}, {name}", "settings": settings}
 
 
 def largest(target: Target, request: Mapping[str, Any], first: Record, console: Console) -> Record:
@@ -121,6 +129,7 @@ def compiled(target: Target, request: Mapping[str, Any]) -> Record:
         "text_length": variant.words,
         "num_patches": variant.num_patches,
         "native": tuple(variant.config.views.native) if variant.config.views.native_budget else (),
+        "ends_whole": bool(variant.config.views.patch_dropout and variant.config.views.patch_dropout_until < 1),
         "memory_bytes": target.accelerator.memory,
         "flops_per_pair": needed,
         "executed_flops_per_pair": max(needed, counting.count_flops(few, model.remat)),
@@ -185,15 +194,18 @@ def with_bound(record: Record, target: Target) -> Record:
 
 
 def run(target_name: str, requests: Sequence[Mapping[str, Any]], most: bool, console: Console) -> list[Record]:
-    """Compiles the requests, prints their table, and returns the records; `most` finds the largest batch as well."""
+    """Compiles the requests, prints their table, and returns the records; `most` finds the largest batch as well.
+
+    That is the largest batch of all steps of the run.
+    """
     target = targets.find(target_name)
-    records = [plan(target, request, console) for request in requests]
-    if most:
-        records += [
-            {**largest(target, request, record, console), "name": f"{record['name']}, largest batch"}
-            for request, record in zip(requests, records)
-            if "total_bytes" in record
-        ]
+    records = []
+    for request in requests:
+        steps = plan_of_run(target, request, console)
+        records += steps
+        if most and "total_bytes" in steps[-1]:
+            asked = _changed(request, "largest batch", WHOLE if steps[0]["ends_whole"] else {})
+            records.append(largest(target, asked, steps[-1], console))
     print(text(target, records))
     return [{"command": "step", **record} for record in records]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from detailclip_jax import benchmark, doctor
-from detailclip_jax.benchmarks import planned, targets
+from detailclip_jax.benchmarks import planned, targets, variants
 from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.progress import Console
 
@@ -22,6 +22,7 @@ RECORD = {
         "accumulation": 1,
         "num_patches": 0,
         "native": (),
+        "ends_whole": False,
         "flops_per_pair": 900e9,
         "executed_flops_per_pair": 989e9,
         "memory_bytes": 60 * 2**30,
@@ -176,6 +177,38 @@ def test_the_doctor_compiles_the_batches_of_all_lengths_of_a_budget(monkeypatch,
     said = capsys.readouterr().out
     assert "smallest.py: fits; it needs 0.56 GiB" in said
     assert "smallest.py, 128 patches: does not fit; it needs 0.12 GiB" in said
+
+
+def test_the_end_of_a_run_without_patch_dropout_has_to_fit_too(monkeypatch, capsys, tmp_path):
+    asked = []
+
+    def plan(target, request, console):
+        settings = request["settings"]
+        whole, batch = settings.get("views.patch_dropout") == 0.0, settings.get("batch", 64)
+        asked.append((whole, batch))
+        total = batch * (2**30 if whole else 2**29)
+        sizes = {"total_bytes": total, "fits": total <= 60 * 2**30, "ends_whole": not whole, "batch": batch}
+        return planned.with_bound({**RECORD, "name": request["name"], **sizes}, target)
+
+    monkeypatch.setattr(planned, "plan", plan)
+    assert doctor.main(["--for=h100x8", f"--config={SMALLEST}"]) == 1
+    said = capsys.readouterr().out
+    assert "smallest.py: fits; it needs 32.00 GiB" in said
+    assert "smallest.py, all patches: does not fit; it needs 64.00 GiB" in said
+
+    asked.clear()
+    file = tmp_path / "out.json"
+    arguments = ["step", "--for=h100x8", f"--config={SMALLEST}", "--batch=64", "--largest", f"--json={file}"]
+    assert benchmark.main(arguments) == 0
+    assert asked == [(False, 64), (True, 64), (True, 32), (True, 56)]
+    assert [(r["name"], r["batch"]) for r in json.loads(file.read_text())][2:] == [("as configured, largest batch", 56)]
+
+
+@pytest.mark.parametrize("until", [0.9, 1.0])
+def test_all_patches_are_the_same_config_without_dropout(until):
+    settings = {"method": "clip", "views.patch_dropout": 0.5, "views.patch_dropout_until": until}
+    config = variants.build(SMALLEST, {**settings, **planned.WHOLE}).config
+    assert config.views.patch_dropout == 0 and config.views.patch_dropout_until == 1
 
 
 def test_a_step_that_the_compiler_refuses_is_a_verdict():
