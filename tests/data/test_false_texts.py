@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from detailclip_jax.config import run_config
-from detailclip_jax.data import false_texts, pipeline, regions
+from detailclip_jax.data import pipeline, regions
 from detailclip_jax.data.false_texts import first_or_drawn
 from detailclip_jax.data.lengths import longest_text, trimmed
 from detailclip_jax.data.pipeline import Stream
@@ -205,19 +205,6 @@ def test_a_length_of_phrases_is_that_of_their_tokenizer():
     )
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"shuffled": "negatives"}, "set --config.data.negatives to"),
-        ({"shuffled": "images", "negatives": 2, "regions": 4}, "set --config.data.regions=0"),
-        ({"relations": (0.2, 0.8), "caption": "first"}, "set --config.data.caption=states"),
-    ],
-)
-def test_settings_of_false_texts_that_contradict_others_are_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
-        false_texts.check(config_of(**fields))
-
-
 def test_missing_regions_are_zero_and_masked():
     for position in range(8):
         row = stream()[position]
@@ -294,19 +281,3 @@ def test_what_no_example_has_is_refused_at_the_start(field, message, monkeypatch
     monkeypatch.setattr(pipeline.mixture, "open_source", lambda *_: Bare())
     with pytest.raises(ValueError, match=message):
         pipeline.open_source(config)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"data.phrase_length": 2}, "must be 0 or from 3 to model.context_length, 48"),
-        ({"data.phrase_length": 49}, "must be 0 or from 3"),
-        ({"data.phrase_length": 8, "model.text_style.pooling": "last"}, "set data.phrase_length to 0"),
-        ({"data.regions": 4, "views.native": (16,)}, "needs square views"),
-    ],
-)
-def test_regions_that_a_model_does_not_read_are_refused(changes, message):
-    config = config_of()
-    config.update_from_flattened_dict(changes)
-    with pytest.raises(ValueError, match=message):
-        regions.check(config)

@@ -111,21 +111,6 @@ def test_a_folder_among_several_is_taken_whole_and_may_have_a_weight(tmp_path):
         components(data_config(f"{folder},/b@1"))
 
 
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("/a@3,,/b@1", "has an empty path between commas; expected PATH@WEIGHT"),
-        ("/a@3,@1", "has an empty path"),
-        ("/a@3,/b", "has no weight for records:/b; give all sets a weight, or none"),
-        ("/a@3,/b@0", "has a weight of 0; remove that set"),
-        ("/a,stickers:", "stickers is infinite, so every set needs a weight"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused(path, message):
-    with pytest.raises(ValueError, match=message):
-        components(data_config(path))
-
-
 def test_weights_become_the_smallest_whole_numbers():
     assert whole_numbers([Fraction("0.3"), Fraction("0.1")]) == [3, 1]
     assert whole_numbers([Fraction(7), Fraction(3)]) == [7, 3]

@@ -22,7 +22,6 @@ from detailclip_jax.inference.model import pixels
 from detailclip_jax.interop import hub
 from detailclip_jax.interop.layouts import LAYOUTS
 from detailclip_jax.interop.state_dicts import preprocess_of
-from detailclip_jax.pretraining import validate
 from detailclip_jax.runtime import parser as flags
 
 PILLOWS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -64,38 +63,11 @@ def test_squash_resizes_both_sides(filter):
     np.testing.assert_array_equal(evaluation_mask(mask, 32, 32, "squash"), nearest)
 
 
-@pytest.mark.parametrize(
-    ("fields", "match"),
-    [
-        ({"filter": "lanczos"}, r"'lanczos'.* Known: bicubic, bilinear"),
-        ({"resize": "longest"}, r"'longest'.* Known: shorter_side, squash"),
-        ({"crop_ratio": 1.2}, "crop_ratio 1.2 must be greater than 0 and at most 1"),
-        ({"crop_ratio": 0.0}, "crop_ratio 0.0 must be greater than 0"),
-        ({"mean": (0.5,)}, r"preprocess.mean \(0.5,\) must have 3 numbers"),
-        ({"std": (0.5, 0.0, 0.5)}, r"preprocess.std \(0.5, 0.0, 0.5\) must be from 1e-06 to 1000"),
-        ({"std": (9 * 10**18,) * 3}, r"preprocess.std \(9000000000000000000, .* must be from 1e-06 to 1000"),
-        ({"mean": (0.5, float("nan"), 0.5)}, r"preprocess.mean \(0.5, nan, 0.5\) must be from -1000 to 1000"),
-        ({"fliter": "bicubic"}, "'fliter'; did you mean 'filter'"),
-    ],
-)
-def test_what_cannot_be_meant(fields, match):
-    with pytest.raises(ValueError, match=match):
-        preprocessing.changed(default(), fields)
-
-
 @pytest.mark.parametrize(("resize", "unused"), [("native", {"crop_ratio": 0.9}), ("squash", {"max_patches": 9})])
 def test_a_field_without_effect_is_refused(resize, unused):
     (name,) = unused
     with pytest.raises(ValueError, match=f"preprocess.{name} .* no effect with preprocess.resize '{resize}'"):
         preprocessing.check_used(config_with(resize=resize).preprocess, unused)
-
-
-def test_a_run_s_fields_are_checked_before_it_begins():
-    for name, value in (("filter", "cubic"), ("resize", "longest"), ("crop_ratio", 1.5), ("std", (0.0, 1.0, 1.0))):
-        config = tiny.tiny_config()
-        config.preprocess[name] = value
-        with pytest.raises(ValueError, match=f"preprocess.{name}"):
-            validate(config)
 
 
 def test_a_workdir_goes_on_with_another_evaluation_and_not_with_another_mean():
@@ -313,9 +285,7 @@ def test_decoding_by_pillow_gives_open_clip_s_pixels(mode, tmp_path):
         assert (np.abs(found[0] - expected).max() <= 1) == (asked == "pillow")
 
 
-def test_a_decoding_is_refused_said_and_imported():
-    with pytest.raises(ValueError, match=r"preprocess.decoding 'pil'.* Known: upright, pillow"):
-        config_with(decoding="pil")
+def test_a_decoding_is_said_and_imported():
     assert preprocessing.description(config_with(decoding="pillow")).startswith("decoded by Pillow's convert('RGB'), ")
     clip = next(layout for layout in LAYOUTS if layout.name == "openai")
     assert preprocess_of(clip, {"decoding": "pillow"})["decoding"] == "pillow"

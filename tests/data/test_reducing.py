@@ -178,12 +178,6 @@ def test_a_large_jpeg_damaged_behind_its_header_is_replaced_with_the_draws_of_it
         np.testing.assert_array_equal(damaged[position]["image"]["large"], whole[position]["image"]["large"])
 
 
-@pytest.mark.parametrize("gap", [0.5, 0.99, -1, float("nan")])
-def test_a_gap_that_would_enlarge_is_refused(gap):
-    with pytest.raises(ValueError, match=rf"reducing_gap {gap} .* 0 .*at least 1"):
-        Stream([pair(b"", "none")], CROPS, Tokenizer(8), reducing_gap=gap)
-
-
 def test_the_default_gap_is_the_configs():
     from detailclip_jax.config import default
 

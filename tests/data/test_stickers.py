@@ -607,27 +607,6 @@ def test_not_a_font_is_refused(tmp_path):
 # --- bad input
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"split": "test"},
-            "unknown split 'test' of stickers; known: train, held_out_scenes, held_out_pairs",
-        ),
-        ({"size": 16}, "at least 32 pixels, not size=16"),
-        ({"split": "held_out_pairs", "single_object": True}, "has two objects per scene"),
-        (
-            {"scenes": "mixd"},
-            "unknown scenes of stickers 'mixd'; did you mean 'mixed'? Known: textured, mixed, stated, on_white",
-        ),
-        ({"scenes": "on_white"}, "have one object each: use them with single_object=True"),
-    ],
-)
-def test_bad_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        Stickers(**options)
-
-
 @pytest.mark.parametrize("index", [-1, 10])
 def test_index_outside_is_refused(index):
     with pytest.raises(IndexError, match=f"scene {index} of 10"):

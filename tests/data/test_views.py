@@ -237,19 +237,3 @@ def test_one_number_stands_for_all_views():
 
 def test_lists_of_a_saved_config_become_tuples():
     assert crops_from_config({"large": {"scale": [0.2, 1.0]}})["large"] == Crop(scale=(0.2, 1.0))
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"sizes": 8}, "crop 'large': unknown field 'sizes'; did you mean 'size'"),
-        ({"kind": "round"}, "views.crops.large.kind 'round' is unknown; known: random, whole, enclosing, inside"),
-        ({"filter": "nearest"}, "views.crops.large.filter 'nearest' is unknown; known: bicubic, bilinear"),
-        ({"count": 2, "blur_p": (1.0, 0.1, 0.5)}, r"large.blur_p has 3 numbers for count 2; give .* \(1.0, 0.1\)$"),
-        ({"blur_p": (0.1, 0.2)}, r"views.crops.large.blur_p has 2 numbers for count 1; give .*, for example \(0.1,\)"),
-        ({"count": 0}, "views.crops.large.count 0 must be at least 1"),
-    ],
-)
-def test_wrong_fields_are_named(fields, message):
-    with pytest.raises(ValueError, match=message):
-        crops_from_config({"large": fields})
