@@ -7,9 +7,8 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
-from tiny import TWO_BLOCKS, check_names, noise_state, tiny_batch, tiny_config
+from tiny import TWO_BLOCKS, noise_state, tiny_batch, tiny_config
 
-from detailclip_jax import methods, pretraining
 from detailclip_jax.training import experiment, mesh, optimizer, sharding
 
 
@@ -123,36 +122,6 @@ def test_devices_and_chunks_give_the_same_numbers():
     _, many, _ = steps(built("clip", "image:-1,logit_scale", devices=2, accumulation=2), 2)
     for path in one:
         np.testing.assert_allclose(many[path], one[path], rtol=1e-4, atol=1e-5, err_msg=path)
-
-
-@pytest.mark.parametrize(
-    ("method", "entry", "fields", "named"),
-    [
-        ("clip", "imag", {}, ("'imag'", "image", "text", "patch_embed", "final_norm", "image:-N")),
-        ("clip", "decoder", {}, ("decoder", "image_projection")),
-        ("dino", "text", {}, ("'text'", "image")),
-        ("clip", "image:-3", {}, ("image:-3", "2 blocks", "from 1 to 2")),
-        ("clip", "image:2", {}, ("image:2", "image:-N")),
-        ("clip", "image_projection:-1", {}, ("image_projection:-1", "image:-N")),
-        ("slip", "ssl_head", {}, ("ssl_head", "BatchNorm")),
-        (
-            "clip",
-            "ssl_head",
-            {},
-            ("'ssl_head' is no part of this method", "text_projection, image_projection, logit_scale"),
-        ),
-        ("clip", "image:-1", {"model.scan": True}, ("image:-1", "model.scan", "False")),
-    ],
-)
-def test_what_does_not_fit_is_refused(method, entry, fields, named):
-    config = tiny_config(method)
-    config.model.custom = TWO_BLOCKS
-    config.update_from_flattened_dict({"optimizer.frozen": entry, **fields})
-    pretraining.validate(config)
-    networks = methods.build(config).networks
-    with pytest.raises(ValueError) as refused:
-        experiment.group_rules(config, networks)
-    check_names(refused.value, *named)
 
 
 def test_a_frozen_number_keeps_a_value_beyond_its_bounds():

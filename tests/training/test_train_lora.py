@@ -153,13 +153,6 @@ def test_adapters_are_for_networks_that_are_loaded(tmp_path):
         check_names(refused.value, "optimizer.lora", repr(adapters[:-2]), "not loaded", "--config.init=WORKDIR")
 
 
-@pytest.mark.parametrize("frozen", ["image", "text:-1"])
-def test_a_network_is_frozen_or_has_adapters(frozen):
-    with pytest.raises(ValueError) as refused:
-        built("clip", **{"optimizer.frozen": frozen})
-    check_names(refused.value, "optimizer.frozen", repr(frozen), "optimizer.lora", "leave one of the two out")
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of adapters that starts from noise, which is evaluated in between; with DetailCLIP's teacher."""

@@ -1,11 +1,12 @@
 """The message for each mistake that is refused before a run begins, and that nothing is written then."""
 
+import functools
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
-from tiny import check_names, tiny_config
+from tiny import TWO_BLOCKS, check_names, tiny_config
 
 from detailclip_jax import methods, pretraining
 from detailclip_jax.config import run_config
@@ -24,14 +25,20 @@ def prepare(spec, **fields):
     pretraining.prepare(config, "run")
 
 
-def asked(**fields):
-    config = tiny_config("clip")
+def asked(method="clip", **fields):
+    config = tiny_config(method)
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
     return config
 
 
 def adopt(**fields):
     adopted_config.adopt(asked(**fields))
+
+
+def group(method, entry, fields):
+    config = asked(method, model__custom=TWO_BLOCKS, optimizer__frozen=entry, **fields)
+    pretraining.validate(config)
+    experiment.group_rules(config, methods.build(config).networks)
 
 
 def kernel_of(rows):
@@ -49,6 +56,27 @@ def chunks_that_do_not_fit():
     experiment.build(config, mesh.make_mesh(jax.devices()[:2]))
 
 
+ADAPTERS = {"optimizer.lora": "image:4,text:2:8"}
+FROZEN = [  # method, optimizer.frozen, other fields, words
+    ("clip", "imag", {}, ("'imag'", "image", "text", "patch_embed", "final_norm", "image:-N")),
+    ("clip", "decoder", {}, ("decoder", "image_projection")),
+    ("dino", "text", {}, ("'text'", "image")),
+    ("clip", "image:-3", {}, ("image:-3", "2 blocks", "from 1 to 2")),
+    ("clip", "image:2", {}, ("image:2", "image:-N")),
+    ("clip", "image_projection:-1", {}, ("image_projection:-1", "image:-N")),
+    ("slip", "ssl_head", {}, ("ssl_head", "BatchNorm")),
+    (
+        "clip",
+        "ssl_head",
+        {},
+        ("'ssl_head' is no part of this method", "text_projection, image_projection, logit_scale"),
+    ),
+    ("clip", "image:-1", {"model.scan": True}, ("image:-1", "model.scan", "False")),
+    *(
+        ("clip", entry, ADAPTERS, ("optimizer.frozen", repr(entry), "optimizer.lora", "leave one of the two out"))
+        for entry in ("image", "text:-1")
+    ),
+]
 REFUSED = {
     "fsdp 0": (lambda: mesh.make_mesh(fsdp=0), "mesh.fsdp 0", "8 devices", "[1, 2, 4, 8]"),
     "fsdp 3": (lambda: mesh.make_mesh(fsdp=3), "mesh.fsdp 3", "8 devices", "[1, 2, 4, 8]"),
@@ -82,6 +110,10 @@ REFUSED = {
         "optimizer.frozen",
         "leaves nothing to train",
     ),
+    **{
+        f"{entry} of {method} frozen": (functools.partial(group, method, entry, fields), *words)
+        for method, entry, fields, words in FROZEN
+    },
     "random encoder, frozen": (lambda: adopt(optimizer__frozen="image"), "optimizer.frozen 'image'", INIT),
     "random blocks, frozen": (
         lambda: adopt(optimizer__frozen="patch_embed,text:-1"),
