@@ -1,5 +1,7 @@
 """What a mistake in the settings of data is answered with: the field, its value and the way out."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -187,7 +189,7 @@ MISTAKES = {  # the mistake: call, words of the message
     ),
     # false texts and regions
     **{
-        f"{fields} with stated facts": (lambda fields=fields: stated(false_texts.check, fields), words)
+        f"{fields} with stated facts": (lambda fields=fields: stated(false_texts.check, fields), re.escape(words))
         for fields, words in STATED
     },
     **{
