@@ -57,16 +57,19 @@ class Collective(NamedTuple):
     times: int  # per step
     origin: str  # the operation in the source, as named by jax
     overlaps: bool = False  # whether the device multiplies between its start and its end
-    on_host: int = 0  # participating devices of one host; 0: all
+    leaving: float = 0.0  # the least part of what a device sends that goes to another host
 
     @property
     def between_hosts(self) -> float:
-        """Bytes that a device sends to other hosts per step, if each device of a host sends a part of the data."""
-        return self.moved / self.on_host if 0 < self.on_host < self.group else 0.0
+        """The least bytes that a device sends to other hosts per step, see `least_leaving`."""
+        return self.moved * self.leaving
 
     @property
     def moved(self) -> float:
-        """Bytes that a device sends per step with the ring algorithm, which has the minimal volume of any algorithm."""
+        """Bytes that a device sends per step with the ring algorithm.
+
+        No algorithm sends less, unless the switches add or copy data.
+        """
         n = self.group
         factors = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1.0, "all-gather": (n - 1) / n}
         others = 1.0 if self.kind.startswith("collective") else (n - 1) / n
@@ -197,10 +200,26 @@ def _collective(
         size = size // (group + 1)
     if match[2] and kind == "collective-permute":
         size //= 2
-    on_host = 0
-    if per_host and members is not None:
-        on_host = int((members[0] // per_host == members[0, 0] // per_host).sum())
-    return Collective(kind, size, group, times, origin_of(each.text), overlaps, on_host)
+    leaving = least_leaving(kind, each.text, members, per_host) if per_host else 0.0
+    return Collective(kind, size, group, times, origin_of(each.text), overlaps, leaving)
+
+
+def least_leaving(kind: str, text: str, members: np.ndarray | None, per_host: int) -> float:
+    """The least part of what a device sends in a collective that goes to another host, as a mean over a host's devices.
+
+    In an all-to-all of n devices, k of them on each host, it is (n - k) / (n - 1).  In other collectives the devices of
+    a host first combine their data and then send 1 / k of it each: an all-reduce of S bytes over h hosts sends
+    2 (h - 1) / h S / k of the 2 (n - 1) / n S.  Of a permutation the pairs are counted, on the host that sends most.
+    """
+    if members is None:
+        listed = re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", text)
+        pairs = re.findall(r"(\d+),(\d+)", listed[1] if listed else "")
+        hosts = [(int(source) // per_host, int(target) // per_host) for source, target in pairs]
+        senders = [source for source, target in hosts if source != target]
+        return max(map(senders.count, senders), default=0) / per_host
+    num, on_host = members.shape[1], int((members[0] // per_host == members[0, 0] // per_host).sum())
+    part = (num - on_host) / max(num - 1, 1)
+    return part if kind.endswith("all-to-all") else part / on_host
 
 
 def groups(text: str, devices: int) -> np.ndarray | None:

@@ -6,7 +6,7 @@ The compiler of the devices runs in a process of its own, which `plan` starts wi
 
 prints the record as JSON.  FLOP are counted by XLA on the step without loops, at COUNTED pairs, with and without
 what is recomputed.  All else is read from the compiled program, whose loops count once per iteration.  The roofline is
-a bound, not a measurement: the largest of FLOP / peak, bytes / bandwidth, and bytes of collectives / links.
+a bound, not a measurement; `with_bound` has its assumptions.
 """
 
 import ast
@@ -175,20 +175,29 @@ def of_program(text: str, target: Target) -> Record:
         "float32_factors": sum(each.times for each in products if each.factors == "f32"),
         "moves": {name: moved._asdict() for name, moved in hlo.copies(text).items()},
         "collectives": kinds,
-        "sent_within": sum(each.moved for each in collectives if each.on_host != 1),
+        "sent_within": sum(each.moved - each.between_hosts for each in collectives),
         "sent_between": sum(each.between_hosts for each in collectives),
     }
 
 
 def with_bound(record: Record, target: Target) -> Record:
-    """Returns the record with the seconds below which no such device can run the step."""
+    """Returns the record with the least seconds of the compiled step, by each resource, and the rate that they allow.
+
+    This is a lower bound if all that the program reads and writes passes through the device's memory, and if the
+    switches neither add nor copy data: a cache may save traffic, and NVLink's switches can halve an all-reduce.
+    Products, memory, the links of a host or slice and the network may all work at the same time; collectives send as
+    little as possible to other hosts.  "links" and the rate are None if bytes pass a network of unknown bandwidth.
+    """
     chip = target.accelerator
-    links = record["sent_within"] / chip.link + (record["sent_between"] / chip.network if chip.network else 0.0)
     seconds = {
         "products": record["executed_flops_per_pair"] * record["batch"] / target.count / chip.peak(record["dtype"]),
         "memory": record["traffic_bytes"] / chip.bandwidth,
-        "links": links,
+        "links": record["sent_within"] / chip.link,
     }
+    if record["sent_between"] and not chip.network:
+        return {**record, "roofline_seconds": seconds | {"links": None}, "roofline_pairs_per_second": None}
+    if record["sent_between"]:
+        seconds["links"] = max(seconds["links"], record["sent_between"] / chip.network)
     bound = max(seconds.values())
     return {**record, "roofline_seconds": seconds, "roofline_pairs_per_second": record["batch"] / bound}
 
@@ -249,7 +258,11 @@ def _collective(kind: str) -> Any:
 
 
 def _milliseconds(name: str) -> Any:
-    return lambda r: f"{1000 * r['roofline_seconds'][name]:.4g} ms"
+    def form(record: Record) -> str:
+        seconds = record["roofline_seconds"][name]
+        return "-" if seconds is None else f"{1000 * seconds:.4g} ms"
+
+    return form
 
 
 ROWS = {
@@ -278,7 +291,9 @@ ROWS = {
     "bound by products": _milliseconds("products"),
     "bound by memory": _milliseconds("memory"),
     "bound by links": _milliseconds("links"),
-    "roofline pairs/s, all devices": lambda r: cost_table.number(r["roofline_pairs_per_second"]),
+    "roofline pairs/s, all devices": lambda r: (
+        "-" if r["roofline_pairs_per_second"] is None else cost_table.number(r["roofline_pairs_per_second"])
+    ),
     "compile CPU seconds": lambda r: f"{r['compile_cpu_seconds']:.0f}",
 }
 

@@ -33,7 +33,7 @@ RECORD = {
     **{"total_bytes": 2**31, "traffic_bytes": 3352e6, "products": 9, "float32_products": 2, "float32_factors": 1},
     **{"float32_product_bytes": 2**20, "moves": {n: {"count": 1, "size": 2} for n in ("copy", "transpose")}},
     **{"collectives": {"all-reduce": {"count": 3, "overlapping": 1, "bytes": 2**20, "sent_bytes": 2.0**21}}},
-    **{"sent_within": 45e6, "sent_between": 5e6, "compile_cpu_seconds": 3.0},
+    **{"sent_within": 45e6, "sent_between": 10e6, "compile_cpu_seconds": 3.0},
 }
 
 
@@ -102,6 +102,15 @@ def test_the_table_of_two_variants_and_their_records(recorded, tmp_path, capsys)
     shown = capsys.readouterr().out
     assert "compiled, not run" in shown and "3, 1 MiB, 1 overlap" in shown
     assert "as configured: fits; it needs 6.00 GiB, a device has 60.00 GiB for jax" in shown
+
+
+def test_a_network_of_unknown_bandwidth_has_no_bound():
+    target = targets.find("2xv5p:2x2x4")
+    record = planned.with_bound(RECORD, target)
+    lines = [line.split() for line in planned.text(target, [record]).splitlines()]
+    assert ["bound", "by", "links", "-"] in lines and ["roofline", "pairs/s,", "all", "devices", "-"] in lines
+    assert planned.with_bound({**RECORD, "sent_between": 0.0}, target)["roofline_seconds"]["links"] == 45e6 / 600e9
+    assert planned.with_bound(RECORD, targets.find("2xv6e:2x4"))["roofline_seconds"]["links"] == 10e6 / 12.5e9
 
 
 def test_the_largest_batch_lies_on_the_line_through_two(recorded, tmp_path):

@@ -63,7 +63,7 @@ ENTRY %main.1 (x: f32[64]) -> f32[64] {
 
 
 def test_a_collective_in_a_fusion_overlaps_with_the_fusions_products_and_without_groups_has_all_devices():
-    assert hlo.collectives(FUSED, per_host=4) == [Collective("all-reduce", 256, 8, 1, "", overlaps=True, on_host=4)]
+    assert hlo.collectives(FUSED, per_host=4) == [Collective("all-reduce", 256, 8, 1, "", overlaps=True, leaving=1 / 7)]
     assert hlo.collectives(FUSED.replace("num_partitions=8", "replica_count=2, num_partitions=2"))[0].group == 4
 
 
@@ -109,11 +109,29 @@ ENTRY %main.4 (x: bf16[8,4], w: bf16[4,16]) -> bf16[8,16] {
 
 def test_a_collective_overlaps_if_a_product_or_a_loop_runs_meanwhile_and_crosses_hosts_by_its_groups():
     first, second = hlo.collectives(MORE, per_host=2)
-    assert (first.overlaps, first.on_host, first.between_hosts) == (True, 1, 256)  # devices 0 and 2, 1 and 3
-    assert (second.overlaps, second.on_host, second.between_hosts) == (False, 2, 0)
+    assert (first.overlaps, first.between_hosts) == (True, 256)  # devices 0 and 2, 1 and 3
+    assert (second.overlaps, second.between_hosts) == (False, 0)
     assert not any(each.between_hosts for each in hlo.collectives(MORE))
-    gradients = hlo.Collective("all-reduce", 1024, 16, 1, "", on_host=4)
-    assert gradients.between_hosts == gradients.moved / 4
+
+
+@pytest.mark.parametrize(
+    ("line", "sent"),
+    [
+        ("f32[1024] all-reduce(%a), replica_groups={}", 2 * 1 / 2 / 8),  # each device a part of the sum of its host
+        ("f32[1024] all-gather(%a), replica_groups={}", 1 / 2 / 8),
+        ("f32[1024] reduce-scatter(%a), replica_groups={}", 1),  # of the sixteen parts, the eight of the other host
+        ("f32[1024] all-to-all(%a), replica_groups={}", 1 / 2),
+        ("f32[1024] all-reduce(%a), replica_groups=[2,8]<=[16]", 0),
+        ("f32[1024] all-reduce(%a), replica_groups=[8,2]<=[2,8]T(1,0)", 1),  # devices 0 and 8, 1 and 9, ...
+        ("f32[1024] collective-permute(%a), source_target_pairs={{0,1},{7,8},{15,0}}", 1 / 8),
+        ("f32[1024] collective-permute(%a), source_target_pairs={{0,8},{1,9},{9,8}}", 2 / 8),
+        ("f32[1024] collective-permute(%a), source_target_pairs={{0,1},{1,0}}", 0),
+    ],
+)
+def test_bytes_between_two_hosts_of_eight_devices_are_the_least_of_any_algorithm(line, sent):
+    text = f"HloModule m, num_partitions=16\n\nENTRY %main (a: f32[1024]) -> f32[1024] {{\n  ROOT %r = {line}\n}}\n"
+    (found,) = hlo.collectives(text, per_host=8)
+    assert found.between_hosts == pytest.approx(sent * 4096)
 
 
 def test_products_have_the_type_that_their_fusion_writes():
