@@ -143,7 +143,7 @@ def _check_crops(config: ConfigDict) -> None:
     patch_size = sizes.size_of(config.model).patch_size
     for name, crop in crops_from_config(config.views.crops).items():
         sizes.whole_patches(f"views.crops.{name}.size", crop.size, patch_size)
-        if name == "large" and crop.size != config.model.image_size:
+        if name == LARGE and crop.size != config.model.image_size:
             raise ValueError(
                 f"views.crops.large.size {crop.size} must equal model.image_size {config.model.image_size}"
             )

@@ -30,12 +30,13 @@ from detailclip_jax import (
     export,
     import_torch,
     look,
+    methods,
     prepare,
     transfer,
     visualize,
 )
 from detailclip_jax import main as train
-from detailclip_jax.config import run_config
+from detailclip_jax.config import fields, run_config
 from detailclip_jax.dense import class_names
 from detailclip_jax.training import checkpoint, experiment
 from detailclip_jax.training.checkpoint import Checkpoints
@@ -163,6 +164,9 @@ def test_python_runs_as_printed(place, checkout, request, monkeypatch, capsys):
     if place.startswith("docs/pytorch.md"):
         request.getfixturevalue("exports")
     monkeypatch.chdir(checkout)
+    for table in (fields.WEIGHTS, methods.TERMS):  # an example adds to them; taken back after the test
+        monkeypatch.setitem(table, "spread", None)
+        del table["spread"]
     names: dict = {}
     with on_one_device():
         exec(compile(BLOCKS[place], place, "exec"), names)
@@ -172,7 +176,9 @@ def test_python_runs_as_printed(place, checkout, request, monkeypatch, capsys):
         assert names["images"].shape == (1, 64) and names["model"].attention(names["image"]).shape == (8, 8)
     elif place.startswith("docs/pytorch.md"):
         check_export(names)
-    elif place.startswith("docs/adding_a_method.md"):
+    elif place == "docs/adding_a_method.md, block 1":
+        assert printed[2] == pytest.approx(printed[0] + 0.1 * printed[1], rel=1e-5) and 0 < printed[1] < 1
+    elif place == "docs/adding_a_method.md, block 2":
         assert printed == [pytest.approx(np.log1p(np.exp(-10)) + np.log(2), rel=1e-5)]
         assert names["method"].name == "siglip" and "logit_bias" in names["method"].networks
     elif place == "docs/python.md, block 1":

@@ -130,7 +130,7 @@ def _grit(cells: Mapping[str, Any], caption: Any) -> Iterable[Region]:
         text = caption[int(start) : int(end)]
         phrases = by_box.setdefault((float(x0), float(y0), float(x1), float(y1)), [])
         phrases += [text] if text not in phrases else []
-    return [Region(box, phrases, relative=True) for box, phrases in by_box.items()]
+    return [Region(box, _texts(phrases), relative=True) for box, phrases in by_box.items()]
 
 
 def _finehard(infos: Iterable[Mapping[str, Any]]) -> Iterable[Region]:

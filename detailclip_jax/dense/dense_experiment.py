@@ -6,6 +6,7 @@ The tasks are `segmentation.segmentation_task.SEGMENTATION` and `detection.detec
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -177,7 +178,7 @@ class Experiment(Trainable):
 
     def batch_shapes(self, sides: Sides | None = None) -> dict[str, Any]:
         """Shapes and shardings of a global batch of images of (height, width), by default the largest."""
-        sides = max(self.task.shapes(self.config), key=_area) if sides is None else sides
+        sides = max(self.task.shapes(self.config), key=math.prod) if sides is None else sides
         place, size = meshes.sharded(self.mesh), self.config.batch_size
         arrays = self.task.example(self.config, sides).items()
         return {name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=place) for name, (shape, dtype) in arrays}
@@ -284,10 +285,6 @@ def build(
 def mode_of(config: ConfigDict) -> str:
     """Says how the encoder is trained."""
     return "frozen" if config.encoder.frozen else "trained end to end"
-
-
-def _area(sides: Sides) -> int:
-    return sides[0] * sides[1]
 
 
 def arrays_of(images: Iterable[Any]) -> Iterator[UInt8[np.ndarray, "_h _w 3"]]:

@@ -141,10 +141,14 @@ def _check_native(method: Method, config: ConfigDict) -> None:
         raise ValueError(f"{field}: {needy[0]} needs squares; leave one of the two out")
 
 
+class UnknownMethod(ValueError):
+    """A method that no imported module has added to METHODS."""
+
+
 def check_name(name: str) -> None:
-    """Raises ValueError with the nearest and all known names unless METHODS has a method of this name."""
+    """Raises UnknownMethod with the nearest and all known names unless METHODS has a method of this name."""
     if name not in METHODS:
-        raise ValueError(unknown("method", name, METHODS))
+        raise UnknownMethod(unknown("method", name, METHODS))
 
 
 def check_weights(config: ConfigDict, before: ConfigDict, given: Container[str] = ()) -> None:

@@ -113,11 +113,14 @@ class Pass(NamedTuple):
 
 
 class Head(NamedTuple):
-    """Runs networks on a `Forward` record; `makes` names its outputs, `reads` the fields of the record it needs.
+    """Runs networks on a `Forward` record; `makes` names its outputs.
 
-    `after` names the outputs of heads before it that it reads, `passes` the student's passes whose CLS tokens it takes.
-    A head that computes each image on its own from more than class tokens and caption embeddings is marked `per_image`:
-    accumulation runs it chunk by chunk, and keeps its outputs, arrays [V, B, ...], for the terms of the whole batch.
+    `reads` is ("decoded",) if it reads the decoder's output, which is then computed. `after` names the outputs of heads
+    before it that it reads, `passes` the student's passes whose CLS tokens it takes.
+
+    A term with `over="batch"` may read a head that computes from class tokens and caption embeddings alone, or one that
+    computes each image on its own and is marked `per_image`: accumulation runs that one chunk by chunk, and keeps its
+    outputs, arrays [V, B, ...], for the terms of the whole batch.
     """
 
     makes: tuple[str, ...]
@@ -139,8 +142,8 @@ class Loss(NamedTuple):
     """A term of eq. 10: reads the entries `reads` of `Forward.heads`, returns its value and metrics to log.
 
     `over` is "image" for a mean over images, whose `run` takes (record, context), and "batch" for a term that compares
-    images with each other, whose `run` takes (record, context, whole_batch). Its weight is that of
-    `config.losses.weights` named `weighted_by`, or else `name`; `build` fills it in.
+    images with each other, whose `run` takes (record, context, whole_batch). `build` sets its
+    `weight` to the entry of `config.losses.weights` that `weighted_by` names, or, without it, `name`.
 
     `contrast` marks a softmax of images over the captions of the batch: its value is ln(batch size) as long as the
     model does not tell the captions apart, and the run warns if it stays there.
@@ -393,11 +396,11 @@ def total(method: Method, metrics: Mapping[str, Scalar], changing: Mapping[str, 
 
 
 def build(method: Method, weights: Mapping[str, float]) -> Method:
-    """Returns the method with its weights, without loss terms of weight 0 and what only these need.
+    """Returns the method with its weights, without loss terms of weight 0, nor heads and decoder that only these need.
 
-    `weights` may have entries for terms of other methods; they are ignored. Raises ValueError if a term has no
-    weight, if all weights are 0, or if a term reads an entry that no head returns, a head one that no head before it
-    returns.
+    Passes and the encoder of captions stay. `weights` may have entries for terms of other methods; they are ignored.
+    Raises ValueError if a term has no weight, if all weights are 0, or if a term reads an entry that no head returns, a
+    head one that no head before it returns.
     """
     if missing := {loss.weight_name for loss in method.losses} - set(weights):
         raise ValueError(f"losses.weights has no entry for {sorted(missing)} of {method.name}; 0 disables a term")

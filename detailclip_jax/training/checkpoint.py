@@ -471,9 +471,8 @@ def save_weights(workdir: str | Path, variables: Mapping[str, Params], config: C
     )
     run = {"config": to_json(config), "git_revision": git_revision(), "versions": versions()}
     claim_workdir(workdir, config)
-    checkpoints = Checkpoints(workdir)
-    checkpoints.save(0, jax.device_put(state), {"examples": 0}, {**run, "data_fingerprint": origin})
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        checkpoints.save(0, jax.device_put(state), {"examples": 0}, {**run, "data_fingerprint": origin})
 
 
 def origins_of(path: str | Path, step: int | None = None) -> list[dict[str, str]]:
@@ -519,17 +518,22 @@ def load_state(path: str | Path, target: PyTree, step: int | None = None) -> tup
 def _reading(folder: Path, step: int, option: str) -> Iterator[None]:
     """Checks a checkpoint, and raises CheckpointError for any error of its reader.
 
-    `option` spells how another step is chosen. Errors of the devices and of other processes pass unchanged.
+    `option` spells how another step is chosen. Errors of memory, of the devices and of other processes pass unchanged.
     """
     if broken := manifest.problem(folder / str(step)):
         raise CheckpointError(_unreadable(folder, step, broken, option))
     _check_run(folder, step)
     try:
         yield
-    except (jax.errors.JaxRuntimeError, CheckpointError):
+    except (jax.errors.JaxRuntimeError, MemoryError, CheckpointError):
         raise
     except OtherVersion as error:
         raise CheckpointError(f"the config in the checkpoint {folder / str(step)} {error}") from error
+    except methods.UnknownMethod as error:
+        raise CheckpointError(
+            f"the checkpoint {folder / str(step)} is of a method of your own: {error}; import the module that adds it "
+            "to methods.METHODS first (docs/adding_a_method.md)"
+        ) from error
     except Exception as error:  # although the files are as they were written
         raise CheckpointError(_unreadable(folder, step, first_line(error), option)) from error
 

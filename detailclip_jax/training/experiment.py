@@ -169,10 +169,10 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
 
     def record(state: TrainState, batch: Batch) -> Forward:
         weights = state.params, state.ema_params, state.running, state.batch_stats
+        keys = make_keys(jax.random.wrap_key_data(state.rng), batch)
         with matmul_precision(precision):
-            return forward_pass.run(*weights, batch, make_keys(jax.random.wrap_key_data(state.rng), batch), one_device)[
-                0
-            ]
+            made, _ = forward_pass.run(*weights, batch, keys, one_device)
+        return made
 
     return Experiment(
         config=config,
@@ -352,7 +352,7 @@ def steps_of_epoch(config: ConfigDict) -> int:
 
 
 def dummy_batch(config: ConfigDict, size: int = 1, num_patches: int = 0, patch_size: int = 0) -> dict[str, Any]:
-    """Makes a batch of zeros with the shapes of the config's data pipeline.
+    """Makes a batch of zeros, and grids of ones, with the shapes of the config's data pipeline.
 
     Native images have `num_patches`, by default the largest number of the config, of `patch_size`, by default the
     model's.

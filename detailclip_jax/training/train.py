@@ -113,10 +113,11 @@ def train(run: Run) -> int:
         # Only now: a signal during the compilation ends the run at once, as there is nothing to save.
         with interrupt, if_ended(checkpoints.abandon):
             with suppress(Stopped):  # raised in an evaluation or the figures; their step was saved before
-                if start and evaluation.due(start, start == total, stop=False) and not checkpoints.scored(start):
+                if start and evaluation.due(start, start >= total, stop=False) and not checkpoints.scored(start):
                     session.evaluate(start, state)  # the run was stopped after saving this step, before its evaluation
-                if start == total:
-                    console.say(f"all {total} steps are done; --config.total_steps=N continues up to step N")
+                if start >= total:
+                    beyond = f", the checkpoint is of step {start}" if start > total else ""
+                    console.say(f"all {total} steps are done{beyond}; --config.total_steps=N continues up to step N")
                 for step in range(start + 1, total + 1):
                     with session.clock.waiting():
                         batch = next(session.batches)
@@ -133,7 +134,9 @@ def train(run: Run) -> int:
                     session.finish(state)
             checkpoints.wait()  # inside the context: a second signal removes an unfinished save
     if interrupt.received:
-        unfinished = session.step < total or not config.evaluate_at_end
-        follows = "resumes from there" if unfinished else "evaluates it and draws its figures"
-        console.say(f"{interrupt.received.name}: saved at step {session.step} of {total}; the same command {follows}")
+        last = (
+            "the same command evaluates it and draws its figures" if config.evaluate_at_end else "the run is complete"
+        )
+        follows = "the same command resumes from there" if session.step < total else last
+        console.say(f"{interrupt.received.name}: saved at step {session.step} of {total}; {follows}")
     return interrupt.exit_code

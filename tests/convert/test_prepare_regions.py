@@ -104,7 +104,11 @@ def test_own_parquet(tmp_path, kind):
 
 GRIT = {
     "caption": "a brown dog on the grass",
-    "noun_chunks": [[0, 11, 0.0, 0.25, 0.5, 1.0, 0.9], [15, 24, 0.0, 0.5, 1.0, 1.0, 0.8]],
+    "noun_chunks": [
+        [0, 11, 0.0, 0.25, 0.5, 1.0, 0.9],
+        [15, 24, 0.0, 0.5, 1.0, 1.0, 0.8],
+        [30, 40, 0.5, 0.5, 1.0, 1.0, 0.8],  # behind the caption's end: without a phrase
+    ],
     "ref_exps": [[0, 24, 0.0, 0.25, 0.5, 1.0, 0.9]],
     "width": 640,
     "height": 480,

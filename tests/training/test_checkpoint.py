@@ -396,6 +396,19 @@ def test_a_config_with_an_unknown_field_is_of_another_version_and_no_other_step_
     assert "step" not in str(caught.value)
 
 
+def test_a_method_that_no_imported_module_has_added_is_no_damage(tmp_path):
+    config = tiny_config()
+    config.method = "mine"
+    with closing(Checkpoints(tmp_path)) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state_of(), {}, {"config": to_json(config)})
+    with pytest.raises(
+        CheckpointError, match=r"checkpoints/2 is of a method of your own.*'mine'.*import the module"
+    ) as e:
+        load(tmp_path)
+    assert "try step" not in str(e.value)
+
+
 def test_load_names_the_steps_there_are(saved_run, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 5 in .*; its steps are 1, 2"):
         load(saved_run[0], step=5)

@@ -12,11 +12,12 @@ these scenes the frog is alone, and the unary form is the only one: there its pl
 camera at the bottom of the same scene, the place tells it only together with the noun. All kinds are equally
 frequent, numbers are uniform in statements of a count, and half of the scenes repeat a noun.
 
-False texts have the distribution of true ones. An exchange and its reverse are proposed equally often, and a proposal
-is accepted with probability min(1, p(new) / p(old)), where p is the frequency of a statement among true ones. Within a
-kind and with the same numbers of objects all allowed statements are equally frequent, and in statements of a count all
-numbers are. So the probability is 1 for an allowed statement, and 0 for any other: five frogs, a held-out pair of
-nouns, or a held-out statement.
+Of each exchange, true and false texts have the same distribution. An exchange and its reverse are proposed equally
+often, and a proposal is accepted with probability min(1, p(new) / p(old)), where p is the frequency of a statement
+among true ones. Within a kind and with the same numbers of objects all allowed statements are equally frequent, and in
+statements of a count all numbers are. So the probability is 1 for an allowed statement, and 0 for any other: five
+frogs, a held-out pair of nouns, or a held-out statement. One frog and four frogs have one allowed neighbour each, two
+and three have two: among true and false texts of a count together, the ends are more often true.
 
 Held out from training are the pairs of nouns of `held_out_pairs`, and of each noun some numbers (no text says "three
 frogs") and some directions (no text says that a frog is above or below, and no scene is drawn for it).
