@@ -87,7 +87,12 @@ def build(spec: str | None, settings: Mapping[str, Any], image_size: int | None 
     config = with_terms(config, stand_ins=True)
     validate(config)
     methods.check_weights(config, written)
-    return Variant(name, config, _words(config, words), _num_patches(config, num_patches))
+    known = config.views.native
+    if num_patches is not None and num_patches not in known:
+        raise ValueError(
+            f"--num-patches={num_patches} must be one of views.native, which is {tuple(known) or 'not set'}"
+        )
+    return Variant(name, config, _words(config, words), num_patches or max(known, default=0))
 
 
 def resize(config: ConfigDict, image_size: int) -> None:
@@ -106,13 +111,6 @@ def _words(config: ConfigDict, words: int | None) -> int:
     if not 3 <= words <= config.model.context_length:
         raise ValueError(f"--text-length={words} must be from 3 to the context length {config.model.context_length}")
     return words
-
-
-def _num_patches(config: ConfigDict, num: int | None) -> int:
-    known = config.views.native
-    if num is not None and num not in known:
-        raise ValueError(f"--num-patches={num} must be one of views.native, which is {tuple(known) or 'not set'}")
-    return num or max(known, default=0)
 
 
 def pair(spec: str | None, settings: Mapping[str, Any], against: str | None, image_size: int | None) -> list[Variant]:

@@ -37,7 +37,8 @@ def rows_of(request: Request) -> Iterator[Row]:
     with_boxes: list[str] = []
     for path in request.paths:
         content = load(path)
-        if has_boxes(content):
+        some = content.get("annotations")
+        if isinstance(some, list) and any(isinstance(each, dict) and "bbox" in each for each in some[:1]):
             with_boxes.append(path)
             for key, regions in instances(content, path).items():
                 boxes[key] += regions
@@ -52,12 +53,6 @@ def rows_of(request: Request) -> Iterator[Row]:
         else:
             rows = captions(content, path)
         yield from (row._replace(regions=boxes.get(row.key, ())) for row in rows)
-
-
-def has_boxes(content: dict[str, Any]) -> bool:
-    """Whether the annotations of a file have boxes."""
-    some = content.get("annotations")
-    return isinstance(some, list) and any(isinstance(each, dict) and "bbox" in each for each in some[:1])
 
 
 def instances(content: dict[str, Any], path: str) -> dict[str, list[Region]]:

@@ -260,36 +260,30 @@ class Stream:
         with _bad_images_are_bad_records(example), BUDGET.scope():
             views = make_views(image_of(example["image"]), self.crops, rng, self.reducing_gap, native)
         masks, pixels = make_masks(self.crops, rng), {name: pixels for name, (pixels, _) in views.items()}
-        false, num_cut_false = self._false_and_regions(
-            example, {name: boxes for name, (_, boxes) in views.items()}, rng
-        )
+        boxes = {name: boxes for name, (_, boxes) in views.items()}
+        false, regions = {}, {}
+        if self.num_false:
+            false, num_cut_false = false_texts.arrays_of(example, self.num_false, self.tokenizer, rng)
+            num_cut += num_cut_false
+        if self.regions:
+            regions, num_cut_phrases = self.regions.of(example, boxes, self.num_false, rng)
+            num_cut += num_cut_phrases
         return {
             **false,
+            **regions,
             **({"hidden": masks} if masks else {}),
             **({"grid": {name: view.grid for name, view in pixels.items()}} if native else {}),
             "image": {name: view.patches for name, view in pixels.items()} if native else pixels,
-            "box": {name: boxes for name, (_, boxes) in views.items()},
+            "box": boxes,
             "text": text,
             "label": label,
-            "truncated": num_cut + num_cut_false,
+            "truncated": num_cut,
         }
 
     def _stated(self, example: Example, position: int, rng: np.random.Generator) -> Example:
         if self.caption != STATES:
             return example
         return false_texts.stated(example, self.ramp.at(position), rng)
-
-    def _false_and_regions(
-        self, example: Example, views: Mapping[str, Any], rng: np.random.Generator
-    ) -> tuple[dict[str, np.ndarray], int]:
-        """Returns the arrays of false texts and regions, with what was cut of their texts."""
-        arrays, num_cut = {}, 0
-        if self.num_false:
-            arrays, num_cut = false_texts.arrays_of(example, self.num_false, self.tokenizer, rng)
-        if self.regions:
-            boxes, of_phrases = self.regions.of(example, views, self.num_false, rng)
-            arrays, num_cut = {**arrays, **boxes}, num_cut + of_phrases
-        return arrays, num_cut
 
     def text_of(self, example: Example, rng: np.random.Generator) -> tuple[Int32[np.ndarray, "C T"], int]:
         """Returns the token ids of an example's captions, drawn by `rng`, and how many of them were cut."""

@@ -64,7 +64,10 @@ class RegionDraw(NamedTuple):
         boxes, valid = np.zeros((*shape, 4), np.float32), np.zeros(shape, bool)
         boxes[:, : len(drawn)] = np.where(counts[..., None], cut * self.size, 0)[:, drawn]
         valid[:, : len(drawn)] = counts[:, drawn]
-        words = [_phrases(record, at, num_false, rng) for at in drawn]
+        words = [  # of each box a phrase, drawn if it has several, and the false ones
+            [*first_or_drawn(record.phrases[at], 1, rng), *first_or_drawn(record.negatives[at], num_false, rng)]
+            for at in drawn
+        ]
         words += [[""] * (1 + num_false)] * (self.number - len(drawn))
         rows, filled, num_cut = rows_of([text for each in words for text in each], self.tokenizer)
         arrays = {
@@ -150,8 +153,3 @@ def check_regions(source: Source, number: int) -> None:
             f"data.regions {number}: no checked example has boxes with phrases; prepare the set with them ({FORM}; "
             "docs/records.md), or set data.regions to 0"
         )
-
-
-def _phrases(record: BoxedPhrases, at: int, num_false: int, rng: np.random.Generator) -> list[str]:
-    """Returns the phrase of a box, drawn if it has several, and `num_false` false ones."""
-    return [*first_or_drawn(record.phrases[at], 1, rng), *first_or_drawn(record.negatives[at], num_false, rng)]

@@ -141,7 +141,9 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     mesh = meshes.make_mesh(fsdp=config.mesh.fsdp) if mesh is None else mesh
     config = settled(config, mesh)
     meshes.check_batch_size(config.batch_size, mesh, config.accumulation)
-    chunked = with_chunk_logits(config, mesh)
+    chunked = ConfigDict(config.to_dict())
+    if chunked.losses.chunk_logits is None:
+        chunked.losses.chunk_logits = automatic_chunk_logits(meshes.device_memory(mesh))
     method, weights = methods.build(chunked), weight_shapes(config)
     axes, platform = (None, meshes.batch_axis(mesh)), meshes.platform_of(mesh)
     model, on_mesh = (methods.build_networks(config, axis, platform) for axis in axes)
@@ -209,14 +211,6 @@ def settled(config: ConfigDict, mesh: Mesh) -> ConfigDict:
     if model.remat == "auto":
         config.model.remat = "dots" if faster and scan else "none"  # without a loop XLA does not recompute on a CPU
     return config.lock()
-
-
-def with_chunk_logits(config: ConfigDict, mesh: Mesh) -> ConfigDict:
-    """Returns the config with `losses.chunk_logits` chosen for the memory of a mesh's devices where it is open."""
-    config = ConfigDict(config.to_dict())
-    if config.losses.chunk_logits is None:
-        config.losses.chunk_logits = automatic_chunk_logits(meshes.device_memory(mesh))
-    return config
 
 
 def group_rules(config: ConfigDict, networks: Mapping[str, Network]) -> tuple[optimizer.DecayRule, ...]:
