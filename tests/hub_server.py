@@ -10,12 +10,16 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """Repositories, and what goes wrong: `gated` names, `wrong` checksums, connections that end after `cut` bytes."""
+    """Repositories, and what goes wrong: `gated` names, `wrong` checksums, connections that end after `cut` bytes.
+
+    `main` is the commit of the branch; the first request for the branch answers `earlier`, if it is set.
+    """
 
     def __init__(self):
         self.files = {}  # repository -> file -> bytes
         self.licences, self.gated, self.wrong, self.cut = {}, set(), set(), {}
         self.requests, self.address = [], ""
+        self.main, self.earlier = REVISION, None
 
     def add(self, repository, files, licence="mit"):
         self.files[repository], self.licences[repository] = files, licence
@@ -23,7 +27,13 @@ class Hub:
     def is_large(self, file):
         return file.endswith((".safetensors", ".bin", ".pt", ".npz"))
 
-    def information(self, repository):
+    def commit(self, revision):
+        if revision != "main":
+            return revision
+        commit, self.earlier = self.earlier or self.main, None
+        return commit
+
+    def information(self, repository, revision):
         siblings = []
         for name, content in self.files[repository].items():
             entry = {"rfilename": name, "size": len(content), "blobId": hashlib.sha1(content).hexdigest()}
@@ -32,7 +42,13 @@ class Hub:
                 entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 130}
             siblings.append(entry)
         card = {"license": self.licences[repository]} if self.licences[repository] else {}
-        return {"id": repository, "sha": REVISION, "cardData": card, "siblings": siblings, "private": False}
+        return {
+            "id": repository,
+            "sha": self.commit(revision),
+            "cardData": card,
+            "siblings": siblings,
+            "private": False,
+        }
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -56,23 +72,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
             repository, _, tree = repository.partition("/tree/")
             return self.of_repository(repository, (rest or tree or "main").split("/")[0], bool(tree), with_body)
         repository, _, rest = path.partition("/resolve/")
-        _, _, file = rest.partition("/")
+        commit, _, file = rest.partition("/")
         if repository not in hub.files:
             return self.fail(404, "RepoNotFound")
         if repository in hub.gated:
             return self.fail(403, "GatedRepo")
         if file not in hub.files[repository]:
             return self.fail(404, "EntryNotFound")
-        return self.of_file(hub.files[repository][file], file, with_body)
+        return self.of_file(hub.files[repository][file], file, commit, with_body)
 
     def of_repository(self, repository, revision, tree, with_body):
         if repository not in self.hub.files:
             return self.fail(401, "RepoNotFound")
         if repository in self.hub.gated:
             return self.fail(403, "GatedRepo")
-        if revision not in ("main", REVISION):
+        if revision not in ("main", REVISION, self.hub.main):
             return self.fail(404, "RevisionNotFound")
-        content = self.hub.information(repository)
+        content = self.hub.information(repository, revision)
         if tree:
             content = [
                 {"type": "file", "path": entry["rfilename"], "size": entry["size"], "oid": entry["blobId"]}
@@ -81,9 +97,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             ]
         self.send(json.dumps(content).encode(), {"Content-Type": "application/json"}, with_body)
 
-    def of_file(self, content, file, with_body):
+    def of_file(self, content, file, commit, with_body):
         digest = hashlib.sha256 if self.hub.is_large(file) else hashlib.sha1
-        headers = {"ETag": f'"{digest(content).hexdigest()}"', "X-Repo-Commit": REVISION, "Accept-Ranges": "bytes"}
+        headers = {"ETag": f'"{digest(content).hexdigest()}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         start, _, end = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
         part = content[int(start) : int(end) + 1 if end else None]
         if "Range" in self.headers:

@@ -6,8 +6,8 @@
 
 `training.published_names` lists the forms of names.  Files are downloaded with huggingface_hub, whose variables apply:
 HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE.  Only weights, configs and vocabularies are downloaded, and no code of a
-repository is run.  `origin.json` in the workdir has the repository, its revision and licence, and the checksums.  A
-workdir that an earlier CONVERTER has written is written again.
+repository is run.  `origin.json` in the workdir has the repository and its revision, and its licence and checksums
+unless the files of an earlier download were taken.  A workdir that an earlier CONVERTER has written is written again.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -41,7 +42,13 @@ from detailclip_jax.training.workdirs import is_run
 from detailclip_jax.types import Params
 
 CONVERTER = 2  # one more after a change of the import that changes features, or adds a text side
-IN_ONE_PROCESS = "import sys; from detailclip_jax.interop import published; published.fetch(sys.argv[1])"
+# Fetches a model; standard error has the whole message of an error.
+IN_ONE_PROCESS = """
+import sys
+from detailclip_jax.interop import published
+from detailclip_jax.runtime import errors
+sys.exit(errors.run(lambda: published.fetch(sys.argv[1]) and 0))
+"""
 SIDECARS = (".json", ".txt", ".model")  # configs and vocabularies
 MAX_SIDECAR = vocabularies.MAX_BYTES
 PAGE = "https://huggingface.co"
@@ -66,7 +73,8 @@ def fetch(name: str | Path, say: Callable[[str], Any] = print) -> Path:
 
     Raises FileNotFoundError for an unknown repository or revision and for one without weights, PermissionError for a
     gated one, ConnectionError if the hub cannot be reached, ModuleNotFoundError if huggingface_hub is missing, and
-    ValueError for damaged files and for tensors that fit no layout, see `interop.load`.
+    ValueError for damaged files and for tensors that fit no layout, see `interop.load`.  In a run of several processes
+    each of these is a RunError with the message of the process that converts, or with the signal that ended it.
     """
     workdir = published_names.workdir_of(name)
     if workdir == Path(name) or is_converted(workdir):
@@ -75,8 +83,12 @@ def fetch(name: str | Path, say: Callable[[str], Any] = print) -> Path:
         environ = {**os.environ, "JAX_PLATFORMS": "cpu"}
         command = [sys.executable, "-c", IN_ONE_PROCESS, str(name)]
         done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+        if done.returncode < 0:
+            memory = ", usually for lack of memory" if -done.returncode == signal.SIGKILL else ""
+            raise RunError(f"{name}: the conversion was ended by signal {-done.returncode}{memory}")
         if done.returncode:
-            raise RunError(f"{name} could not be converted: {done.stderr.strip().splitlines()[-1]}")
+            reason = done.stderr.strip() or f"exit code {done.returncode}, without a message"
+            raise RunError(f"{name} could not be converted: {reason}")
         return workdir
     partial = workdir.with_name(f".{workdir.name}.partial")
     with alone(workdir.with_name(f".{workdir.name}.lock"), wait=True):
@@ -192,12 +204,16 @@ def download(repository: str, say: Callable[[str], Any] = print) -> tuple[Path, 
             # Without patterns it would ask for all files of the repository.
             folder = Path(hub.snapshot_download(name, revision=revision or None, allow_patterns=[]))
             return _weights(folder), {"repository": name, "revision": folder.name}
-        about = describe(hub.HfApi().model_info(name, revision=revision or None, files_metadata=True))
+        information = hub.HfApi().model_info(name, revision=revision or None, files_metadata=True)
+    about = describe(information)
     files = files_of(about)
     size = sum(about.sizes[file] for file in files) / 1e6
     say(f"{name}: revision {about.revision[:12]}, licence {about.licence}, {size:,.1f} MB")
     with _hub_errors(repository):
+        # By the name of the branch, so that the cache finds it by this name without the network.
         folder = Path(hub.snapshot_download(name, revision=revision or None, allow_patterns=files))
+    if folder.name != about.revision:
+        return download(repository, say)  # the branch was moved after it was described
     checksums = {file: about.checksums[file] for file in files if file in about.checksums}
     for file, expected in checksums.items():
         check(folder / file, expected)
@@ -258,7 +274,7 @@ def _weights(folder: Path) -> Path:
 @contextlib.contextmanager
 def _hub_errors(repository: str) -> Iterator[None]:
     """Context in which errors of huggingface_hub become those that `fetch` lists."""
-    from huggingface_hub import errors  # installed, as `hub` is
+    from huggingface_hub import errors, is_offline_mode  # installed, as `hub` is
 
     page = f"{PAGE}/{repository.partition('@')[0]}"
     try:
@@ -274,13 +290,16 @@ def _hub_errors(repository: str) -> Iterator[None]:
         raise FileNotFoundError(f"the hub has no model {repository}; {private}") from error
     except errors.HFValidationError as error:
         raise ValueError(f"{repository!r} is not the name of a repository: {error}") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise FileNotFoundError(
-            f"{repository} was not downloaded before, and HF_HUB_OFFLINE forbids to download it now; files are looked "
-            "for in HF_HOME, by default ~/.cache/huggingface"
-        ) from error
+    except (AttributeError, TypeError):
+        raise  # of this program, or of a version of huggingface_hub with another interface
     except Exception as error:  # also of the HTTP library, which is another one in other versions of huggingface_hub
-        if isinstance(error, OSError) and not isinstance(error, errors.HfHubHTTPError):
+        is_local = isinstance(error, errors.LocalEntryNotFoundError)  # also raised if a request failed
+        if is_local and is_offline_mode():
+            raise FileNotFoundError(
+                f"{repository} was not downloaded before, and HF_HUB_OFFLINE forbids to download it now; files are "
+                "looked for in HF_HOME, by default ~/.cache/huggingface"
+            ) from error
+        if isinstance(error, OSError) and not isinstance(error, errors.HfHubHTTPError) and not is_local:
             raise  # of the disk
         raise ConnectionError(
             f"{repository} could not be downloaded: {first_line(error)}; repeat the command to continue, or set "

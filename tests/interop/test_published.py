@@ -23,10 +23,11 @@ from detailclip_jax.evaluation import detail_page
 from detailclip_jax.inference import model as inference
 from detailclip_jax.interop import formats, notes, published
 from detailclip_jax.interop.exported_model import load as load_export
+from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.training import adopted_config, checkpoint, published_names
 from detailclip_jax.training import train as training
 
-pytest.importorskip("huggingface_hub")
+errors = pytest.importorskip("huggingface_hub.errors")
 NAME = "hf://someone/tiny-clip"
 SHARDS = ("model", "safetensors"), ("pytorch_model", "bin")
 # Fetches as one of two processes, and prints the workdir.
@@ -134,6 +135,16 @@ def test_a_wrong_checksum_is_refused_and_a_repetition_downloads_again(hub, tmp_p
     assert "workdir" in again
 
 
+def test_a_branch_that_moves_after_it_was_described_is_described_again(hub, tmp_path):
+    hub.earlier, hub.main = REVISION, "f" * 40
+    (outcome,) = fetch(hub, tmp_path, NAME)
+    origin = json.loads(pathlib.Path(outcome["workdir"], published.ORIGIN).read_text())
+    assert origin["revision"] == hub.main and [said.split()[2] for said in outcome["said"][:2]] == [
+        f"{REVISION[:12]},",
+        "ffffffffffff,",
+    ]
+
+
 def test_an_interrupted_download_is_continued(hub, tmp_path):
     hub.cut["open_clip_model.safetensors"] = 1000
     (outcome,) = fetch(hub, tmp_path, NAME)  # the hub's library tries again by itself
@@ -160,6 +171,24 @@ def test_an_unknown_tag_of_open_clip_names_the_known_ones():
     pytest.importorskip("open_clip")
     with pytest.raises(ValueError, match=r"no tag 'laion' of 'ViT-B-16'; its tags are openai, "):
         published.repository_of("open_clip:ViT-B-16/laion")
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen", "words"),
+    [
+        (
+            errors.LocalEntryNotFoundError("Got: ReadTimeout: timed out"),
+            ConnectionError,
+            "could not be downloaded: LocalEntryNotFoundError: Got: ReadTimeout.*; repeat the command",
+        ),
+        (TypeError("unexpected keyword argument 'files_metadata'"), TypeError, "unexpected keyword"),
+    ],
+)
+def test_a_failed_request_is_a_connection_error_and_a_fault_is_not(monkeypatch, raised, seen, words):
+    monkeypatch.setattr("huggingface_hub.HfApi", mock.Mock(side_effect=raised))
+    monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: False)
+    with pytest.raises(seen, match=words):
+        published.download("someone/tiny-clip")
 
 
 @pytest.mark.check
@@ -253,6 +282,27 @@ def test_processes_of_one_run_convert_once(files, tmp_path):
     printed = [each.communicate(timeout=300)[0].decode().splitlines()[-1] for each in both]
     assert [each.returncode for each in both] == [0, 0] and printed[0] == printed[1]
     assert inference.load(printed[0]).step == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(-9, "the conversion was ended by signal 9, usually for lack of memory$"), (-15, "ended by signal 15$"), (3, "3")],
+)
+def test_a_process_that_ended_without_a_message_is_said(tmp_path, monkeypatch, code, words):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess((), code, "", ""))
+    with pytest.raises(RunError, match=words):
+        published.fetch(NAME)
+
+
+def test_the_whole_message_of_the_process_that_converts_is_kept(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    shutil.copytree(files, tmp_path / "model")
+    file = tmp_path / "model/open_clip_model.safetensors"
+    save_file({f"{key}x" if key == "logit_scale" else key: x for key, x in load_file(file).items()}, file)
+    with pytest.raises(RunError, match=r"(?s)does not fit.*1 missing: logit_scale.*1 unknown: logit_scalex"):
+        published.fetch(tmp_path / "model")
 
 
 def test_a_file_of_weights_is_converted_once_and_again_after_a_change(files, tmp_path, monkeypatch):
