@@ -24,6 +24,7 @@ CHAIN = re.compile(r'chain_id="(\d+)"')
 ON_CHIP = re.compile(r"S\(\d+\)")  # a memory space that is not the device's main memory
 # Instructions that move nothing: names, parts and views of values.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all", "partition-id"}
+CALLERS = {"while", "conditional", "call", "async-start", "async-update", "async-done"}  # what they call moves data
 SLICES = {"dynamic-slice", "slice", "gather"}
 VIEWS = {"bitcast", "reshape", "convert", "bitcast-convert", "transpose", "copy"}  # in a fusion: not stored
 LIBRARY = re.compile(r'custom_call_target="__(cublas|cudnn|onednn)')  # products and fused attention by a library
@@ -129,11 +130,16 @@ def executed(program: Program) -> Iterator[tuple[str, Instruction, int]]:
 
 def _executed(program: Program, name: str, times: int) -> Iterator[tuple[str, Instruction, int]]:
     for each in program.computations.get(name, ()):
-        yield name, each, times
-        if each.opcode in ("while", "conditional", "call", "async-start"):
-            inner = times * (trips(program, each) if each.opcode == "while" else 1)
-            for called in _called(each.text):
-                yield from _executed(program, called, inner)
+        yield from _with_inner(program, name, each, times)
+
+
+def _with_inner(program: Program, name: str, each: Instruction, times: int) -> Iterator[tuple[str, Instruction, int]]:
+    """An instruction of computation `name`, and what it calls, fusions left out."""
+    yield name, each, times
+    if each.opcode in ("while", "conditional", "call", "async-start"):
+        inner = times * (trips(program, each) if each.opcode == "while" else 1)
+        for called in _called(each.text):
+            yield from _executed(program, called, inner)
 
 
 def trips(program: Program, loop: Instruction) -> int:
@@ -171,12 +177,13 @@ def collectives(text: str, per_host: int = 0) -> list[Collective]:
 
 
 def _multiplies_meanwhile(program: Program, computation: str, start: Instruction) -> bool:
-    """Whether a product, or a loop, stands between the start of a collective and its end."""
+    """Whether a product, or a loop with one, stands between the start of a collective and its end."""
     lines = program.computations[computation]
     for each in lines[[each.name for each in lines].index(start.name) + 1 :]:
         if start.name in each.operands:
             return False
-        if each.opcode == "while" or any(_is_product(one) for one, _ in _parts(program, computation, each)):
+        inner = _with_inner(program, computation, each, 1)
+        if any(_is_product(one) for name, line, _ in inner for one, _ in _parts(program, name, line)):
             return True
     return False
 
@@ -281,7 +288,7 @@ def traffic(text: str) -> int:
     """
     program, total = parse(text), 0
     for computation, each, times in executed(program):
-        if each.opcode in FREE or each.opcode in ("while", "conditional", "call"):
+        if each.opcode in FREE or each.opcode in CALLERS:
             continue
         shapes = {line.name: line.shape for line in program.computations[computation]}
         read = [size_of(shapes[name], main=True) for name in each.operands if name in shapes]
@@ -294,7 +301,7 @@ def traffic(text: str) -> int:
             read = read[1:2]
             written = sum(read)
         elif each.opcode.endswith("slice-start"):  # its type is (operands, result, ...)
-            read, written = [size_of(list(ARRAY.finditer(each.shape))[1][0])], 0
+            read, written = [size_of(list(ARRAY.finditer(each.shape))[len(each.operands)][0])], 0
         elif each.opcode.endswith("-start"):
             written = 0
         elif each.opcode.endswith("-done"):
@@ -364,19 +371,16 @@ def size_of(shape: str, main: bool = False) -> int:
 
     With `main`, arrays that the compiler keeps on the chip do not count.
     """
-    return sum(
-        _itemsize(kind) * math.prod(map(int, filter(None, dims.split(","))))
-        for kind, dims, layout in ARRAY.findall(shape)
-        if not (main and ON_CHIP.search(layout))
-    )
+    total = 0
+    for kind, dims, layout in ARRAY.findall(shape):
+        if not (main and ON_CHIP.search(layout)):
+            bits = re.search(r"\d+", kind)
+            itemsize = max(1, int(bits[0]) // 8) if bits else 1  # pred is a byte
+            total += itemsize * math.prod(map(int, filter(None, dims.split(","))))
+    return total
 
 
 def kind_of(shape: str) -> str:
     """The type of the first array in the text of a type."""
     match = ARRAY.search(shape)
     return match[1] if match else ""
-
-
-def _itemsize(kind: str) -> int:
-    bits = re.search(r"\d+", kind)
-    return max(1, int(bits[0]) // 8) if bits else 1  # pred is a byte

@@ -91,7 +91,7 @@ MORE = """
   %step = s32[] get-tuple-element(%t.4), index=0
   %layer = bf16[8,4]{1,0} fusion(%stack, %step), kind=kLoop, calls=%fused.1
   %turned = bf16[8,4]{0,1} copy(%layer)
-}
+LOOP_PRODUCT}
 
 ENTRY %main.4 (x: bf16[8,4], w: bf16[4,16]) -> bf16[8,16] {
   %x = bf16[8,4]{1,0} parameter(0)
@@ -105,10 +105,13 @@ ENTRY %main.4 (x: bf16[8,4], w: bf16[4,16]) -> bf16[8,16] {
   ROOT %out = bf16[8,16]{1,0} fusion(%x, %w), kind=kOutput, calls=%fused.2
 }
 """
+MULTIPLIES = MORE.replace("LOOP_PRODUCT", "  %d.3 = bf16[8,16]{1,0} fusion(%layer, %w.3), calls=%fused.2\n")
+MORE = MORE.replace("LOOP_PRODUCT", "")
 
 
-def test_a_collective_overlaps_if_a_product_or_a_loop_runs_meanwhile_and_crosses_hosts_by_its_groups():
-    first, second = hlo.collectives(MORE, per_host=2)
+def test_a_collective_overlaps_if_a_loop_multiplies_meanwhile_and_crosses_hosts_by_its_groups():
+    assert not any(each.overlaps for each in hlo.collectives(MORE))  # its loop only copies
+    first, second = hlo.collectives(MULTIPLIES, per_host=2)
     assert (first.overlaps, first.between_hosts) == (True, 256)  # devices 0 and 2, 1 and 3
     assert (second.overlaps, second.between_hosts) == (False, 0)
     assert not any(each.between_hosts for each in hlo.collectives(MORE))
@@ -147,6 +150,46 @@ def test_traffic_counts_what_is_sliced_and_leaves_out_what_stays_on_the_chip():
     loop = 12 * (64 + 4 + 64 + 64 + 64)  # the slice, its index and the layer, then the copy
     rest = 2 * 256 + 512 + (64 + 256)  # results of the sums, the product alone, the fusion without %w
     assert hlo.traffic(MORE) == loop + rest
+
+
+ASYNC = """
+%wrapped.1 (p.1: f32[64], q.1: f32[64]) -> f32[64] {
+  %p.1 = f32[64]{0} parameter(0)
+  %q.1 = f32[64]{0} parameter(1)
+  ROOT %sum.1 = f32[64]{0} add(%p.1, %q.1)
+}
+
+ENTRY %main.1 (a: f32[64], b: f32[64]) -> f32[64] {
+  %a = f32[64]{0} parameter(0)
+  %b = f32[64]{0} parameter(1)
+  %start = ((f32[64]{0}, f32[64]{0}), f32[64]{0}, u32[]) async-start(%a, %b), calls=%wrapped.1
+  %later = ((f32[64]{0}, f32[64]{0}), f32[64]{0}, u32[]) async-update(%start)
+  ROOT %done = f32[64]{0} async-done(%later)
+}
+"""
+SLICED = """
+ENTRY %main.1 (a: bf16[12,8,4], i: s32[], j: s32[]) -> bf16[1,8,4] {
+  %a = bf16[12,8,4]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %j = s32[] parameter(2)
+  START
+  ROOT %done = bf16[1,8,4]{2,1,0:S(1)} slice-done(%start)
+}
+"""
+DYNAMIC = (
+    "%start = ((bf16[12,8,4]{2,1,0}, s32[], s32[], s32[]), bf16[1,8,4]{2,1,0:S(1)}, u32[]) "
+    "dynamic-slice-start(%a, %i, %j, %j), dynamic_slice_sizes={1,8,4}"
+)
+STATIC = "%start = ((bf16[12,8,4]{2,1,0}), bf16[1,8,4]{2,1,0:S(1)}, u32[]) slice-start(%a), slice={[0:1], [0:8], [0:4]}"
+
+
+def test_traffic_of_asynchronous_instructions_counts_once():
+    assert hlo.traffic(ASYNC) == 3 * 256  # two operands and the result of the sum
+
+
+@pytest.mark.parametrize("start", [DYNAMIC, STATIC])
+def test_traffic_of_an_asynchronous_slice_is_the_slice(start):
+    assert hlo.traffic(SLICED.replace("START", start)) == 64
 
 
 def test_bytes_on_the_wire_are_a_ring_s():
