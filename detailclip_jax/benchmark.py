@@ -129,7 +129,7 @@ def _step(command: flags.Parser) -> None:
     add_model(add)
     add("--against", metavar='"NAME=VALUE,..."', help="a second variant, with these flags or fields")
     add("--for", dest="target", metavar="DEVICES", help="compile for devices that are not here, as v5e:4x4 or h100x8")
-    add("--largest", action="store_true", help="with --for: also find the largest batch that fits (three compilations)")
+    add("--largest", action="store_true", help="with --for: also find the largest batch that fits (compiles up to 5)")
     add("--count-only", action="store_true", help="count FLOP, do not compile")
     add("--compile-only", action="store_true", help="count and compile, without running")
     add("--rounds", type=flags.positive, default=5, metavar="N", help="repetitions of the measurement (default: 5)")

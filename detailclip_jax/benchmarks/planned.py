@@ -11,6 +11,7 @@ a bound, not a measurement; `with_bound` has its assumptions.
 
 import ast
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from detailclip_jax.runtime.progress import Console
 
 COUNTED = 32  # pairs at which FLOP are counted, as on docs/performance.md
 WHOLE = {"views.patch_dropout": 0.0, "views.patch_dropout_until": 1.0}  # the settings of the end of a run
+LESS_MEMORY = "set --remat=full, mesh.fsdp or a smaller model"  # if the smallest batch does not fit
 STEP = 8  # pairs of a device, in a chunk of accumulation, by which the largest batch is rounded down
 Record = dict[str, Any]
 
@@ -66,19 +68,28 @@ def _changed(request: Mapping[str, Any], name: str, fields: Mapping[str, Any]) -
 def largest(target: Target, request: Mapping[str, Any], first: Record, console: Console) -> Record:
     """Returns the record of the largest batch that fits, by a line through the memory of two batches.
 
-    `first` is the record of the request.  The batch is confirmed by compiling it; `fits` says whether it does.  Raises
-    RunError if no batch fits, and if memory does not grow from one of the two batches to the other.
+    `first` is the record of the request; if the compiler refuses it, the two batches are the smallest.  The estimate is
+    confirmed by compiling it, and a smaller one once if it does not fit; `fits` says whether the last does, and `note`
+    what to do if not.  Raises RunError if no batch fits by the line, and if memory does not grow along it.
     """
     unit = target.count * first["accumulation"]  # every batch is a multiple of it
-    size = first["batch"] // unit
-    other = max(size // 2, 1) if size > 1 else 2
+    size, limit = first["batch"] // unit, math.inf
+    smallest = f"{unit} is the smallest batch: {LESS_MEMORY}"
 
     def of(units: int) -> Record:
         settings = {**request["settings"], "batch": units * unit}
         return plan(target, {**request, "settings": settings}, console)
 
+    if "refused" in first:
+        size, limit = 1, size
+        first = of(1) if limit > 1 else first
+        if "refused" in first:
+            return {**first, "note": smallest}
+    other = max(size // 2, 1) if size > 1 else 2
+    if other >= limit:  # refused already
+        return first
     second = of(other)
-    if "total_bytes" not in second:  # the compiler refuses twice the smallest batch
+    if "refused" in second:  # twice the smallest batch
         return first
     slope = (first["total_bytes"] - second["total_bytes"]) / (size - other)
     smaller, larger = sorted((size * unit, other * unit))
@@ -87,15 +98,36 @@ def largest(target: Target, request: Mapping[str, Any], first: Record, console: 
             f"{first['name']}: batch {larger} needs no more memory than batch {smaller}, so that the "
             "largest batch is not known; set a larger --batch"
         )
-    most = int(size + (first["memory_bytes"] - first["total_bytes"]) // slope)
+    most = int(min(size + (first["memory_bytes"] - first["total_bytes"]) // slope, limit - 1))
     if most < 1:
         rest = (first["total_bytes"] - size * slope) / 2**30
         raise RunError(
             f"{first['name']}: does not fit with any batch: by batches {smaller} and {larger} it needs {rest:.2f} GiB "
-            f"and {slope / 2**30:.2f} GiB for each {unit} pairs, {available(first)}; set --remat=full, mesh.fsdp or a "
-            "smaller model"
+            f"and {slope / 2**30:.2f} GiB for each {unit} pairs, {available(first)}; {LESS_MEMORY}"
         )
-    return of(most - most % STEP if most > 2 * STEP else most)
+    found = of(_rounded(most))
+    if not found["fits"] and most > 1:
+        nearest = min(first, second, key=lambda record: abs(record["batch"] - found["batch"]))
+        found = of(_rounded(_smaller(found, nearest, unit)))
+    if found["fits"]:
+        return found
+    advice = "the largest batch is not known; set a smaller --batch"
+    return {**found, "note": advice if found["batch"] > unit else smallest}
+
+
+def _smaller(large: Record, small: Record, unit: int) -> int:
+    """The units that fit by the line from a batch that does not to a smaller one; an eighth less without its memory."""
+    units = large["batch"] // unit
+    fewer = units * 7 // 8
+    if "refused" not in large:
+        slope = (large["total_bytes"] - small["total_bytes"]) / (units - small["batch"] // unit)
+        if slope > 0:
+            fewer = units + int((large["memory_bytes"] - large["total_bytes"]) // slope)
+    return max(fewer, 1)
+
+
+def _rounded(units: int) -> int:
+    return units - units % STEP if units > 2 * STEP else units
 
 
 def compiled(target: Target, request: Mapping[str, Any]) -> Record:
@@ -212,7 +244,7 @@ def run(target_name: str, requests: Sequence[Mapping[str, Any]], most: bool, con
     for request in requests:
         steps = plan_of_run(target, request, console)
         records += steps
-        if most and "total_bytes" in steps[-1]:
+        if most:
             asked = _changed(request, "largest batch", WHOLE if steps[0]["ends_whole"] else {})
             records.append(largest(target, asked, steps[-1], console))
     print(text(target, records))
@@ -229,10 +261,12 @@ def text(target: Target, records: Sequence[Record]) -> str:
 
 def verdict(record: Record) -> str:
     """Says whether the step fits the devices."""
+    note = f"; {record['note']}" if "note" in record else ""
     if "refused" in record:
-        return f"{record['name']}: does not fit, the compiler refuses it; {available(record)} ({record['refused']})"
+        refused = f"does not fit, the compiler refuses it; {available(record)} ({record['refused']})"
+        return f"{record['name']}: {refused}{note}"
     word = "fits" if record["fits"] else "does not fit"
-    return f"{record['name']}: {word}; it needs {record['total_bytes'] / 2**30:.2f} GiB, {available(record)}"
+    return f"{record['name']}: {word}; it needs {record['total_bytes'] / 2**30:.2f} GiB, {available(record)}{note}"
 
 
 def available(record: Record) -> str:
@@ -243,7 +277,9 @@ def available(record: Record) -> str:
 def _cell(form: Any, record: Record) -> str:
     try:
         return str(form(record))
-    except KeyError:  # the compiler has refused the step
+    except KeyError:
+        if "refused" not in record:
+            raise
         return "-"
 
 

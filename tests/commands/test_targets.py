@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 from pathlib import Path
 
@@ -141,6 +142,66 @@ def largest(monkeypatch, memory, slope, batch=64, accumulation=4):
 def test_the_largest_batch_is_divisible_by_devices_times_accumulation(monkeypatch, slope, batch):
     assert largest(monkeypatch, 60, slope) == ([64, 32, batch], batch)
     assert largest(monkeypatch, 60, slope, batch=32) == ([32, 64, batch], batch)
+
+
+def searched(monkeypatch, total, refused=math.inf, batch=64):
+    """The batches compiled for eight devices of 60 GiB, and the record that `planned.run` adds to that of the request.
+
+    A batch needs `total(batch)` GiB; the compiler refuses batches from `refused` on.
+    """
+    batches = []
+
+    def plan(target, request, console):
+        batches.append(now := request["settings"]["batch"])
+        record = {**RECORD, "name": request["name"], "batch": now}
+        if now >= refused:
+            kept = {name: record[name] for name in list(record)[: list(record).index("argument_bytes")]}
+            return {**kept, "fits": False, "refused": "RESOURCE_EXHAUSTED: Ran out of memory"}
+        sizes = {"total_bytes": int(2**30 * total(now)), "fits": total(now) <= 60}
+        return planned.with_bound(record | sizes, target)
+
+    monkeypatch.setattr(planned, "plan", plan)
+    request = {"name": "big", "settings": {"batch": batch}}
+    *_, last = planned.run("h100x8", [request], True, Console(enabled=False))
+    return batches, last
+
+
+def test_the_largest_batch_of_a_refused_step_is_found_from_the_smallest(monkeypatch, capsys):
+    batches, last = searched(monkeypatch, lambda n: 4 + n / 4, refused=225, batch=1024)
+    assert batches == [1024, 8, 16, 192] and (last["name"], last["fits"]) == ("big, largest batch", True)
+    shown = capsys.readouterr().out
+    assert "big: does not fit, the compiler refuses it" in shown and "big, largest batch: fits" in shown
+    assert searched(monkeypatch, lambda n: 4, refused=16, batch=16)[0] == [16, 8]  # none between
+
+
+def test_an_estimate_is_less_than_a_batch_that_was_refused(monkeypatch):
+    batches, last = searched(monkeypatch, lambda n: 4 + n / 4, refused=104, batch=104)
+    assert batches == [104, 8, 16, 96] and last["fits"]
+
+
+def test_an_estimate_that_does_not_fit_is_followed_by_a_smaller_one(monkeypatch):
+    batches, last = searched(monkeypatch, lambda n: 4 + n / 16 + n * n / 4096)
+    assert batches == [64, 32, 640, 256] and last["fits"]  # 36 GiB; 144 with the first estimate
+    batches, last = searched(monkeypatch, lambda n: 4 + n / 4, refused=224)  # of a refused one nothing is known
+    assert batches == [64, 32, 192] and last["fits"]
+    batches, last = searched(monkeypatch, lambda n: 4 + n / 4, refused=190)
+    assert batches == [64, 32, 192, 128] and last["fits"]
+
+
+def test_the_verdict_says_if_no_batch_is_found(monkeypatch, capsys):
+    searched(monkeypatch, lambda n: 4, refused=8)
+    said = "big, largest batch: does not fit, the compiler refuses it"
+    assert said in (shown := capsys.readouterr().out) and "8 is the smallest batch: set --remat=full" in shown
+    batches, _ = searched(monkeypatch, lambda n: 4 + n / 4, refused=100)
+    shown = capsys.readouterr().out
+    assert len(batches) == 4 and said in shown and "largest batch is not known; set a smaller --batch" in shown
+
+
+def test_a_row_of_an_unknown_field_is_an_error(monkeypatch):
+    target = targets.find("h100x8")
+    monkeypatch.setitem(planned.ROWS, "wrong", lambda record: record["trafic_bytes"])
+    with pytest.raises(KeyError, match="trafic_bytes"):
+        planned.text(target, [planned.with_bound(RECORD, target)])
 
 
 @pytest.mark.parametrize(
