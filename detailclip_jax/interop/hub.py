@@ -333,7 +333,8 @@ def dino_options(content: Mapping[str, Any], preprocessor: Mapping[str, Any]) ->
 
 
 def _huggingface_pixels(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
-    """The preprocessing of an image processor; missing fields get the defaults of the model family."""
+    """The preprocessing of an image processor; missing fields, and null, get the defaults of the model family."""
+    preprocessor = {name: value for name, value in preprocessor.items() if value is not None}
     number, size = preprocessor.get("resample"), preprocessor.get("size")
     names = dict(enumerate(PIL_FILTERS)) | {None: None}
     options = {

@@ -138,6 +138,13 @@ def test_hugging_face_s_image_processors(processor, expected):
     assert read_back(hub.huggingface_options({}, processor)) == expected
 
 
+def test_null_in_an_image_processor_is_the_default_of_the_family():
+    stated = {**CLIP_PROCESSOR, "size": {"shortest_edge": 256}}
+    null = hub.huggingface_options({}, {**stated, "do_normalize": None, "do_center_crop": None})
+    assert null == hub.huggingface_options({}, stated) and null["mean"] is None
+    assert hub.huggingface_options({}, {**stated, "do_normalize": False})["mean"] == [0.0] * 3
+
+
 @pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
 def test_the_image_processor_is_found_in_either_file(tmp_path, name):
     content = CLIP_PROCESSOR if name == "preprocessor_config.json" else {"image_processor": CLIP_PROCESSOR}
