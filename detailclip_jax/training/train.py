@@ -116,8 +116,7 @@ def train(run: Run) -> int:
                 if start and evaluation.due(start, start >= total, stop=False) and not checkpoints.scored(start):
                     session.evaluate(start, state)  # the run was stopped after saving this step, before its evaluation
                 if start >= total:
-                    beyond = f", the checkpoint is of step {start}" if start > total else ""
-                    console.say(f"all {total} steps are done{beyond}; --config.total_steps=N continues up to step N")
+                    console.say(f"all {total} steps are done, at step {start}; a larger --config.total_steps continues")
                 for step in range(start + 1, total + 1):
                     with session.clock.waiting():
                         batch = next(session.batches)
@@ -134,9 +133,7 @@ def train(run: Run) -> int:
                     session.finish(state)
             checkpoints.wait()  # inside the context: a second signal removes an unfinished save
     if interrupt.received:
-        last = (
-            "the same command evaluates it and draws its figures" if config.evaluate_at_end else "the run is complete"
-        )
-        follows = "the same command resumes from there" if session.step < total else last
-        console.say(f"{interrupt.received.name}: saved at step {session.step} of {total}; {follows}")
+        rest = "evaluates it and draws its figures" if config.evaluate_at_end else "has nothing left to do"
+        follows = "resumes from there" if session.step < total else rest
+        console.say(f"{interrupt.received.name}: saved at step {session.step} of {total}; the same command {follows}")
     return interrupt.exit_code

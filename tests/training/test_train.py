@@ -216,10 +216,10 @@ def test_a_finished_run_says_so(run_of):
     training.train(run_of())
     run = run_of()
     assert training.train(run) == 0
-    assert "all 12 steps are done; --config.total_steps=N continues" in text_of(run)
+    assert "all 12 steps are done, at step 12; a larger --config.total_steps continues" in text_of(run)
     run = run_of(total_steps=5)
     assert training.train(run) == 0
-    assert "all 5 steps are done, the checkpoint is of step 12; --config.total_steps=N" in text_of(run)
+    assert "all 5 steps are done, at step 12; a larger" in text_of(run)
 
 
 @pytest.mark.parametrize("bad_step, last_good", [(1, "none yet"), (7, "the last good checkpoint is step 4")])
@@ -480,7 +480,7 @@ def test_a_signal_saves_and_ends_with_its_number(run_of, monkeypatch):
     monkeypatch.setattr(training, "Interrupt", lambda: StoppedAt(7))  # the last step; the run is not evaluated
     run = run_of()
     assert training.train(run) == 143
-    assert "SIGTERM: saved at step 12 of 12; the run is complete" in text_of(run)
+    assert "SIGTERM: saved at step 12 of 12; the same command has nothing left to do" in text_of(run)
 
 
 def test_a_second_signal_is_heard_until_the_last_save_is_on_the_disk(run_of, monkeypatch):
