@@ -246,7 +246,7 @@ def run(target_name: str, requests: Sequence[Mapping[str, Any]], most: bool, con
         records += steps
         if most:
             asked = _changed(request, "largest batch", WHOLE if steps[0]["ends_whole"] else {})
-            records.append(largest(target, asked, steps[-1], console))
+            records.append({**largest(target, asked, steps[-1], console), "name": asked["name"]})
     print(text(target, records))
     return [{"command": "step", **record} for record in records]
 

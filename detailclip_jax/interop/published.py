@@ -190,12 +190,12 @@ def repository_of(name: str) -> str:
     return name.removeprefix("hf://")
 
 
-def download(repository: str, say: Callable[[str], Any] = print) -> tuple[Path, dict[str, Any]]:
+def download(repository: str, say: Callable[[str], Any] = print, again: bool = False) -> tuple[Path, dict[str, Any]]:
     """Downloads weights, configs and vocabularies of a repository; returns their folder or file, and their origin.
 
     `repository` is OWNER/NAME or OWNER/NAME@REVISION.  A download that was interrupted continues.  The SHA-256 of the
     weights is compared with the hub's.  With HF_HUB_OFFLINE the files of an earlier download of the same name are
-    taken.  Raises as `fetch`.
+    taken.  `again`: the branch has moved during a first attempt.  Raises as `fetch`.
     """
     hub = extras.load("huggingface_hub", f"downloading {repository} needs huggingface_hub", "hub")
     name, _, revision = repository.partition("@")
@@ -212,8 +212,12 @@ def download(repository: str, say: Callable[[str], Any] = print) -> tuple[Path, 
     with _hub_errors(repository):
         # By the name of the branch, so that the cache finds it by this name without the network.
         folder = Path(hub.snapshot_download(name, revision=revision or None, allow_patterns=files))
+    if folder.name != about.revision and not again:
+        return download(repository, say, again=True)  # the branch was moved after it was described
     if folder.name != about.revision:
-        return download(repository, say)  # the branch was moved after it was described
+        raise ConnectionError(
+            f"{name}: the hub describes revision {about.revision} and sends {folder.name}; name one: hf://{name}@REVISION"
+        )
     checksums = {file: about.checksums[file] for file in files if file in about.checksums}
     for file, expected in checksums.items():
         check(folder / file, expected)

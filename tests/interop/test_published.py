@@ -145,6 +145,18 @@ def test_a_branch_that_moves_after_it_was_described_is_described_again(hub, tmp_
     ]
 
 
+def test_a_hub_that_sends_another_revision_than_it_describes_is_asked_twice(tmp_path, monkeypatch):
+    about, said = mock.Mock(revision=REVISION, licence="mit", sizes={}, checksums={}), []
+    monkeypatch.setattr(published, "describe", lambda _: about)
+    monkeypatch.setattr(published, "files_of", lambda _: [])
+    monkeypatch.setattr("huggingface_hub.HfApi", mock.Mock())
+    monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path / "another"))
+    with pytest.raises(ConnectionError, match=f"describes revision {REVISION} and sends another; name one"):
+        published.download("someone/tiny-clip", said.append)
+    assert len(said) == 2
+
+
 def test_an_interrupted_download_is_continued(hub, tmp_path):
     hub.cut["open_clip_model.safetensors"] = 1000
     (outcome,) = fetch(hub, tmp_path, NAME)  # the hub's library tries again by itself
