@@ -56,10 +56,10 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Loads and writes the model and prints a summary; returns 0.  Removes an incomplete output after an error."""
-    from detailclip_jax.interop import exported_model, formats, published
+    from detailclip_jax.interop import formats, model_to_export, published
 
     fmt, path = formats.named(arguments.to), Path(arguments.out)
-    export = exported_model.load(
+    export = model_to_export.load(
         published.fetch(arguments.checkpoint),
         arguments.step,
         arguments.weights,

@@ -20,6 +20,7 @@ RENAMED = {  # former name: (present name, version that no longer has the former
     "evaluation.run_evaluators.all_weights": ("evaluation.subject.all_weights", "0.3"),
     "evaluation.run_evaluators.limited": ("evaluation.tasks.limited", "0.3"),
     "evaluation.run_evaluators.plan": ("evaluation.tasks.plan", "0.3"),
+    "interop.exported_model": ("interop.model_to_export", "0.3"),
     "interop.functions": ("interop.compiled_functions", "0.3"),
     "losses.block_targets": ("losses.beta", "0.3"),
     "losses.contrastive": ("losses.simclr", "0.3"),

@@ -15,7 +15,7 @@ from detailclip_jax.benchmarks import cost_table, timing
 from detailclip_jax.benchmarks.data_rate import DISTINCT, SyntheticImages
 from detailclip_jax.data.decoding import decode
 from detailclip_jax.inference.model import load
-from detailclip_jax.interop import exported_model, published
+from detailclip_jax.interop import model_to_export, published
 from detailclip_jax.interop.formats import write_open_clip
 from detailclip_jax.runtime import signals
 from detailclip_jax.runtime.progress import Console
@@ -72,7 +72,7 @@ def of_open_clip(checkpoint: str, step: int | None) -> Encoders:
         ) from error
     made = tempfile.TemporaryDirectory(prefix="detailclip-open_clip-")
     with made as folder, signals.if_ended(made.cleanup):
-        write_open_clip(exported_model.load(checkpoint, step), Path(folder))
+        write_open_clip(model_to_export.load(checkpoint, step), Path(folder))
         with contextlib.chdir(folder):  # where the image encoder's config may be, see `hub.needs_trunk`
             model, _, preprocess = open_clip.create_model_and_transforms("local-dir:.")
             tokenizer: Any = open_clip.get_tokenizer("local-dir:.")

@@ -12,9 +12,9 @@ import numpy as np
 
 from detailclip_jax.data import preprocessing
 from detailclip_jax.interop import hub_vocabulary
-from detailclip_jax.interop.exported_model import Export
 from detailclip_jax.interop.key_tables import flatten
 from detailclip_jax.interop.measure import spec_of
+from detailclip_jax.interop.model_to_export import Export
 from detailclip_jax.kernels.products import EXACT
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.patches import normalise_pixels

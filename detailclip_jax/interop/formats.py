@@ -20,7 +20,7 @@ from detailclip_jax.interop import (
     own,
     tensor_files,
 )
-from detailclip_jax.interop.exported_model import Export
+from detailclip_jax.interop.model_to_export import Export
 from detailclip_jax.interop.state_dicts import OTHER_NAMES, networks_in, to_state_dict
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.files import replace_text

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import methods
 from detailclip_jax.interop import hub, hub_tokenizer, hub_vocabulary, measure
-from detailclip_jax.interop.exported_model import Export
+from detailclip_jax.interop.model_to_export import Export
 from detailclip_jax.training import dense_encoder
 
 CARD = """---

@@ -26,7 +26,7 @@ from detailclip_jax.dense.dense_experiment import Experiment
 from detailclip_jax.dense.detection.backbone import backbone
 from detailclip_jax.dense.predictions import Detector, Segmenter
 from detailclip_jax.inference.model import Model, load
-from detailclip_jax.interop.exported_model import load as export_of
+from detailclip_jax.interop.model_to_export import load as export_of
 from detailclip_jax.models import positions
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.taps import taps

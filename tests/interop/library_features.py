@@ -21,14 +21,14 @@ from detailclip_jax import methods
 from detailclip_jax.interop import (
     clip_names,
     compiled_functions,
-    exported_model,
     hub,
     hub_vocabulary,
+    model_to_export,
     own,
     tensor_files,
 )
-from detailclip_jax.interop.exported_model import Export
 from detailclip_jax.interop.measure import Spec, spec_of
+from detailclip_jax.interop.model_to_export import Export
 from detailclip_jax.kernels.products import EXACT
 from detailclip_jax.models.cross_pool import NUM_HEADS
 from detailclip_jax.models.towers import Networks
@@ -330,9 +330,9 @@ def expected_of(to: str, export: Export, batch: Inputs) -> Features:
 def check_export(to: str, workdir: Path, path: Path, bound: float = 1e-5, **options: Any) -> set[str]:
     """Checks that the library for which `export --to=TO` has written a workdir computes what we compute.
 
-    `options` are those of `exported_model.load`. Returns the names of the features that were compared.
+    `options` are those of `model_to_export.load`. Returns the names of the features that were compared.
     """
-    export = exported_model.load(workdir, **options)
+    export = model_to_export.load(workdir, **options)
     if to in CALLS:
         theirs, expected = called(export, functools.partial(CALLS[to], path))
     elif to == "timm":

@@ -32,7 +32,7 @@ from detailclip_jax.interop import (
     state_dicts,
     tensor_files,
 )
-from detailclip_jax.interop.exported_model import load as load_export
+from detailclip_jax.interop.model_to_export import load as load_export
 from detailclip_jax.interop.timm_vit import OPENAI_STYLE
 from detailclip_jax.models.vit import Style
 from detailclip_jax.training import checkpoint, ema, experiment

@@ -120,6 +120,12 @@ def test_open_clip_folder(tmp_path, quick_gelu):
     assert (config.preprocess.mean, config.preprocess.std) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
 
 
+def test_open_clip_s_default_width():
+    """CLIPVisionCfg of open_clip: 768, with heads of 64."""
+    assert hub.open_clip_options({"vision_cfg": {}})["num_heads"] == 12
+    assert hub.open_clip_options({"vision_cfg": {"head_width": 32}})["num_heads"] == 24
+
+
 def test_a_training_of_open_clip(tmp_path):
     """As NegCLIP is published: without a config, so the activation is asked for."""
     module = clip_module()

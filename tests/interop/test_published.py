@@ -22,7 +22,7 @@ from detailclip_jax.data.tokenizer import VOCAB_SIZE
 from detailclip_jax.evaluation import detail_page
 from detailclip_jax.inference import model as inference
 from detailclip_jax.interop import formats, notes, published
-from detailclip_jax.interop.exported_model import load as load_export
+from detailclip_jax.interop.model_to_export import load as load_export
 from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.training import adopted_config, checkpoint, published_names
 from detailclip_jax.training import train as training

@@ -9,7 +9,7 @@ import pytest
 from tiny import tiny_batch, tiny_config, tiny_experiment
 
 from detailclip_jax.interop import compiled_functions
-from detailclip_jax.interop.exported_model import Export, plain
+from detailclip_jax.interop.model_to_export import Export, plain
 from detailclip_jax.pretraining import validate
 from detailclip_jax.training import experiment, mesh
 

@@ -15,7 +15,7 @@ from tiny import TWO_BLOCKS, check_names, noise_state, on_one_device, tiny_batch
 from detailclip_jax import load, pretraining
 from detailclip_jax.benchmarks import counting
 from detailclip_jax.config import run_config
-from detailclip_jax.interop import exported_model
+from detailclip_jax.interop import model_to_export
 from detailclip_jax.models import lora
 from detailclip_jax.runtime.metric_files import read_lines
 from detailclip_jax.training import adopted_config, checkpoint, experiment, mesh, train_step
@@ -140,7 +140,7 @@ def test_a_workdir_with_adapters_is_loaded_merged(tmp_path):
     _, loaded, of_model = checkpoint.load(tmp_path / "run")
     equal(loaded["params"], lora.merge(variables["params"]))
     assert of_model.optimizer.lora == "" and run_config.read(tmp_path / "run/config.json").optimizer.lora == ADAPTERS
-    equal(exported_model.load(tmp_path / "run").params, loaded["params"])
+    equal(model_to_export.load(tmp_path / "run").params, loaded["params"])
 
 
 def test_adapters_are_for_networks_that_are_loaded(tmp_path):
