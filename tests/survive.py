@@ -188,7 +188,8 @@ class Trial:
         ended = self.finish(workdir)
         if ended.code:
             return f"status {ended.code}: {ended.output[-300:]}"
-        return noise(ended.output) or self.differs(workdir) or self.unfinished(workdir)
+        left = sorted(self.unfinished(workdir))
+        return noise(ended.output) or self.differs(workdir) or (f"left {left}" if left else "")
 
     def differs(self, workdir: Path) -> str:
         """How the finished run differs from the undisturbed one, "" if it does not."""
@@ -238,6 +239,7 @@ class Trial:
         number, twice = self.rng.choice([signal.SIGTERM, signal.SIGINT]), self.rng.random() < 0.5
         moment = self.rng.uniform(0, self.duration)
         what = f"{number.name}{' twice' if twice else ''} after {moment:.2f} s"
+        before = self.unfinished(workdir)
         process = self.start(workdir)
         ended = process.ended_within(moment)
         if ended:
@@ -252,12 +254,15 @@ class Trial:
         wrong = wrong or (f"{seconds:.1f} s to the end" if seconds > LIMIT else "")
         more = len(lines(workdir / "metrics.jsonl")) - steps
         wrong = wrong or (f"{more} more steps after the signal" if more > 2 else "")  # one runs, one may be queued
-        return Case(what, wrong or ("" if twice else self.unfinished(workdir)), False, seconds)
+        left = [] if twice else sorted(self.unfinished(workdir) - before)
+        return Case(what, wrong or (f"left {left}" if left else ""), False, seconds)
 
-    def unfinished(self, workdir: Path) -> str:
-        """Half checkpoints, which one signal leaves none of, nor a run that ended."""
-        left = [entry.name for entry in (workdir / "checkpoints").glob("*tmp*")]
-        return f"left {left}" if left else ""
+    def unfinished(self, workdir: Path) -> set[tuple[str, int]]:
+        """Half checkpoints, with the time of their last change: one signal leaves none, nor does a run that ended.
+
+        A second signal may leave one, which is still there if the next process ends before it opens the checkpoints.
+        """
+        return {(entry.name, entry.stat().st_mtime_ns) for entry in (workdir / "checkpoints").glob("*tmp*")}
 
 
 class Commands:

@@ -413,7 +413,8 @@ MODEL: Group = {
     ),
     "interpolation": Field(
         "bicubic",
-        "of positions, for images of another size: bicubic (PyTorch), ibot (DINO, COSMOS), timm (open_clip) or tips",
+        "of positions, for images of another size: bicubic (PyTorch), bilinear (PE), ibot (DINO, COSMOS), "
+        "timm (open_clip) or tips",
         OURS,
         choices=POSITION_RECIPES,
     ),

@@ -69,10 +69,16 @@ def adopted(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path |
 
     `config.init` may be a run of a dense task too, whose fine-tuned encoder is taken.  If a run from the same `init`
     goes on in `workdir`, the fields are those of its own config, and `init` need not exist any more.
-    Raises ValueError for another kind of config, and for a given field of `model` that contradicts the encoder.
+    Raises ValueError for another kind of config, and for a given field of `model` that has no effect or contradicts the
+    encoder.
     """
     task_of(config)
     given = list(given)
+    if "model.interpolation" in given:
+        raise ValueError(
+            "model.interpolation has no effect in this task: encoder.positions says how positions are resized once, "
+            "encoder.other_sizes how they are interpolated for images of another size"
+        )
     config = run_config.as_in_run(config, workdir, given)
     if not config.init:
         return ConfigDict(config.to_dict())

@@ -645,13 +645,14 @@ def test_a_folder_in_place_of_an_image_s_text_is_rejected(tmp_path):
 
 @pytest.mark.parametrize("size", [-4096, 2**63 - 2048])
 def test_a_tar_whose_header_has_a_size_of_no_file_is_damaged(tmp_path, size):
+    words = "damaged header at byte|invalid offset"  # the latter: tarfile's own words since Python 3.13.4
     header = bytearray(tarfile.TarInfo("a.jpg").tobuf())
     header[124:136] = size.to_bytes(12, "big", signed=True)
     header[124] |= 0x80  # base 256
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     (tmp_path / "x.tar").write_bytes(header + bytes(1024))
-    with open(tmp_path / "x.tar", "rb") as file, pytest.raises(tarfile.ReadError, match="damaged header at byte"):
+    with open(tmp_path / "x.tar", "rb") as file, pytest.raises(tarfile.ReadError, match=words):
         list(tar_archive.members(file))
 
 

@@ -245,6 +245,10 @@ def test_preprocessing_that_the_user_gave_is_honoured_and_a_contradicting_size_i
     assert found.model.size == source.model.size == "custom"
     with pytest.raises(ValueError, match=r"model\.size: config\.init .* has model\.size 'custom'.*leave that flag out"):
         runs.adopted(config, ["model.size"])
+    with pytest.raises(
+        ValueError, match=r"model\.interpolation has no effect .* encoder\.positions .* encoder\.other_sizes"
+    ):
+        runs.adopted(config, ["model.interpolation"])
     config.model.size = "custom"
     agreed = ["model.size", "model.dtype", "model.custom.width", "model.image_style.pooling"]
     config.model.custom, config.model.image_size = source.model.custom, source.model.image_size

@@ -82,7 +82,7 @@ def test_a_signal_during_an_import_ends_a_command(tmp_path, words, number):
 )
 def test_ctrl_c_ends_a_command_from_the_first_line_of_the_package(tmp_path, words):
     (tmp_path / "detailclip").write_text("from detailclip_jax.__main__ import command\ncommand()\n")
-    (tmp_path / "select.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    (tmp_path / "typing.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     environ = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     assert ended([sys.executable, *words, "--checkpoint=none"], env=environ, cwd=tmp_path) == (130, "")
 
