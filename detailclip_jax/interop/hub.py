@@ -122,8 +122,7 @@ def sidecar_options(file: Path) -> dict[str, Any]:
                 raise TypeError(f"{name} {value!r}")
         return options
     except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
-        stated = getattr(config_beside(file), "name", HUGGINGFACE)
-        raise ValueError(f"{stated} beside {file}, or a file that belongs to it, is invalid: {error!r}") from None
+        raise ValueError(f"{config_beside(file)}, or a file that belongs to it, is invalid: {error!r}") from None
 
 
 def _sidecar_options(file: Path) -> dict[str, Any]:
@@ -215,7 +214,7 @@ def open_clip_options(content: Mapping[str, Any]) -> dict[str, Any]:
     if not timm and image.get("act_kwargs"):
         raise ValueError(f"unsupported image encoder of open_clip: act_kwargs {image['act_kwargs']}")
     return {
-        "num_heads": None if timm else image.get("width", 768) // image.get("head_width", 64),  # its defaults
+        "num_heads": None if timm else image.get("width", 768) // image.get("head_width", 64),  # open_clip's
         "text_heads": text.get("heads", 8),
         "activation": image_activation,
         "text_activation": "gelu_tanh" if tanh else activation,

@@ -35,7 +35,7 @@ NORM, PATCHES, DECODER = "visual.norm.bias", "visual.patch_embed.proj.weight", "
 CONFIGS = {  # the config of a folder, of open_clip if it has no model type: words of the message
     "{": "is not JSON",
     "[]": "is not a JSON dictionary",
-    '{"vision_cfg": {"width": "48"}}': "open_clip_config.json beside .* is invalid: TypeError",
+    '{"vision_cfg": {"width": "48"}}': "open_clip_config.json, .* is invalid: TypeError",
     '{"vision_cfg": {"width": 48, "head_width": 0}}': "is invalid: ZeroDivisionError",
     '{"vision_cfg": {"width": 48}, "preprocess_cfg": {"interpolation": 3}}': "is invalid: TypeError.*resize_filter",
     '{"vision_cfg": {"width": 48}, "text_cfg": {"heads": "8"}}': "is invalid: TypeError.*text_heads",
