@@ -158,10 +158,11 @@ def join_processes() -> None:
     processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
 
 
-def from_flags(command: str | None = None) -> tuple[Any, ...]:
-    """Returns the config and the workdir that the flags describe, and the names of the fields that they set.
+def from_flags(command: str | None = None) -> dict[str, Any]:
+    """Returns the arguments of `prepare` that the flags describe, by name.
 
-    Of a pretraining run also the config of the file.
+    They are the config, the workdir, and `given`, the names of the fields that the flags set; of a pretraining run also
+    `written`, the config of the file.
 
     `command` is "main" or "transfer", by default the one that runs the config.
     Raises ValueError for an unknown command, for one that does not run the config, and for a workdir in a bucket.
@@ -183,9 +184,10 @@ def from_flags(command: str | None = None) -> tuple[Any, ...]:
     names = command_line.override_names(sys.argv)
     check_path_is_read(config.data, names, READERS.get(config.get("method") or "", "records"))
     if is_dense(config):  # its length is counted in steps alone
-        return ConfigDict(config.to_dict()), workdir, names
+        return {"config": ConfigDict(config.to_dict()), "workdir": workdir, "given": names}
     written = run_config.load(spec or "")
-    return run_config.without_overridden(config, names, written), workdir, names, written
+    config = run_config.without_overridden(config, names, written)
+    return {"config": config, "workdir": workdir, "given": names, "written": written}
 
 
 def command_of_config() -> str:
@@ -206,7 +208,7 @@ def preflight(argv: Sequence[str], command: str | None = None) -> int:
         from detailclip_jax.training import preflight
 
         prepare = prepare_of(command_of_config())
-        return preflight.run(lambda: prepare(*arguments))
+        return preflight.run(lambda: prepare(**arguments))
 
     return errors.run(check)
 

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from typing import Any
 
-from detailclip_jax.convert import columns, joined_captions, local, set_report, to_tfds
+from detailclip_jax.convert import columns, joined_captions, local_engine, set_report, to_tfds
 from detailclip_jax.convert import shard as shards
 from detailclip_jax.convert.cleaning import CLEANING
 from detailclip_jax.convert.image_checks import CHECKS
@@ -244,7 +244,7 @@ def prepare(argv: Sequence[str]) -> int:
     console.say("\n".join(set_report.summary(part)))
     for warning in _warnings(request, part):
         console.warn(warning)
-    console.say(f"written to {arguments.out}; peak memory of a process {local.peak_memory():.0f} MiB")
+    console.say(f"written to {arguments.out}; peak memory of a process {local_engine.peak_memory():.0f} MiB")
     return 0
 
 
@@ -329,24 +329,24 @@ def _convert(
     request: Request, arguments: argparse.Namespace, beam_options: Sequence[str], console: Console
 ) -> dict[str, Any]:
     """Plans or resumes the job, converts its shards and finishes it; returns the description of the split."""
-    with local.planning(request, console):
+    with local_engine.planning(request, console):
         job = begin(request, arguments.shards)
     if request.options.captions:
         _index_captions(job, arguments.captions_min_matched, console)
     if arguments.engine == "beam":
-        from detailclip_jax.convert import beam
+        from detailclip_jax.convert import beam_engine
 
-        beam.run(job, beam_options)
+        beam_engine.run(job, beam_options)
     else:
-        local.run(job, arguments.workers, console)
+        local_engine.run(job, arguments.workers, console)
     return finish(job, arguments.captions_min_matched)
 
 
 def _index_captions(job: Job, min_matched: float, console: Console) -> None:
     """Builds the index of captions, and ends a run whose keys seem to be wrong before it converts an image."""
     start = time.monotonic()
-    show = local.at_times(console)
-    joined_captions.build(
+    show = local_engine.at_times(console)
+    joined_captions.write_index(
         job.request, lambda num: show(f"captions {num:,} rows | {duration(time.monotonic() - start)}")
     )
     console.end_live()

@@ -10,6 +10,9 @@ from typing import Any
 PACKAGE = "detailclip_jax."
 RENAMED = {  # former name: (present name, version that no longer has the former one)
     "dense.taps": ("models.taps", "0.3"),
+    "convert.beam": ("convert.beam_engine", "0.3"),
+    "convert.local": ("convert.local_engine", "0.3"),
+    "dense.detection.instance_sets": ("dense.detection.detection_set", "0.3"),
     "dense.paper": ("evaluation.paper", "0.3"),
     "evaluation.metrics.class_embeddings": ("inference.class_embeddings.class_embeddings", "0.3"),
     "evaluation.metrics.class_texts": ("inference.class_embeddings.class_texts", "0.3"),
@@ -33,9 +36,11 @@ RENAMED = {  # former name: (present name, version that no longer has the former
     "methods.frozen_teacher.frozen_teacher": ("methods.distill.distill", "0.3"),
     "methods.gram_anchor": ("methods.gram", "0.3"),
     "methods.gram_anchor.gram_anchor": ("methods.gram.gram", "0.3"),
+    "methods.resample": ("methods.maps_at_crops", "0.3"),
     "methods.superclip.token_set": ("methods.token_set.token_set", "0.3"),
     "training.ema.update_center": ("methods.running.update_center", "0.3"),
     "training.loop": ("training.train", "0.3"),
+    "training.optimizer.build": ("training.optimizer.adamw", "0.3"),
     "training.running": ("methods.running", "0.3"),
     "training.loop.OutOfMemory": ("training.failures.OutOfMemory", "0.3"),
     "training.warm_start.adopt": ("training.adopted_config.adopt", "0.3"),

@@ -97,7 +97,7 @@ def check_options(options: Options) -> None:
         )
 
 
-def build(request: Request, tell: Callable[[int], None]) -> None:
+def write_index(request: Request, tell: Callable[[int], None]) -> None:
     """Writes the index if it is not there; `tell` is called with the number of rows so far.
 
     Raises ValueError that names the file, and where possible the column or line, of a table that cannot be read.

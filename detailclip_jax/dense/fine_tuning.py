@@ -150,7 +150,7 @@ def build(params: Params, config: ConfigDict) -> tuple[Callable[[Schedules], opt
     groups = optimizer.labels(params, rules(config))
 
     def adamw(plan: Schedules) -> optax.GradientTransformation:
-        built = optimizer.build(config.optimizer, plan.learning_rate, plan.weight_decay, groups)
+        built = optimizer.adamw(config.optimizer, plan.learning_rate, plan.weight_decay, groups)
         return optimizer.scaled_rates(built, params, _rates(config))
 
     return adamw, groups

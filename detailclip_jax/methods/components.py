@@ -10,7 +10,7 @@ from detailclip_jax.config import sizes
 from detailclip_jax.data.caption_rules import parse
 from detailclip_jax.kernels.chunked_logits import Logits
 from detailclip_jax.losses import byol, clip, distillation, labels, reconstruction, simclr
-from detailclip_jax.methods import masking, resample
+from detailclip_jax.methods import maps_at_crops, masking
 from detailclip_jax.methods.method import (
     Context,
     Forward,
@@ -82,7 +82,7 @@ def attention_at(target: str, view: str, side: int) -> Callable:
 
     def attention(targets: Targets, views: Views) -> Float[Array, "V B N"]:
         outer, inner = views[target].box[0], views[view].box
-        return resample.read_at(attention_value(targets[target])[0], outer, inner, side)
+        return maps_at_crops.read_at(attention_value(targets[target])[0], outer, inner, side)
 
     return attention
 

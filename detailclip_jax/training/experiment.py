@@ -145,15 +145,16 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     if chunked.losses.chunk_logits is None:
         chunked.losses.chunk_logits = automatic_chunk_logits(meshes.device_memory(mesh))
     method, weights = methods.build(chunked), weight_shapes(config)
-    axes, platform = (None, meshes.batch_axis(mesh)), meshes.platform_of(mesh)
-    model, on_mesh = (methods.build_networks(config, axis, platform) for axis in axes)
+    axis, platform = meshes.batch_axis(mesh), meshes.platform_of(mesh)
+    model = methods.build_networks(config, platform=platform)  # where a device has the whole batch: evaluation, exports
+    on_mesh = methods.build_networks(config, axis, platform)  # in the step: BatchNorm's statistics are those of all
     if mesh.shape[meshes.FSDP] > 1:
         on_mesh = on_mesh.gathering(sharding.gather_layer)
     on_mesh = forward_of(config, method, on_mesh)
     setup = build_setup(config, on_mesh, weights.params)
     shapes = weights.replace(opt_state=jax.eval_shape(setup.optimizer.init, weights.params))
     shapes = sharding.placed(shapes, mesh, sharding.rules(method.networks, method.running))
-    layout = StepLayout(mesh, sharding.specs(sharding.places(shapes)), meshes.batch_axis(mesh))
+    layout = StepLayout(mesh, sharding.specs(sharding.places(shapes)), axis)
     precision = config.model.matmul_precision
     step = unmasked = compiled(setup, layout, shapes, precision)
     values = unmasked_values = step_values(setup, model, layout, precision)
@@ -229,7 +230,7 @@ def build_setup(config: ConfigDict, on_mesh: ForwardPass, params: Params) -> Ste
     late = optimizer.late(params, networks) if plan.wait else None
 
     def adamw(plan: Schedules) -> optax.GradientTransformation:
-        built = optimizer.build(config.optimizer, plan.learning_rate, plan.weight_decay, groups, plan.wait, late)
+        built = optimizer.adamw(config.optimizer, plan.learning_rate, plan.weight_decay, groups, plan.wait, late)
         return optimizer.scaled_rates(built, params, config.optimizer)
 
     setup = StepSetup(

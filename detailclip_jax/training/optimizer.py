@@ -19,6 +19,7 @@ from detailclip_jax.config import sizes
 from detailclip_jax.config.settings import split_list
 from detailclip_jax.models import lora, registry, stacking
 from detailclip_jax.models.registry import COMMON, Network, parameter_rules
+from detailclip_jax.renamed import former_names
 from detailclip_jax.runtime.errors import near
 from detailclip_jax.training.schedules import Number, Schedule, Step
 from detailclip_jax.types import Array, Params, PyTree
@@ -28,6 +29,8 @@ LAYERS = {"patch_embed": "image/patch_embed/.*", "final_norm": "image/norm/.*"} 
 SHOWN = {FROZEN: "frozen", PLAIN: "no decay", DECAYED: "decayed"}
 POSITIONS = "positions"  # the pattern of learnt positions in the rules of image and text encoders
 FIRST_LAYER = r"(patch_embed|cls_token|extra_tokens|positions|token_embedding|pre_norm)(/.*)?"  # layer 0 of an encoder
+
+__getattr__ = former_names(__name__)
 
 
 class DecayRule(NamedTuple):
@@ -128,7 +131,7 @@ def labels(params: Params, table: tuple[DecayRule, ...]) -> PyTree:
     return traverse_util.unflatten_dict({path: rule.group for path, rule in matched.items() if rule}, sep="/")
 
 
-def build(
+def adamw(
     config: ConfigDict,
     learning_rate: Schedule,
     weight_decay: Schedule | Number | float,

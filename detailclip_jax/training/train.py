@@ -39,18 +39,18 @@ class Action(NamedTuple):
         return (self.at_last and last) or bool(self.every and step % self.every == 0)
 
 
-def prepare_on_all(arguments: Callable[[], tuple[Any, ...]], prepare: Callable[..., Run]) -> Run:
-    """Prepares a run on all processes; `arguments` returns those of `prepare`: config, workdir, and others.
+def prepare_on_all(arguments: Callable[[], dict[str, Any]], prepare: Callable[..., Run]) -> Run:
+    """Prepares a run on all processes; `arguments` returns those of `prepare` by name, of which one is `workdir`.
 
     Raises Busy and StorageError as `workdir_alone`, and the error of `prepare` on all processes if one of them refuses
     the run.
     """
 
     def prepared() -> Run:
-        config, workdir, *others = arguments()
-        with workdir_alone(Path(workdir)):  # refused before the model is built, which can take minutes
+        named = arguments()
+        with workdir_alone(Path(named["workdir"])):  # refused before the model is built, which can take minutes
             pass
-        return prepare(config, workdir, *others)
+        return prepare(**named)
 
     run = processes.agreed(prepared)
     part_ended("data and shapes")

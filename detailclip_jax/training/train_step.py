@@ -38,7 +38,7 @@ class Schedules(NamedTuple):
     temperatures: Mapping[str, Schedule] = {}  # of the teacher, by name of the term
     weights: Mapping[str, Schedule] = {}  # of the terms whose weight changes during the run
     anchor: np.int32 = np.int32(0)  # step at whose start the anchor is copied
-    wait: np.int32 = np.int32(0)  # first step that updates the last layers, see `optimizer.build`
+    wait: np.int32 = np.int32(0)  # first step that updates the last layers, see `optimizer.adamw`
 
 
 class Inputs(NamedTuple):
@@ -184,12 +184,22 @@ def combined_loss(
     )
     params = optimizer.stop_frozen(params, setup.groups)
     inputs = Inputs(params, state.ema_params, state.running, state.batch_stats, batch, keys, temperatures, weights)
-    placed = layout.specs
-    rest: Any = P(), P(BATCH), Keys(P(), P(BATCH)), P(), P()
-    specs = Inputs(placed.params, placed.ema_params, placed.running, *rest)
+    everywhere: Any = P()
+    divided: Any = P(BATCH)
+    specs = Inputs(
+        params=layout.specs.params,
+        teacher=layout.specs.ema_params,
+        running=layout.specs.running,
+        stats=everywhere,
+        batch=divided,
+        keys=Keys(everywhere, divided),
+        temperatures=everywhere,
+        weights=everywhere,
+    )
 
     def local_loss(shards: Inputs) -> Outputs:
-        whole = {name: sharding.gather(getattr(shards, name), getattr(specs, name)) for name in Inputs._fields[:3]}
+        sharded = ("params", "teacher", "running")
+        whole = {name: sharding.gather(getattr(shards, name), getattr(specs, name)) for name in sharded}
         return setup.loss(shards._replace(**whole), layout.axis)  # of pretraining: `accumulation.PretrainingLoss`
 
     if layout.axis is not None:

@@ -154,7 +154,7 @@ def test_a_check_that_is_interrupted_ends_without_a_traceback(monkeypatch, capsy
         raise KeyboardInterrupt
 
     monkeypatch.setattr(main, "join_processes", interrupt)
-    monkeypatch.setattr(main, "from_flags", lambda command: ())
+    monkeypatch.setattr(main, "from_flags", lambda command: {})
     for command in (main.preflight, main.main):
         assert command(["main"]) == 130
         assert capsys.readouterr().err == "\ninterrupted\n"

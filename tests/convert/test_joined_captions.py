@@ -349,7 +349,7 @@ def planned(source, out):
     """The job of the command, killed when it had built the index."""
     request = request_of(parser().parse_intermixed_args([*source, "--out", str(out)]))
     job = begin(request)
-    joined_captions.build(request, lambda num: None)
+    joined_captions.write_index(request, lambda num: None)
     return job
 
 

@@ -17,7 +17,7 @@ from detailclip_jax.convert import (
     image_checks,
     known_sizes,
     limited_files,
-    local,
+    local_engine,
     set_report,
     shard,
     statistics,
@@ -44,7 +44,7 @@ def prepared(source, out, num_shards=0, kind="webdataset", split="train", **opti
     paths = tuple(map(str, source)) if isinstance(source, list) else (str(source),)
     request = Request(kind, paths, str(out), split, options=Options(**options))
     job = begin(request, num_shards)
-    local.run(job, 1, QUIET)
+    local_engine.run(job, 1, QUIET)
     return finish(job)
 
 
@@ -170,7 +170,7 @@ def test_a_kill_between_both_conversions_changes_nothing(tmp_path, monkeypatch):
     again = shard.exclude_repeated(started)
     assert len(again) > 5 and shard.unconverted(started) == again
     shard.convert(started, again[0])  # and killed here
-    local.run(begin(request), 1, QUIET)
+    local_engine.run(begin(request), 1, QUIET)
     finish(begin(request))
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -303,7 +303,7 @@ def test_wherever_it_is_killed_a_restart_ends_with_the_same_bytes(tars, tmp_path
         with pytest.raises(Killed):
             run_until_killed(begin(request), num_calls)
         job = begin(request)
-        local.run(job, 1, QUIET)
+        local_engine.run(job, 1, QUIET)
         finish(job)
         assert contents(out) == expected
         assert not request.work.exists()
@@ -316,7 +316,7 @@ def test_finished_shards_are_not_done_again(tars, tmp_path):
     job = begin(request)
     assert shard.unconverted(job) == [2]
     written = [job.output(number).stat().st_mtime_ns for number in range(2)]
-    local.run(job, 1, QUIET)
+    local_engine.run(job, 1, QUIET)
     assert [job.output(number).stat().st_mtime_ns for number in range(2)] == written
     assert finish(job)["num_examples"] == 21
 
@@ -324,7 +324,7 @@ def test_finished_shards_are_not_done_again(tars, tmp_path):
 def test_a_lost_output_shard_is_made_again(tars, tmp_path):
     request = Request("webdataset", (str(tars),), str(tmp_path / "out"))
     job = begin(request)
-    local.run(job, 1, QUIET)
+    local_engine.run(job, 1, QUIET)
     job.output(2).unlink()
     assert shard.unconverted(job) == [2]
 
@@ -430,7 +430,7 @@ def test_known_counts_are_compared():
 
 
 def test_progress_says_rates_and_what_is_left():
-    progress = local.Progress([10, 10, 20], [0, 1, 2], QUIET)
+    progress = local_engine.Progress([10, 10, 20], [0, 1, 2], QUIET)
     progress.add(100, 2_000_000, 3)
     assert progress.line(2.0).endswith("100 examples | 50 images/s | 1.0 MB/s | eta ? | 3 rejected")
     progress.done(0)
@@ -439,11 +439,11 @@ def test_progress_says_rates_and_what_is_left():
 
 
 def test_a_long_plan_says_how_far_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "EVERY_PLAIN", 0.01)
+    monkeypatch.setattr(local_engine, "EVERY_PLAIN", 0.01)
     said = io.StringIO()
     request = Request("csv", ("x.csv",), str(tmp_path))
     trees.write(request.work / "rows-00000", b"")
-    with local.planning(request, Console(stream=said)):
+    with local_engine.planning(request, Console(stream=said)):
         while "plan 10,000 examples | 0:0" not in said.getvalue():
             pass
 

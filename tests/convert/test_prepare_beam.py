@@ -6,7 +6,7 @@ import prepare_trees as trees
 import pytest
 from test_prepare import Killed, contents, prepared, run_until_killed
 
-from detailclip_jax.convert import beam
+from detailclip_jax.convert import beam_engine
 from detailclip_jax.convert.job import Request
 from detailclip_jax.convert.planning import begin
 from detailclip_jax.convert.prepared_set import finish
@@ -53,6 +53,6 @@ class TestBeam:
         with pytest.raises(Killed):
             run_until_killed(begin(request), 10)
         job = begin(request)
-        beam.run(job, ["--runner=DirectRunner"])
+        beam_engine.run(job, ["--runner=DirectRunner"])
         finish(job)
         assert contents(tmp_path / "beam") == contents(tmp_path / "local")

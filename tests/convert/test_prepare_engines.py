@@ -12,7 +12,7 @@ import prepare_trees as trees
 import pytest
 from test_prepare import contents, prepared
 
-from detailclip_jax.convert import local
+from detailclip_jax.convert import local_engine
 from detailclip_jax.data.labelled import open_set
 from detailclip_jax.data.sources import Records, TfdsRecords
 from detailclip_jax.prepare import main
@@ -136,12 +136,12 @@ def test_a_worker_tells_now_and_then():
     import multiprocessing
 
     counts = [multiprocessing.Value("q", 0) for _ in range(3)]
-    report = local.Report(counts)
-    for _ in range(local.BATCH - 1):
+    report = local_engine.Report(counts)
+    for _ in range(local_engine.BATCH - 1):
         report(1, 10, 1)
     assert [count.value for count in counts] == [0, 0, 0]
     report(1, 10, 0)
-    assert [count.value for count in counts] == [local.BATCH, 10 * local.BATCH, local.BATCH - 1]
+    assert [count.value for count in counts] == [local_engine.BATCH, 10 * local_engine.BATCH, local_engine.BATCH - 1]
 
 
 # TensorFlow Datasets

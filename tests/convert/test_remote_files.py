@@ -18,7 +18,7 @@ import pytest
 from pyarrow import parquet as pyarrow_parquet
 from test_prepare import contents
 
-from detailclip_jax.convert import local, remote_files
+from detailclip_jax.convert import local_engine, remote_files
 from detailclip_jax.convert.prepared_set import load
 from detailclip_jax.convert.remote_files import RemoteError, RemoteFile, numbered
 from detailclip_jax.data.sources import Records
@@ -450,7 +450,7 @@ def test_the_login_of_netrc_is_sent(server, tars, tmp_path, monkeypatch):
 
 
 def test_a_server_that_is_gone_ends_the_run_early(server, tars, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(local, "MAX_UNREAD", 2)
+    monkeypatch.setattr(local_engine, "MAX_UNREAD", 2)
     server.add_folder(tars)
     server.faults |= {f"/{path.name}": ["always cut"] for path in tars.iterdir()}
     assert run("webdataset", f"{server.url}/{{00000..00002}}.tar", tmp_path / "out") == 1
@@ -460,7 +460,7 @@ def test_a_server_that_is_gone_ends_the_run_early(server, tars, tmp_path, capsys
 
 
 def test_a_reason_of_several_shards_is_said_once():
-    unread = local.Unread()
+    unread = local_engine.Unread()
     for text in ("http://h/0.tar from byte 0: gone", "http://h/1.tar does not exist any more", "http://h/2.tar: gone"):
         unread.add(RemoteError(text))
     with pytest.raises(RemoteError) as error:

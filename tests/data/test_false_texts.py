@@ -15,7 +15,7 @@ from detailclip_jax.data.regions import RegionDraw, in_views, usable
 from detailclip_jax.data.sources import BadRecord
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop
-from detailclip_jax.methods.resample import boxes_in
+from detailclip_jax.methods.maps_at_crops import boxes_in
 from detailclip_jax.training.experiment import dummy_batch
 
 TOKENIZER = Tokenizer(context_length=12)

@@ -370,7 +370,7 @@ def test_prepared_records(tmp_path, described):
 
 
 def test_folders_that_were_prepared(tmp_path):
-    from detailclip_jax.convert import local
+    from detailclip_jax.convert import local_engine
     from detailclip_jax.convert.job import Request
     from detailclip_jax.convert.planning import begin
     from detailclip_jax.convert.prepared_set import finish
@@ -379,7 +379,7 @@ def test_folders_that_were_prepared(tmp_path):
     class_folders(tmp_path / "tree")
     request = Request("imagefolder", (str(tmp_path / "tree"),), str(tmp_path / "animals"), "test")
     job = begin(request, 2)
-    local.run(job, 1, Console(stream=io.StringIO()))
+    local_engine.run(job, 1, Console(stream=io.StringIO()))
     finish(job)
     opened = open_set("animals", tmp_path)
     assert opened.classes == ("cat", "dog", "owl") and len(opened.source) == 6

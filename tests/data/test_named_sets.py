@@ -9,7 +9,7 @@ from test_prepare import QUIET
 
 from detailclip_jax import pretraining
 from detailclip_jax.config import default
-from detailclip_jax.convert import local
+from detailclip_jax.convert import local_engine
 from detailclip_jax.convert.job import Request
 from detailclip_jax.convert.known_sizes import KNOWN
 from detailclip_jax.convert.planning import begin
@@ -31,7 +31,7 @@ def sets(tmp_path_factory):
     for name in ("yfcc15m-slip", "cc3m", ""):
         out = folder / (name or "own")
         job = begin(Request("webdataset", (str(folder / "x.tar"),), str(out), dataset=name))
-        local.run(job, 1, QUIET)
+        local_engine.run(job, 1, QUIET)
         finish(job)
     return folder
 

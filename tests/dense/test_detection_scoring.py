@@ -9,8 +9,8 @@ from PIL import Image
 from detailclip_jax.dense.detection import coco_scores
 from detailclip_jax.dense.detection.coco_sets import open_format
 from detailclip_jax.dense.detection.detect import Found, Test, predict
+from detailclip_jax.dense.detection.detection_set import DetectionSet
 from detailclip_jax.dense.detection.detector import Detections
-from detailclip_jax.dense.detection.instance_sets import DetectionSet
 from detailclip_jax.dense.detection.masks import paste
 from detailclip_jax.dense.detection.sticker_instances import open_stickers
 

@@ -11,9 +11,9 @@ from tiny import noise_state, tiny_batch, tiny_config
 from detailclip_jax import methods
 from detailclip_jax.data.views import Crop, make_views
 from detailclip_jax.losses.region import region_loss
+from detailclip_jax.methods.maps_at_crops import box_weights, boxes_in
 from detailclip_jax.methods.method import Context, WholeBatch
 from detailclip_jax.methods.region import usable
-from detailclip_jax.methods.resample import box_weights, boxes_in
 from detailclip_jax.training import experiment, mesh
 
 LOCAL = {"count": 3, "size": 16}

@@ -174,7 +174,7 @@ def test_a_flag_that_contradicts_a_loaded_network_is_refused(tmp_path, field, va
 @pytest.mark.check
 def test_flags_of_the_command_name_what_the_user_sets(tmp_path):
     flags = [f"--config={ROOT}/configs/stickers.py", "--config.preprocess.filter=bilinear", "--config.seed", "3"]
-    script = "from detailclip_jax import main as m; import sys; m.parse_flags(sys.argv); print(m.from_flags()[2])"
+    script = "from detailclip_jax import main as m; import sys; m.parse_flags(sys.argv); print(m.from_flags()['given'])"
     done = subprocess.run([sys.executable, "-c", script, *flags], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.strip() == "['preprocess.filter', 'seed']", done.stderr
 

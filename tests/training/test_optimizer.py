@@ -125,7 +125,7 @@ def test_adamw_against_the_formula():
     groups = {"a": {"kernel": "decayed"}, "b": {"bias": "plain"}, "c": {"kernel": "frozen"}}
     ones = lambda *shape: np.ones(shape, np.float32)
     params = {"a": {"kernel": ones(2, 2)}, "b": {"bias": ones(2)}, "c": {"kernel": ones(2)}}
-    tx = optimizer.build(config, lambda step: jnp.asarray(1e-2), 0.5, groups)
+    tx = optimizer.adamw(config, lambda step: jnp.asarray(1e-2), 0.5, groups)
     opt_state, expected, update = jax.jit(tx.init)(params), {"a": 1.0, "b": 1.0}, jax.jit(tx.update)
     moments = dict.fromkeys(expected, (0.0, 0.0))
     for t in range(1, 4):
@@ -166,7 +166,7 @@ def test_the_last_layer_waits_as_if_it_had_no_gradient():
     gradients = [jax.tree.map(lambda p, t=t: np.full(p.shape, 0.1 * t, p.dtype), params) for t in range(1, 5)]
     late = optimizer.late(params, towers.NETWORKS)
     assert late == {"prototype_head": {"direction": True, "mlp_0": {"kernel": False}}}
-    history = steps_of(optimizer.build(config, rate, 0.5, groups, wait=2, late=late), params, gradients)
+    history = steps_of(optimizer.adamw(config, rate, 0.5, groups, wait=2, late=late), params, gradients)
     direction = [step["prototype_head"]["direction"][0] for step in history]
     assert direction[0] == direction[1] == 1.0
     p, m, v = 1.0, 0.0, 0.0
@@ -179,7 +179,7 @@ def test_the_last_layer_waits_as_if_it_had_no_gradient():
 def test_weight_decay_may_follow_a_schedule():
     config = config_lib.default().optimizer
     decay = lambda step: 0.04 + 0.1 * step
-    tx = optimizer.build(config, lambda step: 1e-2, decay, {"a": {"kernel": "decayed"}})
+    tx = optimizer.adamw(config, lambda step: 1e-2, decay, {"a": {"kernel": "decayed"}})
     history = steps_of(tx, {"a": {"kernel": jnp.ones(2)}}, [{"a": {"kernel": jnp.zeros(2)}}] * 3)
     expected = np.cumprod([1 - 1e-2 * decay(t) for t in range(3)])
     np.testing.assert_allclose([step["a"]["kernel"][0] for step in history], expected, rtol=1e-6)

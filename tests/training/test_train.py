@@ -190,22 +190,22 @@ def test_a_workdir_that_cannot_be_written_is_named(run_of, tmp_path):
 
 
 def test_a_workdir_in_use_or_that_cannot_be_written_is_refused_before_the_run_is_prepared(tmp_path):
-    def no_prepare(*asked):
+    def no_prepare(**asked):
         pytest.fail("the run was prepared")
 
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"/file/run cannot be written"):
-        training.prepare_on_all(lambda: ("config", tmp_path / "file/run"), no_prepare)
+        training.prepare_on_all(lambda: {"workdir": tmp_path / "file/run"}, no_prepare)
     with alone(tmp_path / "run" / failures.LOCK), pytest.raises(Busy, match="is writing to"):
-        training.prepare_on_all(lambda: ("config", str(tmp_path / "run")), no_prepare)
-    found = []
+        training.prepare_on_all(lambda: {"workdir": str(tmp_path / "run")}, no_prepare)
+    found, arguments = [], {"config": "config", "workdir": str(tmp_path / "new"), "given": ["seed"]}
     with pytest.raises(ValueError, match="of the config"):
-        training.prepare_on_all(lambda: ("config", str(tmp_path / "new"), ["seed"]), refuse(found))
-    assert found == [("config", str(tmp_path / "new"), ["seed"])] and not (tmp_path / "new").exists()
+        training.prepare_on_all(lambda: arguments, refuse(found))
+    assert found == [arguments] and not (tmp_path / "new").exists()
 
 
 def refuse(found):
-    def prepare(*asked):
+    def prepare(**asked):
         found.append(asked)
         raise ValueError("of the config")
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from detailclip_jax.dense.detection.detect import Found
-from detailclip_jax.dense.detection.instance_sets import DetectionSet
+from detailclip_jax.dense.detection.detection_set import DetectionSet
 from detailclip_jax.dense.detection.instance_shapes import runs_of, runs_text
 from detailclip_jax.dense.detection.masks import paste
 from detailclip_jax.runtime import extras

@@ -35,7 +35,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
-from detailclip_jax.dense.detection.instance_sets import MOST, DetectionSet, image_of, is_box, is_number
+from detailclip_jax.dense.detection.detection_set import MOST, DetectionSet, image_of, is_box, is_number
 from detailclip_jax.dense.detection.instance_shapes import Shape, read_shape
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.files import read_bytes

@@ -27,9 +27,9 @@ from detailclip_jax.dense.dense_experiment import (
 from detailclip_jax.dense.detection import buckets, cascade, coco_scores, coco_sets, detect, detector, sticker_instances
 from detailclip_jax.dense.detection.cascade_options import Options
 from detailclip_jax.dense.detection.detect import Boxes, Found
+from detailclip_jax.dense.detection.detection_set import DetectionSet
 from detailclip_jax.dense.detection.instance_augment import Recipe
 from detailclip_jax.dense.detection.instance_batches import DetectionStream, checked_pixels
-from detailclip_jax.dense.detection.instance_sets import DetectionSet
 from detailclip_jax.dense.detection.instance_shapes import sample
 from detailclip_jax.dense.detection.masks import paste
 from detailclip_jax.dense.set_examples import Example

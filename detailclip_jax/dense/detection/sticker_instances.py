@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from detailclip_jax.data.stickers.scene_source import Stickers, class_names, noun_names
-from detailclip_jax.dense.detection.instance_sets import DetectionSet
+from detailclip_jax.dense.detection.detection_set import DetectionSet
 from detailclip_jax.dense.detection.instance_shapes import area_of, shape_of
 
 LABELS = {"objects": ("object",), "groups": class_names()[1:], "nouns": noun_names()}

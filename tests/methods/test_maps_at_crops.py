@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detailclip_jax.methods import resample
+from detailclip_jax.methods import maps_at_crops
 
 RNG = np.random.default_rng(0)
 OUTER = [(3, 5, 60, 47), (0, 0, 20, 90)]
@@ -40,7 +40,7 @@ def oracle(grid, outer, inner, side):
 def test_it_is_two_resizes_with_a_cut_between(num_from, side):
     maps = RNG.random((2, num_from, num_from)).astype(np.float32)
     outer, inner = jnp.array(OUTER, jnp.float32), jnp.moveaxis(jnp.array(INNER, jnp.float32), 1, 0)
-    read = jax.jit(resample.read_at, static_argnums=3)(jnp.asarray(maps.reshape(2, -1)), outer, inner, side)
+    read = jax.jit(maps_at_crops.read_at, static_argnums=3)(jnp.asarray(maps.reshape(2, -1)), outer, inner, side)
     for image in range(2):
         for view in range(2):
             expected = oracle(maps[image], OUTER[image], INNER[image][view], side)
@@ -53,16 +53,16 @@ def test_torch_agrees():
     big = torch.nn.functional.interpolate(grid, (42, 57), mode="bilinear")
     cut = torch.nn.functional.interpolate(big[..., 4:35, 7:38], (14, 14), mode="bilinear")
     outer, inner = jnp.array(OUTER[:1], jnp.float32), jnp.array(INNER[0][:1], jnp.float32)[:, None]
-    read = resample.read_at(jnp.asarray(grid.numpy().reshape(1, -1)), outer, inner, 14)
+    read = maps_at_crops.read_at(jnp.asarray(grid.numpy().reshape(1, -1)), outer, inner, 14)
     np.testing.assert_allclose(read.reshape(14, 14), cut[0, 0].numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_constant_map_stays_constant():
     outer, inner = jnp.array(OUTER, jnp.float32), jnp.moveaxis(jnp.array(INNER, jnp.float32), 1, 0)
-    np.testing.assert_allclose(resample.read_at(jnp.full((2, 49), 3.0), outer, inner, 7), 3.0, rtol=1e-5)
+    np.testing.assert_allclose(maps_at_crops.read_at(jnp.full((2, 49), 3.0), outer, inner, 7), 3.0, rtol=1e-5)
 
 
 def test_the_whole_crop_at_its_own_grid_is_the_map():
     values = jnp.asarray(RNG.random((1, 16)), jnp.float32)
     box = jnp.array([[0, 0, 4, 4]], jnp.float32)
-    np.testing.assert_allclose(resample.read_at(values, box, box[None], 4)[0], values, rtol=1e-6)
+    np.testing.assert_allclose(maps_at_crops.read_at(values, box, box[None], 4)[0], values, rtol=1e-6)

@@ -28,18 +28,8 @@ def run(job: Job, options: Sequence[str] = ()) -> None:
 def _convert(job: Job, options: Sequence[str]) -> None:
     beam, pipeline_options = _beam()
     with beam.Pipeline(options=pipeline_options(list(options))) as pipeline:
-        build(pipeline, job)
-
-
-def build(pipeline: Any, job: Job) -> Any:
-    """Adds the conversion to a Beam pipeline.  The result is the collection of numbers of the converted shards."""
-    beam, _ = _beam()
-    return (
-        pipeline
-        | "shards" >> beam.Create(shards.unconverted(job))
-        | "spread" >> beam.Reshuffle()
-        | "convert" >> beam.Map(_task, str(job.request.work))
-    )
+        numbers = pipeline | "shards" >> beam.Create(shards.unconverted(job)) | "spread" >> beam.Reshuffle()
+        _ = numbers | "convert" >> beam.Map(_task, str(job.request.work))
 
 
 def _task(number: int, work: str) -> int:
