@@ -111,9 +111,8 @@ def test_devices_shards_and_chunks_give_the_same_numbers():
     for name in ("params", "ema_params", "running"):
         trees = (stacking.unstack(jax.device_get(getattr(each, name))) for each in (expected, state))
         for a, b in zip(*(jax.tree.leaves(tree) for tree in trees), strict=True):
-            np.testing.assert_allclose(
-                b, a, rtol=1e-4, atol=5e-5, err_msg=name
-            )  # AdamW makes noise of gradients near 0
+            # a key's bias changes no softmax: its gradient is rounding alone, which AdamW makes steps of
+            np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-4, err_msg=name)
     # anchor and teacher are sharded as the student
     assert state.running["anchor"]["image"]["patch_embed"]["kernel"].sharding.spec == P("fsdp", None)
     shapes = exp.state_shapes.params[TEACHER]["blocks"]["attn"]
