@@ -371,7 +371,7 @@ def test_lengths_filled_up_to_even_ones_change_nothing(length, causal):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 if a.ndim else 3e-5)  # the loss sums 336 terms or more
 
 
-RTOL = {jnp.float32: 1e-5, jnp.bfloat16: 0.03}
+OF_LARGEST = {jnp.float32: 1e-5, jnp.bfloat16: 0.03}
 MASKS = {"none": None, "keys": (2, 1, 1, 7), "pairs": (1, 1, 5, 7)}
 
 
@@ -395,7 +395,7 @@ def test_attention_on_a_cpu_is_that_of_jax(mask, causal, dtype):
     for a, b in zip(loss(attention.attend_on_cpu), loss(of_jax), strict=True):
         assert a.dtype == b.dtype
         a, b = np.float32(a), np.float32(b)
-        np.testing.assert_allclose(a, b, rtol=0, atol=RTOL[dtype] * np.abs(b).max())
+        np.testing.assert_allclose(a, b, rtol=0, atol=OF_LARGEST[dtype] * np.abs(b).max())
 
 
 @pytest.mark.parametrize("causal", [False, *in_check((True,))])
