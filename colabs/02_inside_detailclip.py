@@ -162,7 +162,7 @@ model_figures.draw("removal", {"student": student, "teacher": teacher}, scenes, 
 # Both networks compute logits $z$ of prototypes. The teacher's become a distribution after a center $c$ is subtracted
 # and the rest is divided by a low temperature (`losses.distillation.teacher_log_probabilities`); the student's have no
 # center (`losses.distillation.student_log_probabilities`). The center is a moving average of the teacher's mean logits
-# (`methods.running.update_center`).
+# (`methods.running_statistics.update_center`).
 #
 # $$p_s = \mathrm{softmax}(z_s / T_s), \qquad p_t = \mathrm{softmax}((z_t - c) / T_t), \qquad
 # c \leftarrow .9\, c + .1\, \overline{z_t}$$
@@ -172,7 +172,7 @@ model_figures.draw("removal", {"student": student, "teacher": teacher}, scenes, 
 
 # %%
 from detailclip_jax.losses.distillation import entropy, student_log_probabilities, teacher_log_probabilities
-from detailclip_jax.methods.running import update_center
+from detailclip_jax.methods.running_statistics import update_center
 
 losses, center = config.losses, state.running["cls"]
 temperature = experiment.schedules.temperatures["cls"](model.step)
@@ -250,7 +250,7 @@ plots.image_grid(shown, "Eq. 7", scenes.credit, size=0.75)
 # ## 3.2.2 Pixel reconstruction, eq. 8
 #
 # The decoder predicts the pixels $x_{i,n}$ of removed patches, each normalised by its own mean and variance
-# (`models.patches.normalise_patches`). `losses.reconstruction.pixel_loss` is the mean squared error; the paper prints
+# (`models.patchify.normalise_patches`). `losses.reconstruction.pixel_loss` is the mean squared error; the paper prints
 # the sum over the values of a patch.
 #
 # $$L_{Rec} = \frac{1}{N} \sum_{i=1}^{N} \frac{1}{|R_i|} \sum_{n \in R_i}
@@ -260,7 +260,7 @@ plots.image_grid(shown, "Eq. 7", scenes.credit, size=0.75)
 
 # %%
 from detailclip_jax.losses.reconstruction import pixel_loss
-from detailclip_jax.models.patches import normalise_patches, patchify, take
+from detailclip_jax.models.patchify import normalise_patches, patchify, take
 
 pixels = patchify(record.views["large"].image, model.config.model.image_size // side)
 target = normalise_patches(take(pixels, record.hidden.removed), losses.pixel_eps)

@@ -39,7 +39,7 @@ from detailclip_jax.config.controls import CONTROLS
 from detailclip_jax.config.data_path import check_path_is_read
 from detailclip_jax.config.settings import Change, parse_setting, set_fields, split_list
 from detailclip_jax.config.sizes import images_of_batches, mean_batch_size
-from detailclip_jax.data.caption_rules import reset_num_captions
+from detailclip_jax.data.caption_selection import reset_num_captions
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.files import replace_text

@@ -194,7 +194,7 @@ def introduction(
     """Yields lines that describe the evaluation: checkpoint, weights, preprocessing, tasks and folders."""
     from detailclip_jax import methods
     from detailclip_jax.data import preprocessing
-    from detailclip_jax.evaluation import paper
+    from detailclip_jax.evaluation import paper_numbers
     from detailclip_jax.evaluation.subject import text_sides
     from detailclip_jax.evaluation.tasks import with_readouts
     from detailclip_jax.runtime.terminal import counted
@@ -208,12 +208,12 @@ def introduction(
         yield from text_sides(subject)
     count = counted(len(tasks), "task")
     yield f"{count}, protocol {arguments.protocol}, sets on disk: {arguments.data_dir}; results: {out}"
-    known = {measured[:2] for row in paper.published_results().values() for measured in row}
+    known = {measured[:2] for row in paper_numbers.published_results().values() for measured in row}
     chosen = with_readouts(tasks, subject.readouts, subject.default_readouts)
     if arguments.compare == "published" and not known & set(chosen):
         yield "published numbers exist for --tasks=detail and for dense tasks such as dense:voc21:sclip, not for these"
-    if arguments.compare == "paper" and subject.method not in paper.PRINTED_NAMES:
-        yield f"the paper's tables 2 and 3 lack {subject.method}; they have {', '.join(paper.PRINTED_NAMES)}"
+    if arguments.compare == "paper" and subject.method not in paper_numbers.PRINTED_NAMES:
+        yield f"the paper's tables 2 and 3 lack {subject.method}; they have {', '.join(paper_numbers.PRINTED_NAMES)}"
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Loads, checks and converts the checkpoint, writes the workdir and prints a summary; returns 0."""
-    from detailclip_jax.interop import own, published
+    from detailclip_jax.interop import own_safetensors, published
     from detailclip_jax.training import published_names
 
     options = {name: value for name, value in vars(arguments).items() if name not in OF_COMMAND}
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     variables, config = published.convert(file, Path(arguments.out), name, arguments.layout, **options)
     if origin:
         published.write_origin(Path(arguments.out), name, origin)
-    print("\n".join(summary(variables, config, published_code=not own.is_own_format(file))))
+    print("\n".join(summary(variables, config, published_code=not own_safetensors.is_own_format(file))))
     print(f"written to {arguments.out}")
     return 0
 
@@ -129,7 +129,7 @@ def heads(variables: "dict[str, Params]", config: Any) -> str:
     Asks the user to check them; narrow networks have caused a warning before.
     """
     from detailclip_jax.config.sizes import size_of
-    from detailclip_jax.interop.measure import HEADS
+    from detailclip_jax.interop.model_sizes import HEADS
 
     size = size_of(config.model)
     towers = {"image": size.num_heads, "text": size.text_heads, "decoder": size.decoder_heads}

@@ -34,16 +34,16 @@ from concurrent.futures import BrokenExecutor
 from typing import Any
 
 from detailclip_jax.convert import columns, joined_captions, local_engine, set_report, to_tfds
-from detailclip_jax.convert import shard as shards
+from detailclip_jax.convert import output_shard as shards
 from detailclip_jax.convert.cleaning import CLEANING
 from detailclip_jax.convert.image_checks import CHECKS
 from detailclip_jax.convert.job import Job, Options, Request, located
 from detailclip_jax.convert.known_sizes import KNOWN
+from detailclip_jax.convert.output_shard import UNREADABLE
 from detailclip_jax.convert.planning import AlreadyThere, begin, refuse_finished
 from detailclip_jax.convert.prepared_set import NothingAccepted, finish, problems
 from detailclip_jax.convert.readers import SOURCES, source_of
 from detailclip_jax.convert.remote_files import check_login, is_remote
-from detailclip_jax.convert.shard import UNREADABLE
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.devices import usable_cores

@@ -18,9 +18,9 @@ from detailclip_jax.config import run_config, sizes
 from detailclip_jax.config.data_path import components, is_endless
 from detailclip_jax.data import false_texts, pipeline, regions
 from detailclip_jax.data.bad_records import bad_list
-from detailclip_jax.data.caption_rules import num_captions, reset_num_captions
+from detailclip_jax.data.caption_lengths import TEXTS, lengths_within, longest_text, trimmed
+from detailclip_jax.data.caption_selection import num_captions, reset_num_captions
 from detailclip_jax.data.caption_warnings import check_some_caption, sample_of, warnings_of
-from detailclip_jax.data.lengths import TEXTS, lengths_within, longest_text, trimmed
 from detailclip_jax.data.mixture import members_of, summary
 from detailclip_jax.data.preprocessing import NATIVE, transform_of
 from detailclip_jax.data.views import LARGE, check_reducing_gap, crops_from_config
@@ -28,7 +28,7 @@ from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.data.workers import usable_workers
 from detailclip_jax.evaluation import held_out_pairs, run_figures, run_report
 from detailclip_jax.interop import published
-from detailclip_jax.models.text import TextStyle
+from detailclip_jax.models.text_encoder import TextStyle
 from detailclip_jax.runtime import provenance, wandb_writer
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.progress import Console

@@ -45,7 +45,7 @@ class Keys(NamedTuple):
 class View(struct.PyTreeNode):
     """V crops of each image; `box` is the crop's place in the original image, xyxy in pixels, mirrored if x0 > x1."""
 
-    image: Leaf  # [V, B, S, S, 3], or `data.native.Native` of V B images
+    image: Leaf  # [V, B, S, S, 3], or `data.native_aspect.Native` of V B images
     box: Float[Array, "V B 4"]
 
 

@@ -352,13 +352,13 @@ def read_all(folder: Path) -> int:
 
 def taken_by_prepare(kind: str, path: Path, out: Path, **options) -> int:
     """How many examples of a source `prepare` takes, in this process."""
-    from detailclip_jax.convert import shard
+    from detailclip_jax.convert import output_shard
     from detailclip_jax.convert.job import Options, Request
     from detailclip_jax.convert.planning import begin
     from detailclip_jax.convert.prepared_set import NothingAccepted, finish
 
     job = begin(Request(kind, (str(path),), str(out), options=Options(**options)), 1)
-    shard.convert(job, 0)
+    output_shard.convert(job, 0)
     try:
         return finish(job)["num_examples"]
     except NothingAccepted as error:
@@ -798,9 +798,9 @@ def make_hub(rng: Rng, folder: Path) -> None:
 def feed_hub(folder: Path) -> object:
     from detailclip_jax.config import default
     from detailclip_jax.data import preprocessing
-    from detailclip_jax.interop import hub, layouts, state_dicts
+    from detailclip_jax.interop import hub_configs, layouts, state_dicts
 
-    options = hub.sidecar_options(folder / "model.safetensors")
+    options = hub_configs.sidecar_options(folder / "model.safetensors")
     options = {name: value for name, value in options.items() if value is not None}
     preprocessing.changed(default(), state_dicts.preprocess_of(layouts.LAYOUTS[0], options))
     return len(options)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from detailclip_jax.config import sizes
 from detailclip_jax.methods import masking
-from detailclip_jax.models import patches
-from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.models import patchify
+from detailclip_jax.models.patchify import normalise_pixels
 from detailclip_jax.models.positions import sincos_positions
 
 
@@ -66,7 +66,7 @@ def blocks(p, x, *args, **options):
 
 def vit(p, images, size, kept=None):
     """Normalised tokens [B, 1 + N, D] and maps; all patches are embedded, then some kept."""
-    x = linear(p["patch_embed"], patches.patchify(images, size.patch_size)) + p["positions"][1:]
+    x = linear(p["patch_embed"], patchify.patchify(images, size.patch_size)) + p["positions"][1:]
     if kept is not None:
         x = jnp.take_along_axis(x, kept[..., None], 1)
     cls = jnp.broadcast_to(p["cls_token"] + p["positions"][0], (len(x), 1, x.shape[-1]))
@@ -131,7 +131,7 @@ def combined_loss(params, teacher, batch, centers, temperatures, config):
         teacher_logits = prototype_logits(teacher["prototype_head"], target)
         seen.append((student, teacher_logits))
         per_patch = cross_entropy(student[:, 1:], teacher_logits[:, 1:], centers["patch"], temperatures["patch"])
-        pixels = patches.normalise_patches(patches.patchify(images, size.patch_size))
+        pixels = patchify.normalise_patches(patchify.patchify(images, size.patch_size))
         error = ((linear(params["pixel_head"]["proj"], decoded) - pixels) ** 2).mean(-1)
         terms.append(
             contrast(

@@ -19,8 +19,8 @@ import straightforward
 
 from detailclip_jax import config
 from detailclip_jax.benchmarks import timing
-from detailclip_jax.data import lengths
-from detailclip_jax.methods import running
+from detailclip_jax.data import caption_lengths
+from detailclip_jax.methods import running_statistics
 from detailclip_jax.training import ema, experiment, mesh, optimizer
 from detailclip_jax.training.train_step import ScheduledStep
 
@@ -55,7 +55,10 @@ def straightforward_step(exp):
             params=optimizer.clamp(optax.apply_updates(state.params, updates), exp.method.networks, exp.setup.groups),
             ema_params=moved,
             opt_state=opt_state,
-            running={name: running.update_center(old, means[name], momentum) for name, old in state.running.items()},
+            running={
+                name: running_statistics.update_center(old, means[name], momentum)
+                for name, old in state.running.items()
+            },
         )
         return after, {"loss": value, "grad_norm": optax.tree.norm(gradients)}
 
@@ -119,7 +122,9 @@ def count(exp, batch):
 
 def compare(exp, batch, rounds):
     """Times both steps in turn: clock -> seconds of both and ratios, each as (median, low, high)."""
-    cut = lengths.trimmed(batch, lengths.lengths_within(exp.config.data.text_buckets, exp.config.model.context_length))
+    cut = caption_lengths.trimmed(
+        batch, caption_lengths.lengths_within(exp.config.data.text_buckets, exp.config.model.context_length)
+    )
     plain = Stepper("straightforward", straightforward_step(exp), exp, batch)
     ours = Stepper("ours", exp.train_step, exp, cut)
     cpu, found = timing.interleaved((plain, ours), rounds, time.process_time), {}

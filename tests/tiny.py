@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from detailclip_jax import config as config_lib
 from detailclip_jax.config import sizes
-from detailclip_jax.data.caption_rules import num_captions
+from detailclip_jax.data.caption_selection import num_captions
 from detailclip_jax.data.views import captioned_crop
 from detailclip_jax.dense.detection import cascade
 from detailclip_jax.training import experiment, mesh

@@ -36,7 +36,7 @@ from detailclip_jax.evaluation.linear_segmentation import (
     with_one,
 )
 from detailclip_jax.inference.model import load
-from detailclip_jax.models.patches import normalise_pixels, patchify
+from detailclip_jax.models.patchify import normalise_pixels, patchify
 from detailclip_jax.models.stacking import unstack
 from detailclip_jax.models.taps import taps
 from detailclip_jax.models.vit import VisionTransformer

@@ -22,7 +22,7 @@ from jaxtyping import Float32, Int, UInt8
 from detailclip_jax.inference.model import Model, load
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.models import readouts
-from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.models.patchify import normalise_pixels
 from detailclip_jax.models.readouts import READOUTS, Readout, attention, heads, output
 from detailclip_jax.models.stacking import unstack
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.benchmarks.variants import Variant
 from detailclip_jax.config import run_config
-from detailclip_jax.data.lengths import TEXTS
+from detailclip_jax.data.caption_lengths import TEXTS
 from detailclip_jax.training import experiment as experiments
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training import optimizer

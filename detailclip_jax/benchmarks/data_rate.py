@@ -19,7 +19,7 @@ from detailclip_jax.config.settings import parse_setting
 from detailclip_jax.data import pipeline, views
 from detailclip_jax.data.decoding import BadImage, image_of
 from detailclip_jax.data.mixture import order_of
-from detailclip_jax.data.native import stacked
+from detailclip_jax.data.native_aspect import stacked
 from detailclip_jax.data.pipeline import Stream
 from detailclip_jax.data.sources import BadRecord, Example, Source
 from detailclip_jax.runtime.progress import Console

@@ -73,7 +73,7 @@ def of_open_clip(checkpoint: str, step: int | None) -> Encoders:
     made = tempfile.TemporaryDirectory(prefix="detailclip-open_clip-")
     with made as folder, signals.if_ended(made.cleanup):
         write_open_clip(model_to_export.load(checkpoint, step), Path(folder))
-        with contextlib.chdir(folder):  # where the image encoder's config may be, see `hub.needs_trunk`
+        with contextlib.chdir(folder):  # where the image encoder's config may be, see `hub_configs.needs_trunk`
             model, _, preprocess = open_clip.create_model_and_transforms("local-dir:.")
             tokenizer: Any = open_clip.get_tokenizer("local-dir:.")
     net: Any = model.eval()

@@ -480,7 +480,7 @@ IMAGE_STYLE: Group = {  # see models/vit.py; imported checkpoints can have other
     ),
 }
 POOLED = AT_EOT, AT_LAST, MEAN = ("eot", "last", "mean")  # model.text_style.pooling
-TEXT_STYLE: Group = {  # see models/text.py; imported checkpoints can have other values
+TEXT_STYLE: Group = {  # see models/text_encoder.py; imported checkpoints can have other values
     "norm_eps": Field(1e-5, "epsilon of the LayerNorms of the text encoder", "CLIP", range=POSITIVE),
     "causal": Field(True, "whether a token attends to earlier tokens only", "CLIP"),
     "pooling": Field(

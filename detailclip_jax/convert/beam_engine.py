@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from detailclip_jax.convert import job as jobs
-from detailclip_jax.convert import shard as shards
+from detailclip_jax.convert import output_shard as shards
 from detailclip_jax.convert.job import Job
 from detailclip_jax.runtime import extras
 

@@ -214,7 +214,7 @@ def _texts(cell: Any, path: str, column: str) -> str | list[str]:
 
 
 def _text(cell: Any, path: str, column: str) -> str:
-    """Returns a caption, cut behind the character at which `shard.clean` cuts; it counts these captions."""
+    """Returns a caption, cut behind the character at which `output_shard.clean` cuts; it counts these captions."""
     if isinstance(cell, str):
         return valid_text(cell[: MAX_CHARACTERS + 1])
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):

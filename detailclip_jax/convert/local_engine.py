@@ -15,7 +15,7 @@ from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
 from detailclip_jax.convert import job as jobs
-from detailclip_jax.convert import shard as shards
+from detailclip_jax.convert import output_shard as shards
 from detailclip_jax.convert.job import PER_SHARD, Job, Request
 from detailclip_jax.convert.planning import remove_partial
 from detailclip_jax.convert.remote_files import RemoteError

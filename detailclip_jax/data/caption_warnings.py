@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.data_path import is_endless
-from detailclip_jax.data.caption_rules import (
+from detailclip_jax.data.caption_selection import (
     SENTENCE_RULES,
     SOURCES,
     captions_of,

@@ -55,8 +55,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from detailclip_jax.data.budget import Budget
 from detailclip_jax.data.resizing import Box, Number
+from detailclip_jax.data.resource_budget import Budget
 
 MAX_PIXELS = 64_000_000  # of a decoded image: 192 MB
 MAX_FILE_PIXELS = 178_956_970  # of a file: twice Pillow's MAX_IMAGE_PIXELS, where Pillow raises DecompressionBombError

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.data_path import components, whole_numbers
 from detailclip_jax.data import sources
-from detailclip_jax.data.caption_rules import SENTENCE_RULES, is_blank, parse, text_fields
+from detailclip_jax.data.caption_selection import SENTENCE_RULES, is_blank, parse, text_fields
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
 from detailclip_jax.runtime.errors import near
 

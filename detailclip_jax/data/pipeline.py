@@ -22,10 +22,10 @@ from ml_collections import ConfigDict
 from detailclip_jax.config.sizes import images_of_batches, size_of
 from detailclip_jax.data import false_texts, held_out, mixture
 from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
-from detailclip_jax.data.caption_rules import STATES, captions_by, captions_of, is_shifted, num_captions
+from detailclip_jax.data.caption_selection import STATES, captions_by, captions_of, is_shifted, num_captions
 from detailclip_jax.data.decoding import BUDGET, UPRIGHT, BadImage, image_of
 from detailclip_jax.data.false_texts import RELATIONS, Ramp
-from detailclip_jax.data.native import Kinds
+from detailclip_jax.data.native_aspect import Kinds
 from detailclip_jax.data.regions import RegionDraw, check_regions, region_draw_of
 from detailclip_jax.data.sources import BadRecord, Example, Source, label_of
 from detailclip_jax.data.tokenizer import Tokenizer
@@ -196,7 +196,7 @@ class Stream:
     reducing_gap: large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size if every crop then still has at least this
         many times the size of its view, see `views.reduction_for`; 0 decodes all pixels.
     num_captions: captions of an example by the rules "crops" and "diverse", by default 8; see
-        `caption_rules.captions_by`.
+        `caption_selection.captions_by`.
     native: kinds of batches of images that keep their aspect; None for squares of the crops' sizes.
     num_classes: a record whose label is not below it counts as unreadable, as it would train another class.
     num_false: false texts K of each example: with it a batch also has "false": int32 [B, K, T] and "false_valid".

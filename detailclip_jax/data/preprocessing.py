@@ -17,7 +17,7 @@ from detailclip_jax.config.fields import PREPROCESS
 from detailclip_jax.config.sizes import num_side_patches, size_of
 from detailclip_jax.data.decoding import PILLOW, UPRIGHT
 from detailclip_jax.data.images import evaluation_view
-from detailclip_jax.data.native import Native, native_view
+from detailclip_jax.data.native_aspect import Native, native_view
 from detailclip_jax.runtime.errors import unknown
 
 NATIVE = "native"  # of preprocess.resize

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config import sizes
 from detailclip_jax.config.fields import AT_EOT
-from detailclip_jax.data.caption_rules import not_blank, texts
+from detailclip_jax.data.caption_selection import not_blank, texts
 from detailclip_jax.data.false_texts import first_or_drawn, rows_of
 from detailclip_jax.data.mixture import checked_examples, members_of
 from detailclip_jax.data.sources import BadRecord, Source

@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float32, UInt8
 from ml_collections import ConfigDict
 
 from detailclip_jax.data import images, resizing
-from detailclip_jax.data.blocks import block_mask
+from detailclip_jax.data.block_masks import block_mask
 from detailclip_jax.data.decoding import Decoded, Encoded
-from detailclip_jax.data.native import Native, native_size, padded, stacked
+from detailclip_jax.data.native_aspect import Native, native_size, padded, stacked
 from detailclip_jax.runtime.errors import unknown
 
 Box = tuple[int, int, int, int]  # xyxy, pixels of the image; x1 and y1 are exclusive

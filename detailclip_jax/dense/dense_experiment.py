@@ -27,7 +27,7 @@ from detailclip_jax.dense import class_names, fine_tuning
 from detailclip_jax.dense.set_examples import Example
 from detailclip_jax.inference.model import choose_weights, pixels
 from detailclip_jax.kernels.products import matmul_precision
-from detailclip_jax.models import towers
+from detailclip_jax.models import networks
 from detailclip_jax.runtime.files import read_bytes
 from detailclip_jax.training import checkpoint, dense_encoder
 from detailclip_jax.training import mesh as meshes
@@ -159,7 +159,7 @@ class Experiment(Trainable):
         step = checkpoint.pick_step(config.init)
         saved = checkpoint.load_saved(config.init, step)  # `checkpoint.load` may interpolate the positions
         which, params = choose_weights(saved.variables, config.weights or None, methods.build(saved.config).weights)
-        vit = dense_encoder.image_encoder(towers.build(saved.config.model, ("image",)))
+        vit = dense_encoder.image_encoder(networks.build(saved.config.model, ("image",)))
         patch = size_of(config.model).patch_size
         rows, columns = dense_encoder.grid_of(config)
         size = rows * patch, columns * patch

@@ -20,7 +20,7 @@ from detailclip_jax.evaluation.embedder import Embedder
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.methods.maps_at_crops import box_weights
 from detailclip_jax.models.image_blocks import has_blocks
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.networks import Networks
 from detailclip_jax.models.vit import Style
 from detailclip_jax.runtime.errors import NotApplicable
 from detailclip_jax.types import Array, Params

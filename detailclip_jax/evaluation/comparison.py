@@ -21,7 +21,7 @@ from detailclip_jax.evaluation.classification import OF_CLASS
 from detailclip_jax.evaluation.metrics import split_name
 from detailclip_jax.evaluation.tasks import plan
 from detailclip_jax.figures import style
-from detailclip_jax.models.patches import patchify
+from detailclip_jax.models.patchify import patchify
 from detailclip_jax.runtime import markdown as markdown_table
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.terminal import complain

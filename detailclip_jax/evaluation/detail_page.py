@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from detailclip_jax.evaluation import paper
+from detailclip_jax.evaluation import paper_numbers
 from detailclip_jax.evaluation.results import Outcome
 from detailclip_jax.evaluation.subject import text_sides
 from detailclip_jax.evaluation.tables import WEIGHTS, by_measurement, gaps, general_note, judged, name_of, percent
@@ -34,7 +34,7 @@ def markdown(outcome: Outcome) -> str:
     subject, records = outcome.subject, outcome.records
     origins = checkpoint.origins_of(subject.name, subject.step)
     own = next((origin for origin in origins if "field" not in origin), None)  # else only the start of a run
-    printed = paper.printed_of(own["repository"]) if own else {}
+    printed = paper_numbers.printed_of(own["repository"]) if own else {}
     lines = [f"# Detail: {own['name'] if own else subject.name}", ""]
     if own:
         lines += [f"Revision {own['revision']}, licence {own.get('licence', 'unknown')}.", ""]
@@ -58,7 +58,7 @@ def markdown(outcome: Outcome) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def section(outcome: Outcome, task: str, printed: paper.Numbers) -> list[str]:
+def section(outcome: Outcome, task: str, printed: paper_numbers.Numbers) -> list[str]:
     """The table of a kind of task, the note on it, and what was not measured for this model, with the reason."""
     records = [r for r in outcome.records if r["task"] == task and not r["metric"].endswith(LEFT_OUT)]
     left_out = {name: reason for name, reason in outcome.left_out.items() if name.startswith(f"{task}:")}

@@ -15,7 +15,7 @@ from detailclip_jax.data.stickers import scene_source
 from detailclip_jax.data.stickers.scene_choices import NewPairs, NewStatements, SceneChoices, exchange_of
 from detailclip_jax.data.stickers.scene_source import Stickers, noun_names
 from detailclip_jax.data.stickers.sprites import LEVELS, sprites
-from detailclip_jax.evaluation import paper
+from detailclip_jax.evaluation import paper_numbers
 from detailclip_jax.evaluation.image_batches import Subset
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.provenance import data_fingerprint
@@ -189,7 +189,7 @@ def with_classes(kind: str, name: str, sets: Sets) -> Sequence[str]:
     Raises ValueError for a set that does not exist or has captions instead.
     """
     if name == "paper":
-        return [dataset for task, dataset, _ in paper.measurements() if task == "zero_shot"]
+        return [dataset for task, dataset, _ in paper_numbers.measurements() if task == "zero_shot"]
     if name in (NEW_PAIRS, LONG):
         raise ValueError(f"{kind}:{name}: its scenes have several objects, for retrieval only; write {kind}:stickers")
     return _known(kind, name, sets, captioned=False)
@@ -198,7 +198,7 @@ def with_classes(kind: str, name: str, sets: Sets) -> Sequence[str]:
 def with_captions(kind: str, name: str, sets: Sets) -> Sequence[str]:
     """The sets with captions that a name stands for, as `with_classes`."""
     if name == "paper":
-        return list(dict.fromkeys(dataset for task, dataset, _ in paper.measurements() if task == "retrieval"))
+        return list(dict.fromkeys(dataset for task, dataset, _ in paper_numbers.measurements() if task == "retrieval"))
     if name == ON_WHITE:
         raise ValueError(f"{kind}:{name}: its scenes are for classification; write {kind}:stickers")
     return _known(kind, name, sets, captioned=True)

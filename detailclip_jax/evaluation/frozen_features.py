@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from detailclip_jax.evaluation import knn, linear_probe, paper
+from detailclip_jax.evaluation import knn, linear_probe, paper_numbers
 from detailclip_jax.evaluation.evaluator import Measured, SetEvaluator, Setting
 from detailclip_jax.evaluation.image_batches import Subset, resize_and_crop
 from detailclip_jax.types import Params
@@ -23,7 +23,7 @@ def _on_features(setting: Setting, name: str, judge: Callable[..., Measured], pr
     """An evaluator that passes features and labels of the training and the test split to `judge`."""
     train, test = (setting.sets.labelled(name, split) for split in ("train", "test"))
     embedder, transform = setting.embedder, resize_and_crop(setting.transform)
-    metric = "mean_per_class" if name in (*paper.MEAN_PER_CLASS, "caltech101") else "accuracy"
+    metric = "mean_per_class" if name in (*paper_numbers.MEAN_PER_CLASS, "caltech101") else "accuracy"
     part = ""
     if isinstance(train.source, Subset):
         count, total = len(train.source), len(train.source.source)

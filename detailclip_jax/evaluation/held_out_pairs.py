@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.data_path import components
 from detailclip_jax.data import held_out, mixture
-from detailclip_jax.data.caption_rules import not_blank
+from detailclip_jax.data.caption_selection import not_blank
 from detailclip_jax.data.held_out import HeldOut
 from detailclip_jax.data.labelled import LabelledSet, prepared_records
 from detailclip_jax.data.pipeline import read

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from detailclip_jax.data.caption_rules import not_blank
+from detailclip_jax.data.caption_selection import not_blank
 from detailclip_jax.data.decoding import BUDGET
-from detailclip_jax.data.native import BLACK, Native, stacked
+from detailclip_jax.data.native_aspect import BLACK, Native, stacked
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import Picked, Source, evenly, label_of

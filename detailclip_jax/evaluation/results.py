@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from detailclip_jax.evaluation import paper
+from detailclip_jax.evaluation import paper_numbers
 from detailclip_jax.runtime.files import replace_text
 
 FILES = ("results.jsonl", "results.md", "results.csv")
 Record = dict[str, Any]
-PaperResults = Mapping[str, Mapping[paper.Measurement, float]]  # label -> measurement -> fraction of 1
+PaperResults = Mapping[str, Mapping[paper_numbers.Measurement, float]]  # label -> measurement -> fraction of 1
 FIELDS = ("task", "dataset", "weights", "metric", "value", "n", "chance", "low", "high")
 MARKS = ("protocol", "fingerprint", "step", "expected", "unreadable", "truncated", "checkpoint", "digest")
 OTHER_FIELDS = ("method",)

@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.data.vocabularies import tokenizer_of
-from detailclip_jax.evaluation import paper, tables
+from detailclip_jax.evaluation import paper_numbers, tables
 from detailclip_jax.evaluation.embedder import BATCH_SIZE, Embedder, Memory, Store, Watch
 from detailclip_jax.evaluation.evaluation_sets import Sets
 from detailclip_jax.evaluation.evaluator import Evaluator, Measured, SetEvaluator, Setting
@@ -216,7 +216,11 @@ def run_tasks(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(unknown("protocol", protocol, PROTOCOLS))
-    printed = {None: {}, "paper": paper.results_of(subject.method), "published": paper.published_results()}
+    printed = {
+        None: {},
+        "paper": paper_numbers.results_of(subject.method),
+        "published": paper_numbers.published_results(),
+    }
     if compare not in printed:
         raise ValueError(unknown("compare", str(compare), ("paper", "published")))
     store, decoded = Store(Path(out) / EMBEDDINGS) if out and keep_embeddings else None, Memory()

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.data_path import is_endless
 from detailclip_jax.data.named_sets import listed, named_sets
-from detailclip_jax.evaluation import held_out_pairs, paper
+from detailclip_jax.evaluation import held_out_pairs, paper_numbers
 from detailclip_jax.evaluation.held_out_pairs import none_because
 from detailclip_jax.evaluation.metrics import split_name
 from detailclip_jax.evaluation.results import Record, record
@@ -151,7 +151,7 @@ def _title(config: ConfigDict, step: int) -> str:
     return f"**{config.method}** on {config.data.source}, {config.model.size}, step {step:,}"
 
 
-def _label(key: paper.Measurement) -> str:
+def _label(key: paper_numbers.Measurement) -> str:
     task, _, metric = key
     if ":" in task:
         return f"{task} {metric}"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from detailclip_jax.data.stickers.scene_choices import EXCHANGES
 from detailclip_jax.data.stickers.scene_source import WHITE_SIDES
-from detailclip_jax.evaluation import paper
+from detailclip_jax.evaluation import paper_numbers
 from detailclip_jax.evaluation.evaluation_sets import LIMITED
 from detailclip_jax.evaluation.results import ALL_FIELDS, Outcome, PaperResults, Record, Results
 from detailclip_jax.evaluation.tasks import KINDS
@@ -78,15 +78,15 @@ def write(store: Results, outcome: Outcome) -> None:
 
 def in_order(records: Sequence[Record]) -> list[Record]:
     """The paper's (task, set) pairs first, in its order, with all metrics of each together; then the others."""
-    sets = list(dict.fromkeys((task, dataset) for task, dataset, _ in paper.measurements()))
+    sets = list(dict.fromkeys((task, dataset) for task, dataset, _ in paper_numbers.measurements()))
     every = list(dict.fromkeys((r["task"], r["dataset"]) for r in records))
     rank = {pair: place for place, pair in enumerate([*sets, *(pair for pair in every if pair not in sets)])}
     return sorted(records, key=lambda r: rank[r["task"], r["dataset"]])
 
 
-def by_measurement(records: Sequence[Record]) -> dict[paper.Measurement, dict[str, Record]]:
+def by_measurement(records: Sequence[Record]) -> dict[paper_numbers.Measurement, dict[str, Record]]:
     """(task, data set, metric) -> weights -> record, in order."""
-    measured: dict[paper.Measurement, dict[str, Record]] = {}
+    measured: dict[paper_numbers.Measurement, dict[str, Record]] = {}
     for r in in_order(records):
         measured.setdefault((r["task"], r["dataset"], r["metric"]), {})[r["weights"]] = r
     return measured
@@ -115,7 +115,7 @@ def table(
     return markdown_table.table([head, *lines])
 
 
-def name_of(key: paper.Measurement) -> str:
+def name_of(key: paper_numbers.Measurement) -> str:
     """A label such as "zero_shot pets, mean per class"."""
     task, dataset, metric = key
     k, _, rest = metric.partition("_")
@@ -163,7 +163,7 @@ def paper_table(name: str, records: Sequence[Record], paper_results: PaperResult
     Results that do not compare with the paper's are left out: those of a part of a set, and of other prompts. Empty if
     no column of the table is left.
     """
-    columns, measured = paper.columns(name), by_measurement(like_the_paper(records))
+    columns, measured = paper_numbers.columns(name), by_measurement(like_the_paper(records))
     weights = list(dict.fromkeys(w for key in columns.values() for w in measured.get(key, {})))
     ours = {WEIGHTS.get(w, w): {key: of[w]["value"] for key, of in measured.items() if w in of} for w in weights}
     theirs = {f"paper: {label}": row for label, row in paper_results.items()}
@@ -178,7 +178,7 @@ def paper_table(name: str, records: Sequence[Record], paper_results: PaperResult
         ]
         for label, row in (ours | theirs).items()
     ]
-    return [f"## {paper.TITLES[name]}", "", *markdown_table.table([["", *columns, *means], *lines]), ""]
+    return [f"## {paper_numbers.TITLES[name]}", "", *markdown_table.table([["", *columns, *means], *lines]), ""]
 
 
 def like_the_paper(records: Sequence[Record]) -> list[Record]:
@@ -193,7 +193,9 @@ def _percent_or_blank(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
-def _mean(row: Mapping[paper.Measurement, float], columns: Mapping[str, paper.Measurement]) -> float | None:
+def _mean(
+    row: Mapping[paper_numbers.Measurement, float], columns: Mapping[str, paper_numbers.Measurement]
+) -> float | None:
     """The mean over all sets of the table; None if one is missing, since a partial mean is not comparable."""
     values = [row[key] for key in columns.values() if key in row]
     return sum(values) / len(values) if len(values) == len(columns) else None
@@ -246,7 +248,7 @@ def markdown(records: Sequence[Record], outcome: Outcome) -> str:
     subject = outcome.subject
     step = "" if subject.step is None else f", step {subject.step:,}"
     title = f"# {subject.method or 'Evaluation'} of {subject.name}{step}"
-    tables = [line for name in paper.TITLES for line in paper_table(name, records, outcome.paper_results)]
+    tables = [line for name in paper_numbers.TITLES for line in paper_table(name, records, outcome.paper_results)]
     everything = ["## All results", "", *details(records), ""] if records else []
     missing = [f"Not measured, data missing: {', '.join(outcome.missing)}.", ""] if outcome.missing else []
     lines = [title, "", *missing, *tables, *everything, *notes(records), "", *gaps(outcome)]

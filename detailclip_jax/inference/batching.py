@@ -18,8 +18,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Bool, Float, Int
 
-from detailclip_jax.data.lengths import caption_lengths, lengths_within
-from detailclip_jax.data.native import stacked
+from detailclip_jax.data.caption_lengths import caption_lengths, lengths_within
+from detailclip_jax.data.native_aspect import stacked
 from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.types import Params

@@ -16,11 +16,11 @@ from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods import components, masking
 from detailclip_jax.methods.method import nothing
 from detailclip_jax.models.block import run_blocks
-from detailclip_jax.models.patches import normalise_pixels, patchify, unpatchify
+from detailclip_jax.models.networks import Networks
+from detailclip_jax.models.patchify import normalise_pixels, patchify, unpatchify
 from detailclip_jax.models.readouts import heads
 from detailclip_jax.models.stacking import unstack
 from detailclip_jax.models.taps import outputs
-from detailclip_jax.models.towers import Networks
 from detailclip_jax.models.vit import VisionTransformer
 from detailclip_jax.types import Array, Params
 

@@ -31,7 +31,7 @@ from detailclip_jax import methods
 from detailclip_jax.config import sizes
 from detailclip_jax.data import preprocessing
 from detailclip_jax.data.decoding import BUDGET, UPRIGHT, BadImage, decode, rgb_of
-from detailclip_jax.data.native import Native
+from detailclip_jax.data.native_aspect import Native
 from detailclip_jax.data.preprocessing import NATIVE, Transform
 from detailclip_jax.data.tokenizer import VOCAB_SIZE
 from detailclip_jax.data.vocabularies import CLIP, digest_of, tokenizer_of
@@ -57,8 +57,8 @@ from detailclip_jax.inference.readout_maps import (
     readout_encoder,
 )
 from detailclip_jax.methods.encode import Encode, encoders
-from detailclip_jax.models.text import TextStyle
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.networks import Networks
+from detailclip_jax.models.text_encoder import TextStyle
 from detailclip_jax.models.vit import Style
 from detailclip_jax.runtime.files import read_bytes
 from detailclip_jax.training import checkpoint, ema

@@ -21,10 +21,10 @@ from detailclip_jax.inference.windows import Axis, axis, combine, combine_shares
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.models import readouts
-from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.models.networks import Networks
+from detailclip_jax.models.patchify import normalise_pixels
 from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.models.stacking import unstack
-from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.types import Array, Float, Params
 

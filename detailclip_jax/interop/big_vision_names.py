@@ -10,9 +10,9 @@ models/proj/image_text, two_towers.py, text_transformer.py and naflex_vit.py.
 
 import numpy as np
 
-from detailclip_jax.interop.huggingface import SIGLIP, convolved, naflex_options
+from detailclip_jax.interop.huggingface_names import SIGLIP, convolved, naflex_options
 from detailclip_jax.interop.key_tables import StateDict
-from detailclip_jax.interop.measure import Shapes
+from detailclip_jax.interop.model_sizes import Shapes
 
 KERNEL, WORDS = "img/embedding/kernel", "txt/Embed_0/embedding"
 BLOCKS = {"num_heads": "img/Transformer/encoderblock", "text_heads": "txt/Encoder_0/encoderblock"}

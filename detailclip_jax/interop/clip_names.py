@@ -18,12 +18,12 @@ from detailclip_jax.interop.key_tables import (
     numbered,
     within,
 )
-from detailclip_jax.interop.measure import Spec, Tower
-from detailclip_jax.interop.reference import CLIP_TEXT, logit_scale, text_block, text_blocks, text_ends
+from detailclip_jax.interop.model_sizes import Spec, Tower
+from detailclip_jax.interop.reference_names import CLIP_TEXT, logit_scale, text_block, text_blocks, text_ends
 from detailclip_jax.interop.tensor_layout import GELUS, WITH_CLS, TensorLayout
-from detailclip_jax.interop.timm_vit import OPENAI_STYLE, vit
+from detailclip_jax.interop.timm_names import OPENAI_STYLE, vit
 from detailclip_jax.models.positions import KEPT
-from detailclip_jax.models.text import TextStyle
+from detailclip_jax.models.text_encoder import TextStyle
 from detailclip_jax.models.vit import Style
 
 BERT_CLS = 101  # the id of [CLS] in BERT's vocabulary

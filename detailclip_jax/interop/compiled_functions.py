@@ -13,11 +13,11 @@ import numpy as np
 from detailclip_jax.data import preprocessing
 from detailclip_jax.interop import hub_vocabulary
 from detailclip_jax.interop.key_tables import flatten
-from detailclip_jax.interop.measure import spec_of
+from detailclip_jax.interop.model_sizes import spec_of
 from detailclip_jax.interop.model_to_export import Export
 from detailclip_jax.kernels.products import EXACT
 from detailclip_jax.methods.encode import encoders
-from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.models.patchify import normalise_pixels
 from detailclip_jax.runtime import extras
 from detailclip_jax.runtime.files import replace_text, written_atomically
 from detailclip_jax.types import Array, Float

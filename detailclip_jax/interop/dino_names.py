@@ -23,9 +23,9 @@ from detailclip_jax.interop.key_tables import (
     norm,
     numbered,
 )
-from detailclip_jax.interop.measure import HEADS, Spec, Tower
+from detailclip_jax.interop.model_sizes import HEADS, Spec, Tower
 from detailclip_jax.interop.tensor_layout import EVAL_256, TensorLayout
-from detailclip_jax.interop.timm_vit import NUM_REGISTERS, ROTARY_STYLE, TIMM_EVAL
+from detailclip_jax.interop.timm_names import NUM_REGISTERS, ROTARY_STYLE, TIMM_EVAL
 from detailclip_jax.models.positions import ROTARY_BASE
 from detailclip_jax.models.vit import Style
 

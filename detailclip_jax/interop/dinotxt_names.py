@@ -25,7 +25,7 @@ from detailclip_jax.interop.key_tables import (
     numbered,
     within,
 )
-from detailclip_jax.interop.measure import Spec
+from detailclip_jax.interop.model_sizes import Spec
 from detailclip_jax.interop.tensor_layout import EVAL_256, TensorLayout
 from detailclip_jax.models.image_blocks import NUM_BLOCKS
 from detailclip_jax.runtime.weight_files import HEAD_AND_TEXTS, PART_SUFFIXES

@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from detailclip_jax.interop import huggingface
+from detailclip_jax.interop import huggingface_names
 from detailclip_jax.interop.key_tables import StateDict
 from detailclip_jax.models.positions import KEPT
 
@@ -28,7 +28,7 @@ def one_side(tensors: StateDict, projection: str, side: str, is_long: bool) -> S
         raise ValueError(f"the weights lack {', '.join(missing)}, of this text side")
     if is_long:
         first, later = (np.asarray(weights[key]) for key in (FIRST, LATER))
-        weights[huggingface.TEXT["positions"]] = np.concatenate([first[:KEPT], later[KEPT:]])
+        weights[huggingface_names.TEXT["positions"]] = np.concatenate([first[:KEPT], later[KEPT:]])
     for kind in ("weight", "bias"):
         if f"{side}.{kind}" in weights:
             weights[f"{projection}.{kind}"] = weights[f"{side}.{kind}"]
@@ -36,22 +36,22 @@ def one_side(tensors: StateDict, projection: str, side: str, is_long: bool) -> S
     return {key: value for key, value in weights.items() if not key.startswith(unused)}
 
 
-FGCLIP = huggingface.CLIP._replace(
+FGCLIP = huggingface_names.CLIP._replace(
     name="fgclip",
-    marks=(huggingface.CLIP.tower.kernel, FIRST, "text_filip_projection.weight"),
+    marks=(huggingface_names.CLIP.tower.kernel, FIRST, "text_filip_projection.weight"),
     resize="squash",
     prepare=partial(one_side, projection="text_projection", side="text_projection", is_long=False),
-    drops=(*huggingface.CLIP.drops, r"logit_scale_(finegraind|hardneg)"),
+    drops=(*huggingface_names.CLIP.drops, r"logit_scale_(finegraind|hardneg)"),
     needs=(),
     read_only=True,
 )
-FGCLIP_2 = huggingface.SIGLIP._replace(
+FGCLIP_2 = huggingface_names.SIGLIP._replace(
     name="fgclip2",
-    marks=(huggingface.SIGLIP.tower.kernel, FIRST, "longtext_head.weight"),
-    prepare=lambda tensors: huggingface.convolved(
+    marks=(huggingface_names.SIGLIP.tower.kernel, FIRST, "longtext_head.weight"),
+    prepare=lambda tensors: huggingface_names.convolved(
         one_side(tensors, "text_model.head", "text_model.head", is_long=False)
     ),
-    drops=(*huggingface.SIGLIP.drops, rf"{PATCH_HEAD}\..*", r"logit_scale_(finegraind|hardneg)"),
+    drops=(*huggingface_names.SIGLIP.drops, rf"{PATCH_HEAD}\..*", r"logit_scale_(finegraind|hardneg)"),
     read_only=True,
 )
 LAYOUTS = (
@@ -64,7 +64,7 @@ LAYOUTS = (
     *(
         FGCLIP_2._replace(
             name=f"fgclip2_{name}",
-            prepare=lambda tensors, side=side: huggingface.convolved(
+            prepare=lambda tensors, side=side: huggingface_names.convolved(
                 one_side(tensors, "text_model.head", side, is_long=side == "longtext_head")
             ),
         )

@@ -13,11 +13,11 @@ from detailclip_jax.data import preprocessing
 from detailclip_jax.interop import (
     clip_names,
     compiled_functions,
-    hub,
+    export_notes,
+    hub_configs,
     hub_tokenizer,
     hub_vocabulary,
-    notes,
-    own,
+    own_safetensors,
     tensor_files,
 )
 from detailclip_jax.interop.model_to_export import Export
@@ -43,8 +43,8 @@ class Format(NamedTuple):
 
 def in_file(
     layout: Callable[[ConfigDict], str],
-    said: Callable[[ConfigDict, Path], list[str]] = notes.card_notes,
-    card: Callable[[ConfigDict], Mapping[str, Any]] = hub.state_dict_card,
+    said: Callable[[ConfigDict, Path], list[str]] = export_notes.card_notes,
+    card: Callable[[ConfigDict], Mapping[str, Any]] = hub_configs.state_dict_card,
     parts: Sequence[str] = (),
     holds_teacher: bool = False,
 ) -> Format:
@@ -58,7 +58,7 @@ def in_file(
         tensors = to_state_dict(variables, export.config, layout(export.config))
         tensor_files.write(path, tensors, {"format": "pt"}, parts)
         origins = {"origins": list(export.origins)} if export.origins else {}
-        _write_json(hub.card_of(path), {**card(export.config), **origins, "bytes": path.stat().st_size})
+        _write_json(hub_configs.card_of(path), {**card(export.config), **origins, "bytes": path.stat().st_size})
         return tensors
 
     networks = lambda config: networks_in(config, layout(config))  # noqa: E731
@@ -82,14 +82,17 @@ def layout_of_method(name: str) -> Callable[[ConfigDict], str]:
 def write_open_clip(export: Export, path: Path) -> Mapping[str, Any]:
     """Writes open_clip_config.json and the weights; removes the trunk of an earlier export that this model lacks."""
     tensors = to_state_dict({"params": export.params}, export.config, "open_clip")
-    content, trunk = hub.open_clip_config(export.config, path), path / hub.TRUNK / hub.HUGGINGFACE
-    if hub.needs_trunk(export.config):
-        _write_json(trunk, hub.timm_trunk_config(export.config))
+    content, trunk = (
+        hub_configs.open_clip_config(export.config, path),
+        path / hub_configs.TRUNK / hub_configs.HUGGINGFACE,
+    )
+    if hub_configs.needs_trunk(export.config):
+        _write_json(trunk, hub_configs.timm_trunk_config(export.config))
     else:
         trunk.unlink(missing_ok=True)
     if hub_vocabulary.fits(export.config):
         content |= hub_vocabulary.write(path, export.config)
-    _write_json(path / hub.OPEN_CLIP, content)
+    _write_json(path / hub_configs.OPEN_CLIP, content)
     write_weights(path / "open_clip_model.safetensors", tensors)
     return tensors
 
@@ -97,7 +100,7 @@ def write_open_clip(export: Export, path: Path) -> Mapping[str, Any]:
 def write_huggingface(export: Export, path: Path) -> Mapping[str, Any]:
     """Writes config.json, preprocessor_config.json, the tokenizer's files, README.md and the weights."""
     tensors = to_state_dict({"params": export.params}, export.config, "huggingface")
-    content = hub.huggingface_config(export.config)
+    content = hub_configs.huggingface_config(export.config)
     written = ()  # files of the tokenizer
     if hub_vocabulary.fits(export.config):
         written = hub_vocabulary.FILES
@@ -108,9 +111,9 @@ def write_huggingface(export: Export, path: Path) -> Mapping[str, Any]:
     if Path(export.config.data.tokenizer).resolve().parent != path.resolve():  # else it is the one of the training
         for name in set(hub_tokenizer.FILES).difference(written):
             (path / name).unlink(missing_ok=True)  # of an earlier export
-    _write_json(path / hub.HUGGINGFACE, content)
-    _write_json(path / hub.PREPROCESSOR, hub.preprocessor_config(export.config))
-    replace_text(path / "README.md", notes.readme(export.config, export.origins))
+    _write_json(path / hub_configs.HUGGINGFACE, content)
+    _write_json(path / hub_configs.PREPROCESSOR, hub_configs.preprocessor_config(export.config))
+    replace_text(path / "README.md", export_notes.readme(export.config, export.origins))
     write_weights(path / "model.safetensors", tensors)
     return tensors
 
@@ -118,8 +121,8 @@ def write_huggingface(export: Export, path: Path) -> Mapping[str, Any]:
 def write_weights(file: Path, tensors: Mapping[str, Any]) -> None:
     """Writes the weights of a folder; removes the card of an earlier export of this name, a single file."""
     tensor_files.write(file, tensors, {"format": "pt"})
-    if hub.is_card(hub.card_of(file)):
-        hub.card_of(file).unlink()
+    if hub_configs.is_card(hub_configs.card_of(file)):
+        hub_configs.card_of(file).unlink()
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
@@ -131,7 +134,7 @@ def write_safetensors(export: Export, path: Path) -> Mapping[str, Any]:
     """Writes our parameter tree; the header holds the config needed to build the model, and the best read-out."""
     if path.suffix != ".safetensors":
         raise ValueError(f"--out={path}: the name of a safetensors file ends in .safetensors")
-    return own.write(path, export.params, export.config, statistics(export), export.choice)
+    return own_safetensors.write(path, export.params, export.config, statistics(export), export.choice)
 
 
 def statistics(export: Export) -> Params:
@@ -149,25 +152,30 @@ def in_layout(name: str) -> Callable[[ConfigDict], Collection[str]]:
 FORMATS = {
     "reference": in_file(
         lambda config: "reference",
-        notes.reference_notes,
-        partial(hub.state_dict_card, heads=hub.ALL_HEADS),
+        export_notes.reference_notes,
+        partial(hub_configs.state_dict_card, heads=hub_configs.ALL_HEADS),
         holds_teacher=True,
     ),
     "slip": in_file(lambda config: "slip" if config.method == "slip" else "clip"),  # with SLIP's head, or CLIP's
-    "timm": in_file(lambda config: "timm", notes.timm_notes, hub.timm_card),
+    "timm": in_file(lambda config: "timm", export_notes.timm_notes, hub_configs.timm_card),
     "cosmos": in_file(layout_of_method("cosmos"), parts=clip_names.COSMOS_PARTS, holds_teacher=True),
     "flair": in_file(layout_of_method("flair")),
-    "open_clip": Format(write_open_clip, in_layout("open_clip"), notes.open_clip_notes, is_directory=True),
-    "huggingface": Format(write_huggingface, in_layout("huggingface"), notes.huggingface_notes, is_directory=True),
+    "open_clip": Format(write_open_clip, in_layout("open_clip"), export_notes.open_clip_notes, is_directory=True),
+    "huggingface": Format(
+        write_huggingface, in_layout("huggingface"), export_notes.huggingface_notes, is_directory=True
+    ),
     "safetensors": Format(write_safetensors, None),
     "stablehlo": Format(
         compiled_functions.write_stablehlo,
         lambda _: compiled_functions.TOWERS,
-        notes.stablehlo_notes,
+        export_notes.stablehlo_notes,
         is_directory=True,
     ),
     "onnx": Format(
-        compiled_functions.write_onnx, lambda _: compiled_functions.TOWERS, notes.signature_notes, is_directory=True
+        compiled_functions.write_onnx,
+        lambda _: compiled_functions.TOWERS,
+        export_notes.signature_notes,
+        is_directory=True,
     ),
 }
 
@@ -182,15 +190,15 @@ def named(name: str) -> Format:
 def summary(name: str, export: Export, path: Path, written: Mapping[str, Any]) -> list[str]:
     """Returns lines that describe the tensors `written` to `path` in the format `name`, with all notes."""
     fmt, count = FORMATS[name], sum(int(np.prod(value.shape)) for value in written.values())
-    left_out = [] if fmt.networks is None else notes.left_out(fmt.networks(export.config), export)
+    left_out = [] if fmt.networks is None else export_notes.left_out(fmt.networks(export.config), export)
     return [
         f"format      {name}",
         f"weights     {'student and ema' if fmt.holds_teacher else export.which}",
         f"tensors     {len(written)}",
         f"parameters  {count:,}",
         f"preprocess  {preprocessing.description(export.config)}",
-        *(f"origin      {line}" for line in notes.origin_lines(export.origins)),
-        *(f"note        {note}" for note in notes.of_a_run(export.run)),
+        *(f"origin      {line}" for line in export_notes.origin_lines(export.origins)),
+        *(f"note        {note}" for note in export_notes.of_a_run(export.run)),
         *(f"note        {note}" for note in left_out),
         *(f"note        {note}" for note in fmt.notes(export.config, path)),
     ]

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.data import tokenizer
 from detailclip_jax.data.vocabularies import CLIP
-from detailclip_jax.models.text import TextStyle
+from detailclip_jax.models.text_encoder import TextStyle
 from detailclip_jax.runtime.files import replace_text
 
 START, END = tokenizer.SPECIAL  # the texts of both tokens

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from absl import logging
 from ml_collections import ConfigDict
 
-from detailclip_jax.interop.measure import spec_of
+from detailclip_jax.interop.model_sizes import spec_of
 from detailclip_jax.models.positions import interpolate
 from detailclip_jax.types import Params
 

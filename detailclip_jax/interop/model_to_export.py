@@ -13,7 +13,7 @@ from detailclip_jax.inference.readout_choice import Choice
 from detailclip_jax.interop.image_size import resize
 from detailclip_jax.kernels.products import EXACT
 from detailclip_jax.models import stacking
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.networks import Networks
 from detailclip_jax.training import checkpoint
 from detailclip_jax.training.workdirs import pick_step
 from detailclip_jax.types import Params

@@ -22,10 +22,10 @@ from detailclip_jax.interop.key_tables import (
     norm,
     numbered,
 )
-from detailclip_jax.interop.measure import HEADS, Shapes, Spec, Tower
-from detailclip_jax.interop.reference import CLIP_TEXT, logit_scale, text_blocks, text_ends
+from detailclip_jax.interop.model_sizes import HEADS, Shapes, Spec, Tower
+from detailclip_jax.interop.reference_names import CLIP_TEXT, logit_scale, text_blocks, text_ends
 from detailclip_jax.interop.tensor_layout import TensorLayout
-from detailclip_jax.interop.timm_vit import join_pool
+from detailclip_jax.interop.timm_names import join_pool
 from detailclip_jax.models.vit import Style
 
 OF_TIMM = {  # parts of names, one after the other

@@ -30,7 +30,7 @@ from detailclip_jax.data import vocabularies
 from detailclip_jax.data.tokenizer import VOCAB_SIZE
 from detailclip_jax.data.vocabularies import pieces_of
 from detailclip_jax.inference import readout_choice
-from detailclip_jax.interop import own, state_dicts
+from detailclip_jax.interop import own_safetensors, state_dicts
 from detailclip_jax.interop.hub_vocabulary import TOKENIZER_CONFIG
 from detailclip_jax.runtime import extras, weight_files
 from detailclip_jax.runtime.errors import RunError, first_line
@@ -142,7 +142,7 @@ def convert(
     """
     vocabulary = options.pop("tokenizer", None) or vocabulary_in(source)
     _, variables, config, long_texts = state_dicts.load_side(source, layout, tokenizer=vocabulary, **options)
-    choice = own.choice_of(source) if own.is_own_format(source) else None
+    choice = own_safetensors.choice_of(source) if own_safetensors.is_own_format(source) else None
     with nothing_left(workdir):
         vocabularies.record(config)
         checkpoint.save_weights(workdir, variables, config, f"imported from {name}")

@@ -1,16 +1,16 @@
 """Layouts of SigLIP and SigLIP 2 for squares in open_clip's files, and of their image encoders alone in timm's.
 
-The weights are read with the names of transformers' SiglipModel, which the table of `huggingface` has.
+The weights are read with the names of transformers' SiglipModel, which the table of `huggingface_names` has.
 """
 
 from functools import partial
 
 import numpy as np
 
-from detailclip_jax.interop import huggingface
+from detailclip_jax.interop import huggingface_names
 from detailclip_jax.interop.key_tables import StateDict, Table
-from detailclip_jax.interop.measure import Spec
-from detailclip_jax.interop.timm_vit import join_pool
+from detailclip_jax.interop.model_sizes import Spec
+from detailclip_jax.interop.timm_names import join_pool
 
 OF_IMAGES = {  # parts of names, one after the other
     "patch_embed.proj": "embeddings.patch_embedding",
@@ -66,10 +66,10 @@ def as_siglip(tensors: StateDict, trunk: str) -> StateDict:
 
 def image_table(spec: Spec) -> Table:
     """An image encoder alone."""
-    return Table(huggingface.siglip_vision(spec.size.depth))
+    return Table(huggingface_names.siglip_vision(spec.size.depth))
 
 
-OPEN_CLIP = huggingface.SIGLIP._replace(
+OPEN_CLIP = huggingface_names.SIGLIP._replace(
     name="open_clip",
     marks=("visual.trunk.attn_pool.latent", "logit_bias", "text.text_projection.bias"),
     prepare=partial(as_siglip, trunk="visual.trunk."),
@@ -84,7 +84,7 @@ TIMM = OPEN_CLIP._replace(
     table=image_table,
     text=None,
     image_is_embedding=False,
-    mlps={"mlp_width": huggingface.SIGLIP.mlps["mlp_width"]},
+    mlps={"mlp_width": huggingface_names.SIGLIP.mlps["mlp_width"]},
     prepare=partial(as_siglip, trunk=""),
     drops=(r"vision_model\.head\.(weight|bias)",),
 )

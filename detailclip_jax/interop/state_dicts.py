@@ -16,16 +16,24 @@ from detailclip_jax.config import crop as crop_config
 from detailclip_jax.config import default
 from detailclip_jax.config.sizes import num_side_patches
 from detailclip_jax.data import preprocessing, vocabularies
-from detailclip_jax.interop import dinotxt_names, hub, hub_vocabulary, key_tables, own, tensor_files, tips_names
+from detailclip_jax.interop import (
+    dinotxt_names,
+    hub_configs,
+    hub_vocabulary,
+    key_tables,
+    own_safetensors,
+    tensor_files,
+    tips_names,
+)
 from detailclip_jax.interop.image_size import fit_granularity, resize
 from detailclip_jax.interop.key_tables import StateDict, Table
 from detailclip_jax.interop.layouts import LAYOUTS
-from detailclip_jax.interop.measure import Spec, spec_of, write_spec
+from detailclip_jax.interop.model_sizes import Spec, spec_of, write_spec
 from detailclip_jax.interop.tensor_layout import NORMALISATIONS, TensorLayout
 from detailclip_jax.methods.masking import RemovalRule
 from detailclip_jax.models import stacking
 from detailclip_jax.models.image_blocks import has_blocks
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.networks import Networks
 from detailclip_jax.runtime import errors, weight_files
 from detailclip_jax.training import experiment
 from detailclip_jax.types import Params
@@ -103,10 +111,10 @@ def load_side(
     if layout is not None and layout not in NAMES:
         raise ValueError(errors.unknown("layout", layout, NAMES, OTHER_NAMES))
     options = {name: value for name, value in options.items() if value is not None}
-    if layout in (None, OWN) and not isinstance(source, Mapping) and own.is_own_format(Path(source)):
+    if layout in (None, OWN) and not isinstance(source, Mapping) and own_safetensors.is_own_format(Path(source)):
         if conflicting := set(options) - {"image_size", "interpolation", "tokenizer"}:
             raise ValueError(f"{source} already contains {', '.join(sorted(conflicting))}; omit these options")
-        _, variables, config = own.read(Path(source))
+        _, variables, config = own_safetensors.read(Path(source))
         _set_tokenizer(config, options)
         config.model.interpolation = options.get("interpolation", config.model.interpolation)
         return *_resized(variables, config, options), ""
@@ -164,7 +172,7 @@ def _other_layout(source: Any, tensors: Any, layout: str | None) -> str:
     if layout is None:
         return ""
     try:
-        is_own = not isinstance(source, Mapping) and own.is_own_format(Path(source))
+        is_own = not isinstance(source, Mapping) and own_safetensors.is_own_format(Path(source))
         name = OWN if is_own else choose(tensors, None)[0].name
     except ValueError:
         return ""
@@ -189,7 +197,7 @@ def _open(path: Path) -> tuple[Any, dict[str, Any], Path | None]:
     content, *others = map(tensor_files.read, weight_files.shards_of(file))
     if others:  # a model that is divided into several files
         content = {name: tensor for part in (content, *others) for name, tensor in part.items()}
-    return content, hub.sidecar_options(file), hub.config_beside(file)
+    return content, hub_configs.sidecar_options(file), hub_configs.config_beside(file)
 
 
 def choose(tensors: Any, name: str | None) -> tuple[TensorLayout, dict[str, np.ndarray]]:
@@ -283,7 +291,7 @@ def _set_tokenizer(config: ConfigDict, options: Mapping[str, Any]) -> None:
     Raises ValueError for a file that does not fit, and without one if a card states a vocabulary other than CLIP's or a
     config another end token.
     """
-    stated, end = options.get(hub_vocabulary.KEY, {}), options.get(hub.TEXT_END)
+    stated, end = options.get(hub_vocabulary.KEY, {}), options.get(hub_configs.TEXT_END)
     if "tokenizer" in options:
         if end is not None and end != vocabularies.pieces_of(str(options["tokenizer"])).size - 1:
             config.model.text_style.end = end

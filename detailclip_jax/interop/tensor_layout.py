@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from detailclip_jax.interop.key_tables import StateDict, Table
-from detailclip_jax.interop.measure import (
+from detailclip_jax.interop.model_sizes import (
     HEADS,
     Shapes,
     Spec,
@@ -20,7 +20,7 @@ from detailclip_jax.interop.measure import (
     shape_of,
     text_fields,
 )
-from detailclip_jax.models.text import TextStyle
+from detailclip_jax.models.text_encoder import TextStyle
 from detailclip_jax.models.vit import Style
 
 WITH_CLS = ("cls", "mean", "norm_of_mean")  # poolings of encoders with a CLS token
@@ -58,7 +58,7 @@ class TensorLayout(NamedTuple):
     text_style: TextStyle = TextStyle()
     text_activation: str = "quick_gelu"
     image_is_embedding: bool = False
-    mlps: Mapping[str, str] = {}  # last layers of MLPs, whose widths are inferred, see `measure.mlp_fields`
+    mlps: Mapping[str, str] = {}  # last layers of MLPs, whose widths are inferred, see `model_sizes.mlp_fields`
     varies: Mapping[str, Collection[str] | None] = {}
     same_activation: bool = False  # whether both encoders have one
     normalisation: str = "imagenet"

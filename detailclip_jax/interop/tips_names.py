@@ -14,11 +14,11 @@ from absl import logging
 from jaxtyping import Float32
 
 from detailclip_jax.config.fields import MEAN
-from detailclip_jax.interop import dino_names, reference, tensor_files
+from detailclip_jax.interop import dino_names, reference_names, tensor_files
 from detailclip_jax.interop.key_tables import StateDict, Table, within
-from detailclip_jax.interop.measure import Spec
+from detailclip_jax.interop.model_sizes import Spec
 from detailclip_jax.interop.tensor_layout import TensorLayout
-from detailclip_jax.models.text import TextStyle
+from detailclip_jax.models.text_encoder import TextStyle
 from detailclip_jax.runtime.weight_files import PART_SUFFIXES, PARTS, TEXT, VISION, parts_in
 
 CONTEXT_LENGTH = 64  # of the published inference code
@@ -31,7 +31,11 @@ vision_table = dino_names.table_in(NAMES, registers=True)
 
 def pair_table(spec: Spec) -> Table:
     """Both encoders; their features are the embeddings, so both projections are the identity."""
-    text = [*reference.text_blocks(spec.size.text_depth), *reference.text_ends(), *reference.logit_scale()]
+    text = [
+        *reference_names.text_blocks(spec.size.text_depth),
+        *reference_names.text_ends(),
+        *reference_names.logit_scale(),
+    ]
     widths = {"image": spec.size.width, "text": spec.size.text_width}  # the same; `TensorLayout.measure` checks it
     projections = {
         f"{name}_projection/proj/kernel": np.eye(width, spec.size.joint_width, dtype=np.float32)
@@ -110,7 +114,7 @@ def pair_layout(gated: bool) -> TensorLayout:
     """The layout of both encoders."""
     image = layout_of(gated)
     marks = NAMES.registers, *([f"{NAMES.blocks}.0.{NAMES.gated[0]}.weight"] if gated else [])
-    keys = reference.CLIP_TEXT | {"joint": "positional_embedding"}
+    keys = reference_names.CLIP_TEXT | {"joint": "positional_embedding"}
     return image._replace(
         method="clip",
         marks=(*(f"{VISION}.{mark}" for mark in marks), f"{TEXT}.token_embedding.weight"),

@@ -62,8 +62,8 @@ from detailclip_jax.methods.text_contrast import text_contrast
 from detailclip_jax.methods.tips import tips
 from detailclip_jax.methods.tipsv2 import tipsv2
 from detailclip_jax.methods.token_set import token_set
-from detailclip_jax.models import towers
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models import networks
+from detailclip_jax.models.networks import Networks
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.types import Axis
 
@@ -168,8 +168,8 @@ def check_weights(config: ConfigDict, before: ConfigDict, given: Container[str] 
 
 
 def build_networks(config: ConfigDict, axis: Axis | None = None, platform: str | None = None) -> Networks:
-    """Builds the networks of the config's method; `axis` and `platform` are those of `towers.build`."""
-    return towers.build(config.model, build(config).networks, axis, platform)
+    """Builds the networks of the config's method; `axis` and `platform` are those of `networks.build`."""
+    return networks.build(config.model, build(config).networks, axis, platform)
 
 
 def takes_decoder(method: Method, model: ConfigDict) -> bool:

@@ -19,14 +19,14 @@ import dataclasses
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from detailclip_jax.data.caption_rules import num_captions, parse
+from detailclip_jax.data.caption_selection import num_captions, parse
 from detailclip_jax.data.vocabularies import CLIP
 from detailclip_jax.losses.beta import beta_loss
 from detailclip_jax.methods import components
 from detailclip_jax.methods.clip import clip
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, WholeBatch, fold, uses
 from detailclip_jax.models.cross_pool import cross_pool
-from detailclip_jax.models.towers import NETWORKS, Networks
+from detailclip_jax.models.networks import NETWORKS, Networks
 from detailclip_jax.types import Array, Scalar
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import sizes
-from detailclip_jax.data.caption_rules import parse
+from detailclip_jax.data.caption_selection import parse
 from detailclip_jax.kernels.chunked_logits import Logits
 from detailclip_jax.losses import byol, clip, distillation, labels, reconstruction, simclr
 from detailclip_jax.methods import maps_at_crops, masking
@@ -26,10 +26,10 @@ from detailclip_jax.methods.method import (
     uses,
     visible,
 )
-from detailclip_jax.methods.running import MEAN, Running
-from detailclip_jax.models.patches import normalise_patches, patchify, take
+from detailclip_jax.methods.running_statistics import MEAN, Running
+from detailclip_jax.models.networks import NETWORKS, Networks
+from detailclip_jax.models.patchify import normalise_patches, patchify, take
 from detailclip_jax.models.registry import Network
-from detailclip_jax.models.towers import NETWORKS, Networks
 from detailclip_jax.types import Array, Batch, Float, Hidden, Keys, Leaf, Scalar, Texts, Tokens
 
 EQUATIONS = {  # of the paper, by name of its terms
@@ -309,7 +309,7 @@ def patch_head(target: str, over: str = "removed", name: str = "") -> Head:
 def pixel_head(view: str, patch_size: int, normalise: bool, eps: float) -> Head:
     """Head for eq. 8: predicted pixels at removed patches, and their targets from the augmented, normalised view.
 
-    `normalise` also normalises the targets per patch, with `eps`, see `patches.normalise_patches`.
+    `normalise` also normalises the targets per patch, with `eps`, see `patchify.normalise_patches`.
     """
 
     @uses("pixel_head")

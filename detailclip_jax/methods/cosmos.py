@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from detailclip_jax.data.caption_rules import NUM_GLOBAL, parse
+from detailclip_jax.data.caption_selection import NUM_GLOBAL, parse
 from detailclip_jax.losses.clip import clip_loss
 from detailclip_jax.methods import components
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, Pass, WholeBatch, fold, full, uses
 from detailclip_jax.models.cross_pool import cross_pool
 from detailclip_jax.models.heads import biased_projection
-from detailclip_jax.models.towers import NETWORKS, Networks
+from detailclip_jax.models.networks import NETWORKS, Networks
 from detailclip_jax.types import Array, Batch, Bool, Float, Scalar, Texts
 
 STUDENTS, TEACHERS = ("image_cross", "text_cross"), ("teacher_image", "teacher_text")

@@ -14,9 +14,9 @@ from detailclip_jax.methods import components
 from detailclip_jax.methods.method import Forward, Head, Method, Pass, fold, full, uses, view_keys
 from detailclip_jax.models.heads import Projection
 from detailclip_jax.models.image_blocks import BLOCKS, IMAGE_BLOCKS, joined
+from detailclip_jax.models.networks import Networks
 from detailclip_jax.models.registry import Build, Network
-from detailclip_jax.models.text import TextStyle
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.text_encoder import TextStyle
 from detailclip_jax.types import Array, Batch, Hidden, Texts, Tokens, View
 
 

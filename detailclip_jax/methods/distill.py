@@ -24,9 +24,9 @@ from detailclip_jax.losses.distill import token_cosine_loss
 from detailclip_jax.methods import components
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, Saved, fold, uses
 from detailclip_jax.models.heads import Projection
-from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.models.networks import NETWORKS, Networks
+from detailclip_jax.models.patchify import normalise_pixels
 from detailclip_jax.models.registry import Build, Network
-from detailclip_jax.models.towers import NETWORKS, Networks
 from detailclip_jax.types import Array, Float, Params, Scalar
 
 TEACHER, MAP = "distill_teacher", "distill_map"  # networks of the term

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from detailclip_jax import methods
-from detailclip_jax.data.native import Native
+from detailclip_jax.data.native_aspect import Native
 from detailclip_jax.data.preprocessing import NATIVE
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.losses.clip import l2_normalise
-from detailclip_jax.models.patches import normalise_pixels
-from detailclip_jax.models.text import TextStyle
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.networks import Networks
+from detailclip_jax.models.patchify import normalise_pixels
+from detailclip_jax.models.text_encoder import TextStyle
 from detailclip_jax.types import Array, Float, Int, Params
 
 TEXT_LENGTHS = (16, 32, 48)  # of the tokens of texts in evaluation; each length compiles a program

@@ -12,7 +12,7 @@ never draws the last run of consecutive sentences.
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from detailclip_jax.data.caption_rules import num_captions, parse
+from detailclip_jax.data.caption_selection import num_captions, parse
 from detailclip_jax.kernels.blockwise_pooling import pooled_cosines
 from detailclip_jax.kernels.cross_attention import Pool
 from detailclip_jax.losses.clip import l2_normalise
@@ -21,7 +21,7 @@ from detailclip_jax.methods import components
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, Pass, WholeBatch, fold, full, uses
 from detailclip_jax.models.cross_pool import NUM_HEADS, cross_pool
 from detailclip_jax.models.heads import scalar
-from detailclip_jax.models.towers import NETWORKS, Networks
+from detailclip_jax.models.networks import NETWORKS, Networks
 from detailclip_jax.types import Array, Float, Scalar
 
 POOL = {"caption_pool": cross_pool(norm_values=True, zero_key=True)}

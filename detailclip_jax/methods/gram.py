@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.losses.gram import gram_loss
 from detailclip_jax.methods import components
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.networks import Networks
 from detailclip_jax.types import Array, Scalar
 
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from flax import struct
 from ml_collections import ConfigDict
 
-from detailclip_jax.methods.running import MEAN, Running
+from detailclip_jax.methods.running_statistics import MEAN, Running
+from detailclip_jax.models.networks import NETWORKS, Networks
 from detailclip_jax.models.registry import Network
-from detailclip_jax.models.towers import NETWORKS, Networks
 from detailclip_jax.types import Array, Axis, Batch, Float, Hidden, Keys, Leaf, Params, Scalar, Texts, Tokens, View
 
 Views = Mapping[str, View]
@@ -77,7 +77,7 @@ def uses(*names: str, **further: Network) -> Callable[[Callable], Part]:
         @uses("image_projection", logit_bias=heads.scalar(-10.0))
         def run(student, teacher, record): ...
 
-    `names` are entries of `models.towers.NETWORKS`, `further` are networks of this method.
+    `names` are entries of `models.networks.NETWORKS`, `further` are networks of this method.
     """
     return functools.partial(Part, networks={name: NETWORKS[name] for name in names} | further)
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.losses.negatives import false_texts_loss, joined_loss
 from detailclip_jax.methods import components
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, WholeBatch, networks_of, uses
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.networks import Networks
 from detailclip_jax.types import Array, Scalar
 
 FALSE = ("false_embedding", "false_counts")

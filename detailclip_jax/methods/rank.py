@@ -22,8 +22,8 @@ from detailclip_jax.methods import components
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, WholeBatch
 from detailclip_jax.methods.negatives import FALSE, check_false, false_head
 from detailclip_jax.methods.region_text import PHRASES, POOLED, SCALES, region_heads, regions_of
-from detailclip_jax.methods.running import LATEST, Running
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.methods.running_statistics import LATEST, Running
+from detailclip_jax.models.networks import Networks
 from detailclip_jax.types import Array, Bool, Float, Leaf, Scalar
 
 MADE = MARGINS, SUM = "rank_margins", "rank_sum"

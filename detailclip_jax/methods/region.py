@@ -26,7 +26,7 @@ from detailclip_jax.losses.region import region_loss
 from detailclip_jax.methods import components
 from detailclip_jax.methods.maps_at_crops import box_weights, boxes_in
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, WholeBatch, fold, uses
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.networks import Networks
 from detailclip_jax.types import Array, Bool, Float, Scalar
 
 CROPS = "local"  # the teacher's crops

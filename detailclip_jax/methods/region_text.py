@@ -42,7 +42,7 @@ from detailclip_jax.methods.method import (
 )
 from detailclip_jax.methods.region import pooled_in
 from detailclip_jax.models.heads import scalar
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.networks import Networks
 from detailclip_jax.types import Array, Bool, Float, Scalar, UInt32
 
 POOLED, PHRASES, SCALES = ("regions_pooled", "regions_seen"), ("phrase_embedding",), ("region_scale", "false_scale")

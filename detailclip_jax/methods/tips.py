@@ -8,7 +8,7 @@ class token from local crops, and those of patches where a mask token replaces t
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.data.caption_rules import num_captions
+from detailclip_jax.data.caption_selection import num_captions
 from detailclip_jax.methods import components, masking
 from detailclip_jax.methods.method import Method, Pass, full, masked
 

@@ -23,10 +23,10 @@ from detailclip_jax.kernels.chunked_logits import automatic_chunk_logits
 from detailclip_jax.losses.token_set import document_counts, inverse_frequency, token_set_loss
 from detailclip_jax.methods.components import captioned_pass
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, WholeBatch, fold, uses
-from detailclip_jax.methods.running import SUM, Running, add_counts
+from detailclip_jax.methods.running_statistics import SUM, Running, add_counts
 from detailclip_jax.models.heads import TokenHead
+from detailclip_jax.models.networks import Networks
 from detailclip_jax.models.registry import Network
-from detailclip_jax.models.towers import Networks
 from detailclip_jax.types import Array, Int, Scalar
 
 

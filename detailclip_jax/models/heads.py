@@ -13,7 +13,7 @@ from detailclip_jax.kernels.chunked_logits import Logits
 from detailclip_jax.models.initial_values import ONES, XAVIER, ZEROS, constant, normal, uniform_fan_in
 from detailclip_jax.models.layers import LayerNorm, Linear, Weights, exact_gelu
 from detailclip_jax.models.registry import Build, Network, ParameterRule
-from detailclip_jax.models.text import TextStyle
+from detailclip_jax.models.text_encoder import TextStyle
 from detailclip_jax.types import FSDP, Array, Bool, Float, Scalar, Tokens
 
 
@@ -87,7 +87,7 @@ class PixelHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch P"]:
-        """Predicts normalised pixels, in the order of `patches.patchify`."""
+        """Predicts normalised pixels, in the order of `patchify.patchify`."""
         uniform = uniform_fan_in(x.shape[-1])
         init = XAVIER if self.xavier else uniform
         bias_init = ZEROS if self.xavier else uniform

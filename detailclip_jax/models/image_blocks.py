@@ -17,7 +17,7 @@ from detailclip_jax.models.attention import Kernel
 from detailclip_jax.models.block import Block, branch_scales, run_blocks
 from detailclip_jax.models.layers import LayerNorm, swiglu
 from detailclip_jax.models.registry import Build, Network
-from detailclip_jax.models.text import mean_of
+from detailclip_jax.models.text_encoder import mean_of
 from detailclip_jax.models.vit import VIT_INIT, fold_in
 from detailclip_jax.types import Array, Bool, Float, Leaf, Tokens
 

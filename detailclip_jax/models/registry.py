@@ -1,7 +1,7 @@
 """What the library knows of a network: how it is built, and how its parameters are trained and stored.
 
-Each file of networks has a table `NETWORKS` from names to `Network`, next to the modules; `towers.NETWORKS` joins them.
-A method may also bring networks of its own, see `methods.method.uses`.
+Each file of networks has a table `NETWORKS` from names to `Network`, next to the modules; `networks.NETWORKS` joins
+them. A method may also bring networks of its own, see `methods.method.uses`.
 """
 
 from collections.abc import Callable, Mapping

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from detailclip_jax.data.native import Native
+from detailclip_jax.data.native_aspect import Native
 from detailclip_jax.kernels.products import broadcast, rows_at
 from detailclip_jax.models.attention import Kernel
 from detailclip_jax.models.attention_pool import AttentionPool
@@ -22,7 +22,7 @@ from detailclip_jax.models.block import (
 )
 from detailclip_jax.models.initial_values import XAVIER, normal, uniform_fan_in
 from detailclip_jax.models.layers import LayerNorm, Linear, activation_named, mean_of
-from detailclip_jax.models.patches import at_patch_size, patchify, take
+from detailclip_jax.models.patchify import at_patch_size, patchify, take
 from detailclip_jax.models.positions import (
     RECIPES,
     grid_angles,

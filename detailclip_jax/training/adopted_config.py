@@ -17,8 +17,8 @@ from detailclip_jax.config.settings import split_list
 from detailclip_jax.data import vocabularies
 from detailclip_jax.methods import Method
 from detailclip_jax.models import lora, positions
+from detailclip_jax.models.networks import NETWORKS
 from detailclip_jax.models.registry import Network
-from detailclip_jax.models.towers import NETWORKS
 from detailclip_jax.training import dense_encoder
 from detailclip_jax.training.published_names import workdir_of
 from detailclip_jax.training.workdirs import FOLDER, has_config, is_run, no_run

@@ -42,7 +42,7 @@ from detailclip_jax.config.run_config import (
 from detailclip_jax.config.sizes import num_side_patches
 from detailclip_jax.data import vocabularies
 from detailclip_jax.models import lora
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.networks import Networks
 from detailclip_jax.runtime.devices import first_device
 from detailclip_jax.runtime.errors import RunError, first_line
 from detailclip_jax.runtime.files import read_json

@@ -14,7 +14,7 @@ from detailclip_jax.config import default, segmentation_fields
 from detailclip_jax.config.run_config import flatten
 from detailclip_jax.config.sizes import size_of
 from detailclip_jax.models import positions, stacking
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.networks import Networks
 from detailclip_jax.models.vit import Style, VisionTransformer
 from detailclip_jax.types import Params
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import methods
 from detailclip_jax.config import run_config, sizes
-from detailclip_jax.data.caption_rules import num_captions
+from detailclip_jax.data.caption_selection import num_captions
 from detailclip_jax.data.regions import phrase_length
 from detailclip_jax.data.views import captioned_crop
 from detailclip_jax.kernels.chunked_logits import automatic_chunk_logits
@@ -22,9 +22,9 @@ from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods.encode import Encode, encoders
 from detailclip_jax.methods.method import Forward, Loss, Method
 from detailclip_jax.models import initial_values, lora
+from detailclip_jax.models.networks import Networks
 from detailclip_jax.models.registry import Network
-from detailclip_jax.models.towers import Networks
-from detailclip_jax.training import forward_pass, mixing, optimizer, schedules, sharding
+from detailclip_jax.training import forward_pass, mixup, optimizer, schedules, sharding
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training.accumulation import PretrainingLoss
 from detailclip_jax.training.forward_pass import ForwardPass, make_keys
@@ -243,7 +243,7 @@ def build_setup(config: ConfigDict, on_mesh: ForwardPass, params: Params) -> Ste
         center_momentum=config.losses.center_momentum,
     )
     if views.mixup or views.cutmix:
-        setup = setup._replace(mix=functools.partial(mixing.mix, mixup=views.mixup, cutmix=views.cutmix))
+        setup = setup._replace(mix=functools.partial(mixup.mix, mixup=views.mixup, cutmix=views.cutmix))
     return setup
 
 

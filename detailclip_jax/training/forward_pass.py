@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from detailclip_jax.data.native import Native
+from detailclip_jax.data.native_aspect import Native
 from detailclip_jax.methods.method import ANCHOR, Forward, Method, forward
-from detailclip_jax.models.patches import normalise_pixels
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.networks import Networks
+from detailclip_jax.models.patchify import normalise_pixels
 from detailclip_jax.training import ema
 from detailclip_jax.types import Array, Batch, Keys, Params, View
 

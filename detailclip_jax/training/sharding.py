@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from detailclip_jax.methods.running import Running
+from detailclip_jax.methods.running_statistics import Running
 from detailclip_jax.models.registry import COMMON, Network, parameter_rules
 from detailclip_jax.models.stacking import STACKED
 from detailclip_jax.types import FSDP, Array, Leaf, PyTree

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods import masking
 from detailclip_jax.methods.method import Forward, Method, nothing, visible
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.networks import Networks
 from detailclip_jax.training import forward_pass
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training.forward_pass import num_images

@@ -18,8 +18,8 @@ from detailclip_jax.runtime.progress import Clock
 from detailclip_jax.runtime.signals import Stopped, if_ended
 from detailclip_jax.runtime.start import part_ended
 from detailclip_jax.training.checkpoint import Checkpoints
+from detailclip_jax.training.compiled_steps import Programs
 from detailclip_jax.training.failures import claim, enough_memory, explained, workdir_alone, writable
-from detailclip_jax.training.programs import Programs
 from detailclip_jax.training.session import Run, Session, changes_of_data, started_from
 from detailclip_jax.training.train_state import TrainState
 

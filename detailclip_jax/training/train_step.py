@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods.method import ANCHOR
-from detailclip_jax.methods.running import Running
+from detailclip_jax.methods.running_statistics import Running
 from detailclip_jax.models import lora
 from detailclip_jax.models.registry import Network
 from detailclip_jax.runtime.devices import without_alarm

@@ -11,7 +11,7 @@ from detailclip_jax.benchmarks import data_rate
 from detailclip_jax.benchmarks.data_rate import STAGES, Stopwatch, SyntheticImages
 from detailclip_jax.data import views
 from detailclip_jax.data.decoding import decode
-from detailclip_jax.data.native import Kinds
+from detailclip_jax.data.native_aspect import Kinds
 from detailclip_jax.data.pipeline import Stream
 from detailclip_jax.data.sources import BadRecord
 from detailclip_jax.data.tokenizer import Tokenizer

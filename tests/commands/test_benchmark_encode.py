@@ -9,7 +9,7 @@ import pytest
 from tiny import TWO_BLOCKS
 
 from detailclip_jax import benchmark, config
-from detailclip_jax.interop.timm_vit import OPENAI_STYLE
+from detailclip_jax.interop.timm_names import OPENAI_STYLE
 from detailclip_jax.training import checkpoint, experiment
 
 pytest.importorskip("open_clip")

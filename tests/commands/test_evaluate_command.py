@@ -14,7 +14,7 @@ import detailclip_jax
 from detailclip_jax import evaluate as command
 from detailclip_jax import evaluation
 from detailclip_jax.data import labelled
-from detailclip_jax.evaluation import paper, protocols, results, tasks
+from detailclip_jax.evaluation import paper_numbers, protocols, results, tasks
 from detailclip_jax.evaluation.embedder import Embedder
 from detailclip_jax.evaluation.protocols import slip
 from detailclip_jax.runtime import errors
@@ -175,7 +175,7 @@ def test_the_paper_s_numbers_stand_beside_ours(workdir, tmp_path, data, monkeypa
     text = (tmp_path / "results.md").read_text()
     head, _, *rows = [line for line in text.split("## Table 3")[1].split("##")[0].splitlines() if line[:1] == "|"]
     columns = [cell.strip() for cell in head.split("|")[1:-1]]
-    assert columns == ["", *paper.columns("zero_shot"), "mean"]
+    assert columns == ["", *paper_numbers.columns("zero_shot"), "mean"]
     assert [row.split("|")[1].strip() for row in rows] == [
         "student",
         "EMA",

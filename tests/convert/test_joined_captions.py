@@ -16,7 +16,7 @@ import pytest
 from pyarrow import parquet
 from tiny import check_names
 
-from detailclip_jax.convert import joined_captions, prepared_set, rows, shard
+from detailclip_jax.convert import joined_captions, output_shard, prepared_set, rows
 from detailclip_jax.convert.examples import Raw, Reject, digest_of
 from detailclip_jax.convert.job import Options, Shard
 from detailclip_jax.convert.parquet import cells
@@ -362,7 +362,7 @@ def test_a_kill_after_the_index_or_a_shard_changes_no_byte(source, tmp_path, num
     killed.write_bytes(index.read_bytes()[:5000])  # of another run, that was killed while it built the index
     job = planned(source, tmp_path / "out")  # does not build it again
     for number in range(num_shards):
-        shard.convert(job, number)
+        output_shard.convert(job, number)
     assert (index.stat().st_mtime_ns, index.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
     assert not killed.exists()
     assert main([*source, "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
@@ -384,7 +384,7 @@ def test_a_run_is_not_continued_with_other_captions(source, tmp_path, change, fi
     if finished:
         assert main([*source, "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
     else:
-        shard.convert(planned(source, tmp_path / "out"), 0)
+        output_shard.convert(planned(source, tmp_path / "out"), 0)
     if change == "content":
         write_table(tmp_path / "t.csv", [["00", "a", "b"]], ["Image Path", "raw_caption", "long_caption"])
     if change == "file":

@@ -18,8 +18,8 @@ from detailclip_jax.convert import (
     known_sizes,
     limited_files,
     local_engine,
+    output_shard,
     set_report,
-    shard,
     statistics,
 )
 from detailclip_jax.convert.examples import Raw, pack
@@ -91,7 +91,7 @@ def test_a_record_has_named_texts_beside_the_captions():
 
 
 def test_lone_surrogates_are_made_valid():
-    raw = shard.clean(Raw("k\udcff", b"", ("a\ud800b",), {"title": "\udfff"}), "none")
+    raw = output_shard.clean(Raw("k\udcff", b"", ("a\ud800b",), {"title": "\udfff"}), "none")
     assert (raw.key, raw.captions, raw.texts) == ("k\\udcff", ("a?b",), {"title": "?"})
     pack(raw)
 
@@ -165,11 +165,11 @@ def test_a_kill_between_both_conversions_changes_nothing(tmp_path, monkeypatch):
     options = Options(key_column="key")
     request = Request("csv", (str(tmp_path / "in"),), str(tmp_path / "out"), options=options)
     started = begin(request)
-    for number in shard.unconverted(started):
-        shard.convert(started, number)
-    again = shard.exclude_repeated(started)
-    assert len(again) > 5 and shard.unconverted(started) == again
-    shard.convert(started, again[0])  # and killed here
+    for number in output_shard.unconverted(started):
+        output_shard.convert(started, number)
+    again = output_shard.exclude_repeated(started)
+    assert len(again) > 5 and output_shard.unconverted(started) == again
+    output_shard.convert(started, again[0])  # and killed here
     local_engine.run(begin(request), 1, QUIET)
     finish(begin(request))
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -290,8 +290,8 @@ def interrupted_after(num_calls):
 def run_until_killed(job, num_calls):
     """Converts as far as so many examples go."""
     tell = interrupted_after(num_calls)
-    for number in shard.unconverted(job):
-        shard.convert(job, number, tell)
+    for number in output_shard.unconverted(job):
+        output_shard.convert(job, number, tell)
 
 
 def test_wherever_it_is_killed_a_restart_ends_with_the_same_bytes(tars, tmp_path):
@@ -314,7 +314,7 @@ def test_finished_shards_are_not_done_again(tars, tmp_path):
     with pytest.raises(Killed):
         run_until_killed(begin(request), 7 + 7 + 3)
     job = begin(request)
-    assert shard.unconverted(job) == [2]
+    assert output_shard.unconverted(job) == [2]
     written = [job.output(number).stat().st_mtime_ns for number in range(2)]
     local_engine.run(job, 1, QUIET)
     assert [job.output(number).stat().st_mtime_ns for number in range(2)] == written
@@ -326,7 +326,7 @@ def test_a_lost_output_shard_is_made_again(tars, tmp_path):
     job = begin(request)
     local_engine.run(job, 1, QUIET)
     job.output(2).unlink()
-    assert shard.unconverted(job) == [2]
+    assert output_shard.unconverted(job) == [2]
 
 
 def test_shards_that_another_wrote_are_not_mixed_with(tars, tmp_path):
@@ -346,7 +346,7 @@ def test_a_kill_after_the_last_byte_leaves_nothing_behind(tars, tmp_path):
 
 @pytest.mark.parametrize("change", [{"max_side": 99}, {"clean": "slip"}, {"limit": 5}])
 def test_another_request_does_not_go_on(tars, tmp_path, change):
-    shard.convert(begin(Request("webdataset", (str(tars),), str(tmp_path / "out"))), 0)
+    output_shard.convert(begin(Request("webdataset", (str(tars),), str(tmp_path / "out"))), 0)
     with pytest.raises(ValueError, match=f"{next(iter(change))}: .* before, {next(iter(change.values()))!r} now"):
         begin(Request("webdataset", (str(tars),), str(tmp_path / "out"), options=Options(**change)))
 
@@ -366,8 +366,8 @@ def test_the_disk_s_errors_stop_the_run_and_damage_does_not(tars, tmp_path, monk
     job = begin(Request("webdataset", (str(tars),), str(tmp_path / "out")))
     monkeypatch.setattr("os.fsync", raise_full)
     with pytest.raises(OSError, match="No space left"):
-        shard.convert(job, 0)
-    assert shard.unconverted(job) == [0, 1, 2]
+        output_shard.convert(job, 0)
+    assert output_shard.unconverted(job) == [0, 1, 2]
     assert not list(job.request.work.glob("*.partial"))
 
 
@@ -375,10 +375,10 @@ def test_a_shard_that_cannot_be_written_is_an_error_of_the_disk(tars, tmp_path, 
     job = begin(Request("webdataset", (str(tars),), str(tmp_path / "out")))
     full = tmp_path / "full"
     full.symlink_to("/dev/full")
-    monkeypatch.setattr(shard, "partial_of", lambda *places: full)
+    monkeypatch.setattr(output_shard, "partial_of", lambda *places: full)
     with pytest.raises(OSError, match=r"full cannot be written: .*No space left"):
-        shard.convert(job, 0)
-    assert shard.unconverted(job) == [0, 1, 2]
+        output_shard.convert(job, 0)
+    assert output_shard.unconverted(job) == [0, 1, 2]
 
 
 def test_a_shard_that_is_interrupted_leaves_nothing(tars, tmp_path):
@@ -388,7 +388,7 @@ def test_a_shard_that_is_interrupted_leaves_nothing(tars, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        shard.convert(job, 0, stop)
+        output_shard.convert(job, 0, stop)
     assert not list(job.request.work.glob("*.partial"))
 
 

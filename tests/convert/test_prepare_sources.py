@@ -22,7 +22,7 @@ from detailclip_jax.convert.prepared_set import NothingAccepted, load
 from detailclip_jax.convert.readers import SOURCES
 from detailclip_jax.convert.set_report import summary
 from detailclip_jax.data import tar_archive
-from detailclip_jax.data.caption_rules import captions_of
+from detailclip_jax.data.caption_selection import captions_of
 from detailclip_jax.data.sources import Records
 from detailclip_jax.runtime.errors import RunError
 

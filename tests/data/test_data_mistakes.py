@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detailclip_jax.config import default, run_config
-from detailclip_jax.data import caption_rules, false_texts, images, mixture, pipeline, preprocessing, regions
+from detailclip_jax.data import caption_selection, false_texts, images, mixture, pipeline, preprocessing, regions
 from detailclip_jax.data.stickers.scene_source import Stickers
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop, crops_from_config
@@ -29,7 +29,7 @@ def stated(check, fields):
 
 
 def captions(rule, number):
-    caption_rules.num_captions(config(data__caption=rule, data__num_captions=number).data)
+    caption_selection.num_captions(config(data__caption=rule, data__num_captions=number).data)
 
 
 def stream(examples=EXAMPLES, **options):
@@ -113,7 +113,7 @@ MISTAKES = {  # the mistake: call, words of the message
     "unknown caption rule": (lambda: stream(caption="longest"), r"'longest'.*random, first, concat.*field:NAME"),
     **{
         f"caption rule {rule!r}": (
-            lambda rule=rule: caption_rules.parse(rule),
+            lambda rule=rule: caption_selection.parse(rule),
             r"caption rule .*random, first, concat.*field:NAME.*crops, diverse.*sources:",
         )
         for rule in RULES

@@ -8,8 +8,8 @@ import pytest
 
 from detailclip_jax.config import run_config
 from detailclip_jax.data import pipeline, regions
+from detailclip_jax.data.caption_lengths import longest_text, trimmed
 from detailclip_jax.data.false_texts import first_or_drawn
-from detailclip_jax.data.lengths import longest_text, trimmed
 from detailclip_jax.data.pipeline import Stream
 from detailclip_jax.data.regions import RegionDraw, in_views, usable
 from detailclip_jax.data.sources import BadRecord

@@ -24,11 +24,11 @@ from detailclip_jax.convert import readers
 from detailclip_jax.convert.job import Request
 from detailclip_jax.convert.prepared_set import NothingAccepted
 from detailclip_jax.data import decoding
-from detailclip_jax.data.budget import Budget
 from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.data.image_files import ImageFileBatches, find
 from detailclip_jax.data.labelled import folders, open_set
 from detailclip_jax.data.preprocessing import Transform
+from detailclip_jax.data.resource_budget import Budget
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.runtime.files import TooLarge, read_bytes
 from detailclip_jax.runtime.folders import LeavesFolder, Walk, inside

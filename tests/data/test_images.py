@@ -51,7 +51,7 @@ def test_an_encoded_image_of_any_shape_becomes_what_torchvision_makes_of_it(shap
     import jax.numpy as jnp
 
     from detailclip_jax.config import IMAGENET_MEAN, IMAGENET_STD
-    from detailclip_jax.models.patches import normalise_pixels
+    from detailclip_jax.models.patchify import normalise_pixels
 
     data = encoded(Image.fromarray(make_image(*shape)).convert(mode), format)
     steps = [transforms.Resize(96), transforms.CenterCrop(96), transforms.ToTensor()]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.labelled import KNOWN, open_set, ready
-from detailclip_jax.data.labelled import builders as tfds_layout
+from detailclip_jax.data.labelled import tfds_sets as tfds_layout
 from detailclip_jax.data.labelled.known_sets import PAPER
 from detailclip_jax.data.labelled.opening import FirstCaptions
 from detailclip_jax.data.pipeline import read

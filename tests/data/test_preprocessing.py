@@ -19,7 +19,7 @@ from detailclip_jax.data.resizing import FILTERS
 from detailclip_jax.evaluation import sticker_scenes, tasks
 from detailclip_jax.evaluation.image_batches import ImageBatches
 from detailclip_jax.inference.model import pixels
-from detailclip_jax.interop import hub
+from detailclip_jax.interop import hub_configs
 from detailclip_jax.interop.layouts import LAYOUTS
 from detailclip_jax.interop.state_dicts import preprocess_of
 from detailclip_jax.runtime import parser as flags
@@ -135,14 +135,14 @@ PROCESSORS = [
 
 @pytest.mark.parametrize(("processor", "expected"), PROCESSORS)
 def test_hugging_face_s_image_processors(processor, expected):
-    assert read_back(hub.huggingface_options({}, processor)) == expected
+    assert read_back(hub_configs.huggingface_options({}, processor)) == expected
 
 
 def test_null_in_an_image_processor_is_the_default_of_the_family():
     stated = {**CLIP_PROCESSOR, "size": {"shortest_edge": 256}}
-    null = hub.huggingface_options({}, {**stated, "do_normalize": None, "do_center_crop": None})
-    assert null == hub.huggingface_options({}, stated) and null["mean"] is None
-    assert hub.huggingface_options({}, {**stated, "do_normalize": False})["mean"] == [0.0] * 3
+    null = hub_configs.huggingface_options({}, {**stated, "do_normalize": None, "do_center_crop": None})
+    assert null == hub_configs.huggingface_options({}, stated) and null["mean"] is None
+    assert hub_configs.huggingface_options({}, {**stated, "do_normalize": False})["mean"] == [0.0] * 3
 
 
 @pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
@@ -150,19 +150,19 @@ def test_the_image_processor_is_found_in_either_file(tmp_path, name):
     content = CLIP_PROCESSOR if name == "preprocessor_config.json" else {"image_processor": CLIP_PROCESSOR}
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / name).write_text(json.dumps(content))
-    assert hub.sidecar_options(tmp_path / "model.safetensors")["resize_filter"] == "bicubic"
+    assert hub_configs.sidecar_options(tmp_path / "model.safetensors")["resize_filter"] == "bicubic"
 
 
 def test_a_filter_that_no_number_stands_for_is_named():
     for number in (6, -1, "3"):
         with pytest.raises(ValueError, match=rf"'{number}'.* Known: bicubic, bilinear"):
-            read_back(hub.huggingface_options({}, {"resample": number}))
+            read_back(hub_configs.huggingface_options({}, {"resample": number}))
 
 
 def test_one_number_is_that_of_all_channels(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": 0.5, "image_std": 0.25}))
-    made = preprocess_of(LAYOUTS[0], hub.sidecar_options(tmp_path / "model.safetensors"))
+    made = preprocess_of(LAYOUTS[0], hub_configs.sidecar_options(tmp_path / "model.safetensors"))
     assert (made["mean"], made["std"]) == ((0.5,) * 3, (0.25,) * 3)
 
 
@@ -171,23 +171,23 @@ def test_a_text_in_the_place_of_a_number_is_named(tmp_path, mean):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": mean}))
     with pytest.raises(ValueError, match=r"config\.json, .* is invalid: .*mean"):
-        hub.sidecar_options(tmp_path / "model.safetensors")
+        hub_configs.sidecar_options(tmp_path / "model.safetensors")
 
 
 def test_timm_s_pretrained_cfg(tmp_path):
     stated = {"interpolation": "bicubic", "crop_pct": 0.95, "crop_mode": "center", "mean": [0.5] * 3, "std": [0.5] * 3}
     content = {"architecture": "vit_base_patch16_224", "pretrained_cfg": stated, "model_args": {"num_heads": 3}}
     (tmp_path / "config.json").write_text(json.dumps(content))
-    options = hub.sidecar_options(tmp_path / "model.safetensors")
+    options = hub_configs.sidecar_options(tmp_path / "model.safetensors")
     assert options["num_heads"] == 3 and options["mean"] == [0.5] * 3
     assert read_back(options) == Transform(224, 235, "bicubic", "shorter_side", "upright")
-    squash = hub.timm_options(content | {"pretrained_cfg": stated | {"crop_mode": "squash"}})
+    squash = hub_configs.timm_options(content | {"pretrained_cfg": stated | {"crop_mode": "squash"}})
     assert read_back(squash) == Transform(224, 235, "bicubic", "squash", "upright")
 
 
 def open_clip_says(**fields):
     model = {"vision_cfg": {"width": 64}, "text_cfg": {}}
-    return hub.open_clip_options({"model_cfg": model, "preprocess_cfg": fields})
+    return hub_configs.open_clip_options({"model_cfg": model, "preprocess_cfg": fields})
 
 
 def test_open_clip_s_preprocess_cfg_and_what_overrides_it():
@@ -207,18 +207,19 @@ def test_open_clip_s_preprocess_cfg_and_what_overrides_it():
 @pytest.mark.parametrize("fields", [{}, {"filter": "bicubic", "crop_ratio": 0.875}, {"resize": "squash"}])
 def test_written_configs_say_what_the_record_says(tmp_path, fields):
     config = config_with(**fields, mean=(0.1, 0.2, 0.3))
-    again = read_back(hub.huggingface_options({}, hub.preprocessor_config(config)))
+    again = read_back(hub_configs.huggingface_options({}, hub_configs.preprocessor_config(config)))
     assert again == transform_of(config)
-    assert hub.preprocessor_config(config)["image_mean"] == [0.1, 0.2, 0.3]
-    assert read_back(hub.timm_options({"pretrained_cfg": hub.timm_preprocess(config)})) == transform_of(config)
+    assert hub_configs.preprocessor_config(config)["image_mean"] == [0.1, 0.2, 0.3]
+    stated = {"pretrained_cfg": hub_configs.timm_preprocess(config)}
+    assert read_back(hub_configs.timm_options(stated)) == transform_of(config)
     if config.preprocess.crop_ratio == 1:
-        written = hub.open_clip_config(config, tmp_path)["preprocess_cfg"]
+        written = hub_configs.open_clip_config(config, tmp_path)["preprocess_cfg"]
         assert read_back(open_clip_says(**written)) == transform_of(config)
     else:
         with pytest.raises(
             ValueError, match=r"open_clip needs a crop of the full resized square; .* 0\.875 .*--crop-ratio=1"
         ):
-            hub.open_clip_config(config, tmp_path)
+            hub_configs.open_clip_config(config, tmp_path)
 
 
 # who reads it

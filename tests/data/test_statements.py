@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from detailclip_jax.config import run_config
 from detailclip_jax.data import false_texts
-from detailclip_jax.data.lengths import caption_lengths
+from detailclip_jax.data.caption_lengths import caption_lengths
 from detailclip_jax.data.stickers import statements
 from detailclip_jax.data.stickers.hold_outs import held_out, held_out_pairs
 from detailclip_jax.data.stickers.nouns import NOUNS

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from detailclip_jax.config import run_config
-from detailclip_jax.data.caption_rules import captions_of, sentences_of
+from detailclip_jax.data.caption_selection import captions_of, sentences_of
 from detailclip_jax.data.pipeline import open_source
 from detailclip_jax.data.stickers import hold_outs, scene_source, scenes, sprites
 from detailclip_jax.data.stickers.nouns import CLASS_OF_NOUN, CLASSES, NOUNS

@@ -15,7 +15,7 @@ from detailclip_jax.data import vocabularies
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.vocabularies import FileTokenizer, around, record, tokenizer_of
 from detailclip_jax.inference.model import _reading
-from detailclip_jax.interop import hub, hub_tokenizer, hub_vocabulary
+from detailclip_jax.interop import hub_configs, hub_tokenizer, hub_vocabulary
 from detailclip_jax.training import adopted_config
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -283,21 +283,21 @@ def test_an_export_states_the_end_token_of_the_file(tmp_path):
     config = config_with(end_file(tmp_path), pooling="eot")
     config.model.image_size, config.model.size = 32, "tiny"
     end = vocabularies.pieces_of(config.data.tokenizer).size - 1
-    content = hub.huggingface_config(config)
+    content = hub_configs.huggingface_config(config)
     assert content["text_config"]["eos_token_id"] == end == 5 and content["text_config"]["bos_token_id"] is None
     entry = {"file": "tokenizer.json", "digest": vocabularies.digest_of(config.data.tokenizer), "end": end}
-    assert content["vocabulary"] == hub.state_dict_card(config)["vocabulary"] == entry
-    hub.huggingface_options(content, {})
+    assert content["vocabulary"] == hub_configs.state_dict_card(config)["vocabulary"] == entry
+    hub_configs.huggingface_options(content, {})
     tokens = inputs(config).tokens
     assert tokens.max() == end and (tokens == end).sum(-1).tolist() == [1, 1]
     assert hub_vocabulary.stated(default()) == {}
-    assert hub.huggingface_config(default())["text_config"]["eos_token_id"] == 49407
+    assert hub_configs.huggingface_config(default())["text_config"]["eos_token_id"] == 49407
 
 
 def test_an_export_without_the_file_is_refused(tmp_path):
     config = config_with(tmp_path / "gone.json", pooling="eot")
     with pytest.raises(FileNotFoundError, match=r"gone\.json is not a file"):
-        hub.state_dict_card(config)
+        hub_configs.state_dict_card(config)
 
 
 def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ from detailclip_jax.training import experiment as pretraining
 from detailclip_jax.training import failures, mesh
 from detailclip_jax.training import train as training
 from detailclip_jax.training.checkpoint import Checkpoints, Restored, load_state
-from detailclip_jax.training.programs import Programs
+from detailclip_jax.training.compiled_steps import Programs
 from detailclip_jax.training.session import Run, changes_of_data, run_record
 
 SIZE = {**sizes.SIZES["tiny"]._asdict(), "width": 24, "depth": 2, "num_heads": 2}

@@ -28,7 +28,7 @@ from detailclip_jax.dense.predictions import Detector, Segmenter
 from detailclip_jax.inference.model import Model, load
 from detailclip_jax.interop.model_to_export import load as export_of
 from detailclip_jax.models import positions
-from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.models.patchify import normalise_pixels
 from detailclip_jax.models.taps import taps
 from detailclip_jax.training import adopted_config, dense_encoder, warm_start
 from detailclip_jax.training import experiment as pretraining

@@ -6,7 +6,7 @@ import pytest
 from evaluation_data import write_checkpoint
 
 from detailclip_jax import evaluate as command
-from detailclip_jax.evaluation import detail_page, paper
+from detailclip_jax.evaluation import detail_page, paper_numbers
 from detailclip_jax.evaluation.metrics import Metric
 from detailclip_jax.evaluation.results import Outcome, record
 from detailclip_jax.evaluation.subject import from_checkpoint
@@ -45,7 +45,7 @@ def test_published_numbers_stand_beside_the_scores_of_their_model(workdir):
     page = detail_page.markdown(outcome_of(workdir))
     assert page.startswith("# Detail: hf://openai/clip-vit-base-patch16\n\nRevision abc, licence mit.\n")
     rows = rows_of(page)
-    assert rows["urban1k, image to text R@1"] == ["50.0 (40.0-60.0)", "10.00", "10", "68.1", paper.HIMO_CLIP]
+    assert rows["urban1k, image to text R@1"] == ["50.0 (40.0-60.0)", "10.00", "10", "68.1", paper_numbers.HIMO_CLIP]
     assert rows["stickers, side"][-1] == "absent" and "urban1k, image to text R@5" not in rows
     assert "\n- dense:voc20:naclip: voc20 is not there\n- choice:fg_ovd, choice:fg_ovd:roi: get it\n" in page
 
@@ -57,8 +57,8 @@ def test_a_run_of_ones_own_has_no_published_numbers(workdir):
 
 
 def test_every_published_number_is_of_a_known_model_and_task():
-    models = {*paper.REPOSITORIES.values()}
-    for model, task, _, metrics, values, source in paper.PRINTED:
+    models = {*paper_numbers.REPOSITORIES.values()}
+    for model, task, _, metrics, values, source in paper_numbers.PRINTED:
         assert model in models and task in detail_page.SECTIONS and source
         assert len(metrics) == len(values) and all(0 < value < 100 for value in values)
 

@@ -37,7 +37,7 @@ from detailclip_jax.evaluation import (
     evaluator,
     image_batches,
     metrics,
-    paper,
+    paper_numbers,
     results,
     run_all,
     run_evaluators,
@@ -50,7 +50,7 @@ from detailclip_jax.evaluation.embedder import Embedder, Store
 from detailclip_jax.evaluation.retrieval import retrieval_metrics
 from detailclip_jax.inference import batching
 from detailclip_jax.methods.encode import encoders
-from detailclip_jax.models import towers
+from detailclip_jax.models import networks
 from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training.mesh import make_mesh, replicated
@@ -193,7 +193,7 @@ def test_texts_are_whole_for_an_encoder_in_which_padding_has_an_effect(style):
     config = tiny_config("clip")
     config.model.text_style.update(style)
     config.model.context_length = 20  # beyond the shortest of the usual lengths, 16
-    model = towers.build(config.model, ("text", "text_projection"))
+    model = networks.build(config.model, ("text", "text_projection"))
     tokens, encode = texts_of([3, 5, 4, 7], 20), encoders(model, config)
     embed = lambda net, tokens: net.embed_text(tokens)
     params = noise(jax.eval_shape(functools.partial(model.init, method=embed), jax.random.key(0), tokens))["params"]
@@ -648,12 +648,20 @@ def test_other_data_without_the_drawings_is_one_message(tmp_path, monkeypatch):
 
 
 def test_the_paper_s_tables_have_its_own_means():
-    for name, row in paper.tables()["zero_shot"]["rows"].items():
+    for name, row in paper_numbers.tables()["zero_shot"]["rows"].items():
         mean, *values = row[-1], *row[1:-1]
         assert abs(np.mean(values) - mean) < 0.07, name  # rounded as printed
-    assert paper.results_of("detailclip")["DetailCLIP, 25 epochs"]["zero_shot", "pets", "mean_per_class"] == 0.354
-    assert paper.results_of("detailclip")["DetailCLIP, 50 epochs"]["retrieval", "coco", "text_to_image_r1"] == 0.249
-    assert list(paper.results_of("clip")) == ["CLIP, 25 epochs", "CLIP, 50 epochs"] and not paper.results_of("dino")
+    assert (
+        paper_numbers.results_of("detailclip")["DetailCLIP, 25 epochs"]["zero_shot", "pets", "mean_per_class"] == 0.354
+    )
+    assert (
+        paper_numbers.results_of("detailclip")["DetailCLIP, 50 epochs"]["retrieval", "coco", "text_to_image_r1"]
+        == 0.249
+    )
+    assert list(paper_numbers.results_of("clip")) == [
+        "CLIP, 25 epochs",
+        "CLIP, 50 epochs",
+    ] and not paper_numbers.results_of("dino")
     tasks = evaluation.parse("paper", evaluation.Sets())
     retrieval = [task.dataset for task in tasks if task.kind == "retrieval"]
     assert len(tasks) == 14 + 2 and retrieval == ["flickr30k", "coco"]

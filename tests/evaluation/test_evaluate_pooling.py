@@ -29,7 +29,7 @@ from detailclip_jax.evaluation.zero_shot import zero_shot
 from detailclip_jax.inference.class_embeddings import class_embeddings, class_texts, normalise
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.methods.encode import encoders
-from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.models.patchify import normalise_pixels
 from detailclip_jax.runtime.errors import Unmeasurable
 
 NUM, SIZE, TEXT = 5, 32, 12

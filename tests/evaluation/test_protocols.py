@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from detailclip_jax.data.labelled import KNOWN, open_set
-from detailclip_jax.data.labelled.builders import KITTI_CLASSES
 from detailclip_jax.data.labelled.known_sets import PAPER
+from detailclip_jax.data.labelled.tfds_sets import KITTI_CLASSES
 from detailclip_jax.evaluation import protocols
 from detailclip_jax.evaluation.protocols import PACKAGE_NAMES, PROTOCOLS, match, package, plain, slip, zero_shot_task
 

@@ -20,7 +20,7 @@ from detailclip_jax.dense.segmentation import segmentation_sets
 from detailclip_jax.dense.segmentation.index_masks import IGNORE
 from detailclip_jax.evaluation import (
     Sets,
-    paper,
+    paper_numbers,
     readout_scores,
     readout_sets,
     readout_setups,
@@ -222,7 +222,7 @@ def test_the_description_of_a_setup_has_the_lengths_of_the_model():
 
 
 def test_published_numbers_are_of_sets_and_read_outs_that_exist():
-    rows = paper.published_results()
+    rows = paper_numbers.published_results()
     cells = [cell for row in rows.values() for cell in row if cell[0] == "dense"]
     assert len(cells) == 14
     for task, dataset, metric in cells:

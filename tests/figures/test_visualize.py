@@ -13,7 +13,7 @@ from detailclip_jax.config import IMAGENET_MEAN, IMAGENET_STD, crop, default, si
 from detailclip_jax.evaluation import run_figures
 from detailclip_jax.figures import plots
 from detailclip_jax.inference.inspection import paste
-from detailclip_jax.models.patches import normalise_patches, patchify
+from detailclip_jax.models.patchify import normalise_patches, patchify
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.signals import Stopped
 from detailclip_jax.training import experiment

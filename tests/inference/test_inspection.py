@@ -9,7 +9,7 @@ from test_inference import made, make_images, model_of, normalised
 
 from detailclip_jax.inference.similar_patches import pca_colours, principal_components, similarity
 from detailclip_jax.methods import masking
-from detailclip_jax.models.patches import patchify
+from detailclip_jax.models.patchify import patchify
 
 RNG = np.random.default_rng(0)
 

@@ -21,17 +21,17 @@ from detailclip_jax import methods
 from detailclip_jax.interop import (
     clip_names,
     compiled_functions,
-    hub,
+    hub_configs,
     hub_vocabulary,
     model_to_export,
-    own,
+    own_safetensors,
     tensor_files,
 )
-from detailclip_jax.interop.measure import Spec, spec_of
+from detailclip_jax.interop.model_sizes import Spec, spec_of
 from detailclip_jax.interop.model_to_export import Export
 from detailclip_jax.kernels.products import EXACT
 from detailclip_jax.models.cross_pool import NUM_HEADS
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.networks import Networks
 from detailclip_jax.training import ema
 from detailclip_jax.types import Array, Float, Int, Params
 
@@ -142,7 +142,7 @@ def timm_tokens(
     import timm
     import torch
 
-    arguments = card["create_model"] if card else hub.timm_arguments(spec_of(config.model))
+    arguments = card["create_model"] if card else hub_configs.timm_arguments(spec_of(config.model))
     model: Any = timm.create_model(**arguments).eval()
     model.load_state_dict(_tensors(path, prefix), strict=True)
     with torch.inference_mode():
@@ -194,7 +194,7 @@ def open_clip_features(path: Path, config: ConfigDict, batch: Inputs) -> Feature
     import open_clip
     import torch
 
-    with contextlib.chdir(path):  # where the image encoder's config may be, see `hub.needs_trunk`
+    with contextlib.chdir(path):  # where the image encoder's config may be, see `hub_configs.needs_trunk`
         model: Any = open_clip.create_model_and_transforms("local-dir:.")[0].eval()
     with torch.inference_mode():
         image, text = model.encode_image(_images(batch)), model.encode_text(_text(batch))
@@ -209,7 +209,7 @@ def cosmos_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
     content, found = loaded(path), {}
     for part in clip_names.COSMOS_PARTS:
         tensors = tensor_files.part_of(content, part)
-        model: Any = open_clip.model.CLIP(**hub.open_clip_model(config, path)).eval()
+        model: Any = open_clip.model.CLIP(**hub_configs.open_clip_model(config, path)).eval()
         model.load_state_dict({key: tensors[key] for key in model.state_dict()}, strict=True)
         with torch.inference_mode():
             features = {"image": model.encode_image(_images(batch)), "text": model.encode_text(_text(batch))}
@@ -222,7 +222,7 @@ def flair_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
     import open_clip
     import torch
 
-    tensors, content = _tensors(path), hub.open_clip_model(config, path)
+    tensors, content = _tensors(path), hub_configs.open_clip_model(config, path)
     content["vision_cfg"]["output_tokens"] = True
     model: Any = open_clip.model.CLIP(**content).eval()
     pool = {
@@ -275,7 +275,7 @@ def huggingface_features(path: Path, config: ConfigDict, batch: Inputs) -> Featu
 
 def own_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
     """Features of our networks with the parameters of a file of `--to=safetensors`."""
-    model, variables, _ = own.read(path)
+    model, variables, _ = own_safetensors.read(path)
     return ours(model, variables["params"], batch)
 
 
@@ -337,7 +337,7 @@ def check_export(to: str, workdir: Path, path: Path, bound: float = 1e-5, **opti
         theirs, expected = called(export, functools.partial(CALLS[to], path))
     elif to == "timm":
         batch = inputs(export.config, export.config.model.vocab_size - 1)  # of images alone
-        card = json.loads(hub.card_of(path).read_text())
+        card = json.loads(hub_configs.card_of(path).read_text())
         theirs = timm_tokens(path, export.config, batch, card=card)
         expected = image_tokens(export.model, export.params, batch)
     else:

@@ -14,7 +14,7 @@ from detailclip_jax import import_torch, interop, load
 from detailclip_jax.config import run_config
 from detailclip_jax.dense.detection.backbone import backbone, extents
 from detailclip_jax.inference.inspection import attention_of_heads
-from detailclip_jax.interop import hub
+from detailclip_jax.interop import hub_configs
 from detailclip_jax.models import readouts, stacking
 from detailclip_jax.models.taps import taps
 from detailclip_jax.models.vit import Style, VisionTransformer
@@ -206,7 +206,7 @@ def test_an_export_to_timm_has_the_tokens_of_transformers(name):
     _, variables, config = interop.load(state, name[:6], num_heads=HEADS)
     config.model.image_size = SIDE * config.model.custom.patch_size
     written = interop.to_state_dict(variables, config, "timm")
-    model = timm.create_model(**hub.timm_card(config)["create_model"]).eval()
+    model = timm.create_model(**hub_configs.timm_card(config)["create_model"]).eval()
     model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in written.items()}, strict=True)
     images = pixels(SIDE, patch=config.model.custom.patch_size)
     with torch.inference_mode():

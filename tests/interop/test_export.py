@@ -26,14 +26,14 @@ from detailclip_jax.data.vocabularies import digest_of, tokenizer_of
 from detailclip_jax.interop import (
     compiled_functions,
     formats,
-    hub,
+    hub_configs,
     hub_tokenizer,
-    measure,
+    model_sizes,
     state_dicts,
     tensor_files,
 )
 from detailclip_jax.interop.model_to_export import load as load_export
-from detailclip_jax.interop.timm_vit import OPENAI_STYLE
+from detailclip_jax.interop.timm_names import OPENAI_STYLE
 from detailclip_jax.models.vit import Style
 from detailclip_jax.training import checkpoint, ema, experiment
 
@@ -175,9 +175,9 @@ def test_the_names_of_activations_are_transformers_and_come_back(style):
     activations = {"model.image_style.activation": "gelu_tanh", "model.text_activation": "relu"}
     made = config.default()
     made.update_from_flattened_dict(TINY | style | activations)
-    content = hub.huggingface_config(made)
+    content = hub_configs.huggingface_config(made)
     assert [content[part]["hidden_act"] for part in ("vision_config", "text_config")] == ["gelu_pytorch_tanh", "relu"]
-    read = hub.huggingface_options(content, {})
+    read = hub_configs.huggingface_options(content, {})
     assert (read["activation"], read["text_activation"]) == ("gelu_tanh", "relu")
 
 
@@ -294,7 +294,7 @@ def test_open_clip_with_timm_s_tower(tmp_path, capsys, size):
     assert content["model_cfg"]["vision_cfg"]["timm_pool"] == "token"
     _, variables, _ = checkpoint.load(workdir)
     _, again, read = interop.load(tmp_path / "out")
-    assert measure.size_of(read.model).num_heads == size.num_heads
+    assert model_sizes.size_of(read.model).num_heads == size.num_heads
     jax.tree.map(np.testing.assert_array_equal, again["params"], variables["params"])
     assert read.model.text_activation == "quick_gelu"
 
@@ -310,7 +310,7 @@ def test_open_clip_builds_sizes_that_timm_does_not_register(detailclip, tmp_path
     check_export("open_clip", detailclip, out, image_size=size)
     variables = load_export(detailclip, image_size=size).variables
     _, again, read = interop.load(out)
-    assert read.model.image_size == size and measure.size_of(read.model).num_heads == 4
+    assert read.model.image_size == size and model_sizes.size_of(read.model).num_heads == 4
     np.testing.assert_array_equal(again["params"]["image"]["positions"], variables["ema_params"]["image"]["positions"])
 
 
@@ -320,7 +320,7 @@ def test_the_trunk_of_an_earlier_export_is_not_read_and_is_removed(openai, tmp_p
     trunk.write_text('{"model_args": {"num_heads": 2}}')
     assert run(openai, "open_clip", out) == 0 and not trunk.exists()
     trunk.write_text('{"model_args": {"num_heads": 2}}')
-    assert measure.size_of(interop.load(out)[2].model).num_heads == 4
+    assert model_sizes.size_of(interop.load(out)[2].model).num_heads == 4
 
 
 def test_image_towers_that_open_clip_does_not_have(tmp_path, capsys):
@@ -375,7 +375,7 @@ def test_open_clip_s_texts_have_either_gelu_beside_an_image_encoder_of_timm(tmp_
     made = config.default()
     made.update_from_flattened_dict(TINY | {"model.text_activation": "gelu"})
     assert state_dicts.layout_for(made, "open_clip").name == "open_clip"
-    assert hub.open_clip_model(made, tmp_path)["quick_gelu"] is False
+    assert hub_configs.open_clip_model(made, tmp_path)["quick_gelu"] is False
 
 
 @pytest.mark.check
@@ -402,7 +402,7 @@ def timm_features(file):
     """Pooled features of the model that the card beside a file describes."""
     import timm
 
-    card = json.loads(hub.card_of(file).read_text())
+    card = json.loads(hub_configs.card_of(file).read_text())
     model = timm.create_model(**card["create_model"]).eval()
     model.load_state_dict(torch.load(file, weights_only=True), strict=True)
     _, side, _ = card["preprocessing"]["input_size"]
@@ -443,21 +443,21 @@ def test_the_card_beside_a_timm_file_builds_the_model(tmp_path, capsys, fields, 
     cosines = (ours * theirs).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(theirs, axis=-1)
     assert cosines.min() > 1 - 1e-6
     np.testing.assert_allclose(theirs, ours, atol=1e-5 * np.abs(ours).max())
-    card = json.loads(hub.card_of(file).read_text())
+    card = json.loads(hub_configs.card_of(file).read_text())
     assert card["create_model"]["model_name"] == architecture
-    size, printed = measure.size_of(made.model), capsys.readouterr().out
+    size, printed = model_sizes.size_of(made.model), capsys.readouterr().out
     assert f"timm.create_model(model_name='{architecture}', img_size={made.model.image_size}, " in printed
     assert f"num_heads={size.num_heads}, num_classes=0" in printed and "mean 0.485 0.456 0.406" in printed
     assert ("timm's vit_small_patch16_224: its 6 heads" in printed) == (size.width == 384)
     _, _, read = interop.load(file)
-    assert measure.size_of(read.model).num_heads == size.num_heads
+    assert model_sizes.size_of(read.model).num_heads == size.num_heads
     assert read.model.image_style.to_dict() == made.model.image_style.to_dict()
 
 
 def test_timm_s_model_of_the_same_shapes_with_other_heads_is_named():
     made = config.default()
     made.update_from_flattened_dict(TINY | S16)
-    check_names(hub.other_heads(measure.spec_of(made.model)), "vit_small_patch16_224", "its 6 heads")
+    check_names(hub_configs.other_heads(model_sizes.spec_of(made.model)), "vit_small_patch16_224", "its 6 heads")
 
 
 def test_a_run_s_own_config_does_not_describe_an_export_in_its_workdir(detailclip, openai, tmp_path, capsys):
@@ -465,10 +465,10 @@ def test_a_run_s_own_config_does_not_describe_an_export_in_its_workdir(detailcli
     shutil.copy(detailclip / "config.json", tmp_path)
     before = (tmp_path / "config.json").read_text()
     assert run(detailclip, "slip", file) == 0
-    told, content = hub.sidecar_options(file), card.read_text()
+    told, content = hub_configs.sidecar_options(file), card.read_text()
     assert (told["num_heads"], told["text_heads"]) == (4, 4) and "norm_eps" not in told
     card.unlink()
-    assert hub.sidecar_options(file) == {}
+    assert hub_configs.sidecar_options(file) == {}
     card.write_text(content)
     for to in ("huggingface", "open_clip", "stablehlo"):
         assert run(openai, to, tmp_path) == 2
@@ -476,7 +476,7 @@ def test_a_run_s_own_config_does_not_describe_an_export_in_its_workdir(detailcli
     assert (tmp_path / "config.json").read_text() == before
     (tmp_path / "config.json").unlink()
     assert run(openai, "huggingface", tmp_path) == 0 and not card.exists()
-    assert hub.sidecar_options(file)["activation"] == "quick_gelu"
+    assert hub_configs.sidecar_options(file)["activation"] == "quick_gelu"
 
 
 def test_a_card_of_another_file_is_not_believed(backbone, tmp_path):
@@ -486,7 +486,7 @@ def test_a_card_of_another_file_is_not_believed(backbone, tmp_path):
     torch.save({**torch.load(file, weights_only=True), "head.weight": torch.zeros(2, 96)}, file)
     with pytest.raises(ValueError, match=r"vit\.pth\.json does not describe .*: remove it, or export"):
         interop.load(file)
-    hub.card_of(file).write_text('{"mine": 3}')
+    hub_configs.card_of(file).write_text('{"mine": 3}')
     assert interop.load(file)[2].model.image_size == 32
 
 
@@ -545,11 +545,11 @@ def test_the_card_states_the_heads(tmp_path):
     size = Size(8, 48, 1, 2, 32, 1, 2, 24)
     workdir = save_noise(tmp_path / "run", "clip", **custom(size) | {"model.image_size": 32})
     assert run(workdir, "slip", tmp_path / "clip.safetensors") == 0
-    read = measure.size_of(interop.load(tmp_path / "clip.safetensors")[2].model)
+    read = model_sizes.size_of(interop.load(tmp_path / "clip.safetensors")[2].model)
     assert (read.num_heads, read.text_heads) == (2, 2)
     made = config.default()
     made.update_from_flattened_dict(TINY | custom(size._replace(decoder_heads=3)))
-    assert hub.card_options(hub.state_dict_card(made, hub.ALL_HEADS))["decoder_heads"] == 3
+    assert hub_configs.card_options(hub_configs.state_dict_card(made, hub_configs.ALL_HEADS))["decoder_heads"] == 3
 
 
 @pytest.fixture(scope="module")
@@ -758,7 +758,7 @@ def registered():
     return set(timm.list_models())
 
 
-@pytest.mark.parametrize(("kind", "name"), hub.TIMM.items())
+@pytest.mark.parametrize(("kind", "name"), hub_configs.TIMM.items())
 def test_architectures_are_timm_s(kind, name):
     """Patch, width, depth and heads of the model that timm builds under that name."""
     import timm

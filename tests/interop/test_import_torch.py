@@ -17,7 +17,7 @@ from library_features import check_equal, image_tokens, inputs, ours
 
 from detailclip_jax import import_torch, interop
 from detailclip_jax.config.fields import TEXT_ACTIVATIONS
-from detailclip_jax.interop import hub, state_dicts, tensor_files
+from detailclip_jax.interop import hub_configs, state_dicts, tensor_files
 from detailclip_jax.interop.tensor_layout import NORMALISATIONS
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.positions import RECIPES
@@ -122,8 +122,8 @@ def test_open_clip_folder(tmp_path, quick_gelu):
 
 def test_open_clip_s_default_width():
     """CLIPVisionCfg of open_clip: 768, with heads of 64."""
-    assert hub.open_clip_options({"vision_cfg": {}})["num_heads"] == 12
-    assert hub.open_clip_options({"vision_cfg": {"head_width": 32}})["num_heads"] == 24
+    assert hub_configs.open_clip_options({"vision_cfg": {}})["num_heads"] == 12
+    assert hub_configs.open_clip_options({"vision_cfg": {"head_width": 32}})["num_heads"] == 24
 
 
 def test_a_training_of_open_clip(tmp_path):
@@ -152,7 +152,7 @@ def test_a_model_in_several_files_is_read_whole_or_not_at_all(tmp_path):
 @pytest.mark.parametrize("end", [2, 63, None])
 def test_configs_of_transformers_that_pool_texts_at_the_largest_id(end):
     content = {"model_type": "clip", "text_config": {"vocab_size": 64, "eos_token_id": end}}
-    assert hub.huggingface_options(content, {})["text_heads"] == 8
+    assert hub_configs.huggingface_options(content, {})["text_heads"] == 8
 
 
 @pytest.mark.parametrize("pooling", ["tok", "avg", "avg_then_norm"])

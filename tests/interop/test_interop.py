@@ -15,9 +15,17 @@ import tiny
 from detailclip_jax import config as config_lib
 from detailclip_jax import interop
 from detailclip_jax.config.sizes import SIZES, Size
-from detailclip_jax.interop import clip_names, key_tables, measure, own, pe_names, state_dicts, tips_names
+from detailclip_jax.interop import (
+    clip_names,
+    key_tables,
+    model_sizes,
+    own_safetensors,
+    pe_names,
+    state_dicts,
+    tips_names,
+)
 from detailclip_jax.interop.layouts import LAYOUTS
-from detailclip_jax.interop.timm_vit import OPENAI_STYLE
+from detailclip_jax.interop.timm_names import OPENAI_STYLE
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models import stacking
 from detailclip_jax.models.cross_pool import NUM_HEADS
@@ -40,8 +48,8 @@ def golden(name):
 def spec_for(layout, size=SMALL):
     size = fitting(layout, size)
     text = layout.text_activation, layout.text_style, layout.image_is_embedding
-    side = 4 if layout.tower.positions else measure.ROTARY_SIDE
-    return measure.Spec(
+    side = 4 if layout.tower.positions else model_sizes.ROTARY_SIDE
+    return model_sizes.Spec(
         size, size.patch_size * side, CONTEXT, VOCABULARY, layout.style, *text, class_tokens=layout.class_tokens
     )
 
@@ -114,7 +122,7 @@ def test_there_and_back_is_bit_exact(layout):
     assert read_config.method == layout.method
     assert read_config.model.image_size == config.model.image_size
     assert read_config.model.image_style.to_dict() == config.model.image_style.to_dict()
-    size = measure.size_of(read_config.model)
+    size = model_sizes.size_of(read_config.model)
     assert size[:4] == SMALL[:4] and (layout.text is None or size[:8] == fitting(layout, SMALL)[:8])
 
 
@@ -175,7 +183,7 @@ def test_keys_of_the_reference():
     rows = (line.split("\t") for line in (GOLDEN / "vitb16_keys.tsv").read_text().splitlines()[1:])
     theirs = {row[0]: tuple(int(number) for number in row[1].strip("()").split(",") if number.strip()) for row in rows}
     layout = LAYOUTS[0]
-    spec = measure.Spec(SIZES["B/16"], 224, 77, 49408)
+    spec = model_sizes.Spec(SIZES["B/16"], 224, 77, 49408)
     assert state_dicts.expected_shapes(layout.table(spec), abstract(layout, spec)[1]) == theirs
     assert len(theirs) == 637
 
@@ -242,7 +250,7 @@ def test_any_sizes_are_read_from_the_shapes(seed):
     _, variables, config = interop.load(state_dict, layout.name, **told(layout, size))
     back = interop.to_state_dict(variables, config, layout.name)
     assert all(np.array_equal(back[key], value) for key, value in state_dict.items())
-    found = measure.spec_of(config.model)
+    found = model_sizes.spec_of(config.model)
     side = 14 if config.model.image_style.positions == "rotary" else 4  # no tensor shows the size: it is DINOv3's
     assert found.size[:4] == size[:4] and found.image_size == side * size.patch_size
     assert layout.text is None or (found.size[:8], found.context_length, found.vocab_size) == (
@@ -330,7 +338,7 @@ def test_fixed_positions_may_differ_by_the_rounding_of_their_precision(dtype):
 
 
 def test_heads_that_the_tensors_do_not_show():
-    assert [measure.heads_of(width, None, "num_heads") for width in (384, 768, 1024)] == [6, 12, 16]
+    assert [model_sizes.heads_of(width, None, "num_heads") for width in (384, 768, 1024)] == [6, 12, 16]
 
 
 def test_slip_s_small_vit_has_twelve_heads_and_timm_s_six():
@@ -338,7 +346,7 @@ def test_slip_s_small_vit_has_twelve_heads_and_timm_s_six():
     for name, num_heads, given in (("clip", 12, {"text_heads": 8}), ("timm", 6, {"activation": "gelu"})):
         state_dict, _ = written(next(row for row in WRITTEN if row.name == name), size)
         _, _, config = interop.load(state_dict, name, **given)
-        assert measure.size_of(config.model).num_heads == num_heads
+        assert model_sizes.size_of(config.model).num_heads == num_heads
 
 
 def test_activations_that_no_shape_tells():
@@ -449,11 +457,11 @@ def reference_state_dict():
 
 def test_decoder_heads_are_said_and_an_option(caplog):
     _, _, config = interop.load(reference_state_dict(), **heads())
-    assert measure.size_of(config.model).decoder_heads == 4
+    assert model_sizes.size_of(config.model).decoder_heads == 4
     assert "decoder_heads 4 assumed" in caplog.text
     caplog.clear()
     _, _, config = interop.load(reference_state_dict(), **heads(), decoder_heads=6)
-    assert measure.size_of(config.model).decoder_heads == 6 and "decoder_heads" not in caplog.text
+    assert model_sizes.size_of(config.model).decoder_heads == 6 and "decoder_heads" not in caplog.text
 
 
 def test_a_file_of_the_published_code_makes_its_choices():
@@ -500,8 +508,8 @@ def test_our_own_format_keeps_all_class_tokens_and_other_layouts_refuse_them(tmp
     config = tiny.tiny_config("clip")
     config.model.class_tokens = 3
     params = tiny.noise(experiment.weight_shapes(config).params)
-    own.write(tmp_path / "own.safetensors", params, config)
-    _, variables, read = own.read(tmp_path / "own.safetensors")
+    own_safetensors.write(tmp_path / "own.safetensors", params, config)
+    _, variables, read = own_safetensors.read(tmp_path / "own.safetensors")
     assert read.model.class_tokens == 3
     jax.tree.map(np.testing.assert_array_equal, variables["params"], dict(params))
     for layout in ("clip", "open_clip", "huggingface", "timm"):

@@ -5,7 +5,7 @@ import pytest
 from test_interop import clip_state_dict, heads, reference_state_dict, written
 
 from detailclip_jax import interop
-from detailclip_jax.interop import measure, tensor_files
+from detailclip_jax.interop import model_sizes, tensor_files
 from detailclip_jax.interop.layouts import LAYOUTS
 
 
@@ -102,12 +102,15 @@ MISTAKES = {  # the mistake: a call with a folder, words of the message
     "heads that do not divide": (read(num_heads=5), "num_heads 5 does not divide the width 48"),
     **{
         f"{given!r} heads": (
-            lambda _, given=given: measure.heads_of(48, given, "num_heads"),
+            lambda _, given=given: model_sizes.heads_of(48, given, "num_heads"),
             rf"num_heads {given!r} must be a whole number.*--num-heads",
         )
         for given in (0, -12, "12", 4.0)
     },
-    "unknown heads": (lambda _: measure.heads_of(400, None, "num_heads"), r"encoder of width 400 .* give num_heads"),
+    "unknown heads": (
+        lambda _: model_sizes.heads_of(400, None, "num_heads"),
+        r"encoder of width 400 .* give num_heads",
+    ),
     "decoder heads": (read(of=reference_state_dict, decoder_heads=5), "decoder_heads 5 does not divide the width 48"),
     "no decoder heads": (read(of=reference_state_dict, decoder_heads=0), "decoder_heads 0 does not divide"),
     "no decoder": (read(decoder_heads=4), "decoder_heads is given, but a model of layout 'clip' has no decoder"),

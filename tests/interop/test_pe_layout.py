@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from detailclip_jax import interop
-from detailclip_jax.interop import hub, pe_names, state_dicts
+from detailclip_jax.interop import hub_configs, pe_names, state_dicts
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.positions import RECIPES
 from detailclip_jax.training import experiment
@@ -127,7 +127,7 @@ def test_spatial_s_published_names(prefix):
 def test_the_config_of_open_clip_is_read():
     pixels = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
     content = {"model_cfg": open_clip.get_model_config("PE-Core-B-16"), "preprocess_cfg": pixels}
-    options = hub.open_clip_options(content)
+    options = hub_configs.open_clip_options(content)
     assert (options["pooling"], options["activation"], options["text_activation"]) == (None, None, "gelu")
     assert (options["text_heads"], options["resize"], options["resize_filter"]) == (16, "squash", "bilinear")
 

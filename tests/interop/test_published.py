@@ -21,7 +21,7 @@ from detailclip_jax import config, evaluation, interop, pretraining
 from detailclip_jax.data.tokenizer import VOCAB_SIZE
 from detailclip_jax.evaluation import detail_page
 from detailclip_jax.inference import model as inference
-from detailclip_jax.interop import formats, notes, published
+from detailclip_jax.interop import export_notes, formats, published
 from detailclip_jax.interop.model_to_export import load as load_export
 from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.training import adopted_config, checkpoint, published_names
@@ -278,7 +278,7 @@ def test_a_run_records_the_revision_it_started_from_and_resumes_without_it(tmp_p
     formats.named("timm").write(export, tmp_path / "vit.safetensors")
     assert json.loads((tmp_path / "vit.safetensors.json").read_text())["origins"] == [recorded]
     said = f"{NAME} (init), revision {REVISION}, licence mit"
-    assert f"Its weights come from {said}." in notes.readme(export.config, export.origins)
+    assert f"Its weights come from {said}." in export_notes.readme(export.config, export.origins)
     assert any(said in line for line in formats.summary("timm", export, tmp_path / "vit.safetensors", {}))
 
 

@@ -9,7 +9,7 @@ import pytest
 from test_pe_layout import noise
 
 from detailclip_jax import interop
-from detailclip_jax.interop import hub
+from detailclip_jax.interop import hub_configs
 from detailclip_jax.methods.encode import encoders
 
 torch = pytest.importorskip("torch")
@@ -55,7 +55,7 @@ def test_both_encoders_are_open_clip_s(tmp_path, name):
 @pytest.mark.parametrize("name", [EXACT, TANH])
 def test_image_encoders_are_timm_s(tmp_path, name):
     model = noise(timm.create_model(name, **SMALL))
-    options = hub.timm_options({"pretrained_cfg": model.default_cfg, "architecture": name})
+    options = hub_configs.timm_options({"pretrained_cfg": model.default_cfg, "architecture": name})
     networks, variables, config = interop.load(model.state_dict(), num_heads=3, activation=options["activation"])
     ours = networks.bind({"params": variables["params"]}).image(jnp.float32(PIXELS / 127.5 - 1))
     with torch.inference_mode():

@@ -8,7 +8,7 @@ import pytest
 
 from detailclip_jax import interop
 from detailclip_jax.data.vocabularies import tokenizer_of
-from detailclip_jax.interop import hub
+from detailclip_jax.interop import hub_configs
 from detailclip_jax.methods.encode import encoders
 
 torch = pytest.importorskip("torch")
@@ -214,10 +214,10 @@ def test_text_sides_of_fg_clip(side):
 def test_configs_of_fg_clip_s_folders():
     """The cut that its image processor states is not made: images are squashed before it."""
     first = {"model_type": "clip", "architectures": ["FGCLIPModel"], "vision_config": {}, "text_config": {}}
-    options = hub.huggingface_options(first, {"size": {"shortest_edge": 256}, "crop_size": {"height": 224}})
+    options = hub_configs.huggingface_options(first, {"size": {"shortest_edge": 256}, "crop_size": {"height": 224}})
     assert (options["resize"], options["crop_ratio"]) == ("squash", 1)
     second = {"model_type": "fgclip2", "vision_config": {"num_attention_heads": 16}, "text_config": {}}
-    options = hub.huggingface_options(second, {"max_num_patches": 1024})
+    options = hub_configs.huggingface_options(second, {"max_num_patches": 1024})
     assert (options["num_heads"], options["max_patches"]) == (16, 1024)
 
 

@@ -13,11 +13,11 @@ from flax import traverse_util
 from tiny import TWO_BLOCKS, noise, tiny_batch, tiny_config
 
 from detailclip_jax.config import run_config
-from detailclip_jax.data import lengths
+from detailclip_jax.data import caption_lengths
 from detailclip_jax.kernels import products
 from detailclip_jax.models import attention, block, layers, stacking
 from detailclip_jax.models.decoder import Decoder
-from detailclip_jax.models.text import TextTransformer
+from detailclip_jax.models.text_encoder import TextTransformer
 from detailclip_jax.models.vit import VisionTransformer
 from detailclip_jax.training import experiment, mesh, optimizer
 from detailclip_jax.types import Hidden, Tokens
@@ -177,7 +177,7 @@ def test_a_decoder_that_is_recomputed_in_turns_needs_less_memory():
 def test_captions_cut_to_the_longest_change_no_gradient(depth, scan):
     tower = TextTransformer(width=32, depth=depth, num_heads=4, context_length=12, vocab_size=64, scan=scan)
     text, weight = batch_of(config_of())["text"][[0, 1, 4], 0], normal(1, 3, 32)  # 7 words at most
-    cut, tokens = jnp.asarray(lengths.trimmed({"text": text}, (4, 8, 12))["text"]), jnp.asarray(text)
+    cut, tokens = jnp.asarray(caption_lengths.trimmed({"text": text}, (4, 8, 12))["text"]), jnp.asarray(text)
     params = noise(jax.eval_shape(tower.init, jax.random.key(0), tokens)["params"])
     assert cut.shape == (3, 8)
 
@@ -194,12 +194,13 @@ def test_captions_cut_to_the_longest_change_no_gradient(depth, scan):
 
 
 def test_caption_lengths():
-    assert lengths.lengths_within((48, 32, 32), 77) == (32, 48, 77)
-    assert lengths.lengths_within((32, 48), 24) == (24,) == lengths.lengths_within((), 24)
+    assert caption_lengths.lengths_within((48, 32, 32), 77) == (32, 48, 77)
+    assert caption_lengths.lengths_within((32, 48), 24) == (24,) == caption_lengths.lengths_within((), 24)
     tokens = np.array([[5, 9, 0, 0, 0], [5, 3, 3, 9, 9]])
-    assert lengths.caption_lengths(tokens).tolist() == [2, 4]  # the first of the largest ids, as the encoder reads
-    assert lengths.caption_lengths(np.array([[8, 3, 3]])) == 1  # no end token: the first word is read
-    assert lengths.trimmed({"text": tokens, "label": 1}, (2, 4, 5))["text"].shape == (2, 4)
+    ends = caption_lengths.caption_lengths(tokens).tolist()
+    assert ends == [2, 4]  # the first of the largest ids, as the encoder reads
+    assert caption_lengths.caption_lengths(np.array([[8, 3, 3]])) == 1  # no end token: the first word is read
+    assert caption_lengths.trimmed({"text": tokens, "label": 1}, (2, 4, 5))["text"].shape == (2, 4)
 
 
 @pytest.mark.check

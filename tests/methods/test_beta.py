@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from tiny import TWO_BLOCKS, noise_state, program_of, tiny_batch, tiny_config, tiny_experiment
 
-from detailclip_jax.data.caption_rules import captions_of
+from detailclip_jax.data.caption_selection import captions_of
 from detailclip_jax.losses.beta import beta_loss
 from detailclip_jax.losses.clip import clip_loss
 from detailclip_jax.models.readouts import READOUTS, read_out

@@ -9,7 +9,7 @@ import pytest
 
 from detailclip_jax.kernels.chunked_logits import Logits
 from detailclip_jax.losses import distillation
-from detailclip_jax.methods import running
+from detailclip_jax.methods import running_statistics
 from detailclip_jax.training import ema
 
 KINDS, WIDTH, PROTOTYPES, BATCH, STEPS = 4, 8, 6, 64, 400
@@ -41,7 +41,7 @@ def step(momentum, carry, key):
     teacher, x = ema.update(teacher, student, 0.95), views(key)
     gradient = jax.grad(loss)(student, teacher, center, x)
     student = jax.tree.map(lambda p, g: p - 0.05 * g, student, gradient)
-    moved = running.update_center(center, logits(teacher, x).mean(), momentum)
+    moved = running_statistics.update_center(center, logits(teacher, x).mean(), momentum)
     return (student, teacher, moved), None
 
 

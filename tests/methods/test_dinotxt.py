@@ -14,12 +14,12 @@ from tiny import SHORT_RUN, check_names, drawn, noise, noise_state, on_one_devic
 
 from detailclip_jax import export, methods, pretraining
 from detailclip_jax.config import run_config
-from detailclip_jax.data.native import Native
+from detailclip_jax.data.native_aspect import Native
 from detailclip_jax.inference.model import load
 from detailclip_jax.inference.readout_maps import cosines, readout_encoder
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.image_blocks import ImageBlocks, hidden_width
-from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.models.patchify import normalise_pixels
 from detailclip_jax.training import adopted_config, checkpoint, experiment, mesh
 from detailclip_jax.training import train as training
 

@@ -11,7 +11,7 @@ from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.evaluation.embedder import Embedder, Store
 from detailclip_jax.methods.encode import encoders
-from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.models.patchify import normalise_pixels
 
 
 def spread(networks, batch):

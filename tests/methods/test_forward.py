@@ -11,7 +11,7 @@ from tiny import SIZE, tiny_batch, tiny_config, tiny_experiment, tiny_state
 from detailclip_jax import methods
 from detailclip_jax.config import run_config
 from detailclip_jax.methods import method as forward
-from detailclip_jax.models import patches
+from detailclip_jax.models import patchify
 from detailclip_jax.training import experiment, mesh
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -45,9 +45,9 @@ def test_the_student_never_sees_hidden_pixels():
     exp = tiny_experiment()
     state, batch = tiny_state(), tiny_batch()
     record = exp.forward(state, exp.put(batch))
-    pixels = patches.patchify(batch["image"]["large"].astype(np.float32), 8)  # [B, V, N, P]
+    pixels = patchify.patchify(batch["image"]["large"].astype(np.float32), 8)  # [B, V, N, P]
     hidden = np.moveaxis(np.asarray(record.hidden.mask), 1, 0)
-    changed = patches.unpatchify(np.where(hidden[..., None], 0, pixels), 8)
+    changed = patchify.unpatchify(np.where(hidden[..., None], 0, pixels), 8)
 
     @jax.jit
     def cls(params, images, kept):
@@ -64,17 +64,17 @@ def test_fold_is_a_loop_over_views():
 
 def test_patchify_is_undone_by_unpatchify_and_orders_as_mae():
     images = jnp.asarray(np.random.default_rng(0).random((2, 3, 8, 8, 3)), jnp.float32)
-    cut = patches.patchify(images, 4)
-    np.testing.assert_array_equal(patches.unpatchify(cut, 4), images)
+    cut = patchify.patchify(images, 4)
+    np.testing.assert_array_equal(patchify.unpatchify(cut, 4), images)
     np.testing.assert_array_equal(cut[1, 2, 1].reshape(4, 4, 3), images[1, 2, :4, 4:])
 
 
 def test_normalised_patches_have_mean_zero_and_unbiased_variance_one():
     x = jnp.asarray(np.random.default_rng(0).random((5, 48)), jnp.float32)
-    y = patches.normalise_patches(x)
+    y = patchify.normalise_patches(x)
     np.testing.assert_allclose(y.mean(-1), 0, atol=1e-5)
     np.testing.assert_allclose(y.var(-1, ddof=1), 1, rtol=1e-3)
-    np.testing.assert_allclose(patches.normalise_patches(jnp.ones((1, 48))), 0, atol=1e-6)
+    np.testing.assert_allclose(patchify.normalise_patches(jnp.ones((1, 48))), 0, atol=1e-6)
 
 
 def row(**changes):

@@ -13,8 +13,8 @@ from tiny import copied, gradient_of_one_step, noise_state
 from detailclip_jax import config as config_lib
 from detailclip_jax import interop
 from detailclip_jax.config import sizes
-from detailclip_jax.interop import key_tables, reference
-from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.interop import key_tables, reference_names
+from detailclip_jax.models.patchify import normalise_pixels
 from detailclip_jax.training import ema, experiment, mesh
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -189,7 +189,7 @@ def all_gradients(before, after):
 
 def test_gradients_of_every_trainable_parameter():
     golden, before, after, _ = detailclip_step()
-    theirs = key_tables.write(reference.student(3, 2, 1), all_gradients(before, after))
+    theirs = key_tables.write(reference_names.student(3, 2, 1), all_gradients(before, after))
     trainable = part(golden, "grad/")
     assert set(golden["meta/trainable"]) == set(trainable)
     for name, gradient in trainable.items():
@@ -198,7 +198,7 @@ def test_gradients_of_every_trainable_parameter():
 
 def test_frozen_parameters_stay_as_they_were():
     golden, *states, _ = detailclip_step()
-    before, after = (key_tables.write(reference.student(3, 2, 1), state.params) for state in states)
+    before, after = (key_tables.write(reference_names.student(3, 2, 1), state.params) for state in states)
     frozen = set(before) - set(golden["meta/trainable"])
     assert frozen and all(np.array_equal(before[name], after[name]) for name in frozen)
     assert any((before[name] != after[name]).any() for name in golden["meta/trainable"])
@@ -206,7 +206,7 @@ def test_frozen_parameters_stay_as_they_were():
 
 def test_teacher_and_centers_after_the_step():
     golden, _, new, _ = detailclip_step()
-    theirs = key_tables.write(reference.teacher(3, 2), new.ema_params)
+    theirs = key_tables.write(reference_names.teacher(3, 2), new.ema_params)
     for name, value in part(golden, "teacher_after_ema/").items():
         assert relative(theirs[name], value) < 1e-6, name
     assert relative(new.running["cls"], golden["out/center_after"][0]) < 1e-6
@@ -276,7 +276,7 @@ def test_clip_embeddings():
 def test_clip_loss_and_gradients():
     golden, _, ((value, _), grads) = clip_step()
     assert relative(value, golden["loss/loss"]) < 1e-5
-    theirs = key_tables.write(reference.clip(2, 2), grads)
+    theirs = key_tables.write(reference_names.clip(2, 2), grads)
     for name, gradient in part(golden, "grad/").items():
         assert relative_l2(theirs[name], gradient) < 1e-4, name
 
@@ -285,7 +285,7 @@ def slip_entries():
     """SLIP's layout: CLIP's, and the SSL MLP."""
     layers = [e for i in range(3) for e in key_tables.linear(f"ssl_head/linear_{i}", f"image_mlp.layer{i + 1}")]
     norms = [e for i in range(2) for e in key_tables.norm(f"ssl_head/norm_{i}", f"image_mlp.bn{i + 1}")]
-    return [*reference.clip(2, 2), *layers, *norms]
+    return [*reference_names.clip(2, 2), *layers, *norms]
 
 
 def slip_statistics():

@@ -12,7 +12,7 @@ from tiny import ENCLOSING, check_names, noise, noise_state, tiny_batch, tiny_co
 
 from detailclip_jax import methods
 from detailclip_jax.config import run_config
-from detailclip_jax.data.caption_rules import captions_of, num_captions
+from detailclip_jax.data.caption_selection import captions_of, num_captions
 from detailclip_jax.data.views import crops_from_config, draw_boxes
 from detailclip_jax.methods import components, masking
 from detailclip_jax.methods import method as forward

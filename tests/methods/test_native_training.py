@@ -10,7 +10,7 @@ from tiny import copied, noise_state, tiny_batch, tiny_config, tiny_experiment
 
 from detailclip_jax.config import run_config, sizes
 from detailclip_jax.data.pipeline import examples_after, native_kinds
-from detailclip_jax.models.patches import at_patch_size, patchify
+from detailclip_jax.models.patchify import at_patch_size, patchify
 from detailclip_jax.models.positions import linear_matrix
 from detailclip_jax.training import experiment, mesh
 from detailclip_jax.training.checkpoint import Checkpoints

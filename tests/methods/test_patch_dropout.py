@@ -21,7 +21,7 @@ from detailclip_jax.runtime.progress import Clock
 from detailclip_jax.training import experiment, mesh
 from detailclip_jax.training import train as training
 from detailclip_jax.training.checkpoint import Checkpoints
-from detailclip_jax.training.programs import Programs
+from detailclip_jax.training.compiled_steps import Programs
 from detailclip_jax.training.session import Run
 from detailclip_jax.types import Keys
 

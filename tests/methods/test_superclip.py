@@ -10,7 +10,7 @@ from tiny import BATCH, noise_state, program_of, tiny_batch, tiny_config, tiny_e
 
 from detailclip_jax.data.tokenizer import EOT, PAD, SOT, VOCAB_SIZE
 from detailclip_jax.losses.token_set import document_counts, inverse_frequency, token_set_loss
-from detailclip_jax.methods.running import SUM, add_counts
+from detailclip_jax.methods.running_statistics import SUM, add_counts
 from detailclip_jax.methods.token_set import classes_of
 from detailclip_jax.training import experiment, mesh
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny import noise, tiny_config
 
-from detailclip_jax.methods import running
+from detailclip_jax.methods import running_statistics
 from detailclip_jax.methods.method import Forward
-from detailclip_jax.models import towers
+from detailclip_jax.models import networks
 from detailclip_jax.training import ema, experiment, forward_pass
 
 MOVE = jax.jit(ema.update)
@@ -50,7 +50,7 @@ def test_overlay_takes_the_student_s_where_the_teacher_has_none():
 def test_center_is_a_running_mean():
     center, means = jnp.zeros(3), np.random.default_rng(0).random((4, 3)).astype(np.float32)
     for mean in means:
-        center = running.update_center(center, jnp.asarray(mean), 0.9)
+        center = running_statistics.update_center(center, jnp.asarray(mean), 0.9)
     weights = 0.1 * 0.9 ** np.arange(3, -1, -1)
     np.testing.assert_allclose(center, weights @ means, rtol=1e-5)
 
@@ -58,7 +58,7 @@ def test_center_is_a_running_mean():
 @pytest.mark.check
 def test_networks_that_are_not_averaged_are_the_student_s_without_gradient():
     """As in TIPSv2, whose teacher has a prototype head of its own and the student's encoder."""
-    model, (params, other) = towers.build(tiny_config("dino").model, ("image", "prototype_head")), student_and_other()
+    model, (params, other) = networks.build(tiny_config("dino").model, ("image", "prototype_head")), student_and_other()
     images = jnp.ones((1, 32, 32, 3))
 
     def record(student, teacher):

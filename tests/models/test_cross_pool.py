@@ -9,7 +9,7 @@ import pytest
 from tiny import noise
 
 from detailclip_jax.models.cross_pool import CrossPool
-from detailclip_jax.models.text import TextStyle, TextTransformer
+from detailclip_jax.models.text_encoder import TextStyle, TextTransformer
 
 WIDTH, HEADS = 32, 8
 POOLS = {

@@ -12,11 +12,11 @@ from tiny import noise, tiny_state
 from detailclip_jax import config as config_lib
 from detailclip_jax.dense.detection import backbone
 from detailclip_jax.inference import inspection
-from detailclip_jax.models import block, patches, positions, readouts, taps
+from detailclip_jax.models import block, patchify, positions, readouts, taps
 from detailclip_jax.models import vit as vit_module
 from detailclip_jax.models.decoder import Decoder
 from detailclip_jax.models.heads import PrototypeHead
-from detailclip_jax.models.text import TextTransformer
+from detailclip_jax.models.text_encoder import TextTransformer
 from detailclip_jax.models.vit import VisionTransformer
 from detailclip_jax.types import Hidden
 
@@ -373,7 +373,7 @@ def test_class_tokens_after_the_first_have_no_position_and_are_no_patches(kept):
 
     @jax.jit
     def all_tokens(params):
-        embedded = straightforward.linear(params["patch_embed"], patches.patchify(pixels, 8)) + params["positions"][1:]
+        embedded = straightforward.linear(params["patch_embed"], patchify.patchify(pixels, 8)) + params["positions"][1:]
         embedded = embedded if kept is None else jnp.take_along_axis(embedded, kept[..., None], 1)
         first = jnp.stack([params["cls_token"] + params["positions"][0], *params["extra_tokens"]])
         x = jnp.concatenate([jnp.broadcast_to(first, (2, *first.shape)), embedded], 1)

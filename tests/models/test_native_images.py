@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny import noise
 
-from detailclip_jax.data.native import Native
+from detailclip_jax.data.native_aspect import Native
 from detailclip_jax.models import positions
-from detailclip_jax.models.patches import normalise_pixels, patchify
+from detailclip_jax.models.patchify import normalise_pixels, patchify
 from detailclip_jax.models.vit import POOLINGS, Style, VisionTransformer
 
 SIDE, PATCH = 4, 2

@@ -11,14 +11,14 @@ from tiny import noise
 
 from detailclip_jax import embed, evaluate, export, import_torch, interop, load, pretraining
 from detailclip_jax.config import default, run_config
-from detailclip_jax.data.native import stacked
+from detailclip_jax.data.native_aspect import stacked
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import sticker_scenes, subject
 from detailclip_jax.interop import key_tables
-from detailclip_jax.interop.huggingface import SIGLIP
+from detailclip_jax.interop.huggingface_names import SIGLIP
 from detailclip_jax.models.attention_pool import AttentionPool
 from detailclip_jax.models.layers import ACTIVATIONS
-from detailclip_jax.models.text import TextStyle, TextTransformer
+from detailclip_jax.models.text_encoder import TextStyle, TextTransformer
 from detailclip_jax.models.vit import VIT_INIT
 from detailclip_jax.training import experiment
 from detailclip_jax.training import train as training

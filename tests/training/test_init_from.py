@@ -22,7 +22,7 @@ from detailclip_jax import config, interop, pretraining
 from detailclip_jax.config import run_config
 from detailclip_jax.config.sizes import SIZES, size_of
 from detailclip_jax.interop import tensor_files
-from detailclip_jax.interop.timm_vit import OPENAI_STYLE
+from detailclip_jax.interop.timm_names import OPENAI_STYLE
 from detailclip_jax.methods import METHODS
 from detailclip_jax.models.positions import stretched_text
 from detailclip_jax.pretraining import validate

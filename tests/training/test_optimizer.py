@@ -11,8 +11,8 @@ from tiny import tiny_config
 
 from detailclip_jax import config as config_lib
 from detailclip_jax.config import run_config
-from detailclip_jax.interop import reference
-from detailclip_jax.models import towers
+from detailclip_jax.interop import reference_names
+from detailclip_jax.models import networks
 from detailclip_jax.training import experiment, mesh, optimizer
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -39,7 +39,7 @@ def test_groups_and_shapes_are_the_reference_s_for_all_parameters():
     groups, shapes = reference_groups()
     ours = traverse_util.flatten_dict(exp.setup.groups, sep="/")
     sizes = traverse_util.flatten_dict(exp.state_shapes.params, sep="/")
-    entries = reference.student(12, 12, 1)
+    entries = reference_names.student(12, 12, 1)
     assert {entry.path for entry in entries} == set(ours)
     for entry in entries:
         assert ours[entry.path] == groups[entry.key], entry
@@ -74,7 +74,7 @@ def test_class_tokens_mask_tokens_and_gains_decay_only_if_asked(decay_1d):
     params = {network: {name: jnp.zeros(2) for name in vectors} for network, vectors in names.items()}
     model = config_lib.default().model
     model.freeze_gain = False
-    groups = optimizer.labels(params, optimizer.rules(towers.NETWORKS, model, decay_1d))
+    groups = optimizer.labels(params, optimizer.rules(networks.NETWORKS, model, decay_1d))
     assert set(jax.tree.leaves(groups)) == {"decayed" if decay_1d else "plain"}
 
 
@@ -100,7 +100,7 @@ def test_the_table_counts_every_parameter():
 def test_the_table_has_a_line_for_each_rule_that_took_something_and_the_sums():
     params = {"image": {"patch_embed": {"kernel": np.zeros((3, 4))}, "ln": {"scale": np.zeros(4)}}, "text": {}}
     params["text"]["kernel"] = np.zeros((10, 200))
-    table = optimizer.rules(towers.NETWORKS, config_lib.default().model)
+    table = optimizer.rules(networks.NETWORKS, config_lib.default().model)
     assert [
         line.split("  ")[0] + " " + line.split()[-1] for line in optimizer.table_text(params, table).splitlines()
     ] == [
@@ -164,7 +164,7 @@ def test_the_last_layer_waits_as_if_it_had_no_gradient():
     params = {"prototype_head": {"direction": jnp.ones((2,)), "mlp_0": {"kernel": jnp.ones((2,))}}}
     rate = lambda step: 1e-2 * (1 + step)
     gradients = [jax.tree.map(lambda p, t=t: np.full(p.shape, 0.1 * t, p.dtype), params) for t in range(1, 5)]
-    late = optimizer.late(params, towers.NETWORKS)
+    late = optimizer.late(params, networks.NETWORKS)
     assert late == {"prototype_head": {"direction": True, "mlp_0": {"kernel": False}}}
     history = steps_of(optimizer.adamw(config, rate, 0.5, groups, wait=2, late=late), params, gradients)
     direction = [step["prototype_head"]["direction"][0] for step in history]

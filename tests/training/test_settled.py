@@ -11,7 +11,7 @@ import pytest
 from detailclip_jax import config as config_lib
 from detailclip_jax import pretraining
 from detailclip_jax.config import run_config
-from detailclip_jax.models import towers
+from detailclip_jax.models import networks
 from detailclip_jax.training import experiment
 
 SMALLEST = str(Path(__file__).parents[1] / "configs/smallest.py")
@@ -54,7 +54,7 @@ def test_networks_without_a_training_step_have_separate_blocks():
     for remat, scan in (("auto", None), ("none", False)):
         model = config_lib.default().model
         model.size, model.image_size, model.remat, model.scan = "tiny", 64, remat, scan
-        image = towers.build(model, ("image",)).table["image"]
+        image = networks.build(model, ("image",)).table["image"]
         shapes.append(jax.eval_shape(image.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
     assert shapes[0] == shapes[1]
 

@@ -14,13 +14,13 @@ from tiny import BATCH, SIZE, copied, noise_state, tiny_batch, tiny_config, tiny
 
 from detailclip_jax import config as config_lib
 from detailclip_jax import methods
-from detailclip_jax.models import towers
+from detailclip_jax.models import networks
 from detailclip_jax.training import experiment, mesh, sharding, train_step
 from detailclip_jax.training.checkpoint import Checkpoints
 
 EIGHT = 8, 4  # devices, fsdp: two groups of four devices, each with one state; whole states are in the methods' tests
 METHOD = "ibot"  # with a teacher and centers; compiled in a third of DetailCLIP's time
-TABLE = sharding.rules(towers.NETWORKS)
+TABLE = sharding.rules(networks.NETWORKS)
 
 
 def built(config, devices, fsdp):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from detailclip_jax import config as config_lib
-from detailclip_jax.interop import key_tables, reference
+from detailclip_jax.interop import key_tables, reference_names
 from detailclip_jax.training import experiment, mesh
 
 pytestmark = pytest.mark.slow
@@ -38,7 +38,7 @@ def test_initial_values_are_distributed_as_the_reference_s():
     config = config_lib.default()
     config.batch_size, config.total_steps, config.model.scan = 8, 10, False  # a CPU would stack the blocks
     state = experiment.build(config, mesh.make_mesh(jax.devices()[:1])).init(0)  # eight copies would need 20 GB
-    ours = key_tables.write(reference.student(12, 12, 1), state.params)
+    ours = key_tables.write(reference_names.student(12, 12, 1), state.params)
     with open(ROOT / "tests/golden/vitb16_keys.tsv") as file:
         theirs = {row["key"]: row for row in csv.DictReader(file, delimiter="\t")}
     for name, values in ours.items():

@@ -10,12 +10,12 @@ from tiny import TWO_BLOCKS, check_names, tiny_config
 
 from detailclip_jax import methods, pretraining
 from detailclip_jax.config import run_config
-from detailclip_jax.models import towers
+from detailclip_jax.models import networks
 from detailclip_jax.training import adopted_config, experiment, mesh, optimizer, sharding
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALLEST = Path(__file__).parents[1] / "configs/smallest.py"
-TABLE = sharding.rules(towers.NETWORKS)
+TABLE = sharding.rules(networks.NETWORKS)
 INIT = "--config.init=WORKDIR"
 
 
@@ -97,7 +97,7 @@ REFUSED = {
     ),
     "parameter without a decay rule": (
         lambda: optimizer.labels(
-            {"image": {"extra": jnp.zeros(2)}}, optimizer.rules(towers.NETWORKS, tiny_config("clip").model)
+            {"image": {"extra": jnp.zeros(2)}}, optimizer.rules(networks.NETWORKS, tiny_config("clip").model)
         ),
         "no rule of models.registry covers ['image/extra']",
     ),

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from absl import logging
 
-from detailclip_jax.data.caption_rules import not_blank
-from detailclip_jax.data.labelled import builders, folders, karpathy, labelled_tars, long_captions, prepared_records
+from detailclip_jax.data.caption_selection import not_blank
+from detailclip_jax.data.labelled import folders, karpathy, labelled_tars, long_captions, prepared_records, tfds_sets
 from detailclip_jax.data.labelled.contents import Contents, LabelledSet, fingerprint
 from detailclip_jax.data.labelled.known_sets import KNOWN, Known, ways_to_get
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source, beside, splits_of
@@ -120,7 +120,7 @@ def readings(folder: pathlib.Path, split: str, known: Known | None) -> Iterator[
     """Yields each reader's result; class folders come last, since every folder looks like them."""
     yield prepared_records.read(folder, split)
     yield labelled_tars.read(folder, split)
-    yield builders.read(folder, split, known.tfds_splits if known else None)
+    yield tfds_sets.read(folder, split, known.tfds_splits if known else None)
     yield karpathy.read(folder, split)
     if known and split == "test":
         yield long_captions.read(folder, known.name)

@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from detailclip_jax.models.patches import patchify, take
+from detailclip_jax.models.patchify import patchify, take
 from detailclip_jax.models.positions import SHARPNESS
 from detailclip_jax.models.taps import outputs
 from detailclip_jax.models.vit import VisionTransformer

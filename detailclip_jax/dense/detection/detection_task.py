@@ -34,7 +34,7 @@ from detailclip_jax.dense.detection.instance_shapes import sample
 from detailclip_jax.dense.detection.masks import paste
 from detailclip_jax.dense.set_examples import Example
 from detailclip_jax.figures.detections import Objects, detection_figure
-from detailclip_jax.models import towers
+from detailclip_jax.models import networks
 from detailclip_jax.runtime import extras, markdown
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.training import dense_encoder
@@ -133,7 +133,7 @@ examples = functools.partial(set_examples.examples, pixels_of=checked_pixels)
 
 def network(config: ConfigDict, num_classes: int, platform: str) -> detector.DetectionModel:
     """Builds encoder and detector.  Raises ValueError for unknown options."""
-    built = dense_encoder.image_encoder(towers.build(config.model, ("image",), platform=platform))
+    built = dense_encoder.image_encoder(networks.build(config.model, ("image",), platform=platform))
     vit = dense_encoder.fitted(built, config, config.model.image_size)
     vit = vit.clone(drop_path=0.0) if config.encoder.frozen else vit
     options = options_of(config)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from detailclip_jax.dense.segmentation.bilinear import resize
 from detailclip_jax.dense.segmentation.index_masks import IGNORE
-from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.models.patchify import normalise_pixels
 from detailclip_jax.models.taps import taps
 from detailclip_jax.models.vit import VisionTransformer, fold_in
 from detailclip_jax.types import Array, Float, Int, Scalar, UInt8

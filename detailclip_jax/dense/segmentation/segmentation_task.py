@@ -44,7 +44,7 @@ from detailclip_jax.dense.segmentation.segmentation_sets import (
 from detailclip_jax.dense.segmentation.sticker_labels import open_stickers
 from detailclip_jax.dense.set_examples import Example, examples
 from detailclip_jax.figures.segmentations import label_figure
-from detailclip_jax.models import towers
+from detailclip_jax.models import networks
 from detailclip_jax.models.taps import usual_blocks
 from detailclip_jax.runtime import markdown, processes
 from detailclip_jax.training import dense_encoder
@@ -135,7 +135,7 @@ def example(config: ConfigDict, sides: Sides) -> dict[str, tuple[tuple[int, ...]
 
 def network(config: ConfigDict, num_classes: int, platform: str) -> SegmentationModel:
     """Builds encoder and heads.  Raises ValueError for unknown heads, options and blocks."""
-    built = dense_encoder.image_encoder(towers.build(config.model, ("image",), platform=platform))
+    built = dense_encoder.image_encoder(networks.build(config.model, ("image",), platform=platform))
     vit = dense_encoder.fitted(built, config, config.views.crop)
     common = {
         "num_classes": num_classes,

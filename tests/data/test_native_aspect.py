@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detailclip_jax.data import native
+from detailclip_jax.data import native_aspect
 from detailclip_jax.data.pipeline import BatchOptions, Pipeline, Stream
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop
@@ -23,22 +23,22 @@ def published(height, width, patch, budget):
 def test_sizes_are_the_published_ones(patch, budget):
     drawn = np.random.default_rng(0).integers(1, 3000, (40, 2)).tolist()
     for height, width in (*SHAPES, *drawn):
-        grid = native.native_size(height, width, patch, budget)
+        grid = native_aspect.native_size(height, width, patch, budget)
         assert grid == published(height, width, patch, budget), (height, width)
         assert min(grid) >= 1 and grid[0] * grid[1] <= budget
 
 
 def test_a_square_fills_a_square_budget():
-    assert native.native_size(500, 500, 16, 256) == (16, 16)
-    assert native.native_size(480, 640, 16, 256) == (14, 18)
+    assert native_aspect.native_size(500, 500, 16, 256) == (16, 16)
+    assert native_aspect.native_size(480, 640, 16, 256) == (14, 18)
 
 
 def test_a_view_is_the_resized_image_in_patches_and_padding():
     image = np.random.default_rng(1).integers(0, 256, (30, 50, 3), np.uint8)
-    view = native.native_view(image, 4, 20, "bilinear")
+    view = native_aspect.native_view(image, 4, 20, "bilinear")
     assert view.patches.shape == (20, 48) and view.patches.dtype == np.uint8
     rows, columns = view.grid
-    assert (rows, columns) == native.native_size(30, 50, 4, 20)
+    assert (rows, columns) == native_aspect.native_size(30, 50, 4, 20)
     resized = np.asarray(Image.fromarray(image).resize((columns * 4, rows * 4), Image.Resampling.BILINEAR))
     for number in range(rows * columns):
         y, x = divmod(number, columns)
@@ -49,13 +49,13 @@ def test_a_view_is_the_resized_image_in_patches_and_padding():
 
 
 def test_views_of_other_shapes_are_stacked():
-    views = [native.native_view(np.zeros((*shape, 3), np.uint8), 4, 9, "bicubic") for shape in ((8, 8), (5, 40))]
-    both = native.stacked(views)
+    views = [native_aspect.native_view(np.zeros((*shape, 3), np.uint8), 4, 9, "bicubic") for shape in ((8, 8), (5, 40))]
+    both = native_aspect.stacked(views)
     assert both.patches.shape == (2, 9, 48) and both.grid.shape == (2, 2)
     assert both.valid.sum(1).tolist() == both.grid.prod(1).tolist()
 
 
-KINDS = native.Kinds((8,), ((6, 4), (20, 4)), seed=3)
+KINDS = native_aspect.Kinds((8,), ((6, 4), (20, 4)), seed=3)
 
 
 class Photos:
@@ -83,7 +83,7 @@ def test_a_training_batch_has_one_length_for_all_processes_and_after_a_resume():
         assert batch["image"]["large"].shape == (4, 1, length, 192) and batch["image"]["large"].dtype == np.uint8
         assert batch["grid"]["large"].shape == (4, 1, 2) and batch["grid"]["large"].prod(-1).max() <= length
         for (_, _, width, height), grid in zip(batch["box"]["large"][:, 0], batch["grid"]["large"][:, 0]):
-            assert tuple(grid) == native.native_size(int(height), int(width), 8, length)
+            assert tuple(grid) == native_aspect.native_size(int(height), int(width), 8, length)
     parts = [batches(5, batch_size=2, process_index=index, process_count=2) for index in (0, 1)]
     for batch, own in zip(whole, zip(*parts)):
         np.testing.assert_array_equal(batch["image"]["large"], np.concatenate([part["image"]["large"] for part in own]))
@@ -92,7 +92,7 @@ def test_a_training_batch_has_one_length_for_all_processes_and_after_a_resume():
         np.testing.assert_array_equal(batch["image"]["large"], own["image"]["large"])
 
 
-BUDGET = native.Kinds((4, 8), ((6, 12), (20, 4)), seed=3)  # 80 patches, in multiples of 4 images
+BUDGET = native_aspect.Kinds((4, 8), ((6, 12), (20, 4)), seed=3)  # 80 patches, in multiples of 4 images
 
 
 def test_batches_of_a_budget_hold_every_example_once_and_are_the_same_after_a_resume():
@@ -113,6 +113,6 @@ def test_batches_of_a_budget_hold_every_example_once_and_are_the_same_after_a_re
     for found, expected in ((together, whole), ([batch["image"]["large"] for batch in resumed], whole[5:])):
         for own, batch in zip(found, expected, strict=True):
             np.testing.assert_array_equal(own, batch["image"]["large"])
-    far = native.BLOCK + 5
+    far = native_aspect.BLOCK + 5
     assert BUDGET.start(far) == BUDGET.start(far - 1) + BUDGET.of(far - 1).images
     assert BUDGET.number(BUDGET.start(far)) == far

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from detailclip_jax.losses import labels
-from detailclip_jax.training import mixing
+from detailclip_jax.training import mixup
 
 BATCH = {
     "image": {"large": np.random.default_rng(0).integers(0, 256, (4, 1, 8, 8, 3)).astype(np.uint8)},
@@ -14,7 +14,7 @@ BATCH = {
 
 def mixed(seed, **alphas):
     return jax.device_get(
-        mixing.mix(jax.tree.map(jnp.asarray, BATCH), jax.random.key(seed), **{"mixup": 0.0, "cutmix": 0.0, **alphas})
+        mixup.mix(jax.tree.map(jnp.asarray, BATCH), jax.random.key(seed), **{"mixup": 0.0, "cutmix": 0.0, **alphas})
     )
 
 

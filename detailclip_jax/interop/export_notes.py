@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from detailclip_jax import methods
-from detailclip_jax.interop import hub, hub_tokenizer, hub_vocabulary, measure
+from detailclip_jax.interop import hub_configs, hub_tokenizer, hub_vocabulary, model_sizes
 from detailclip_jax.interop.model_to_export import Export
 from detailclip_jax.training import dense_encoder
 
@@ -91,7 +91,7 @@ def reference_notes(config: ConfigDict, path: Path) -> list[str]:
 
 def card_notes(config: ConfigDict, path: Path) -> list[str]:
     """Returns the notes on the card that holds the preprocessing, and on a vocabulary of the model's own."""
-    card = hub.card_of(path)
+    card = hub_configs.card_of(path)
     return [
         f"the preprocessing is in {card}; keep it next to the file: "
         "without it import_torch takes the usual one of this format, and the usual numbers of heads",
@@ -126,14 +126,14 @@ def vocabulary_notes(config: ConfigDict, stated_in: Path) -> list[str]:
 def open_clip_notes(config: ConfigDict, path: Path) -> list[str]:
     """Returns notes on the folder of the image encoder's config, and on the tokenizer."""
     lines = []
-    if hub.needs_trunk(config):
+    if hub_configs.needs_trunk(config):
         lines += [
-            f"timm registers no architecture of this size: its config is in {path / hub.TRUNK}, and open_clip looks",
-            f"for {hub.TRUNK} in the working directory: load local-dir:. in {path}, or set the whole path as",
-            f"timm_model_name in {hub.OPEN_CLIP}",
+            f"timm registers no architecture of this size: its config is in {path / hub_configs.TRUNK}, and",
+            f"open_clip looks for {hub_configs.TRUNK} in the working directory: load local-dir:. in {path}, or",
+            f"set the whole path as timm_model_name in {hub_configs.OPEN_CLIP}",
         ]
     if hub_vocabulary.fits(config):
-        return [*lines, f"on the Hub, hf_tokenizer_name in {hub.OPEN_CLIP} must be the name of the repository"]
+        return [*lines, f"on the Hub, hf_tokenizer_name in {hub_configs.OPEN_CLIP} must be the name of the repository"]
     return lines if hub_tokenizer.fits(config) else [*lines, no_tokenizer(config)]
 
 
@@ -145,7 +145,7 @@ def no_tokenizer(config: ConfigDict) -> str:
 
 def huggingface_notes(config: ConfigDict, _: Path) -> list[str]:
     """Returns notes on the class that loads the folder, and on a missing tokenizer."""
-    name = hub.transformers_class(config)
+    name = hub_configs.transformers_class(config)
     lines = [f"transformers.AutoModel.from_pretrained gives a {name}"]
     if name == "VisionTextDualEncoderModel":
         lines.append(
@@ -158,19 +158,19 @@ def huggingface_notes(config: ConfigDict, _: Path) -> list[str]:
 
 def timm_notes(config: ConfigDict, path: Path) -> list[str]:
     """Returns notes on the arguments of timm.create_model, a possible confusion, and the file that stores them."""
-    card, spec = hub.timm_card(config), measure.spec_of(config.model)
+    card, spec = hub_configs.timm_card(config), model_sizes.spec_of(config.model)
     arguments = ", ".join(f"{name}={value!r}" for name, value in card["create_model"].items())
-    other = hub.other_heads(spec)
+    other = hub_configs.other_heads(spec)
     return [
         f"timm.create_model({arguments})",
         *([other] if other else []),
-        f"that and the preprocessing are in {hub.card_of(path)}; keep it next to the file",
+        f"that and the preprocessing are in {hub_configs.card_of(path)}; keep it next to the file",
     ]
 
 
 def readme(config: ConfigDict, origins: Iterable[Mapping[str, str]] = ()) -> str:
     """The README.md of an export for transformers: the class that loads it, how its tokenizer differs, its origins."""
-    name, size = hub.transformers_class(config), measure.spec_of(config.model).size
+    name, size = hub_configs.transformers_class(config), model_sizes.spec_of(config.model).size
     return CARD.format(
         name=name,
         method=config.method,

@@ -10,7 +10,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.sizes import CUSTOM, SIZES, Size, size_of
-from detailclip_jax.models.text import TextStyle
+from detailclip_jax.models.text_encoder import TextStyle
 from detailclip_jax.models.vit import INITIAL, Style
 
 Shapes = Mapping[str, tuple[int, ...]]

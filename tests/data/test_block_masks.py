@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from detailclip_jax.data import blocks
-from detailclip_jax.data.blocks import block_mask
+from detailclip_jax.data import block_masks
+from detailclip_jax.data.block_masks import block_mask
 from detailclip_jax.data.views import Crop, make_masks
 
 
@@ -26,7 +26,7 @@ def test_a_block_has_sixteen_patches_or_more_and_an_aspect_between_a_third_and_t
     """Up to the rounding of its sides; what remains bounds it from above."""
     rng, empty = np.random.default_rng(0), np.zeros((14, 14), bool)
     for _ in range(300):
-        rows, columns = blocks.new_block(empty, 60.0, rng)
+        rows, columns = block_masks.new_block(empty, 60.0, rng)
         height, width = rows.stop - rows.start, columns.stop - columns.start
         assert 12 <= height * width <= 60
         assert 2 / 9 < height / width < 9 / 2

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from detailclip_jax.data.native import Native
+from detailclip_jax.data.native_aspect import Native
 from detailclip_jax.models.positions import linear_matrix
 from detailclip_jax.types import Array, Float, Int, UInt8
 

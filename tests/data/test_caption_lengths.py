@@ -12,14 +12,14 @@ from tiny import tiny_batch, tiny_config
 
 from detailclip_jax import methods, pretraining
 from detailclip_jax.config import run_config
-from detailclip_jax.data import lengths
-from detailclip_jax.data.caption_rules import sentences_of
-from detailclip_jax.data.lengths import lengths_within
+from detailclip_jax.data import caption_lengths
+from detailclip_jax.data.caption_lengths import lengths_within
+from detailclip_jax.data.caption_selection import sentences_of
 from detailclip_jax.data.stickers.scene_source import Stickers
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.training import session
+from detailclip_jax.training.compiled_steps import Programs
 from detailclip_jax.training.mesh import make_mesh, put
-from detailclip_jax.training.programs import Programs
 
 
 class Program:
@@ -100,8 +100,8 @@ def test_batches_of_several_processes_have_one_length():
 
 
 def test_a_process_cuts_to_the_longest_caption_of_another():
-    assert lengths.trimmed(batch_with(3), (4, 8, 12), longest=7)["text"].shape == (8, 1, 8)
-    assert lengths.trimmed(batch_with(3), (4, 8, 12))["text"].shape == (8, 1, 4)
+    assert caption_lengths.trimmed(batch_with(3), (4, 8, 12), longest=7)["text"].shape == (8, 1, 8)
+    assert caption_lengths.trimmed(batch_with(3), (4, 8, 12))["text"].shape == (8, 1, 4)
 
 
 @pytest.mark.parametrize("style", [{"causal": False}, {"pooling": "last"}])

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config import reference_preset
 from detailclip_jax.interop.key_tables import COLUMN, LINEAR, SAME, TOKEN, Entry, Table, linear, norm, numbered
-from detailclip_jax.interop.measure import SLIP_HEADS, Shapes, Spec, Tower, num_blocks, shape_of
+from detailclip_jax.interop.model_sizes import SLIP_HEADS, Shapes, Spec, Tower, num_blocks, shape_of
 from detailclip_jax.interop.tensor_layout import TensorLayout
-from detailclip_jax.interop.timm_vit import vit, vit_block
+from detailclip_jax.interop.timm_names import vit, vit_block
 from detailclip_jax.models.positions import sincos_positions
 
 CLIP_TEXT = {

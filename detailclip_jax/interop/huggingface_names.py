@@ -23,11 +23,11 @@ from detailclip_jax.interop.key_tables import (
     norm,
     numbered,
 )
-from detailclip_jax.interop.measure import Shapes, Spec, Tower
-from detailclip_jax.interop.reference import logit_scale
+from detailclip_jax.interop.model_sizes import Shapes, Spec, Tower
+from detailclip_jax.interop.reference_names import logit_scale
 from detailclip_jax.interop.tensor_layout import ANY, TensorLayout
-from detailclip_jax.interop.timm_vit import OPENAI_STYLE
-from detailclip_jax.models.text import TextStyle
+from detailclip_jax.interop.timm_names import OPENAI_STYLE
+from detailclip_jax.models.text_encoder import TextStyle
 from detailclip_jax.models.vit import Style
 
 TEXT = {

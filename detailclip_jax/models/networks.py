@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import sizes
-from detailclip_jax.data.native import Native
-from detailclip_jax.models import batch_norm, decoder, heads, text, vit
+from detailclip_jax.data.native_aspect import Native
+from detailclip_jax.models import batch_norm, decoder, heads, text_encoder, vit
 from detailclip_jax.models.block import Gather
 from detailclip_jax.models.registry import Build, Network
 from detailclip_jax.types import Array, Axis, Float, Int
 
-NETWORKS = vit.NETWORKS | text.NETWORKS | decoder.NETWORKS | heads.NETWORKS | batch_norm.NETWORKS
+NETWORKS = vit.NETWORKS | text_encoder.NETWORKS | decoder.NETWORKS | heads.NETWORKS | batch_norm.NETWORKS
 
 
 class Table(Mapping[str, nn.Module]):

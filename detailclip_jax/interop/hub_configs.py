@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.data.tokenizer import VOCAB_SIZE
 from detailclip_jax.interop import hub_vocabulary
-from detailclip_jax.interop.measure import Spec, spec_of
+from detailclip_jax.interop.model_sizes import Spec, spec_of
 from detailclip_jax.models.positions import ROTARY_BASE
 from detailclip_jax.models.vit import Style
 from detailclip_jax.runtime import weight_files

@@ -20,7 +20,7 @@ from detailclip_jax.inference import readout_choice
 from detailclip_jax.inference.readout_choice import Choice
 from detailclip_jax.interop import tensor_files
 from detailclip_jax.interop.key_tables import flatten
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.networks import Networks
 from detailclip_jax.training import experiment
 from detailclip_jax.types import Params, PyTree
 

@@ -12,7 +12,8 @@ from tiny import check_names
 
 from detailclip_jax.config import default
 from detailclip_jax.data import pipeline
-from detailclip_jax.data.caption_rules import (
+from detailclip_jax.data.caption_lengths import trimmed
+from detailclip_jax.data.caption_selection import (
     RULES,
     caption_of,
     captions_of,
@@ -21,7 +22,6 @@ from detailclip_jax.data.caption_rules import (
     sentences_of,
     text_fields,
 )
-from detailclip_jax.data.lengths import trimmed
 from detailclip_jax.data.mixture import check_captions
 from detailclip_jax.data.pipeline import BatchOptions, Pipeline, Stream
 from detailclip_jax.data.sources import BadRecord, Records, write_records

@@ -19,7 +19,7 @@ from detailclip_jax.interop.key_tables import (
     norm,
     numbered,
 )
-from detailclip_jax.interop.measure import Spec, Tower
+from detailclip_jax.interop.model_sizes import Spec, Tower
 from detailclip_jax.interop.tensor_layout import EVAL_256, GELUS, WITH_CLS, TensorLayout
 from detailclip_jax.models.positions import sincos_positions
 from detailclip_jax.models.vit import Style
