@@ -30,6 +30,7 @@ from detailclip_jax.evaluation import held_out_pairs, run_figures, run_report
 from detailclip_jax.interop import published
 from detailclip_jax.models.text_encoder import TextStyle
 from detailclip_jax.runtime import provenance, wandb_writer
+from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.terminal import counted, plain
@@ -70,7 +71,11 @@ def prepare(
     validate(config)
     if written is not None:
         check_weights(config, written, workdir, given)
-    evaluation.plan(config)
+    evaluators = evaluation.plan(config)
+    if config.best_metric and config.best_metric.split("/")[0] not in evaluators:
+        raise ValueError(
+            unknown("evaluator in best_metric", config.best_metric, [f"{each}/..." for each in evaluators])
+        )
     source = open_source(config)
     tokenizer_of(config, config.data.keep_eot).check()
     config = run_config.resolve(config, len(source))
@@ -186,7 +191,7 @@ def introduce(run: Run, caption_warnings: Sequence[str] = ()) -> None:
     say("\n".join([f"data {config.data.source}: {len(run.source):,} examples", *summary(run.source, num_seen)]))
     if pairs := held_out_pairs.find(config):
         say(f"held out from training: {pairs.origin}")
-    lines = [*unread_crops(run), *first_run_missing(run), *rate_of_another_batch(run)]
+    lines = [*unread_crops(run), *unread_texts(run), *first_run_missing(run), *rate_of_another_batch(run)]
     lines += repeats(run.source, max(images)) if run.experiment.method.has_text else []
     for line in (*lines, *caption_warnings):
         run.console.warn(line)
@@ -217,6 +222,15 @@ def unread_crops(run: Run) -> list[str]:
         f"views.crops.{name} is cut from every image, but {method.name} does not encode it; leave it out of the config"
         for name in run.config.views.crops
         if name not in method.crops
+    ]
+
+
+def unread_texts(run: Run) -> list[str]:
+    """Returns a warning for each kind of texts that is loaded for every example although no term reads it."""
+    return [
+        f"data.{name} {run.config.data[name]}: no term of the run reads them; give a term that does a weight "
+        "(docs/methods.md), or set the field to 0"
+        for name in methods.unread_texts(run.experiment.method, run.config)
     ]
 
 

@@ -33,6 +33,7 @@ RENAMED = {  # former name: (present name, version that no longer has the former
     "dense.taps": ("models.taps", "0.3"),
     "convert.beam": ("convert.beam_engine", "0.3"),
     "convert.local": ("convert.local_engine", "0.3"),
+    "dense.dense_experiment.Experiment": ("dense.dense_experiment.DenseExperiment", "0.3"),
     "dense.detection.instance_sets": ("dense.detection.detection_set", "0.3"),
     "dense.paper": ("evaluation.paper_numbers", "0.3"),
     "evaluation.metrics.class_embeddings": ("inference.class_embeddings.class_embeddings", "0.3"),

@@ -15,7 +15,7 @@ import numpy as np
 if __name__ == "__main__":
     jax.distributed.initialize(sys.argv[1], *map(int, sys.argv[2:]))
 
-from detailclip_jax.dense.dense_experiment import Experiment
+from detailclip_jax.dense.dense_experiment import DenseExperiment
 from detailclip_jax.dense.detection import sticker_instances as detection_stickers
 from detailclip_jax.dense.detection.detect import Found
 from detailclip_jax.dense.detection.detection_task import DETECTION
@@ -40,7 +40,7 @@ def detections(num):
             yield Found(boxes, scores, true["classes"], np.ones((n, 28, 28), np.float32))
 
     own = {"task": DETECTION, "sets": SimpleNamespace(val=val), "predict": predict}
-    found = object.__new__(type("Known", (Experiment,), own)).evaluate(NO_STATE)
+    found = object.__new__(type("Known", (DenseExperiment,), own)).evaluate(NO_STATE)
     return [found.scores, sorted(found.found, key=lambda one: (one["image_id"], one["score"]))]
 
 
@@ -55,7 +55,7 @@ def labels(num):
             yield np.where(np.random.default_rng(int(image.sum())).random(mask.shape) < 2 / 3, mask, 1).astype(np.int16)
 
     own = {"task": SEGMENTATION, "sets": SimpleNamespace(val=val), "predict": predict, "classes": val.classes}
-    found = object.__new__(type("Known", (Experiment,), own)).evaluate(NO_STATE)
+    found = object.__new__(type("Known", (DenseExperiment,), own)).evaluate(NO_STATE)
     return [found.scores, [np.asarray(each).tolist() for each in found.found]]
 
 

@@ -33,6 +33,7 @@ class Method(NamedTuple):
     terms: dict
     name: str = "pull"
     has_text: bool = False
+    heads: tuple = ()
     losses: tuple = ()
     contrast: str = ""
     continues: str = ""

@@ -28,6 +28,7 @@ from detailclip_jax.dense.set_examples import Example
 from detailclip_jax.inference.model import choose_weights, pixels
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.models import networks
+from detailclip_jax.renamed import former_names
 from detailclip_jax.runtime.files import read_bytes
 from detailclip_jax.training import checkpoint, dense_encoder
 from detailclip_jax.training import mesh as meshes
@@ -38,6 +39,8 @@ from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.training.train_step import compiled
 from detailclip_jax.training.trainable import Trainable
 from detailclip_jax.types import Array, Params
+
+__getattr__ = former_names(__name__)
 
 Sides = tuple[int, int]  # height and width in pixels
 Pairs: TypeAlias = Iterable[tuple[Example, UInt8[np.ndarray, "_h _w 3"]]]  # examples and their images
@@ -87,7 +90,7 @@ Evaluate: TypeAlias = Callable[[Any, TrainState, Pairs], Evaluation]  # of an ex
 class DenseTask(NamedTuple):
     """What differs between the dense tasks.
 
-    The encoder's fields of the configs that the functions get are adopted; `built` is the task's `Experiment`.
+    The encoder's fields of the configs that the functions get are adopted; `built` is the task's `DenseExperiment`.
     """
 
     name: str  # `method` of its configs
@@ -125,7 +128,7 @@ class DenseTask(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Experiment(Trainable):
+class DenseExperiment(Trainable):
     """The functions and objects of one run of a dense task.
 
     experiment = runs.build(config)
@@ -260,7 +263,7 @@ def build(
     mesh: Mesh | None = None,
     sets: Sets | None = None,
     classes: tuple[str, ...] = (),
-) -> Experiment:
+) -> DenseExperiment:
     """Builds the experiment of a task's config whose encoder fields are adopted; computes nothing yet.
 
     The config's data are opened unless `sets` are given.  With the `classes` of an earlier run they are not opened
@@ -279,7 +282,7 @@ def build(
     variables = functools.partial(task.initial, model, config)
     setup, layout, initial, shapes = fine_tuning.set_up(config, model, variables, task.loss, mesh)
     step = compiled(setup, layout, shapes, config.model.matmul_precision)
-    return Experiment(config, model, setup, layout, shapes, initial, step, task, classes, sets)
+    return DenseExperiment(config, model, setup, layout, shapes, initial, step, task, classes, sets)
 
 
 def mode_of(config: ConfigDict) -> str:

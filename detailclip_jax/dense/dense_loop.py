@@ -16,7 +16,7 @@ from detailclip_jax.data.sources import BadRecord, Picked, indices_to_show
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.data.workers import usable_workers
 from detailclip_jax.dense import class_names, dense_experiment, dense_report, fine_tuning
-from detailclip_jax.dense.dense_experiment import DenseTask, Evaluate, Evaluation, Experiment
+from detailclip_jax.dense.dense_experiment import DenseExperiment, DenseTask, Evaluate, Evaluation
 from detailclip_jax.dense.set_examples import pixels_of
 from detailclip_jax.figures import plots
 from detailclip_jax.runtime import provenance
@@ -116,7 +116,7 @@ def evaluate(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Ma
 
 
 def figure_of(
-    runs: Mapping[str, tuple[Experiment, TrainState, int]],
+    runs: Mapping[str, tuple[DenseExperiment, TrainState, int]],
     count: int,
     first: int | None = None,
     images: Sequence[UInt8[np.ndarray, "_h _w 3"]] = (),
@@ -193,7 +193,7 @@ FINDINGS: dict[str, Callable[[Run], Finding]] = {
 }
 
 
-def share_of(run: Run) -> tuple[Experiment, PyTree]:
+def share_of(run: Run) -> tuple[DenseExperiment, PyTree]:
     """Returns the experiment of a device's part of the batch, on that device, and the shapes of that part."""
     config, whole = ConfigDict(run.config.to_dict()), run.experiment
     config.batch_size = run.config.batch_size // whole.mesh.devices.size

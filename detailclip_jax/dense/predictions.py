@@ -20,7 +20,7 @@ from PIL import Image
 from detailclip_jax.data.decoding import BadImage, decode_whole
 from detailclip_jax.data.image_files import ImageFiles as Files
 from detailclip_jax.dense import runs
-from detailclip_jax.dense.dense_experiment import Experiment
+from detailclip_jax.dense.dense_experiment import DenseExperiment
 from detailclip_jax.dense.detection.coco_scores import results_of
 from detailclip_jax.dense.detection.detect import Found
 from detailclip_jax.dense.detection.detection_task import DETECTION, objects_of
@@ -44,7 +44,7 @@ CHUNK = 32  # images that are held in memory at a time
 class Predictor:
     """A finished run of a dense task."""
 
-    experiment: Experiment
+    experiment: DenseExperiment
     state: TrainState
     step: int
     path: str

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import methods
 from detailclip_jax.config import run_config
 from detailclip_jax.dense import class_names, dense_experiment, dense_loop
-from detailclip_jax.dense.dense_experiment import DenseTask, Experiment, Sets
+from detailclip_jax.dense.dense_experiment import DenseExperiment, DenseTask, Sets
 from detailclip_jax.dense.detection.detection_task import DETECTION
 from detailclip_jax.dense.segmentation.segmentation_task import SEGMENTATION
 from detailclip_jax.interop import published
@@ -32,7 +32,7 @@ from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.training.workdirs import no_run
 
 TASKS = {task.name: task for task in (SEGMENTATION, DETECTION)}
-Loaded = tuple[Experiment, TrainState, int]  # with the step
+Loaded = tuple[DenseExperiment, TrainState, int]  # with the step
 
 
 def task_of(config: ConfigDict, name: str = "the config") -> DenseTask:
@@ -96,7 +96,7 @@ def adopted(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path |
 
 def build(
     config: ConfigDict, mesh: Mesh | None = None, sets: Sets | None = None, classes: tuple[str, ...] = ()
-) -> Experiment:
+) -> DenseExperiment:
     """Builds the experiment of a config whose encoder fields are adopted; see `dense_experiment.build`."""
     return dense_experiment.build(task_of(config), config, mesh, sets, classes)
 

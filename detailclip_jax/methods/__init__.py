@@ -47,11 +47,11 @@ from detailclip_jax.methods.mae import mae
 from detailclip_jax.methods.maskclip import maskclip
 from detailclip_jax.methods.method import Method, Term
 from detailclip_jax.methods.method import build as build_method
-from detailclip_jax.methods.negatives import negatives
+from detailclip_jax.methods.negatives import FALSE, negatives
 from detailclip_jax.methods.patch_dropout import patch_dropout
 from detailclip_jax.methods.rank import rank
 from detailclip_jax.methods.region import region
-from detailclip_jax.methods.region_text import region_text
+from detailclip_jax.methods.region_text import PHRASES, region_text
 from detailclip_jax.methods.siglip import siglip
 from detailclip_jax.methods.siglip2 import siglip2
 from detailclip_jax.methods.silc import silc
@@ -170,6 +170,13 @@ def check_weights(config: ConfigDict, before: ConfigDict, given: Container[str] 
 def build_networks(config: ConfigDict, axis: Axis | None = None, platform: str | None = None) -> Networks:
     """Builds the networks of the config's method; `axis` and `platform` are those of `networks.build`."""
     return networks.build(config.model, build(config).networks, axis, platform)
+
+
+def unread_texts(method: Method, config: ConfigDict) -> list[str]:
+    """Returns which of the fields `data.negatives` and `data.regions` are set and no head of the method reads."""
+    made = {name for head in method.heads for name in head.makes}
+    readers = {"negatives": {*FALSE, *PHRASES}, "regions": {*PHRASES}}
+    return [name for name, heads in readers.items() if config.data[name] and made.isdisjoint(heads)]
 
 
 def takes_decoder(method: Method, model: ConfigDict) -> bool:

@@ -22,7 +22,7 @@ import detailclip_jax
 from detailclip_jax import embed, evaluate, export, import_torch
 from detailclip_jax.config import run_config
 from detailclip_jax.dense import class_names, runs
-from detailclip_jax.dense.dense_experiment import Experiment
+from detailclip_jax.dense.dense_experiment import DenseExperiment
 from detailclip_jax.dense.detection.backbone import backbone
 from detailclip_jax.dense.predictions import Detector, Segmenter
 from detailclip_jax.inference.model import Model, load
@@ -179,7 +179,7 @@ def test_the_package_gives_the_predictor_and_its_encoder(segmented):
 
 @pytest.mark.parametrize("kind", [Detector, Segmenter])
 def test_a_method_of_another_kind_of_run_says_what_has_it(kind):
-    run = kind(mock.MagicMock(spec=Experiment), mock.MagicMock(spec=TrainState), 3, "runs/mine")
+    run = kind(mock.MagicMock(spec=DenseExperiment), mock.MagicMock(spec=TrainState), 3, "runs/mine")
     own, other, task = ("detect", "segment", "detection") if kind is Detector else ("segment", "detect", "segmentation")
     assert hasattr(run, own) and not any(hasattr(run, name) for name in (other, "encode_text", "features", "nothing"))
     for name, words in ((other, "needs a run of"), ("features", "load('runs/mine').encoder().features")):

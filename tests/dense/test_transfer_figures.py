@@ -13,7 +13,7 @@ from PIL import Image
 from detailclip_jax import transfer as command
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.dense import predictions
-from detailclip_jax.dense.dense_experiment import Experiment
+from detailclip_jax.dense.dense_experiment import DenseExperiment
 from detailclip_jax.dense.dense_loop import figure_of
 from detailclip_jax.dense.detection.detect import Found
 from detailclip_jax.dense.detection.detection_task import DETECTION
@@ -35,7 +35,7 @@ def texts_of(figure):
 
 def experiment_of(task, source):
     """An experiment of one of the dense tasks on scenes of 40 pixels, which predicts the class 1 everywhere."""
-    found, made = open_stickers("groups", "val", 40, 2), mock.MagicMock(spec=Experiment)
+    found, made = open_stickers("groups", "val", 40, 2), mock.MagicMock(spec=DenseExperiment)
     made.task = task
     made.config, made.classes = ConfigDict({"data": {"source": source}}), found.classes
     made.sets = SimpleNamespace(val=found)
@@ -112,7 +112,7 @@ def test_the_printed_comparison_is_written_into_the_workdir():
 
 
 def segmenter(classes=("background", "frog", "bus")):
-    made = mock.MagicMock(spec=Experiment)
+    made = mock.MagicMock(spec=DenseExperiment)
     made.classes = classes
     made.predict = lambda _, images: (np.ones(image.shape[:2], np.int16) for image in images)
     return predictions.Segmenter(made, mock.MagicMock(spec=TrainState), 3, "runs/segmentation")

@@ -315,6 +315,26 @@ def test_crops_that_no_pass_encodes_are_warned_of(spec, fields, unread):
         check_names(line, f"views.crops.{name}", config.method, "leave it out of the config")
 
 
+@pytest.mark.parametrize(
+    ("fields", "unread"),
+    [
+        ({"data.negatives": 2, "data.regions": 3}, ["data.negatives 2", "data.regions 3"]),
+        ({"data.negatives": 2, "losses.weights.rank": 1.0}, []),
+        ({"data.negatives": 2, "data.regions": 3, "losses.weights.negatives": 1.0}, ["data.regions 3"]),
+        ({"data.negatives": 2, "data.regions": 3, "losses.weights.region_text": 1.0}, []),  # phrases have false ones
+        ({}, []),
+    ],
+)
+def test_false_texts_and_regions_that_no_term_reads_are_warned_of(fields, unread):
+    config = run_config.load("configs/stickers.py:method=clip,states=True")
+    config.update_from_flattened_dict(fields)
+    run = Run(config, Path(), SimpleNamespace(method=methods.build(config)), None, Console(), pretraining.PRETRAINING)
+    lines = pretraining.unread_texts(run)
+    assert len(lines) == len(unread)
+    for line, name in zip(lines, unread):
+        check_names(line, name, "no term", "weight")
+
+
 def test_siglip2_without_its_first_run_is_warned_of():
     (line,), checked = missing_first_run("siglip2", "records")
     check_names(line, "siglip2 continues a run of siglip", "--config.init", "learning rate 5.7e-05")

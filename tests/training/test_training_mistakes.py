@@ -85,6 +85,11 @@ REFUSED = {
     "small batch": (lambda: mesh.check_batch_size(3, mesh.make_mesh()), "batch_size 3", "smallest valid size is 8"),
     "batch in chunks": (lambda: mesh.check_batch_size(40, mesh.make_mesh(), 2), "8 devices of 2 chunks", "32 and 48"),
     "chunks of an experiment": (chunks_that_do_not_fit, "batch_size 8", "2 devices of 3 chunks", "6 and 12"),
+    "best metric of no evaluator": (
+        lambda: prepare(SMALLEST, best_metric="zeroshot/ema/top1", evaluate_every=4, evaluators={"zero_shot": {}}),
+        "unknown evaluator in best_metric 'zeroshot/ema/top1'",
+        "zero_shot/...",
+    ),
     "batch of a run": (lambda: prepare(f"{SMALLEST}:method=clip", batch_size=12), "batch_size 12", "8 and 16"),
     "array without a sharding rule": (
         lambda: sharding.shardings({"params": {"image": {"gate": jnp.ones(8)}}}, mesh.make_mesh(), TABLE),

@@ -12,7 +12,7 @@ from detailclip_jax.benchmarks.counting import Compiled
 from detailclip_jax.benchmarks.step import peak_flops
 from detailclip_jax.config import run_config
 from detailclip_jax.config.settings import parse_setting, set_fields
-from detailclip_jax.dense.dense_experiment import Experiment
+from detailclip_jax.dense.dense_experiment import DenseExperiment
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import mesh as meshes
 
@@ -99,7 +99,7 @@ def config_of(task: Task, arguments: argparse.Namespace) -> ConfigDict:
     return config
 
 
-def training(built: Experiment, shapes: Any, batch: Callable[[], Any]) -> Program:
+def training(built: DenseExperiment, shapes: Any, batch: Callable[[], Any]) -> Program:
     """The training step for a batch of these shapes; `batch` makes one on the host."""
 
     def prepare(compiled: Any) -> Callable[[], Any]:
@@ -115,7 +115,7 @@ def training(built: Experiment, shapes: Any, batch: Callable[[], Any]) -> Progra
 
 
 def prediction(
-    built: Experiment, function: jax.stages.Wrapped, shapes: Sequence[Any], batch: Callable[[], Any]
+    built: DenseExperiment, function: jax.stages.Wrapped, shapes: Sequence[Any], batch: Callable[[], Any]
 ) -> Program:
     """The function of parameters, statistics and a batch of these shapes; `batch` makes one on the host."""
     params, stats = built.state_shapes.params, built.state_shapes.batch_stats["student"]
@@ -127,7 +127,7 @@ def prediction(
     return function.lower(params, stats, *shapes), shapes[0].shape[0], prepare
 
 
-def predicted_at_once(built: Experiment) -> int:
+def predicted_at_once(built: DenseExperiment) -> int:
     """Images of a batch of the prediction: `inference.batch_size`, rounded up to a multiple of the devices."""
     count = built.config.inference.batch_size
     return count + -count % built.mesh.devices.size
@@ -139,7 +139,7 @@ def count_flops(lowered: jax.stages.Lowered) -> float:
     return cost["flops"]
 
 
-def parameters(built: Experiment) -> dict[str, int]:
+def parameters(built: DenseExperiment) -> dict[str, int]:
     """The number of parameters of every part, by the name that the text shows."""
     sizes = jax.tree.map(lambda x: x.size, dict(built.state_shapes.params))
     return {PARTS[name]: int(sum(jax.tree.leaves(sizes[name]))) for name in sorted(sizes, key=list(PARTS).index)}
@@ -152,7 +152,7 @@ def projected_hours(flops: float, config: ConfigDict, num_devices: int, utilisat
     return images * flops / (num_devices * peak * utilisation) / 3600
 
 
-def text(task: Task, built: Experiment, parts: Sequence[Part], arguments: argparse.Namespace) -> str:
+def text(task: Task, built: DenseExperiment, parts: Sequence[Part], arguments: argparse.Namespace) -> str:
     """The tables as text."""
     config = built.config
     shown = {part.name: _row(part) for part in parts}
@@ -188,7 +188,7 @@ def _row(part: Part) -> dict[str, str]:
     }
 
 
-def record(task: Task, built: Experiment, parts: Sequence[Part], arguments: argparse.Namespace) -> dict[str, Any]:
+def record(task: Task, built: DenseExperiment, parts: Sequence[Part], arguments: argparse.Namespace) -> dict[str, Any]:
     """The measurement as a JSON record; null for what was not measured."""
     config = built.config
     found: dict[str, Any] = {

@@ -17,7 +17,7 @@ from detailclip_jax.benchmarks import counting
 from detailclip_jax.config.detection_fields import METHOD
 from detailclip_jax.config.run_config import check_fields
 from detailclip_jax.dense import runs
-from detailclip_jax.dense.dense_experiment import Experiment
+from detailclip_jax.dense.dense_experiment import DenseExperiment
 from detailclip_jax.dense.detection.buckets import Bucket
 from detailclip_jax.dense.detection.sticker_instances import LABELS
 from detailclip_jax.training import mesh as meshes
@@ -48,7 +48,7 @@ def num_classes(config: ConfigDict) -> int:
     return len(LABELS[config.data.labels]) if config.data.source == "stickers" else 80
 
 
-def build(config: ConfigDict, num_classes: int, mesh: Any) -> Experiment:
+def build(config: ConfigDict, num_classes: int, mesh: Any) -> DenseExperiment:
     """The experiment of the config, which opens no data."""
     return runs.build(config, mesh, classes=tuple(str(number) for number in range(num_classes)))
 
@@ -59,13 +59,13 @@ def largest(shapes: Any) -> Bucket:
     return height, width
 
 
-def step_of(built: Experiment) -> dense.Program:
+def step_of(built: DenseExperiment) -> dense.Program:
     """The training step on synthetic images and objects."""
     shapes = built.batch_shapes(largest(built.config.views.buckets))
     return dense.training(built, shapes, lambda: synthetic(shapes, len(built.classes)))
 
 
-def detection_of(built: Experiment) -> dense.Program:
+def detection_of(built: DenseExperiment) -> dense.Program:
     """The detections of a batch."""
     sides, count = largest(built.config.inference.buckets), dense.predicted_at_once(built)
     place = meshes.sharded(built.mesh)

@@ -12,7 +12,7 @@ from detailclip_jax.benchmarks import counting
 from detailclip_jax.config.run_config import check_fields
 from detailclip_jax.config.segmentation_fields import METHOD
 from detailclip_jax.dense import runs
-from detailclip_jax.dense.dense_experiment import Experiment, Sets
+from detailclip_jax.dense.dense_experiment import DenseExperiment, Sets
 from detailclip_jax.dense.segmentation.segmentation_sets import SemanticSet
 from detailclip_jax.dense.segmentation.sticker_labels import LABELS
 from detailclip_jax.training import mesh as meshes
@@ -31,19 +31,19 @@ def num_classes(config: ConfigDict) -> int:
     return len(LABELS[config.data.labels]) if config.data.source == "stickers" else 150
 
 
-def build(config: ConfigDict, num_classes: int, mesh: Any) -> Experiment:
+def build(config: ConfigDict, num_classes: int, mesh: Any) -> DenseExperiment:
     """The experiment of the config on sets without an image."""
     empty = SemanticSet("none", [], tuple(str(number) for number in range(num_classes)))
     return runs.build(config, mesh, Sets(empty, empty))
 
 
-def step_of(built: Experiment) -> dense.Program:
+def step_of(built: DenseExperiment) -> dense.Program:
     """The training step on noise."""
     shapes = built.batch_shapes()
     return dense.training(built, shapes, lambda: counting.noise(shapes))
 
 
-def evaluation_of(built: Experiment) -> dense.Program:
+def evaluation_of(built: DenseExperiment) -> dense.Program:
     """The logits of a batch of windows."""
     side, count = built.config.inference.window, dense.predicted_at_once(built)
     windows = jax.ShapeDtypeStruct((count, side, side, 3), jnp.uint8, sharding=meshes.sharded(built.mesh))

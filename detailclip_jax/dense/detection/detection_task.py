@@ -17,9 +17,9 @@ from detailclip_jax.dense import set_examples
 from detailclip_jax.dense.dense_experiment import (
     STATS,
     Comparison,
+    DenseExperiment,
     DenseTask,
     Evaluation,
-    Experiment,
     Pairs,
     Sets,
     Sides,
@@ -176,7 +176,9 @@ def loss(model: detector.DetectionModel, config: ConfigDict, inputs: Inputs) -> 
 # --- inference and metric
 
 
-def predict(built: Experiment, state: TrainState, images: Iterator[UInt8[np.ndarray, "_h _w 3"]]) -> Iterator[Found]:
+def predict(
+    built: DenseExperiment, state: TrainState, images: Iterator[UInt8[np.ndarray, "_h _w 3"]]
+) -> Iterator[Found]:
     """Yields the detections of every image, in its pixels."""
     compute, batch_size = built.on_this_process(state, "detect")
     return detect.predict(compute, images, test_of(built.config, batch_size))
@@ -188,7 +190,7 @@ def test_of(config: ConfigDict, batch_size: int) -> detect.Test:
     return detect.Test(fields.short, fields.long, tuple(tuple(bucket) for bucket in fields.buckets), batch_size)
 
 
-def evaluate(built: Experiment, state: TrainState, pairs: Pairs) -> Evaluation:
+def evaluate(built: DenseExperiment, state: TrainState, pairs: Pairs) -> Evaluation:
     """Scores with pycocotools: the twelve numbers of boxes and of masks ("bbox_AP", ..., "segm_ARl"), and AP by class.
 
     The evaluation's `found` is all detections in COCO's format.
@@ -197,7 +199,7 @@ def evaluate(built: Experiment, state: TrainState, pairs: Pairs) -> Evaluation:
     return Evaluation(*coco_scores.score(built.sets.val, results), results)
 
 
-def ceiling(built: Experiment, state: TrainState, pairs: Pairs) -> Evaluation:
+def ceiling(built: DenseExperiment, state: TrainState, pairs: Pairs) -> Evaluation:
     """Scores the masks that the mask heads draw in the true boxes with the true classes: the most that they allow.
 
     The scores are the twelve numbers of masks ("ceiling_AP", ...). The class chooses the mask's channel, all
@@ -209,7 +211,7 @@ def ceiling(built: Experiment, state: TrainState, pairs: Pairs) -> Evaluation:
 
 
 def ceiling_of(
-    built: Experiment, pairs: Pairs, draw: Callable[[Iterable[tuple[np.ndarray, Boxes]]], Iterator[Found]]
+    built: DenseExperiment, pairs: Pairs, draw: Callable[[Iterable[tuple[np.ndarray, Boxes]]], Iterator[Found]]
 ) -> Evaluation:
     """Scores the masks that `draw` yields for images with their true boxes; see `ceiling`."""
     limit = built.config.data.max_instances
@@ -221,7 +223,7 @@ def ceiling_of(
     return Evaluation(ceilings, per_class, results)
 
 
-def _results(built: Experiment, pairs: Pairs, compute: Callable[[Pairs], Iterator[Found]]) -> list[dict[str, Any]]:
+def _results(built: DenseExperiment, pairs: Pairs, compute: Callable[[Pairs], Iterator[Found]]) -> list[dict[str, Any]]:
     """What `compute` finds in this process's examples, in COCO's format, together with those of all processes."""
     known: list[tuple[int, tuple[int, int]]] = []
 
@@ -249,7 +251,7 @@ def true_boxes(example: dict[str, Any], limit: int) -> Boxes:
 # --- for readers
 
 
-def introduction(built: Experiment) -> tuple[list[str], list[str]]:
+def introduction(built: DenseExperiment) -> tuple[list[str], list[str]]:
     """The notes of the sets, and how much of the batches is padding."""
     sides = shapes(built.config)
     sizes = stream(built.config, built.sets.train).geometry(np.arange(SAMPLED))[1].size

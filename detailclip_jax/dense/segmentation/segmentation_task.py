@@ -16,9 +16,9 @@ from detailclip_jax.data.sources import MissingData, Picked
 from detailclip_jax.dense.dense_experiment import (
     STATS,
     Comparison,
+    DenseExperiment,
     DenseTask,
     Evaluation,
-    Experiment,
     Pairs,
     Sets,
     Sides,
@@ -183,7 +183,7 @@ def loss(model: SegmentationModel, config: ConfigDict, inputs: Inputs) -> Output
 
 
 def predict(
-    built: Experiment, state: TrainState, images: Iterator[UInt8[np.ndarray, "_h _w 3"]]
+    built: DenseExperiment, state: TrainState, images: Iterator[UInt8[np.ndarray, "_h _w 3"]]
 ) -> Iterator[np.ndarray]:
     """Yields the label map int16 [H, W] of every image."""
     compute, batch_size = built.on_this_process(state, "segment")
@@ -191,7 +191,7 @@ def predict(
     return label_maps.predict(compute, images, test, batch_size, built.model.image.patch_size)
 
 
-def evaluate(built: Experiment, state: TrainState, pairs: Pairs) -> Evaluation:
+def evaluate(built: DenseExperiment, state: TrainState, pairs: Pairs) -> Evaluation:
     """Predicts and counts in one pass: the scores of `confusion.scores`, and the counts of all images."""
     total, waiting = confusion.no_counts(len(built.classes)), list[Example]()
 
@@ -212,7 +212,7 @@ def evaluate(built: Experiment, state: TrainState, pairs: Pairs) -> Evaluation:
 # --- for readers
 
 
-def introduction(built: Experiment) -> tuple[list[str], list[str]]:
+def introduction(built: DenseExperiment) -> tuple[list[str], list[str]]:
     """The blocks that the head reads; warns of masks that a paint program has written."""
     blocks = ", ".join(map(str, built.model.head.blocks))
     return [f"the head reads the blocks {blocks}"], black_and_white(built.sets.train)
