@@ -37,6 +37,10 @@ FOR = {
     "demo": "configs/stickers.py and figures",
     "torch": "import_torch and export, but for .safetensors",
     "data": "data sets through TensorFlow Datasets, and parquet files",
+    "detection": "COCO's scores of boxes and masks",
+    "hub": "models by name, such as hf://OWNER/NAME",
+    "wandb": "logging to Weights & Biases",
+    "docs": "building the pages",
     "targets": "benchmark step --for: the compilers of GPUs and TPUs",
     "dev": "the tests",
 }

@@ -191,7 +191,8 @@ def introduce(run: Run, caption_warnings: Sequence[str] = ()) -> None:
     say("\n".join([f"data {config.data.source}: {len(run.source):,} examples", *summary(run.source, num_seen)]))
     if pairs := held_out_pairs.find(config):
         say(f"held out from training: {pairs.origin}")
-    lines = [*unread_crops(run), *unread_texts(run), *first_run_missing(run), *rate_of_another_batch(run)]
+    lines = [*unread_crops(run), *unread_texts(run), *unread_size(run), *first_run_missing(run)]
+    lines += rate_of_another_batch(run)
     lines += repeats(run.source, max(images)) if run.experiment.method.has_text else []
     for line in (*lines, *caption_warnings):
         run.console.warn(line)
@@ -199,9 +200,9 @@ def introduce(run: Run, caption_warnings: Sequence[str] = ()) -> None:
     say(f"{counted(config.total_steps, 'step')} of {span(images)}, {plain(epochs)} epochs; workdir {run.workdir}")
     configured = experiment.warmup_steps(config)
     steps = clamp_warmup(configured, config.total_steps)
-    shortened = f" ({configured:,} do not fit)" if steps != configured else ""
+    shortened = f" (the {configured:,} of the config do not fit into the run)" if steps != configured else ""
     warmup = f"{counted(steps, 'step')} of warm-up{shortened}"
-    say(f"{counted(config.steps_per_epoch, 'step')} per epoch in the schedules; {warmup}")
+    say(f"schedules count {counted(config.steps_per_epoch, 'step')} as an epoch; {warmup}")
     if config.views.patch_dropout:
         say(f"patch dropout {config.views.patch_dropout:g} in the first {run.experiment.unmasked_from:,} steps")
     say(run.experiment.parameter_table())
@@ -232,6 +233,14 @@ def unread_texts(run: Run) -> list[str]:
         "(docs/methods.md), or set the field to 0"
         for name in methods.unread_texts(run.experiment.method, run.config)
     ]
+
+
+def unread_size(run: Run) -> list[str]:
+    """Returns a warning if `model.custom` has widths and depths that the run does not take, else an empty list."""
+    model = run.config.model
+    if not model.custom or model.size == sizes.CUSTOM:
+        return []
+    return [f"model.custom is not read, because model.size is {model.size}; for these sizes set model.size=custom"]
 
 
 def first_run_missing(run: Run) -> list[str]:

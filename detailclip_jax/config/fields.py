@@ -351,7 +351,7 @@ MODEL: Group = {
         choices=(*SIZES, CUSTOM),
     ),
     "custom": Field({}, "width, depth, heads, ... of the size custom", OURS),
-    "image_size": Field(224, "pixels along a side", "paper 4.1"),
+    "image_size": Field(224, "pixels along a side", "paper 4.1", range=FROM_1),
     "context_length": Field(77, "maximum number of tokens of a caption", "CLIP", range=Range(3, 2**16)),
     "vocab_size": Field(49408, "number of tokens in the vocabulary", "CLIP", range=FROM_1),
     "prototypes": Field(

@@ -146,6 +146,8 @@ def _unknown_field(config: ConfigDict, name: str, node: ConfigDict, above: str) 
         above = guess if isinstance(_at(config, guess), ConfigDict) else guess.rpartition(".")[0]
         node = _at(config, above)
     hint = f"; did you mean {guess!r}?" if guess else "."
+    if not node:
+        return f"unknown config field {name!r}{hint} The group {above!r} is empty: only a config file can fill it"
     place = f"fields of {above!r}" if above else "fields"
     return f"unknown config field {name!r}{hint} Known {place}: {', '.join(node)}"
 

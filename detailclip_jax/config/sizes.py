@@ -60,11 +60,9 @@ def size_of(model: ConfigDict) -> Size:
     if model.size == CUSTOM:
         fields, known = set(model.custom), set(Size._fields)
         missing, unknown = known - fields - set(Size._field_defaults), fields - known
-        if missing or unknown:
-            raise ValueError(
-                f"model.custom lacks {sorted(missing)} and has unknown {sorted(unknown)}; its fields are "
-                f"{', '.join(Size._fields)}"
-            )
+        faults = {"lacks": missing, "has the unknown fields": unknown}
+        if wrong := " and ".join(f"{fault} {', '.join(sorted(names))}" for fault, names in faults.items() if names):
+            raise ValueError(f"model.custom {wrong}; its fields are {', '.join(Size._fields)}")
         for name, value in model.custom.items():
             least, most = int(name not in MAY_BE_0), MAX_DEPTH if name.endswith("depth") else LARGEST
             if not isinstance(value, int) or not least <= value <= most:
@@ -109,10 +107,8 @@ def whole_patches(field: str, size: int, patch_size: int) -> int:
     """Returns the number of patches in `size` pixels; ValueError that names the field if it is not a whole number."""
     if size % patch_size:
         below = size // patch_size * patch_size
-        nearest = " and ".join(str(near) for near in (below, below + patch_size) if near)
-        raise ValueError(
-            f"{field} {size} is not a multiple of the patch size {patch_size}; the nearest multiples are {nearest}"
-        )
+        nearest = f"{below} or {below + patch_size}" if below else f"{patch_size}"
+        raise ValueError(f"{field} {size} is not a multiple of the patch size {patch_size}; set it to {nearest}")
     return size // patch_size
 
 

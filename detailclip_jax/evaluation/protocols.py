@@ -65,10 +65,15 @@ def zero_shot_task(protocol: str, name: str, classes: Sequence[str], templates: 
     does not list. An unlisted set without templates gets ImageNet's templates and its own class names, with "_"
     replaced by spaces.
 
-    Raises ValueError for an unknown protocol, and for classes that do not match; the message lists the nearest names.
+    Raises ValueError for an unknown protocol, for a template without {c}, and for classes that do not match; then the
+    message lists the nearest names.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
+    if without := [each for each in templates if "{c}" not in each and "{}" not in each]:
+        raise ValueError(
+            f"{name}: template {without[0]!r} has no place for the name of a class; write {{c}} where it belongs"
+        )
     words = slip_words if protocol == "slip" else package_words
     try:
         names, patterns, metric, origin = words(name, tuple(classes), tuple(templates))
@@ -155,15 +160,22 @@ def match(classes: Sequence[str], known: Names) -> list[int]:
 
         match(["american_bulldog", "Abyssinian"], [["Abyssinian"], ["American bulldog"]]) == [1, 0]
 
-    If known classes share a name (ImageNet has two missiles), the data set's first such class gets the first of them.
-    Raises ValueError unless the match is one to one; the message lists classes without a known name, with the nearest
+    A name that is spelt exactly as a known one stands for that one ("C++" beside "C#"); others are compared by `plain`.
+    If known classes share a name (ImageNet has two missiles), the data set's first such class gets the first of them
+    that is free.  Raises ValueError unless the match is one to one; the message lists classes without a known name, with the nearest
     names, and known classes that the set lacks.
     """
-    places: dict[str, list[int]] = {}
+    exact: dict[str, list[int]] = {}
+    alike: dict[str, list[int]] = {}
     for index, names in enumerate(known):
-        for name in dict.fromkeys(map(plain, names)):
-            places.setdefault(name, []).append(index)
-    indices = [places[plain(name)].pop(0) if places.get(plain(name)) else None for name in classes]
+        for places, spellings in ((exact, names), (alike, map(plain, names))):
+            for name in dict.fromkeys(spellings):
+                places.setdefault(name, []).append(index)
+    indices: list[int | None] = []
+    for name in classes:
+        candidates = exact.get(name) or alike.get(plain(name), [])
+        free = [index for index in candidates if index not in indices]
+        indices.append((free or candidates or [None])[0])
     problems = []
     lacking = [names[0] for index, names in enumerate(known) if index not in indices]
     if unmatched := [name for name, index in zip(classes, indices) if index is None]:

@@ -153,7 +153,7 @@ def test_a_run_on_own_data_ends_with_numbers_and_images(finished):
     text, report = finished.console.stream.getvalue(), (finished.workdir / "report.md").read_text()
     assert "data records: 54 examples" in text and "2 steps of 8, 0.296 epochs" in text
     assert "held out from training: 6 of 60 examples" in text
-    assert "6 steps per epoch in the schedules" in text
+    assert "schedules count 6 steps as an epoch" in text
     assert "image to text R@1" in report and "no evaluator has a result" not in report
     assert "Held out: 6 of 60 examples." in report
     results = json.loads((finished.workdir / "results.json").read_text())["results"]

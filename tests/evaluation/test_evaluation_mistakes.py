@@ -120,7 +120,7 @@ MISTAKES = [  # the mistake; the call; the error; words of its message
         "a class twice",
         lambda: match(["cat", "Cat"], [["cat"]]),
         ValueError,
-        "1 classes of the data have an unknown name: 'Cat'",
+        "same known class: 'cat', 'Cat'",
     ),
     (
         "many unknown classes",
@@ -140,6 +140,13 @@ MISTAKES = [  # the mistake; the call; the error; words of its message
         lambda: zero_shot_task("clip", "pets", ["cat"]),
         ValueError,
         "unknown protocol 'clip'; known: slip, clip_benchmark",
+    ),
+    (
+        "a template without a class",
+        lambda: zero_shot_task("slip", "mine", ["cat", "dog"], ["a photo of a {class}."]),
+        ValueError,
+        "mine: template 'a photo of a {class}.' has no place for the name of a class",
+        "{c}",
     ),
     # arrays
     (

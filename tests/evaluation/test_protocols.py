@@ -64,6 +64,11 @@ def test_classes_of_one_name_are_told_apart_by_others():
     known = [["missile", "n04008634"], ["crane"], ["missile", "n03773504"]]
     assert match(["missile", "crane", "missile"], known) == [0, 1, 2]
     assert match(["n03773504", "n04008634", "crane"], known) == [2, 0, 1]
+    assert match(["projectile", "missile"], [["missile", "projectile"], ["missile"]]) == [0, 1]
+
+
+def test_a_name_that_is_spelt_exactly_comes_before_one_that_is_alike():
+    assert match(["C#", "C++"], [["C++"], ["C#"]]) == [1, 0]
 
 
 # slip

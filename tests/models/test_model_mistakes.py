@@ -7,7 +7,7 @@ from detailclip_jax.training import experiment
 
 MISTAKES = {  # the mistake: fields of config.model, words of the message
     "unknown size": ({"size": "B/15"}, "'B/15' is unknown; known: tiny, S/16"),
-    "part of a patch": ({"image_size": 225}, r"225 is not a multiple of the patch size 16.* 224 and 240"),
+    "part of a patch": ({"image_size": 225}, r"225 is not a multiple of the patch size 16.* 224 or 240"),
     "heads that do not divide the width": (
         {"size": "custom", "custom": {"patch_size": 16, "width": 100, "depth": 1, "num_heads": 16}},
         "of width 100 cannot have 16 attention heads",

@@ -335,6 +335,14 @@ def test_false_texts_and_regions_that_no_term_reads_are_warned_of(fields, unread
         check_names(line, name, "no term", "weight")
 
 
+def test_sizes_of_a_custom_model_that_are_not_read_are_warned_of():
+    config = run_config.load("configs/stickers.py:method=clip,size=small")
+    run = Run(config, Path(), SimpleNamespace(method=methods.build(config)), None, Console(), pretraining.PRETRAINING)
+    assert pretraining.unread_size(run) == []
+    config.model.size = "tiny"
+    check_names(*pretraining.unread_size(run), "model.custom is not read", "model.size is tiny", "model.size=custom")
+
+
 def test_siglip2_without_its_first_run_is_warned_of():
     (line,), checked = missing_first_run("siglip2", "records")
     check_names(line, "siglip2 continues a run of siglip", "--config.init", "learning rate 5.7e-05")
@@ -383,7 +391,7 @@ def test_a_missing_first_run_is_said_at_the_start(run_of, monkeypatch):
 def test_a_warm_up_longer_than_the_run_is_said(run_of):
     run = run_of(**{"optimizer.warmup_epochs": 3.0})
     pretraining.introduce(run)
-    assert "1 step of warm-up (30 do not fit)" in text_of(run)
+    assert "1 step of warm-up (the 30 of the config do not fit into the run)" in text_of(run)
 
 
 def test_a_batch_larger_than_the_data_is_said_of_methods_with_captions(run_of):
