@@ -162,8 +162,8 @@ def match(classes: Sequence[str], known: Names) -> list[int]:
 
     A name that is spelt exactly as a known one stands for that one ("C++" beside "C#"); others are compared by `plain`.
     If known classes share a name (ImageNet has two missiles), the data set's first such class gets the first of them
-    that is free.  Raises ValueError unless the match is one to one; the message lists classes without a known name, with the nearest
-    names, and known classes that the set lacks.
+    that is free. Raises ValueError unless the match is one to one; the message lists classes without a known name, with
+    the nearest names, and known classes that the set lacks.
     """
     exact: dict[str, list[int]] = {}
     alike: dict[str, list[int]] = {}
