@@ -26,7 +26,9 @@ from detailclip_jax.data.preprocessing import NATIVE, transform_of
 from detailclip_jax.data.views import LARGE, check_reducing_gap, crops_from_config
 from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.data.workers import usable_workers
-from detailclip_jax.evaluation import held_out_pairs, run_figures, run_report
+from detailclip_jax.evaluation import held_out_pairs, run_figures, run_report, tasks
+from detailclip_jax.evaluation.metrics import split_name
+from detailclip_jax.evaluation.subject import WEIGHTS
 from detailclip_jax.interop import published
 from detailclip_jax.models.text_encoder import TextStyle
 from detailclip_jax.runtime import provenance, wandb_writer
@@ -71,12 +73,8 @@ def prepare(
     validate(config)
     if written is not None:
         check_weights(config, written, workdir, given)
-    evaluators = evaluation.plan(config)
-    if config.best_metric and config.best_metric.split("/")[0] not in evaluators:
-        raise ValueError(
-            unknown("evaluator in best_metric", config.best_metric, [f"{each}/..." for each in evaluators])
-        )
     source = open_source(config)
+    check_best_metric(config)
     tokenizer_of(config, config.data.keep_eot).check()
     config = run_config.resolve(config, len(source))
     built = experiment.build(config)
@@ -90,6 +88,26 @@ def prepare(
     run_config.check_workdir(Path(workdir), config)
     console = Console(enabled=jax.process_index() == 0)
     return Run(config, Path(workdir), built, source, console, task_of(caption_warnings), given=given)
+
+
+def check_best_metric(config: ConfigDict) -> None:
+    """Raises ValueError if `config.best_metric` has not the form of a score of the run's evaluators.
+
+    Whether the evaluator has a metric of this name shows only when it has measured.
+    """
+    if not config.best_metric:
+        return
+    task, *rest = split_name(config.best_metric)
+    missing = tasks.absent(config)
+    if task in missing:
+        raise ValueError(f"best_metric {config.best_metric!r}: {task} cannot run here: {missing[task]}")
+    measured = [name for name in evaluation.plan(config) if name not in missing]
+    if task in measured and len(rest) == 2 and rest[0] in WEIGHTS:
+        return
+    if not measured:
+        raise ValueError(f"best_metric {config.best_metric!r}: no evaluator; {held_out_pairs.none_because(config)}")
+    known = [f"{name}/{weights}/METRIC" for name in measured for weights in WEIGHTS]
+    raise ValueError(unknown("best_metric", config.best_metric, known))
 
 
 def validate(config: ConfigDict) -> None:

@@ -87,12 +87,15 @@ class FormerModules:
         """Warns the importer, and makes the module take its names from the present one."""
         _present(module.__name__)
         vars(module)["__getattr__"] = former_names(module.__name__)
+        vars(module)["__dir__"] = lambda: names_of(module.__name__)
 
 
 def former_names(module: str) -> Callable[[str], Any]:
     """Returns the `__getattr__` of a module that had other names: `__getattr__ = former_names(__name__)`."""
 
     def attribute(name: str) -> Any:
+        if name == "__all__" and module.removeprefix(PACKAGE) in RENAMED:
+            return names_of(module)
         if f"{module}.{name}".removeprefix(PACKAGE) in RENAMED:
             there, _, name = _present(f"{module}.{name}").rpartition(".")
         elif module.removeprefix(PACKAGE) in RENAMED:
@@ -102,6 +105,14 @@ def former_names(module: str) -> Callable[[str], Any]:
         return getattr(importlib.import_module(PACKAGE + there), name)
 
     return attribute
+
+
+def names_of(module: str) -> list[str]:
+    """Returns the public names of a former module: those of the present one, and its own former ones."""
+    former = module.removeprefix(PACKAGE)
+    present = importlib.import_module(PACKAGE + RENAMED[former][0])
+    own = [name.removeprefix(f"{former}.") for name in RENAMED if name.startswith(f"{former}.")]
+    return sorted({name for name in (*vars(present), *own) if not name.startswith("_")})
 
 
 def _present(name: str) -> str:

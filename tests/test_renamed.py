@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -47,6 +48,11 @@ def test_a_former_module_has_the_names_of_the_present_one(former):
     assert all(getattr(found, name) is getattr(present, name) for name in names_of(present))
     with pytest.raises(AttributeError, match="nothing"):
         _ = found.nothing
+    everything = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of functions that went elsewhere
+        exec(f"from {former} import *", everything)
+    assert {*names_of(present)} <= everything.keys() and {*names_of(present)} <= {*dir(found)}
 
 
 @pytest.mark.filterwarnings("ignore:.* is now:DeprecationWarning")

@@ -136,6 +136,8 @@ def jsonl_rows(request: Request) -> Iterator[Row]:
     for path, name in tables.items():
         chosen = None
         for number, (line, values) in enumerate(_objects(path), 1):
+            if line is not None and not line.strip():
+                continue
             if values is None:
                 why = f"bad json: {line[:60]!r}" if line is not None else f"too large: over {MAX_LINE:,} characters"
                 yield Row(f"{name}#{number}", refused=why)

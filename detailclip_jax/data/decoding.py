@@ -239,6 +239,7 @@ def opened(data: bytes, max_pixels: int = MAX_PIXELS, max_whole: int = MAX_PIXEL
     if not data:
         raise BadImage("empty: 0 bytes")
     header = _header(data)
+    _check_range(header)
     width, height = header.size
     size = f"{width} x {height} pixels"
     if width * height > MAX_FILE_PIXELS:
@@ -259,6 +260,12 @@ def opened(data: bytes, max_pixels: int = MAX_PIXELS, max_whole: int = MAX_PIXEL
     if 1 not in reductions and (is_held_whole or not reductions) and width * height > max_whole:
         raise BadImage(f"too large: {size}, the limit is {max_whole} {WAY_OUT}")
     return Encoded(data, header, reductions or (1,), is_held_whole, decoding)
+
+
+def _check_range(image: Image.Image) -> None:
+    """Raises BadImage for pixels of 32 bits: the file does not say which numbers are black and white."""
+    if image.mode in ("I", "F"):
+        raise BadImage(f"pixels of 32 bits (mode {image.mode!r}), of unknown range; save it with 8 or 16 bits")
 
 
 def _ceil(num: int, reduction: int) -> int:
@@ -287,6 +294,7 @@ def open_image(file: io.BytesIO | str | os.PathLike) -> Image.Image:
 
 def rgb_of(image: Image.Image, decoding: str = UPRIGHT) -> UInt8[np.ndarray, "H W 3"]:
     """Returns a Pillow image as `decode` would; on damaged bytes it raises any exception of Pillow."""
+    _check_range(image)
     image.load()
     return turn_upright(_rgb(image, decoding), orientation_of(image) if decoding == UPRIGHT else 1)
 
@@ -305,7 +313,7 @@ def _rgb(image: Image.Image, decoding: str) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _over_white(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    if image.mode.startswith("I"):  # 16-bit gray: `convert` would clip it at 255
+    if image.mode.startswith("I;16"):  # gray: `convert` would clip it at 255
         gray = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
         return np.repeat(gray[:, :, None], 3, axis=2)
     if image.has_transparency_data:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config.data_path import components
 from detailclip_jax.config.sizes import mean_batch_size
 from detailclip_jax.data.caption_selection import STATES, not_blank, texts
-from detailclip_jax.data.mixture import checked_examples, members_of
+from detailclip_jax.data.mixture import NUM_FOR_BLANK, checked_examples, members_of
 from detailclip_jax.data.sources import Source
 from detailclip_jax.data.stickers.scene_source import NUM_FALSE, STATED
 from detailclip_jax.data.tokenizer import Tokenizer
@@ -38,7 +38,9 @@ class Ramp(NamedTuple):
         """Returns the share at a position."""
         if position >= self.last:
             return 1.0
-        return max(position - self.first, 0.0) / (self.last - self.first)
+        if position <= self.first:
+            return 0.0
+        return (position - self.first) / (self.last - self.first)
 
 
 RELATIONS = Ramp()  # from the first position on
@@ -136,11 +138,12 @@ def check_source(source: Source, data: ConfigDict) -> None:
     A run with regions may have those of phrases alone.
     """
     if data.negatives and data.caption != STATES:
-        examples = [each for member in members_of(source) for each in checked_examples(member.source)]
-        of_phrases = data.regions and any(any(each.get("phrase_negatives") or ()) for each in examples)
-        if not of_phrases and not any(not_blank(texts(each.get(FIELD))) for each in examples):
+        examples = (each for member in members_of(source) for each in checked_examples(member.source, NUM_FOR_BLANK))
+        of_phrases = lambda each: data.regions and any(each.get("phrase_negatives") or ())  # noqa: E731
+        if not any(of_phrases(each) or not_blank(texts(each.get(FIELD))) for each in examples):
             raise ValueError(
-                f"data.negatives {data.negatives}: no checked example has the field {FIELD!r}, a list of texts that "
-                "are false of its image; prepare the set with it (docs/records.md), or set data.negatives to 0.  "
-                f"Stickers have false texts with --config.data.caption={STATES}"
+                f"data.negatives {data.negatives}: none of {NUM_FOR_BLANK} examples, spread over the set, has the "
+                f"field {FIELD!r}, a list of texts that are false of its image; prepare the set with it "
+                "(docs/records.md), or set data.negatives to 0.  Stickers have false texts with "
+                f"--config.data.caption={STATES}"
             )

@@ -238,7 +238,7 @@ class Stream:
         bad: list[str] = []
         for at in range(position, position + MAX_TRIES):
             try:
-                return {**self._example(int(self._order[at]), position), "bad": bad[:1]}
+                return {**self._example(at, position), "bad": bad[:1]}
             except BadRecord as error:
                 bad.append(str(error))
         raise TooManyBadRecords(
@@ -246,12 +246,12 @@ class Stream:
             tuple(dict.fromkeys(bad)),  # a small set repeats its records
         )
 
-    def _example(self, index: int, position: int) -> dict[str, Any]:
-        """Returns record `index` with the random draws of a position; raises BadRecord if it is unreadable."""
+    def _example(self, at: int, position: int) -> dict[str, Any]:
+        """Returns the record at place `at` of the order with the draws of a position; BadRecord if it is unreadable."""
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, position))))
-        example = self._stated(self.source[index], position, rng)
+        example = self._stated(self.source[int(self._order[at])], position, rng)
         if self.shuffled:
-            other = self._stated(self.source[int(self._order[position + 1])], position, np.random.default_rng(position))
+            other = self._stated(self._another(at), position, np.random.default_rng(position))
             example = false_texts.with_parts_of(example, other, self.shuffled)
         label = label_of(example, self.num_classes)
         text, num_cut = self.text_of(example, rng)
@@ -279,6 +279,14 @@ class Stream:
             "label": label,
             "truncated": num_cut,
         }
+
+    def _another(self, at: int) -> Example:
+        """Returns the next readable record in the order that is not the one at place `at`."""
+        for other in range(at + 1, at + 1 + MAX_TRIES):
+            if self._order[other] != self._order[at]:
+                with contextlib.suppress(BadRecord):
+                    return self.source[int(self._order[other])]
+        raise BadRecord(f"no other readable record follows for data.shuffled {self.shuffled!r}")
 
     def _stated(self, example: Example, position: int, rng: np.random.Generator) -> Example:
         if self.caption != STATES:

@@ -15,7 +15,7 @@ from detailclip_jax.config import sizes
 from detailclip_jax.config.fields import AT_EOT
 from detailclip_jax.data.caption_selection import not_blank, texts
 from detailclip_jax.data.false_texts import first_or_drawn, rows_of
-from detailclip_jax.data.mixture import checked_examples, members_of
+from detailclip_jax.data.mixture import NUM_FOR_BLANK, checked_examples, members_of
 from detailclip_jax.data.sources import BadRecord, Source
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import captioned_crop
@@ -112,7 +112,9 @@ def phrase_length(config: ConfigDict) -> int:
 def read(example: Mapping[str, Any]) -> BoxedPhrases:
     """Returns the boxes of an example that have a phrase; raises BadRecord for fields of another form."""
     try:
-        phrases = [list(texts(each)) for each in example.get("phrases", ())]
+        if isinstance(phrases := example.get("phrases", ()), str):
+            raise ValueError("one text in place of a list")
+        phrases = [list(texts(each)) for each in phrases]
         boxes = example.get("boxes", ()) if phrases else ()
         negatives = [list(texts(each)) for each in example.get("phrase_negatives") or [()] * len(phrases)]
         array = np.asarray(boxes, np.float32).reshape(len(boxes), 4)
@@ -147,9 +149,9 @@ def usable(boxes: Float[Any, "*n 4"], side: int) -> tuple[Float[Any, "*n 4"], Bo
 
 def check_regions(source: Source, number: int) -> None:
     """Raises ValueError if no checked example of any set has boxes with phrases, and the run asks for regions."""
-    examples = (each for member in members_of(source) for each in checked_examples(member.source))
+    examples = (each for member in members_of(source) for each in checked_examples(member.source, NUM_FOR_BLANK))
     if number and not any(each.get("phrases") for each in examples):
         raise ValueError(
-            f"data.regions {number}: no checked example has boxes with phrases; prepare the set with them ({FORM}; "
-            "docs/records.md), or set data.regions to 0"
+            f"data.regions {number}: none of {NUM_FOR_BLANK} examples, spread over the set, has boxes with phrases; "
+            f"prepare the set with them ({FORM}; docs/records.md), or set data.regions to 0"
         )

@@ -241,11 +241,17 @@ def _write_shard(path: pathlib.Path, numbered: Iterable[tuple[int, Mapping[str, 
         try:
             for number, example in numbered:
                 complete = _complete(example, key=str(number))
-                writer.write(msgpack.packb({**complete, "captions": list(complete["captions"])}))
+                writer.write(msgpack.packb({**complete, "captions": list(complete["captions"])}, default=_as_list))
                 count += 1
         finally:
             writer.close()
     return count
+
+
+def _as_list(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise ValueError(f"a field is {value!r:.40}; records hold texts, numbers, bytes, arrays, and lists of them")
 
 
 def _complete(fields: Mapping[str, Any], key: str) -> Example:

@@ -21,7 +21,7 @@ from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.training import ema
 from detailclip_jax.training import mesh as meshes
-from detailclip_jax.training.published_names import LONG_TEXTS
+from detailclip_jax.training.published_names import LONG_TEXTS, workdir_of
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import Params
 
@@ -77,15 +77,16 @@ def from_checkpoint(
     Raises FileNotFoundError, ValueError for missing weights, and CheckpointError for an unreadable checkpoint.
     """
     model = inference.load(workdir, step=step, preprocess=preprocess)
+    folder = workdir_of(workdir)
     there = weights_of(model.variables["params"], model.variables["ema_params"])
     chosen = {name: there[name] for name in check_weights(which, there, model.config.method)}
     digests = {
         name: dataclasses.replace(model, params=params, weights=name).fingerprint for name, params in chosen.items()
     }
-    choices = [readout_choice.read(workdir, model.step, name) for name in chosen]
+    choices = [readout_choice.read(folder, model.step, name) for name in chosen]
     best = tuple(dict.fromkeys(choice.readout for choice in choices if choice)) if all(choices) else ()
     everywhere, config = meshes.replicated(meshes.make_mesh()), model.config
-    long_texts = Path(workdir) / LONG_TEXTS
+    long_texts = folder / LONG_TEXTS
     return Subject(
         name=str(workdir),
         encode=model.encode,

@@ -243,7 +243,7 @@ class Model:
         tokens = tokenizer(texts)
         if tokenizer.num_truncated:
             length = tokenizer.context_length
-            logging.warning("%d of %d texts were cut to %d tokens", tokenizer.num_truncated, len(texts), length)
+            logging.warning("%d of %d texts were cut to %d tokens", tokenizer.num_truncated, len(tokens), length)
         return self._encoded(self.encode.text, tokens, self.embedding_width)
 
     def classify(
@@ -454,7 +454,7 @@ class Model:
         digest = hashlib.sha256(repr(_reading(self.config)).encode())
         for path, leaf in jax.tree.leaves_with_path({name: self.params[name] for name in used}):
             digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.ascontiguousarray(leaf).data)
+            digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()[:12]
 
     def __getattr__(self, name: str) -> NoReturn:
@@ -561,7 +561,7 @@ def pixels(image: Any, decoding: str = UPRIGHT) -> UInt8[np.ndarray, "H W 3"]:
     Raises BadImage for an unreadable image, FileNotFoundError, and TypeError for other types.
     """
     if isinstance(image, str | Path):
-        return decode(read_bytes(image), decoding=decoding)
+        return decode(read_bytes(Path(image).expanduser()), decoding=decoding)
     if isinstance(image, bytes):
         return decode(image, decoding=decoding)
     if isinstance(image, Square):
@@ -579,6 +579,8 @@ def pixels(image: Any, decoding: str = UPRIGHT) -> UInt8[np.ndarray, "H W 3"]:
         image = Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
     try:
         return rgb_of(image, decoding)
+    except BadImage:
+        raise
     except Exception as error:  # on damaged bytes, Pillow's decoders can raise any exception
         raise BadImage(f"truncated or damaged: {error}") from error
 

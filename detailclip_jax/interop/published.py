@@ -76,6 +76,8 @@ def fetch(name: str | Path, say: Callable[[str], Any] = print) -> Path:
     ValueError for damaged files and for tensors that fit no layout, see `interop.load`.  In a run of several processes
     each of these is a RunError with the message of the process that converts, or with the signal that ended it.
     """
+    if not published_names.is_remote(str(name)):
+        name = Path(name).expanduser()
     workdir = published_names.workdir_of(name)
     if workdir == Path(name) or is_converted(workdir):
         return workdir

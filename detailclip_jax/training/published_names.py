@@ -56,7 +56,7 @@ def workdir_of(name: str | Path) -> Path:
     if is_remote(str(name)):
         scheme, rest = re.split(r":(?://)?", str(name), maxsplit=1)
         return caches.folder() / FOLDER / f"{scheme}--{quote(rest, safe='@')}"
-    path = Path(name)
+    path = Path(name).expanduser()
     if not is_local(path):
         return path
     files = sorted(path.iterdir()) if path.is_dir() else [path]

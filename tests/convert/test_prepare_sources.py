@@ -592,7 +592,7 @@ def test_jsonl_with_lists_and_bad_lines(tmp_path):
     path = trees.write(tmp_path / "t.jsonl", "\n".join(lines))
     part = prepared(path, tmp_path / "out", kind="jsonl", images=str(tmp_path / "images"))
     assert [example["captions"] for example in examples(tmp_path / "out").values()] == [("one", "two")]
-    assert part["rejected"] == {"bad json": 4, "bad row": 1}
+    assert part["rejected"] == {"bad json": 3, "bad row": 1}  # a blank line is none
 
 
 @pytest.mark.parametrize(

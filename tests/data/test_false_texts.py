@@ -1,5 +1,6 @@
 """False texts and regions in batches: their shapes, masks, and that other arrays and resumed runs do not change."""
 
+import dataclasses
 import itertools
 
 import jax.numpy as jnp
@@ -134,6 +135,24 @@ def test_a_control_gets_parts_of_another_example(which):
         np.testing.assert_array_equal(mixed["image"]["large"], kept["image"]["large"])
 
 
+def test_a_control_passes_over_records_that_cannot_be_read():
+    """The other example is then the next readable one, also if the own record has been replaced."""
+    whole, mixed = stream(), stream(shuffled="negatives")
+    order = [int(whole._order[position]) for position in range(5)]
+    damaged = {order[1], order[2]}
+
+    class Damaged(Marked):
+        def __getitem__(self, index):
+            if index in damaged:
+                raise BadRecord(f"record {index}")
+            return super().__getitem__(index)
+
+    mixed = dataclasses.replace(mixed, source=Damaged())
+    for position, (own, other) in {0: (0, 3), 1: (3, 4)}.items():
+        assert mixed[position]["label"] == order[own]
+        np.testing.assert_array_equal(mixed[position]["false"], whole[other]["false"])
+
+
 def test_false_texts_of_other_scenes_are_theirs():
     plain, mixed = (batches_of(config_of(negatives=2, shuffled=which))[0] for which in ("", "negatives"))
     np.testing.assert_array_equal(plain["text"], mixed["text"])
@@ -263,8 +282,8 @@ def test_all_texts_of_a_batch_are_cut_to_one_length():
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ("negatives", "no checked example has the field 'negatives'"),
-        ("regions", "no checked example has boxes with phrases"),
+        ("negatives", "none of 100 examples, spread over the set, has the field 'negatives'"),
+        ("regions", "none of 100 examples, spread over the set, has boxes with phrases"),
     ],
 )
 def test_what_no_example_has_is_refused_at_the_start(field, message, monkeypatch):

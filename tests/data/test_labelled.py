@@ -361,7 +361,7 @@ def test_prepared_records(tmp_path, described):
     text = (
         json.dumps({"splits": {"test": {"classes": list(COLOURS)}}})
         if described == "dataset.json"
-        else "\n".join(COLOURS)
+        else "\n".join([*COLOURS, "", ""])  # blank lines at the end are no classes
     )
     put(tmp_path / "animals" / described, text)
     opened = open_set("animals", tmp_path)

@@ -65,6 +65,14 @@ def test_what_may_be_left_out_is_filled_in(tmp_path):
     assert source[1] == {"image": jpeg(1), "captions": (), "label": 4, "key": "1", "source": "flickr"}
 
 
+def test_arrays_are_written_as_lists(tmp_path):
+    boxes = np.array([[0, 1, 2, 3]], np.float32)
+    write_records(tmp_path, [{"image": jpeg(0), "boxes": boxes, "phrases": ["a dog"], "score": np.float32(0.5)}])
+    assert Records(tmp_path, "train")[0]["boxes"] == boxes.tolist()
+    with pytest.raises(ValueError, match=r"a field is \{'x'\}; records hold texts, numbers"):
+        write_records(tmp_path, [{"image": jpeg(0), "note": {"x"}}], split="val")
+
+
 def test_splits_live_side_by_side(tmp_path):
     write_records(tmp_path, examples(3))
     write_records(tmp_path, examples(2), split="val")

@@ -299,6 +299,7 @@ def test_token_set_predicts_every_token_of_statements(scenes, drawn):
 def test_the_share_of_relations_rises_between_two_positions():
     ramp = false_texts.Ramp(100, 300)
     assert [ramp.at(position) for position in (0, 100, 200, 300, 1000)] == [0, 0, 0.5, 1, 1]
+    assert [false_texts.Ramp(100, 100).at(position) for position in (99, 100)] == [0, 1]
     assert false_texts.RELATIONS.at(0) == 1
     forms = {"states": (("a frog at the top", "", "x"), ("a frog above a camera", "y", "z"))}
     rng = np.random.default_rng(0)

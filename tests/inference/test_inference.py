@@ -171,6 +171,22 @@ def test_a_pil_image_of_any_mode_is_read_like_its_file(mode, tmp_path):
         np.testing.assert_array_equal(pixels(given), expected)
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_of_unknown_range_are_refused(dtype):
+    image = Image.fromarray(np.full((9, 9), 200, dtype))
+    for given in (image, encoded(image, "TIFF")):
+        with pytest.raises(BadImage, match=r"32 bits .*save it with 8 or 16 bits"):
+            pixels(given)
+
+
+def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch, workdir):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").symlink_to(workdir)
+    RGB.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(pixels("~/a.png"), np.asarray(RGB))
+    assert detailclip_jax.load("~/run").step == 0
+
+
 def test_arrays_are_read_like_pil_images():
     rgb, gray, alpha = (np.asarray(image) for image in (RGB, RGB.convert("L"), ALPHA))
     np.testing.assert_array_equal(pixels(rgb), rgb)
@@ -323,6 +339,11 @@ def test_the_fingerprint_knows_weights_and_reading():
     pool = jax.tree.map(jnp.zeros_like, flair.params["caption_pool"])
     others = dataclasses.replace(flair, params={**flair.params, "caption_pool": pool})
     assert others.fingerprint != flair.fingerprint
+
+
+def test_weights_in_bfloat16_have_a_fingerprint():
+    rounded = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), model_of().params)
+    assert dataclasses.replace(model_of(), params=rounded).fingerprint != model_of().fingerprint
 
 
 def test_the_fingerprint_knows_the_geometry():

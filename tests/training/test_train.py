@@ -471,6 +471,16 @@ def test_every_score_is_saved_with_its_state(run_of, monkeypatch):
     assert [line["step"] for line in read_lines(run.workdir / "evaluations.jsonl")] == [5, 10, 12]
 
 
+def test_the_evaluator_of_a_best_metric_may_be_a_folder(tmp_path):
+    config = run_config.load("configs/stickers.py:method=clip")
+    name = f"zero_shot:folder:{tmp_path}"
+    config.evaluators, config.best_metric = {name: {}}, f"{name}/student/top1"
+    pretraining.check_best_metric(config)
+    config.best_metric = f"{name}/top1"
+    with pytest.raises(ValueError, match="unknown best_metric"):
+        pretraining.check_best_metric(config)
+
+
 def test_a_best_metric_that_nobody_measures(run_of, monkeypatch):
     evaluated_by(monkeypatch, lambda encode, step: {"zero_shot/student/top1": 0.5})
     with pytest.raises(CheckpointError, match="unknown best_metric 'zero_shot/student/top2'; did you mean"):

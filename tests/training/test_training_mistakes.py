@@ -87,8 +87,17 @@ REFUSED = {
     "chunks of an experiment": (chunks_that_do_not_fit, "batch_size 8", "2 devices of 3 chunks", "6 and 12"),
     "best metric of no evaluator": (
         lambda: prepare(SMALLEST, best_metric="zeroshot/ema/top1", evaluate_every=4, evaluators={"zero_shot": {}}),
-        "unknown evaluator in best_metric 'zeroshot/ema/top1'",
-        "zero_shot/...",
+        "unknown best_metric 'zeroshot/ema/top1'",
+        "zero_shot/ema/METRIC",
+    ),
+    "best metric without weights": (
+        lambda: prepare(SMALLEST, best_metric="zero_shot/top1", evaluate_every=4, evaluators={"zero_shot": {}}),
+        "unknown best_metric 'zero_shot/top1'",
+        "zero_shot/student/METRIC",
+    ),
+    "fields of an experiment": (
+        lambda: experiment.build(asked(model__image_size=0)),
+        "model.image_size 0 must be at least 1",
     ),
     "batch of a run": (lambda: prepare(f"{SMALLEST}:method=clip", batch_size=12), "batch_size 12", "8 and 16"),
     "array without a sharding rule": (

@@ -111,10 +111,11 @@ def sizes_of(folder: pathlib.Path, files: Iterable[str]) -> list[str]:
 
 
 def lines_of(path: pathlib.Path) -> tuple[str, ...]:
-    """Returns the stripped lines of a text file; empty if the file does not exist."""
+    """Returns the stripped lines of a text file, without blank ones at its end; empty if the file does not exist."""
     if not path.is_file():
         return ()
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines())
+    text = path.read_text(encoding="utf-8-sig", errors="replace").rstrip()
+    return tuple(line.strip() for line in text.splitlines())
 
 
 @contextlib.contextmanager
