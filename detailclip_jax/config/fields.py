@@ -153,6 +153,13 @@ DATA: Group = {
         range=SHARE,
         ascending=True,
     ),
+    "ordinary_ratio": Field(
+        0.0,
+        "caption rule states: share of the scenes whose caption is an ordinary one (a frog and a camera), without "
+        "false texts, in place of a statement",
+        OURS,
+        range=SHARE,
+    ),
     "shuffled": Field(
         "",
         "for control experiments: negatives or images; each example has those of another one",

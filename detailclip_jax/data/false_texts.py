@@ -52,14 +52,24 @@ def ramp_of(config: ConfigDict) -> Ramp:
     return Ramp(*(share * num for share in config.data.relations))
 
 
-def stated(example: Mapping[str, Any], relations: float, rng: np.random.Generator) -> dict[str, Any]:
-    """Returns an example with one of its statements as the only caption, and with its false texts.
+def stated(
+    example: Mapping[str, Any],
+    relations: float,
+    rng: np.random.Generator,
+    num_false: int = NUM_FALSE,
+    ordinary_ratio: float = 0.0,
+) -> dict[str, Any]:
+    """Returns an example with one of its statements as the only caption, and with its first `num_false` false texts.
 
-    `relations` is the probability of the last form, where there are two.
+    `relations` is the probability of the last form, where there are two, and `ordinary_ratio` that of one of the
+    scene's ordinary captions, which has no false texts, in place of the statement.
     """
     forms = example["states"]
     true, *false = forms[0 if len(forms) > 1 and rng.random() >= relations else -1]
-    return {**example, "captions": (true,), FIELD: tuple(false)}
+    if ordinary_ratio and rng.random() < ordinary_ratio:
+        ordinary = not_blank(example["captions"])
+        true, false = ordinary[rng.integers(len(ordinary))], []
+    return {**example, "captions": (true,), FIELD: tuple(false[:num_false])}
 
 
 def with_parts_of(example: Mapping[str, Any], other: Mapping[str, Any], which: str) -> dict[str, Any]:
@@ -114,6 +124,11 @@ def check(config: ConfigDict) -> None:
         raise ValueError(
             f"data.negatives {data.negatives}: a scene of stickers has at most {NUM_FALSE} false texts; set it to "
             f"{NUM_FALSE} or less"
+        )
+    if data.ordinary_ratio and data.caption != STATES:
+        raise ValueError(
+            f"data.ordinary_ratio {data.ordinary_ratio:g} is for the caption rule {STATES!r}, and "
+            f"data.caption is {data.caption!r}, whose captions are all ordinary: set it to 0"
         )
     if any(data.relations) and data.caption != STATES:
         raise ValueError(

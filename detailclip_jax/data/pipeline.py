@@ -105,6 +105,7 @@ def stream_of(config: ConfigDict, source: Source) -> "Stream":
         num_false=config.data.negatives,
         regions=region_draw_of(config),
         ramp=false_texts.ramp_of(config),
+        ordinary_ratio=config.data.ordinary_ratio,
         shuffled=config.data.shuffled,
     )
 
@@ -204,6 +205,7 @@ class Stream:
         view, "regions_valid", and "region_text": int32 [B, R, 1 + K, T], the true phrase first, "region_text_valid".
         A mask is False where a box or a text is missing.
     ramp: the share of statements that are relations, for the caption rule "states".
+    ordinary_ratio: the share of examples with an ordinary caption, for the same rule.
     shuffled: "negatives" or "images": every example has those of the next one, for control experiments.
     """
 
@@ -219,6 +221,7 @@ class Stream:
     num_false: int = 0
     regions: RegionDraw | None = None
     ramp: Ramp = RELATIONS
+    ordinary_ratio: float = 0.0
     shuffled: str = ""
 
     def __post_init__(self):
@@ -291,7 +294,7 @@ class Stream:
     def _stated(self, example: Example, position: int, rng: np.random.Generator) -> Example:
         if self.caption != STATES:
             return example
-        return false_texts.stated(example, self.ramp.at(position), rng)
+        return false_texts.stated(example, self.ramp.at(position), rng, self.num_false, self.ordinary_ratio)
 
     def text_of(self, example: Example, rng: np.random.Generator) -> tuple[Int32[np.ndarray, "C T"], int]:
         """Returns the token ids of an example's captions, drawn by `rng`, and how many of them were cut."""

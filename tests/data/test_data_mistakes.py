@@ -58,6 +58,7 @@ STATED = [  # what would not stay true, or contradicts other settings; words of 
     ({"data.shuffled": "negatives"}, "set --config.data.negatives to"),
     ({"data.shuffled": "images", "data.negatives": 2, "data.regions": 4}, "set --config.data.regions=0"),
     ({"data.relations": (0.2, 0.8), "data.caption": "first"}, "set --config.data.caption=states"),
+    ({"data.ordinary_ratio": 0.5, "data.caption": "first"}, "whose captions are all ordinary: set it to 0"),
 ]
 REGIONS = [  # what a model does not read; words of the message
     ({"data.phrase_length": 2}, "must be 0 or from 3 to model.context_length, 48"),

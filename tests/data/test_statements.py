@@ -305,5 +305,16 @@ def test_the_share_of_relations_rises_between_two_positions():
     rng = np.random.default_rng(0)
     assert false_texts.stated(forms, 0.0, rng)["captions"] == ("a frog at the top",)
     assert false_texts.stated(forms, 1.0, rng)["negatives"] == ("y", "z")
+    assert false_texts.stated(forms, 1.0, rng, num_false=1)["negatives"] == ("y",)
     drawn = [false_texts.stated(forms, 0.25, rng)["captions"][0] for _ in range(400)]
     assert abs(share(drawn, "a frog above a camera") - 0.25) < 0.08
+
+
+def test_a_share_of_the_scenes_keeps_an_ordinary_caption(scenes):
+    rng = np.random.default_rng(0)
+    drawn = [false_texts.stated(scenes[0], 1.0, rng, ordinary_ratio=0.4) for _ in range(400)]
+    ordinary = [each for each in drawn if each["captions"][0] in scenes[0]["captions"]]
+    assert abs(len(ordinary) / len(drawn) - 0.4) < 0.1
+    assert {each["captions"][0] for each in ordinary} == {*scenes[0]["captions"]}
+    assert all(each["negatives"] == () for each in ordinary)
+    assert all(len(each["negatives"]) == 2 for each in drawn if each not in ordinary)
