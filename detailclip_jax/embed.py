@@ -31,7 +31,7 @@ from jaxtyping import UInt8
 from detailclip_jax.data import preprocessing
 from detailclip_jax.data.decoding import BadImage, decoded_for_use
 from detailclip_jax.data.image_files import find
-from detailclip_jax.data.images import evaluation_view
+from detailclip_jax.data.image_operations import evaluation_view
 from detailclip_jax.figures import contact_sheet
 from detailclip_jax.inference import embed_folder, embeddings
 from detailclip_jax.inference.embeddings import Match, Table

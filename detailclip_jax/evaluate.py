@@ -122,7 +122,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     from detailclip_jax.evaluation import (
         Sets,
-        detail_page,
+        detail_report,
         from_checkpoint,
         parse,
         readout_comparison,
@@ -159,10 +159,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         )
     has_page = outcome.records and DETAIL in map(str.strip, arguments.tasks.split(";"))
     if has_page and jax.process_index() == 0:
-        detail_page.write(out, outcome)
+        detail_report.write(out, outcome)
     console.say(f"\n{tables.screen(outcome._replace(missing={}) if has_page else outcome)}\n")
     if has_page:
-        console.say(f"{out / detail_page.FILE} is the page with published numbers, and says how to get other sets")
+        console.say(f"{out / detail_report.FILE} is the page with published numbers, and says how to get other sets")
     for line in readout_comparison.keep(outcome) if jax.process_index() == 0 else ():
         console.say(line)
     console.say(f"written to {out}: {', '.join(results.FILES)}" if outcome.records else "nothing was measured")

@@ -479,13 +479,13 @@ DAMAGES: tuple[Callable[[Path, random.Random], None], ...] = (delete, truncate, 
 
 def damaged(run: Path, num: int, rng: random.Random) -> Iterator[Case]:
     """Damages the newest checkpoint of a run in `num` ways; each file comes before one comes again."""
-    from detailclip_jax.training import manifest
+    from detailclip_jax.training import checkpoint_manifest
 
     shapes = state_shapes(run)
     steps = sorted(int(entry.name) for entry in (run / "checkpoints").iterdir())
     newest, before = steps[-1], steps[-2]
     files = (file for file in (run / f"checkpoints/{newest}").rglob("*") if file.is_file())
-    last = manifest.LAST, "commit_success.txt"  # no run needs them
+    last = checkpoint_manifest.LAST, "commit_success.txt"  # no run needs them
     names = sorted(str(file.relative_to(run)) for file in files if file.name not in last)
     rng.shuffle(names)
     for number in range(num):

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Float32, Int, Shaped, UInt8
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import run_config
-from detailclip_jax.data.images import evaluation_mask, evaluation_view
+from detailclip_jax.data.image_operations import evaluation_mask, evaluation_view
 from detailclip_jax.data.stickers.scene_source import Stickers, class_names, noun_names
 from detailclip_jax.dense import runs
 from detailclip_jax.evaluation.linear_segmentation import (

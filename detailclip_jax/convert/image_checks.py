@@ -7,7 +7,7 @@ from PIL import Image
 from detailclip_jax.convert.examples import Rejected
 from detailclip_jax.convert.job import Options
 from detailclip_jax.data.decoding import BUDGET, MAX_FILE_PIXELS, BadImage, Encoded, opened
-from detailclip_jax.data.images import resize_part
+from detailclip_jax.data.image_operations import resize_part
 from detailclip_jax.data.views import REDUCING_GAP
 
 QUALITY = 95  # of a re-encoded JPEG

@@ -8,7 +8,7 @@ from detailclip_jax.convert import rows
 from detailclip_jax.convert.job import Options, Plan, Request
 from detailclip_jax.convert.limited_files import is_output
 from detailclip_jax.convert.rows import Row
-from detailclip_jax.data.images import NOT_READ, SUFFIXES
+from detailclip_jax.data.image_operations import NOT_READ, SUFFIXES
 from detailclip_jax.data.labelled import folders
 from detailclip_jax.data.sources import DATASET
 from detailclip_jax.runtime.files import TooLarge, read_bytes

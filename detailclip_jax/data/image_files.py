@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detailclip_jax.data.decoding import BadImage, decoded_for_use
-from detailclip_jax.data.images import NOT_READ, SUFFIXES
+from detailclip_jax.data.image_operations import NOT_READ, SUFFIXES
 from detailclip_jax.data.native_aspect import BLACK
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.runtime.files import read_bytes

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config.fields import PREPROCESS
 from detailclip_jax.config.sizes import num_side_patches, size_of
 from detailclip_jax.data.decoding import PILLOW, UPRIGHT
-from detailclip_jax.data.images import evaluation_view
+from detailclip_jax.data.image_operations import evaluation_view
 from detailclip_jax.data.native_aspect import Native, native_view
 from detailclip_jax.runtime.errors import unknown
 

@@ -25,7 +25,7 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.data_path import Component
-from detailclip_jax.data.images import SUFFIXES
+from detailclip_jax.data.image_operations import SUFFIXES
 from detailclip_jax.data.stickers.scene_source import Stickers
 from detailclip_jax.runtime import extras
 from detailclip_jax.runtime.errors import first_line

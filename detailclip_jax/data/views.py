@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from ml_collections import ConfigDict
 
-from detailclip_jax.data import images, resizing
+from detailclip_jax.data import image_operations, resizing
 from detailclip_jax.data.block_masks import block_mask
 from detailclip_jax.data.decoding import Decoded, Encoded
 from detailclip_jax.data.native_aspect import Native, native_size, padded, stacked
@@ -154,7 +154,12 @@ def jitter(
     image: UInt8[np.ndarray, "H W 3"], strength: tuple[float, float, float, float], rng: np.random.Generator
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Changes brightness, contrast, saturation and hue in random order: torchvision's ColorJitter(*strength)."""
-    operations: tuple[Callable, ...] = (images.brightness, images.contrast, images.saturation, images.hue)
+    operations: tuple[Callable, ...] = (
+        image_operations.brightness,
+        image_operations.contrast,
+        image_operations.saturation,
+        image_operations.hue,
+    )
     lows = [*(max(0.0, 1 - amount) for amount in strength[:3]), -strength[3]]
     highs = [*(1 + amount for amount in strength[:3]), strength[3]]
     for which in rng.permutation(4):
@@ -172,15 +177,15 @@ def augment(
     """
     mirrored = rng.random() < crop.flip
     if mirrored:
-        image = images.flip(image)
+        image = image_operations.flip(image)
     if rng.random() < crop.jitter_p:
         image = jitter(image, crop.jitter, rng)
     if rng.random() < crop.gray_p:
-        image = images.grayscale(image)
+        image = image_operations.grayscale(image)
     if rng.random() < _of_view(crop.blur_p, view):
-        image = images.gaussian_blur(image, rng.uniform(*crop.blur_sigma))
+        image = image_operations.gaussian_blur(image, rng.uniform(*crop.blur_sigma))
     if rng.random() < _of_view(crop.solarize_p, view):
-        image = images.solarize(image)
+        image = image_operations.solarize(image)
     return image, mirrored
 
 
@@ -294,4 +299,4 @@ def stack(pixels: Sequence[UInt8[np.ndarray, "h w 3"]], native: Budget | None) -
 
 def cut(image: Decoded, crop: Crop, box: Box, native: Budget | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """Cuts a box from an image and resizes it to the crop's size."""
-    return images.resize_part(image.pixels, image.within(box), *view_size(crop, box, native), crop.filter)
+    return image_operations.resize_part(image.pixels, image.within(box), *view_size(crop, box, native), crop.filter)

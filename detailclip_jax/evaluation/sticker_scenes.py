@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from detailclip_jax.data.images import evaluation_mask
+from detailclip_jax.data.image_operations import evaluation_mask
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.preprocessing import NATIVE, Transform, on_squares, transform_of
 from detailclip_jax.data.sources import Source

@@ -48,10 +48,10 @@ from detailclip_jax.runtime.errors import RunError, first_line
 from detailclip_jax.runtime.files import read_json
 from detailclip_jax.runtime.processes import all_processes
 from detailclip_jax.runtime.provenance import git_revision, versions
-from detailclip_jax.training import dense_encoder, manifest
-from detailclip_jax.training.checksums import checksums
+from detailclip_jax.training import checkpoint_manifest, dense_encoder
 from detailclip_jax.training.published_names import ORIGIN
 from detailclip_jax.training.sharding import of_one_replica, path_name, total_bytes
+from detailclip_jax.training.state_checksums import checksums
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.training.workdirs import (
     CONFIG,
@@ -158,7 +158,7 @@ class Checkpoints:
         Raises CheckpointError if the checkpoint was abandoned: then Orbax does not give the folder its final name.
         """
         (folder,) = self.folder.glob(f"{self._saving}{_UNFINISHED}*")
-        manifest.write(Path(folder), str(self._saving), run_id(self.folder.parent))
+        checkpoint_manifest.write(Path(folder), str(self._saving), run_id(self.folder.parent))
         if self._abandoned:  # after the manifest, which may list a part of the files
             raise CheckpointError(f"the checkpoint of step {self._saving} was abandoned while it was written")
 
@@ -258,7 +258,7 @@ class Checkpoints:
 
     def _try(self, step: int, target: PyTree) -> tuple[Restored | None, str]:
         """Returns the checkpoint, or None and the reason why it cannot be read."""
-        broken = manifest.problem(self.folder / str(step)) if jax.process_index() == 0 else ""
+        broken = checkpoint_manifest.problem(self.folder / str(step)) if jax.process_index() == 0 else ""
         if not all_processes(not broken):
             return None, broken or "process 0 found it damaged"
         _check_run(self.folder, step, resumes=True)
@@ -296,7 +296,7 @@ def _check_run(folder: Path, step: int, resumes: bool = False) -> None:
         changed = differences(from_json(run["config"]), config)
     except Exception:  # no config.json, or a damaged record: reading them reports what is wrong
         changed = {}
-    ids = manifest.run_of(folder / str(step)), run_id(folder.parent)
+    ids = checkpoint_manifest.run_of(folder / str(step)), run_id(folder.parent)
     if (resumes and changed) or (ids[0] != ids[1] and all(ids)):
         there = listed(changed, "in the checkpoint", "in the workdir") or f"  id: {ids[0]} there, {ids[1]} here"
         raise CheckpointError(
@@ -520,7 +520,7 @@ def _reading(folder: Path, step: int, option: str) -> Iterator[None]:
 
     `option` spells how another step is chosen. Errors of memory, of the devices and of other processes pass unchanged.
     """
-    if broken := manifest.problem(folder / str(step)):
+    if broken := checkpoint_manifest.problem(folder / str(step)):
         raise CheckpointError(_unreadable(folder, step, broken, option))
     _check_run(folder, step)
     try:

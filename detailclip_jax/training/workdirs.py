@@ -8,7 +8,7 @@ from pathlib import Path
 
 from detailclip_jax.runtime.errors import near, near_path
 from detailclip_jax.runtime.files import read_json, replace_text
-from detailclip_jax.training import manifest, published_names
+from detailclip_jax.training import checkpoint_manifest, published_names
 
 FOLDER = "checkpoints"  # in a workdir
 CONFIG = "config.json"
@@ -42,7 +42,7 @@ def give_run_id(workdir: Path) -> None:
     """Gives a workdir without an id that of its newest checkpoint, which may have been copied there, or a new one."""
     if not run_id(workdir):
         steps = reversed(steps_in(workdir / FOLDER))
-        known = (manifest.run_of(workdir / FOLDER / str(step)) for step in steps)
+        known = (checkpoint_manifest.run_of(workdir / FOLDER / str(step)) for step in steps)
         replace_text(workdir / RUN_ID, next(filter(None, known), uuid.uuid4().hex) + "\n")
 
 

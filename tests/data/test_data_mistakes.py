@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from detailclip_jax.config import default, run_config
-from detailclip_jax.data import caption_selection, false_texts, images, mixture, pipeline, preprocessing, regions
+from detailclip_jax.data import (
+    caption_selection,
+    false_texts,
+    image_operations,
+    mixture,
+    pipeline,
+    preprocessing,
+    regions,
+)
 from detailclip_jax.data.stickers.scene_source import Stickers
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop, crops_from_config
@@ -69,7 +77,7 @@ REGIONS = [  # what a model does not read; words of the message
 MISTAKES = {  # the mistake: call, words of the message
     "context without room": (lambda: Tokenizer(context_length=2), "context_length 2"),
     "crop of a small image": (
-        lambda: images.center_crop(np.zeros((20, 30, 3), np.uint8), 21),
+        lambda: image_operations.center_crop(np.zeros((20, 30, 3), np.uint8), 21),
         "crop of 21 pixels does not fit into 20 x 30",
     ),
     "no examples": (lambda: stream([]), "has no examples"),

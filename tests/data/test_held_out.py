@@ -12,7 +12,7 @@ from tiny import on_devices
 from detailclip_jax import evaluation, main, pretraining
 from detailclip_jax.config import run_config
 from detailclip_jax.data import held_out, mixture, pipeline
-from detailclip_jax.data.images import evaluation_view
+from detailclip_jax.data.image_operations import evaluation_view
 from detailclip_jax.data.sources import MissingData, write_records
 from detailclip_jax.evaluation import run_figures
 from detailclip_jax.runtime.progress import Console

@@ -15,7 +15,7 @@ from detailclip_jax.convert.examples import Rejected
 from detailclip_jax.convert.image_checks import QUALITY, checked
 from detailclip_jax.convert.job import Options
 from detailclip_jax.data.decoding import MAX_PIXELS, decode, opened
-from detailclip_jax.data.images import evaluation_view
+from detailclip_jax.data.image_operations import evaluation_view
 from detailclip_jax.data.pipeline import BatchOptions, Pipeline, Stream
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import Records, write_records

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detailclip_jax.data.images import SUFFIXES
+from detailclip_jax.data.image_operations import SUFFIXES
 from detailclip_jax.data.labelled import KNOWN, open_set, ready
 from detailclip_jax.data.labelled import tfds_sets as tfds_layout
 from detailclip_jax.data.labelled.known_sets import PAPER

@@ -13,7 +13,7 @@ from detailclip_jax.config import CLIP_MEAN, IMAGENET_MEAN, IMAGENET_STD, defaul
 from detailclip_jax.data import image_files, preprocessing
 from detailclip_jax.data.decoding import ORIENTATION
 from detailclip_jax.data.image_files import ImageFileBatches
-from detailclip_jax.data.images import evaluation_mask, evaluation_view
+from detailclip_jax.data.image_operations import evaluation_mask, evaluation_view
 from detailclip_jax.data.preprocessing import Transform, transform_of
 from detailclip_jax.data.resizing import FILTERS
 from detailclip_jax.evaluation import sticker_scenes, tasks

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detailclip_jax.data import images, resizing
+from detailclip_jax.data import image_operations, resizing
 
 PILLOWS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 SHAPES = {
@@ -121,7 +121,7 @@ def peak(call):
 def test_the_middle_of_a_long_thin_image_takes_little_memory():
     """Whole it would be 224 x 1,120,000 pixels, 750 MB."""
     image = noise(1, 5000)
-    assert peak(lambda: images.evaluation_view(image, 224)) < 20e6
+    assert peak(lambda: image_operations.evaluation_view(image, 224)) < 20e6
 
 
 def test_large_results_are_made_in_blocks():

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from detailclip_jax.config import default
-from detailclip_jax.data import images, resizing, views
+from detailclip_jax.data import image_operations, resizing, views
 from detailclip_jax.data.views import Crop, crops_from_config, make_views
 
 IMAGE = np.random.default_rng(7).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -135,14 +135,14 @@ def test_views_have_their_own_probabilities():
         Crop(count=2, blur_p=(1.0, 0.0), blur_sigma=(1.0, 2.0), solarize_p=(0.0, 1.0)),
     )
     generator = rng()
-    np.testing.assert_array_equal(views.augment(square, crop, 1, generator)[0], images.solarize(square))
+    np.testing.assert_array_equal(views.augment(square, crop, 1, generator)[0], image_operations.solarize(square))
     assert views.augment(square, crop, 0, generator)[0].std() < square.std()
 
 
 def test_jitter_draws_every_order_and_the_stated_ranges(monkeypatch):
     calls = []
     for name in ("brightness", "contrast", "saturation", "hue"):
-        monkeypatch.setattr(images, name, lambda image, factor, name=name: calls.append((name, factor)) or image)
+        monkeypatch.setattr(image_operations, name, lambda image, factor, name=name: calls.append((name, factor)) or image)
     generator = rng()
     for _ in range(1000):
         views.jitter(IMAGE, (0.4, 1.5, 0.2, 0.1), generator)

@@ -15,7 +15,7 @@ from detailclip_jax.data.labelled import open_boxes
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.resizing import resize
 from detailclip_jax.data.sources import MissingData
-from detailclip_jax.evaluation import detail_page, from_checkpoint, run_tasks
+from detailclip_jax.evaluation import detail_report, from_checkpoint, run_tasks
 from detailclip_jax.evaluation.box_class import box_class
 from detailclip_jax.evaluation.box_features import check_pooling
 from detailclip_jax.evaluation.choice import choice
@@ -227,7 +227,7 @@ def test_what_a_model_has_no_features_for_is_left_out_with_the_reason_and_no_fai
     outcome = run_tasks(subject, parse("choice:fg_ovd,fg_ovd:roi;box_class:all", sets), sets)
     assert outcome.exit_code == 0 and {r["dataset"] for r in outcome.records} == {"fg_ovd"}
     assert list(outcome.left_out) == ["choice:fg_ovd:roi", "box_class:coco", "box_class:lvis"]
-    page = detail_page.markdown(outcome)
+    page = detail_report.markdown(outcome)
     assert "\n## Boxes\n\nNot measured (box_class:coco, box_class:lvis): boxes are pooled from patches" in page
     assert page.count("dinotxt has blocks over all tokens") == 2 and "| fg_ovd, hard" in page
     assert run_tasks(subject, parse("box_class:coco", sets), sets).exit_code == 1

@@ -26,7 +26,7 @@ from tiny import noise, tiny_config, tiny_experiment
 from detailclip_jax import evaluation, methods, pretraining
 from detailclip_jax.config import default
 from detailclip_jax.data import labelled
-from detailclip_jax.data.images import evaluation_view
+from detailclip_jax.data.image_operations import evaluation_view
 from detailclip_jax.data.preprocessing import Transform, transform_of
 from detailclip_jax.data.sources import BadRecord
 from detailclip_jax.data.stickers import sprites

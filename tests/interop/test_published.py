@@ -19,7 +19,7 @@ from tiny import SHORT_RUN
 
 from detailclip_jax import config, evaluation, interop, pretraining
 from detailclip_jax.data.tokenizer import VOCAB_SIZE
-from detailclip_jax.evaluation import detail_page
+from detailclip_jax.evaluation import detail_report
 from detailclip_jax.inference import model as inference
 from detailclip_jax.interop import export_notes, formats, published
 from detailclip_jax.interop.model_to_export import load as load_export
@@ -354,6 +354,6 @@ def test_an_import_of_two_text_sides_reads_long_captions_with_the_long_one(tmp_p
         assert record["protocol"].endswith("long text side of 30 tokens") == is_long
         assert not is_long or record["value"] == other["value"]
     assert [r["truncated"] for r in both.records] != [r["truncated"] for r in long.records]
-    page = detail_page.markdown(both)
+    page = detail_report.markdown(both)
     assert "Retrieval of long captions uses the long text side (30 tokens), all else the other (12 tokens)." in page
-    assert "the other (12 tokens)" not in detail_page.markdown(long)
+    assert "the other (12 tokens)" not in detail_report.markdown(long)

@@ -26,11 +26,11 @@ from detailclip_jax import methods
 from detailclip_jax.config import run_config
 from detailclip_jax.config.run_config import to_json
 from detailclip_jax.runtime.metric_files import NonFiniteError
-from detailclip_jax.training import adopted_config, checkpoint, experiment, manifest
-from detailclip_jax.training import checksums as sums
+from detailclip_jax.training import adopted_config, checkpoint, checkpoint_manifest, experiment
+from detailclip_jax.training import state_checksums as sums
 from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, StorageError, load
-from detailclip_jax.training.checksums import checksums
 from detailclip_jax.training.mesh import make_mesh
+from detailclip_jax.training.state_checksums import checksums
 from detailclip_jax.training.workdirs import steps_in
 
 
@@ -101,7 +101,7 @@ def test_a_save_that_fails_in_the_background_is_known_before_the_next_one(tmp_pa
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(manifest, "write", full)
+    monkeypatch.setattr(checkpoint_manifest, "write", full)
     store = Checkpoints(tmp_path)
     store.save(1, state_of(), {"examples": 8}, {"config": "{}"})
     while store._manager.is_saving_in_progress():
@@ -134,7 +134,7 @@ def test_a_full_disk_is_named_and_the_next_start_removes_what_is_left(tmp_path):
 
 
 def test_an_abandoned_checkpoint_does_not_get_its_final_name(tmp_path, monkeypatch):
-    write, remove, store = manifest.write, shutil.rmtree, Checkpoints(tmp_path)
+    write, remove, store = checkpoint_manifest.write, shutil.rmtree, Checkpoints(tmp_path)
 
     def write_while_it_is_removed(folder, *arguments):
         monkeypatch.setattr(
@@ -143,7 +143,7 @@ def test_an_abandoned_checkpoint_does_not_get_its_final_name(tmp_path, monkeypat
         store.abandon()
         write(folder, *arguments)
 
-    monkeypatch.setattr(manifest, "write", write_while_it_is_removed)
+    monkeypatch.setattr(checkpoint_manifest, "write", write_while_it_is_removed)
     store.save(1, state_of(), {"examples": 8}, {"config": "{}"})
     with pytest.raises(StorageError, match="step 1 was abandoned"):
         store.wait()
@@ -450,7 +450,7 @@ def test_data_and_name_of_a_checkpoint_are_checked(opened, damage, said):
     assert said in warnings[0]
 
 
-@pytest.mark.parametrize("name", [manifest.LAST, "commit_success.txt"])
+@pytest.mark.parametrize("name", [checkpoint_manifest.LAST, "commit_success.txt"])
 def test_a_run_resumes_without_the_files_that_orbax_writes_last(opened, name):
     checkpoints, _ = opened()
     save(checkpoints, [1])
@@ -468,13 +468,13 @@ def test_every_other_file_of_a_checkpoint_is_covered(opened, tmp_path):
     whole = checkpoints.folder / "1"
     assert {"state", "data", "run"} <= {file.relative_to(whole).parts[0] for file in files_of(whole)}
     for file in files_of(whole):
-        if file.name in (manifest.LAST, "commit_success.txt"):
+        if file.name in (checkpoint_manifest.LAST, "commit_success.txt"):
             continue
         name, kept = str(file.relative_to(whole)), file.read_bytes()
-        assert manifest.problem(whole) == ""
+        assert checkpoint_manifest.problem(whole) == ""
         for damaged in (None, b"", kept[:-1], kept[:-1] + bytes([kept[-1] ^ 1])):
             file.unlink() if damaged is None else file.write_bytes(damaged)
-            assert name in manifest.problem(whole), (name, damaged)
+            assert name in checkpoint_manifest.problem(whole), (name, damaged)
             file.write_bytes(kept)
 
 
@@ -483,7 +483,7 @@ def test_a_damaged_manifest_is_named(tmp_path, text):
     (tmp_path / "1").mkdir()
     (tmp_path / "1/data").write_text("{}")
     (tmp_path / "1/manifest.json").write_text(text)
-    assert "manifest.json is damaged" in manifest.problem(tmp_path / "1")
+    assert "manifest.json is damaged" in checkpoint_manifest.problem(tmp_path / "1")
 
 
 def test_the_one_that_is_asked_for_is_refused_with_the_others_named(saved_run, tmp_path):

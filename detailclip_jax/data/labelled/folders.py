@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from detailclip_jax.data.images import NOT_READ, SUFFIXES
+from detailclip_jax.data.image_operations import NOT_READ, SUFFIXES
 from detailclip_jax.data.labelled.contents import Contents, ImageFile, ImageFileSource, file_identity, split_names
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.runtime.folders import Walk, is_folder, is_hidden

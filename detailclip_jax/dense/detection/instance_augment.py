@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from detailclip_jax.data.images import flip
+from detailclip_jax.data.image_operations import flip
 from detailclip_jax.dense.detection.instance_shapes import sample
 from detailclip_jax.dense.segmentation.label_augment import resize_image
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from jaxtyping import Int16, UInt8
 
-from detailclip_jax.data.images import flip, resize_mask
+from detailclip_jax.data.image_operations import flip, resize_mask
 from detailclip_jax.dense.segmentation.index_masks import IGNORE
 
 TRIES = 11  # crops drawn until no class fills more than its largest share: one, and ten more, as in mmseg

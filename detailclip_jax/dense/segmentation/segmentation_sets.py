@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from detailclip_jax.data.decoding import BadImage, opened
-from detailclip_jax.data.images import SUFFIXES
+from detailclip_jax.data.image_operations import SUFFIXES
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
 from detailclip_jax.dense.segmentation.index_masks import IGNORE, LabelTable, stored_values, table
 from detailclip_jax.runtime.errors import unknown

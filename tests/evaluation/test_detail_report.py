@@ -6,7 +6,7 @@ import pytest
 from evaluation_data import write_checkpoint
 
 from detailclip_jax import evaluate as command
-from detailclip_jax.evaluation import detail_page, paper_numbers
+from detailclip_jax.evaluation import detail_report, paper_numbers
 from detailclip_jax.evaluation.metrics import Metric
 from detailclip_jax.evaluation.results import Outcome, record
 from detailclip_jax.evaluation.subject import from_checkpoint
@@ -42,7 +42,7 @@ def outcome_of(workdir):
 def test_published_numbers_stand_beside_the_scores_of_their_model(workdir):
     origin = {"repository": "openai/clip-vit-base-patch16", "revision": "abc", "licence": "mit"}
     published.write_origin(workdir, "hf://openai/clip-vit-base-patch16", origin)
-    page = detail_page.markdown(outcome_of(workdir))
+    page = detail_report.markdown(outcome_of(workdir))
     assert page.startswith("# Detail: hf://openai/clip-vit-base-patch16\n\nRevision abc, licence mit.\n")
     rows = rows_of(page)
     assert rows["urban1k, image to text R@1"] == ["50.0 (40.0-60.0)", "10.00", "10", "68.1", paper_numbers.HIMO_CLIP]
@@ -51,7 +51,7 @@ def test_published_numbers_stand_beside_the_scores_of_their_model(workdir):
 
 
 def test_a_run_of_ones_own_has_no_published_numbers(workdir):
-    page = detail_page.markdown(outcome_of(workdir))
+    page = detail_report.markdown(outcome_of(workdir))
     assert page.startswith(f"# Detail: {workdir}\n") and "published" not in page.casefold()
     assert len(rows_of(page)["stickers, side"]) == 3
 
@@ -59,7 +59,7 @@ def test_a_run_of_ones_own_has_no_published_numbers(workdir):
 def test_every_published_number_is_of_a_known_model_and_task():
     models = {*paper_numbers.REPOSITORIES.values()}
     for model, task, _, metrics, values, source in paper_numbers.PRINTED:
-        assert model in models and task in detail_page.SECTIONS and source
+        assert model in models and task in detail_report.SECTIONS and source
         assert len(metrics) == len(values) and all(0 < value < 100 for value in values)
 
 
@@ -69,8 +69,8 @@ def test_the_command_writes_the_page_without_any_set_on_disk(workdir, tmp_path, 
     data = tmp_path / "none"
     arguments = [f"--checkpoint={workdir}", f"--out={tmp_path}", f"--data-dir={data}", "--tasks=detail"]
     assert command.main([*arguments, "--num-examples=10", "--batch-size=8"]) == 0
-    assert f"{tmp_path / detail_page.FILE} is the page" in capsys.readouterr().out
-    page = (tmp_path / detail_page.FILE).read_text()
+    assert f"{tmp_path / detail_report.FILE} is the page" in capsys.readouterr().out
+    page = (tmp_path / detail_report.FILE).read_text()
     rows = rows_of(page)
     assert {"stickers, accuracy", "stickers_long, image to text R@1", "stickers:naclip, mIoU"} <= rows.keys()
     assert "- retrieval:urban1k: hf download BeichenZhang/Urban1k" in page
