@@ -142,7 +142,9 @@ def test_views_have_their_own_probabilities():
 def test_jitter_draws_every_order_and_the_stated_ranges(monkeypatch):
     calls = []
     for name in ("brightness", "contrast", "saturation", "hue"):
-        monkeypatch.setattr(image_operations, name, lambda image, factor, name=name: calls.append((name, factor)) or image)
+        monkeypatch.setattr(
+            image_operations, name, lambda image, factor, name=name: calls.append((name, factor)) or image
+        )
     generator = rng()
     for _ in range(1000):
         views.jitter(IMAGE, (0.4, 1.5, 0.2, 0.1), generator)
