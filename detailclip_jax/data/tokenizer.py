@@ -234,6 +234,9 @@ class Tokenizer:
         """Returns the token ids [B, T] of a list of texts."""
         if isinstance(texts, str):
             raise TypeError(f"the tokenizer takes a list of texts, got one text {texts!r}; write [text]")
+        texts = list(texts)
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise TypeError(f"the tokenizer takes a list of texts, and {wrong[0]!r:.60} is none")
         rows = [self.row(text)[0] for text in texts]
         return np.stack(rows) if rows else np.zeros((0, self.context_length), np.int32)
 

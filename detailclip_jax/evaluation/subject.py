@@ -127,6 +127,7 @@ def all_weights(state: TrainState) -> dict[str, Params]:
 
 def check_weights(which: Sequence[str] | None, there: Mapping[str, Params], method: str) -> Sequence[str]:
     """The names of the weights to evaluate, in the usual order. Raises ValueError for unknown or missing weights."""
+    which = (which,) if isinstance(which, str) else which
     for name in which or ():
         if name not in WEIGHTS:
             raise ValueError(unknown("weights", name, WEIGHTS))

@@ -577,6 +577,8 @@ def pixels(image: Any, decoding: str = UPRIGHT) -> UInt8[np.ndarray, "H W 3"]:
                 "width, 3] with values from 0 to 255"
             )
         image = Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
+    if not all(image.size):
+        raise BadImage(f"empty: {image.width} x {image.height} pixels")
     try:
         return rgb_of(image, decoding)
     except BadImage:

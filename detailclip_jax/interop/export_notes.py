@@ -7,6 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from detailclip_jax import methods
+from detailclip_jax.data.decoding import UPRIGHT
 from detailclip_jax.interop import hub_configs, hub_tokenizer, hub_vocabulary, model_sizes
 from detailclip_jax.interop.model_to_export import Export
 from detailclip_jax.training import dense_encoder
@@ -68,8 +69,12 @@ def origin_lines(origins: Iterable[Mapping[str, str]]) -> list[str]:
 
 
 def left_out(networks: Collection[str], export: Export) -> list[str]:
-    """Returns notes on the networks of a model that are not among those of a format, and on a score that needs them."""
+    """Returns notes on what a format has no place for: networks, a score that needs them, decoding as Pillow does."""
     lines = []
+    if export.config.preprocess.decoding != UPRIGHT:
+        lines.append(
+            "images are decoded as Pillow does, which the format does not state: import with --decoding=pillow"
+        )
     if missing := sorted(set(export.params) - set(networks)):
         count = sum(leaf.size for leaf in jax.tree.leaves([export.params[name] for name in missing]))
         lines.append(f"left out, no place there: {', '.join(missing)} ({count:,} parameters); --to=safetensors has all")

@@ -58,7 +58,7 @@ def pick_step(path: str | Path, step: int | None = None) -> int:
     if step not in (None, *steps):
         known = ", ".join(map(str, steps))
         raise FileNotFoundError(f"no checkpoint of step {step} in {folder}; its steps are {known}")
-    return steps[-1] if step is None else step
+    return steps[-1] if step is None else int(step)
 
 
 def no_run(path: str | Path) -> str:

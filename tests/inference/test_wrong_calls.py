@@ -101,6 +101,16 @@ REFUSED = {  # mistake: (error, call, words)
         lambda: model_of().dense(SQUARE, TEXTS),
         ["dense cuts the whole image itself; give the image"],
     ),
+    "a text that is none": (
+        TypeError,
+        lambda: model_of().encode_text(["a frog", None]),
+        ["takes a list of texts, and None is none"],
+    ),
+    "an image without pixels": (
+        BadImage,
+        lambda: model_of().encode_image([np.zeros((0, 10, 3), np.uint8)]),
+        ["empty: 10 x 0 pixels"],
+    ),
     "a file that is no image": (BadImage, lambda: model_of().dense(b"no image", TEXTS), []),
     "the weights of no teacher": (
         ValueError,

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -25,6 +26,7 @@ from detailclip_jax.data.tokenizer import VOCAB_SIZE, Tokenizer
 from detailclip_jax.data.vocabularies import digest_of, tokenizer_of
 from detailclip_jax.interop import (
     compiled_functions,
+    export_notes,
     formats,
     hub_configs,
     hub_tokenizer,
@@ -826,3 +828,11 @@ def test_networks_that_a_format_leaves_out_are_named_and_counted(captioned, tmp_
     assert left == ([", ".join(sorted(expected))] if expected else [])
     own = method == "flair" and to not in ("flair", "safetensors")
     assert ("flair ranks images and texts by its own score" in printed) == own
+
+
+@pytest.mark.parametrize(("decoding", "number"), [("upright", 0), ("pillow", 1)])
+def test_decoding_as_pillow_does_is_named_where_a_format_does_not_state_it(decoding, number):
+    changed = config.default()
+    changed.preprocess.decoding = decoding
+    lines = export_notes.left_out((), SimpleNamespace(config=changed, params={}))
+    assert len(lines) == number and all("--decoding=pillow" in line for line in lines)
