@@ -138,7 +138,6 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
 
     Raises ValueError that names the field, its value and what to write instead.
     """
-    run_config.check_fields(config)
     mesh = meshes.make_mesh(fsdp=config.mesh.fsdp) if mesh is None else mesh
     config = settled(config, mesh)
     meshes.check_batch_size(config.batch_size, mesh, config.accumulation)

@@ -95,10 +95,6 @@ REFUSED = {
         "unknown best_metric 'zero_shot/top1'",
         "zero_shot/student/METRIC",
     ),
-    "fields of an experiment": (
-        lambda: experiment.build(asked(model__image_size=0)),
-        "model.image_size 0 must be at least 1",
-    ),
     "batch of a run": (lambda: prepare(f"{SMALLEST}:method=clip", batch_size=12), "batch_size 12", "8 and 16"),
     "array without a sharding rule": (
         lambda: sharding.shardings({"params": {"image": {"gate": jnp.ones(8)}}}, mesh.make_mesh(), TABLE),
