@@ -74,7 +74,7 @@ def prepare(
     if written is not None:
         check_weights(config, written, workdir, given)
     source = open_source(config)
-    check_best_metric(config)
+    check_evaluators(config)
     tokenizer_of(config, config.data.keep_eot).check()
     config = run_config.resolve(config, len(source))
     built = experiment.build(config)
@@ -90,18 +90,19 @@ def prepare(
     return Run(config, Path(workdir), built, source, console, task_of(caption_warnings), given=given)
 
 
-def check_best_metric(config: ConfigDict) -> None:
-    """Raises ValueError if `config.best_metric` has not the form of a score of the run's evaluators.
+def check_evaluators(config: ConfigDict) -> None:
+    """Raises ValueError for invalid evaluators, and if `config.best_metric` has not the form of a score of them.
 
     Whether the evaluator has a metric of this name shows only when it has measured.
     """
+    evaluators = evaluation.plan(config)
     if not config.best_metric:
         return
     task, *rest = split_name(config.best_metric)
     missing = tasks.absent(config)
     if task in missing:
         raise ValueError(f"best_metric {config.best_metric!r}: {task} cannot run here: {missing[task]}")
-    measured = [name for name in evaluation.plan(config) if name not in missing]
+    measured = [name for name in evaluators if name not in missing]
     if task in measured and len(rest) == 2 and rest[0] in WEIGHTS:
         return
     if not measured:

@@ -108,7 +108,7 @@ MISTAKES = [  # the mistake; a call with a folder; the error; words of its messa
         lambda _: run_of(inference__window=4, inference__stride=4),
         ValueError,
         "inference.window 4 is not a multiple of the patch size 8",
-        "are 8",
+        "set it to 8",
     ),
     (
         "an unknown interpolation",

@@ -475,10 +475,10 @@ def test_the_evaluator_of_a_best_metric_may_be_a_folder(tmp_path):
     config = run_config.load("configs/stickers.py:method=clip")
     name = f"zero_shot:folder:{tmp_path}"
     config.evaluators, config.best_metric = {name: {}}, f"{name}/student/top1"
-    pretraining.check_best_metric(config)
+    pretraining.check_evaluators(config)
     config.best_metric = f"{name}/top1"
     with pytest.raises(ValueError, match="unknown best_metric"):
-        pretraining.check_best_metric(config)
+        pretraining.check_evaluators(config)
 
 
 def test_a_best_metric_that_nobody_measures(run_of, monkeypatch):
