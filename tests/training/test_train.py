@@ -764,7 +764,7 @@ def test_what_cannot_be_written_is_one_message(run_of, monkeypatch, capfd, what)
     elif what == "events":
         failing_after(3, metric_files.Events, "write")
     elif what == "checkpoint":
-        failing_after(2, checkpoint.manifest, "write")  # in the writer's thread
+        failing_after(2, checkpoint.checkpoint_manifest, "write")  # in the writer's thread
     else:
         log = session.Session.log
 
