@@ -42,7 +42,7 @@ def get_config(arg=None):
     else:
         c.total_steps = 2600  # both stages together: 57 TFLOP, 1.5 times CLIP of the results
         c.views.patch_dropout_until = 0.9  # then all patches
-        c.data.stickers.kinds = "side,side,side,attribute,count,size"  # half of the captions state a side
+        c.data.stickers.kinds = "side,side,side,attribute,count,size"  # half of the statements are of a side
         c.data.relations = (0.0, 1.0)
         c.data.ordinary_ratio = 0.4
         c.init_required = True  # with all kinds equally often and no first stage, sides stayed at chance
