@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config import run_config
 from detailclip_jax.data.image_operations import evaluation_mask, evaluation_view
-from detailclip_jax.data.stickers.scene_source import Stickers, class_names, noun_names
+from detailclip_jax.data.stickers.scene_source import Stickers, canvas_of, class_names, noun_names
 from detailclip_jax.dense import runs
 from detailclip_jax.evaluation.linear_segmentation import (
     Patches,
@@ -130,7 +130,7 @@ def _percent(values: Iterable[float]) -> list[str]:
 
 def scenes(split: str, count: int, size: int) -> Scenes:
     """Draws scenes on a canvas of 5/4 of `size`, resized to `size`, as the evaluators do."""
-    source, drawn = Stickers(split, size=size * 5 // 4, num_scenes=count), []
+    source, drawn = Stickers(split, size=canvas_of(size), num_scenes=count), []
     for index in range(count):
         example = source[index]
         nouns = np.concatenate([[0], 1 + example["nouns"]]).astype(np.uint8)[example["instances"]]

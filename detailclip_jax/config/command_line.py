@@ -3,7 +3,6 @@
 Pure Python, without jax, so that mistakes are answered at once.
 """
 
-import functools
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -63,7 +62,10 @@ def override_names(argv: Sequence[str]) -> list[str]:
 
 
 def check_names(argv: Sequence[str], known: Collection[str]) -> None:
-    """Raises ValueError for a flag that is neither one of `known` nor a field, before --config counts as missing."""
+    """Raises ValueError for a flag that is neither one of `known` nor a field.
+
+    It comes first, so that a typing error in --config is not reported as a missing --config.
+    """
     for argument in argv[1:]:
         name = argument.partition("=")[0].lstrip("-")
         is_flag = argument.startswith("-") and re.match("[a-z]", name)
@@ -127,8 +129,8 @@ def check_values(config: ConfigDict, argv: Sequence[str]) -> None:
     """
     declaration = run_config.declaration_of(config)
     for name in override_names(argv):
-        *groups, last = name.split(".")
-        group = functools.reduce(lambda group, part: group[part], groups, config)
+        above, _, last = name.rpartition(".")
+        group = run_config.at(config, above)
         old, value, takes_any = group[last], value_of(f"config.{name}", argv), name in DICTIONARIES
         if isinstance(old, ConfigDict) and not (takes_any and settings.is_dictionary(settings.literal(value or ""))):
             known = f"; known: {', '.join(old)}" if old else ""
@@ -144,7 +146,7 @@ def invalid_value(error: flags.Error, argv: Sequence[str]) -> str:
     match = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
     if not match:
         return ""
-    *groups, name = match[1].split(".")
-    config = functools.reduce(lambda group, part: group[part], groups, run_config.load(spec_of(argv) or ""))
-    kind = KINDS.get(config.get_type(name) or object)
+    above, _, name = match[1].rpartition(".")
+    group = run_config.at(run_config.load(spec_of(argv) or ""), above)
+    kind = KINDS.get(group.get_type(name) or object)
     return f"--config.{match[1]}={match[2]}: expected {kind}" if kind else ""

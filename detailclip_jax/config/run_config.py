@@ -143,8 +143,8 @@ def _unknown_field(config: ConfigDict, name: str, node: ConfigDict, above: str) 
     guesses = nearest(name, leaves, cutoff=0.85) + [field for field in leaves if leaves[field] in alike] + in_group
     guess = guesses[0] if guesses else ""
     if guess and not above and "." in name:
-        above = guess if isinstance(_at(config, guess), ConfigDict) else guess.rpartition(".")[0]
-        node = _at(config, above)
+        above = guess if isinstance(at(config, guess), ConfigDict) else guess.rpartition(".")[0]
+        node = at(config, above)
     hint = f"; did you mean {guess!r}?" if guess else "."
     if not node:
         return f"unknown config field {name!r}{hint} The group {above!r} is empty: only a config file can fill it"
@@ -152,7 +152,8 @@ def _unknown_field(config: ConfigDict, name: str, node: ConfigDict, above: str) 
     return f"unknown config field {name!r}{hint} Known {place}: {', '.join(node)}"
 
 
-def _at(config: ConfigDict | dict[str, Any], name: str) -> Any:
+def at(config: ConfigDict | dict[str, Any], name: str) -> Any:
+    """Returns the field or the group of a dotted name, the whole config for ""."""
     return functools.reduce(lambda group, part: group[part], name.split(".") if name else [], config)
 
 
@@ -170,7 +171,7 @@ def flatten(config: Mapping[str, Any] | ConfigDict, above: str = "") -> dict[str
 def help_text(config: ConfigDict, methods: Iterable[str] = ()) -> str:
     """Formats every field of a config: value, meaning, source and allowed values; also a default that differs.
 
-    `methods` are the allowed values of the field `method`, whose table stands in a later room.
+    `methods` are the allowed values of the field `method`: config cannot import their table.
     """
     known = declaration_of(config)
 
@@ -209,7 +210,7 @@ def to_json(config: ConfigDict, without: Collection[str] = ()) -> str:
     content = config.to_dict()
     for name in without:
         *groups, last = name.split(".")
-        del _at(content, ".".join(groups))[last]
+        del at(content, ".".join(groups))[last]
     return json.dumps(stored_fields.marks(flatten(content), declaration_of(config)) | content, indent=2)
 
 
@@ -273,7 +274,7 @@ def as_in_run(config: ConfigDict, workdir: str | Path | None, set_names: Iterabl
     file = Path(workdir or "") / "config.json"
     if workdir is None or not file.exists():
         return config
-    config, set_by_user = ConfigDict(config.to_dict()), {name.partition("[")[0] for name in set_names}
+    config, set_by_user = ConfigDict(config.to_dict()), set(set_names)
     for name, neutral in _read(file)[1].items():
         *groups, last = name.split(".")
         group = config
@@ -362,17 +363,17 @@ def without_overridden(config: ConfigDict, set_names: Iterable[str], written: Co
     file's data (`Field.of_data`) get their defaults.  Raises ValueError if the command line sets both `num_epochs` and
     `total_steps`.
     """
-    set_names, counted = list(set_names), ConfigDict(config.to_dict())
+    set_names, changed = list(set_names), ConfigDict(config.to_dict())
     if "num_epochs" in set_names:
         if "total_steps" in set_names and config.total_steps is not None:
             raise ValueError(
                 "--config.num_epochs and --config.total_steps both set the length of the run; give only one of them"
             )
-        counted.total_steps = None
+        changed.total_steps = None
     other_data = written is not None and is_endless(written.data)
     sized = not is_endless(config.data)
     if sized and ("num_epochs" in set_names or other_data) and "steps_per_epoch" not in set_names:
-        counted.steps_per_epoch = None
+        changed.steps_per_epoch = None
     of_data = {
         f"{group}.{name}": field.value
         for group, table in fields.GROUPS.items()
@@ -380,8 +381,8 @@ def without_overridden(config: ConfigDict, set_names: Iterable[str], written: Co
         if field.of_data and f"{group}.{name}" not in set_names
     }
     if sized and other_data:
-        counted.update_from_flattened_dict(of_data)
-    return counted
+        changed.update_from_flattened_dict(of_data)
+    return changed
 
 
 def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:

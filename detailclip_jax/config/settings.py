@@ -1,7 +1,6 @@
 """Settings of config fields written as text, `FIELD=VALUE`, and functions that change a config."""
 
 import ast
-import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,7 +20,7 @@ def set_fields(fields: Mapping[str, Any]) -> Change:
     def change(config: ConfigDict) -> None:
         run_config.check_overrides(config, fields)
         for name, new in fields.items():
-            old = functools.reduce(lambda group, part: group[part], name.split("."), config)
+            old = run_config.at(config, name)
             if isinstance(old, Fields) or (isinstance(old, ConfigDict) and not isinstance(new, Mapping)):
                 raise ValueError(is_a_group(name, new))
             if isinstance(old, str) and new is None:

@@ -78,7 +78,7 @@ def with_parts_of(example: Mapping[str, Any], other: Mapping[str, Any], which: s
 
 
 def first_or_drawn(words: Sequence[str], num: int, rng: np.random.Generator) -> list[str]:
-    """Returns `num` texts: all in their order and "" for those that lack, or drawn ones where there are more."""
+    """Returns `num` texts: all in their order, filled up with "", or `num` drawn ones if there are more."""
     if len(words) > num:
         filled = not_blank(words)
         words = [filled[at] for at in rng.permutation(len(filled))[:num]]

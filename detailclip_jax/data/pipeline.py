@@ -36,25 +36,7 @@ from detailclip_jax.data.workers import Prefetched
 Batch = dict[str, Any]
 
 MAX_TRIES = 100  # consecutive bad records before the stream raises
-ARRAYS = (
-    "image",
-    "grid",
-    "box",
-    "hidden",
-    "text",
-    "false",
-    "false_valid",
-    "regions",
-    "regions_valid",
-    "region_text",
-    "region_text_valid",
-    "label",
-    "labels",
-    "size",
-    "boxes",
-    "crowd",
-    "masks",
-)  # names of a batch's arrays
+COUNTED = "bad", "truncated"  # what an example has besides the arrays of a batch
 
 
 def open_source(config: ConfigDict, split: str | None = None) -> Source:
@@ -196,7 +178,7 @@ class Stream:
 
     reducing_gap: large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size if every crop then still has at least this
         many times the size of its view, see `views.reduction_for`; 0 decodes all pixels.
-    num_captions: captions of an example by the rules "crops" and "diverse", by default 8; see
+    num_captions: captions of an example by the rules "crops", "diverse" and "parts", by default 8; see
         `caption_selection.captions_by`.
     native: kinds of batches of images that keep their aspect; None for squares of the crops' sizes.
     num_classes: a record whose label is not below it counts as unreadable, as it would train another class.
@@ -337,9 +319,7 @@ class ProcessBatches:
     def __getitem__(self, number: int) -> dict[str, Any]:
         examples = [self.stream[position] for position in self.options.positions(number)]
         return {
-            "batch": {
-                name: _stacked([example[name] for example in examples]) for name in ARRAYS if name in examples[0]
-            },
+            "batch": {name: _stacked([each[name] for each in examples]) for name in examples[0] if name not in COUNTED},
             "bad": [record for example in examples for record in example["bad"]],
             "num_truncated": sum(example["truncated"] for example in examples),
             "num_examples": len(examples),
@@ -356,8 +336,8 @@ def _stacked(values: Sequence[Any]) -> Any:
 class Pipeline:
     """Endless iterator over the batches of one process; a context manager that closes its threads and workers.
 
-    stream: examples by position: a `Stream`, or any other whose examples hold some of ARRAYS, "truncated", and in "bad"
-        the unreadable record that they replace.  A batch stacks the arrays of its examples.
+    stream: examples by position: a `Stream`, or any other whose examples hold arrays, "truncated", and in "bad" the
+        unreadable record that they replace.  A batch stacks the arrays of its examples.
 
     `waited_seconds` is the time spent in `next`; `num_truncated` counts the captions cut so far.
 

@@ -25,7 +25,7 @@ ROUNDING = 1e-6  # 224 / (224 / 246) is slightly below 246
 
 
 class Transform(NamedTuple):
-    """How an image is decoded, and the arguments of `images.evaluation_view`; for NATIVE those of `native_view`."""
+    """How an image is decoded, and the arguments of `image_operations.evaluation_view`, for NATIVE of `native_view`."""
 
     size: int
     shorter_side: int

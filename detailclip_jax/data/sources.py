@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.data_path import Component
 from detailclip_jax.data.image_operations import SUFFIXES
-from detailclip_jax.data.stickers.scene_source import Stickers
+from detailclip_jax.data.stickers.scene_source import Stickers, canvas_of
 from detailclip_jax.runtime import extras
 from detailclip_jax.runtime.errors import first_line
 from detailclip_jax.runtime.files import written_atomically
@@ -124,7 +124,7 @@ def open_set(component: Component, data: ConfigDict, split: str | None = None, i
     """
     split = split or str(data.split)
     if component.kind == "stickers":
-        return Stickers(split=split, **{"size": image_size * 5 // 4, **data.stickers})
+        return Stickers(split=split, **{"size": canvas_of(image_size), **data.stickers})
     return (Records if component.kind == "records" else TfdsRecords)(component.path, split)
 
 

@@ -1,4 +1,4 @@
-"""Draws random crops of one image and returns their pixels and boxes; the pixel operations are in `images`.
+"""Draws random crops of one image and returns their pixels and boxes; the pixel operations are in `image_operations`.
 
 The config (`config.views.crops`) describes the crops: u and v of the paper, small local crops, crops without
 photometrics ("clean": leave the probabilities out), and the teacher's crop, which encloses u and v. A view and its box
@@ -206,7 +206,7 @@ def make_masks(crops: Mapping[str, Crop], rng: np.random.Generator) -> dict[str,
 
 
 Views = dict[str, tuple[Any, Float32[np.ndarray, "V 4"]]]  # pixels, uint8 [V, S, S, 3] or `Native`, and boxes
-Budget = tuple[int, int]  # of native views: side of a patch, and number of patches
+NativeSize = tuple[int, int]  # of native views: side of a patch, and number of patches
 
 
 def make_views(
@@ -214,7 +214,7 @@ def make_views(
     crops: Mapping[str, Crop],
     rng: np.random.Generator,
     reducing_gap: int | float = 0,
-    native: Budget | None = None,
+    native: NativeSize | None = None,
 ) -> Views:
     """Returns pixels and boxes of every crop of one image, by name.
 
@@ -252,7 +252,10 @@ def draw_boxes(height: int, width: int, crops: Mapping[str, Crop], rng: np.rando
 
 
 def reduction_for(
-    boxes: Mapping[str, list[Box]], crops: Mapping[str, Crop], reducing_gap: int | float, native: Budget | None = None
+    boxes: Mapping[str, list[Box]],
+    crops: Mapping[str, Crop],
+    reducing_gap: int | float,
+    native: NativeSize | None = None,
 ) -> int | float:
     """Returns the largest factor by which an image may be reduced before its crops are resized.
 
@@ -269,7 +272,7 @@ def reduction_for(
     )
 
 
-def view_size(crop: Crop, box: Box, native: Budget | None) -> tuple[int, int]:
+def view_size(crop: Crop, box: Box, native: NativeSize | None) -> tuple[int, int]:
     """Returns height and width in pixels of the view of a box."""
     if native is None:
         return crop.size, crop.size
@@ -284,7 +287,7 @@ def check_reducing_gap(gap: int | float, name: str = "reducing_gap") -> None:
 
 
 def _views(
-    image: Decoded, crop: Crop, boxes: list[Box], rng: np.random.Generator, native: Budget | None
+    image: Decoded, crop: Crop, boxes: list[Box], rng: np.random.Generator, native: NativeSize | None
 ) -> tuple[UInt8[np.ndarray, "V S S 3"] | Native, Float32[np.ndarray, "V 4"]]:
     cuts = (cut(image, crop, box, native) for box in boxes)
     pixels, mirrored = zip(*(augment(part, crop, view, rng) for view, part in enumerate(cuts)))
@@ -292,11 +295,11 @@ def _views(
     return stack(pixels, native), np.array(facing, np.float32)
 
 
-def stack(pixels: Sequence[UInt8[np.ndarray, "h w 3"]], native: Budget | None) -> Any:
+def stack(pixels: Sequence[UInt8[np.ndarray, "h w 3"]], native: NativeSize | None) -> Any:
     """Stacks the views of a crop: uint8 [V, S, S, 3], or with `native` their patches and grids."""
     return stacked(pixels if native is None else [padded(view, *native) for view in pixels])
 
 
-def cut(image: Decoded, crop: Crop, box: Box, native: Budget | None = None) -> UInt8[np.ndarray, "h w 3"]:
+def cut(image: Decoded, crop: Crop, box: Box, native: NativeSize | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """Cuts a box from an image and resizes it to the crop's size."""
     return image_operations.resize_part(image.pixels, image.within(box), *view_size(crop, box, native), crop.filter)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config import sizes
 from detailclip_jax.data.stickers.scene_choices import EXCHANGES, SceneChoices, bag_of_words
+from detailclip_jax.data.stickers.scene_source import canvas_of
 from detailclip_jax.evaluation import run_evaluators, tables
 from detailclip_jax.evaluation.classification import OF_CLASS
 from detailclip_jax.evaluation.metrics import split_name
@@ -219,6 +220,6 @@ def floors(config: ConfigDict, num_seeds: int) -> dict[str, list[dict[str, float
         pixels = run_evaluators.of_run(PixelEncoder(config.model), config)
         measured["raw pixels"] = [run_evaluators.run(pixels, {"student": {"image": {}}}, step=0)]
     if "choice" in options:
-        pairs = SceneChoices(config.model.image_size * 5 // 4, FEW_PAIRS)
+        pairs = SceneChoices(canvas_of(config.model.image_size), FEW_PAIRS)
         measured[BAG] = [{f"choice/best/{name}": share for name, share in bag_of_words(pairs).items()}]
     return measured

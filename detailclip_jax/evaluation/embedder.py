@@ -130,14 +130,9 @@ class Embedder:
             lambda: self._embed_images(params, data, transform, encoder),
             lambda arrays: any(map(batches.is_readable, left_out(data, arrays))),
         )
-        unreadable = tuple(str(line) for line in stored["unreadable"])
-        self.unreadable += [f"{data.name}, {line}" for line in unreadable]
-        self.num_unreadable += len(left_out(data, stored))
-        if not len(stored["index"]):
-            why = f"; the first: {unreadable[0]}" if unreadable else ""
-            raise Unmeasurable(f"{data.name}: none of its {len(data.source)} images is readable{why}")
-        check_labels(data, stored["labels"], stored["index"])
-        return Embedded(stored["features"], stored["labels"], stored["index"], unreadable)
+        embedded = self._counted(data, stored)
+        check_labels(data, embedded.labels, embedded.index)
+        return embedded
 
     def computed(
         self, params: Params, data: LabelledSet, transform: Transform, function: Callable[..., Any], *more: Any
@@ -146,15 +141,17 @@ class Embedder:
 
         "index" is that of an image in the set. Raises Unmeasurable if no image can be read.
         """
-        mesh = mesh_of(params)
-        placed = jax.device_put(more, None if mesh is None else meshes.replicated(mesh))  # once for all batches
-        found = self._embed_images(params, data, transform, function, *placed)
-        lines = tuple(str(line) for line in found["unreadable"])
-        self.unreadable += [f"{data.name}, {line}" for line in lines]
-        self.num_unreadable += len(left_out(data, found))
-        if not len(found["index"]):
-            raise Unmeasurable(f"{data.name}: none of its {len(data.source)} images is readable")
-        return Embedded(found["features"], found["labels"], found["index"], lines)
+        return self._counted(data, self._embed_images(params, data, transform, function, *on_devices_of(params, more)))
+
+    def _counted(self, data: LabelledSet, arrays: Arrays) -> Embedded:
+        """Counts the images that could not be read; Unmeasurable if no image could."""
+        unreadable = tuple(str(line) for line in arrays["unreadable"])
+        self.unreadable += [f"{data.name}, {line}" for line in unreadable]
+        self.num_unreadable += len(left_out(data, arrays))
+        if not len(arrays["index"]):
+            why = f"; the first: {unreadable[0]}" if unreadable else ""
+            raise Unmeasurable(f"{data.name}: none of its {len(data.source)} images is readable{why}")
+        return Embedded(arrays["features"], arrays["labels"], arrays["index"], unreadable)
 
     @property
     def pools_images(self) -> bool:
@@ -173,9 +170,7 @@ class Embedder:
 
         Raises Unmeasurable if other images can be read now than when `images` were embedded.
         """
-        mesh = mesh_of(params)
-        placed = jax.device_put(texts, None if mesh is None else meshes.replicated(mesh))  # once for all batches
-        embedded = self._embed_images(params, data, transform, "pooled", placed)
+        embedded = self._embed_images(params, data, transform, "pooled", on_devices_of(params, texts))
         if not np.array_equal(embedded["index"], images.index):
             changed = sorted(set(embedded["index"].tolist()) ^ set(images.index.tolist()))
             raise Unmeasurable(
@@ -284,6 +279,12 @@ class Embedder:
     ) -> Float[np.ndarray, "M E"]:
         done = self.watch(len(tokens), "texts")
         return embed_texts(self.encode, params, tokens, self.batch_size, done, encoder)
+
+
+def on_devices_of(params: Params, arrays: Any) -> Any:
+    """Copies arrays to every device of the parameters, once for all batches."""
+    mesh = mesh_of(params)
+    return jax.device_put(arrays, None if mesh is None else meshes.replicated(mesh))
 
 
 def left_out(data: LabelledSet, stored: Mapping[str, np.ndarray]) -> list[int]:

@@ -13,7 +13,7 @@ from detailclip_jax.data.labelled import CHOICES, KNOWN, OBJECTS, BoxSet, Choice
 from detailclip_jax.data.sources import MissingData, Picked, Source
 from detailclip_jax.data.stickers import scene_source
 from detailclip_jax.data.stickers.scene_choices import NewPairs, NewStatements, SceneChoices, exchange_of
-from detailclip_jax.data.stickers.scene_source import Stickers, noun_names
+from detailclip_jax.data.stickers.scene_source import Stickers, canvas_of, noun_names
 from detailclip_jax.data.stickers.sprites import LEVELS, sprites
 from detailclip_jax.evaluation import paper_numbers
 from detailclip_jax.evaluation.image_batches import Subset
@@ -160,7 +160,7 @@ class Sets(NamedTuple):
     @property
     def _canvas(self) -> int:
         """Side of the scenes in pixels, as in training."""
-        return self.image_size * 5 // 4
+        return canvas_of(self.image_size)
 
 
 class Kept:

@@ -61,7 +61,7 @@ class SetEvaluator:
 
     data: its fingerprint and expected size identify what was measured.
     protocol: one line for the records of results.
-    embedder: what `run` counts with, and where evaluators on the same set share embeddings; None: neither.
+    embedder: counts unreadable images and cut texts, and keeps embeddings for evaluators on the same set; or None.
     """
 
     needs: tuple[str, ...]

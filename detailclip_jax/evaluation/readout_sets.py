@@ -11,6 +11,7 @@ from jaxtyping import Integer
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.labelled.contents import fingerprint
 from detailclip_jax.data.sources import MissingData, Source
+from detailclip_jax.data.stickers.scene_source import canvas_of
 from detailclip_jax.dense.segmentation.index_masks import IGNORE
 from detailclip_jax.dense.segmentation.segmentation_sets import SemanticSet, open_set
 from detailclip_jax.dense.segmentation.sticker_labels import open_stickers
@@ -114,7 +115,7 @@ def open_readout_set(name: str, sets: Sets) -> LabelledSet:
     Raises MissingData that lists the folders in which the set was looked for.
     """
     if name == STICKERS:  # classes are the nouns; background is ignored, since captions do not name it
-        scenes = draw_scenes(lambda: open_stickers("nouns", "val", sets.image_size * 5 // 4, NUM_SCENES))
+        scenes = draw_scenes(lambda: open_stickers("nouns", "val", canvas_of(sets.image_size), NUM_SCENES))
         opened = scenes._replace(source=Relabelled(scenes.source, without_background), classes=scenes.classes[1:])
         expected = NUM_SCENES
         identity = [

@@ -13,6 +13,7 @@ FILES = ("results.jsonl", "results.md", "results.csv")
 Record = dict[str, Any]
 PaperResults = Mapping[str, Mapping[paper_numbers.Measurement, float]]  # label -> measurement -> fraction of 1
 FIELDS = ("task", "dataset", "weights", "metric", "value", "n", "chance", "low", "high")
+MEASUREMENT = "task", "dataset", "weights"  # whose records replace earlier ones
 MARKS = ("protocol", "fingerprint", "step", "expected", "unreadable", "truncated", "checkpoint", "digest")
 OTHER_FIELDS = ("method",)
 OF_METRIC = ("remark", "n_train")
@@ -69,11 +70,11 @@ class Results:
 
     def of(self, identity: Mapping[str, Any]) -> list[Record]:
         """Records of one task on one set with one set of weights."""
-        return [old for old in self.records if _same(old, identity, ("task", "dataset", "weights"))]
+        return [old for old in self.records if _same(old, identity, MEASUREMENT)]
 
     def add(self, identity: Mapping[str, Any], new: Iterable[Record]) -> None:
         """Replaces earlier records of the same measurement; the file is written when this returns."""
-        kept = [old for old in self.records if old not in self.of(identity)]
+        kept = [old for old in self.records if not _same(old, identity, MEASUREMENT)]
         self.records = kept + list(new)
         if self.write:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ from detailclip_jax.evaluation.evaluator import Evaluator, Measured, SetEvaluato
 from detailclip_jax.evaluation.protocols import PROTOCOLS
 from detailclip_jax.evaluation.results import Outcome, Results, record
 from detailclip_jax.evaluation.subject import Subject
-from detailclip_jax.evaluation.tasks import KINDS, USUAL, Task, entry_of, present, with_readouts
+from detailclip_jax.evaluation.tasks import KINDS, OPTION_DEFAULTS, Task, entry_of, present, with_readouts
 from detailclip_jax.renamed import former_names
 from detailclip_jax.runtime.errors import EvaluatorError, NotApplicable, Unmeasurable, unknown
 from detailclip_jax.runtime.processes import all_processes
@@ -133,10 +133,10 @@ def of_run(encode: Any, config: ConfigDict) -> dict[str, Callable[[], SetEvaluat
 
     def make(name: str, options: Mapping[str, Any]) -> SetEvaluator:
         entry = entry_of(name)
-        usual = {**USUAL, "num_scenes": None, "num_train_scenes": None}
+        defaults = {**OPTION_DEFAULTS, "num_scenes": None, "num_train_scenes": None}
         if ":" not in name:
-            usual |= {"num_examples": None, "num_train_examples": None}
-        chosen = {**usual, **entry.options, **options}
+            defaults |= {"num_examples": None, "num_train_examples": None}
+        chosen = {**defaults, **entry.options, **options}
         sets = Sets(
             chosen["data_dir"],
             config.model.image_size,
@@ -230,12 +230,12 @@ def run_tasks(
         embedder = Embedder(side.encode, side.tokenize, **options)
         return Setting(embedder, sets, side.transform, protocol, side.config)
 
-    usual, long_texts = setting_of(subject), subject.long_texts and setting_of(subject.long_texts)
+    short_texts, long_texts = setting_of(subject), subject.long_texts and setting_of(subject.long_texts)
 
     def make(task: Task) -> SetEvaluator:
-        setting = long_texts if long_texts and task.has_long_captions else usual
+        setting = long_texts if long_texts and task.has_long_captions else short_texts
         built = dataclasses.replace(KINDS[task.kind].build(setting, task.dataset), embedder=setting.embedder)
-        return built if setting is usual else on_long_side(built, subject)
+        return built if setting is short_texts else on_long_side(built, subject)
 
     chosen = with_readouts(tasks, subject.readouts, subject.default_readouts)
     evaluators = {str(task): functools.partial(make, task) for task in chosen}  # this call runs each once

@@ -15,7 +15,7 @@ from detailclip_jax.data.image_operations import evaluation_mask
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.preprocessing import NATIVE, Transform, on_squares, transform_of
 from detailclip_jax.data.sources import Source
-from detailclip_jax.data.stickers.scene_source import Stickers
+from detailclip_jax.data.stickers.scene_source import Stickers, canvas_of
 from detailclip_jax.data.workers import Prefetched
 from detailclip_jax.evaluation.evaluation_sets import draw_scenes, fingerprint
 from detailclip_jax.evaluation.evaluator import Measured, Setting
@@ -30,7 +30,7 @@ def scenes(config: ConfigDict, split: str, num_scenes: int, **options: Any) -> S
 
     They do not depend on the run's seeds or `data.stickers.scenes`, so results of different runs are comparable.
     """
-    return Stickers(split, size=config.model.image_size * 5 // 4, num_scenes=num_scenes, **options)
+    return Stickers(split, size=canvas_of(config.model.image_size), num_scenes=num_scenes, **options)
 
 
 def open_with_masks(

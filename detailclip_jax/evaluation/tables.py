@@ -148,7 +148,7 @@ def counts_images(r: Record) -> bool:
 
 
 def pooling_of(metric: str, metrics: Collection[str]) -> str:
-    """Completes the label of a metric of a task whose `metrics` have it by the class token and by the pooled image.
+    """Returns the end of a metric's label, where a task's `metrics` have it by the class token and by the pooled image.
 
     pooling_of("top1", {"top1", "pooled_top1"}) == ", class token";  pooling_of("top1", {"top1"}) == ""
     """

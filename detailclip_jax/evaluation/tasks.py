@@ -39,6 +39,7 @@ from detailclip_jax.evaluation.evaluator import Kind, SetEvaluator, Setting
 from detailclip_jax.evaluation.protocols import PROTOCOLS
 from detailclip_jax.evaluation.readout_sets import DEFAULT, spelled_out, split_name
 from detailclip_jax.evaluation.retrieval import retrieval
+from detailclip_jax.evaluation.sticker_scenes import BATCH_SIZE
 from detailclip_jax.evaluation.zero_shot import zero_shot
 from detailclip_jax.runtime.errors import unknown
 
@@ -178,8 +179,7 @@ def _no_kind(entry: str, kind: str, colon: str) -> str:
     return f"{unknown('task', kind, [*KINDS, *GROUPS])}.  A task is KIND:SET,SET,... such as zero_shot:imagenet,pets"
 
 
-BATCH_SIZE = 250
-USUAL = {  # the options of an evaluator on a named set, and their defaults: a run may evaluate often
+OPTION_DEFAULTS = {  # the options of an evaluator on a named set, and their defaults: a run may evaluate often
     "data_dir": "data",
     "num_examples": 1000,  # of the evaluated split; None for all
     "num_train_examples": 1000,  # of the training split, for k-NN, linear and segmentation; None for all
@@ -218,7 +218,7 @@ BY_NAME = {**EVALUATORS, "held_out": HELD_OUT, "held_out_classes": CLASSES}
 def entry_of(name: str) -> Named:
     """The entry of BY_NAME, or that of a task on a set, such as "zero_shot:pets"."""
     kind, colon, dataset = name.partition(":")
-    return Named(KINDS[kind].build, dataset, USUAL) if colon else BY_NAME[name]
+    return Named(KINDS[kind].build, dataset, OPTION_DEFAULTS) if colon else BY_NAME[name]
 
 
 def plan(config: ConfigDict) -> dict[str, dict[str, Any]]:
@@ -233,7 +233,7 @@ def plan(config: ConfigDict) -> dict[str, dict[str, Any]]:
     which fits its method, if there are any. Raises ValueError for an unknown evaluator, set or option; the message
     lists the known ones.
     """
-    chosen = config.evaluators.to_dict() or usual(config)
+    chosen = config.evaluators.to_dict() or default_evaluators(config)
     for name, options in chosen.items():
         if not isinstance(options, Mapping):
             raise ValueError(f"evaluators.{name} is {options!r}: options are a dictionary, {{}} for none")
@@ -244,10 +244,22 @@ def plan(config: ConfigDict) -> dict[str, dict[str, Any]]:
         for option in options:
             if option not in entry_of(name).options:
                 raise ValueError(unknown(f"option of evaluator {name}:", option, list(entry_of(name).options)))
+            check_option(f"evaluators.{name}.{option}", options[option])
     return {name: chosen[name] for name in (*BY_NAME, *chosen) if name in chosen}
 
 
-def usual(config: ConfigDict) -> dict[str, dict[str, Any]]:
+def check_option(field: str, value: Any) -> None:
+    """Raises ValueError for a value that the option of an evaluator cannot have."""
+    option = field.rpartition(".")[2]
+    if option == "protocol" and value not in PROTOCOLS:
+        raise ValueError(unknown(field, value, PROTOCOLS))
+    is_number = option == "batch_size" or (option.startswith("num_") and value is not None)
+    if is_number and (type(value) is not int or value < 1):
+        none = "" if option == "batch_size" else ", or None for all"
+        raise ValueError(f"{field} is {value!r}: expected a whole number of at least 1{none}")
+
+
+def default_evaluators(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """The default evaluators, for a config that names none."""
     if config.data.source == "stickers":
         return {name: {} for name in EVALUATORS}

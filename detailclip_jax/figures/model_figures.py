@@ -19,7 +19,7 @@ from detailclip_jax.config import sizes
 from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.data.image_files import find
 from detailclip_jax.data.sources import indices_to_show
-from detailclip_jax.data.stickers.scene_source import Stickers, noun_names
+from detailclip_jax.data.stickers.scene_source import Stickers, canvas_of, noun_names
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.figures import maps, plots
 from detailclip_jax.figures.maps import Overview, Words
@@ -68,7 +68,7 @@ def scenes(config: ConfigDict, count: int, first: int = 0, texts: Sequence[str] 
 
     Without `texts` the texts of a scene are its nouns, and their maps are relative to those of all 96 nouns.
     """
-    stickers = Stickers(SPLIT, size=config.model.image_size * 5 // 4, num_scenes=first + count)
+    stickers = Stickers(SPLIT, size=canvas_of(config.model.image_size), num_scenes=first + count)
     chosen, names = [stickers[i] for i in range(first, first + count)], noun_names()
     nouns = [[f"a {names[noun]}" for noun in dict.fromkeys(scene["nouns"].tolist())] for scene in chosen]
     images = [scene["image"] for scene in chosen]

@@ -14,7 +14,6 @@ from detailclip_jax import methods
 from detailclip_jax.config import sizes
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods import components, masking
-from detailclip_jax.methods.method import nothing
 from detailclip_jax.models.block import run_blocks
 from detailclip_jax.models.networks import Networks
 from detailclip_jax.models.patchify import normalise_pixels, patchify, unpatchify
@@ -27,7 +26,7 @@ from detailclip_jax.types import Array, Params
 
 def removal_rule(config: ConfigDict) -> masking.RemovalRule:
     """The rule of `config.masking`; half of the patches for a method without a mask, which does not read this group."""
-    if methods.build(config).mask is nothing:
+    if not methods.build(config).hides_patches:
         return masking.RemovalRule(sizes.num_side_patches(config.model))
     return components.mask_rule(config)
 

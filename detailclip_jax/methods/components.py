@@ -217,8 +217,8 @@ def compared_captions(config: ConfigDict) -> int | None:
     return 1 if parse(config.data.caption).name == "parts" else None
 
 
-def with_values(method: Method, term: str) -> tuple[str, dict[str, Pass]]:
-    """Returns the pass of `captioned_pass`, and the method's passes, of which this one also has the value read-out.
+def own_patches_pass(method: Method, term: str) -> str:
+    """Returns the pass of `captioned_pass`, whose patches are those of the encoder alone.
 
     Raises ValueError that names the `term` also for a method whose pass replaces patches or has blocks behind them.
     """
@@ -228,6 +228,12 @@ def with_values(method: Method, term: str) -> tuple[str, dict[str, Pass]]:
             f"losses.weights.{term} needs the encoder's own patches, but method {method.name} replaces some or has new "
             "blocks behind them; set it to 0"
         )
+    return name
+
+
+def with_values(method: Method, term: str) -> tuple[str, dict[str, Pass]]:
+    """Returns the pass of `own_patches_pass`, and the method's passes, of which this one has the value read-out too."""
+    name = own_patches_pass(method, term)
     return name, {**method.passes, name: method.passes[name]._replace(values=True)}
 
 
@@ -429,7 +435,7 @@ def cls_term(config: ConfigDict, same_views: bool = True) -> Loss:
 
     return Loss(
         "cls",
-        ("student_cls", "teacher_cls", "cls_mean"),
+        ("student_cls", "teacher_cls"),
         run,
         running=Running("cls_mean", MEAN),
         temperature="teacher_temperature",
@@ -449,7 +455,7 @@ def patch_term(config: ConfigDict, over: str = "removed") -> Loss:
 
     return Loss(
         "patch",
-        ("student_patches", "teacher_patches", "patch_mean"),
+        ("student_patches", "teacher_patches"),
         run,
         running=Running("patch_mean", MEAN),
         temperature="patch_temperature",

@@ -27,16 +27,10 @@ def wide_projection(build: Build) -> Projection:
 
 IMAGE_HEAD = {"image_projection": IMAGE_BLOCKS}
 TEXT_HEAD = {"text_projection": Network(wide_projection, kind=BLOCKS)}
-OTHER_TERMS = ("token_set", "beta", "region")  # these take class tokens and patches of the encoder to the joint space
 
 
 def dinotxt(config: ConfigDict) -> Method:
-    """Builds the method `dinotxt`; ValueError for a term that needs the projection of class tokens or patches."""
-    if terms := [name for name in OTHER_TERMS if config.losses.weights[name]]:
-        raise ValueError(
-            f"losses.weights.{terms[0]} needs the image encoder's own tokens in the joint space, but method dinotxt "
-            "has new blocks between them; set it to 0"
-        )
+    """Builds the method `dinotxt`."""
     return Method(
         name="dinotxt",
         readout="plain",  # the new blocks take patches to the joint space, and the others would read past them

@@ -166,6 +166,11 @@ class Loss(NamedTuple):
         """The name of the term's weight in `config.losses.weights`."""
         return self.weighted_by or self.name
 
+    @property
+    def needs(self) -> set[str]:
+        """The entries of `Forward.heads` that the term reads, and the one that its running statistic takes."""
+        return {*self.reads, *([self.running.output] if self.running else [])}
+
     def value(self, record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
         """Computes the term and its metrics."""
         return self.run(record, context, whole_batch) if self.over == "batch" else self.run(record, context)
@@ -294,7 +299,7 @@ class Method:
 
     def heads_of(self, losses: Iterable[Loss]) -> tuple[Head, ...]:
         """Returns the heads whose outputs these losses read, and those that these heads read."""
-        wanted, kept = {name for loss in losses for name in loss.reads}, []
+        wanted, kept = {name for loss in losses for name in loss.needs}, []
         for head in reversed(self.heads):
             if wanted & set(head.makes):
                 wanted |= set(head.after)
@@ -415,8 +420,7 @@ def build(method: Method, weights: Mapping[str, float]) -> Method:
             raise ValueError(f"head {head.makes[0]!r} reads {sorted(missing)}, but no head before it returns them")
         outputs |= {*head.makes}
     for loss in active:
-        reads = {*loss.reads, *([loss.running.output] if loss.running else [])}
-        if missing := reads - outputs:
+        if missing := loss.needs - outputs:
             raise ValueError(f"loss {loss.name!r} reads {sorted(missing)}, but the heads return {sorted(outputs)}")
     return restricted(method, active)
 

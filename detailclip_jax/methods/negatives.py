@@ -62,7 +62,7 @@ def negatives_term(method: Method, config: ConfigDict) -> Loss:
         heads = record.heads
         false, counts = (heads[name] for name in FALSE)
         embeddings = heads["image_embedding"], record.text.embedding[:captions], false, counts > 0
-        scale, bias = jnp.exp(heads["logit_scale"]), heads.get("logit_bias") if "logit_bias" in scalars else None
+        scale, bias = jnp.exp(heads["logit_scale"]), heads.get("logit_bias")
         loss, accuracy = false_texts_loss(*embeddings, scale, bias, whole_batch.axis)
         if scope == "batch":
             loss = joined_loss(*embeddings, scale, bias, whole_batch.axis, whole_batch.block)

@@ -12,13 +12,13 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config import sizes
 from detailclip_jax.methods import components, masking
-from detailclip_jax.methods.method import Method, full, nothing, visible
+from detailclip_jax.methods.method import Method, full, visible
 
 
 def patch_dropout(method: Method, config: ConfigDict) -> Method:
     """Returns the method, whose pass encodes random patches; ValueError for one with other passes than one over all."""
     share, views = config.views.patch_dropout, config.views.crops.large.count
-    if method.mask is not nothing or [(each.view, each.encode) for each in method.passes.values()] != [("large", full)]:
+    if method.hides_patches or [(each.view, each.encode) for each in method.passes.values()] != [("large", full)]:
         raise ValueError(
             f"views.patch_dropout {share} is for a method with one pass, over all patches of the large crops, such as "
             f"clip and siglip; method {method.name} has others: set it to 0"

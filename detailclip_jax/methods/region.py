@@ -84,7 +84,7 @@ MADE = ("region_pooled", "region_crops", "region_counts")
 def pooled_in(
     maps: Float[Array, "G B K D"], boxes: Float[Array, "G V B 4"], side: int, record: Forward
 ) -> tuple[Float[Array, "G V B D"], Bool[Array, "G V B"]]:
-    """Pools maps of `side` x `side` patches in boxes, shares of their sides; returns also which see a patch.
+    """Pools maps of `side` x `side` patches in boxes, shares of their sides; returns also whether each sees a patch.
 
     Of a pass that drops patches, the visible ones are pooled by their own weights, whose sum is then below 1: for
     losses that read directions.

@@ -3,8 +3,8 @@
     Loss("cls", ..., running=Running("cls_mean", MEAN))
 
 MEAN is a moving average of the batch's mean over images, the centers of DINO's and iBOT's losses. SUM is a sum of
-unsigned integers over all images so far, such as counts. LATEST are sums and their numbers of terms [2, K], of the last
-batch that had some of a kind.
+unsigned integers over all images so far, such as counts. LATEST [2, K] holds, for each of K kinds, the sum and the
+number of its terms in the last batch that had any.
 """
 
 from collections.abc import Callable
@@ -55,5 +55,5 @@ MEAN = Rule(lambda chunks: chunks.mean(0), jax.lax.pmean, update_center)
 SUM = Rule(
     lambda chunks: chunks.sum(0, dtype=chunks.dtype), jax.lax.psum, lambda old, new, momentum: add_counts(old, new)
 )
-# [2, K]: the sums and numbers of the batch; of a kind that it lacks the ones before
+# [2, K]: sums and numbers of terms; a kind that the batch lacks keeps its old ones
 LATEST = Rule(lambda chunks: chunks.sum(0), jax.lax.psum, lambda old, new, momentum: jnp.where(new[1] > 0, new, old))

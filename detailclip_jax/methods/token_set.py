@@ -21,7 +21,7 @@ from detailclip_jax.data.tokenizer import PAD
 from detailclip_jax.data.vocabularies import CLIP
 from detailclip_jax.kernels.chunked_logits import automatic_chunk_logits
 from detailclip_jax.losses.token_set import document_counts, inverse_frequency, token_set_loss
-from detailclip_jax.methods.components import captioned_pass
+from detailclip_jax.methods.components import own_patches_pass
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, WholeBatch, fold, uses
 from detailclip_jax.methods.running_statistics import SUM, Running, add_counts
 from detailclip_jax.models.heads import TokenHead
@@ -33,9 +33,9 @@ from detailclip_jax.types import Array, Int, Scalar
 def token_set(method: Method, config: ConfigDict) -> Method:
     """Adds the term L_set, for the first of the method's passes whose class tokens captions are compared with.
 
-    Raises ValueError for a method without captions, and for unfit `losses.token_ids`.
+    Raises ValueError for a method without captions or with blocks behind the encoder, and for unfit `losses.token_ids`.
     """
-    name, size, ids = captioned_pass(method, "token_set"), config.model.vocab_size, predicted_ids(config)
+    name, size, ids = own_patches_pass(method, "token_set"), config.model.vocab_size, predicted_ids(config)
     network = Network(
         lambda build: TokenHead(build.size.width, len(ids), build.dtype), reload_if_equal=("losses.token_ids",)
     )
@@ -117,7 +117,7 @@ def token_set_term(ids: Int[np.ndarray, "C"], config: ConfigDict) -> Loss:
 
     return Loss(
         "token_set",
-        ("set_features", "set_kernel", "set_bias", "token_set_sum"),
+        ("set_features", "set_kernel", "set_bias"),
         run,
         over="batch",
         running=Running("token_set_sum", SUM, P()),

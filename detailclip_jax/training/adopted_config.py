@@ -58,7 +58,7 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
         _check_locked(config, [])
         return _with_tokenizer(config)
     (source, brought), adopted = _origin(config, workdir), ConfigDict(config.to_dict())
-    set_by_user = {name.partition("[")[0] for name in given}
+    set_by_user = set(given)
     fields = [*OF_IMAGES, *(OF_PAIR if "text" in brought else ())]
     known = NETWORKS | dict(methods.build(source).networks)
     fields += [field for name in sorted({*brought} - {"image", "text", "decoder"}) for field in known[name].adopted]
@@ -109,7 +109,7 @@ def with_terms(config: ConfigDict, workdir: str | Path | None = None, stand_ins:
 
 
 def config_of(workdir: str, field: str = "config.init") -> ConfigDict:
-    """Returns the config of a run or an imported checkpoint; of a run of a dense task that of its encoder alone.
+    """Returns the config of a run or an imported checkpoint; for a run of a dense task, the config of its encoder.
 
     Raises FileNotFoundError if there is none; `field` names the workdir.
     """

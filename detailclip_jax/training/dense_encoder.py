@@ -31,7 +31,7 @@ def adopt(config: ConfigDict, source: ConfigDict, given: Iterable[str] = ()) -> 
 
     Raises ValueError for a given field of `model` whose value contradicts the encoder.
     """
-    named = {name.partition("[")[0] for name in given}
+    named = set(given)
     fields = {name: value for name, value in source.model.items() if name not in OWN}
     for name, value in fields.items():
         flags = {field for field in named if f"{field}.".startswith(f"model.{name}.")}

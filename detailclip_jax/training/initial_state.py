@@ -12,6 +12,7 @@ from detailclip_jax.models import lora, stacking
 from detailclip_jax.models.initial_values import Start
 from detailclip_jax.training import ema
 from detailclip_jax.training.forward_pass import STATS
+from detailclip_jax.training.sharding import path_name
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import Array, Leaf, Params
 
@@ -85,7 +86,7 @@ def fitted(what: str, weights: Params, shapes: Params) -> dict[str, Params]:
         )
     host = {name: stacking.like(jax.device_get(tree), shapes[name]) for name, tree in weights.items()}
     theirs, ours = (
-        {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf) for path, leaf in leaves}
+        {path_name(path): np.shape(leaf) for path, leaf in leaves}
         for leaves in map(jax.tree.leaves_with_path, (host, shapes))
     )
     if wrong := [path for path in sorted({*theirs, *ours}) if theirs.get(path) != ours.get(path)]:

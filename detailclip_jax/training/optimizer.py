@@ -148,15 +148,15 @@ def adamw(
     """
     decayed = jax.tree.map(lambda group: group == DECAYED, groups)
 
-    def adamw(start: Step) -> optax.GradientTransformation:
+    def from_step(start: Step) -> optax.GradientTransformation:
         decay: Any = later(weight_decay, start) if callable(weight_decay) else weight_decay
         rate = later(learning_rate, start)
         return optax.adamw(rate, *config.betas, eps=config.eps, weight_decay=decay, mask=decayed)
 
-    kinds: dict[Hashable, optax.GradientTransformation] = {"trained": adamw(0), "frozen": optax.set_to_zero()}
+    kinds: dict[Hashable, optax.GradientTransformation] = {"trained": from_step(0), "frozen": optax.set_to_zero()}
     names = jax.tree.map(lambda group: "frozen" if group == FROZEN else "trained", groups)
     if late is not None:
-        kinds["late"] = optax.conditionally_mask(adamw(wait), lambda step, **_: jnp.asarray(step) >= wait)
+        kinds["late"] = optax.conditionally_mask(from_step(wait), lambda step, **_: jnp.asarray(step) >= wait)
         names = jax.tree.map(lambda name, waits: "late" if waits and name == "trained" else name, names, late)
     return optax.chain(clipping(config), optax.partition(kinds, names))
 
@@ -265,9 +265,9 @@ def table_text(params: Params, table: tuple[DecayRule, ...]) -> str:
     """Formats the rules that match parameters, one line per rule with its parameter count, and the totals."""
     flat: Any = traverse_util.flatten_dict(dict(params), sep="/")
     ruled = {rule: {path: leaf for path, leaf in flat.items() if group_of(path, table) == rule} for rule in table}
-    sizes = {rule: int(parameter_overview.count_parameters(leaves)) for rule, leaves in ruled.items()}
-    total, frozen = sum(sizes.values()), sum(size for rule, size in sizes.items() if rule.group == FROZEN)
-    rows = [(rule.pattern, SHOWN[rule.group], f"{size:,}") for rule, size in sizes.items() if size]
+    counts = {rule: int(parameter_overview.count_parameters(leaves)) for rule, leaves in ruled.items()}
+    total, frozen = sum(counts.values()), sum(size for rule, size in counts.items() if rule.group == FROZEN)
+    rows = [(rule.pattern, SHOWN[rule.group], f"{size:,}") for rule, size in counts.items() if size]
     rows = [("parameters whose names match", "AdamW", "count"), *rows, ("all", "", f"{total:,}")]
     rows += [("all but the frozen ones", "", f"{total - frozen:,}")] if frozen else []
     width = max(len(name) for name, _, _ in rows)

@@ -31,9 +31,9 @@ from detailclip_jax.types import Array, Batch, PyTree
 COUNTS = ("bad_records", "truncated_captions")
 MUCH_WAITING = 0.2  # share of the time spent waiting for data above which a warning is printed
 RUN_AHEAD = 2  # steps that may be queued on the device, so that the next batch is transferred during a step
-QUIET = 30.0, 1.0  # seconds without a progress line after which one is printed between two logs: else, on a terminal
-NEAR, LONG = 0.01, 100  # of ln(batch size); steps after the warm-up that a contrast stays as near, until a warning
-FEWEST_LOGS = 3  # logged values as near, for this warning
+QUIET_LOG, QUIET_TERMINAL = 30.0, 1.0  # seconds without a progress line, after which one is printed between two logs
+NEAR = 0.01  # relative distance to ln(batch size) that counts as chance
+STEPS_AT_CHANCE, LOGS_AT_CHANCE = 100, 3  # steps after the warm-up, and logged values, before a warning
 PROFILE_AFTER = 5  # steps before a profile starts, so that it shows the steady state
 
 
@@ -104,18 +104,18 @@ class Session:
         checkpoints: Checkpoints,
         start: int,
         interrupt: Interrupt | None = None,
-        counted: Mapping[str, int] = {},
+        counts: Mapping[str, int] = {},
         origins: Sequence[Mapping[str, str]] = (),
     ):
         """Opens the metric writer for a run that continues after step `start`.
 
-        `counted` holds the counts until there, `origins` the published models from which the run started.
+        `counts` holds the counts until there, `origins` the published models from which the run started.
         """
         self.run, self.checkpoints, self.interrupt = run, checkpoints, interrupt or Interrupt()
         self.clock = Clock()
         self.scores: tuple[int, Mapping[str, float]] | None = None  # of the last evaluation, and its step
         self.batches: Any = None  # of the task's `open_batches`; None if no step is left
-        self._counted = counted
+        self._counts = counts
         self._warned = False
         self._contrast = run.task.contrast(run)  # None once it has learnt, or was warned of
         self._num_near = 0  # logged values of it near ln(batch size)
@@ -189,7 +189,7 @@ class Session:
     def show(self, step: int) -> None:
         """Prints the progress line between two logs: of the first step, and of a finished one after a pause."""
         shown, at = self._shown
-        paused = time.monotonic() - at > QUIET[self.run.console.width is not None]
+        paused = time.monotonic() - at > (QUIET_LOG if self.run.console.width is None else QUIET_TERMINAL)
         if not self._pending or not (paused or step == self._start + 1):
             return
         done, values = self._pending[max(len(self._pending) - 1 - RUN_AHEAD, 0)]
@@ -233,7 +233,7 @@ class Session:
             self._contrast = None
             return
         self._num_near += 1
-        if num_steps >= LONG and self._num_near >= FEWEST_LOGS:
+        if num_steps >= STEPS_AT_CHANCE and self._num_near >= LOGS_AT_CHANCE:
             self._contrast = None
             self.run.console.warn(
                 f"the loss {watched.term!r} has stayed within {NEAR:.0%} of ln({watched.batch_size}) = {chance:.2f} "
@@ -284,7 +284,7 @@ class Session:
 
     def counts(self) -> dict[str, int]:
         """Returns the counts of `count_data` since step 0; all processes call it."""
-        return count_data(self.batches, self._counted, self.run.task.counts)
+        return count_data(self.batches, self._counts, self.run.task.counts)
 
     def end_data(self) -> None:
         """Stops the data pipeline; says how many records were unreadable and how many captions or images were cut.

@@ -46,11 +46,11 @@ def shardings(state: PyTree, mesh: Mesh, table: tuple[ShardingRule, ...]) -> PyT
 
     Raises ValueError that names the arrays that no rule covers, or an axis that "fsdp" does not divide.
     """
-    rules = _match(state, table)
+    matched = _match(state, table)
 
     def place(path: Any, leaf: Leaf) -> NamedSharding:
         name, shape, count = path_name(path), leaf.shape, mesh.shape[FSDP]
-        spec = rules[name].spec
+        spec = matched[name].spec
         if count == 1 or FSDP not in spec:
             return NamedSharding(mesh, P())
         leading = (None,) * (len(shape) - len(spec))
@@ -68,8 +68,8 @@ def shardings(state: PyTree, mesh: Mesh, table: tuple[ShardingRule, ...]) -> PyT
 
 def placed(shapes: PyTree, mesh: Mesh, table: tuple[ShardingRule, ...]) -> PyTree:
     """Returns the shapes of a state with the shardings that the table gives them, see `shardings`."""
-    places = shardings(shapes, mesh, table)
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+    divided = shardings(shapes, mesh, table)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, divided)
 
 
 def _match(state: PyTree, table: tuple[ShardingRule, ...]) -> dict[str, ShardingRule]:
@@ -83,7 +83,7 @@ def _match(state: PyTree, table: tuple[ShardingRule, ...]) -> dict[str, Sharding
 
 def path_name(path: Any) -> str:
     """Formats a tree path as text: "opt_state/0/mu/image/patch_embed/kernel"."""
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def places(shapes: PyTree) -> PyTree:
@@ -96,8 +96,8 @@ def specs(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda sharding: sharding.spec, tree)
 
 
-def gather(tree: PyTree, placed: PyTree) -> PyTree:
-    """Gathers whole arrays from the devices' shards, inside `shard_map`; `placed` holds their specs.
+def gather(tree: PyTree, partition_specs: PyTree) -> PyTree:
+    """Gathers whole arrays from the devices' shards, inside `shard_map`.
 
     The transpose is a reduce-scatter: each device gets the sum of the gradients of its shard (ZeRO, arXiv 1910.02054).
     Stacked blocks are not gathered here: the loop over the blocks gathers one block at a time, see `gather_layer`.
@@ -106,7 +106,7 @@ def gather(tree: PyTree, placed: PyTree) -> PyTree:
     def make(path: Any, shard: Array, spec: P) -> Array:
         return shard if is_stacked(path) else _gather(shard, spec)
 
-    return jax.tree.map_with_path(make, tree, placed)
+    return jax.tree.map_with_path(make, tree, partition_specs)
 
 
 def is_stacked(path: Any) -> bool:
@@ -116,8 +116,8 @@ def is_stacked(path: Any) -> bool:
 
 def gather_layer(layer: PyTree) -> PyTree:
     """Gathers the whole parameters of one block from the devices' shards, inside `shard_map`, by the table `LAYER`."""
-    rules = _match(layer, LAYER)
-    return jax.tree.map_with_path(lambda path, shard: _gather(shard, rules[path_name(path)].spec), layer)
+    matched = _match(layer, LAYER)
+    return jax.tree.map_with_path(lambda path, shard: _gather(shard, matched[path_name(path)].spec), layer)
 
 
 def _gather(shard: Array, spec: P) -> Array:
@@ -175,8 +175,8 @@ def total_bytes(shapes: PyTree) -> int:
 
 def table_text(shapes: PyTree, table: tuple[ShardingRule, ...]) -> str:
     """Formats the rules that match arrays, one per line: pattern, partition spec, megabytes in total and per device."""
-    rules = _match(shapes, table)
-    leaves = [(rules[path_name(path)], leaf) for path, leaf in jax.tree.leaves_with_path(shapes)]
+    matched = _match(shapes, table)
+    leaves = [(matched[path_name(path)], leaf) for path, leaf in jax.tree.leaves_with_path(shapes)]
     arrays = {rule: [leaf for r, leaf in leaves if r == rule] for rule in table}
     rows = [("arrays of the state", "sharding", "MB", "per device")]
     rows += [(rule.pattern, _shown(rule.spec), *_megabytes(arrays[rule])) for rule in table if arrays[rule]]

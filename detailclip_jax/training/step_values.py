@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods import masking
-from detailclip_jax.methods.method import Forward, Method, nothing, visible
+from detailclip_jax.methods.method import Forward, Method, visible
 from detailclip_jax.models.networks import Networks
 from detailclip_jax.training import forward_pass
 from detailclip_jax.training import mesh as meshes
@@ -101,7 +101,7 @@ def with_removed(batch: Batch, mask: Leaf, method: Method, mesh: Mesh) -> tuple[
     Raises ValueError for a method without a mask, an array of another kind, and numbers that the method cannot take.
     """
     removed = np.asarray(mask)
-    if method.mask is nothing:
+    if not method.hides_patches:
         raise ValueError(f"mask: method {method.name} removes no patches; leave the mask out")
     if removed.dtype != bool or removed.ndim != 3 or removed.shape[1] != num_images(batch):
         raise ValueError(

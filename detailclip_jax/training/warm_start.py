@@ -19,6 +19,7 @@ from detailclip_jax.renamed import former_names
 from detailclip_jax.training import checkpoint, experiment
 from detailclip_jax.training.adopted_config import CONTEXT, KEEP, loaded_networks
 from detailclip_jax.training.schedules import clamp_warmup
+from detailclip_jax.training.sharding import path_name
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import Array, Leaf, Params, PyTree
 
@@ -149,8 +150,7 @@ def _like(value: PyTree, old: PyTree) -> PyTree:
 def _check_shapes(origin: str, loaded: dict[str, Params], params: Params) -> None:
     used = {network: params[network] for network in loaded}
     theirs, ours = (
-        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-        for tree in (loaded, used)
+        {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)} for tree in (loaded, used)
     )
     wrong = [
         f"{path}: {theirs[path].shape if path in theirs else 'missing'} there, {value.shape} here"

@@ -81,6 +81,21 @@ MISTAKES = [  # the mistake; the call; the error; words of its message
         ValueError,
         "option of evaluator zero_shot: 'scenes'; did you mean 'num_scenes'?",
     ),
+    (
+        "the protocol of an evaluator",
+        lambda: plan(config_with({"retrieval:coco": {"protocol": "clipbench"}})),
+        ValueError,
+        "unknown evaluators.retrieval:coco.protocol 'clipbench'; did you mean 'clip_benchmark'?",
+    ),
+    *(
+        (
+            f"a number {number!r} of an evaluator",
+            lambda number=number: plan(config_with({"zero_shot": {"num_scenes": number}})),
+            ValueError,
+            f"evaluators.zero_shot.num_scenes is {number!r}: expected a whole number of at least 1, or None for all",
+        )
+        for number in ("many", 0, True, 2.5)
+    ),
     ("an evaluator", lambda: plan(config_with({"pets": {}})), ValueError, "unknown evaluator 'pets'"),
     (
         "the spelling of an evaluator",

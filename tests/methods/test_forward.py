@@ -11,6 +11,7 @@ from tiny import SIZE, tiny_batch, tiny_config, tiny_experiment, tiny_state
 from detailclip_jax import methods
 from detailclip_jax.config import run_config
 from detailclip_jax.methods import method as forward
+from detailclip_jax.methods import running_statistics
 from detailclip_jax.models import patchify
 from detailclip_jax.training import experiment, mesh
 
@@ -87,6 +88,16 @@ def test_a_wrong_row_fails_when_it_is_built():
         forward.build(row(losses=(loss,)), {"clip": 1.0})
     with pytest.raises(ValueError, match=r"no entry for \['reconstruction'\]"):
         forward.build(row(), {"clip": 1.0, "cls": 1.0, "patch": 1.0})
+
+
+def test_a_head_that_only_a_running_statistic_takes_is_kept():
+    """It was dropped, if the term did not also read it, and the first step ended with a missing key."""
+    value = forward.Head(("value",), lambda student, teacher, record: {})
+    mean = forward.Head(("value_mean",), lambda student, teacher, record: {})
+    statistic = running_statistics.Running("value_mean", running_statistics.MEAN)
+    loss = forward.Loss("clip", ("value",), lambda record, context: (0.0, {}), running=statistic)
+    built = forward.build(row(heads=(value, mean), losses=(loss,)), {"clip": 1.0})
+    assert built.heads == (value, mean)
 
 
 def test_weights_of_other_rows_do_not_concern_this_one():

@@ -81,7 +81,7 @@ def test_a_run_says_what_it_does_from_the_first_step_on(run_of):
 
 
 def test_slow_steps_are_shown_between_two_logs_without_waiting_for_the_newest(run_of, monkeypatch):
-    monkeypatch.setattr(session, "QUIET", (-1.0, -1.0))  # every step comes after a pause
+    monkeypatch.setattr(session, "QUIET_LOG", -1.0)  # every step comes after a pause
     run = run_of(total_steps=7, log_every=7, checkpoint_every=7)
     training.train(run)
     shown = [int(line.split("/")[0].removeprefix("step ")) for line in text_of(run).splitlines() if line[:5] == "step "]

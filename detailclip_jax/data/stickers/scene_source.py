@@ -146,6 +146,11 @@ class Stickers:
         return compose(rng, drawings, nouns, self.size, MIXED, statement.shares, fits, statement.within)
 
 
+def canvas_of(image_size: int) -> int:
+    """Returns the side of the scenes' canvas in pixels for a model's image size: a quarter larger, for crops."""
+    return image_size * 5 // 4
+
+
 def false_phrases(
     rng: np.random.Generator, nouns: Int[np.ndarray, " n"], kinds: Sequence[str], style: str | None = None
 ) -> tuple[str, ...]:
