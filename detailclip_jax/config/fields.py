@@ -215,6 +215,12 @@ STICKERS: Group = {
         "one that is written twice is drawn twice as often; '': all, equally often",
         OURS,
     ),
+    "ordinary_ratio": Field(
+        0.0,
+        "share of the stated scenes that are drawn for no fact, as mixed ones; their captions are ordinary ones",
+        OURS,
+        range=SHARE,
+    ),
 }
 VIEWS: Group = {
     "mixup": Field(0.0, "alpha of mixup over the global batch (supervised); 0: off", "off in the paper", range=FROM_0),

@@ -62,13 +62,15 @@ def stated(
     """Returns an example with one of its statements as the only caption, and with its first `num_false` false texts.
 
     `relations` is the probability of the last form, where there are two, and `ordinary_ratio` that of one of the
-    scene's ordinary captions, which has no false texts, in place of the statement.
+    scene's ordinary captions, which has no false texts, in place of the statement. A scene without statements always
+    gets an ordinary caption.
     """
-    forms = example["states"]
-    true, *false = forms[0 if len(forms) > 1 and rng.random() >= relations else -1]
-    if ordinary_ratio and rng.random() < ordinary_ratio:
+    false: Sequence[str] = ()
+    if forms := example.get("states"):
+        true, *false = forms[0 if len(forms) > 1 and rng.random() >= relations else -1]
+    if not forms or (ordinary_ratio and rng.random() < ordinary_ratio):
         ordinary = not_blank(example["captions"])
-        true, false = ordinary[rng.integers(len(ordinary))], []
+        true, false = ordinary[rng.integers(len(ordinary))], ()
     return {**example, "captions": (true,), FIELD: tuple(false[:num_false])}
 
 

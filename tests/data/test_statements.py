@@ -318,3 +318,19 @@ def test_a_share_of_the_scenes_keeps_an_ordinary_caption(scenes):
     assert {each["captions"][0] for each in ordinary} == {*scenes[0]["captions"]}
     assert all(each["negatives"] == () for each in ordinary)
     assert all(len(each["negatives"]) == 2 for each in drawn if each not in ordinary)
+
+
+def test_a_share_of_the_scenes_is_drawn_for_no_fact():
+    source = Stickers(size=SIZE, num_scenes=200, scenes="stated", ordinary_ratio=0.4)
+    drawn = [source[at] for at in range(len(source))]
+    ordinary = [each for each in drawn if "states" not in each]
+    assert abs(len(ordinary) / len(drawn) - 0.4) < 0.1
+    assert {len(each["nouns"]) for each in ordinary} == {1, 2, 3, 4}
+    caption = false_texts.stated(ordinary[0], 1.0, np.random.default_rng(0))
+    assert caption["captions"][0] in ordinary[0]["captions"] and caption["negatives"] == ()
+    assert (
+        Stickers(size=SIZE, scenes="stated")[0]["states"]
+        == Stickers(size=SIZE, scenes="stated", ordinary_ratio=0)[0]["states"]
+    )
+    with pytest.raises(ValueError, match=r"ordinary_ratio 0\.4 is of scenes 'stated'; scenes 'mixed' are all ordinary"):
+        Stickers(scenes="mixed", ordinary_ratio=0.4)

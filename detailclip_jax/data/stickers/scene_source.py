@@ -47,6 +47,7 @@ class Stickers:
         grounds, mostly white, and objects of any size), "stated" (grounds and sizes as in "mixed"; the objects are
         chosen for a stated fact, see `statements`), or "on_white" (one unchanged drawing on plain white; its longer
         side takes the shares `WHITE_SIDES` of the canvas in turn).
+    ordinary_ratio: the share of "stated" scenes that are drawn as "mixed" ones, for no fact: they have no "states".
 
     An example holds:
     "image", "captions", "key"
@@ -70,6 +71,7 @@ class Stickers:
     style: str | None = None
     scenes: str = "textured"
     kinds: str = ""
+    ordinary_ratio: float = 0.0
 
     def __post_init__(self):
         if self.split not in SPLITS:
@@ -93,6 +95,11 @@ class Stickers:
                 f"scenes {STATED!r} have objects of their own choice: use them without single_object, and with a split "
                 "other than 'held_out_pairs'"
             )
+        if self.ordinary_ratio and self.scenes != STATED:
+            raise ValueError(
+                f"ordinary_ratio {self.ordinary_ratio:g} is of scenes {STATED!r}; scenes {self.scenes!r} are all "
+                "ordinary: set it to 0"
+            )
         if self.scenes == ON_WHITE and not self.single_object:
             raise ValueError(f"scenes {ON_WHITE!r} have one object each: use them with single_object=True")
         sprites(self.style)  # raises here what would otherwise fail in a worker
@@ -111,6 +118,8 @@ class Stickers:
             raise IndexError(f"scene {index} of {self.num_scenes}")
         rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
         kinds = (split_list(self.kinds) or KINDS) if self.scenes == STATED else ()
+        if self.ordinary_ratio and rng.random() < self.ordinary_ratio:
+            kinds = ()
         statement = draw(rng, self.style, kinds) if kinds else None
         if statement:
             nouns = np.array(statement.objects, np.int32)
@@ -141,7 +150,7 @@ class Stickers:
         if self.scenes == ON_WHITE:
             return alone_on_white(rng, drawings, nouns[0], self.size, WHITE_SIDES[index % len(WHITE_SIDES)])
         if statement is None:
-            return compose(rng, drawings, nouns, self.size, VARIETIES[self.scenes])
+            return compose(rng, drawings, nouns, self.size, VARIETIES.get(self.scenes, MIXED))
         fits = lambda boxes: statement.holds(boxes, self.size)  # noqa: E731
         return compose(rng, drawings, nouns, self.size, MIXED, statement.shares, fits, statement.within)
 
