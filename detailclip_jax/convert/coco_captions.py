@@ -38,7 +38,7 @@ def rows_of(request: Request) -> Iterator[Row]:
     for path in request.paths:
         content = load(path)
         some = content.get("annotations")
-        if isinstance(some, list) and any(isinstance(each, dict) and "bbox" in each for each in some[:1]):
+        if isinstance(some, list) and any(isinstance(each, dict) and "bbox" in each for each in some):
             with_boxes.append(path)
             for key, regions in instances(content, path).items():
                 boxes[key] += regions

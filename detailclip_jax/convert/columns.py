@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from detailclip_jax.convert.examples import MAX_LABEL, Named, Rejected
 from detailclip_jax.convert.job import Options
+from detailclip_jax.convert.regions import FIELDS
 
 IMAGE = ("image", "jpg", "filepath", "file_path", "image_path", "path", "filename", "file_name", "image_name")
 CAPTION = ("caption", "captions", "text", "txt", "sentence", "sentences")
@@ -43,7 +44,8 @@ def choose(there: Sequence[str], options: Options, where: str) -> Columns:
     """Returns the columns that the options name, else those with the usual names.
 
     Raises ValueError, with the table's columns, if one is missing or there more than once, and if a table without
-    labels has other columns but none with a usual name of captions: one of them probably holds the captions.
+    labels has other columns than those of boxes, but none with a usual name of captions: one of
+    them probably holds the captions.
     """
     image = _one(there, options.image_column, IMAGE)
     captions = options.caption_columns or usual_captions(there)
@@ -61,7 +63,7 @@ def choose(there: Sequence[str], options: Options, where: str) -> Columns:
             f"{where} has the column {repeated} more than once, and only one of them would be read; rename them "
             f"{repeated}1, {repeated}2 and so on, and for captions give --caption-column for each"
         )
-    others = [name for name in there if name and name not in chosen.wanted]
+    others = [name for name in there if name and name not in (*chosen.wanted, *FIELDS)]
     if others and not (captions or label or options.captions):
         raise ValueError(
             f"{where} has none of the caption columns {', '.join((*PAIR, *CAPTION))}; its columns are "
@@ -108,7 +110,7 @@ def match_of(by: str, key: str, path: str, fields: Mapping[str, Any]) -> str:
 
 def captions_in(values: Mapping[str, Any], names: Sequence[str]) -> tuple[tuple[str, ...], Named]:
     """Returns the unnamed and the named captions; a single column that holds a list gives unnamed ones."""
-    named = {name: texts_in(values[name]) for name in names}
+    named = {name: texts_in(values.get(name)) for name in names}
     first = next(iter(named.values()), "")
     return (first, {}) if len(named) == 1 and isinstance(first, tuple) else ((), named)
 

@@ -50,10 +50,11 @@ class Region(NamedTuple):
 def read(values: Mapping[str, Any]) -> tuple[tuple[Region, ...], tuple[str, ...]]:
     """Returns the regions and the false captions in the fields of an example; Rejected for boxes that are wrong.
 
-    `boxes` and `phrases` are read only together. Other sources use these names too: for a field of another form there
-    is a region without a box, which `of_record` counts as dropped.
+    `boxes` and `phrases` are read only together; boxes alone are dropped, as those without a phrase. Other sources use
+    these names too: for a field of another form there is a region without a box, which `of_record` counts as dropped.
     """
     there = [name for name in FIELDS if _is_there(values.get(name))]
+    lonely = values["boxes"] if "boxes" in there and "phrases" not in there else ()
     if not {"boxes", "phrases"} <= {*there}:
         there = [name for name in there if name not in OF_BOXES]
     ignored = [name for name in there if not FORMS[name](values[name])]
@@ -63,12 +64,13 @@ def read(values: Mapping[str, Any]) -> tuple[tuple[Region, ...], tuple[str, ...]
     try:
         regions = [*_listed(cells), *_grit(cells, values.get("caption")), *_finehard(cells.get(FINEHARD, ()))]
         if not all(len(region.box) == 4 and all(map(math.isfinite, region.box)) for region in regions):
-            raise ValueError("a box has four numbers")
+            raise ValueError("a box has four finite numbers")
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise Rejected(
             f"bad boxes: {', '.join(cells)} are not in a known form ({type(error).__name__}: {error})"
         ) from error
     dropped = [Region((), dropped=OTHER_FORM[name]) for name in ignored]
+    dropped += [Region((), dropped=NO_PHRASE) for _ in (lonely if FORMS["boxes"](lonely) else ())]
     return (*regions, *dropped), _texts(cells.get("negatives"))
 
 

@@ -3,6 +3,7 @@
 import csv
 import functools
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -18,6 +19,7 @@ from detailclip_jax.convert.rows import Row
 
 MAX_FIELD = MAX_LINE  # characters
 MAX_ROW = 4 * MAX_LINE  # quoted fields may contain line ends
+NUM_FOR_COLUMNS = 1000  # objects whose fields are the columns
 KEPT = "surrogateescape"  # Python's handler that keeps bytes which are not UTF-8 recognisable
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 CAUSES = {  # of a row with more cells than columns
@@ -128,13 +130,17 @@ class _Lines:
 
 
 def jsonl_rows(request: Request) -> Iterator[Row]:
-    """Yields the objects of files with one object per line; the first object's fields are the columns.
+    """Yields the objects of files with one object per line; the fields of the first ones are the columns.
 
-    An invalid line becomes a reject.  A null or NaN is an empty text, a null no label.
+    An object may lack all of them but the image.  An invalid line becomes a reject.  A null or NaN is an empty text, a
+    null no label.
     """
     tables = _tables(request, ".jsonl")
     for path, name in tables.items():
-        chosen = None
+        first = list(itertools.islice((each for _, each in _objects(path) if each is not None), NUM_FOR_COLUMNS))
+        if first:
+            chosen = columns.choose(list(dict.fromkeys(itertools.chain(*first))), request.options, path)
+            _check_name(path, tables, chosen)
         for number, (line, values) in enumerate(_objects(path), 1):
             if line is not None and not line.strip():
                 continue
@@ -142,10 +148,7 @@ def jsonl_rows(request: Request) -> Iterator[Row]:
                 why = f"bad json: {line[:60]!r}" if line is not None else f"too large: over {MAX_LINE:,} characters"
                 yield Row(f"{name}#{number}", refused=why)
                 continue
-            if chosen is None:
-                chosen = columns.choose(list(values), request.options, path)
-                _check_name(path, tables, chosen)
-            yield _row(values, chosen, path, f"{name}#{number}", has_regions=True)
+            yield _row(values, chosen, path, f"{name}#{number}", of_json=True)
 
 
 def _objects(path: str) -> Iterator[tuple[str | None, dict[str, Any] | None]]:
@@ -234,19 +237,22 @@ def _folder(path: str) -> str:
     return os.path.dirname(os.path.abspath(path))
 
 
-def _row(values: dict[str, Any], chosen: Columns, path: str, place: str, has_regions: bool = False) -> Row:
-    """Returns a row of a table, whose key is `place` if it has no other; refused if it lacks a column."""
+def _row(values: dict[str, Any], chosen: Columns, path: str, place: str, of_json: bool = False) -> Row:
+    """Returns a row of a table, whose key is `place` if it has no other; refused if it lacks a column, or the image.
+
+    An object of JSON lines may lack the others, and has fields of regions.
+    """
     key = place
     try:
         key = columns.key_of(values, chosen, place)
-        missing = [name for name in chosen.wanted if name not in values and name != chosen.match]
+        missing = [name for name in chosen.wanted if name not in values and name != chosen.match and not of_json]
         image = columns.text_of(values.get(chosen.image))
         if missing or not image:
             return Row(key, refused=f"bad row: no {', '.join(missing) or chosen.image}")
         captions, texts = columns.captions_in(values, chosen.captions)
-        label = columns.cell_label(values[chosen.label]) if chosen.label else -1
+        label = columns.cell_label(values.get(chosen.label)) if chosen.label else -1
         match = columns.key_text(values.get(chosen.match))
-        boxes, negatives = regions.read(values if has_regions else {})
+        boxes, negatives = regions.read(values if of_json else {})
     except Rejected as refusal:
         return Row(key, refused=str(refusal))
     root = _folder(path)

@@ -83,7 +83,7 @@ def class_names(config: ConfigDict) -> tuple[str, ...]:
     """The names of the classes, of a single prepared set; the number of each class that has none there."""
     parts, count, known = components(config.data), config.model.num_classes, ()
     if [part.kind for part in parts] == ["records"] and Path(parts[0].path).is_dir():
-        known = prepared_records.class_names(Path(parts[0].path), config.data.split.split("[")[0])
+        known = prepared_records.described(Path(parts[0].path), config.data.split.split("[")[0])[0]
     return (*known, *map(str, range(len(known), count)))[:count]
 
 

@@ -258,12 +258,16 @@ class Model:
         whose "{}" stands for the name; its embedding is the mean of their L2-normalised embeddings, normalised again,
         as in `evaluate`. Images are those of `encode_image`. For FLAIR see `encode_image`.
 
-        Raises TypeError for one name or template that is not in a list, ValueError for a class without a name, for a
-        template without "{}", and if the method has no text encoder; else as `encode_image`.
+        Raises TypeError for a dictionary, and for one name or template that is not in a list, ValueError for a class
+        without a name, for a template without "{}", and if the method has no text encoder; else as `encode_image`.
         """
         self.require("classify")
         if isinstance(classes, str):
             raise TypeError(f"classes is a list, got the text {classes!r}; write [{classes!r}]")
+        if isinstance(classes, Mapping):
+            raise TypeError(
+                "classes is a list, got a dictionary, of which only the keys would be read; write its values"
+            )
         texts = [prompts([names] if isinstance(names, str) else names, templates) for names in classes]
         if empty := [number for number, each in enumerate(texts) if not each]:
             raise ValueError(f"classes {empty} of {len(texts)} have no name; give each at least one")

@@ -185,7 +185,8 @@ def prompts(texts: Sequence[str], templates: Sequence[str]) -> list[str]:
     for what, value in (("texts", texts), ("templates", templates)):
         if isinstance(value, str):
             raise TypeError(f"{what} is a list, got the text {value!r}; write [{value!r}]")
-    if wrong := [template for template in templates if "{}" not in template] or not templates:
+    wrong = [template for template in templates if "{}" not in template]
+    if wrong or not templates:
         raise ValueError(f"templates {wrong or list(templates)} have no {{}} for the text, as in 'a photo of a {{}}.'")
     return [template.replace("{}", text) for text in texts for template in templates]
 

@@ -18,9 +18,11 @@ def similarity(
 ) -> Float32[np.ndarray, "B h w"]:
     """The cosine of each patch feature with that of the patch at (row, column), one place per image.
 
-    Raises ValueError for a place outside the grid.
+    Raises ValueError for a place outside the grid, and for another number of places than of images.
     """
     rows, columns = patches.shape[1:3]
+    if len(places) != len(patches):
+        raise ValueError(f"{len(places)} places for {len(patches)} images: give one (row, column) for each image")
     for row, column in places:
         if not (0 <= row < rows and 0 <= column < columns):
             raise ValueError(
@@ -28,7 +30,7 @@ def similarity(
                 f"columns 0 to {columns - 1}"
             )
     unit = patches / np.maximum(np.linalg.norm(patches, axis=-1, keepdims=True), 1e-12)
-    chosen = np.stack([image[place] for image, place in zip(unit, places)])
+    chosen = np.stack([image[tuple(place)] for image, place in zip(unit, places)])
     return np.einsum("bhwd,bd->bhw", unit, chosen).astype(np.float32)
 
 

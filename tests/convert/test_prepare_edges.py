@@ -498,10 +498,25 @@ def test_null_captions_and_labels_of_jsonl_are_empty_ones(tmp_path):
     ]
     table = trees.write(folder / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     assert run("jsonl", table, out=tmp_path / "out") == 0
-    assert captions(tmp_path / "out") == {"t#1": ("one", ""), "t#2": ("", "")}
+    assert captions(tmp_path / "out") == {"t#1": ("one", ""), "t#2": ("", ""), "t#4": ("no description", "")}
     source = Records(tmp_path / "out", "train")
-    assert sorted(source[index]["label"] for index in range(2)) == [-1, 3]
-    assert load(str(tmp_path / "out"))["splits"]["train"]["rejected"] == {"bad row": 2}
+    assert sorted(source[index]["label"] for index in range(3)) == [-1, 1, 3]
+    assert load(str(tmp_path / "out"))["splits"]["train"]["rejected"] == {"bad row": 1}
+
+
+def test_a_first_object_without_a_caption_does_not_cost_the_captions_of_others(tmp_path):
+    """The columns were the fields of the first object alone."""
+    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
+    rows = [
+        {"image": "a.jpg"},
+        {"image": "a.jpg", "caption": "two"},
+        {"image": "a.jpg", "boxes": [[1, 1, 3, 3]], "phrases": ["a"]},
+    ]
+    table = trees.write(tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert run("jsonl", table, out=tmp_path / "out") == 0
+    assert captions(tmp_path / "out") == {"t#1": ("",), "t#2": ("two",), "t#3": ("",)}
+    boxes = trees.write(tmp_path / "b.jsonl", json.dumps(rows[2]))
+    assert run("jsonl", boxes, out=tmp_path / "boxes") == 0
 
 
 def test_names_that_are_not_utf8_are_read_and_escaped_in_keys(tmp_path):

@@ -53,6 +53,13 @@ def test_own_json_lines(tmp_path):
     )
 
 
+def test_boxes_without_any_phrases_are_counted_as_dropped(tmp_path):
+    row = {"image": "1.jpg", "caption": "a dog", "boxes": [[2, 3, 12, 15], [1, 1, 9, 9]]}
+    part = prepared(lines(tmp_path, row), tmp_path / "out", kind="jsonl")
+    (line,) = (line for line in summary(part) if line.startswith("regions"))
+    assert line == "regions     0 boxes of 0 images; dropped: 2 without a phrase"
+
+
 def test_boxes_in_shares_become_pixels(tmp_path):
     row = {**OWN, "boxes": [[0.25, 0.5, 0.75, 1.0]], "phrases": ["a dog"], "phrase_negatives": None}
     prepared(lines(tmp_path, row), tmp_path / "out", kind="jsonl")
@@ -258,7 +265,7 @@ def test_only_a_field_of_another_form_is_left_out():
         {},
         {"phrases": ["a"]},
         {"phrases": 3},
-        {"boxes": [[0, 0, 1, 1]]},
+        {"boxes": 3},
         {"boxes": None, "phrases": None},
         {"negatives": float("nan")},
     ],

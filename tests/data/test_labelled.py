@@ -369,6 +369,21 @@ def test_prepared_records(tmp_path, described):
     assert_labels_are_right(opened)
 
 
+def test_prepared_sets_of_equal_sizes_have_different_fingerprints(tmp_path):
+    """Shards are padded, so their sizes are equal; results of the other set were taken for those of this one."""
+    marks = []
+    for number, digest in enumerate(("a" * 64, "b" * 64)):
+        folder = tmp_path / str(number) / "animals"
+        write_records(
+            folder, [{"image": make_image(COLOURS["cat"]), "label": 0, "key": "a"}], split="test", shard_size=1
+        )
+        (shard,) = (path.name for path in folder.glob("*.arrayrecord"))
+        split = {"classes": ["cat"], "shards": [{"name": shard, "sha256": digest}]}
+        put(folder / "dataset.json", json.dumps({"splits": {"test": split}}))
+        marks.append(open_set("animals", folder.parent).fingerprint)
+    assert len({*marks}) == 2
+
+
 def test_folders_that_were_prepared(tmp_path):
     from detailclip_jax.convert import local_engine
     from detailclip_jax.convert.job import Request

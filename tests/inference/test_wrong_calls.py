@@ -8,6 +8,7 @@ from test_inference import changed, made, make_images, model_of
 from tiny import check_names
 
 from detailclip_jax.data.decoding import BadImage
+from detailclip_jax.inference import similar_patches
 from detailclip_jax.inference.model import Square, choose_weights
 
 IMAGES, TEXTS = make_images(2), ["a frog", "a bus"]
@@ -25,6 +26,21 @@ REFUSED = {  # mistake: (error, call, words)
     "one image": (TypeError, lambda: model_of().features(IMAGES[0]), ["write [image]"]),
     "one square": (TypeError, lambda: model_of().features(SQUARE), ["takes a list of images, got one Square"]),
     "one text": (TypeError, lambda: model_of().dense(IMAGES[0], "a frog"), ["write ['a frog']"]),
+    "classes by name": (
+        TypeError,
+        lambda: model_of().classify(IMAGES, {"cat": ["kitten"]}),
+        ["classes is a list", "a dictionary"],
+    ),
+    "no template": (
+        ValueError,
+        lambda: model_of().classify(IMAGES, ["cat"], templates=[]),
+        ["templates [] have no {}"],
+    ),
+    "places": (
+        ValueError,
+        lambda: similar_patches.similarity(np.ones((2, 4, 4, 8)), [(1, 1)]),
+        ["1 places for 2 images"],
+    ),
     "one class": (TypeError, lambda: model_of().classify(IMAGES, "cat"), ["classes is a list", "'cat'"]),
     "a class without a name": (
         ValueError,

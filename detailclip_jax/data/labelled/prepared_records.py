@@ -1,7 +1,8 @@
-"""Reads prepared records: shards DIR/SPLIT-00000.arrayrecord, with classes in dataset.json or classnames.txt."""
+"""Reads prepared records: shards DIR/SPLIT-00000.arrayrecord, described in dataset.json, or with classnames.txt."""
 
 import json
 import pathlib
+from typing import Any
 
 from detailclip_jax.data.labelled.contents import Contents, file_identity, lines_of, split_names
 from detailclip_jax.data.sources import MissingData, Records, check_finished, shards_of
@@ -10,25 +11,34 @@ from detailclip_jax.data.sources import MissingData, Records, check_finished, sh
 def read(folder: pathlib.Path, split: str) -> Contents | None:
     """Returns one split of a folder of shards, or None if it has none.
 
-    Raises MissingData for a split that `prepare` has not finished, and as `Records` and `class_names` do.
+    Shards are identified by the checksums in dataset.json, without them by their sizes: padded shards of two sets may
+    be equally long.  Raises MissingData for a split that `prepare` has not finished, and as `Records` and `described`
+    do.
     """
     for name in split_names(split):
         check_finished(folder, name)
         if shards := shards_of(folder, name):
-            source, classes = Records(folder, name), class_names(folder, name)
-            files = file_identity(folder, [path.name for path in shards])
-            return Contents(source, classes, ("records", *classes, str(len(source)), *files))
+            source, (classes, checksums) = Records(folder, name), described(folder, name)
+            sizes = file_identity(folder, [path.name for path in shards])
+            files = [f"{path.name} {checksums.get(path.name)}" for path in shards]
+            return Contents(source, classes, ("records", *classes, str(len(source)), *(files if checksums else sizes)))
     return None
 
 
-def class_names(folder: pathlib.Path, split: str) -> tuple[str, ...]:
-    """Returns the split's classes from dataset.json, else the lines of classnames.txt; empty for captioned sets."""
-    described = folder / "dataset.json"
+def described(folder: pathlib.Path, split: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Returns the split's classes, empty for captioned sets, and the checksums of its shards by name.
+
+    Both are those of dataset.json; without classes there, they are the lines of classnames.txt.  Raises MissingData if
+    dataset.json is damaged.
+    """
+    file = folder / "dataset.json"
     try:
-        stated = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
-        classes = stated.get("splits", {}).get(split, {}).get("classes")
+        stated = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        content = stated.get("splits", {}).get(split, {})
+        checksums = {shard["name"]: shard["sha256"] for shard in content.get("shards", ())}
+        classes = content.get("classes")
         if not all(isinstance(name, str) for name in classes or ()):
             raise ValueError(f"the classes are {classes!r:.80}")
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise MissingData(f"{described} is damaged ({error}); prepare the set again") from error
-    return tuple(classes or lines_of(folder / "classnames.txt"))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise MissingData(f"{file} is damaged ({error}); prepare the set again") from error
+    return tuple(classes or lines_of(folder / "classnames.txt")), checksums
