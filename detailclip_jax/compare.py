@@ -443,10 +443,11 @@ def train_one(config: ConfigDict, workdir: Path, names: Sequence[str]) -> int:
     if not is_measured(config, workdir, names):
         try:
             run = pretraining.prepare(config, workdir, names)
-            for name in (RESULTS, COST):  # of another evaluation or length; if this one is stopped, it is repeated
-                (workdir / name).unlink(missing_ok=True)
         except (ValueError, OSError) as error:
             raise CannotBegin(f"{workdir}: {error}") from error
+        for name in (RESULTS, COST):  # of another evaluation or length; if this one is stopped, it is repeated
+            if (workdir / name).exists():
+                (workdir / name).unlink()
         if code := train_run(run):
             return code
     if not (workdir / COST).exists():  # also of a run that was ended between its results and this

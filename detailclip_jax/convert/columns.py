@@ -44,8 +44,8 @@ def choose(there: Sequence[str], options: Options, where: str) -> Columns:
     """Returns the columns that the options name, else those with the usual names.
 
     Raises ValueError, with the table's columns, if one is missing or there more than once, and if a table without
-    labels has other columns than those of boxes, but none with a usual name of captions: one of
-    them probably holds the captions.
+    labels has other columns than those of boxes, but none with a usual name of captions: one of them probably holds
+    the captions.
     """
     image = _one(there, options.image_column, IMAGE)
     captions = options.caption_columns or usual_captions(there)

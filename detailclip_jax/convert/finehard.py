@@ -32,9 +32,10 @@ def rows_of(request: Request) -> Iterator[Row]:
         for number, image in enumerate(images):
             key = f"{os.path.basename(path)}#{number}"
             try:
-                if not (path_of := text_of(image["f_path"])):
+                image_path = text_of(image["f_path"])
+                if not image_path:
                     raise Rejected("bad row: no f_path")
-                key = path_of
+                key = image_path
                 texts = {name: text_of(image[name]) for name in CAPTIONS if name in image}
                 boxes, negatives = regions.read(image)
             except (Rejected, KeyError, TypeError) as error:

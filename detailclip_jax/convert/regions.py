@@ -54,7 +54,7 @@ def read(values: Mapping[str, Any]) -> tuple[tuple[Region, ...], tuple[str, ...]
     these names too: for a field of another form there is a region without a box, which `of_record` counts as dropped.
     """
     there = [name for name in FIELDS if _is_there(values.get(name))]
-    lonely = values["boxes"] if "boxes" in there and "phrases" not in there else ()
+    without_phrases = values["boxes"] if "boxes" in there and "phrases" not in there else []
     if not {"boxes", "phrases"} <= {*there}:
         there = [name for name in there if name not in OF_BOXES]
     ignored = [name for name in there if not FORMS[name](values[name])]
@@ -70,7 +70,8 @@ def read(values: Mapping[str, Any]) -> tuple[tuple[Region, ...], tuple[str, ...]
             f"bad boxes: {', '.join(cells)} are not in a known form ({type(error).__name__}: {error})"
         ) from error
     dropped = [Region((), dropped=OTHER_FORM[name]) for name in ignored]
-    dropped += [Region((), dropped=NO_PHRASE) for _ in (lonely if FORMS["boxes"](lonely) else ())]
+    if FORMS["boxes"](without_phrases):
+        dropped += [Region((), dropped=NO_PHRASE)] * len(without_phrases)
     return (*regions, *dropped), _texts(cells.get("negatives"))
 
 

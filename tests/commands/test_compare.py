@@ -163,6 +163,14 @@ def test_a_run_that_cannot_begin_is_a_message_and_a_fault_while_training_is_not(
     assert f"error: {tmp_path / 'clip/seed-0'}: no drawings here" in capsys.readouterr().err
 
 
+def test_a_workdir_that_is_a_file_is_refused_with_the_way_out(tmp_path, capsys):
+    """It ended in a traceback: the scores of an earlier run were looked for below the file."""
+    (tmp_path / "file").write_text("x")
+    asked = [f"--config={ROOT / 'configs/stickers.py'}", "--methods=clip", "--seeds=1", "--budget=1"]
+    assert compare.main([*asked, f"--workdir={tmp_path / 'file'}"]) == errors.RUN_ERROR
+    assert "cannot be written" in (error := capsys.readouterr().err) and "choose another --workdir" in error
+
+
 def test_a_run_that_diverges_does_not_stop_the_others_and_the_way_out_is_one_of_the_comparison(monkeypatch, capsys):
     trained, given = [], plan("--methods=clip,silc", "--seeds=2")
 

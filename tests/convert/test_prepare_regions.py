@@ -152,14 +152,14 @@ def test_finehard(tmp_path):
         ],
     }
     trees.write(tmp_path / "part/1.jpg", trees.jpeg(1, WIDTH, HEIGHT))
-    path = trees.write(tmp_path / "file.jsonl", json.dumps([image, {"f_path": 3, "caption": [1]}]))
+    path = trees.write(tmp_path / "file.jsonl", json.dumps([image, {"f_path": 3, "caption": [1]}, {"f_path": None}]))
     part = prepared(path, tmp_path / "out", kind="finehard", images=str(tmp_path))
     example = one(tmp_path / "out")
     assert (example["key"], example["caption"], example["short_caption"]) == ("part/1.jpg", "a long text", "a dog")
     assert example["boxes"] == [[0, 4, 12, 16], [12, 8, 24, 16]]
     assert example["phrases"] == [["a dog", "a brown dog that sits"]] * 2
     assert example["phrase_negatives"] == [false, []]
-    assert part["rejected"] == {"bad text": 1}
+    assert part["rejected"] == {"bad text": 1, "bad row": 1}
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", '{"f_path": "a"}\n{"f_path": "b"}'])
@@ -201,6 +201,13 @@ def test_boxes_of_an_image_in_several_files_of_instances_are_joined(tmp_path):
     paths = [trees.write_json(tmp_path / f"{n}.json", each) for n, each in enumerate((INSTANCES, more, CAPTIONS))]
     prepared(paths, tmp_path / "out", kind="coco", images=str(tmp_path))
     assert Records(tmp_path / "out", "train")[0]["boxes"] == [[2, 3, 12, 15], [4, 4, 12, 12], [0, 0, 8, 8]]
+
+
+def test_coco_instances_whose_first_annotation_has_no_box_are_no_captions_file(tmp_path):
+    content = {**INSTANCES, "annotations": [{"image_id": 7, "category_id": 18}, *INSTANCES["annotations"]]}
+    path = trees.write_json(tmp_path / "instances.json", content)
+    with pytest.raises(ValueError, match="is not a file of instances: KeyError\\('bbox'\\)"):
+        prepared(path, tmp_path / "out", kind="coco", images=str(tmp_path))
 
 
 @pytest.mark.parametrize("change", [{"bbox": [1, 2, 3]}, {"category_id": 19}, {"bbox": "x"}])

@@ -29,7 +29,7 @@ class LabelledSet(NamedTuple):
     classes: tuple[str, ...]
     """Class names as stored with the data set; empty if the images have captions instead."""
     fingerprint: str
-    """Short hash of the data's names, sizes and counts; copies of the data have the same hash."""
+    """Short hash of the data's names, counts and sizes, or checksums of prepared sets; copies have the same hash."""
     expected: int | None
     """Published number of test images; None for other splits and unknown sets."""
     templates: tuple[str, ...] = ()

@@ -11,17 +11,18 @@ from detailclip_jax.data.sources import MissingData, Records, check_finished, sh
 def read(folder: pathlib.Path, split: str) -> Contents | None:
     """Returns one split of a folder of shards, or None if it has none.
 
-    Shards are identified by the checksums in dataset.json, without them by their sizes: padded shards of two sets may
-    be equally long.  Raises MissingData for a split that `prepare` has not finished, and as `Records` and `described`
-    do.
+    Shards are identified by the checksums in dataset.json, without these by their sizes: shards are padded, so those of
+    two sets may be equally long.  Raises MissingData for a split that `prepare` has not finished, and as `Records` and
+    `described` do.
     """
     for name in split_names(split):
         check_finished(folder, name)
         if shards := shards_of(folder, name):
             source, (classes, checksums) = Records(folder, name), described(folder, name)
-            sizes = file_identity(folder, [path.name for path in shards])
-            files = [f"{path.name} {checksums.get(path.name)}" for path in shards]
-            return Contents(source, classes, ("records", *classes, str(len(source)), *(files if checksums else sizes)))
+            names = [path.name for path in shards]
+            listed = checksums.keys() >= set(names)
+            files = [f"{each} {checksums[each]}" for each in names] if listed else file_identity(folder, names)
+            return Contents(source, classes, ("records", *classes, str(len(source)), *files))
     return None
 
 
