@@ -231,6 +231,21 @@ def test_held_out_pairs_numbers_and_directions_are_in_no_text(drawn):
     assert 0.05 < np.mean(held) < 0.15
 
 
+def test_nothing_held_out_is_in_ordinary_captions():
+    source = Stickers(size=SIZE, num_scenes=1200, scenes="stated", ordinary_ratio=0.5)
+    phrase = rf"(?:(two|three|four) )?(?:an? )?({'|'.join(NAMES)})"
+    sides, numbers = 0, 0
+    for text in itertools.chain.from_iterable(each["captions"] for each in source):
+        for number, name in re.findall(phrase, text):
+            numbers += bool(number)
+            assert not number or not held_out(INDEX[name], number), text
+        if found := re.search(rf"{phrase} ({'|'.join(SIDES)}) {phrase}", text):
+            sides += 1
+            _, first, side, _, second = found.groups()
+            assert not any(held_out(INDEX[name], statements.direction(side)) for name in (first, second)), text
+    assert min(sides, numbers) > 400
+
+
 def test_proposals_that_are_not_allowed_are_rejected():
     rng = np.random.default_rng(0)
     four = next(Statement("count", "", (n,), (4,)) for n in range(96) if not held_out(n, "four"))

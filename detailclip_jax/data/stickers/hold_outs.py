@@ -2,11 +2,12 @@
 
 import functools
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Bool
 
-from detailclip_jax.data.stickers.nouns import NOUNS
+from detailclip_jax.data.stickers.nouns import NOUNS, NUMBERS
 
 HELD_OUT_EVERY = 10  # one of this many pairs of nouns, and of words that are stated of a noun
 
@@ -29,6 +30,11 @@ def held_out(noun: int, word: str) -> bool:
     By the same hash, of "frog|three".
     """
     return _is_held_out(NOUNS[noun].name, word)
+
+
+def any_number_held_out(counts: Iterable[tuple[int, int]]) -> bool:
+    """Returns whether one of the numbers above one is held out of its noun: `counts` are pairs (noun, number)."""
+    return any(count > 1 and held_out(noun, NUMBERS[count]) for noun, count in counts)
 
 
 def _is_held_out(first: str, second: str) -> bool:

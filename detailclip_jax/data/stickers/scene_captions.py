@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from detailclip_jax.data.stickers.hold_outs import held_out
 from detailclip_jax.data.stickers.nouns import NOUNS, NUMBERS
 
 TEMPLATES = ("{}", "a picture of {}", "a drawing of {}", "an image of {}", "{} in a picture")
@@ -17,6 +18,7 @@ RELATION_SHARE = 0.7  # of the captions whose first two groups have a clear rela
 MARGIN = 0.1  # of the canvas: smallest distance of centres at which a relation is stated
 LARGER = 2.0  # smallest ratio of the areas of two boxes at which one object is called larger
 TOTALS = {**NUMBERS, 5: "five"}  # scenes with a stated fact have up to five objects
+SIDES = ("above", "below", "to the left of", "to the right of")
 OPPOSITE = {"above": "below", "to the left of": "to the right of", "larger than": "smaller than"}
 OPPOSITE |= {after: before for before, after in OPPOSITE.items()}
 
@@ -29,15 +31,17 @@ def captions(
     boxes: Float[np.ndarray, "n 4"],
     size: int,
     num: int = 2,
+    hold_out: bool = False,
 ) -> tuple[str, ...]:
     """Draws `num` true captions of a scene, each with its own order of the nouns and its own template.
 
         captions(rng, nouns, boxes, 64) -> ("a frog above a camera", "a picture of a camera and a frog")
 
-    `boxes` are xyxy in pixels, one per object; `size` is the side of the canvas.
+    `boxes` are xyxy in pixels, one per object; `size` is the side of the canvas.  With `hold_out` no relation is stated
+    whose direction is held out of one of the nouns.
     """
     groups = _groups(nouns, boxes)
-    return tuple(_caption(rng, groups, MARGIN * size) for _ in range(num))
+    return tuple(_caption(rng, groups, MARGIN * size, hold_out) for _ in range(num))
 
 
 def words() -> tuple[str, ...]:
@@ -98,6 +102,11 @@ def relation(first: Float[np.ndarray, "a 4"], second: Float[np.ndarray, "b 4"], 
     return after if gaps[..., axis].min() >= margin else None
 
 
+def direction(side: str) -> str:
+    """Returns the first of the two words for a direction: "above" for "below"."""
+    return SIDES[SIDES.index(side) // 2 * 2]
+
+
 def size_relation(first: Float[np.ndarray, "a 4"], second: Float[np.ndarray, "b 4"]) -> str | None:
     """Returns the relation of the sizes of two groups, or None if it is not clear.
 
@@ -115,13 +124,13 @@ def listed(phrases: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(phrases[:-1]), phrases[-1]) if part)
 
 
-def _caption(rng: np.random.Generator, groups: Groups, margin: float) -> str:
+def _caption(rng: np.random.Generator, groups: Groups, margin: float, hold_out: bool) -> str:
     order = rng.permutation(list(groups)).tolist()
     phrases = [NOUNS[noun].counted(len(groups[noun])) for noun in order]
     text = listed(phrases)
     if len(order) > 1 and rng.random() < RELATION_SHARE:
         word = relation(groups[order[0]], groups[order[1]], margin)
-        if word:
+        if word and not (hold_out and any(held_out(noun, direction(word)) for noun in order[:2])):
             text = f"{phrases[0]} {word} {phrases[1]}"
             text += f", with {listed(phrases[2:])}" if phrases[2:] else ""
     plain = rng.random() < PLAIN_SHARE

@@ -30,13 +30,20 @@ from typing import Any, ClassVar, NamedTuple, SupportsIndex
 import numpy as np
 from jaxtyping import Bool, Float
 
-from detailclip_jax.data.stickers.hold_outs import held_out
-from detailclip_jax.data.stickers.nouns import NOUNS, NUMBERS
-from detailclip_jax.data.stickers.scene_captions import MARGIN, OPPOSITE, listed, relation, size_relation
+from detailclip_jax.data.stickers.hold_outs import any_number_held_out, held_out
+from detailclip_jax.data.stickers.nouns import NOUNS
+from detailclip_jax.data.stickers.scene_captions import (
+    MARGIN,
+    OPPOSITE,
+    SIDES,
+    direction,
+    listed,
+    relation,
+    size_relation,
+)
 from detailclip_jax.data.stickers.scene_source import SPLITS, draw_nouns, held_out_pairs
 from detailclip_jax.data.stickers.scenes import compose
 from detailclip_jax.data.stickers.sprites import Sprites, sprites
-from detailclip_jax.data.stickers.statements import SIDES, direction
 
 EXCHANGES = ("object", "attribute", "count", "side", "size")
 STREAM = len(SPLITS)  # of random numbers: the splits of `Stickers` have those before it
@@ -154,9 +161,8 @@ def trained_nouns() -> Nouns:
 
 def _is_new(plan: Plan) -> bool:
     """Whether training states the number of a noun, or its direction, of other nouns only."""
-    numbers = collections.Counter(plan.nouns).items()
     sides = {direction(side) for side in SIDES if f" {side} " in plan.captions[0]}
-    return any(count > 1 and held_out(noun, NUMBERS[count]) for noun, count in numbers) or any(
+    return any_number_held_out(collections.Counter(plan.nouns).items()) or any(
         held_out(noun, side) for noun in plan.nouns for side in sides
     )
 

@@ -7,6 +7,7 @@ Results on these scenes compare only with each other.  Scenes of the held-out sp
 drawings; to test on new drawings, use another artist's (`style`).
 """
 
+import collections
 import dataclasses
 import operator
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from detailclip_jax.config.settings import split_list
-from detailclip_jax.data.stickers.hold_outs import held_out_pairs
+from detailclip_jax.data.stickers.hold_outs import any_number_held_out, held_out_pairs
 from detailclip_jax.data.stickers.nouns import CLASS_OF_NOUN, CLASSES, NOUNS
 from detailclip_jax.data.stickers.scene_captions import captions, long_caption, prompts
 from detailclip_jax.data.stickers.scenes import MIXED, VARIETIES, Scene, alone_on_white, compose
@@ -127,11 +128,13 @@ class Stickers:
             nouns = draw_held_out(rng)
         else:
             nouns = draw_nouns(rng, 1 if self.single_object else draw_count(rng))
+            while self.scenes == STATED and any_number_held_out(collections.Counter(nouns.tolist()).items()):
+                nouns = draw_nouns(rng, draw_count(rng))
         scene = self._scene(rng, nouns.tolist(), index, statement)
         classes = np.array(CLASS_OF_NOUN, np.int32)[nouns]
         return {
             "image": scene.image,
-            "captions": captions(rng, nouns, scene.boxes, self.size),
+            "captions": captions(rng, nouns, scene.boxes, self.size, hold_out=self.scenes == STATED),
             "long": long_caption(nouns, scene.boxes, self.size),
             "label": int(nouns[np.argmax(scene.areas)]),
             "key": f"stickers/{self.split}/{self.seed}/{index}",

@@ -20,7 +20,8 @@ frogs, a held-out pair of nouns, or a held-out statement. One frog and four frog
 and three have two: among true and false texts of a count together, the ends are more often true.
 
 Held out from training are the pairs of nouns of `held_out_pairs`, and of each noun some numbers (no text says "three
-frogs") and some directions (no text says that a frog is above or below, and no scene is drawn for it).
+frogs") and some directions (no text says that a frog is above or below, and no scene is drawn for it). This holds for
+the ordinary captions of these scenes, and for those of scenes that are drawn for no fact, as well.
 """
 
 import functools
@@ -30,13 +31,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from detailclip_jax.data.stickers.hold_outs import held_out, held_out_pairs
+from detailclip_jax.data.stickers.hold_outs import any_number_held_out, held_out, held_out_pairs
 from detailclip_jax.data.stickers.nouns import NOUNS, NUMBERS
 from detailclip_jax.data.stickers.scene_captions import (
     MARGIN,
     OPPOSITE,
     PLAIN_SHARE,
+    SIDES,
     TEMPLATES,
+    direction,
     listed,
     relation,
     size_relation,
@@ -44,7 +47,6 @@ from detailclip_jax.data.stickers.scene_captions import (
 from detailclip_jax.data.stickers.sprites import sprites
 
 KINDS = ("attribute", "count", "side", "size")
-SIDES = ("above", "below", "to the left of", "to the right of")
 UNARY: dict[str, str] = dict(zip(SIDES, ("at the top", "at the bottom", "on the left", "on the right")))
 AXIS = {"to the left of": 0, "above": 1}
 LINE = 0.3, 0.7  # of the canvas: where the line between the objects of two nouns is drawn
@@ -138,7 +140,7 @@ class Statement(NamedTuple):
         """Whether the statement is one of those that occur among true ones."""
         if not all(1 <= count <= MOST for count in self.counts):
             return False
-        if any(count > 1 and held_out(noun, NUMBERS[count]) for noun, count in zip(self.nouns, self.counts)):
+        if any_number_held_out(zip(self.nouns, self.counts)):
             return False
         if self.kind == "side" and any(held_out(noun, direction(self.word)) for noun in self.nouns):
             return False
@@ -201,11 +203,6 @@ def with_other_noun(
         if noun not in statement.nouns and other.is_allowed(style):
             return other
     return None
-
-
-def direction(side: str) -> str:
-    """Returns the first of the two words for a direction: "above" for "below"."""
-    return SIDES[SIDES.index(side) // 2 * 2]
 
 
 def words() -> tuple[str, ...]:
