@@ -66,8 +66,8 @@ class Tokens(struct.PyTreeNode):
 
     `extra` holds the class tokens after the first (TIPS), and is None if there is one.
     `mean` is the mean of the patches after the blocks of dinotxt, in float32, and None otherwise.
-    `values` holds the patches of the value read-out (MaskCLIP's: in the last block each attends to itself alone), after
-    the final norm. It is None unless requested.
+    `values` holds the patches of the value read-out, after the final norm: MaskCLIP's, where each attends in the last
+    block to itself alone, or FG-CLIP 2's, where each is the query of an attention pool. It is None unless requested.
     `attention` holds for each layer the CLS token's attention to the patches: the softmax runs over all keys, CLS
     included, and is averaged over heads. It is None unless requested.
     """

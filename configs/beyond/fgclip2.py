@@ -16,10 +16,10 @@ COCO's and LVIS's boxes 74.9 and 47.3.
 Differences from the published code.  Its mistakes: an error in a region's loss, as of fewer than ten phrases on a
 device, drops all of them without a word, on that device alone; what L_tic leaves out stays in its sum with a cosine of
 0; thresholds are lost when a run resumes; the regions of a device alone are compared, and equal phrases count as wrong.
-Our choices: one text encoder, with one stretched table of positions and one head for short and long texts and
-phrases, all of 196 tokens (code: two tables and three heads; 64 tokens for short ones); the map of regions is the
-value read-out of the last block, without a head (code: a copy of the pooling head, in which each patch is its own
-query); squares (code: NaFlex, 128 to 1024 patches); English alone; scales of regions are clamped at 100.
+Our choices: one text encoder, with one stretched table of positions and one head for short and long texts and phrases,
+all of 196 tokens (code: two tables and three heads; 64 tokens for short ones); the map of regions is that of the
+image's own attention pool, with each patch as the query (code: of a copy of this pool); squares (code: NaFlex, 128 to
+1024 patches); English alone; scales of regions are clamped at 100.
 
 Sources: [code] the published code, [sec] second-hand, [choice] ours.
 """

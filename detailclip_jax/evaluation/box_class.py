@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from detailclip_jax.evaluation.box_features import check_pooling, pooled_boxes
+from detailclip_jax.evaluation.box_features import check_pooling, pooled_boxes, with_remark
 from detailclip_jax.evaluation.classification import usual_top, zero_shot_metrics
 from detailclip_jax.evaluation.evaluator import JOINT, Measured, SetEvaluator, Setting
 from detailclip_jax.evaluation.protocols import zero_shot_task
@@ -20,7 +20,8 @@ def box_class(setting: Setting, name: str) -> SetEvaluator:
     def run(params: Params) -> Measured:
         features, index = pooled_boxes(embedder, params, found, setting.transform)
         classes = embedder.classes(params, task.prompts)
-        yield from zero_shot_metrics(features, classes, np.asarray(found.labels)[index], top=usual_top(len(classes)))
+        labels, top = np.asarray(found.labels)[index], usual_top(len(classes))
+        yield from with_remark(zero_shot_metrics(features, classes, labels, top=top), setting.config)
 
     data = found.data._replace(fingerprint=f"{found.data.fingerprint}+{task.digest}")
     return SetEvaluator(JOINT, run, data, "80 templates, features pooled in the box")

@@ -1,7 +1,8 @@
 """Features of boxes: the patches of the whole image, pooled in the box (RoIAlign), as FG-CLIP evaluates.
 
 The image is squashed to a square.  Its patches are those of the value read-out, through the image projection; their
-mean in a box is L2-normalised.  Features of boxes that are cut out of the image are another measurement.
+mean in a box is L2-normalised.  An attention pool pools the image once for each patch as the query, as in FG-CLIP 2.
+Features of boxes that are cut out of the image are another measurement.
 """
 
 import itertools
@@ -17,6 +18,7 @@ from detailclip_jax.data.labelled.boxes import BoxSet
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import Picked
 from detailclip_jax.evaluation.embedder import Embedder
+from detailclip_jax.evaluation.evaluator import Measured
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.methods.maps_at_crops import box_weights
 from detailclip_jax.models.image_blocks import has_blocks
@@ -42,8 +44,15 @@ def check_pooling(config: ConfigDict | None) -> None:
         raise NotApplicable(f"{needs}, which a model of another library does not give; import it")
     if has_blocks(methods.build(config).networks):
         raise NotApplicable(f"{needs}; {config.method} has blocks over all tokens in place of the projection")
-    if Style(**config.model.image_style).has_pool:
-        raise NotApplicable(f"{needs}; this model's feature is that of an attention pool, not of the class token")
+
+
+def with_remark(measured: Measured, config: ConfigDict | None) -> Measured:
+    """The metrics; those of a model with an attention pool say which pool gave the features."""
+    pool = config is not None and Style(**config.model.image_style).has_pool
+    for name, value in measured:
+        if pool:
+            value.remark = "by the pool of whole images; FG-CLIP 2 has a trained copy of it, which an import leaves out"
+        yield name, value
 
 
 def pooled_boxes(

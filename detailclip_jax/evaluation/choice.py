@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from detailclip_jax.data.labelled import Choice, ChoiceSet, boxes_of
 from detailclip_jax.data.labelled.choices import MEAN_OF_GROUPS, PAIRED_IMAGES, PAIRS
 from detailclip_jax.data.sources import Picked
-from detailclip_jax.evaluation.box_features import check_pooling, pooled_boxes
+from detailclip_jax.evaluation.box_features import check_pooling, pooled_boxes, with_remark
 from detailclip_jax.evaluation.embedder import Embedded
 from detailclip_jax.evaluation.evaluation_sets import POOLED
 from detailclip_jax.evaluation.evaluator import JOINT, Measured, SetEvaluator, Setting
@@ -71,7 +71,7 @@ def pooled_choice(setting: Setting, name: str) -> SetEvaluator:
         features, index = pooled_boxes(embedder, params, boxes, setting.transform)
         items = number_choices(choices, index)
         texts = embedder.texts(params, items.texts)
-        yield from measure(choices.rule, items, cosines(items, features, texts), texts)
+        yield from with_remark(measure(choices.rule, items, cosines(items, features, texts), texts), setting.config)
 
     return SetEvaluator(JOINT, run, boxes.data, f"{choices.rule}, features pooled in the box")
 

@@ -48,6 +48,16 @@ class AttentionPool(nn.Module):
         y, row = self.attn(self._query(x.shape[0]), self.attn.project(x, 1), mask, cls_row=attention)
         return (y + self.mlp(self.norm(y)))[:, 0], row
 
+    def of_each(self, x: Float[Array, "B N D"], mask: Bool[Array, "B 1 1 N"] | None = None) -> Float[Array, "B N D"]:
+        """Pools all tokens once for each of them, which is then the query in place of the probe: FG-CLIP 2's map."""
+        y, _ = self.attn(self.attn.project(x, 0, 1), self.attn.project(x, 1), mask)
+        return y + self.mlp(self.norm(y))
+
+    def alone(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        """Returns for each token the feature of an image that has no other token: attention is then its value."""
+        y = self.attn.proj(self.attn.project(x, 2))
+        return y + self.mlp(self.norm(y))
+
     def query_and_key(self, x: Float[Array, "B N D"]) -> tuple[Float[Array, "B heads d"], Float[Array, "B N heads d"]]:
         """Returns the query and the keys of normalised tokens, by head."""
         query, key = self._query(x.shape[0]), self.attn.project(x, 1, 2)

@@ -14,7 +14,8 @@ of a head, S the softmax over keys and O the output projection:
     gem             of the last six blocks: a side stream g, which starts as the first one's x;
                     g + O mean over z in (q, k, v) of A_z v;  A_z = S(t z z^T), no MLP           2312.00878
 
-Final norm and image projection follow, or dino.txt's two new blocks, as trained. The shares of sclip's A sum to 2, as
+Final norm and image projection follow, or dino.txt's two new blocks, as trained. Before the projection, an attention
+pool (SigLIP's) takes each token alone, as maskclip's block does. The shares of sclip's A sum to 2, as
 published. In gem z is first normalised, averaged once by S(t z z^T) and normalised again; t is the mean length of the
 tokens h of the image, over sqrt d.
 """
@@ -65,7 +66,8 @@ def read_out(
     blocks = list(encoder.blocks)  # type: ignore[arg-type]
     first = max(len(blocks) - readout.num_blocks, 0)
     x, _ = run_blocks(blocks[:first], encoder.embed(images), angles=angles)
-    x = project(encoder.norm(readout.run(blocks[first:], x, grid, angles)))
+    x = encoder.norm(readout.run(blocks[first:], x, grid, angles))
+    x = project(encoder.pool.alone(x) if encoder.style.has_pool else x)
     return x[:, encoder.num_class_tokens :].reshape(len(x), *grid, -1)
 
 

@@ -174,8 +174,8 @@ class VisionTransformer(nn.Module):
 
         Nothing attends to the padding of native images, no pooling contains it, and its tokens have no meaning.
         `mask_token` replaces the patches at which `hidden` is True. `attention` also returns the CLS attention. `keys`
-        [B] enable drop path. `values` also returns the value read-out; it raises ValueError for an encoder without
-        class tokens.
+        [B] enable drop path. `values` also returns the value read-out, with a pool what it returns for each patch as
+        the query (`AttentionPool.of_each`).
         """
         x, scales = self.embed(images, kept, hidden, mask_token), None
         if keys is not None and self.drop_path:  # a factor for every branch of every block [L, 2, B, 1, 1]
@@ -188,12 +188,11 @@ class VisionTransformer(nn.Module):
         angles = None if isinstance(images, Native) else self.angles(images, kept)
         first = self.num_class_tokens  # place of the first patch
         if self.style.has_pool:
-            if values:
-                raise ValueError(f"a value read-out needs a class token as feature, not pooling {self.style.pooling!r}")
             x, _ = run_blocks(self.blocks, x, scales, False, self.remat, self.depth, self.gather, mask, angles)
             x = self.norm(x)
             cls, row = self.pool(x, attention, mask)
-            return Tokens(cls, x[:, first:], None if row is None else row[:, None, first:])
+            read = self.pool.of_each(x, mask)[:, first:] if values else None
+            return Tokens(cls, x[:, first:], None if row is None else row[:, None, first:], values=read)
         options, read = (self.blocks, x, scales, attention, self.remat, self.depth, self.gather), None
         if values:
             assert real is None  # `methods.build` refuses terms that need squares

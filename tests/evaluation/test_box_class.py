@@ -237,8 +237,6 @@ def test_what_a_model_has_no_features_for_is_left_out_with_the_reason_and_no_fai
     "method, fields, words",
     [
         ("dinotxt", {}, "dinotxt has blocks over all tokens"),
-        ("siglip", {"model.image_style.pooling": "attention", "model.class_tokens": 0}, "attention pool"),
-        ("clip", {"model.image_style.pooling": "attention_with_cls"}, "attention pool"),
     ],
 )
 def test_the_value_readout_needs_a_class_token_and_a_projection_of_each_patch(method, fields, words):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from library_features import Inputs, check_export, ours
@@ -14,13 +15,16 @@ from detailclip_jax.config import default, run_config
 from detailclip_jax.data.native_aspect import stacked
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import sticker_scenes, subject
+from detailclip_jax.inference.readout_maps import readout_encoder
 from detailclip_jax.interop import key_tables
 from detailclip_jax.interop.huggingface_names import SIGLIP
+from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.models.attention_pool import AttentionPool
 from detailclip_jax.models.layers import ACTIVATIONS
+from detailclip_jax.models.patchify import normalise_pixels
 from detailclip_jax.models.text_encoder import TextStyle, TextTransformer
 from detailclip_jax.models.vit import VIT_INIT
-from detailclip_jax.training import experiment
+from detailclip_jax.training import adopted_config, experiment
 from detailclip_jax.training import train as training
 
 torch = pytest.importorskip("torch")
@@ -319,6 +323,50 @@ def test_an_import_is_trained_further_with_siglip(tmp_path):
     assert not np.array_equal(after["image"]["pool"]["probe"], before["image"]["pool"]["probe"])
     export.main([f"--checkpoint={tmp_path / 'run'}", "--to=huggingface", f"--out={tmp_path / 'out'}"])
     assert type(transformers.AutoModel.from_pretrained(tmp_path / "out")).__name__ == "SiglipModel"
+
+
+def test_regions_of_an_import_are_trained_with_fgclip2(tmp_path):
+    """The config's own commands: the maps of regions need the value read-out of a model with an attention pool."""
+    module = siglip(image_size=64, patch_size=16)
+    module.text_model.embeddings.token_embedding = torch.nn.Embedding(49408, WIDTH)
+    module.text_model.embeddings.position_embedding = torch.nn.Embedding(64, WIDTH)
+    module.config.text_config.vocab_size, module.config.text_config.max_position_embeddings = 49408, 64
+    module.save_pretrained(tmp_path / "theirs")
+    assert import_torch.main([str(tmp_path / "theirs"), f"--out={tmp_path / 'ours'}"]) == 0
+    c = run_config.load(str(ROOT / "configs/beyond/fgclip2.py"))
+    c.init, c.batch_size, c.total_steps, c.data.tokenizer = str(tmp_path / "ours"), 4, 4, "clip"
+    adopted = adopted_config.adopt(c, ())
+    assert adopted.model.image_style.pooling == "attention" and adopted.losses.weights.region_text
+    assert "pool" in experiment.weight_shapes(adopted).params["image"]
+
+
+# the read-outs of patches
+
+
+def test_each_patch_pools_the_image_as_in_fgclip2():
+    """Its map: PyTorch's attention of the pool with all patches as queries, then the MLP and its residual."""
+    module = siglip()
+    networks, variables, _ = interop.load(module.state_dict(), num_heads=3, text_heads=3)
+    images, _ = inputs()
+    values = networks.apply(variables, jnp.asarray(images), method=lambda net, x: net.image(x, values=True).values)
+    head = module.vision_model.head
+    with torch.inference_mode():
+        pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        x = module.vision_model(pixels).last_hidden_state
+        pooled = head.attention(x, x, x)[0]
+        expected = (pooled + head.mlp(head.layernorm(pooled))).numpy()
+    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_patches_are_compared_with_texts_after_the_pool():
+    """An image of one patch is embedded as its patch is; of several, each as if it was alone."""
+    one_patch = siglip(image_size=PATCH).state_dict()
+    networks, variables, config = interop.load(one_patch, num_heads=3, text_heads=3)
+    params, images = variables["params"], np.random.default_rng(0).integers(0, 256, (2, PATCH, PATCH, 3), np.uint8)
+    (found,) = np.moveaxis(readout_encoder(networks, config, "plain")(params, images), 0, 2)
+    pixels = normalise_pixels(jnp.asarray(images), tuple(config.preprocess.mean), tuple(config.preprocess.std))
+    expected = l2_normalise(networks.apply(variables, pixels, method="embed_image"))
+    np.testing.assert_allclose(found[0], expected, atol=1e-5)
 
 
 # the layers
