@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.evaluation.protocols import package
 from detailclip_jax.inference.readout_maps import PIPELINES, PUBLISHED_SIZE, Pipeline, windows_of
+from detailclip_jax.models.vit import Style
 
 Names = tuple[tuple[str, ...], ...]  # per class, one or more names
 
@@ -99,6 +100,7 @@ class Setup(NamedTuple):
             f"classes above {self.smallest_share:g} of the foreground" if self.smallest_share else "",
             f"{sum(map(len, self.names))} names",
             f"{len(self.templates)} prompt{'s' * (len(self.templates) > 1)} each" if self.templates else "",
+            "each patch alone through the attention pool" if Style(**model.image_style).has_pool else "",
         ]
         return ", ".join(filter(None, parts))
 

@@ -233,17 +233,20 @@ def test_what_a_model_has_no_features_for_is_left_out_with_the_reason_and_no_fai
     assert run_tasks(subject, parse("box_class:coco", sets), sets).exit_code == 1
 
 
-@pytest.mark.parametrize(
-    "method, fields, words",
-    [
-        ("dinotxt", {}, "dinotxt has blocks over all tokens"),
-    ],
-)
-def test_the_value_readout_needs_a_class_token_and_a_projection_of_each_patch(method, fields, words):
-    config = tiny_config(method)
+def test_boxes_of_a_model_with_an_attention_pool_say_which_pool_gave_them(tmp_path):
+    objects(tmp_path)
+    config = tiny_config("siglip")
+    config.model.image_style.pooling, config.model.class_tokens = "attention", 0
+    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+    given = setting(tmp_path)._replace(embedder=Embedder(exp.encode, tokens_of, batch_size=2), config=exp.config)
+    values = dict(box_class(given, "coco").run(noise_state(exp, 0.3).params))
+    assert values["top1"].n == 22 and values["top1"].remark.startswith("by the pool of whole images; FG-CLIP 2 has")
+    assert not dict(box_class(setting(tmp_path), "coco").run(model()[1]))["top1"].remark
+
+
+def test_the_value_readout_needs_a_projection_of_each_patch():
     check_pooling(tiny_config("siglip"))
-    config.update_from_flattened_dict(fields)
-    with pytest.raises(NotApplicable, match=words):
-        check_pooling(config)
+    with pytest.raises(NotApplicable, match="dinotxt has blocks over all tokens"):
+        check_pooling(tiny_config("dinotxt"))
     with pytest.raises(NotApplicable, match="model of another library"):
         check_pooling(None)

@@ -35,7 +35,7 @@ from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.runtime.errors import Unmeasurable
 
 CLASSES = ("background", "frog", "red bus", "grass")
-MODEL = ConfigDict({"image_size": 224, "size": "B/16", "image_is_embedding": False})
+MODEL = ConfigDict({"image_size": 224, "size": "B/16", "image_is_embedding": False, "image_style": {}})
 
 
 def decision(threshold=0.0, smallest_share=0.0, scale=5.0):
@@ -212,12 +212,14 @@ def test_tips_keeps_every_pixel_of_the_shorter_side(size):
 
 
 def test_the_description_of_a_setup_has_the_lengths_of_the_model():
-    small = ConfigDict({"image_size": 64, "size": "tiny", "image_is_embedding": False})
+    small = ConfigDict({"image_size": 64, "size": "tiny", "image_is_embedding": False, "image_style": {}})
     said = setup("voc21", "sclip", ["x"]).description(small)
     assert said.startswith("short side 96, windows 64/32, scale 65, threshold 0.1")
     assert setup("voc21", "gem", ["x"]).description(small).startswith("squashed to 128, whole image, scale 100")
     said = setup("ade150", "tips", ["x"]).description(small)
     assert said == "short side 64, windows 64/48, scale 1, softmax in each window, 1 names, 9 prompts each"
+    small.image_style.pooling = "attention"  # results of earlier versions, which left the pool out, count as others
+    assert setup("ade150", "tips", ["x"]).description(small) == f"{said}, each patch alone through the attention pool"
     assert layout((96, 96), PIPELINES["sclip"], small).down.places.starts == (0, 32)
 
 

@@ -325,8 +325,8 @@ def test_an_import_is_trained_further_with_siglip(tmp_path):
     assert type(transformers.AutoModel.from_pretrained(tmp_path / "out")).__name__ == "SiglipModel"
 
 
-def test_regions_of_an_import_are_trained_with_fgclip2(tmp_path):
-    """The config's own commands: the maps of regions need the value read-out of a model with an attention pool."""
+def test_fgclip2_starts_from_an_import_with_an_attention_pool(tmp_path):
+    """As the config says: its maps of regions are those of the pool, in the value read-out."""
     module = siglip(image_size=64, patch_size=16)
     module.text_model.embeddings.token_embedding = torch.nn.Embedding(49408, WIDTH)
     module.text_model.embeddings.position_embedding = torch.nn.Embedding(64, WIDTH)
