@@ -137,7 +137,7 @@ def test_the_page_on_evaluation_names_each_method_s_default_weights():
     assert set(re.findall("`([a-z0-9]+)`", line)) == exceptions
     assert all(method.weights == "ema" for name, method in built.items() if method.ema and name not in exceptions)
     encodes = {name for name in exceptions if "ema" in subject.weights_of({}, dict.fromkeys(built[name].ema))}
-    assert exceptions - encodes == {"tipsv2"} and "that of `tipsv2` averages its prototype head alone" in line
+    assert exceptions - encodes == {"tipsv2"} and "`tipsv2` averages only the prototype head" in line
 
 
 # texts
