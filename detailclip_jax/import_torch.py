@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     file, name, origin = Path(arguments.file), Path(arguments.file).name, None
     if published_names.is_remote(arguments.file):
         name = arguments.file
-        file, origin = published.download(published.repository_of(name))
+        file, origin = published.download(name)
     variables, config = published.convert(file, Path(arguments.out), name, arguments.layout, **options)
     if origin:
         published.write_origin(Path(arguments.out), name, origin)
@@ -99,6 +99,7 @@ def summary(variables: "dict[str, Params]", config: Any, published_code: bool = 
         f"{'rotary' if rotary else model.interpolation}",
         f"heads       {heads(variables, config)}",
         f"encoder     {style}",
+        *([f"text        activation {model.text_activation}"] if "text" in variables["params"] else []),
         f"preprocess  {preprocessing.description(config)}",
         f"parameters  {counts['params']:,} in {', '.join(variables['params'])}",
         f"teacher     {teacher}",

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import evaluation, methods
 from detailclip_jax.config import run_config, sizes
 from detailclip_jax.config.data_path import components, is_endless
+from detailclip_jax.config.declarations import FROM_0
 from detailclip_jax.data import false_texts, pipeline, regions
 from detailclip_jax.data.bad_records import bad_list
 from detailclip_jax.data.caption_lengths import TEXTS, lengths_within, longest_text, trimmed
@@ -129,9 +130,6 @@ def validate(config: ConfigDict) -> None:
         if views[name] and not views.native:
             raise ValueError(f"views.{name} {views[name]} is for native images, but views.native is (); set both")
     sizes.images_of_batches(config)
-    for network, rate in config.optimizer.part_rates.items():
-        if not isinstance(rate, int | float):
-            raise ValueError(f"optimizer.part_rates.{network} {rate!r} must be a number, for example 0.1")
     if config.best_metric and not config.evaluate_every:
         raise ValueError(
             f"best_metric {config.best_metric!r} is only known if the run evaluates; "
@@ -174,7 +172,7 @@ def _check_crops(config: ConfigDict) -> None:
 
 
 def _check_method(config: ConfigDict) -> None:
-    """Checks the fields that the method must read: labels that are mixed or smoothed, and the masking view.
+    """Checks the fields that the method must read: mixed or smoothed labels, the masking view, rates of networks.
 
     Captions would stay those of one of the two mixed images.
     """
@@ -190,6 +188,11 @@ def _check_method(config: ConfigDict) -> None:
             f"views.teacher 'enclosing': the teacher of method {config.method} does not read the enclosing crop, by "
             "which other methods mask; set --config.views.teacher=same"
         )
+    for network, rate in config.optimizer.part_rates.items():
+        if network not in method.networks:
+            raise ValueError(unknown("network in optimizer.part_rates", network, sorted(method.networks)))
+        if isinstance(rate, bool) or rate not in FROM_0:
+            raise ValueError(f"optimizer.part_rates.{network} {rate!r} must be a number of at least 0, for example 0.1")
 
 
 def open_source(config: ConfigDict) -> pipeline.Source:

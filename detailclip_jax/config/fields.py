@@ -332,7 +332,9 @@ CROP: Group = {  # fields of one entry of views.crops; the defaults have no phot
     ),
     "filter": Field("bilinear", "filter for resizing", "SLIP and A-CLIP", choices=FILTERS),
     "flip": Field(0.0, "probability of a horizontal flip", CODE, range=SHARE),
-    "jitter": Field((0.0, 0.0, 0.0, 0.0), "strength for brightness, contrast, saturation, hue", "CLIP: none"),
+    "jitter": Field(
+        (0.0, 0.0, 0.0, 0.0), "strength for brightness, contrast, saturation, hue", "CLIP: none", range=FROM_0
+    ),
     "jitter_p": Field(0.0, "probability of the jitter", "CLIP: none", range=SHARE),
     "gray_p": Field(0.0, "probability of a grey view", "CLIP: none", range=SHARE),
     "blur_p": Field((0.0,), "probability of a blur, for each view", "CLIP: none", range=SHARE, per_view=True),
@@ -349,7 +351,7 @@ CROP: Group = {  # fields of one entry of views.crops; the defaults have no phot
 LARGE: Group = {  # fields of the two large views (DINO's global views) whose defaults differ from CROP
     "count": Field(2, "number of views of this kind: u and v", "paper 3.2", range=FROM_1),
     "filter": Field("bicubic", "filter for resizing", CODE, choices=FILTERS),
-    "jitter": Field((0.4, 0.4, 0.2, 0.1), "strength for brightness, contrast, saturation, hue", CODE),
+    "jitter": Field((0.4, 0.4, 0.2, 0.1), "strength for brightness, contrast, saturation, hue", CODE, range=FROM_0),
     "jitter_p": Field(0.8, "probability of the jitter", CODE, range=SHARE),
     "gray_p": Field(0.2, "probability of a grey view", CODE, range=SHARE),
     "blur_p": Field((0.1, 0.1), "probability of a blur, for each view", CODE, range=SHARE, per_view=True),
@@ -607,7 +609,7 @@ LOSSES: Group = {
         of_data=True,
     ),
     "normalise_pixels": Field(True, "whether the pixel target is normalised per patch", "reference, as in MAE"),
-    "pixel_eps": Field(1e-6, "added to the variance of a patch", "reference, as in MAE"),
+    "pixel_eps": Field(1e-6, "added to the variance of a patch", "reference, as in MAE", range=FROM_0),
     "clip_block": Field(
         0,
         "columns of the contrastive logits that are computed at a time (flair: also texts that images are pooled by); "

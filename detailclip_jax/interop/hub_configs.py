@@ -164,11 +164,10 @@ def config_beside(file: Path) -> Path | None:
     folder, card = file.parent, card_of(file)
     if is_card(card):
         return card
-    if (folder / OPEN_CLIP).exists():
-        return folder / OPEN_CLIP
-    is_named = file.name in ("model.safetensors", "pytorch_model.bin") or weight_files.SHARD.search(file.name)
-    is_described = is_named and (folder / HUGGINGFACE).exists() and not workdirs.has_config(folder)
-    return folder / HUGGINGFACE if is_described else None
+    is_named = file.name in weight_files.OF_HUB or weight_files.SHARD.search(file.name)
+    if is_named and (folder / HUGGINGFACE).exists() and not workdirs.has_config(folder):
+        return folder / HUGGINGFACE
+    return folder / OPEN_CLIP if (folder / OPEN_CLIP).exists() else None
 
 
 def is_card(path: Path) -> bool:

@@ -18,7 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ from detailclip_jax.training.published_names import NAMING, ORIGIN
 from detailclip_jax.training.workdirs import is_run
 from detailclip_jax.types import Params
 
-CONVERTER = 2  # one more after a change of the import that changes features, or adds a text side
+CONVERTER = 3  # one more after a change of the import that changes features, or adds a text side
 # Fetches a model; standard error has the whole message of an error.
 IN_ONE_PROCESS = """
 import sys
@@ -49,6 +49,7 @@ from detailclip_jax.interop import published
 from detailclip_jax.runtime import errors
 sys.exit(errors.run(lambda: published.fetch(sys.argv[1]) and 0))
 """
+QUICK_GELU = "_clip_quickgelu_"  # in timm's names of models, whose repositories have not this part
 SIDECARS = (".json", ".txt", ".model")  # configs and vocabularies
 MAX_SIDECAR = vocabularies.MAX_BYTES
 PAGE = "https://huggingface.co"
@@ -98,7 +99,7 @@ def fetch(name: str | Path, say: Callable[[str], Any] = print) -> Path:
             return workdir
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         if published_names.is_remote(str(name)):
-            source, origin = download(repository_of(str(name)), say)
+            source, origin = download(str(name), say)
         else:
             source, origin = Path(name), {"file": str(Path(name).absolute())}
         convert(source, partial, str(name))
@@ -142,6 +143,8 @@ def convert(
     workdir has a copy of the file of a vocabulary other than CLIP's, which without `tokenizer` is the one in the
     folder.  If the model has a long text side besides, the workdir LONG_TEXTS in it has the model with that side.
     """
+    if published_names.TIMM.fullmatch(name) and QUICK_GELU in name:
+        options["activation"] = options.get("activation") or "quick_gelu"
     vocabulary = options.pop("tokenizer", None) or vocabulary_in(source)
     _, variables, config, long_texts = state_dicts.load_side(source, layout, tokenizer=vocabulary, **options)
     choice = own_safetensors.choice_of(source) if own_safetensors.is_own_format(source) else None
@@ -173,11 +176,13 @@ def repository_of(name: str) -> str:
 
     repository_of("timm:vit_base_patch14_dinov2.lvd142m") == "timm/vit_base_patch14_dinov2.lvd142m"
 
+    The hub has timm's models with quick GELU under the name without it.
+
     Raises ValueError for a model or tag that open_clip lacks or does not keep on the hub, and ModuleNotFoundError if
     open_clip is missing, which alone knows where its weights are.
     """
     if match := published_names.TIMM.fullmatch(name):
-        return f"timm/{match['model']}"
+        return f"timm/{match['model'].replace(QUICK_GELU, '_clip_')}"
     if match := published_names.OPEN_CLIP.fullmatch(name):
         needs = f"open_clip_torch knows where {name} is"
         pretrained = extras.load("open_clip.pretrained", needs, package="open_clip_torch")
@@ -192,30 +197,33 @@ def repository_of(name: str) -> str:
     return name.removeprefix("hf://")
 
 
-def download(repository: str, say: Callable[[str], Any] = print, again: bool = False) -> tuple[Path, dict[str, Any]]:
-    """Downloads weights, configs and vocabularies of a repository; returns their folder or file, and their origin.
+def download(model: str, say: Callable[[str], Any] = print, again: bool = False) -> tuple[Path, dict[str, Any]]:
+    """Downloads weights, configs and vocabularies of a model; returns their folder or file, and their origin.
 
-    `repository` is OWNER/NAME or OWNER/NAME@REVISION.  A download that was interrupted continues.  The SHA-256 of the
-    weights is compared with the hub's.  With HF_HUB_OFFLINE the files of an earlier download of the same name are
-    taken.  `again`: the branch has moved during a first attempt.  Raises as `fetch`.
+    `model` is a name as in `published_names`, or OWNER/NAME or OWNER/NAME@REVISION.  A download that was interrupted
+    continues.  The SHA-256 of the weights is compared with the hub's.  With HF_HUB_OFFLINE the files of an earlier
+    download of the same name are taken.  `again`: the branch has moved during a first attempt.  Raises as `fetch`.
     """
+    repository = repository_of(model)
+    # The repository of a model of timm may also have open_clip's file, with its text encoder.
+    known = weight_files.OF_HUB if published_names.TIMM.fullmatch(model) else weight_files.NAMES
     hub = extras.load("huggingface_hub", f"downloading {repository} needs huggingface_hub", "hub")
     name, _, revision = repository.partition("@")
     with _hub_errors(repository):
         if hub.is_offline_mode():
             # Without patterns it would ask for all files of the repository.
             folder = Path(hub.snapshot_download(name, revision=revision or None, allow_patterns=[]))
-            return _weights(folder), {"repository": name, "revision": folder.name}
+            return _weights(folder, known), {"repository": name, "revision": folder.name}
         information = hub.HfApi().model_info(name, revision=revision or None, files_metadata=True)
     about = describe(information)
-    files = files_of(about)
+    files = files_of(about, known)
     size = sum(about.sizes[file] for file in files) / 1e6
     say(f"{name}: revision {about.revision[:12]}, licence {about.licence}, {size:,.1f} MB")
     with _hub_errors(repository):
         # By the name of the branch, so that the cache finds it by this name without the network.
         folder = Path(hub.snapshot_download(name, revision=revision or None, allow_patterns=files))
     if folder.name != about.revision and not again:
-        return download(repository, say, again=True)  # the branch was moved after it was described
+        return download(model, say, again=True)  # the branch was moved after it was described
     if folder.name != about.revision:
         raise ConnectionError(
             f"{name}: the hub describes revision {about.revision} and sends {folder.name}; name one: hf://{name}@REVISION"
@@ -224,7 +232,7 @@ def download(repository: str, say: Callable[[str], Any] = print, again: bool = F
     for file, expected in checksums.items():
         check(folder / file, expected)
     origin = {"repository": name, "revision": about.revision, "licence": about.licence, "sha256": checksums}
-    return _weights(folder), origin
+    return _weights(folder, known), origin
 
 
 def describe(info: Any) -> Repository:
@@ -235,13 +243,14 @@ def describe(info: Any) -> Repository:
     return Repository(info.id, info.sha, str(licence), sizes, checksums)
 
 
-def files_of(repository: Repository) -> list[str]:
+def files_of(repository: Repository, known: Sequence[str] = weight_files.NAMES) -> list[str]:
     """Returns the files of a repository that are downloaded: one model's weights, configs and vocabularies.
 
+    Of several files of weights that are `known`, the first is taken.
     Raises FileNotFoundError that lists the files if there are no weights, or weights of several models.
     """
     top = sorted(name for name in repository.sizes if "/" not in name)
-    weights = [name for name in weight_files.NAMES if name in top][:1]
+    weights = [name for name in known if name in top][:1]
     shards = [name for name in top if weight_files.SHARD.search(name)]
     weights = weights or [name for name in shards if name.endswith(".safetensors")] or shards
     weights = weights or [name for name in top if name.endswith(weight_files.SUFFIXES)]
@@ -269,8 +278,11 @@ def check(file: Path, expected: str) -> None:
         )
 
 
-def _weights(folder: Path) -> Path:
-    """The folder of a known kind of model, else its only file of weights."""
+def _weights(folder: Path, known: Sequence[str]) -> Path:
+    """The folder of a known kind of model, else its only file of weights; timm's file beside open_clip's."""
+    there = [file for file in map(folder.joinpath, known) if file.is_file()]
+    if there and known != weight_files.NAMES:
+        return there[0]
     if weight_files.is_model(folder):
         return folder
     files = [file for file in folder.iterdir() if file.suffix in weight_files.SUFFIXES]

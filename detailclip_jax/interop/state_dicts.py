@@ -124,6 +124,8 @@ def load_side(
         tensors, sidecar, config_file = _open(Path(source))
     if "normalisation" in options:
         sidecar = {name: value for name, value in sidecar.items() if name not in ("mean", "std")}
+    if "activation" in options:  # of both encoders
+        sidecar.pop("text_activation", None)
     options = {name: value for name, value in (sidecar | options).items() if value is not None}
     try:
         chosen, state_dict = choose(tensors, layout)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+OF_HUB = ("model.safetensors", "pytorch_model.bin")  # transformers' and timm's
 NAMES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",

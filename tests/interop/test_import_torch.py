@@ -218,6 +218,9 @@ def test_each_tower_has_an_activation_of_its_own(tmp_path):
     assert import_torch.main([*arguments, "--num-heads=4", "--text-heads=4"]) == 0
     _, _, config = checkpoint.load(tmp_path / "run")
     assert (config.model.image_style.activation, config.model.text_activation) == ("gelu", "gelu")
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {}, "text_cfg": {}}}')
+    _, _, config = interop.load(tmp_path / "clip.safetensors", activation="quick_gelu", num_heads=4, text_heads=4)
+    assert (config.model.image_style.activation, config.model.text_activation) == ("quick_gelu", "quick_gelu")
 
 
 @pytest.mark.parametrize("layout", ["mae", "dino", "ibot"])

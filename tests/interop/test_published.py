@@ -21,7 +21,7 @@ from detailclip_jax import config, evaluation, interop, pretraining
 from detailclip_jax.data.tokenizer import VOCAB_SIZE
 from detailclip_jax.evaluation import detail_report
 from detailclip_jax.inference import model as inference
-from detailclip_jax.interop import export_notes, formats, published
+from detailclip_jax.interop import export_notes, formats, hub_configs, published
 from detailclip_jax.interop.model_to_export import load as load_export
 from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.training import adopted_config, checkpoint, published_names
@@ -148,7 +148,7 @@ def test_a_branch_that_moves_after_it_was_described_is_described_again(hub, tmp_
 def test_a_hub_that_sends_another_revision_than_it_describes_is_asked_twice(tmp_path, monkeypatch):
     about, said = mock.Mock(revision=REVISION, licence="mit", sizes={}, checksums={}), []
     monkeypatch.setattr(published, "describe", lambda _: about)
-    monkeypatch.setattr(published, "files_of", lambda _: [])
+    monkeypatch.setattr(published, "files_of", lambda *_: [])
     monkeypatch.setattr("huggingface_hub.HfApi", mock.Mock())
     monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: False)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path / "another"))
@@ -165,11 +165,30 @@ def test_an_interrupted_download_is_continued(hub, tmp_path):
     assert "workdir" in outcome
 
 
+def test_a_name_of_timm_is_its_image_encoder_also_beside_open_clip_s_file(hub, files, tmp_path):
+    """And the name says quick GELU where the config of the repository, which has another name, does not."""
+    export = load_export(save_noise(tmp_path / "run", "clip", **GELU_FIELDS), None, "student")
+    formats.named("timm").write(export, tmp_path / "vit.safetensors")
+    about = {
+        "architecture": "vit_tiny_patch16_clip_224",
+        "model_args": {"num_heads": 4},
+        "pretrained_cfg": hub_configs.timm_preprocess(export.config),
+    }
+    content = hub.files["someone/tiny-clip"] | {"config.json": json.dumps(about).encode()}
+    content["model.safetensors"] = (tmp_path / "vit.safetensors").read_bytes()
+    hub.add("timm/vit_tiny_patch16_clip_224.noise", content)
+    names = "timm:vit_tiny_patch16_clip_224.noise", "timm:vit_tiny_patch16_clip_quickgelu_224.noise"
+    for outcome, activation in zip(fetch(hub, tmp_path, *names), ("gelu", "quick_gelu"), strict=True):
+        _, variables, made = checkpoint.load(outcome["workdir"])
+        assert "text" not in variables["params"] and made.model.image_style.activation == activation
+
+
 @pytest.mark.parametrize(
     ("name", "repository"),
     [
         ("hf://openai/clip-vit-base-patch16@57c2164", "openai/clip-vit-base-patch16@57c2164"),
         ("timm:vit_base_patch14_dinov2.lvd142m", "timm/vit_base_patch14_dinov2.lvd142m"),
+        ("timm:vit_base_patch16_clip_quickgelu_224.openai", "timm/vit_base_patch16_clip_224.openai"),
         ("open_clip:ViT-B-16/laion2b_s34b_b88k", "laion/CLIP-ViT-B-16-laion2B-s34B-b88K"),
     ],
 )
