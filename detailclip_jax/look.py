@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         model.require("dense")
         readout = arguments.readout or model.readout
         console.say(f"{name}: {model.config.method}, step {model.step}, {model.weights} weights, read-out {readout}")
-        (cosines,) = model.encode_image([image]) @ model.encode_text(arguments.captions).T
+        (cosines,) = model.encode_image([arguments.image]) @ model.encode_text(arguments.captions).T
         shares = model.shares(cosines)
         for number in cosines.argsort()[::-1]:
             console.say(f"  {shares[number]:6.1%}  cosine {cosines[number]:.3f}  {arguments.captions[number]}")

@@ -53,10 +53,12 @@ def head_attention(networks: Networks, config: ConfigDict) -> jax.stages.Wrapped
 def block_tokens(networks: Networks, config: ConfigDict, blocks: Sequence[int], normalise: bool) -> jax.stages.Wrapped:
     """Builds the jitted function of (params, uint8 images [B, S, S, 3]) -> tokens [B, L, M, D] after L blocks, float32.
 
-    M counts class tokens and patches. `normalise` applies the encoder's final norm after each block.
+    M counts class tokens and patches. `normalise` applies the encoder's final norm after each block, unless it is a
+    norm of the mean over patches, which tokens do not pass.
     """
     networks = networks.unrolled()
     mean, std = tuple(config.preprocess.mean), tuple(config.preprocess.std)
+    normalise = normalise and config.model.image_style.pooling != "norm_of_mean"
 
     def run(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B L M D"]:
         vit = networks.bind({"params": {"image": unstack(params["image"])}}).image

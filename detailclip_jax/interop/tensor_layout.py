@@ -121,6 +121,9 @@ class TensorLayout(NamedTuple):
         elif "decoder_heads" in options:
             raise ValueError(f"decoder_heads is given, but a model of layout {self.name!r} has no decoder; omit it")
         options = {name: value for name, value in options.items() if value is not None}
+        pooling = options.get("pooling", self.style.pooling)
+        if self.style.has_pool and pooling != self.style.pooling:
+            raise ValueError(f"pooling {pooling!r}: a model of layout {self.name!r} has an attention pool; omit it")
         style = {"pooling": "norm_of_mean"} if "fc_norm.weight" in shapes else {}
         style = {name: options[name] for name in Style._fields if name in options} | style
         eps = {"norm_eps": options["text_norm_eps"]} if "text_norm_eps" in options else {}

@@ -59,7 +59,8 @@ def workdir_of(name: str | Path) -> Path:
     path = Path(name).expanduser()
     if not is_local(path):
         return path
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    beside = (path.with_name(name) for name in (*weight_files.BESIDE, f"{path.name}.json"))
+    files = sorted(path.iterdir()) if path.is_dir() else [path, *filter(Path.is_file, beside)]
     stamps = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
     digest = hashlib.sha256(repr(stamps).encode()).hexdigest()[:12]
     return caches.folder() / FOLDER / f"{path.stem}-{digest}"

@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
     for method in ("detailclip", "clip", "mae"):
         _, variables, config = made(method)
         checkpoint.save_weights(root / method, variables, config, "noise")
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (440, 660, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(root / "park.png")
     return root
 

@@ -28,10 +28,11 @@ SIZE = 32
 
 
 @functools.cache
-def made(method):
+def made(method, **fields):
     """(networks, variables, config) of a tiny row, every parameter noise, with CLIP's own vocabulary."""
     config = tiny.tiny_config(method)
     config.model.vocab_size, config.model.custom = 49408, tiny.TWO_BLOCKS
+    config.update_from_flattened_dict(fields)
     built = experiment.build(config, make_mesh(jax.devices()[:1]))
     rng, shapes = np.random.default_rng(0), built.state_shapes
     noise = functools.partial(jax.tree.map, lambda x: jax.device_put(np.asarray(rng.normal(0, 0.2, x.shape), x.dtype)))

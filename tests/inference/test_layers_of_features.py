@@ -50,6 +50,12 @@ def test_the_last_block_gives_the_features_of_the_encoder(method):
     assert model.features([], layers=(0,))[0].patches.shape == (0, *whole.patches.shape[1:])
 
 
+def test_a_norm_of_the_mean_is_not_applied_to_tokens():
+    model = model_of(*made("clip", **{"model.image_style.pooling": "norm_of_mean"}))
+    (last,), whole = model.features(IMAGES, layers=(-1,)), model.features(IMAGES)
+    np.testing.assert_allclose(last.patches, whole.patches, rtol=1e-5, atol=1e-5)
+
+
 def test_a_block_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match=r"layers \[9, -9\]: the encoder has \d blocks, 0 to"):
         model_of(*made("clip")).features(IMAGES, layers=(0, 9, -9))

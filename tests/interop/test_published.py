@@ -350,6 +350,14 @@ def test_a_file_of_weights_is_converted_once_and_again_after_a_change(files, tmp
     assert published_names.workdir_of(files) != workdir
 
 
+def test_a_file_of_weights_is_converted_again_after_a_change_of_the_config_beside_it(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    weights = files / "open_clip_model.safetensors"
+    before = published_names.workdir_of(weights)
+    os.utime(files / "open_clip_config.json", ns=(0, 2))
+    assert published_names.workdir_of(weights) != before
+
+
 def test_an_import_of_two_text_sides_reads_long_captions_with_the_long_one(tmp_path):
     """Named as FG-CLIP's tensors; the short side is the import's own, the long one lies beside it."""
     workdir = save_noise(tmp_path / "run", "clip", **GELU_FIELDS, **{"model.vocab_size": VOCAB_SIZE})
