@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from detailclip_jax.config.settings import parse_setting
+from detailclip_jax.config.settings import BOOLS, parse_setting
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime import parser as flags
 
@@ -194,7 +194,7 @@ COMMANDS: Commands = {
 
 def settings(arguments: argparse.Namespace, batch: int = BATCH) -> dict[str, Any]:
     """Returns the changes of the config by flags and --set: short name or dotted field -> value."""
-    by_flags = {name: value for name in FLAGS if (value := getattr(arguments, name)) is not None}
+    by_flags = {name: BOOLS.get(value, value) for name in FLAGS if (value := getattr(arguments, name)) is not None}
     return {"batch": batch, **by_flags, **dict(map(parse_setting, arguments.set))}
 
 

@@ -149,7 +149,7 @@ def fields_of(plan: Plan, entry: Entry) -> list[str]:
 
 def written_config(plan: Plan, entry: Entry) -> ConfigDict:
     """Returns the config of an entry as its file has it."""
-    return run_config.load(entry.config or f"{plan.config}:method={entry.method}")
+    return run_config.load_pretraining(entry.config or f"{plan.config}:method={entry.method}")
 
 
 def config_of(plan: Plan, entry: Entry, seed: int) -> ConfigDict:

@@ -21,7 +21,6 @@ SHORT = {  # short names of fields in --against and in the flags
     "scan": "model.scan",
     "batch": "batch_size",
 }
-BOOLS = {"true": True, "false": False}  # their spelling on the command line
 STEPS = 10_000  # length of the schedule, which does not affect the measurements
 
 
@@ -46,7 +45,7 @@ def load(spec: str | None, method: str | None) -> ConfigDict:
     """
     if method is not None:
         RUN["method"].check("method", method)
-    config = run_config.load(spec_for(spec or PAPER, method))
+    config = run_config.load_pretraining(spec_for(spec or PAPER, method))
     config.method = method or config.method
     return config
 
@@ -74,7 +73,7 @@ def build(spec: str | None, settings: Mapping[str, Any], image_size: int | None 
     A term that needs another workdir, and has none, gets weights of noise. Raises ValueError for unknown fields and
     invalid values.
     """
-    settings = {name: BOOLS.get(value, value) if isinstance(value, str) else value for name, value in settings.items()}
+    settings = dict(settings)
     config = load(spec, settings.pop("method", None))
     written = ConfigDict(config.to_dict())
     words, num_patches = settings.pop("text_length", None), settings.pop("num_patches", None)

@@ -75,6 +75,16 @@ def load(spec: str) -> ConfigDict:
     return config
 
 
+def load_pretraining(spec: str) -> ConfigDict:
+    """As `load`; raises ValueError also for a config of a dense task."""
+    config = load(spec)
+    if is_dense(config):
+        raise ValueError(
+            f"{spec} is a config of the command transfer ({config.method}); this command is for those of pretraining"
+        )
+    return config
+
+
 def made_for(spec: str, method: str) -> str:
     """Returns the spec of the config for `method`, with the method's crops, networks and learning rates.
 

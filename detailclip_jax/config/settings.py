@@ -12,6 +12,7 @@ from detailclip_jax.config.declarations import Fields
 from detailclip_jax.config.fields import field_of
 
 Change = Callable[[ConfigDict], None]
+BOOLS = {"true": True, "false": False}  # their spelling on the command line
 
 
 def set_fields(fields: Mapping[str, Any]) -> Change:
@@ -47,14 +48,14 @@ def split_list(text: str) -> list[str]:
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """Splits "ema.end=0.99" into a field name and a Python value; a value that is no Python literal stays text.
+    """Splits "ema.end=0.99" into a field name and a Python value, also true and false; other texts stay as they are.
 
     Raises ValueError if there is no "=".
     """
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"expected FIELD=VALUE, got {text!r}")
-    return name, literal(value)
+    return name, BOOLS.get(value, literal(value))
 
 
 def literal(text: str) -> Any:

@@ -176,7 +176,8 @@ class Model:
 
         `layers` are blocks, counted from 0, or from the end if negative; the result then is a list with the features
         after each of them, as timm's `forward_intermediates` gives them. `normalise` applies the encoder's final norm
-        to them, but not that of "norm_of_mean". Their `cls` is the class token; for an encoder without one (SigLIP) the mean over the patches.
+        to them, but not that of "norm_of_mean". Their `cls` is the class token; for an encoder without one (SigLIP) the
+        mean over the patches.
 
         Raises ValueError for a block that does not exist; else as `encode_image`.
         """

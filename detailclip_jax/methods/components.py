@@ -120,6 +120,11 @@ def mask_highest(config: ConfigDict, target: str, side: int) -> Callable:
         raise ValueError(
             f"masking.strategy {config.strategy!r} is not supported by method attmask; known: {', '.join(hint)}"
         )
+    if int(high * num_patches) < 1:
+        raise ValueError(
+            f"masking.drawn_ratio {tuple(config.drawn_ratio)} hides none of {num_patches} patches; "
+            f"its end must be at least {1 / num_patches:.2g}"
+        )
     shown = hint[config.strategy]
 
     def mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> Hidden:

@@ -24,6 +24,11 @@ def ibot(config: ConfigDict) -> Method:
             "patches along a side"
         )
     most = int(crop.mask_ratio[1] * side**2)  # hidden patches
+    if most < 1:
+        raise ValueError(
+            f"views.crops.large.mask_ratio {tuple(crop.mask_ratio)} hides none of {side**2} patches; "
+            f"its end must be at least {1 / side**2:.2g}"
+        )
 
     def mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> Hidden:
         return masking.drawn(jnp.moveaxis(batch["hidden"]["large"], 1, 0), most)

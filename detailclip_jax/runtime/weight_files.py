@@ -12,7 +12,8 @@ NAMES = (
     "open_clip_pytorch_model.bin",
     "pytorch_model.bin",
 )
-BESIDE = ("config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json")  # that describe it
+# Configs that describe the weights beside them.
+BESIDE = ("config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json")
 SHARD = re.compile(r"-\d+(-of-(\d+)\.(safetensors|bin))$")  # the end of the name of a part of a transformers model
 VISION, TEXT = "vision", "text"
 PARTS = (VISION, TEXT)  # of a TIPS model, which has one file for each

@@ -196,6 +196,7 @@ def test_the_second_variant_differs_as_asked_and_both_say_how():
         (["step", "--image_size=32"], "did you mean '--image-size'?"),
         (["step"], "say what to run with --config, --method or --size"),
         (["step", "--text-length=100"], "--text-length=100 must be from 3 to the context length 77"),
+        (["step", "--config=configs/transfer/stickers_linear.py"], "a config of the command transfer (segmentation)"),
         (["step", "--config=configs/none.py"], "unknown config file 'configs/none.py'"),
         (["step", "--peak=-1", "--count-only", f"--config={SMALLEST}"], "--peak=-1.0 must be the device's peak"),
         (["step", "--batch=20", "--devices=8", "--compile-only"], "batch_size 20 does not divide over 8 devices"),
@@ -271,7 +272,7 @@ def test_settings_are_split_at_commas_outside_of_brackets():
     assert variants.split_settings("a=1,b=(1, 2),c=x") == {"a": 1, "b": (1, 2), "c": "x"}
     given = dict.fromkeys(command.FLAGS) | {"scan": "true"}
     assert command.settings(argparse.Namespace(**given, command="step", set=["seed=3"])) == {
-        **{"batch": command.BATCH, "scan": "true"},
+        **{"batch": command.BATCH, "scan": True},
         "seed": 3,
     }
-    assert variants.build(SMALLEST, {"scan": "true"}).config.model.scan is True
+    assert variants.split_settings("scan=false,keep=False") == {"scan": False, "keep": False}

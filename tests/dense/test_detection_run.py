@@ -314,6 +314,13 @@ def of_set(root, **changes):
     return config
 
 
+def test_a_set_without_a_file_is_named():
+    config = run_config.load("configs/transfer/coco_cascade.py")
+    config.data.source, config.data.train_json = "coco_format", "set.json"
+    with pytest.raises(ValueError, match=r"'coco_format' needs .*--config.data.val_json=FILE"):
+        detection_task.open_sets(config)
+
+
 @pytest.mark.check
 def test_a_workdir_keeps_its_classes(tmp_path, monkeypatch):
     known = built()  # the network has no part in this

@@ -63,5 +63,5 @@ def test_image_encoders_are_timm_s(tmp_path, name):
     np.testing.assert_allclose(ours.cls, theirs, atol=1e-4)
     np.testing.assert_allclose(ours.patches, patches, atol=1e-4)
     assert config.model.image_style.pooling == "attention"
-    with pytest.raises(ValueError, match="pooling 'cls': a model of layout '.*' has an attention pool; omit it"):
+    with pytest.raises(ValueError, match=r"pooling 'cls': a model of layout '.*' has an attention pool; omit it"):
         interop.load(model.state_dict(), num_heads=3, pooling="cls")

@@ -35,6 +35,8 @@ REFUSED = [  # method, fields, words
     ("aclip", {"views.teacher": "same"}, ("views.teacher", "same", "'enclosing'")),
     ("attmask", {"masking.strategy": "random"}, ("masking.strategy", "'random'", "attmask", "attention_hint")),
     ("ibot", {"views.crops.large.mask_grid": 3}, ("mask_grid", "3", "4")),
+    ("ibot", {"views.crops.large.mask_ratio": (0.01, 0.05)}, ("mask_ratio", "0.05", "none of 16 patches", "0.062")),
+    ("attmask", {"masking.drawn_ratio": (0.01, 0.05)}, ("drawn_ratio", "0.05", "none of 16 patches", "0.062")),
     ("tips", {"masking.strategy": "attention_low"}, ("tips", "masking.strategy", "'random'", "attention_low")),
     ("tipsv2", {"losses.patch_over": "removed"}, ("tipsv2", "losses.patch_over", "'all'", "'removed'")),
     ("siglip2", {"masking.strategy": "attention_low"}, ("siglip2", "masking.strategy", "'random'")),

@@ -88,6 +88,8 @@ def open_sets(config: ConfigDict) -> Sets:
         train = coco_sets.open_coco(data.path, "train", data.num_train, True)
         val = coco_sets.open_coco(data.path, "val", data.num_val)
     elif data.source == "coco_format":
+        if unset := [name for name in ("train_json", "val_json") if not data[name]]:
+            raise ValueError(f"'coco_format' needs a json file for each set: --config.data.{unset[0]}=FILE")
         train = coco_sets.open_format(data.train_json, data.train_images, num=data.num_train, training=True)
         val = coco_sets.open_format(data.val_json, data.val_images, num=data.num_val)
     else:
