@@ -36,7 +36,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detailclip_jax.runtime import errors
+from detailclip_jax.runtime import errors, weight_files
 from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.files import nothing_left
 from detailclip_jax.training import workdirs
@@ -70,6 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--out={path} exists and is {'no' if fmt.is_directory else 'a'} directory")
     if fmt.is_directory and workdirs.has_config(path):
         raise ValueError(f"--out={path} is the workdir of a run, which an export would damage; name another --out")
+    there = weight_files.model_in(path) if fmt.weights and path.exists() else None
+    if there and there.name != fmt.weights:
+        raise ValueError(f"--out={path} has the weights {there.name} of another format or library; name another --out")
     if arguments.to != "safetensors" and export.config.preprocess.resize == "native":
         raise ValueError(
             "this model sees images in their own aspect (preprocess.resize 'native'), which only --to=safetensors keeps"

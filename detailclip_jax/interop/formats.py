@@ -26,6 +26,8 @@ from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.types import Params
 
+OF_OPEN_CLIP, OF_HUGGINGFACE = "open_clip_model.safetensors", "model.safetensors"
+
 
 class Format(NamedTuple):
     """A format of `export`; `write` returns the tensors that it wrote.
@@ -38,6 +40,7 @@ class Format(NamedTuple):
     networks: Callable[[ConfigDict], Collection[str]] | None
     notes: Callable[[ConfigDict, Path], list[str]] = lambda config, path: []
     is_directory: bool = False
+    weights: str = ""  # the file in that directory that other libraries, and `import_torch`, read
     holds_teacher: bool = False
 
 
@@ -93,7 +96,7 @@ def write_open_clip(export: Export, path: Path) -> Mapping[str, Any]:
     if hub_vocabulary.fits(export.config):
         content |= hub_vocabulary.write(path, export.config)
     _write_json(path / hub_configs.OPEN_CLIP, content)
-    write_weights(path / "open_clip_model.safetensors", tensors)
+    write_weights(path / OF_OPEN_CLIP, tensors)
     return tensors
 
 
@@ -114,7 +117,7 @@ def write_huggingface(export: Export, path: Path) -> Mapping[str, Any]:
     _write_json(path / hub_configs.HUGGINGFACE, content)
     _write_json(path / hub_configs.PREPROCESSOR, hub_configs.preprocessor_config(export.config))
     replace_text(path / "README.md", export_notes.readme(export.config, export.origins))
-    write_weights(path / "model.safetensors", tensors)
+    write_weights(path / OF_HUGGINGFACE, tensors)
     return tensors
 
 
@@ -160,9 +163,9 @@ FORMATS = {
     "timm": in_file(lambda config: "timm", export_notes.timm_notes, hub_configs.timm_card),
     "cosmos": in_file(layout_of_method("cosmos"), parts=clip_names.COSMOS_PARTS, holds_teacher=True),
     "flair": in_file(layout_of_method("flair")),
-    "open_clip": Format(write_open_clip, in_layout("open_clip"), export_notes.open_clip_notes, is_directory=True),
+    "open_clip": Format(write_open_clip, in_layout("open_clip"), export_notes.open_clip_notes, True, OF_OPEN_CLIP),
     "huggingface": Format(
-        write_huggingface, in_layout("huggingface"), export_notes.huggingface_notes, is_directory=True
+        write_huggingface, in_layout("huggingface"), export_notes.huggingface_notes, True, OF_HUGGINGFACE
     ),
     "safetensors": Format(write_safetensors, None),
     "stablehlo": Format(

@@ -3,6 +3,7 @@
 Tables say what the other library calls our options and their values; writing and reading use the same ones.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -265,7 +266,7 @@ def _entry_of(table: Mapping[str, Mapping[str, Any]], content: Mapping[str, Any]
 
 def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `interop.load` from a transformers config.json and preprocessor_config.json."""
-    image, text, kind = content.get("vision_config", {}), content.get("text_config", {}), content.get("model_type")
+    image, text, kind = _part(content, "vision"), _part(content, "text"), content.get("model_type")
     if kind in DINO_KINDS:
         return dino_options(content, preprocessor)
     if kind not in KINDS:
@@ -301,6 +302,12 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
     }
 
 
+def _part(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """An encoder's part of a config.json; that of older CLIP models, NAME_config_dict, replaces it in transformers."""
+    part, older = content.get(f"{name}_config") or {}, content.get(f"{name}_config_dict")
+    return part if older is None else {"model_type": part.get("model_type"), **older}
+
+
 def _tower_options(content: Mapping[str, Any], num_heads: int, activation: str, norm_eps: float) -> dict[str, Any]:
     """The options of an encoder by its part of a config.json; those that it lacks have transformers' values."""
     usual = {"num_heads": num_heads, "activation": activation, "norm_eps": norm_eps}
@@ -332,8 +339,14 @@ def dino_options(content: Mapping[str, Any], preprocessor: Mapping[str, Any]) ->
 
 
 def _huggingface_pixels(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
-    """The preprocessing of an image processor; missing fields, and null, get the defaults of the model family."""
+    """The preprocessing of an image processor; missing fields, and null, get the defaults of the model family.
+
+    Raises ValueError for an image that is not resized, or whose pixels are not divided by 255.
+    """
     preprocessor = {name: value for name, value in preprocessor.items() if value is not None}
+    for name, known in {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255}.items():
+        if not math.isclose(stated := preprocessor.get(name, known), known, rel_tol=1e-3):
+            raise ValueError(f"unsupported {name} of {PREPROCESSOR}: {stated!r}; supported: {known!r}")
     number, size = preprocessor.get("resample"), preprocessor.get("size")
     names = dict(enumerate(PIL_FILTERS)) | {None: None}
     options = {

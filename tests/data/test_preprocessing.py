@@ -157,6 +157,9 @@ def test_a_filter_that_no_number_stands_for_is_named():
     for number in (6, -1, "3"):
         with pytest.raises(ValueError, match=rf"'{number}'.* Known: bicubic, bilinear"):
             read_back(hub_configs.huggingface_options({}, {"resample": number}))
+    for stated in {"do_resize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5}:
+        with pytest.raises(ValueError, match=f"unsupported {next(iter(stated))} of preprocessor_config.json"):
+            hub_configs.huggingface_options({}, stated)
 
 
 def test_one_number_is_that_of_all_channels(tmp_path):

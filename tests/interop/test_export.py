@@ -603,6 +603,13 @@ def test_folders_have_the_tokenizer_that_the_model_was_trained_with(worded, tmp_
     assert file.read_bytes() == (out / "tokenizer.json").read_bytes()
 
 
+@pytest.mark.parametrize(("first", "second"), [("open_clip", "huggingface"), ("huggingface", "open_clip")])
+def test_a_folder_holds_the_model_of_one_library(openai, tmp_path, capsys, first, second):
+    assert run(openai, first, tmp_path / "out") == 0 and run(openai, first, tmp_path / "out") == 0
+    assert run(openai, second, tmp_path / "out") == 2
+    assert "model.safetensors of another format or library; name another --out" in capsys.readouterr().err
+
+
 def test_the_tokenizer_of_an_earlier_export_is_removed(openai, worded, tmp_path):
     (workdir, file), out = worded, tmp_path / "out"
     assert run(workdir, "huggingface", out) == 0 and (out / "tokenizer.json").is_file()

@@ -155,6 +155,14 @@ def test_configs_of_transformers_that_pool_texts_at_the_largest_id(end):
     assert hub_configs.huggingface_options(content, {})["text_heads"] == 8
 
 
+def test_the_older_parts_of_a_config_replace_the_others_as_in_transformers():
+    transformers = pytest.importorskip("transformers")
+    texts = {"num_attention_heads": 4, "hidden_act": "gelu"}
+    content = {"model_type": "clip", "text_config": texts, "text_config_dict": {"num_attention_heads": 2}}
+    theirs, ours = transformers.CLIPConfig(**content).text_config, hub_configs.huggingface_options(content, {})
+    assert (ours["text_heads"], ours["text_activation"]) == (theirs.num_attention_heads, theirs.hidden_act)
+
+
 @pytest.mark.parametrize("pooling", ["tok", "avg", "avg_then_norm"])
 def test_open_clip_poolings(tmp_path, pooling):
     image = IMAGE | {"pool_type": pooling[:3], "final_ln_after_pool": pooling == "avg_then_norm"}
