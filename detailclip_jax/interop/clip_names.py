@@ -160,6 +160,7 @@ def published_flair(config: ConfigDict) -> ConfigDict:
     return config
 
 
+TEXT_MLP = {"text_mlp_width": "transformer.resblocks.0.mlp.c_proj.weight"}
 OPENAI = TensorLayout(
     "openai",
     "clip",
@@ -181,6 +182,7 @@ LONGCLIP = OPENAI._replace(
 OPEN_CLIP = OPENAI._replace(
     name="open_clip",
     marks=("visual.class_embedding", "visual.ln_pre.weight"),
+    mlps={"mlp_width": "visual.transformer.resblocks.0.mlp.c_proj.weight", **TEXT_MLP},
     varies={"activation": GELUS, "text_activation": GELUS, "pooling": WITH_CLS},
     same_activation=True,
     interpolation="timm",
@@ -191,6 +193,7 @@ OPEN_CLIP_OF_TIMM = OPEN_CLIP._replace(
     marks=("visual.trunk.cls_token", "visual.head.proj.weight"),
     tower=Tower("visual.trunk.patch_embed.proj.weight", "visual.trunk.pos_embed", "visual.trunk.blocks"),
     table=timm_tower_table,
+    mlps={"mlp_width": "visual.trunk.blocks.0.mlp.fc2.weight", **TEXT_MLP},
     style=Style(),
     varies={"pooling": ("cls", "mean"), "text_activation": GELUS},
     same_activation=False,

@@ -406,9 +406,15 @@ def timm_arguments(spec: Spec) -> dict[str, Any]:
         "num_heads": size.num_heads,
         "num_classes": 0,
         "class_token": True,
+        **_mlp_ratio(size.mlp_width, size.width),
         **registers,
         **TIMM_POOLINGS[spec.style.pooling],
     }
+
+
+def _mlp_ratio(hidden: int, width: int) -> dict[str, float]:
+    """The entry for MLPs that are not four times as wide, as ViT-g/14's 4.3637; timm and open_clip round down."""
+    return {"mlp_ratio": math.ceil(1e4 * hidden / width) / 1e4} if hidden else {}
 
 
 def other_heads(spec: Spec) -> str | None:
@@ -433,7 +439,8 @@ def card_options(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def timm_name(spec: Spec) -> str | None:
     """The architecture that timm registers for our image encoder, or None."""
-    return TIMM.get(_kind(spec)) if spec.style == Style() and spec.image_size == 224 else None
+    is_usual = spec.style == Style() and spec.image_size == 224 and not spec.size.mlp_width
+    return TIMM.get(_kind(spec)) if is_usual else None
 
 
 def _kind(spec: Spec) -> tuple[int, int, int, int]:
@@ -471,6 +478,7 @@ def open_clip_model(config: ConfigDict, folder: Path) -> dict[str, Any]:
             "width": size.width,
             "head_width": size.width // size.num_heads,
             "patch_size": size.patch_size,
+            **_mlp_ratio(size.mlp_width, size.width),
             **OPEN_CLIP_POOLINGS[spec.style.pooling],
         }
     else:
@@ -490,6 +498,7 @@ def open_clip_model(config: ConfigDict, folder: Path) -> dict[str, Any]:
             "width": size.text_width,
             "heads": size.text_heads,
             "layers": size.text_depth,
+            **_mlp_ratio(size.text_mlp_width, size.text_width),
             **({"hf_tokenizer_name": folder.resolve().name} if hub_vocabulary.fits(config) else {}),  # else CLIP's
         },
     }

@@ -173,6 +173,7 @@ def naflex_options(shapes: Shapes, kernel: str) -> dict[str, Any]:
     return {"resize": "native", "resize_filter": "bilinear", "interpolation": "tips"} if is_matrix else {}
 
 
+TEXT_MLP = {"text_mlp_width": "text_model.encoder.layers.0.mlp.fc2.weight"}
 DUAL_ENCODER = TensorLayout(
     "huggingface",
     "clip",
@@ -184,6 +185,7 @@ DUAL_ENCODER = TensorLayout(
     ),
     dual_encoder_table,
     TEXT,
+    mlps={"mlp_width": "vision_model.encoder.layer.0.output.dense.weight", **TEXT_MLP},
     varies={"norm_eps": ANY, "activation": ANY, "text_activation": ANY},
     needs=("text_activation",),
     states_text_eps=True,
@@ -196,6 +198,7 @@ CLIP = DUAL_ENCODER._replace(
         "vision_model.encoder.layers",
     ),
     table=clip_table,
+    mlps={"mlp_width": "vision_model.encoder.layers.0.mlp.fc2.weight", **TEXT_MLP},
     style=OPENAI_STYLE,
     normalisation="clip",
     filter="bicubic",
@@ -212,10 +215,6 @@ SIGLIP = CLIP._replace(
     text_style=TextStyle(norm_eps=1e-6, causal=False, pooling=AT_LAST, projection_bias=True),
     text_activation="gelu_tanh",
     image_is_embedding=True,
-    mlps={
-        "mlp_width": "vision_model.encoder.layers.0.mlp.fc2.weight",
-        "text_mlp_width": "text_model.encoder.layers.0.mlp.fc2.weight",
-    },
     prepare=convolved,
     stated=lambda shapes: naflex_options(shapes, CLIP.tower.kernel),
     normalisation="half",

@@ -99,6 +99,7 @@ TIMM = TensorLayout(
     ("cls_token", "blocks.0.norm1.weight"),
     VIT,
     vit_table,
+    mlps={"mlp_width": "blocks.0.mlp.fc2.weight"},
     varies={"pooling": WITH_CLS, "positions": ("learnt", "sincos")},
     drops=(r"head\.(weight|bias)",),
     **TIMM_EVAL,

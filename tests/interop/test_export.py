@@ -341,6 +341,19 @@ def test_an_encoder_that_pools_patches_by_their_mean_is_exported_and_read_again(
     assert interop.load(out)[2].model.image_style.pooling == "mean"
 
 
+@pytest.mark.parametrize("style", [{}, OPENAI_FIELDS], ids=["vit", "clip"])
+@pytest.mark.parametrize("to", ["open_clip", "huggingface", "timm"])
+def test_mlps_of_another_width_are_exported_and_read_again(to, style, tmp_path):
+    """As in ViT-g/14 and ViT-bigG/14 of open_clip."""
+    size = {"model.custom": TWO_BLOCKS | {"mlp_width": 139, "text_mlp_width": 70 * (to != "timm")}}
+    workdir, out = save_noise(tmp_path / "run", "clip", **style, **size), tmp_path / "out"
+    out = out / "vit.safetensors" if to == "timm" else out
+    assert run(workdir, to, out) == 0
+    check_export(to, workdir, out)
+    read = model_sizes.size_of(interop.load(out)[2].model)
+    assert (read.mlp_width, read.text_mlp_width) == (139, size["model.custom"]["text_mlp_width"])
+
+
 @pytest.mark.parametrize("to", ["cosmos", "flair"])
 @pytest.mark.parametrize(
     ("fields", "needed"),
