@@ -67,7 +67,7 @@ class TensorLayout(NamedTuple):
     resize: str | None = None  # the same; None: as `config.preprocess`
     interpolation: str = "bicubic"  # of positions to other image sizes by its code, one of positions.RECIPES
     prefixes: tuple[str, ...] = ()  # removed from the keys
-    roots: tuple[str, ...] = ("state_dict", "model")  # keys of the state dict in a checkpoint
+    roots: tuple[str, ...] = ("state_dict", "model", "model_state_dict")  # keys of the state dict in a checkpoint
     parts: tuple[str, ...] = ()  # of a checkpoint with several state dicts; their names begin our keys
     prepare: Callable[[StateDict], StateDict] = lambda tensors: tensors  # to the names and forms of the table
     stated: Callable[[Shapes], dict[str, Any]] = lambda shapes: {}  # options that the shapes show

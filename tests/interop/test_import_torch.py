@@ -135,6 +135,8 @@ def test_a_training_of_open_clip(tmp_path):
     with pytest.raises(ValueError, match=r"cannot be inferred .*--activation=gelu .* or quick_gelu"):
         interop.load(path, **HEADS)
     assert_encodes_alike(module, *interop.load(path, **HEADS, **QUICK))
+    path = save({"epoch": 5, "model_state_dict": names}, tmp_path / "finetuned.pt")  # as PyTorch's tutorials save
+    assert_encodes_alike(module, *interop.load(path, **HEADS, **QUICK))
 
 
 def test_a_model_in_several_files_is_read_whole_or_not_at_all(tmp_path):
