@@ -113,7 +113,7 @@ def sidecar_options(file: Path) -> dict[str, Any]:
     """
     try:
         options = _sidecar_options(file)
-        for names, kind in ((TEXTS, str), ((*ALL_HEADS, "image_size"), int)):
+        for names, kind in ((TEXTS, str), ((*ALL_HEADS, "depth", "text_depth", "image_size"), int)):
             if wrong := {name: options[name] for name in names if not isinstance(options.get(name), kind | None)}:
                 raise TypeError(str(wrong))
         for name in NUMBERS:
@@ -214,6 +214,8 @@ def open_clip_options(content: Mapping[str, Any]) -> dict[str, Any]:
     if not timm and image.get("act_kwargs"):
         raise ValueError(f"unsupported image encoder of open_clip: act_kwargs {image['act_kwargs']}")
     return {
+        "depth": None if timm else image.get("layers"),
+        "text_depth": text.get("layers"),
         "num_heads": None if timm else image.get("width", 768) // image.get("head_width", 64),  # open_clip's
         "text_heads": text.get("heads", 8),
         "activation": image_activation,
@@ -246,6 +248,7 @@ def timm_options(content: Mapping[str, Any]) -> dict[str, Any]:
     by_name += [timm_gelu(architecture)] if "siglip" in architecture else []
     return {
         "pooling": _entry_of(TIMM_POOLINGS, arguments),  # without one the tensors show it
+        "depth": arguments.get("depth"),
         "num_heads": arguments.get("num_heads"),
         "activation": arguments.get("act_layer") or next(iter(by_name), None),  # other layouts have a usual one
         **TIMM_PIXELS.read(stated),
@@ -292,6 +295,8 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
     usual_ends += [LEGACY_END] if kind != METACLIP_2 else []
     return {
         **images,
+        "depth": image.get("num_hidden_layers"),
+        "text_depth": text.get("num_hidden_layers"),
         "text_heads": texts["num_heads"],
         "text_activation": texts["activation"],
         "text_norm_eps": texts["norm_eps"],
@@ -331,6 +336,7 @@ def dino_options(content: Mapping[str, Any], preprocessor: Mapping[str, Any]) ->
         if (stated := content.get(name, known)) != known:
             raise ValueError(f"unsupported image encoder of {HUGGINGFACE}: {name} {stated!r}; supported: {known!r}")
     return {
+        "depth": content.get("num_hidden_layers"),
         "num_heads": content.get("num_attention_heads"),
         "norm_eps": content.get("layer_norm_eps"),
         "image_size": content.get("image_size"),

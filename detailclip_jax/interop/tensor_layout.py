@@ -115,6 +115,9 @@ class TensorLayout(NamedTuple):
                 raise ValueError(
                     f"{self.text['joint']} is for embeddings of width {joint}; expected {width}, the image encoder's"
                 )
+        for name in ("depth", "text_depth"):  # a config file states them
+            if name in fields and (stated := options.get(name, fields[name])) != fields[name]:
+                raise ValueError(f"{name} {stated} in the config beside the weights, which have {fields[name]} blocks")
         fields |= self.measure_heads(shapes)
         if "decoder_depth" in fields:
             fields["decoder_heads"] = decoder_heads(fields, options.get("decoder_heads"))

@@ -184,6 +184,16 @@ def test_timm_vit(tmp_path, options):
     assert_tokens_alike(module, *interop.load(path, num_heads=4))
 
 
+def test_weights_without_the_last_block_of_their_config_are_refused(tmp_path):
+    module = open_clip.model.CLIP(24, dict(IMAGE), dict(TEXT))
+    tensors = {key: value.numpy() for key, value in module.state_dict().items() if ".resblocks.1." not in key}
+    tensor_files.write(tmp_path / "model.safetensors", tensors)
+    content = {"embed_dim": 24, "vision_cfg": IMAGE, "text_cfg": TEXT}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": content}))
+    with pytest.raises(ValueError, match="depth 2 in the config beside the weights, which have 1 blocks"):
+        interop.load(tmp_path)
+
+
 def test_timm_vit_with_clip_s_pre_norm(tmp_path):
     layer_norm = functools.partial(torch.nn.LayerNorm, eps=1e-5)
     module = vit_module(pre_norm=True, norm_layer=layer_norm, act_layer=open_clip.transformer.QuickGELU)

@@ -37,7 +37,7 @@ def test_both_encoders_are_open_clip_s(tmp_path, name):
     torch.save(weights | {"logit_scale": torch.tensor(2.0), "logit_bias": torch.tensor(-3.0)}, tmp_path / "w.pt")
     (tmp_path / "w.pt").rename(tmp_path / "open_clip_pytorch_model.bin")
     config["vision_cfg"]["timm_model_name"] = name
-    config["text_cfg"]["heads"] = 3
+    config["text_cfg"] |= {"heads": 3, "layers": 2}
     pixels = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": pixels}))
     networks, variables, config = interop.load(tmp_path, num_heads=3)
