@@ -126,14 +126,18 @@ def load_side(
         sidecar = {name: value for name, value in sidecar.items() if name not in ("mean", "std")}
     if "activation" in options:  # of both encoders
         sidecar.pop("text_activation", None)
-    options = {name: value for name, value in (sidecar | options).items() if value is not None}
+    given, options = options, {name: value for name, value in (sidecar | options).items() if value is not None}
     try:
         chosen, state_dict = choose(tensors, layout)
+        for name in ("text_heads", "text_activation"):
+            if name in given and not chosen.text:
+                raise ValueError(f"{name} is given, but a model of layout {chosen.name!r} has no text encoder; omit it")
         _check_required(chosen, options, config_file)
         options = {**chosen.stated({key: value.shape for key, value in state_dict.items()}), **options}
         state_dict = chosen.prepare(state_dict)
         spec = chosen.measure({key: value.shape for key, value in state_dict.items()}, options)
         config = config_of(chosen, spec, options)
+        preprocessing.check_used(config.preprocess, given)
         if chosen.keeps_mask_ratio and "mask_ratio" in flags_of(tensors):
             _set_ratio(config, flags_of(tensors)["mask_ratio"])
         variables = _read(chosen, state_dict, spec, experiment.weight_shapes(config))

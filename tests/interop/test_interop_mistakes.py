@@ -31,6 +31,7 @@ def read_folder(folder, config):
 
 
 OPENAI = next(row for row in LAYOUTS if row.name == "openai")
+MAE = next(row for row in LAYOUTS if row.name == "mae")
 NORM, PATCHES, DECODER = "visual.norm.bias", "visual.patch_embed.proj.weight", "decoder_pos_embed"
 CONFIGS = {  # the config of a folder, of open_clip if it has no model type: words of the message
     "{": "is not JSON",
@@ -99,6 +100,14 @@ MISTAKES = {  # the mistake: a call with a folder, words of the message
     "unknown normalisation": (read(normalisation="median"), "normalisation 'median' is unknown"),
     "unknown interpolation": (read(interpolation="x"), "interpolation 'x' is unknown; known: bicubic"),
     "part of a patch": (read(image_size=50), "image_size 50 is not a multiple of the patch size 8"),
+    "patches of an image that is not native": (
+        read(max_patches=64),
+        "preprocess.max_patches 64 has no effect with preprocess.resize 'shorter_side'",
+    ),
+    "heads of texts that are not there": (
+        read(of=lambda: written(MAE)[0], layout="mae", num_heads=2, text_heads=2),
+        "text_heads is given, but a model of layout 'mae' has no text encoder; omit it",
+    ),
     "heads that do not divide": (read(num_heads=5), "num_heads 5 does not divide the width 48"),
     **{
         f"{given!r} heads": (

@@ -230,7 +230,7 @@ def test_dinov2_with_registers_is_not_taken_for_tips(published, registers, mean)
 
 def refused(tensors, match):
     with pytest.raises(ValueError, match=match):
-        interop.load(tensors, "tips", num_heads=HEADS, text_heads=HEADS)
+        interop.load(tensors, "tips", num_heads=HEADS)
 
 
 def test_what_cannot_be_read_is_named(published, folder, tmp_path):
