@@ -16,6 +16,7 @@ PAGES = {  # outside of docs/
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "tools/measured.md": "measured.md",
 }
 
 
@@ -30,7 +31,7 @@ def on_config(config: Any) -> Any:
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pages of PAGES, and the files that any page links to."""
     for name, page in PAGES.items():
-        files.append(File.generated(config, page, content=translated((ROOT / name).read_text(), ROOT)))
+        files.append(File.generated(config, page, content=translated((ROOT / name).read_text(), (ROOT / name).parent)))
     pages = {name: (ROOT / name).read_text() for name in PAGES}
     pages |= {f"docs/{file.src_uri}": file.content_string for file in files.documentation_pages() if file.abs_src_path}
     for name, text in pages.items():
