@@ -25,6 +25,7 @@ from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
 from detailclip_jax.data.caption_selection import STATES, captions_by, captions_of, is_shifted, num_captions
 from detailclip_jax.data.decoding import BUDGET, UPRIGHT, BadImage, image_of
 from detailclip_jax.data.false_texts import RELATIONS, Ramp
+from detailclip_jax.data.label_names import check_label_names
 from detailclip_jax.data.native_aspect import Kinds
 from detailclip_jax.data.regions import RegionDraw, check_regions, region_draw_of
 from detailclip_jax.data.sources import BadRecord, Example, Source, label_of
@@ -43,7 +44,7 @@ def open_source(config: ConfigDict, split: str | None = None) -> Source:
     """Opens the source of a run's config (see `mixture.open_source`).
 
     Without `split` it returns the training examples: the `held_out` ones are left out.  Raises ValueError if the source
-    lacks the field that the captions come from, or the labels that the method needs.
+    lacks the field that the captions come from, or the labels that the method needs; or if a label has two meanings.
     """
     source = mixture.open_source(config.data, split, config.model.image_size)
     if split is None:
@@ -53,6 +54,7 @@ def open_source(config: ConfigDict, split: str | None = None) -> Source:
     check_regions(source, config.data.regions)
     if config.model.num_classes is not None:
         mixture.check_labels(source, config.model.num_classes)
+        check_label_names(config.data)
     return source
 
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,8 @@ from detailclip_jax.config.data_path import components
 from detailclip_jax.data import held_out, mixture
 from detailclip_jax.data.caption_selection import not_blank
 from detailclip_jax.data.held_out import HeldOut
-from detailclip_jax.data.labelled import LabelledSet, prepared_records
+from detailclip_jax.data.label_names import check_label_names, label_names
+from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.preprocessing import on_squares, transform_of
 from detailclip_jax.data.sources import BadRecord, MissingData, Picked, Source, evenly, label_of
@@ -63,9 +63,11 @@ def retrieval(setting: Setting, name: str = "held_out") -> SetEvaluator:
 def classification(setting: Setting, name: str = "held_out_classes") -> SetEvaluator:
     """Accuracy of the classification head on at most `setting.sets.num_examples` held-out examples with a label.
 
-    Also that of each class, see `class_accuracies`. Raises ValueError if the run has no held-out examples.
+    Also that of each class, see `class_accuracies`. Raises ValueError if the run has no held-out examples, or if their
+    labels mean other classes than those of training.
     """
     config, source = _examples(setting, name)
+    check_label_names(config.data)
     source = _having(lambda example: bool(label_of({"label": -1, **example}) >= 0), source)
     classes = class_names(config)
     data = LabelledSet(name, source, classes, data_fingerprint(source) if len(source) else "", None)
@@ -81,9 +83,8 @@ def classification(setting: Setting, name: str = "held_out_classes") -> SetEvalu
 
 def class_names(config: ConfigDict) -> tuple[str, ...]:
     """The names of the classes, of a single prepared set; the number of each class that has none there."""
-    parts, count, known = components(config.data), config.model.num_classes, ()
-    if [part.kind for part in parts] == ["records"] and Path(parts[0].path).is_dir():
-        known = prepared_records.described(Path(parts[0].path), config.data.split.split("[")[0])[0]
+    sets, count = components(config.data), config.model.num_classes
+    known = label_names(sets[0], config.data.split) if len(sets) == 1 else ()
     return (*known, *map(str, range(len(known), count)))[:count]
 
 

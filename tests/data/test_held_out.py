@@ -223,6 +223,33 @@ def test_a_supervised_run_on_own_data_ends_with_its_accuracy(tmp_path):
     assert "top-1 of the held-out examples" in (tmp_path / "run/report.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ({"a/train": "cat dog fox", "a/val": "cat fox"}, "label 1 is 'dog' in {}/a, split train, but 'fox' in .*val"),
+        ({"a/train": "cat dog", "b/train": "bird cat"}, "label 0 is 'cat' in {}/a, split train, but 'bird' in {}/b"),
+        ({"a/train": "cat dog fox", "a/val": "cat dog"}, None),
+        ({"a/train": "cat", "b/train": "cat dog", "c/train": "cat fox"}, "label 1 is 'dog' in {}/b"),
+    ],
+)
+def test_a_label_means_one_class_in_all_sets_and_splits(tmp_path, sets, message):
+    """The folders of each split are numbered by themselves, so the accuracy on another split was a wrong number."""
+    described = {}
+    for place, classes in sets.items():
+        name, split = place.split("/")
+        labels = range(len(classes.split()))
+        write_records(tmp_path / name, ({**one, "label": label} for one, label in zip(examples(9), labels)), split)
+        described.setdefault(name, {})[split] = {"classes": classes.split()}
+    for name, splits in described.items():
+        (tmp_path / name / "dataset.json").write_text(json.dumps({"splits": splits}))
+    config = config_of(",".join(str(tmp_path / name) for name in described), **{"model.num_classes": 3})
+    if message is None:
+        pipeline.open_source(config)
+    else:
+        with pytest.raises(ValueError, match=message.format(tmp_path, tmp_path)):
+            pipeline.open_source(config)
+
+
 def test_a_finished_run_names_the_command_that_goes_on(tmp_path):
     flags = ["--config=a.py", "--config.total_steps", "20", "--config.data.path=/my data", "-config.num_epochs=3"]
     text = main.next_commands(flags, tmp_path / "my run", 20)
