@@ -19,6 +19,7 @@ if __name__ == "__main__":
     start.begin()  # before the other imports
 
 import argparse
+import contextlib
 import re
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ from detailclip_jax.runtime import errors, files
 from detailclip_jax.runtime import parser as flags
 from detailclip_jax.runtime.files import read_bytes
 from detailclip_jax.runtime.folders import inside
+from detailclip_jax.runtime.locks import alone
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.terminal import LINES, printable
 
@@ -110,11 +112,17 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         way_out = "give that --checkpoint (and --step, --weights), or embed the images with this one"
         embeddings.check_checkpoint(arguments.source, source.origin, embeddings.origin_of(model), way_out)
         embeddings.check_has_images(arguments.source, source)
-    table, code = (source, 0) if source else embed_folder.update(model, request, console)
+    with alone(lock_of(request.out)) if request.out else contextlib.nullcontext():  # two calls would lose rows
+        table, code = (source, 0) if source else embed_folder.update(model, request, console)
     if arguments.query and code == 0:
         wanted = model.encode_text([arguments.query])[0]
         show(embeddings.nearest(table.of(embeddings.IMAGE), wanted, arguments.top), table, arguments)
     return code
+
+
+def lock_of(out: Path) -> Path:
+    """Returns the lock file of a process that writes `out`."""
+    return out.with_name(f".{out.name}.lock")
 
 
 def load(arguments: argparse.Namespace) -> "Model":

@@ -132,6 +132,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     )
     from detailclip_jax.interop import published
     from detailclip_jax.runtime.progress import Console
+    from detailclip_jax.training.failures import workdir_alone
     from detailclip_jax.training.workdirs import pick_step
 
     limits = arguments.num_examples, arguments.num_train_examples
@@ -145,7 +146,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     console = Console(enabled=jax.process_index() == 0)
     console.say("\n".join(introduction(subject, tasks, arguments, out)))
     processes.agreed(lambda: files.check_writable(out) if jax.process_index() == 0 else None)
-    with processes.leaving_at_once(), processes.together(), noting_what_is_kept(out):
+    with processes.leaving_at_once(), processes.together(), workdir_alone(out), noting_what_is_kept(out):
         outcome = run_tasks(
             subject,
             tasks,
@@ -173,10 +174,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def noting_what_is_kept(out: Path) -> Iterator[None]:
     """Context that adds to an error, and to what a signal prints: results in `out` are kept, if there are any."""
     from detailclip_jax.runtime import signals
+    from detailclip_jax.training.failures import LOCK
 
     def kept() -> str:
         with contextlib.suppress(OSError):
-            return KEPT if any(out.iterdir()) else ""
+            return KEPT if any(each.name != LOCK for each in out.iterdir()) else ""
         return ""
 
     try:

@@ -52,7 +52,7 @@ def files(request: Request) -> Iterator[str]:
         walk = Walk(pathlib.Path(folder))
         images = (walk.root / name for part in ("", *_classes(walk.root)) for name in _images(walk, part))
         for image in images:
-            text = image.with_suffix(".txt")
+            text = _text_beside(image)
             yield from map(str, [image, text] if text.exists() else [image])
 
 
@@ -83,10 +83,17 @@ def _images(walk: Walk, folder: str) -> list[str]:
     return sorted(images, key=pathlib.PurePath)
 
 
+def _text_beside(image: pathlib.Path) -> pathlib.Path:
+    """Returns the path of the text file next to an image: .TXT if there is such a file alone, else .txt."""
+    upper = image.with_suffix(".TXT")
+    lower = image.with_suffix(".txt")
+    return upper if os.path.lexists(upper) and not os.path.lexists(lower) else lower
+
+
 def _row(root: pathlib.Path, name: str, label: int, captions: Sequence[str]) -> Row:
     """Returns an image with the text file next to it, or these captions; refused if that file may not be read."""
     try:
-        data = read_bytes((root / name).with_suffix(".txt"), MAX_TEXT_BYTES)
+        data = read_bytes(_text_beside(root / name), MAX_TEXT_BYTES)
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return Row(name, refused=f"bad text: {error}; save its text file as UTF-8")

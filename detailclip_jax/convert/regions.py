@@ -24,6 +24,7 @@ GRIT = ("ref_exps", "noun_chunks")
 FINEHARD = "bbox_info"
 FIELDS = (*RECORD_FIELDS, *GRIT, FINEHARD)
 LEAST_INSIDE = 0.9  # of a box's area: in the image
+ROUNDING = 1e-3  # by which a share may exceed 1
 OUTSIDE, EMPTY, NO_PHRASE, CROWD = "outside the image", "empty", "without a phrase", "crowds"
 OTHER_FORM = {name: f"fields {name!r} of another form" for name in FIELDS}
 
@@ -119,7 +120,7 @@ def _listed(cells: Mapping[str, Any]) -> Iterable[Region]:
     boxes, phrases = cells.get("boxes", ()), cells.get("phrases", ())
     negatives = cells.get("phrase_negatives") or [()] * len(boxes)
     numbers = [[float(number) for number in box] for box in boxes]
-    relative = max(itertools.chain(*numbers), default=0.0) <= 1
+    relative = max(itertools.chain(*numbers), default=0.0) <= 1 + ROUNDING
     if not len(boxes) == len(phrases) == len(negatives):
         raise ValueError(f"{len(boxes)} boxes, {len(phrases)} phrases, {len(negatives)} lists of false phrases")
     for box, phrase, false in zip(numbers, phrases, negatives):

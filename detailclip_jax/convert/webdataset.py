@@ -104,7 +104,10 @@ def _caption(name: str, files: Mapping[str, bytes], fields: Mapping[str, Any]) -
 
 
 def _decoded(data: bytes) -> str:
-    return data.decode("utf-8", "replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Rejected(f"bad text: {error}; save it as UTF-8") from error
 
 
 def sample_label(files: Mapping[str, bytes], fields: Mapping[str, Any], options: Options) -> int:

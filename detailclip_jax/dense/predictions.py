@@ -149,13 +149,19 @@ def write(run: Detector | Segmenter, files: Files, out: Path, score: float, cons
     """Writes a drawing per image, and predictions.json.
 
     A label map is also written as a palette PNG whose values are the class numbers, in the colours of the drawing.
-    Raises ValueError if a file would replace one of the images.
+    Raises ValueError if a file would replace one of the images, or a file in a folder without earlier predictions.
     """
     targets = targets_of(files.names)
     images = {os.path.realpath(os.path.join(files.root, name)): name for name in files.names}
     for target in itertools.chain.from_iterable(targets.values()):
         if (name := images.get(os.path.realpath(out / target))) is not None:
             raise ValueError(f"--out={out}: the drawings would replace the image {name}; name another folder")
+        if (out / target).exists() and not (out / FILE).exists():
+            raise ValueError(
+                f"--out={out}: the drawings would replace {target}, and without {FILE} there it is none of them; name "
+                "another folder"
+            )
+    replace_text(out / FILE, "{}\n")  # marks the folder: the same command may be repeated after a stop
     names, described, unreadable = iter(files.names), [], 0
     scores: list[float] | None = [] if isinstance(run, Detector) else None
     for chunk in iter(lambda: list(itertools.islice(names, CHUNK)), []):

@@ -120,9 +120,11 @@ def origin_of(model: "Model") -> Origin:
 
 
 def check_checkpoint(file: Path, theirs: Origin, ours: Origin, way_out: str) -> None:
-    """Raises ValueError unless the embeddings are from exactly these weights."""
+    """Raises ValueError unless the embeddings are from exactly these weights and this preprocessing."""
     if theirs.fingerprint != ours.fingerprint:
-        raise ValueError(f"{file} was computed with another model ({theirs}) than this one ({ours}); {way_out}")
+        raise ValueError(
+            f"{file} was computed with another model or preprocessing ({theirs}) than this one ({ours}); {way_out}"
+        )
 
 
 def check_has_images(file: Path, table: Table) -> None:

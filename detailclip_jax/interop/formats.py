@@ -75,7 +75,7 @@ def layout_of_method(name: str) -> Callable[[ConfigDict], str]:
         if config.method != name:
             raise ValueError(
                 f"--to={name} writes the networks of the method {name}, but this model is of {config.method}; "
-                "use --to=open_clip or safetensors"
+                "use --to=safetensors, which has a place for every network"
             )
         return name
 
@@ -89,6 +89,7 @@ def write_open_clip(export: Export, path: Path) -> Mapping[str, Any]:
         hub_configs.open_clip_config(export.config, path),
         path / hub_configs.TRUNK / hub_configs.HUGGINGFACE,
     )
+    write_weights(path / OF_OPEN_CLIP, tensors)  # first: if the disk is full, an earlier export stays whole
     if hub_configs.needs_trunk(export.config):
         _write_json(trunk, hub_configs.timm_trunk_config(export.config))
     else:
@@ -96,7 +97,6 @@ def write_open_clip(export: Export, path: Path) -> Mapping[str, Any]:
     if hub_vocabulary.fits(export.config):
         content |= hub_vocabulary.write(path, export.config)
     _write_json(path / hub_configs.OPEN_CLIP, content)
-    write_weights(path / OF_OPEN_CLIP, tensors)
     return tensors
 
 
@@ -104,6 +104,7 @@ def write_huggingface(export: Export, path: Path) -> Mapping[str, Any]:
     """Writes config.json, preprocessor_config.json, the tokenizer's files, README.md and the weights."""
     tensors = to_state_dict({"params": export.params}, export.config, "huggingface")
     content = hub_configs.huggingface_config(export.config)
+    write_weights(path / OF_HUGGINGFACE, tensors)  # first: if the disk is full, an earlier export stays whole
     written = ()  # files of the tokenizer
     if hub_vocabulary.fits(export.config):
         written = hub_vocabulary.FILES
@@ -117,7 +118,6 @@ def write_huggingface(export: Export, path: Path) -> Mapping[str, Any]:
     _write_json(path / hub_configs.HUGGINGFACE, content)
     _write_json(path / hub_configs.PREPROCESSOR, hub_configs.preprocessor_config(export.config))
     replace_text(path / "README.md", export_notes.readme(export.config, export.origins))
-    write_weights(path / OF_HUGGINGFACE, tensors)
     return tensors
 
 

@@ -24,6 +24,7 @@ from detailclip_jax.inference import embed_folder, embeddings
 from detailclip_jax.inference import model as inference
 from detailclip_jax.inference.embeddings import Key, Origin, Table
 from detailclip_jax.runtime import errors
+from detailclip_jax.runtime.locks import alone
 from detailclip_jax.training import checkpoint, experiment
 from detailclip_jax.training.mesh import make_mesh
 
@@ -212,8 +213,8 @@ def test_searching_a_file_embeds_no_image(photos, monkeypatch, capsys):
     assert run("--from=out.npz", "--query=a frog", checkpoint="runs/other") == errors.USAGE_ERROR
     error = capsys.readouterr().err
     assert (
-        "out.npz was computed with another model (runs/clip, step 3, student weights) than this one (runs/other"
-        in error
+        "out.npz was computed with another model or preprocessing (runs/clip, step 3, student weights) than this one "
+        "(runs/other" in error
     )
 
 
@@ -341,11 +342,21 @@ def test_another_model_s_file_is_not_overwritten(photos, capsys, file):
     before = Path("made.npz").rename(file).read_bytes()
     assert run("--images=photos", "--out=out.npz", checkpoint="runs/other") == errors.USAGE_ERROR
     message = (
-        f"{file} was computed with another model (runs/clip, step 3, student weights) than this one (runs/other, step 3"
+        f"{file} was computed with another model or preprocessing (runs/clip, step 3, student weights) than this one "
+        "(runs/other, step 3"
     )
     error = capsys.readouterr().err
     assert message in error and "choose another --out, or delete it" in error
     assert Path(file).read_bytes() == before
+
+
+def test_a_file_that_another_call_writes_is_left_to_it(photos, capsys):
+    """Each of two calls read FILE at its start and wrote its own rows over the other's."""
+    with alone(embed.lock_of(Path("out.npz"))):
+        assert run("--images=photos", "--out=out.npz") == errors.RUN_ERROR
+    assert "is writing to" in capsys.readouterr().err and not Path("out.npz").exists()
+    assert run("--images=photos", "--out=out.npz") == 0
+    assert not embed.lock_of(Path("out.npz")).exists()
 
 
 def test_a_file_is_of_one_folder(photos, capsys):

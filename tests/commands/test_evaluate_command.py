@@ -18,6 +18,7 @@ from detailclip_jax.evaluation import paper_numbers, protocols, results, tasks
 from detailclip_jax.evaluation.embedder import Embedder
 from detailclip_jax.evaluation.protocols import slip
 from detailclip_jax.runtime import errors
+from detailclip_jax.training import failures
 
 FIELDS = ("task", "dataset", "weights", "metric", "value", "n", "chance", "low", "high")
 
@@ -43,6 +44,14 @@ def run(workdir, out, *arguments):
 
 def records(out):
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def test_a_folder_that_another_evaluation_writes_is_left_to_it(workdir, tmp_path, capsys):
+    """Each of two evaluations wrote its own results over the other's."""
+    with failures.workdir_alone(tmp_path / "out"):
+        assert run(workdir, tmp_path / "out", "--tasks=zero_shot:stickers", "--num-examples=16") == errors.RUN_ERROR
+    error = capsys.readouterr().err
+    assert f"is writing to {tmp_path / 'out'}" in error and command.KEPT not in error
 
 
 @pytest.mark.check

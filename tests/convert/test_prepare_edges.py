@@ -651,6 +651,24 @@ def test_captions_of_an_imagefolder_are_made_of_the_names_of_its_classes(tmp_pat
     assert "caption_templates: ('a photo of a {}', '{}: {0} {name}') before, () now" in capsys.readouterr().err
 
 
+def test_the_text_of_an_image_may_end_in_capitals(tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    trees.write(photos / "owl/1.JPG", trees.jpeg(0))
+    trees.write(photos / "owl/1.TXT", "an owl at night")
+    assert run("imagefolder", photos, "--caption-template", "a photo of a {}", out=out) == 0
+    assert captions(out) == {"owl/1.JPG": ("an owl at night",)}
+
+
+def test_a_text_of_a_tar_that_is_not_utf8_rejects_its_example(tmp_path):
+    """It was trained with the replacement character; other sources reject such a text."""
+    members = [("a.jpg", trees.jpeg(0)), ("a.txt", "ein Käfer".encode("latin-1"))]
+    members += [("b.jpg", trees.jpeg(1)), ("b.txt", "\ufeffein Käfer".encode())]
+    trees.write_tar(tmp_path / "0.tar", members)
+    assert run("webdataset", tmp_path / "0.tar", out=tmp_path / "out") == 0
+    assert captions(tmp_path / "out") == {"0.tar/b": ("ein Käfer",)}
+    assert "bad text: 'utf-8' codec" in (tmp_path / "out/train-rejected.jsonl").read_text()
+
+
 def test_a_prepared_set_among_the_images_of_a_class_is_refused(tmp_path, capsys):
     """`prepare` takes a folder with a prepared set for an output, and would leave its images out."""
     photos = tmp_path / "photos"

@@ -284,6 +284,16 @@ def test_a_captioned_set_has_no_classes_and_at_most_five_captions(tmp_path):
     assert everything.source[0]["captions"] == tuple(texts) and everything.fingerprint != opened.fingerprint
 
 
+def test_a_set_of_one_s_own_with_classes_and_captions_is_read_either_way(tmp_path):
+    """`prepare imagefolder` keeps both the class folders and the texts beside the images."""
+    image = make_image(COLOURS["cat"])
+    write_records(tmp_path, [{"image": image, "captions": ["a cat"], "label": 0}], "test")
+    (tmp_path / "dataset.json").write_text(json.dumps({"splits": {"test": {"classes": ["cat"]}}}))
+    assert open_set(f"folder:{tmp_path}", tmp_path).classes == ("cat",)
+    captioned = open_set(f"folder:{tmp_path}", tmp_path, captioned=True)
+    assert captioned.classes == () and captioned.source[0]["captions"] == ("a cat",)
+
+
 def test_an_image_without_caption_is_a_bad_record(tmp_path):
     wds(tmp_path / "wds_flickr30k", [[("s0.jpg", make_image(COLOURS["cat"])), ("s0.txt", b"")]], None)
     with pytest.raises(BadRecord, match=r"0\.tar:s0: no caption"):

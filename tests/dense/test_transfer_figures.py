@@ -146,6 +146,19 @@ def test_drawings_never_replace_the_images(photos, tmp_path, monkeypatch, capsys
     assert {file: file.read_bytes() for file in photos.rglob("*.png")} == before
 
 
+def test_drawings_replace_only_earlier_drawings(photos, tmp_path, monkeypatch, capsys):
+    """A folder of label maps of the same names lost them."""
+    monkeypatch.setattr(predictions, "model", lambda *_: segmenter())
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/a.png").write_bytes(b"mine")
+    flags = [f"--predict={photos / 'a.png'}", "--checkpoint=runs/any"]
+    assert command.predict([*flags, f"--out={tmp_path / 'labels'}"]) == 2
+    assert "the drawings would replace a.png, and without predictions.json" in capsys.readouterr().err
+    assert [file.read_bytes() for file in (tmp_path / "labels").iterdir()] == [b"mine"]
+    assert command.predict([*flags, f"--out={tmp_path / 'out'}"]) == 0
+    assert command.predict([*flags, f"--out={tmp_path / 'out'}"]) == 0
+
+
 @pytest.mark.parametrize("value", ["50", "-.1", "nan", "much"])
 def test_a_score_that_is_none_is_refused(capsys, value):
     flags = ["--predict=photos", "--checkpoint=runs/any", "--out=runs/drawn", f"--score={value}"]

@@ -766,11 +766,22 @@ def test_what_ends_the_writing_leaves_nothing(
     assert run(workdir, to, out) == code
     assert capsys.readouterr().err.endswith(message) and not list(tmp_path.iterdir())
     out.mkdir() if name == "hf" else out.write_bytes(b"old")
-    before = out / "model.safetensors" if name == "hf" else out
-    before.write_bytes(b"old")
+    before = [out / "model.safetensors", out / "preprocessor_config.json"] if name == "hf" else [out]
+    for file in before:
+        file.write_bytes(b"old")
     assert run(workdir, to, out) == code
     assert capsys.readouterr().err.endswith(message)
-    assert before.read_bytes() == b"old" and not list(tmp_path.rglob("*.partial"))
+    assert all(file.read_bytes() == b"old" for file in before) and not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.check
+def test_files_that_are_not_of_an_export_are_not_replaced(openai, tmp_path, capsys):
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "README.md").write_text("my notes")
+    assert run(openai, "huggingface", out) == 2
+    assert f"--out={out} has README.md, not of an earlier export" in capsys.readouterr().err
+    assert [path.read_text() for path in out.iterdir()] == ["my notes"]
 
 
 @functools.cache

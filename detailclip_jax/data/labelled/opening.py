@@ -1,5 +1,6 @@
 """Opens a test set by name in the data folder, and reports which known sets are ready."""
 
+import contextlib
 import pathlib
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,10 +12,11 @@ from detailclip_jax.data.caption_selection import not_blank
 from detailclip_jax.data.labelled import folders, karpathy, labelled_tars, long_captions, prepared_records, tfds_sets
 from detailclip_jax.data.labelled.contents import Contents, LabelledSet, fingerprint
 from detailclip_jax.data.labelled.known_sets import KNOWN, Known, ways_to_get
-from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source, beside, splits_of
+from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source, beside, evenly, splits_of
 from detailclip_jax.runtime.errors import near_path
 
 NUM_CAPTIONS = 5  # per image, if a set has more
+NUM_LOOKED = 10  # examples, evenly spaced, of which one must have captions
 PATH = "folder:"
 
 
@@ -41,7 +43,7 @@ def open_set(
         birds = open_set("folder:/home/me/birds", "/data")  # /home/me/birds/test/CLASS/*.jpg
 
     num_captions: captions used per image, of those that are not blank (the protocol uses the first five); None for all.
-    captioned: the caller needs captions, which the message about a set of your own that is missing then names.
+    captioned: the caller needs captions, not labels: a set of your own with both has no classes then.
 
     If a known set does not have its published size, a warning is logged.
     Raises MissingData with the searched places and ways to get the set, or with the problem of the data.
@@ -54,6 +56,8 @@ def open_set(
         read = (contents for contents in readings(folder, split, known) if contents)
         fitting = (contents for contents in read if known is None or known.captioned == is_captioned(contents))
         if contents := next(fitting, None):
+            if captioned and known is None and has_captions(contents.source):
+                contents = contents._replace(classes=())
             size = len(contents.source)
             expected = None
             if known and split == "test":
@@ -131,6 +135,15 @@ def readings(folder: pathlib.Path, split: str, known: Known | None) -> Iterator[
 def is_captioned(contents: Contents) -> bool:
     """Returns whether the images have captions instead of labels."""
     return not contents.classes
+
+
+def has_captions(source: Source) -> bool:
+    """Returns whether one of some examples that are read has a caption."""
+    for part in evenly(len(source), NUM_LOOKED):
+        with contextlib.suppress(BadRecord):
+            if not_blank(source[part[0]]["captions"]):
+                return True
+    return False
 
 
 def warn_of_size(name: str, size: int, expected: int | None, what: str = "test images") -> None:
