@@ -665,8 +665,8 @@ def test_a_text_of_a_tar_that_is_not_utf8_rejects_its_example(tmp_path):
     members += [("b.jpg", trees.jpeg(1)), ("b.txt", "\ufeffein Käfer".encode())]
     trees.write_tar(tmp_path / "0.tar", members)
     assert run("webdataset", tmp_path / "0.tar", out=tmp_path / "out") == 0
-    assert captions(tmp_path / "out") == {"0.tar/b": ("ein Käfer",)}
-    assert "bad text: 'utf-8' codec" in (tmp_path / "out/train-rejected.jsonl").read_text()
+    assert captions(tmp_path / "out") == {"0/b": ("ein Käfer",)}
+    assert '"bad text", "' + "'utf-8' codec" in (tmp_path / "out/train-rejected.jsonl").read_text()
 
 
 def test_a_prepared_set_among_the_images_of_a_class_is_refused(tmp_path, capsys):
