@@ -161,7 +161,8 @@ def write(run: Detector | Segmenter, files: Files, out: Path, score: float, cons
                 f"--out={out}: the drawings would replace {target}, and without {FILE} there it is none of them; name "
                 "another folder"
             )
-    replace_text(out / FILE, "{}\n")  # marks the folder: the same command may be repeated after a stop
+    if not (out / FILE).exists():
+        replace_text(out / FILE, "{}\n")  # marks the folder, so that the command may be repeated after a stop
     names, described, unreadable = iter(files.names), [], 0
     scores: list[float] | None = [] if isinstance(run, Detector) else None
     for chunk in iter(lambda: list(itertools.islice(names, CHUNK)), []):
