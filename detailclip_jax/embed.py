@@ -112,7 +112,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         way_out = "give that --checkpoint (and --step, --weights), or embed the images with this one"
         embeddings.check_checkpoint(arguments.source, source.origin, embeddings.origin_of(model), way_out)
         embeddings.check_has_images(arguments.source, source)
-    with alone(lock_of(request.out)) if request.out else contextlib.nullcontext():  # two calls would lose rows
+    out = request.out
+    with alone(lock_of(out), what=out) if out else contextlib.nullcontext():  # two calls at once would lose rows
         table, code = (source, 0) if source else embed_folder.update(model, request, console)
     if arguments.query and code == 0:
         wanted = model.encode_text([arguments.query])[0]

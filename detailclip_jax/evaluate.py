@@ -74,6 +74,7 @@ if TYPE_CHECKING:
 DETAIL = "detail"  # the group of tasks that has a page
 OUT = "evaluation"  # subfolder of the workdir; the step is appended
 PROTOCOLS = "slip", "clip_benchmark"  # those of evaluation.protocols, whose import takes seconds
+LOCK = ".evaluate.lock"  # in the folder of the results while they are written
 KEPT = "what was measured is kept, and the same command continues from there"
 
 
@@ -131,8 +132,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         tables,
     )
     from detailclip_jax.interop import published
+    from detailclip_jax.runtime.locks import alone
     from detailclip_jax.runtime.progress import Console
-    from detailclip_jax.training.failures import workdir_alone
     from detailclip_jax.training.workdirs import pick_step
 
     limits = arguments.num_examples, arguments.num_train_examples
@@ -146,7 +147,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     console = Console(enabled=jax.process_index() == 0)
     console.say("\n".join(introduction(subject, tasks, arguments, out)))
     processes.agreed(lambda: files.check_writable(out) if jax.process_index() == 0 else None)
-    with processes.leaving_at_once(), processes.together(), workdir_alone(out), noting_what_is_kept(out):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(processes.leaving_at_once())
+        processes.agreed(lambda: stack.enter_context(alone(out / LOCK)) if jax.process_index() == 0 else None)
+        stack.enter_context(processes.together())
+        stack.enter_context(noting_what_is_kept(out))
         outcome = run_tasks(
             subject,
             tasks,
@@ -174,7 +179,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def noting_what_is_kept(out: Path) -> Iterator[None]:
     """Context that adds to an error, and to what a signal prints: results in `out` are kept, if there are any."""
     from detailclip_jax.runtime import signals
-    from detailclip_jax.training.failures import LOCK
 
     def kept() -> str:
         with contextlib.suppress(OSError):

@@ -73,10 +73,11 @@ def run(arguments: argparse.Namespace) -> int:
     there = weight_files.model_in(path) if fmt.weights and path.exists() else None
     if there and there.name != fmt.weights:
         raise ValueError(f"--out={path} has the weights {there.name} of another format or library; name another --out")
-    if fmt.weights and not there:
-        others = [name for name in ("README.md", *weight_files.BESIDE) if (path / name).exists()]
-        if others:
-            raise ValueError(f"--out={path} has {', '.join(others)}, not of an earlier export; name another --out")
+    if not there and (others := formats.not_of_export(fmt, export, path)):
+        raise ValueError(
+            f"--out={path} has {', '.join(others)}, which would be replaced, and no {fmt.weights} of an earlier export; "
+            "move them, or name another --out"
+        )
     if arguments.to != "safetensors" and export.config.preprocess.resize == "native":
         raise ValueError(
             "this model sees images in their own aspect (preprocess.resize 'native'), which only --to=safetensors keeps"

@@ -551,7 +551,7 @@ LOCKED = (  # the fields of configs/beyond/lit.py, and the demo's text encoder
     "--config.model.custom.text_width=64 --config.model.custom.text_depth=2 --config.model.custom.text_heads=4"
 )
 TUNED = {  # row -> run
-    "CLIP from noise": ["noise/clip/seed-0"],
+    "CLIP from scratch": ["noise/clip/seed-0"],
     "texts for a locked encoder": ["lit"],
     "a CLIP of 1,605 steps, continued": ["continued/clip/seed-0"],
     "the same, continued with `token_set`": ["continued/superclip/seed-0"],
@@ -571,7 +571,7 @@ TUNED = {  # row -> run
     after=("equal_flop",),
 )
 def tuned(folder: Path) -> list[str]:
-    """Locked and continued encoders on stickers, beside a training from noise."""
+    """Locked and continued encoders on stickers, beside a training from scratch."""
     columns = METRICS | {"words, plain: mIoU": "words/plain"}
     return tables.of_scores("300 steps of", columns, scored(folder, TUNED))
 
@@ -870,12 +870,12 @@ def continue_memory(found: Found) -> list[str]:
 
 
 ONE_GPU = {  # recipe of the page -> config and flags; a B/16 if nothing else is said
-    "CLIP B/16 from noise": "configs/baselines/clip.py",
+    "CLIP B/16 from scratch": "configs/baselines/clip.py",
     "texts for a locked B/16": "configs/beyond/lit.py:method=clip",
     "CLIP B/16 continued with `token_set`": "configs/vitb16_continue.py:method=superclip",
     "CLIP B/16 continued by adapters (LoRA, rank 8)": "configs/vitb16_continue.py:method=clip --set "
     "optimizer.lora=image:8,text:8",
-    "CLIP S/16 from noise": "configs/baselines/clip.py --size=S/16",
+    "CLIP S/16 from scratch": "configs/baselines/clip.py --size=S/16",
     "CLIP S/16 with a frozen DINOv2 L/14": "configs/beyond/distill.py --set distill.teacher={out}/teacher",
 }
 OF_ONE_GPU = "--batch=256 --text-length=32 --dtype=bfloat16 --compile-only"

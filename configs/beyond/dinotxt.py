@@ -8,7 +8,7 @@
 
 `init` is any run or import whose image encoder has a class token (CLIP, DINO, DINOv2, DINOv3, iBOT, timm, TIPS). Its
 texts, if it has some, are trained further; its projections are not used. The encoder's sizes and the preprocessing of
-evaluation are those of `init`, the sizes of a text encoder from noise those below. The encoder costs a forward pass,
+evaluation are those of `init`, the sizes of a text encoder from scratch those below. The encoder costs a forward pass,
 and has neither gradient nor moments.
 
 The published models are a DINOv2 L/14 with four registers and a DINOv3 L/16. The batch below is that of the published

@@ -13,7 +13,7 @@ a forward pass, and has neither gradient nor moments.  Its sizes and the preproc
 The published B/16 (60,000 steps on CC12M and YFCC100M) reaches 73.9 ImageNet-1K zero-shot and 51.5 / 31.8 COCO recall
 at 1 (image to text, text to image); 5,000 steps on COCO alone 20.7 and 47.2 / 32.1 [code].
 
-Differences from the published code, all [choice]: CLIP's text encoder and tokenizer, from noise, instead of a trained
+Differences from the published code, all [choice]: CLIP's text encoder and tokenizer, from scratch, instead of a trained
 BERT with 16 tokens; AdamW instead of Adafactor; no RandAugment; scale and bias start as in the method (code: 10 and
 -2.71).
 

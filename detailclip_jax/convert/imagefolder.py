@@ -84,7 +84,7 @@ def _images(walk: Walk, folder: str) -> list[str]:
 
 
 def _text_beside(image: pathlib.Path) -> pathlib.Path:
-    """Returns the path of the text file next to an image: .TXT if there is such a file alone, else .txt."""
+    """Returns the path of the text file next to an image, ending in .txt; in .TXT if only that file exists."""
     upper = image.with_suffix(".TXT")
     lower = image.with_suffix(".txt")
     return upper if os.path.lexists(upper) and not os.path.lexists(lower) else lower

@@ -30,7 +30,7 @@ from detailclip_jax.figures.segmentations import label_figure, palette
 from detailclip_jax.figures.style import panel_width
 from detailclip_jax.inference import model as inference
 from detailclip_jax.interop import published
-from detailclip_jax.runtime.files import read_bytes, replace_text, written_atomically
+from detailclip_jax.runtime.files import read_bytes, read_json, replace_text, written_atomically
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.terminal import counted
 from detailclip_jax.training.checkpoint import is_of_dense_task
@@ -153,16 +153,15 @@ def write(run: Detector | Segmenter, files: Files, out: Path, score: float, cons
     """
     targets = targets_of(files.names)
     images = {os.path.realpath(os.path.join(files.root, name)): name for name in files.names}
-    for target in itertools.chain.from_iterable(targets.values()):
+    kinds = 1 if isinstance(run, Detector) else 2  # a drawing, and a label map
+    repeated = _is_list(out / FILE)
+    for target in (FILE, *itertools.chain.from_iterable(pair[:kinds] for pair in targets.values())):
         if (name := images.get(os.path.realpath(out / target))) is not None:
             raise ValueError(f"--out={out}: the drawings would replace the image {name}; name another folder")
-        if (out / target).exists() and not (out / FILE).exists():
-            raise ValueError(
-                f"--out={out}: the drawings would replace {target}, and without {FILE} there it is none of them; name "
-                "another folder"
-            )
-    if not (out / FILE).exists():
-        replace_text(out / FILE, "{}\n")  # marks the folder, so that the command may be repeated after a stop
+        if (out / target).exists() and not repeated:
+            raise ValueError(f"--out={out}: {target} there is not of an earlier prediction; name another folder")
+    if not repeated:  # marks the folder, so that the command may be repeated after a stop
+        _write_list(out / FILE, run.classes, [])
     names, described, unreadable = iter(files.names), [], 0
     scores: list[float] | None = [] if isinstance(run, Detector) else None
     for chunk in iter(lambda: list(itertools.islice(names, CHUNK)), []):
@@ -177,8 +176,21 @@ def write(run: Detector | Segmenter, files: Files, out: Path, score: float, cons
             else:
                 drawings = {"labels": label_map, **_segmented(pixels, one, run.classes, out / drawing, out / label_map)}
             described.append({"file_name": name, "drawing": drawing, **drawings})
-    replace_text(out / FILE, json.dumps({"classes": list(run.classes), "images": described}, indent=1) + "\n")
+    _write_list(out / FILE, run.classes, described)
     return Written(len(described), unreadable, scores)
+
+
+def _write_list(file: Path, classes: Sequence[str], images: Sequence[Mapping[str, Any]]) -> None:
+    replace_text(file, json.dumps({"classes": list(classes), "images": images}, indent=1) + "\n")
+
+
+def _is_list(file: Path) -> bool:
+    """Whether a file is a predictions.json of `write`, and not of another program."""
+    try:
+        content = read_json(file)
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.keys() == {"classes", "images"}
 
 
 def reached(scores: Sequence[float], least: float) -> str:

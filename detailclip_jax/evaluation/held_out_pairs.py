@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from detailclip_jax.config.data_path import components
 from detailclip_jax.data import held_out, mixture
 from detailclip_jax.data.caption_selection import not_blank
 from detailclip_jax.data.held_out import HeldOut
-from detailclip_jax.data.label_names import check_label_names, label_names
-from detailclip_jax.data.labelled import LabelledSet
+from detailclip_jax.data.label_names import check_label_names
+from detailclip_jax.data.labelled import LabelledSet, prepared_records
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.preprocessing import on_squares, transform_of
 from detailclip_jax.data.sources import BadRecord, MissingData, Picked, Source, evenly, label_of
@@ -84,7 +85,9 @@ def classification(setting: Setting, name: str = "held_out_classes") -> SetEvalu
 def class_names(config: ConfigDict) -> tuple[str, ...]:
     """The names of the classes, of a single prepared set; the number of each class that has none there."""
     sets, count = components(config.data), config.model.num_classes
-    known = label_names(sets[0], config.data.split) if len(sets) == 1 else ()
+    known = ()
+    if [each.kind for each in sets] == ["records"] and Path(sets[0].path).is_dir():
+        known = prepared_records.classes_of(Path(sets[0].path), config.data.split)
     return (*known, *map(str, range(len(known), count)))[:count]
 
 

@@ -27,6 +27,7 @@ from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.types import Params
 
 OF_OPEN_CLIP, OF_HUGGINGFACE = "open_clip_model.safetensors", "model.safetensors"
+README = "README.md"
 
 
 class Format(NamedTuple):
@@ -41,6 +42,7 @@ class Format(NamedTuple):
     notes: Callable[[ConfigDict, Path], list[str]] = lambda config, path: []
     is_directory: bool = False
     weights: str = ""  # the file in that directory that other libraries, and `import_torch`, read
+    beside: tuple[str, ...] = ()  # the other files there that it may write
     holds_teacher: bool = False
 
 
@@ -112,13 +114,24 @@ def write_huggingface(export: Export, path: Path) -> Mapping[str, Any]:
     elif hub_tokenizer.fits(export.config):
         written = hub_tokenizer.FILES
         hub_tokenizer.write(path, export.config)
-    if Path(export.config.data.tokenizer).resolve().parent != path.resolve():  # else it is the one of the training
+    if not _has_tokenizer(export, path):
         for name in set(hub_tokenizer.FILES).difference(written):
             (path / name).unlink(missing_ok=True)  # of an earlier export
     _write_json(path / hub_configs.HUGGINGFACE, content)
     _write_json(path / hub_configs.PREPROCESSOR, hub_configs.preprocessor_config(export.config))
-    replace_text(path / "README.md", export_notes.readme(export.config, export.origins))
+    replace_text(path / README, export_notes.readme(export.config, export.origins))
     return tensors
+
+
+def _has_tokenizer(export: Export, folder: Path) -> bool:
+    """Whether the tokenizer of the training is in this folder."""
+    return Path(export.config.data.tokenizer).resolve().parent == folder.resolve()
+
+
+def not_of_export(fmt: Format, export: Export, folder: Path) -> list[str]:
+    """Returns the files in a folder without weights that an export would replace; not the training's own tokenizer."""
+    own = hub_tokenizer.FILES if _has_tokenizer(export, folder) else ()
+    return [name for name in fmt.beside if (folder / name).exists() and name not in own]
 
 
 def write_weights(file: Path, tensors: Mapping[str, Any]) -> None:
@@ -163,9 +176,21 @@ FORMATS = {
     "timm": in_file(lambda config: "timm", export_notes.timm_notes, hub_configs.timm_card),
     "cosmos": in_file(layout_of_method("cosmos"), parts=clip_names.COSMOS_PARTS, holds_teacher=True),
     "flair": in_file(layout_of_method("flair")),
-    "open_clip": Format(write_open_clip, in_layout("open_clip"), export_notes.open_clip_notes, True, OF_OPEN_CLIP),
+    "open_clip": Format(
+        write_open_clip,
+        in_layout("open_clip"),
+        export_notes.open_clip_notes,
+        is_directory=True,
+        weights=OF_OPEN_CLIP,
+        beside=(hub_configs.OPEN_CLIP, *hub_vocabulary.FILES),
+    ),
     "huggingface": Format(
-        write_huggingface, in_layout("huggingface"), export_notes.huggingface_notes, True, OF_HUGGINGFACE
+        write_huggingface,
+        in_layout("huggingface"),
+        export_notes.huggingface_notes,
+        is_directory=True,
+        weights=OF_HUGGINGFACE,
+        beside=(hub_configs.HUGGINGFACE, hub_configs.PREPROCESSOR, README, *hub_tokenizer.FILES),
     ),
     "safetensors": Format(write_safetensors, None),
     "stablehlo": Format(

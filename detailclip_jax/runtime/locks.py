@@ -24,8 +24,10 @@ class Busy(RunError):
 
 
 @contextlib.contextmanager
-def alone(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
+def alone(path: pathlib.Path, wait: bool = False, what: str | os.PathLike = "") -> Iterator[None]:
     """Holds the lock file `path` during the context.  If another process holds it: waits, or raises Busy.
+
+    what: what is written, for the message; by default the folder of `path`.
 
     The lock is BSD's flock.  The system releases it whenever the process ends, so no cleaning up is needed.  On a
     network disk with locks it applies to all machines; on a disk without locks only a warning is logged.  Folders that
@@ -33,7 +35,7 @@ def alone(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
     """
     missing = [folder for folder in path.parents if not folder.exists()]  # the innermost first
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = _lock(path, wait)
+    file = _lock(path, wait, what or path.parent)
 
     def release() -> None:
         if file:
@@ -50,7 +52,7 @@ def alone(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
         release()
 
 
-def _lock(path: pathlib.Path, wait: bool) -> IO[str] | None:
+def _lock(path: pathlib.Path, wait: bool, what: str | os.PathLike) -> IO[str] | None:
     """The open, locked file with this process's id and host in it; None if the disk has no locks."""
     while True:
         file = open(path, "a+", opener=_opener)  # noqa: SIM115  the holder of the lock closes it
@@ -62,7 +64,7 @@ def _lock(path: pathlib.Path, wait: bool) -> IO[str] | None:
             file.close()
             if isinstance(error, BlockingIOError):
                 raise Busy(
-                    f"{holder or 'another process'} is writing to {path.parent}; wait until it ends, or stop it"
+                    f"{holder or 'another process'} is writing to {what}; wait until it ends, or stop it"
                 ) from error
             if error.errno not in WITHOUT_LOCKS:
                 raise

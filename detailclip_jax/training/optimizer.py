@@ -167,7 +167,7 @@ def later(schedule: Schedule, start: Step) -> Schedule:
 
 
 def late(params: Params, networks: Mapping[str, Network]) -> PyTree:
-    """Returns which parameters belong to a last layer, see `build`."""
+    """Returns which parameters belong to a last layer, see `adamw`."""
     patterns = {pattern for pattern, rule in parameter_rules(networks).items() if rule.late}
     return _by_path(params, lambda path, _: any(re.fullmatch(pattern, path) for pattern in patterns))
 

@@ -354,7 +354,7 @@ def test_a_file_that_another_call_writes_is_left_to_it(photos, capsys):
     """Each of two calls read FILE at its start and wrote its own rows over the other's."""
     with alone(embed.lock_of(Path("out.npz"))):
         assert run("--images=photos", "--out=out.npz") == errors.RUN_ERROR
-    assert "is writing to" in capsys.readouterr().err and not Path("out.npz").exists()
+    assert "is writing to out.npz; wait" in capsys.readouterr().err and not Path("out.npz").exists()
     assert run("--images=photos", "--out=out.npz") == 0
     assert not embed.lock_of(Path("out.npz")).exists()
 

@@ -18,7 +18,7 @@ from detailclip_jax.evaluation import paper_numbers, protocols, results, tasks
 from detailclip_jax.evaluation.embedder import Embedder
 from detailclip_jax.evaluation.protocols import slip
 from detailclip_jax.runtime import errors
-from detailclip_jax.training import failures
+from detailclip_jax.runtime.locks import alone
 
 FIELDS = ("task", "dataset", "weights", "metric", "value", "n", "chance", "low", "high")
 
@@ -48,7 +48,7 @@ def records(out):
 
 def test_a_folder_that_another_evaluation_writes_is_left_to_it(workdir, tmp_path, capsys):
     """Each of two evaluations wrote its own results over the other's."""
-    with failures.workdir_alone(tmp_path / "out"):
+    with alone(tmp_path / "out" / command.LOCK):
         assert run(workdir, tmp_path / "out", "--tasks=zero_shot:stickers", "--num-examples=16") == errors.RUN_ERROR
     error = capsys.readouterr().err
     assert f"is writing to {tmp_path / 'out'}" in error and command.KEPT not in error

@@ -655,8 +655,11 @@ def test_the_text_of_an_image_may_end_in_capitals(tmp_path):
     photos, out = tmp_path / "photos", tmp_path / "out"
     trees.write(photos / "owl/1.JPG", trees.jpeg(0))
     trees.write(photos / "owl/1.TXT", "an owl at night")
+    trees.write(photos / "owl/2.jpg", trees.jpeg(1))
+    trees.write(photos / "owl/2.TXT", "of the camera")
+    trees.write(photos / "owl/2.txt", "an owl by day")
     assert run("imagefolder", photos, "--caption-template", "a photo of a {}", out=out) == 0
-    assert captions(out) == {"owl/1.JPG": ("an owl at night",)}
+    assert captions(out) == {"owl/1.JPG": ("an owl at night",), "owl/2.jpg": ("an owl by day",)}
 
 
 def test_a_text_of_a_tar_that_is_not_utf8_rejects_its_example(tmp_path):

@@ -242,7 +242,11 @@ def test_a_label_means_one_class_in_all_sets_and_splits(tmp_path, sets, message)
         described.setdefault(name, {})[split] = {"classes": classes.split()}
     for name, splits in described.items():
         (tmp_path / name / "dataset.json").write_text(json.dumps({"splits": splits}))
-    config = config_of(",".join(str(tmp_path / name) for name in described), **{"model.num_classes": 3})
+    (tmp_path / "a/classnames.txt").write_text("readable\nnames\n")  # not compared: they may be other words
+    (tmp_path / "a/.prepare-test").mkdir()
+    (tmp_path / "a/.prepare-test/plan.json").write_text("{}")  # another split that is not finished stops no run
+    fields = {"model.num_classes": 3, "data.held_out": 0}
+    config = config_of(",".join(str(tmp_path / name) for name in described), **fields)
     if message is None:
         pipeline.open_source(config)
     else:

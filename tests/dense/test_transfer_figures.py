@@ -153,8 +153,10 @@ def test_drawings_replace_only_earlier_drawings(photos, tmp_path, monkeypatch, c
     (tmp_path / "labels/a.png").write_bytes(b"mine")
     flags = [f"--predict={photos / 'a.png'}", "--checkpoint=runs/any"]
     assert command.predict([*flags, f"--out={tmp_path / 'labels'}"]) == 2
-    assert "the drawings would replace a.png, and without predictions.json" in capsys.readouterr().err
+    assert "a.png there is not of an earlier prediction" in capsys.readouterr().err
     assert [file.read_bytes() for file in (tmp_path / "labels").iterdir()] == [b"mine"]
+    (tmp_path / "labels/a.png").rename(tmp_path / "labels/predictions.json")  # as of another program
+    assert command.predict([*flags, f"--out={tmp_path / 'labels'}"]) == 2
     assert command.predict([*flags, f"--out={tmp_path / 'out'}"]) == 0
     assert command.predict([*flags, f"--out={tmp_path / 'out'}"]) == 0
 

@@ -774,13 +774,16 @@ def test_what_ends_the_writing_leaves_nothing(
     assert all(file.read_bytes() == b"old" for file in before) and not list(tmp_path.rglob("*.partial"))
 
 
-@pytest.mark.check
-def test_files_that_are_not_of_an_export_are_not_replaced(openai, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("to", "name"),
+    [("huggingface", "README.md"), ("huggingface", "merges.txt"), ("open_clip", "open_clip_config.json")],
+)
+def test_files_that_are_not_of_an_export_are_not_replaced(openai, tmp_path, capsys, to, name):
     out = tmp_path / "mine"
     out.mkdir()
-    (out / "README.md").write_text("my notes")
-    assert run(openai, "huggingface", out) == 2
-    assert f"--out={out} has README.md, not of an earlier export" in capsys.readouterr().err
+    (out / name).write_text("my notes")
+    assert run(openai, to, out) == 2
+    assert f"--out={out} has {name}, which would be replaced, and no " in capsys.readouterr().err
     assert [path.read_text() for path in out.iterdir()] == ["my notes"]
 
 

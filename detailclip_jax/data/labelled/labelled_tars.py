@@ -105,7 +105,10 @@ class Tars:
         image, target = self.member(sample, IMAGES), self.member(sample, (self.target,))
         if self.target == "cls":
             return {**example, "image": image, "label": parse_label(target, example["key"])}
-        return {**example, "image": image, "captions": tuple(target.decode(errors="replace").splitlines())}
+        try:
+            return {**example, "image": image, "captions": tuple(target.decode("utf-8-sig").splitlines())}
+        except UnicodeDecodeError as error:
+            raise BadRecord(f"{example['key']}: the text is not UTF-8: {error}") from error
 
     def member(self, sample: Sample, extensions: Sequence[str]) -> bytes:
         """Returns the bytes of the first of the extensions that the example has."""

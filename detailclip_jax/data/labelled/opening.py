@@ -16,7 +16,7 @@ from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source,
 from detailclip_jax.runtime.errors import near_path
 
 NUM_CAPTIONS = 5  # per image, if a set has more
-NUM_LOOKED = 10  # examples, evenly spaced, of which one must have captions
+NUM_LOOKED = 100  # examples, evenly spaced, of which one must have captions
 PATH = "folder:"
 
 

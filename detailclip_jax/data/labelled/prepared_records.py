@@ -18,7 +18,8 @@ def read(folder: pathlib.Path, split: str) -> Contents | None:
     for name in split_names(split):
         check_finished(folder, name)
         if shards := shards_of(folder, name):
-            source, (classes, checksums) = Records(folder, name), described(folder, name)
+            source, (_, checksums) = Records(folder, name), described(folder, name)
+            classes = classes_of(folder, name)
             names = [path.name for path in shards]
             listed = checksums.keys() >= set(names)
             files = [f"{each} {checksums[each]}" for each in names] if listed else file_identity(folder, names)
@@ -26,11 +27,18 @@ def read(folder: pathlib.Path, split: str) -> Contents | None:
     return None
 
 
-def described(folder: pathlib.Path, split: str) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Returns the split's classes, empty for captioned sets, and the checksums of its shards by name.
+def classes_of(folder: pathlib.Path, split: str) -> tuple[str, ...]:
+    """Returns the split's classes: those of dataset.json, else the lines of classnames.txt; empty for captioned sets.
 
-    Both are those of dataset.json; without classes there, they are the lines of classnames.txt.  Raises MissingData if
-    dataset.json is damaged.
+    Raises MissingData as `described` does.
+    """
+    return described(folder, split)[0] or lines_of(folder / "classnames.txt")
+
+
+def described(folder: pathlib.Path, split: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Returns the split's classes, and the checksums of its shards by name, as dataset.json states them.
+
+    Both are empty without that file.  Raises MissingData if it is damaged.
     """
     file = folder / "dataset.json"
     try:
@@ -42,4 +50,4 @@ def described(folder: pathlib.Path, split: str) -> tuple[tuple[str, ...], dict[s
             raise ValueError(f"the classes are {classes!r:.80}")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise MissingData(f"{file} is damaged ({error}); prepare the set again") from error
-    return tuple(classes or lines_of(folder / "classnames.txt")), checksums
+    return tuple(classes or ()), checksums
