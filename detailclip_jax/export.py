@@ -75,8 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--out={path} has the weights {there.name} of another format or library; name another --out")
     if not there and (others := formats.not_of_export(fmt, export, path)):
         raise ValueError(
-            f"--out={path} has {', '.join(others)}, which would be replaced, and no {fmt.weights} of an earlier export; "
-            "move them, or name another --out"
+            f"--out={path} has {', '.join(others)}, which would be replaced, but no {fmt.weights} of an earlier "
+            "export; move what is there, or name another --out"
         )
     if arguments.to != "safetensors" and export.config.preprocess.resize == "native":
         raise ValueError(

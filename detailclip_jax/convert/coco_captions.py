@@ -16,9 +16,9 @@ from typing import Any
 
 from detailclip_jax.convert.columns import text_of
 from detailclip_jax.convert.examples import Rejected
+from detailclip_jax.convert.files import open_text
 from detailclip_jax.convert.image_root import Place
 from detailclip_jax.convert.job import Request
-from detailclip_jax.convert.limited_files import open_text
 from detailclip_jax.convert.regions import CROWD, Region
 from detailclip_jax.convert.rows import Row, contained
 from detailclip_jax.data.labelled.karpathy import SPLITS

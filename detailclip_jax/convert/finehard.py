@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from detailclip_jax.convert import regions
 from detailclip_jax.convert.columns import text_of
 from detailclip_jax.convert.examples import Rejected
+from detailclip_jax.convert.files import open_text
 from detailclip_jax.convert.job import Request
-from detailclip_jax.convert.limited_files import open_text
 from detailclip_jax.convert.rows import Row, contained
 
 CAPTIONS = ("caption", "short_caption")

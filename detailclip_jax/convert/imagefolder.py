@@ -5,8 +5,8 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from detailclip_jax.convert import rows
+from detailclip_jax.convert.files import is_output
 from detailclip_jax.convert.job import Options, Plan, Request
-from detailclip_jax.convert.limited_files import is_output
 from detailclip_jax.convert.rows import Row
 from detailclip_jax.data.image_operations import NOT_READ, SUFFIXES
 from detailclip_jax.data.labelled import folders

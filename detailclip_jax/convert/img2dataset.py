@@ -13,8 +13,8 @@ from typing import Any
 from detailclip_jax.convert import parquet, regions, webdataset
 from detailclip_jax.convert.columns import WrongColumns, key_text, match_of, texts_in
 from detailclip_jax.convert.examples import Named, Raw, Reject, Rejected, several
+from detailclip_jax.convert.files import is_file
 from detailclip_jax.convert.job import Options, Plan, Request, Shard, limited, of_files
-from detailclip_jax.convert.limited_files import is_file
 
 SUCCESS = "success"
 IMAGE = "jpg"  # image column of img2dataset's parquet output

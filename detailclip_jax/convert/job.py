@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from detailclip_jax.convert import remote_files
-from detailclip_jax.convert.limited_files import absolute, common_folder, write_json
+from detailclip_jax.convert.files import absolute, common_folder, write_json
 from detailclip_jax.convert.remote_files import is_remote
 from detailclip_jax.data.sources import PLAN, WORK
 

@@ -31,8 +31,8 @@ from detailclip_jax.convert.examples import (
     several,
     valid_text,
 )
+from detailclip_jax.convert.files import expand, partial_of
 from detailclip_jax.convert.job import Options, Request
-from detailclip_jax.convert.limited_files import expand, partial_of
 from detailclip_jax.convert.rows import MAX_REFUSED
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS
 from detailclip_jax.runtime.errors import RunError

@@ -36,9 +36,9 @@ from detailclip_jax.convert.examples import (
     several,
     valid_text,
 )
+from detailclip_jax.convert.files import atomic_file, partial_of, write_json
 from detailclip_jax.convert.image_checks import checked
 from detailclip_jax.convert.job import Job, Options, Request, Shard
-from detailclip_jax.convert.limited_files import atomic_file, partial_of, write_json
 from detailclip_jax.convert.readers import source_of
 from detailclip_jax.convert.remote_files import RemoteError, is_remote
 from detailclip_jax.convert.statistics import Entry

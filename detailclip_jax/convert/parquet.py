@@ -12,9 +12,9 @@ from typing import Any
 from detailclip_jax.convert import columns, regions
 from detailclip_jax.convert.columns import Columns
 from detailclip_jax.convert.examples import Raw, Reject, Rejected
+from detailclip_jax.convert.files import expand, open_plain
 from detailclip_jax.convert.image_root import ImageRoot
 from detailclip_jax.convert.job import Options, Plan, Request, Shard, limited, of_files
-from detailclip_jax.convert.limited_files import expand, open_plain
 from detailclip_jax.convert.remote_files import is_remote
 from detailclip_jax.runtime import extras
 from detailclip_jax.runtime.files import MAX_BYTES

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from detailclip_jax.convert import job as jobs
 from detailclip_jax.convert import joined_captions, remote_files
+from detailclip_jax.convert.files import absolute, is_file
 from detailclip_jax.convert.job import Job, Request, Shard
-from detailclip_jax.convert.limited_files import absolute, is_file
 from detailclip_jax.convert.prepared_set import identity, known_split
 from detailclip_jax.convert.readers import source_of
 from detailclip_jax.convert.remote_files import RemoteError, is_remote

@@ -13,9 +13,9 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from detailclip_jax.convert import joined_captions, statistics
 from detailclip_jax.convert.examples import SCHEMA
+from detailclip_jax.convert.files import REJECTED, atomic_file, write_json
 from detailclip_jax.convert.job import FORMAT, Job, Request
 from detailclip_jax.convert.known_sizes import KNOWN
-from detailclip_jax.convert.limited_files import REJECTED, atomic_file, write_json
 from detailclip_jax.data.sources import DATASET, WORK
 from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.locks import alone

@@ -25,8 +25,8 @@ from detailclip_jax.convert import (
     yfcc,
 )
 from detailclip_jax.convert.examples import Raw, Reject
+from detailclip_jax.convert.files import READ_ERRORS
 from detailclip_jax.convert.job import Options, Plan, Request, Shard
-from detailclip_jax.convert.limited_files import READ_ERRORS
 from detailclip_jax.runtime.errors import unknown
 
 # zipfile raises NotImplementedError for unsupported compression.

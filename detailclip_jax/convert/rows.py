@@ -14,9 +14,9 @@ import msgpack
 
 from detailclip_jax.convert import columns
 from detailclip_jax.convert.examples import Named, Raw, Reject, Rejected, converted, escaped, valid_text
+from detailclip_jax.convert.files import atomic_file, is_inside
 from detailclip_jax.convert.image_root import ImageRoot, Place
 from detailclip_jax.convert.job import PER_SHARD, Options, Plan, Request, Shard
-from detailclip_jax.convert.limited_files import atomic_file, is_inside
 from detailclip_jax.convert.regions import Region
 
 MAX_REFUSED = 50_000  # rows of a table that cannot be used, if they are more than the others

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 
 from detailclip_jax.convert import regions
 from detailclip_jax.convert.columns import sides
+from detailclip_jax.convert.files import FIGURES
 from detailclip_jax.convert.known_sizes import comparison
-from detailclip_jax.convert.limited_files import FIGURES
 from detailclip_jax.convert.prepared_set import load, reasons_in
 from detailclip_jax.convert.statistics import SIDE_STEP, quantile
 from detailclip_jax.data.decoding import BadImage, decoded_for_use

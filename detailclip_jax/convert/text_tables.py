@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from detailclip_jax.convert import columns, regions
 from detailclip_jax.convert.columns import Columns
 from detailclip_jax.convert.examples import Rejected
+from detailclip_jax.convert.files import MAX_LINE, common_folder, complete_lines, expand, lines, open_text
 from detailclip_jax.convert.job import Request
-from detailclip_jax.convert.limited_files import MAX_LINE, common_folder, complete_lines, expand, lines, open_text
 from detailclip_jax.convert.rows import Row
 
 MAX_FIELD = MAX_LINE  # characters

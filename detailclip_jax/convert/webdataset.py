@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from detailclip_jax.convert import columns, regions
 from detailclip_jax.convert.examples import Named, Raw, Reject, Rejected
+from detailclip_jax.convert.files import READ_ERRORS, expand, is_inside, open_bytes
 from detailclip_jax.convert.job import Options, Plan, Request, Shard, limited, of_files
-from detailclip_jax.convert.limited_files import READ_ERRORS, expand, is_inside, open_bytes
 from detailclip_jax.data import tar_archive
 from detailclip_jax.data.image_operations import SUFFIXES as IMAGE_SUFFIXES
 from detailclip_jax.runtime.files import MAX_BYTES

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from detailclip_jax.convert.files import complete_lines, expand, open_text
 from detailclip_jax.convert.image_root import Place
 from detailclip_jax.convert.job import Request
-from detailclip_jax.convert.limited_files import complete_lines, expand, open_text
 from detailclip_jax.convert.rows import Row, contained
 
 WITH_LINE, WITHOUT_LINE = 25, 23  # columns

@@ -300,11 +300,9 @@ def check_labels(data: LabelledSet, labels: Int[np.ndarray, "n"], index: Int[np.
     wrong = np.flatnonzero((labels < 0) | (labels >= len(data.classes)))
     if data.classes and len(wrong):
         first, label = index[wrong[0]], labels[wrong[0]]
-        why = (
-            "which means no class, as of an image beside class folders" if label < 0 else "the names are of another set"
-        )
+        why = "no class, as an image beside class folders has" if label < 0 else "the names are of another set"
         raise Unmeasurable(
-            f"{data.name} has {len(data.classes)} classes, but example {first} has the label {label}, {why}"
+            f"{data.name} has {len(data.classes)} classes, but example {first} has the label {label}: {why}"
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import prepare_trees as trees
 import pytest
 
-from detailclip_jax.convert import limited_files, parquet, text_tables, yfcc
+from detailclip_jax.convert import files, parquet, text_tables, yfcc
 from detailclip_jax.convert.job import Request
 from detailclip_jax.data.labelled import labelled_tars
 from detailclip_jax.data.sources import BadRecord, MissingData
@@ -65,7 +65,7 @@ def test_a_damaged_stream_is_a_message_whatever_the_library_raises(tmp_path):
         path = trees.write(tmp_path / "t.csv.bz2", damaged)
         with (
             pytest.raises(ValueError, match=r"t\.csv\.bz2 is truncated or damaged") as error,
-            limited_files.open_text(path) as file,
+            files.open_text(path) as file,
         ):
             file.read()
         messages.append(str(error.value))
@@ -82,7 +82,7 @@ def test_what_a_table_ordinarily_unpacks_to_is_read(tmp_path):
 
 
 def test_a_line_of_jsonl_that_is_too_long_is_one_reject(tmp_path, monkeypatch):
-    monkeypatch.setattr(limited_files, "MAX_LINE", 1000)
+    monkeypatch.setattr(files, "MAX_LINE", 1000)
     good = '{"image": "a.jpg", "caption": "b"}'
     path = trees.write(tmp_path / "t.jsonl", f'{good}\n{{"caption": "{"x" * 5000}"}}\r\n{good}')
     first, long, last = text_tables.jsonl_rows(Request("jsonl", (str(path),), str(tmp_path)))
@@ -92,10 +92,10 @@ def test_a_line_of_jsonl_that_is_too_long_is_one_reject(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("end", ["", "\n", "\n" + "a" * 2000])
 def test_a_line_of_exactly_the_limit_is_read(tmp_path, monkeypatch, end):
-    monkeypatch.setattr(limited_files, "MAX_LINE", 10)
+    monkeypatch.setattr(files, "MAX_LINE", 10)
     path = trees.write(tmp_path / "t.txt", "x" * 9 + "\n" + "y" * 10 + end)
-    with limited_files.open_text(path) as file:
-        found = list(limited_files.lines(file))
+    with files.open_text(path) as file:
+        found = list(files.lines(file))
     assert found[0] == "x" * 9 + "\n"
     assert found[1:] == {"": ["y" * 10], "\n": [None]}.get(end, [None, None])
 

@@ -14,9 +14,9 @@ from detailclip_jax import prepare
 from detailclip_jax.convert import (
     cleaning,
     examples,
+    files,
     image_checks,
     known_sizes,
-    limited_files,
     local_engine,
     output_shard,
     set_report,
@@ -393,7 +393,7 @@ def test_a_shard_that_is_interrupted_leaves_nothing(tars, tmp_path):
 
 
 def test_files_that_are_written_at_once_have_names_of_their_own(tmp_path):
-    assert limited_files.partial_of(tmp_path / "a") != limited_files.partial_of(tmp_path / "a")
+    assert files.partial_of(tmp_path / "a") != files.partial_of(tmp_path / "a")
 
 
 def test_a_restart_from_another_folder_is_the_same_request(tmp_path, monkeypatch):

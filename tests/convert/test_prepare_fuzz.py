@@ -19,10 +19,10 @@ import prepare_trees as trees
 import pytest
 from test_prepare import keys, prepared
 
-from detailclip_jax.convert import image_root, limited_files, slip_pickle, webdataset
+from detailclip_jax.convert import files, image_root, slip_pickle, webdataset
 from detailclip_jax.convert.examples import Rejected
+from detailclip_jax.convert.files import is_inside
 from detailclip_jax.convert.job import Options, Request
-from detailclip_jax.convert.limited_files import is_inside
 from detailclip_jax.convert.planning import begin
 from detailclip_jax.convert.prepared_set import NothingAccepted
 from detailclip_jax.convert.readers import DAMAGE
@@ -346,7 +346,7 @@ def test_a_damaged_gzip_stream_is_named(tmp_path):
     data = bytearray(CUT["jsonl"][1])
     data[40:60] = bytes(20)
     path = trees.write(tmp_path / "t.gz", bytes(data))
-    with pytest.raises(ValueError, match=r"t\.gz is truncated or damaged"), limited_files.open_text(path) as file:
+    with pytest.raises(ValueError, match=r"t\.gz is truncated or damaged"), files.open_text(path) as file:
         file.read()
 
 

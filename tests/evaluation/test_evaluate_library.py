@@ -67,12 +67,12 @@ class Flat:
         return images.reshape(len(images), -1, 3).mean(1)
 
 
-@pytest.mark.parametrize(("label", "why"), [(-1, "which means no class"), (2, "the names are of another set")])
+@pytest.mark.parametrize(("label", "why"), [(-1, "no class, as an image"), (2, "the names are of another set")])
 def test_a_label_without_a_class_fails_and_is_not_left_out(label, why):
     image = np.zeros((8, 8, 3), np.uint8)
     source = [{"image": image, "label": each, "captions": (), "key": ""} for each in (0, label, 1)]
     data = labelled.LabelledSet("animals", source, ("cat", "dog"), "", None)
-    with pytest.raises(Unmeasurable, match=f"animals has 2 classes, but example 1 has the label {label}, {why}"):
+    with pytest.raises(Unmeasurable, match=f"animals has 2 classes, but example 1 has the label {label}: {why}"):
         Embedder(Flat, Tokenizer(8), batch_size=2).images({}, data, image_batches.Transform(8, 8))
 
 

@@ -783,7 +783,7 @@ def test_files_that_are_not_of_an_export_are_not_replaced(openai, tmp_path, caps
     out.mkdir()
     (out / name).write_text("my notes")
     assert run(openai, to, out) == 2
-    assert f"--out={out} has {name}, which would be replaced, and no " in capsys.readouterr().err
+    assert f"--out={out} has {name}, which would be replaced, but no " in capsys.readouterr().err
     assert [path.read_text() for path in out.iterdir()] == ["my notes"]
 
 

@@ -10,7 +10,7 @@ import pytest
 from absl import logging
 from test_prepare import prepared
 
-from detailclip_jax.convert.limited_files import write_json
+from detailclip_jax.convert.files import write_json
 from detailclip_jax.data.bad_records import BadRecords
 from detailclip_jax.inference import embed_folder
 from detailclip_jax.runtime import progress

@@ -1,4 +1,4 @@
-"""Reads files with size limits and writes them atomically."""
+"""Files of sources and outputs: opens plain, compressed and remote ones, expands patterns, writes atomically."""
 
 import bz2
 import contextlib
