@@ -41,6 +41,10 @@ OF_TEACHER = {  # its record, see `distill.record`
 SEVERAL = {"data.caption": "crops", "data.num_captions": 3}
 
 
+def test_every_term_of_the_package_is_tested_here():
+    assert WEIGHTS.keys() == methods.TERMS.keys()
+
+
 def asked(method="beta", terms=(*WEIGHTS,), start=START, **fields):
     """A config with these terms, by default B-CLIP's with all of them."""
     config = tiny_config(method)
