@@ -42,7 +42,8 @@ SEVERAL = {"data.caption": "crops", "data.num_captions": 3}
 
 
 def test_every_term_of_the_package_is_tested_here():
-    assert WEIGHTS.keys() == methods.TERMS.keys()
+    own = {name for name, term in methods.TERMS.items() if term.add.__module__.startswith(methods.__name__)}
+    assert WEIGHTS.keys() == own
 
 
 def asked(method="beta", terms=(*WEIGHTS,), start=START, **fields):
