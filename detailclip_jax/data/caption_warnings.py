@@ -69,7 +69,7 @@ def check_some_caption(samples: Sequence[SetSample], rule: str) -> None:
     """Raises ValueError, with the way out, if no sampled example of a set has a caption.
 
     A caption of a rule with fields is a text in one of them; that each field has texts is checked by
-    `mixture.check_captions`.
+    `source_checks.check_captions`.
     """
     name, lists = parse(rule)
     of_sentences, fields = name in SENTENCE_RULES, list(dict.fromkeys(itertools.chain(*lists))) or ["captions"]

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from detailclip_jax.config.data_path import components
 from detailclip_jax.config.sizes import mean_batch_size
 from detailclip_jax.data.caption_selection import STATES, not_blank, texts
-from detailclip_jax.data.mixture import NUM_FOR_BLANK, checked_examples, members_of
+from detailclip_jax.data.mixture import members_of
+from detailclip_jax.data.source_checks import NUM_FOR_BLANK, checked_examples
 from detailclip_jax.data.sources import Source
 from detailclip_jax.data.stickers.scene_source import NUM_FALSE, STATED
 from detailclip_jax.data.tokenizer import Tokenizer

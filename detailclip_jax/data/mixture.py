@@ -1,11 +1,10 @@
 """Mixes several sets by weight into one source, and defines the order in which training reads a source."""
 
 import bisect
-import contextlib
 import itertools
 import operator
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -15,12 +14,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.data_path import components, whole_numbers
 from detailclip_jax.data import sources
-from detailclip_jax.data.caption_selection import SENTENCE_RULES, is_blank, parse, text_fields
-from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
-from detailclip_jax.runtime.errors import near
-
-NUM_CHECKED = 10  # examples per set, evenly spaced, whose fields are checked
-NUM_FOR_BLANK = 100  # the same, if a field that captions are drawn from is blank in the first ones
+from detailclip_jax.data.sources import Example, MissingData, Source
 
 
 class Member(NamedTuple):
@@ -139,73 +133,6 @@ def order_of(source: Source, seed: int) -> Any:
     if len(orders) == 1:
         return orders[0]
     return grain.MapDataset.select_from_datasets(orders, Turns([member.weight for member in members]))
-
-
-def check_captions(source: Source, rule: str) -> None:
-    """Raises ValueError, with the fields of the set, if a set has none of the fields that a caption is drawn from.
-
-    A name that no set has also raises.  Up to NUM_CHECKED readable examples per set are checked, evenly spaced, since
-    an example may lack a field that others have; a field that is blank in all of them, and in NUM_FOR_BLANK, is
-    missing.
-    """
-    name, lists = parse(rule)
-    names = set(itertools.chain.from_iterable(lists))
-    way_out = f"; --config.data.caption={name} takes the sentences of all captions" if name in SENTENCE_RULES else ""
-    known = {member.name: _fields(member.source, names) for member in members_of(source)} if lists else {}
-    for wanted, (set_name, fields) in itertools.product(lists, known.items()):
-        unknown = [name for name in wanted if not any(name in fields.filled for fields in known.values())]
-        if (fields.filled or fields.blank) and (unknown or not set(wanted) & set(fields.filled)):
-            lacks, has = unknown or wanted, ", ".join(fields.filled) or "none"
-            blank = [name for name in lacks if name in fields.blank]
-            why = f" ({', '.join(blank)}: blank in {NUM_FOR_BLANK} examples spread over the set)" if blank else ""
-            raise ValueError(
-                f"data.caption {rule!r}: the data {set_name!r} have no caption field {', '.join(map(repr, lacks))}; "
-                f"they have {has}{why}{near(lacks[0], fields.filled, cutoff=0.7)}{way_out}"
-            )
-
-
-def check_labels(source: Source, num_classes: int) -> None:
-    """Raises ValueError if the checked examples of a set have no label, or a label that is not below `num_classes`."""
-    for member in members_of(source):
-        labels = [example["label"] for example in checked_examples(member.source)]
-        if labels and max(labels) < 0:
-            raise ValueError(
-                f"{member.name} has no labels, and this method trains on labels only; choose labelled data"
-            )
-        if labels and max(labels) >= num_classes:
-            raise ValueError(
-                f"{member.name} has the label {max(labels)}, but model.num_classes is {num_classes}; "
-                "it must be larger than every label"
-            )
-
-
-class _Fields(NamedTuple):
-    """Names of the text fields of a set: those with a text that is not blank in a checked example, and the others."""
-
-    filled: list[str]
-    blank: list[str]
-
-
-def _fields(source: Source, wanted: Collection[str]) -> _Fields:
-    """Returns the text fields of a set's examples; none if all checked examples are unreadable.
-
-    If a `wanted` field is blank in the first examples, more are checked.
-    """
-    fields = _fields_in(checked_examples(source))
-    return _fields_in(checked_examples(source, NUM_FOR_BLANK)) if {*wanted} & {*fields.blank} else fields
-
-
-def _fields_in(examples: Iterable[Example]) -> _Fields:
-    fields = {(name, is_blank(example[name])) for example in examples for name in text_fields(example)}
-    filled = {name for name, blank in fields if not blank}
-    return _Fields(sorted(filled), sorted({name for name, _ in fields} - filled))
-
-
-def checked_examples(source: Source, num: int = NUM_CHECKED) -> Iterator[Example]:
-    """Yields up to `num` readable examples, evenly spaced over the set."""
-    for index in sorted({len(source) * number // num for number in range(num)}):
-        with contextlib.suppress(BadRecord):
-            yield source[index]
 
 
 def summary(source: Source, num_seen: int) -> list[str]:

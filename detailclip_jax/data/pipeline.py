@@ -20,12 +20,11 @@ from jaxtyping import Int32
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.sizes import images_of_batches, size_of
-from detailclip_jax.data import false_texts, held_out, mixture
+from detailclip_jax.data import false_texts, held_out, mixture, source_checks
 from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
 from detailclip_jax.data.caption_selection import STATES, captions_by, captions_of, is_shifted, num_captions
 from detailclip_jax.data.decoding import BUDGET, UPRIGHT, BadImage, image_of
 from detailclip_jax.data.false_texts import RELATIONS, Ramp
-from detailclip_jax.data.label_names import check_label_names
 from detailclip_jax.data.native_aspect import Kinds
 from detailclip_jax.data.regions import RegionDraw, check_regions, region_draw_of
 from detailclip_jax.data.sources import BadRecord, Example, Source, label_of
@@ -49,12 +48,12 @@ def open_source(config: ConfigDict, split: str | None = None) -> Source:
     source = mixture.open_source(config.data, split, config.model.image_size)
     if split is None:
         source = held_out.rest(source, config.data, config.model.image_size)
-    mixture.check_captions(source, config.data.caption)
+    source_checks.check_captions(source, config.data.caption)
     false_texts.check_source(source, config.data)
     check_regions(source, config.data.regions)
     if config.model.num_classes is not None:
-        mixture.check_labels(source, config.model.num_classes)
-        check_label_names(config.data)
+        source_checks.check_labels(source, config.model.num_classes)
+        source_checks.check_label_names(config.data)
     return source
 
 

@@ -15,7 +15,8 @@ from detailclip_jax.config import sizes
 from detailclip_jax.config.fields import AT_EOT
 from detailclip_jax.data.caption_selection import not_blank, texts
 from detailclip_jax.data.false_texts import first_or_drawn, rows_of
-from detailclip_jax.data.mixture import NUM_FOR_BLANK, checked_examples, members_of
+from detailclip_jax.data.mixture import members_of
+from detailclip_jax.data.source_checks import NUM_FOR_BLANK, checked_examples
 from detailclip_jax.data.sources import BadRecord, Source
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import captioned_crop

@@ -16,10 +16,10 @@ from detailclip_jax.config.data_path import components
 from detailclip_jax.data import held_out, mixture
 from detailclip_jax.data.caption_selection import not_blank
 from detailclip_jax.data.held_out import HeldOut
-from detailclip_jax.data.label_names import check_label_names
 from detailclip_jax.data.labelled import LabelledSet, prepared_records
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.preprocessing import on_squares, transform_of
+from detailclip_jax.data.source_checks import check_label_names
 from detailclip_jax.data.sources import BadRecord, MissingData, Picked, Source, evenly, label_of
 from detailclip_jax.evaluation.classification import class_accuracies, class_ranks, rank_metrics, usual_top
 from detailclip_jax.evaluation.evaluator import Measured, SetEvaluator, Setting

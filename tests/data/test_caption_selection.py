@@ -22,8 +22,8 @@ from detailclip_jax.data.caption_selection import (
     sentences_of,
     text_fields,
 )
-from detailclip_jax.data.mixture import check_captions
 from detailclip_jax.data.pipeline import BatchOptions, Pipeline, Stream
+from detailclip_jax.data.source_checks import check_captions
 from detailclip_jax.data.sources import BadRecord, Records, write_records
 from detailclip_jax.data.stickers.scene_source import Stickers
 from detailclip_jax.data.tokenizer import Tokenizer

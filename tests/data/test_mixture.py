@@ -11,8 +11,9 @@ from PIL import Image
 from detailclip_jax.config import default, run_config
 from detailclip_jax.config.data_path import Component, components, whole_numbers
 from detailclip_jax.data import pipeline
-from detailclip_jax.data.mixture import Member, Mixture, Turns, check_labels, open_source, order_of, summary
+from detailclip_jax.data.mixture import Member, Mixture, Turns, open_source, order_of, summary
 from detailclip_jax.data.pipeline import BatchOptions, Pipeline, Stream
+from detailclip_jax.data.source_checks import check_labels
 from detailclip_jax.data.sources import BadRecord, MissingData, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop
